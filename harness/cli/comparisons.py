@@ -58,7 +58,7 @@ def do_compare(arguments: Namespace) -> int:
     sides = (selectors.parse_selector(arguments.a), selectors.parse_selector(arguments.b))
     index = selectors.RunIndex(arguments.out)
     with pause_gc():
-        a, b = ([o for o in index.find_observations(side) if metric_matches(o, arguments.metric)] for side in sides)
+        a, b = ([o for o in index.find_observations(side) if matches_metric(o, arguments.metric)] for side in sides)
         comparison = compare.compare(a, b, sides)
     if arguments.csv is not None:
         write_text(arguments.csv, compare.to_csv(comparison))
@@ -68,7 +68,7 @@ def do_compare(arguments: Namespace) -> int:
     return DONE
 
 
-def metric_matches(observation: Observation, parts: Sequence[str]) -> bool:
+def matches_metric(observation: Observation, parts: Sequence[str]) -> bool:
     """Return whether the metric's name contains one of the parts; without parts, every metric matches."""
     return not parts or any(part in observation.samples.metric.name for part in parts)
 

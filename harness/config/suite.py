@@ -130,25 +130,27 @@ def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], di
 
 def _check_names(document: Document, by_path: Mapping[KeyPath, Expression], used: Collection[str]) -> Iterator[Problem]:
     """Yield names that expressions read and that have no value, and variables that no expression reads."""
-    known = {*_section(document.data, "variables"), *_section(document.data, "parameters"), "repeat"}
-    known.update(name for key_path in _axis_sections(document.data) for name in _section(document.data, *key_path))
+    known = {*_get_section(document.data, "variables"), *_get_section(document.data, "parameters"), "repeat"}
+    known.update(
+        name for key_path in _list_axis_sections(document.data) for name in _get_section(document.data, *key_path)
+    )
     for key_path, expression in by_path.items():
         if message := expression.find_unknown_name(known, NAMESPACES):
             yield document.make_problem(key_path, f"{format_key_path(key_path)}: {message}")
-    for name in _section(document.data, "variables"):
+    for name in _get_section(document.data, "variables"):
         if name not in used and name not in RESERVED:
             yield document.make_problem(("variables", name), f"no expression uses the variable {name!r}")
 
 
-def _section(data: Any, *key_path: str) -> dict[str, Any]:
+def _get_section(data: Any, *key_path: str) -> dict[str, Any]:
     """Return the mapping at a key path; an empty one if there is none."""
     for key in key_path:
         data = data.get(key) if isinstance(data, dict) else None
     return data if isinstance(data, dict) else {}
 
 
-def _axis_sections(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [("matrix",), *(("zips", name) for name in _section(data, "zips"))]
+def _list_axis_sections(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [("matrix",), *(("zips", name) for name in _get_section(data, "zips"))]
 
 
 def _check_program_values(
@@ -162,8 +164,8 @@ def _check_program_values(
         return problems
     model = programs[program].parameters
     problems += _check_section(document, "parameters", model, expression_paths)
-    for key_path in _axis_sections(document.data):
-        for axis, values in _section(document.data, *key_path).items():
+    for key_path in _list_axis_sections(document.data):
+        for axis, values in _get_section(document.data, *key_path).items():
             if not isinstance(values, list) or not values:
                 continue
             if axis in model.model_fields:
@@ -189,7 +191,7 @@ def _check_section(
     document: Document, section: str, model: type[BaseModel], expression_paths: Collection[KeyPath]
 ) -> list[Problem]:
     """Return the problems of the fields that a section has, except those that are or contain expressions."""
-    values = _strip_expressions(_section(document.data, section), (section,), expression_paths)
+    values = _strip_expressions(_get_section(document.data, section), (section,), expression_paths)
     try:
         model.model_validate(values)
     except ValidationError as error:

@@ -221,7 +221,7 @@ def _check_axes(suite: Suite) -> Iterator[Problem]:
             if name not in parameters and isinstance(value, (dict, list)):
                 yield document.make_problem((*key_path, k), f"{name}: expected a number or text, got {shorten(value)}")
     for name, values in suite.matrix.items():
-        for k, value in _duplicates(values):
+        for k, value in _find_duplicates(values):
             yield document.make_problem(("matrix", name, k), f"matrix.{name}: duplicate value {shorten(value)}")
         n_cases *= len(values)
     for zipped, axes in suite.zips.items():
@@ -231,14 +231,14 @@ def _check_axes(suite: Suite) -> Iterator[Problem]:
             yield document.make_problem(("zips", zipped), f"zips.{zipped}: expected axes of equal length: {counts}")
         elif not axes:
             yield document.make_problem(("zips", zipped), f"zips.{zipped}: expected at least one axis")
-        elif any(_duplicates(list(zip(*axes.values(), strict=True)))):
+        elif any(_find_duplicates(list(zip(*axes.values(), strict=True)))):
             yield document.make_problem(("zips", zipped), f"zips.{zipped}: duplicate row")
         n_cases *= max(lengths.values(), default=1)
     if n_cases > MAX_CASES:
         yield document.make_problem(("matrix",), f"{n_cases} cases, but the limit is {MAX_CASES}")
 
 
-def _duplicates(values: list[Any]) -> Iterator[tuple[int, Any]]:
+def _find_duplicates(values: list[Any]) -> Iterator[tuple[int, Any]]:
     """Yield index and value of each duplicate of an earlier value."""
     earlier: set[str] = set()
     for k, value in enumerate(values):

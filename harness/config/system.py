@@ -75,10 +75,10 @@ class ResolvedSystem:
         key_path, value = ("node", "ranks_per_node"), self.definition.node.ranks_per_node
         if isinstance(value, str):
             if missing := self._find_missing_settings(value):  # what a case measures depends on it
-                raise self._error(key_path, "; ".join(self.missing[name] for name in missing))
+                raise self._make_error(key_path, "; ".join(self.missing[name] for name in missing))
             value = self._evaluate(value, key_path, {})
         if not isinstance(value, int) or value < 1:
-            raise self._error(key_path, f"expected a whole number of at least 1, got {shorten(value)}")
+            raise self._make_error(key_path, f"expected a whole number of at least 1, got {shorten(value)}")
         return value
 
     @cached_property
@@ -128,7 +128,7 @@ class ResolvedSystem:
             options = " ".join(f"-S {name}=..." for name in self._find_missing_settings(text))
             return f"${{GFM_HARNESS_UNDECIDED:?write this script again with {options}}}"
         if "\n" in line:
-            raise self._error(key_path, f"expected one line, got {shorten(line)}")
+            raise self._make_error(key_path, f"expected one line, got {shorten(line)}")
         return line
 
     def render_section(self, name: str, **namespaces: Any) -> list[str]:
@@ -177,7 +177,7 @@ class ResolvedSystem:
                 value = self.render_line(str(template), ("chunk", name), node=node)
                 if not CHUNK_VALUE.fullmatch(value):
                     message = f"expected letters, digits and any of ._-, got {shorten(value)}"
-                    raise self._error(("chunk", name), message)
+                    raise self._make_error(("chunk", name), message)
                 parts.append(f":{name}={value}")
         return "".join(parts)
 
@@ -199,14 +199,14 @@ class ResolvedSystem:
         collector = next((known for known in COLLECTORS if known == text["collector"]), None)
         if collector is None:
             got = f"{shorten(text['collector'])}{did_you_mean(text['collector'], COLLECTORS)}"
-            raise self._error(("telemetry", "collector"), f"expected one of {', '.join(COLLECTORS)}, got {got}")
+            raise self._make_error(("telemetry", "collector"), f"expected one of {', '.join(COLLECTORS)}, got {got}")
         try:
             interval_s = float(text["interval_s"])
         except ValueError:
             interval_s = 0.0
         if not 0.05 <= interval_s <= 3600:
             message = f"expected 0.05 to 3600 seconds, got {shorten(text['interval_s'])}"
-            raise self._error(("telemetry", "interval_s"), message)
+            raise self._make_error(("telemetry", "interval_s"), message)
         modules = [self.render_line(line, ("telemetry", "modules", k)) for k, line in enumerate(template.modules)]
         config = self.render_line(template.config, ("telemetry", "config"))
         return TelemetryConfig(collector, interval_s, modules, text["omnistat"], config)
@@ -217,7 +217,7 @@ class ResolvedSystem:
         value = str(self.settings.get("spares", 0))
         if not (value.isascii() and value.isdigit() and len(value) < 10):
             message = f"expected a whole number of at least 0, got {shorten(value)}"
-            raise self._error(("settings", "spares"), message)
+            raise self._make_error(("settings", "spares"), message)
         return int(value)
 
     def _find_missing_settings(self, text: object) -> list[str]:
@@ -231,18 +231,18 @@ class ResolvedSystem:
         """Return the missing settings that sections read, and the variables from which a job reads them."""
         texts = [text for key_path, text in iter_strings(self.document.data) if key_path[0] in sections]
         needed = {name for text in texts for name in self._find_missing_settings(text)}
-        return {name: system_file.variable_name(name) for name in self.missing if name in needed}
+        return {name: system_file.get_variable_name(name) for name in self.missing if name in needed}
 
     def _evaluate(self, text: str, key_path: KeyPath, namespaces: Mapping[str, Any]) -> Any:
-        variables = {name: Placeholder(f"${{{system_file.variable_name(name)}}}") for name in self.missing}
+        variables = {name: Placeholder(f"${{{system_file.get_variable_name(name)}}}") for name in self.missing}
         try:
             return expressions.parse(text)({"settings": {**self.settings, **variables}, **namespaces})
         except ValueUnavailable:
             raise
         except ExpressionError as error:
-            raise self._error(key_path, str(error)) from None
+            raise self._make_error(key_path, str(error)) from None
 
-    def _error(self, key_path: KeyPath, message: str) -> UsageError:
+    def _make_error(self, key_path: KeyPath, message: str) -> UsageError:
         return self.document.make_error(key_path, f"{format_key_path(key_path)}: {message}")
 
 

@@ -50,17 +50,17 @@ class Setting(StrictModel):
         return self
 
 
-def variable_name(name: str) -> str:
+def get_variable_name(name: str) -> str:
     """Return the environment variable of a setting."""
     return PREFIX + name.upper()
 
 
 def describe_sources(system: str, name: str) -> str:
     """Describe where the user may set a setting of a system."""
-    return f"-S {name}=..., {variable_name(name)}, or `{system}: {{{name}: ...}}` in {user_settings_path()}"
+    return f"-S {name}=..., {get_variable_name(name)}, or `{system}: {{{name}: ...}}` in {get_user_settings_path()}"
 
 
-def user_settings_path() -> Path:
+def get_user_settings_path() -> Path:
     """Return the path of the user's file: a mapping from settings to values, or from systems to such mappings."""
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "gfm-harness" / "settings.yaml"
@@ -85,7 +85,7 @@ def resolve_settings(
     values: dict[str, Value] = {}
     missing = {}
     for name, setting in declared.items():
-        variable = variable_name(name)
+        variable = get_variable_name(name)
         sources = ((f"-S {name}", options.get(name)), (variable, os.environ.get(variable)))
         source, text = next(((source, text) for source, text in sources if text is not None), ("", None))
         if text is not None:
@@ -106,7 +106,7 @@ def resolve_settings(
 
 
 def _load_user_values(system: str, declared: Mapping[str, Setting]) -> dict[str, Value]:
-    path = user_settings_path()
+    path = get_user_settings_path()
     if not path.is_file():
         return {}
     document = yaml_loader.load_yaml(path, may_be_empty=True, read=yaml_loader.read_text)

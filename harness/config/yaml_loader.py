@@ -108,7 +108,7 @@ def load_yaml(path: Path, may_be_empty: bool = False, read: ScalarReader = read_
     cache_source(path, text)
     if bad := CONTROL.search(text):
         line, column = text.count("\n", 0, bad.start()) + 1, bad.start() - text.rfind("\n", 0, bad.start())
-        raise _error(path, line, column, _describe_invisible(bad[0]))
+        raise _make_error(path, line, column, _describe_invisible(bad[0]))
     try:
         yaml = YAML(typ="safe", pure=True)
         yaml.Composer = _Composer
@@ -118,13 +118,13 @@ def load_yaml(path: Path, may_be_empty: bool = False, read: ScalarReader = read_
                 return Document(path, {}, {})
             root = None
         if not isinstance(root, MappingNode):
-            raise _error(path, 1, 1, "expected a mapping of keys at the top of the file")
+            raise _make_error(path, 1, 1, "expected a mapping of keys at the top of the file")
         builder = _DataBuilder(path, read)
         return Document(path, builder.build(root, ()), builder.locations)
     except YamlNodeError as error:
-        raise _error(path, error.mark.line + 1, error.mark.column + 1, str(error)) from None
+        raise _make_error(path, error.mark.line + 1, error.mark.column + 1, str(error)) from None
     except MarkedYAMLError as error:
-        raise _syntax_error(path, text, error) from None
+        raise _make_syntax_error(path, text, error) from None
     except UsageError:
         raise
     # ruamel.yaml raises exceptions of every kind for text that is not YAML
@@ -150,16 +150,18 @@ def _read(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _error(path: Path, line: int, column: int, message: str) -> UsageError:
+def _make_error(path: Path, line: int, column: int, message: str) -> UsageError:
     return UsageError(f"{path}:{line}:{column}: {message}{quote_line(path, line)}")
 
 
-def _syntax_error(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
+def _make_syntax_error(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
     """Return the error at the location where it can be corrected: for an unclosed part, its start."""
     message = (error.problem or error.context or "not YAML").splitlines()[0]
     mark = error.problem_mark or error.context_mark
     if message == "but found another document":
-        return _error(path, mark.line + 1, mark.column + 1, "a second document begins, but a file may contain only one")
+        return _make_error(
+            path, mark.line + 1, mark.column + 1, "a second document begins, but a file contains only one"
+        )
     is_unclosed = mark is not None and mark.index >= len(text.rstrip())
     if error.context_mark and (is_unclosed or "could not find expected ':'" in message):
         mark = error.context_mark
@@ -169,7 +171,7 @@ def _syntax_error(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
         message += " (indent with spaces, not with tabs)"
     elif mark is not None and "{{" in text[mark.index - 1 : mark.index + 2]:
         message += " (put text that contains {{ }} in quotes)"
-    return _error(path, mark.line + 1, mark.column + 1, message) if mark else UsageError(f"{path}: {message}")
+    return _make_error(path, mark.line + 1, mark.column + 1, message) if mark else UsageError(f"{path}: {message}")
 
 
 def _describe_invisible(character: str) -> str:

@@ -31,7 +31,7 @@ class Campaign:
         self.scheduler = _make_scheduler(plan.system.definition.scheduler, self.folder)
         self.submission: Submission | None = None
 
-    def case_folder(self, case: Case) -> Path:
+    def get_case_folder(self, case: Case) -> Path:
         """Return the folder of the case's files."""
         return self.folder / case.folder_name
 
@@ -40,7 +40,7 @@ class Campaign:
         journal = Journal(self.folder)
         if retry:
             journal.results = {case: result for case, result in journal.results.items() if result.state == "done"}
-        return self._pending_jobs(journal)
+        return self._pack_pending_jobs(journal)
 
     def list_outcomes(self) -> list[Outcome]:
         """Return the outcome of every case without writing anything, even while another process runs the campaign."""
@@ -74,7 +74,7 @@ class Campaign:
                 self.submission = self._make_submission(options, journal, progress)
                 if options.submit:
                     return self._submit_and_wait(self.submission, monitor, progress)
-                self.submission.write_scripts(self._pending_jobs(journal))
+                self.submission.write_scripts(self._pack_pending_jobs(journal))
                 return self._make_status(journal).list_outcomes(None)
             except KeyboardInterrupt:
                 if not self.scheduler.is_detached:
@@ -120,7 +120,7 @@ class Campaign:
         journal, has_to_wait = monitor.journal, submission.options.wait
         pauses = Pauses(*self.scheduler.poll_s)
         stuck_polls = 0
-        jobs = submission.submit(monitor.adopt_external(self._pending_jobs(journal)))
+        jobs = submission.submit(monitor.adopt_external(self._pack_pending_jobs(journal)))
         while has_to_wait and stuck_polls <= 1 and (journal.active_jobs or submission.waits_for_queue):
             progress.update(self._make_status(journal).list_started_cases())
             pauses.sleep()
@@ -130,7 +130,9 @@ class Campaign:
                 pauses.reset()
             progress.report_waiting(monitor.last_queue)
             stuck_polls = stuck_polls + 1 if not lost_cases and monitor.is_stuck() else 0
-            jobs = submission.submit(jobs + pack_jobs(self.plan, lost_cases, self.folder, journal.measured_seconds()))
+            jobs = submission.submit(
+                jobs + pack_jobs(self.plan, lost_cases, self.folder, journal.get_measured_seconds())
+            )
         if stuck_polls > 1:
             message = "the remaining jobs cannot start; resolve the reason above and run the same command to continue"
             progress.print_line(message)
@@ -157,10 +159,10 @@ class Campaign:
     def _make_status(self, journal: Journal) -> CampaignStatus:
         return CampaignStatus(self.plan, self.folder, journal)
 
-    def _pending_jobs(self, journal: Journal) -> list[Job]:
+    def _pack_pending_jobs(self, journal: Journal) -> list[Job]:
         status = self._make_status(journal)
         cases = [case for case in self.plan.cases if status.is_pending(case)]
-        return pack_jobs(self.plan, cases, self.folder, journal.measured_seconds())
+        return pack_jobs(self.plan, cases, self.folder, journal.get_measured_seconds())
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class JobScriptWriter:
                 cases=job.cases,
                 check_timeout_s=CHECK_TIMEOUT_S if job.nodes < MANY_NODES else CHECK_TIMEOUT_MANY_NODES_S,
                 has_launcher_programs=any(is_driver(case) for case in job.cases),
-                config=self._context["telemetry"].config.replace("%p", shared_precision(job.cases)),
+                config=self._context["telemetry"].config.replace("%p", find_shared_precision(job.cases)),
                 script=self.get_script_path(job.name),
                 log=self.jobs_folder / f"{job.name}.log",
             )
@@ -193,7 +193,7 @@ def get_min_nodes(case: Case) -> int:
     return int(case.parameters.get("nodes_per_trial", 1)) if is_driver(case) else case.nodes
 
 
-def shared_precision(cases: Sequence[Case]) -> str:
+def find_shared_precision(cases: Sequence[Case]) -> str:
     """Return the precision that the cases share, or `mixed`."""
     precisions = {str(case.parameters.get("precision") or "mixed") for case in cases}
     return precisions.pop() if len(precisions) == 1 else "mixed"

@@ -119,7 +119,7 @@ class Journal:
         """Record that a case which ended may be submitted again."""
         self._write("retried", case=case)
 
-    def measured_seconds(self) -> dict[str, float]:
+    def get_measured_seconds(self) -> dict[str, float]:
         """Return how long each case that is done took, by case id."""
         results = {case: result for case, result in self.results.items() if result.state == "done"}
         return {case: result.seconds for case, result in results.items() if result.seconds is not None}

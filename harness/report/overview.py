@@ -26,7 +26,7 @@ def build_scorecard_section(scores: Sequence[Score]) -> Section:
     columns = ["claim", "paper", "here [95%]", "verdict", "basis", "reason", "how it is measured", "raw samples"]
     views = []
     for citation in dict.fromkeys(s.citation for s in scores):
-        rows = [_scorecard_row(s) for s in scores if s.citation == citation]
+        rows = [_build_scorecard_row(s) for s in scores if s.citation == citation]
         views.append(TableBlock(f"Claims of {citation}", columns, rows))
     paragraphs = [
         "Verdicts. Reproduced: the measured value reaches the paper's value, or the smallest of several printed values."
@@ -40,7 +40,7 @@ def build_scorecard_section(scores: Sequence[Score]) -> Section:
     return Section("Scorecard", "scorecard", paragraphs, tables=views)
 
 
-def _scorecard_row(score: Score) -> list[Cell]:
+def _build_scorecard_row(score: Score) -> list[Cell]:
     return [
         score.statement,
         format_quantity(score.paper_value, score.unit),

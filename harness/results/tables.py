@@ -115,7 +115,7 @@ def build_samples_table(records: Sequence[RunRecord]) -> pd.DataFrame:
         [
             {**columns, **{k: v for k, v in sample.items() if k != "event"}}
             for record in records
-            for columns in [_run_columns(record)]
+            for columns in [_describe_run(record)]
             for sample in record.samples
         ]
     )
@@ -124,10 +124,10 @@ def build_samples_table(records: Sequence[RunRecord]) -> pd.DataFrame:
 def build_merits_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per figure of merit, with its reference and verdict."""
     names = [field.name for field in fields(checks.FigureOfMerit)]
-    rows = [{**_run_columns(r), **{k: getattr(m, k) for k in names}} for r in records for m in r.figures_of_merit]
+    rows = [{**_describe_run(r), **{k: getattr(m, k) for k in names}} for r in records for m in r.figures_of_merit]
     return pd.DataFrame(rows, columns=[*RUN_COLUMNS, *names])
 
 
-def _run_columns(record: RunRecord) -> dict[str, Any]:
+def _describe_run(record: RunRecord) -> dict[str, Any]:
     case = record.case
     return {"suite": case.get("suite"), "case": case.get("name"), "id": case.get("id"), "folder": record.location}

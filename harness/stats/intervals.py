@@ -39,7 +39,7 @@ class Interval:
         return self.value
 
 
-def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:
+def compute_median_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:
     """Return the median and the narrowest symmetric pair of order statistics with at least the given confidence.
 
     No assumption is made on the distribution. With fewer than six samples no pair reaches 95%: the extremes are
@@ -50,12 +50,12 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Inter
     n = len(x)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0.0, 0)
-    outside = _tail_probabilities(n)
+    outside = _compute_tail_probabilities(n)
     k = max(0, int(np.searchsorted(outside, (1.0 - confidence) / 2.0, side="right")) - 1)
     return Interval(float(np.median(x)), float(x[k]), float(x[n - 1 - k]), 1.0 - 2.0 * float(outside[k]), n)
 
 
-def mean_interval(samples: Iterable[float], confidence: float = 0.95) -> Interval:
+def compute_mean_interval(samples: Iterable[float], confidence: float = 0.95) -> Interval:
     """Return the mean with Student's t interval; all fields are NaN if a sample is NaN.
 
     Source: Student, Biometrika 6, 1 (1908).
@@ -69,16 +69,16 @@ def mean_interval(samples: Iterable[float], confidence: float = 0.95) -> Interva
     return Interval(mean, mean - half_width, mean + half_width, confidence, n)
 
 
-def geometric_mean_interval(ratios: Iterable[float], confidence: float = 0.95) -> Interval:
+def compute_geometric_mean_interval(ratios: Iterable[float], confidence: float = 0.95) -> Interval:
     """Return the geometric mean with Student's t interval of the logarithms; NaN if a ratio is not positive."""
     logarithms = [math.log(r) if 0.0 < r < math.inf else math.nan for r in ratios]
-    of_logarithms = mean_interval(logarithms, confidence)
+    of_logarithms = compute_mean_interval(logarithms, confidence)
     ends = (of_logarithms.value, of_logarithms.low, of_logarithms.high)
     value, low, high = (math.exp(min(x, MAX_LOGARITHM)) for x in ends)
     return Interval(value, low, high, of_logarithms.coverage, of_logarithms.n)
 
 
 @lru_cache(maxsize=1024)
-def _tail_probabilities(n: int) -> Floats:
+def _compute_tail_probabilities(n: int) -> Floats:
     """Return P(the median of n samples lies below order statistic k, counted from 0), for k up to the middle."""
     return np.asarray(special.bdtr(np.arange((n + 1) // 2), n, 0.5), dtype=np.float64)

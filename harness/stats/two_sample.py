@@ -132,7 +132,7 @@ def _choose_order_statistic(n_a: int, n_b: int, confidence: float) -> tuple[int,
     """
     pairs = n_a * n_b
     if pairs <= MAX_EXACT_PAIRS:
-        below = _cumulative_u(n_a, n_b)
+        below = _compute_cumulative_u(n_a, n_b)
         k = max(1, int(np.searchsorted(below, (1 - confidence) / 2, side="right")))
         return k, float(1 - 2 * below[k - 1])
     deviation = math.sqrt(pairs * (n_a + n_b + 1) / 12)
@@ -141,7 +141,7 @@ def _choose_order_statistic(n_a: int, n_b: int, confidence: float) -> tuple[int,
 
 
 @lru_cache(maxsize=1024)
-def _cumulative_u(n_a: int, n_b: int) -> Floats:
+def _compute_cumulative_u(n_a: int, n_b: int) -> Floats:
     """Return P(U <= u) for u = 0 ... n_a n_b if a and b are from the same distribution and there are no ties.
 
     The counts are the coefficients of the Gaussian binomial, the product of (1 - q^(n_a + i)) / (1 - q^i) for
@@ -179,6 +179,6 @@ def _p_values(a: Floats, b: Floats) -> Floats:
     if pairs <= MAX_EXACT_PAIRS:
         untied = ties == 0
         smaller = np.minimum(u, pairs - u)[untied].astype(int)
-        p[untied] = np.minimum(2 * _cumulative_u(n_a, n_b)[smaller], 1.0)
+        p[untied] = np.minimum(2 * _compute_cumulative_u(n_a, n_b)[smaller], 1.0)
     log_floor = math.log(2) - (math.lgamma(n + 1) - math.lgamma(n_a + 1) - math.lgamma(n_b + 1))
     return np.clip(p, math.exp(log_floor), 1.0)

@@ -64,17 +64,17 @@ class CumulativeSeries:
 
     def count_samples(self, starts: Floats, ends: Floats) -> NDArray[np.int64]:
         """Return the number of samples in each window."""
-        first, last = self._sample_range(starts, ends)
+        first, last = self._find_sample_range(starts, ends)
         return np.maximum(last - first, 0)
 
     def _reduce(self, starts: Floats, ends: Floats, function: Callable[[Floats], Any]) -> Floats:
-        first, last = self._sample_range(starts, ends)
+        first, last = self._find_sample_range(starts, ends)
         reduced = np.full(len(starts), np.nan)
         for k in np.flatnonzero(last > first):
             reduced[k] = function(self.levels[first[k] : last[k]])
         return reduced
 
-    def _sample_range(self, starts: Floats, ends: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _find_sample_range(self, starts: Floats, ends: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.searchsorted(self.times, starts, side="left"), np.searchsorted(self.times, ends, side="right")
 
 
@@ -114,7 +114,7 @@ def build_cumulative(
         faults.counts["counters that restart with each sample"] += 1
         increments = values[1:]
     else:
-        increments = _counter_increments(values, steps, is_unknown, faults.counts)
+        increments = _compute_increments(values, steps, is_unknown, faults.counts)
     increments, known_s = np.where(is_unknown, 0.0, increments), np.where(is_unknown, 0.0, steps)
     return CumulativeSeries(times, _accumulate(increments), _accumulate(known_s), values, interval_s)
 
@@ -201,7 +201,7 @@ def _drop_leaps(
     return times[retained], values[retained], is_unknown[retained[:-1]]
 
 
-def _counter_increments(values: Floats, steps: Floats, is_unknown: Mask, counts: Counter[str]) -> Floats:
+def _compute_increments(values: Floats, steps: Floats, is_unknown: Mask, counts: Counter[str]) -> Floats:
     """Return the increments of a counter between samples; those of unknown intervals are arbitrary.
 
     A fall is a reset, whose increment is unknown: the median rate of the other steps is assumed. A sample that fell and

@@ -88,7 +88,7 @@ class AsvSession:
         """Return the folder of its rounds."""
         return self.root / self.id
 
-    def round_folder(self, number: int) -> Path:
+    def get_round_folder(self, number: int) -> Path:
         """Return the folder of one round."""
         return self.folder / f"round-{number:02}"
 
@@ -129,7 +129,7 @@ def run_round(session: AsvSession, number: int, patterns: Sequence[str]) -> bool
     Raises:
         UsageError: asv stopped; the message holds its last line.
     """
-    folder = session.round_folder(number)
+    folder = session.get_round_folder(number)
     marker, log = folder / "done.json", session.folder / LOG
     if read_json(marker).get("bench") in ([], list(patterns)):
         return False
@@ -145,13 +145,13 @@ def run_round(session: AsvSession, number: int, patterns: Sequence[str]) -> bool
     if code == OK:
         write_json(marker, {"bench": list(patterns)})
     elif code != SOME_FAILED:
-        raise UsageError(f"asv stopped: {_last_line(log)}\n  its whole output is in {log}")
+        raise UsageError(f"asv stopped: {_read_last_line(log)}\n  its whole output is in {log}")
     return code != OK
 
 
 def write_configuration(session: AsvSession, number: int) -> None:
     """Write asv's configuration of one round, the commits in the order of the round, and the machine."""
-    folder = session.round_folder(number)
+    folder = session.get_round_folder(number)
     folder.mkdir(parents=True, exist_ok=True)
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     config: dict[str, Any] = {
@@ -238,6 +238,6 @@ def _remove_truncated(results: Path) -> None:
             path.unlink()
 
 
-def _last_line(log: Path) -> str:
+def _read_last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "no output"

@@ -15,7 +15,7 @@ import numpy as np
 from harness.experiments.tables import Metric
 from harness.protocol.errors import UsageError
 from harness.protocol.text import pluralize, sanitize_line
-from harness.stats.intervals import median_interval
+from harness.stats.intervals import compute_median_interval
 from harness.stats.two_sample import TwoSampleEstimate, estimate_ratios
 from harness.tracking.selectors import LOCATION_KEYS, Observation, RunSelector
 
@@ -65,7 +65,7 @@ class MetricComparison:
     @property
     def noise(self) -> tuple[float, float]:
         """Return half the interquartile range over the median, of A and of B."""
-        return _relative_iqr(self.a) / 2, _relative_iqr(self.b) / 2
+        return _compute_relative_iqr(self.a) / 2, _compute_relative_iqr(self.b) / 2
 
     @property
     def min_detectable_change(self) -> float:
@@ -117,7 +117,7 @@ def compare(a: Sequence[Observation], b: Sequence[Observation], sides: tuple[Run
             f"{sides[0].text} and {sides[1].text}: the two sides have no metric of the same case in common"
         )
     unpaired, paired = [], []
-    for key, name in zip(shared, _distinguishing_names(shared), strict=True):
+    for key, name in zip(shared, _find_distinguishing_names(shared), strict=True):
         metric = a_by_key[key][0].samples.metric
         pairs = _match_rounds(a_by_key[key], b_by_key[key])
         if pairs is None:
@@ -185,7 +185,7 @@ def _group_by_key(
     return groups
 
 
-def _distinguishing_names(keys: Sequence[Key]) -> list[str]:
+def _find_distinguishing_names(keys: Sequence[Key]) -> list[str]:
     """Return the items of each key that distinguish the rows, without the metric, which has a column of its own."""
     if len(keys) == 1:
         return [keys[0][1]]
@@ -219,7 +219,7 @@ def _compare_pairs(name: str, metric: Metric, a: Samples, b: Samples) -> MetricC
 
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.array(b) / np.array(a)
-    interval = median_interval(ratios.tolist(), CONFIDENCE)
+    interval = compute_median_interval(ratios.tolist(), CONFIDENCE)
     above, below = int((ratios > 1).sum()), int((ratios < 1).sum())
     p = float(binomtest(above, above + below).pvalue) if above + below else 1.0
     shift = TwoSampleEstimate(
@@ -274,7 +274,7 @@ def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield from ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def _relative_iqr(values: Sequence[float]) -> float:
+def _compute_relative_iqr(values: Sequence[float]) -> float:
     """Return the interquartile range over the median; NaN of fewer than four values."""
     if len(values) < 4:
         return math.nan

@@ -91,7 +91,7 @@ def run_rounds(session: AsvSession, options: SessionOptions, out: Path) -> bool:
 
 def read_round_measurements(session: AsvSession, number: int) -> Iterator[Measurement]:
     """Yield what asv has written of a round so far; a benchmark that failed on a commit has no values."""
-    results = session.round_folder(number) / "results"
+    results = session.get_round_folder(number) / "results"
     benchmarks = read_json(results / "benchmarks.json")
     commits = {commit.hash: (k, commit) for k, commit in enumerate(session.commits)}
     files = sorted((results / session.machine["machine"]).glob("*-*.json"))

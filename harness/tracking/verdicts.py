@@ -215,16 +215,16 @@ def _build_series(group: Sequence[Measurement], of_session: Sequence[Measurement
 def _classify_harmless(series: Series, changes: Sequence[ChangePoint]) -> tuple[BenchmarkState, ChangePoint]:
     """Return the state and the change to report if no change for the worse lasts."""
 
-    def worsening(change: ChangePoint) -> float:
+    def compute_worsening(change: ChangePoint) -> float:
         return series.compute_worsening(change.shift.estimate)
 
-    largest = max(changes, key=lambda c: abs(worsening(c)))
-    if abs(worsening(largest)) <= series.threshold:
+    largest = max(changes, key=lambda c: abs(compute_worsening(c)))
+    if abs(compute_worsening(largest)) <= series.threshold:
         return "no change", largest
     if series.compute_worsening(math.prod(c.shift.estimate for c in changes)) < -series.threshold:
-        return "improvement", min(changes, key=worsening)
-    worse = [c for c in changes if worsening(c) > series.threshold]
-    return "reverted", max(worse, key=worsening, default=largest)
+        return "improvement", min(changes, key=compute_worsening)
+    worse = [c for c in changes if compute_worsening(c) > series.threshold]
+    return "reverted", max(worse, key=compute_worsening, default=largest)
 
 
 def _find_worst_lasting_change(series: Series, changes: Sequence[ChangePoint]) -> ChangePoint | None:

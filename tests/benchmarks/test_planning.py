@@ -79,7 +79,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     for job in pack_jobs(campaign.plan, campaign.plan.cases, campaign.folder):
         scripts.write(job)
     for case in campaign.plan.cases[:-10]:
-        place = campaign.case_folder(case)
+        place = campaign.get_case_folder(case)
         (place / "events.jsonl").write_bytes(log)
         (place / "exit_code").write_text("0\n12\n")
         journal.record_end(case.id, CaseResult("done", 0, 12.0, ""))

@@ -37,7 +37,7 @@ TOO_LARGE = "larger than 150 kB, the limit for YAML files"
         ("- a\n- list\n", f":1:1: {NO_MAPPING}"),
         ("just words", f":1:1: {NO_MAPPING}"),
         ("---\n...\n", f":1:1: {NO_MAPPING}"),
-        (SUITE + "---\n" + SUITE, ":9:1: a second document begins, but a file may contain only one"),
+        (SUITE + "---\n" + SUITE, ":9:1: a second document begins, but a file contains only one"),
         (SUITE.encode("utf-16"), ":1:1: expected UTF-8 text, got the byte 0xff"),
         (SUITE.encode("utf-16-le"), ":1:2: expected plain text, got the invisible character '\\x00'"),
         (SUITE.replace("A s", "Ä s").encode("latin-1"), ":2:8: expected UTF-8 text, got the byte 0xc4"),

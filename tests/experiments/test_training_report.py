@@ -22,7 +22,7 @@ from harness.protocol.events import JsonLinesLog
 from harness.report.overview import format_measured
 from harness.report.render import write_report
 from harness.results.runs import load_runs
-from harness.stats.intervals import geometric_mean_interval, mean_interval
+from harness.stats.intervals import compute_geometric_mean_interval, compute_mean_interval
 from tests.conftest import read_pages
 
 HEADS = (
@@ -462,12 +462,12 @@ def test_training_page_is_empty_without_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_mean_interval_has_nominal_coverage(n: int) -> None:
     rng = np.random.default_rng(n)
-    intervals = [mean_interval(rng.normal(5.0, 2.0, n)) for _ in range(3000)]
+    intervals = [compute_mean_interval(rng.normal(5.0, 2.0, n)) for _ in range(3000)]
     assert np.mean([m.low <= 5.0 <= m.high for m in intervals]) == pytest.approx(0.95, abs=0.013)
 
 
 def test_geometric_interval_of_zero_or_nothing_is_nan() -> None:
-    assert math.isnan(geometric_mean_interval([1.0, 0.0]).value)
-    assert math.isnan(geometric_mean_interval([]).value)
-    assert geometric_mean_interval([2.0]).value == pytest.approx(2.0)
-    assert math.isnan(geometric_mean_interval([2.0]).low)
+    assert math.isnan(compute_geometric_mean_interval([1.0, 0.0]).value)
+    assert math.isnan(compute_geometric_mean_interval([]).value)
+    assert compute_geometric_mean_interval([2.0]).value == pytest.approx(2.0)
+    assert math.isnan(compute_geometric_mean_interval([2.0]).low)

@@ -93,7 +93,7 @@ class Site:
 
     def __init__(self, rng: random.Random, campaign: Campaign) -> None:
         self.rng, self.campaign = rng, campaign
-        self.folders = {case.name: campaign.case_folder(case) for case in campaign.plan.cases}
+        self.folders = {case.name: campaign.get_case_folder(case) for case in campaign.plan.cases}
         self.jobs: list[Job] = []
         self.next_id = 101
 

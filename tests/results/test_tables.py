@@ -9,7 +9,7 @@ import pytest
 
 from harness.document.blocks import build_block, list_rows, number_cell
 from harness.results.tables import ColumnError, Columns, MissingColumn, interval_columns
-from harness.stats.intervals import median_interval
+from harness.stats.intervals import compute_median_interval
 
 RUNS = Columns("runs", origin="campaign case", rate="rate rate_low rate_high", states=("done", "not finite"))
 
@@ -62,5 +62,5 @@ def test_rows_hold_none_for_missing_values() -> None:
 
 
 def test_interval_columns_hold_value_and_ends() -> None:
-    columns = interval_columns("rate", median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    columns = interval_columns("rate", compute_median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
     assert columns == {"rate": 3.5, "rate_low": 1.0, "rate_high": 6.0}

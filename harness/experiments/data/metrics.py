@@ -14,7 +14,7 @@ import pandas as pd
 
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, interval_columns
-from harness.stats.intervals import median_interval
+from harness.stats.intervals import compute_median_interval
 
 DATASETS = Columns(
     "datasets",
@@ -184,8 +184,8 @@ def _describe_mode(about: dict[str, Any], samples: list[dict[str, Any]]) -> dict
     """Return the time per sample on the slowest rank, and the rate of all ranks, over the timed batches."""
     seconds, batch, n_bytes = (np.array([s[k] for s in samples]) for k in ("seconds", "batch", "bytes"))
     ranks = about["ranks"]
-    time_us = median_interval((1e6 * seconds / batch).tolist())
-    rate = median_interval((ranks * batch / seconds).tolist())
+    time_us = compute_median_interval((1e6 * seconds / batch).tolist())
+    rate = compute_median_interval((ranks * batch / seconds).tolist())
     floor = about.get("floor") or {}
     return {
         **{k: about.get(k) for k in ("mode", "nodes", "ranks", "width", "split", "samples", "open_s", "rss_bytes")},

@@ -23,7 +23,7 @@ from harness.protocol.programs.ladder import APPROXIMATE
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
-from harness.stats.intervals import median_interval
+from harness.stats.intervals import compute_median_interval
 
 # Largest error of an exact stage, relative to the largest force (or energy per atom) of the baseline.
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 0.1}
@@ -134,8 +134,8 @@ def _compute_rates(samples: Sequence[Event]) -> dict[str, Any]:
     structures = sum_by_round(samples, "structures")
     device_s = sum_by_round(samples, "device_s")
     total_s = sum_by_round(samples, "neighbours_s", "collate_s", "transfer_s", "device_s")
-    device = median_interval([structures[number] / device_s[number] for number in structures])
-    end_to_end = median_interval([structures[number] / total_s[number] for number in structures])
+    device = compute_median_interval([structures[number] / device_s[number] for number in structures])
+    end_to_end = compute_median_interval([structures[number] / total_s[number] for number in structures])
     return {
         "structures_per_s": device.value,
         "ci_low": device.low,
@@ -177,7 +177,7 @@ def _describe_work(record: RunRecord, stage: str, samples: Sequence[Event]) -> d
     first = [s for s in samples if s["batch"] == 0]
     if not first:
         return work
-    seconds = median_interval([s["device_s"] for s in first]).value
+    seconds = compute_median_interval([s["device_s"] for s in first]).value
     ceilings = record.facts.get("ceilings", {})
     if free := record.facts.get("free_bytes"):
         work["largest_batch"] = int(free * first[0]["structures"] / max(1, event.get("peak_bytes", 1)))

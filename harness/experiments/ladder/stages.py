@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.protocol.events import Event
 from harness.results.runs import RunRecord
-from harness.stats.intervals import Interval, median_interval
+from harness.stats.intervals import Interval, compute_median_interval
 
 # The report mentions a load average that exceeds the number of threads by more than this.
 LOAD_MARGIN = 0.7
@@ -39,7 +39,7 @@ def compute_paired_ratio(slow: Sequence[Event], fast: Sequence[Event]) -> Interv
         raise ValueError("a stage has two samples of one round and batch")
     common = by_batch[0].keys() & by_batch[1].keys()
     slow_s, fast_s = (sum_by_round([samples[key] for key in common], "device_s") for samples in by_batch)
-    return median_interval([slow_s[number] / fast_s[number] for number in slow_s])
+    return compute_median_interval([slow_s[number] / fast_s[number] for number in slow_s])
 
 
 def hash_experiment(record: RunRecord) -> str:

@@ -19,7 +19,7 @@ from harness.protocol.parameters import RESULT_DTYPES
 from harness.protocol.programs.training_steps import StepStageName
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
-from harness.stats.intervals import median_interval
+from harness.stats.intervals import compute_median_interval
 
 # Largest relative difference of the loss and of the whole gradient from the baseline's. In FP64 it is only rounding; in
 # FP32 absolute values in the loss have kinks, where a force nearly equals its label, that rounding can cross.
@@ -94,7 +94,7 @@ def _describe_stage(record: RunRecord, stage: str, stages: Mapping[str, Sequence
 def _compute_times(samples: Sequence[Event]) -> dict[str, Any]:
     structures, seconds = sum_by_round(samples, "structures"), sum_by_round(samples, "device_s")
     batches = len({s["batch"] for s in samples})
-    step = median_interval([s / batches for s in seconds.values()])
+    step = compute_median_interval([s / batches for s in seconds.values()])
     return {
         "step_s": step.value,
         "step_low": step.low,

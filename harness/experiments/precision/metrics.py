@@ -13,7 +13,7 @@ from harness.experiments.experiment import THROUGHPUT, MetricSamples, WorkCount
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, interval_columns
-from harness.stats.intervals import median_interval
+from harness.stats.intervals import compute_median_interval
 
 REFERENCE = "fp64"
 COSTS = Columns(
@@ -113,7 +113,7 @@ def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
         for name in _list_precisions(record):
             rates = {n: rate for (p, n), rate in by_round.items() if p == name}
             pairs = [rate / by_round[REFERENCE, n] for n, rate in rates.items() if (REFERENCE, n) in by_round]
-            rate, ratio = median_interval(list(rates.values())), median_interval(pairs)
+            rate, ratio = compute_median_interval(list(rates.values())), compute_median_interval(pairs)
             rows.append(
                 {
                     **_identify(record),

@@ -22,7 +22,7 @@ from harness.protocol.parameters import RESULT_DTYPES
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
-from harness.stats.intervals import mean_interval
+from harness.stats.intervals import compute_mean_interval
 
 RUNS = Columns(
     "training_runs",
@@ -249,13 +249,13 @@ def _summarize_errors(rows: pd.DataFrame, quantity: Quantity) -> dict[str, Any]:
     """Return the errors of one head and quantity over all seeds of an experiment."""
     first = rows.iloc[0]
     mae, baseline = average_by_seed(rows, quantity.mae), average_by_seed(rows, quantity.baseline_mae)
-    ratio = mean_interval(mae / baseline.where(baseline > 0))
+    ratio = compute_mean_interval(mae / baseline.where(baseline > 0))
     return {
         **{k: first[k] for k in (*ERRORS["experiment"], *HEAD)},
         "quantity": quantity.name,
         "seeds": len(mae),
-        **interval_columns("mae", mean_interval(mae)),
-        **interval_columns("rmse", mean_interval(average_by_seed(rows, quantity.rmse))),
+        **interval_columns("mae", compute_mean_interval(mae)),
+        **interval_columns("rmse", compute_mean_interval(average_by_seed(rows, quantity.rmse))),
         "baseline_mae": baseline.mean(),
         "baseline_rmse": rows[quantity.baseline_rmse].mean(),
         "mean_mae": rows[quantity.mean_mae].mean() if quantity.mean_mae else math.nan,

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.experiments.training.quantities import HEAD, QUANTITIES, Quantity, average_by_seed
 from harness.results.tables import Columns, Table, interval_columns
-from harness.stats.intervals import geometric_mean_interval
+from harness.stats.intervals import compute_geometric_mean_interval
 
 PAIRS = Columns(
     "ablation_pairs",
@@ -75,7 +75,7 @@ def _average_over_seeds(pairs: pd.DataFrame) -> Table:
 
 
 def _compare(rows: pd.DataFrame) -> dict[str, Any]:
-    ratio = geometric_mean_interval(rows["ratio"].astype(float))
+    ratio = compute_geometric_mean_interval(rows["ratio"].astype(float))
     verdict = "worse" if ratio.value > TOLERANCE else "ok" if ratio.value <= TOLERANCE else "not finite"
     return {
         **{k: rows.iloc[0][k] for k in (*HEADS["experiment"], *HEAD, "quantity")},
@@ -97,7 +97,7 @@ def _average_over_heads(pairs: pd.DataFrame) -> Table:
             for _, seed_rows in group.groupby("seed")
             if seed_rows["head"].nunique() == heads
         ]
-        ratio = geometric_mean_interval(geometric_mean_interval(ratios).value for ratios in complete)
+        ratio = compute_geometric_mean_interval(compute_geometric_mean_interval(ratios).value for ratios in complete)
         about = {"experiment": experiment, "recipe": recipe, "quantity": quantity, "heads": heads, "seeds": ratio.n}
         rows.append(about | interval_columns("ratio", ratio))
     return OVERALL.build(rows)

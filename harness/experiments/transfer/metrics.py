@@ -12,7 +12,7 @@ from harness.experiments.experiment import Metric, MetricSamples, WorkCount
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
-from harness.stats.intervals import geometric_mean_interval, mean_interval
+from harness.stats.intervals import compute_geometric_mean_interval, compute_mean_interval
 
 TASKS = Columns(
     "transfer_tasks",
@@ -100,7 +100,7 @@ def _list_errors(record: RunRecord) -> list[dict[str, Any]]:
         return []
     task, rows = _find_task(record), []
     for (subset, mode, labels), group in fits.groupby(["subset", "mode", "labels"], sort=False):
-        mean, geometric = mean_interval(group["mae"]), geometric_mean_interval(group["mae"])
+        mean, geometric = compute_mean_interval(group["mae"]), compute_geometric_mean_interval(group["mae"])
         forces = group["force_mae"].dropna()
         rows.append(
             {
@@ -134,11 +134,11 @@ def _list_gains(record: RunRecord) -> list[dict[str, Any]]:
         for mode, errors in by_mode.items():
             if mode in (SCRATCH, *BASELINES):
                 continue
-            ratio = geometric_mean_interval((errors["mae"] / scratch["mae"]).dropna())
-            force = geometric_mean_interval((errors["force_mae"] / scratch["force_mae"]).dropna().astype(float))
+            ratio = compute_geometric_mean_interval((errors["mae"] / scratch["mae"]).dropna())
+            force = compute_geometric_mean_interval((errors["force_mae"] / scratch["force_mae"]).dropna().astype(float))
             over_composition = math.nan
             if composition is not None:
-                over_composition = geometric_mean_interval((errors["mae"] / composition["mae"]).dropna()).value
+                over_composition = compute_geometric_mean_interval((errors["mae"] / composition["mae"]).dropna()).value
             rows.append(
                 {
                     "campaign": record.campaign,

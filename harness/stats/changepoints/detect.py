@@ -15,16 +15,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.stats import Floats
-from harness.stats.changepoints.null_distribution import SEED, Scanner, null_distribution_with_ties, p_values
+from harness.stats.changepoints.null_distribution import (
+    SEED,
+    Scanner,
+    compute_p_values,
+    simulate_null_distribution_with_ties,
+)
 from harness.stats.changepoints.scan import (
-    max_between_levels,
+    compute_rank_sums,
+    find_best_levels,
     rank_scores,
     scan_one_step,
     scan_two_steps,
-    standardized_rank_sums,
 )
 from harness.stats.changepoints.segmentation import Detection, combine_detections, segment
-from harness.stats.intervals import median_interval
+from harness.stats.intervals import compute_median_interval
 from harness.stats.two_sample import TwoSampleEstimate, estimate_ratio
 
 MIN_ALPHA = 0.001
@@ -73,7 +78,9 @@ def detect_change_points(values: ArrayLike, alpha: float = 0.01) -> list[ChangeP
     block = x[:, measured]
     return [
         ChangePoint(
-            int(measured[step.start]), step.p, _ratio_of_rounds(block[:, step.before], block[:, step.after], step.p)
+            int(measured[step.start]),
+            step.p,
+            _estimate_ratio_of_rounds(block[:, step.before], block[:, step.after], step.p),
         )
         for step in segment([block], _detect_in_rounds, alpha)[0]
     ]
@@ -122,11 +129,13 @@ def _detect_in_series(segments: Sequence[Floats], two: bool) -> list[Detection]:
 
 def _scan(scanner: Scanner, rows: Floats) -> list[Detection]:
     scan = scanner(rank_scores(rows))
-    p = p_values(scanner, scan, rows.shape[1])
+    p = compute_p_values(scanner, scan, rows.shape[1])
     for i in np.flatnonzero(p <= TIE_CHECK_P).tolist():
         tie_sizes = tuple(np.unique(rows[i], return_counts=True)[1].tolist())
         if max(tie_sizes) > MAX_TIED_SHARE * rows.shape[1]:
-            p[i] = max(p[i], null_distribution_with_ties(scanner, tie_sizes).p_values(scan.row(i)).item())
+            p[i] = max(
+                p[i], simulate_null_distribution_with_ties(scanner, tie_sizes).compute_p_values(scan.row(i)).item()
+            )
     return [Detection(*pair) for pair in zip(p.tolist(), map(tuple, scan.starts.tolist()), strict=True)]
 
 
@@ -139,18 +148,20 @@ def _detect_in_block(block: Floats, two: bool) -> Detection:
     rounds, n = block.shape
     if n < 2:
         return Detection()
-    z = _friedman_scores(block)[None]
-    sums = standardized_rank_sums(z, MIN_COMMITS)[0]
-    one = Detection(_permutation_p(_null_of_one_step(rounds, n), sums.max()), (int(sums.argmax()) + MIN_COMMITS,))
+    z = _compute_friedman_scores(block)[None]
+    sums = compute_rank_sums(z, MIN_COMMITS)[0]
+    one = Detection(
+        _compute_permutation_p(_get_null_of_one_step(rounds, n), sums.max()), (int(sums.argmax()) + MIN_COMMITS,)
+    )
     if not two or n < 3:
         return one
-    between, pair = max_between_levels(z, MIN_COMMITS)
+    between, pair = find_best_levels(z, MIN_COMMITS)
     return combine_detections(
-        one, Detection(_permutation_p(_null_of_two_steps(rounds, n), between[0]), tuple(pair[0].tolist()))
+        one, Detection(_compute_permutation_p(_get_null_of_two_steps(rounds, n), between[0]), tuple(pair[0].tolist()))
     )
 
 
-def _friedman_scores(block: Floats) -> Floats:
+def _compute_friedman_scores(block: Floats) -> Floats:
     """Return ranks within each round of (rounds, n), standardized and summed over rounds, (n,).
 
     Their variance is 1 under the null; ties lower it, and make the test conservative. A missing value (NaN) counts as
@@ -167,23 +178,23 @@ def _friedman_scores(block: Floats) -> Floats:
     return np.nan_to_num(z).sum(axis=0) / np.sqrt(usable.sum())
 
 
-def _permutation_p(ordered: Floats, statistic: float) -> float:
+def _compute_permutation_p(ordered: Floats, statistic: float) -> float:
     """Return the share of random orders whose statistic is at least as large, the observed order among them."""
     above = len(ordered) - np.searchsorted(ordered, statistic * (1 - 1e-9), side="left")
     return float((above + 1) / (len(ordered) + 1))
 
 
 @lru_cache(maxsize=256)
-def _null_of_one_step(rounds: int, n: int) -> Floats:
-    return np.sort(standardized_rank_sums(_random_scores(rounds, n), MIN_COMMITS).max(axis=1))
+def _get_null_of_one_step(rounds: int, n: int) -> Floats:
+    return np.sort(compute_rank_sums(_draw_random_scores(rounds, n), MIN_COMMITS).max(axis=1))
 
 
 @lru_cache(maxsize=256)
-def _null_of_two_steps(rounds: int, n: int) -> Floats:
-    return np.sort(max_between_levels(_random_scores(rounds, n), MIN_COMMITS)[0])
+def _get_null_of_two_steps(rounds: int, n: int) -> Floats:
+    return np.sort(find_best_levels(_draw_random_scores(rounds, n), MIN_COMMITS)[0])
 
 
-def _random_scores(rounds: int, n: int) -> Floats:
+def _draw_random_scores(rounds: int, n: int) -> Floats:
     """Return scores (orders, n) of rounds that are each ordered at random."""
     rng = np.random.default_rng([SEED, rounds, n])
     orders = min(max(SIMULATED_VALUES // (rounds * n), MIN_ORDERS), MAX_ORDERS)
@@ -195,12 +206,12 @@ def _random_scores(rounds: int, n: int) -> Floats:
     return total / np.sqrt(rounds)
 
 
-def _ratio_of_rounds(before: Floats, after: Floats, p: float) -> TwoSampleEstimate[float]:
+def _estimate_ratio_of_rounds(before: Floats, after: Floats, p: float) -> TwoSampleEstimate[float]:
     """Return the median over rounds of after (rounds, n_b) over before (rounds, n_a), compared within each round."""
     both = ~(np.isnan(before).all(axis=1) | np.isnan(after).all(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = np.log(np.nanmedian(after[both], axis=1)) - np.log(np.nanmedian(before[both], axis=1))
-    interval = median_interval(gain[~np.isnan(gain)].tolist())
+    interval = compute_median_interval(gain[~np.isnan(gain)].tolist())
     estimate, low, high = np.exp([interval.value, interval.low, interval.high]).tolist()
     return TwoSampleEstimate(
         estimate=estimate, low=low, high=high, p=p, coverage=interval.coverage, n_a=_count(before), n_b=_count(after)

@@ -34,14 +34,14 @@ class NullDistribution:
     scale: Floats
     ordered: Floats
 
-    def p_values(self, scan: ScanResult) -> Floats:
+    def compute_p_values(self, scan: ScanResult) -> Floats:
         """Return the share (m,) of random orders whose statistic is at least as large."""
         scaled = scan.statistic / np.interp(scan.correlation, CORRELATIONS, self.scale)
         below = np.searchsorted(self.ordered, scaled * (1 - 1e-12), side="left")
         return (len(self.ordered) - below + 1) / (len(self.ordered) + 1)
 
 
-def p_values(scanner: Scanner, scan: ScanResult, n: int) -> Floats:
+def compute_p_values(scanner: Scanner, scan: ScanResult, n: int) -> Floats:
     """Return the p (m,) of a scan of m series of n >= 8 values.
 
     It is exact but for simulation where values are exchangeable: a permutation test. Its statistic is divided by the
@@ -49,13 +49,13 @@ def p_values(scanner: Scanner, scan: ScanResult, n: int) -> Floats:
     often. Between the tabulated lengths it is the larger p of the two neighbours; beyond 512 values that of 512 (the
     maximum of a scan grows as the root of an iterated logarithm; of 1,500 random values, 0.9% pass at 1%).
     """
-    upper = _table_index(n)
+    upper = _find_table_index(n)
     lower = upper if n >= LENGTHS[upper] else upper - 1
-    p = np.maximum(*(null_distribution(scanner, LENGTHS[i]).p_values(scan) for i in (lower, upper)))
-    return np.maximum(p, min_p_values(scan.starts, n))
+    p = np.maximum(*(null_distribution(scanner, LENGTHS[i]).compute_p_values(scan) for i in (lower, upper)))
+    return np.maximum(p, compute_min_p_values(scan.starts, n))
 
 
-def min_p_values(starts: Starts, n: int) -> Floats:
+def compute_min_p_values(starts: Starts, n: int) -> Floats:
     """Return the probability (m,) that chance alone puts the values of the smallest level next to each other.
 
     No p can be lower where all values of a level are equal, which tables without ties do not account for.
@@ -76,18 +76,18 @@ def null_distribution(scanner: Scanner, n: int) -> NullDistribution:
     ]
     scale = np.maximum.accumulate(quantiles)
     orders = (rank_scores(rng.random((ORDERS_PER_CHUNK, n))) for _ in range(N_ORDERS // ORDERS_PER_CHUNK))
-    return NullDistribution(scale, _scaled_statistics(scanner, orders, scale))
+    return NullDistribution(scale, _compute_scaled_statistics(scanner, orders, scale))
 
 
 @lru_cache(maxsize=4096)
-def null_distribution_with_ties(scanner: Scanner, tie_sizes: tuple[int, ...]) -> NullDistribution:
+def simulate_null_distribution_with_ties(scanner: Scanner, tie_sizes: tuple[int, ...]) -> NullDistribution:
     """Simulate the table for series in which tie_sizes[0] values are the smallest, tie_sizes[1] the next, and so on."""
     n = sum(tie_sizes)
     rng = np.random.default_rng([SEED, *tie_sizes])
     z = rank_scores(np.repeat(np.arange(len(tie_sizes), dtype=float), tie_sizes)[None])
-    scale = null_distribution(scanner, LENGTHS[_table_index(n)]).scale
+    scale = null_distribution(scanner, LENGTHS[_find_table_index(n)]).scale
     orders = rng.permuted(np.repeat(z, ORDERS_PER_CHUNK, axis=0), axis=1)
-    return NullDistribution(scale, _scaled_statistics(scanner, [orders], scale))
+    return NullDistribution(scale, _compute_scaled_statistics(scanner, [orders], scale))
 
 
 def simulate_noise(rng: np.random.Generator, count: int, n: int, correlation: float) -> Floats:
@@ -98,12 +98,12 @@ def simulate_noise(rng: np.random.Generator, count: int, n: int, correlation: fl
     return shocks[BURN_IN:].T.copy()
 
 
-def _table_index(n: int) -> int:
+def _find_table_index(n: int) -> int:
     """Return the index of the shortest of LENGTHS that is at least n, or of the last."""
     return next((i for i, length in enumerate(LENGTHS) if length >= n), len(LENGTHS) - 1)
 
 
-def _scaled_statistics(scanner: Scanner, orders: Iterable[Floats], scale: Floats) -> Floats:
+def _compute_scaled_statistics(scanner: Scanner, orders: Iterable[Floats], scale: Floats) -> Floats:
     """Return statistic / scale of randomly ordered scores, ascending."""
     scans = map(scanner, orders)
     return np.sort(np.concatenate([s.statistic / np.interp(s.correlation, CORRELATIONS, scale) for s in scans]))

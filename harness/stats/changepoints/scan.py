@@ -54,9 +54,9 @@ def scan_one_step(z: Floats) -> ScanResult:
     Winsten, Cowles Commission Discussion Paper 383, 1954), its correlation taken about the best split of the plain
     rank sums (Pettitt, Appl. Statist. 28, 126, 1979).
     """
-    split = standardized_rank_sums(z, MIN_LEVEL).argmax(axis=1) + MIN_LEVEL
+    split = compute_rank_sums(z, MIN_LEVEL).argmax(axis=1) + MIN_LEVEL
     correlation = _estimate_correlation(z, split[:, None])
-    statistic, start = _max_autoregressive_t(z, correlation)
+    statistic, start = _maximize_autoregressive_t(z, correlation)
     return ScanResult(statistic, correlation, start[:, None])
 
 
@@ -68,21 +68,21 @@ def scan_two_steps(z: Floats) -> ScanResult:
     divided by the factor that autocorrelation adds to the variance of a mean.
     """
     n = z.shape[1]
-    between, pair = max_between_levels(z, MIN_LEVEL)
+    between, pair = find_best_levels(z, MIN_LEVEL)
     share = np.minimum(between / n, 1 - 1e-9)
     correlation = _estimate_correlation(z, pair)
     f = (n - 3) / 2 * share / (1 - share) * (1 - correlation) / (1 + correlation)
     return ScanResult(np.sqrt(f), correlation, pair)
 
 
-def standardized_rank_sums(z: Floats, min_level: int) -> Floats:
+def compute_rank_sums(z: Floats, min_level: int) -> Floats:
     """Return |sum of the first k scores| over its standard deviation under the null, (m, splits), k >= min_level."""
     n = z.shape[1]
     k = np.arange(min_level, n - min_level + 1)
     return np.abs(np.cumsum(z, axis=1)[:, k - 1]) / np.sqrt(k * (n - k) / n)
 
 
-def max_between_levels(z: Floats, min_level: int) -> tuple[Floats, Starts]:
+def find_best_levels(z: Floats, min_level: int) -> tuple[Floats, Starts]:
     """Return the largest sum of squares between three successive levels (m,), and the starts of the later two (m, 2).
 
     Series longer than MAX_CANDIDATES are searched in strides.
@@ -122,7 +122,7 @@ def _estimate_correlation(z: Floats, starts: Starts) -> Floats:
     return np.clip((raw * n + levels) / (n - levels - 2), 0.0, MAX_CORRELATION)
 
 
-def _max_autoregressive_t(z: Floats, correlation: Floats) -> tuple[Floats, Starts]:
+def _maximize_autoregressive_t(z: Floats, correlation: Floats) -> tuple[Floats, Starts]:
     """Return the largest |t| of a step in rows z (m, n) with errors of the given correlation (m,), and its start.
 
     Both the row and the regressors (a constant, and a step at k) are whitened; their products are cumulative sums.

@@ -96,7 +96,9 @@ def _prune_and_move(
     unsettled = [i for i, s in enumerate(starts) if s]
     iteration = 0
     while unsettled:
-        spans = [(i, low, high) for i in unsettled for low, high in _neighbour_spans(starts[i], series[i].shape[-1])]
+        spans = [
+            (i, low, high) for i in unsettled for low, high in _list_neighbour_spans(starts[i], series[i].shape[-1])
+        ]
         detections = iter(detect([series[i][..., low:high] for i, low, high in spans], False))
         remaining = []
         for i in unsettled:
@@ -117,7 +119,7 @@ def _prune_and_move(
     return steps
 
 
-def _neighbour_spans(starts: Sequence[int], n: int) -> list[tuple[int, int]]:
+def _list_neighbour_spans(starts: Sequence[int], n: int) -> list[tuple[int, int]]:
     """Return for each step the span from the start of the level before it to the end of the level after it."""
     return list(zip([0, *starts[:-1]], [*starts[1:], n], strict=True))
 
@@ -125,13 +127,13 @@ def _neighbour_spans(starts: Sequence[int], n: int) -> list[tuple[int, int]]:
 def _build_steps(values: Floats, starts: Sequence[int], detections: Sequence[Detection]) -> list[Step]:
     y = log_if_positive(np.atleast_2d(values))
     refined: list[int] = []
-    for start, (_, high) in zip(starts, _neighbour_spans(starts, y.shape[1]), strict=True):
+    for start, (_, high) in zip(starts, _list_neighbour_spans(starts, y.shape[1]), strict=True):
         low = refined[-1] if refined else 0
         refined.append(low + refine_start(y[:, low:high], start - low))
     return [
         Step(start, detection.p, slice(low, start), slice(start, high))
         for start, detection, (low, high) in zip(
-            refined, detections, _neighbour_spans(refined, y.shape[1]), strict=True
+            refined, detections, _list_neighbour_spans(refined, y.shape[1]), strict=True
         )
     ]
 

@@ -10,7 +10,7 @@ from harness.experiments.experiment import Metric, MetricSamples, WorkCount
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, interval_columns
-from harness.stats.intervals import median_interval
+from harness.stats.intervals import compute_median_interval
 
 SORTING = Columns("sorting", run="case size", rate="per_s per_s_low per_s_high samples", folder="folder")
 RATE = Metric("sorting rate", "numbers/s", "higher")
@@ -21,7 +21,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     rows = []
     for record in records:
         if record.program == "sorting" and record.state == "done":
-            rate = median_interval(list_rates(record))
+            rate = compute_median_interval(list_rates(record))
             rows.append(
                 {
                     "case": record.case["name"],

@@ -23,6 +23,7 @@ from harness.config.document import (
 )
 from harness.config.evaluation import ExpressionError
 from harness.config.expressions import Expression
+from harness.config.model_files import resolve_models
 from harness.config.suite_file import NAMESPACES, RESERVED, Resources, Suite, check_consistency, resolve_files
 from harness.config.yaml_loader import load_with_bases
 from harness.protocol.errors import did_you_mean, shorten
@@ -105,7 +106,7 @@ def check_suite(document: Document) -> tuple[Suite | None, list[Problem]]:
         return None, problems
     suite.set_document(document)
     problems += islice(check_consistency(suite), MAX_PROBLEMS + 1)
-    problems += resolve_files(suite)
+    problems += [*resolve_files(suite), *resolve_models(suite)]
     return None if problems else suite, problems
 
 

@@ -16,6 +16,7 @@ SHIPPED = (
     "harness.experiments.scaling",
     "harness.experiments.precision",
     "harness.experiments.ladder",
+    "harness.experiments.models",
     "harness.experiments.transfer",
     "harness.experiments.screening",
     "harness.experiments.cost",

@@ -155,3 +155,21 @@ class RankPlace(Part):
     local_rank: Count | None = None
     device: str | None = None
     cores: PositiveCount | None = None
+
+
+class PhysicsCheck(EventRecord, tag="physics_check"):
+    """The violation of a property that every exact potential has, and the tolerance for rounding."""
+
+    check: str
+    structure: str
+    value: NonNegative | None
+    """Null if it could not be measured."""
+    tolerance: NonNegative
+    unit: str
+    passed: bool | None
+    model: str | None = None
+    """The potential that was checked, in a comparison of potentials."""
+    stage: str | None = None
+    """The stage that was checked, on a ladder."""
+    reason: str | None = None
+    """Why it could not be measured."""

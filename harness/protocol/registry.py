@@ -16,6 +16,7 @@ from harness.protocol.programs import (
     hpo,
     imported,
     ladder,
+    models,
     precision,
     screening,
     train,
@@ -92,6 +93,7 @@ PROGRAMS: dict[str, Program] = {
         LogTypes(screening.EVENTS, screening.ScreeningFacts),
         runs_on_all_ranks=True,
     ),
+    "models": Program(f"{_FOLDER}.models", models.ModelsParameters, LogTypes(models.EVENTS, models.ModelsFacts)),
 }
 # The types of the logs that importers write, by format.
 IMPORTED: dict[str, LogTypes] = {

@@ -97,9 +97,10 @@ def _list_alternating_parts(record: RunRecord) -> Iterator[tuple[Scope, str, tup
     """Yield stages of a ladder and precisions of a study, which have many intervals each."""
     intervals: dict[tuple[Scope, str], list[tuple[float, float]]] = {}
     for sample in record.samples:
-        if "stage" in sample and sample.get("ended_s"):
+        stage = sample.get("stage") or sample.get("model")
+        if stage is not None and sample.get("ended_s"):
             interval = (sample["ended_s"] - sample["device_s"], sample["ended_s"])
-            intervals.setdefault(("stage", sample["stage"]), []).append(interval)
+            intervals.setdefault(("stage", stage), []).append(interval)
         elif "precision" in sample and not sample.get("discarded") and sample.get("seconds") and "time_s" in sample:
             interval = (sample["time_s"] - sample["seconds"], sample["time_s"])
             name = f"{sample.get('task', 'all')} {sample['precision']}"

@@ -25,6 +25,8 @@ from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import compute_median_interval
 
+# Checks of physics that count even if the baseline fails them as well.
+FORCE_CHECKS = ("forces from energies", "conservative forces")
 # Largest error of an exact stage, relative to the largest force (or energy per atom) of the baseline.
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 0.1}
 # Smallest scales of relative errors (eV/angstrom, eV/atom): forces vanish in an ideal crystal.
@@ -33,7 +35,7 @@ FORCE_FLOOR, ENERGY_FLOOR = 1e-3, 1e-3
 SAME_COMPILED_GRAPH = {"tuned_allocator": "torch_compile"}
 LADDER = Columns(
     "ladder",
-    case="case suite experiment model workload precision stage verdict",
+    case="case suite experiment model workload precision stage verdict physics",
     rates="structures_per_s ci_low ci_high coverage",
     speedup="speedup speedup_low speedup_high",
     end_to_end="end_to_end_structures_per_s end_to_end_low end_to_end_high",
@@ -127,7 +129,35 @@ def _describe_stage(record: RunRecord, stage: str, stages: Mapping[str, Sequence
     # Ratios to the baseline within each round compare the same batches at about the same time.
     speedup = interval_columns("speedup", compute_paired_ratio(stages.get("baseline", ()), samples))
     errors = _check_errors(samples, stage, record.case["parameters"]["precision"])
+    violations = list_stage_violations(record, stage)
+    if violations:
+        errors |= {"verdict": "WRONG", "counts": False} | dict.fromkeys(LADDER["speedup"], math.nan)
+        speedup = {}
+    row |= {"physics": describe_physics(record, stage, violations)}
     return row | _compute_rates(samples) | speedup | errors | _describe_work(record, stage, samples)
+
+
+def list_stage_violations(record: RunRecord, stage: str) -> list[Event]:
+    """Return the checks of physics that make a stage incorrect.
+
+    A property that the baseline violates too is one of the model; forces that are not those of the energy never are.
+    """
+    failed = [e for e in record.events("physics_check") if e["passed"] is False]
+    by_model = {(e["check"], e["structure"]) for e in failed if e["stage"] == "baseline"}
+    own = [e for e in failed if e["stage"] == stage]
+    return [e for e in own if e["check"] in FORCE_CHECKS or (e["check"], e["structure"]) not in by_model]
+
+
+def describe_physics(record: RunRecord, stage: str, violations: Sequence[Event]) -> str:
+    """Return what the checks of a stage's physics found, in a few words; empty without checks."""
+    checks = [e for e in record.events("physics_check") if e["stage"] == stage and e["passed"] is not None]
+    if not checks:
+        return ""
+    if violations:
+        worst = max(violations, key=lambda e: e["value"] / e["tolerance"])
+        return f"{worst['check']} of {worst['structure']}: {worst['value']:.1g} {worst['unit']}"
+    of_model = sorted({e["check"] for e in checks if not e["passed"]})
+    return f"{len(checks)} checks passed" if not of_model else f"violated by the model: {', '.join(of_model)}"
 
 
 def _compute_rates(samples: Sequence[Event]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from harness.document.blocks import (
     interval_cell,
     list_rows,
     number_cell,
+    text_cell,
 )
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
@@ -109,6 +110,7 @@ def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         ("stage", format_stage),
         ("verdict", "verdict"),
+        ("physics", text_cell("physics")),
         ("structures/s [interval]", interval_cell("structures_per_s", "ci_low", "ci_high")),
         ("speed-up [interval]", interval_cell("speedup")),
         (

@@ -21,13 +21,14 @@ from harness.protocol.records import (
     NonNegative,
     Observed,
     Part,
+    PhysicsCheck,
     Positive,
     PositiveCount,
     Seconds,
     Share,
     Time,
 )
-from harness.protocol.types import PositiveInt, check_unique
+from harness.protocol.types import NonNegativeInt, PositiveInt, check_unique
 
 StageName = Literal[
     "baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile", "tuned_allocator",
@@ -69,6 +70,8 @@ class LadderParameters(Parameters):
     """Type of the matrix products of mixed_precision."""
     device: DeviceName = "cpu"
     """Where the model runs."""
+    transformations: NonNegativeInt = 20
+    """Random rotations and reflections in the checks of each stage's physics; 0: no checks."""
     seed: int = 0
     """Seed of weights and of the order of structures."""
 
@@ -259,4 +262,4 @@ class LadderFacts(Facts):
     free_bytes: Bytes | None = None
 
 
-EVENTS = (WarmUp, Unavailable, LadderSample, Padding, Profile)
+EVENTS = (WarmUp, Unavailable, LadderSample, Padding, Profile, PhysicsCheck)

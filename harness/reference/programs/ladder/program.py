@@ -37,6 +37,7 @@ from harness.reference.profiling import fom_client, timing
 from harness.reference.profiling.flops import TF32, Kind, Sizes
 from harness.reference.profiling.memory import measure_free_bytes
 from harness.reference.profiling.timing import observe
+from harness.reference.programs.ladder.physics import log_physics
 from harness.reference.programs.ladder.prepared_stage import PreparedStage, apply_allocator, prepare_stage
 from harness.reference.programs.ladder.stages import selected_stages
 from harness.reference.programs.ladder.workload import make_groups, make_model, neighbour_limit, prepare_batch
@@ -138,6 +139,8 @@ def run(config: LadderParameters, log: CaseLog, folder: Path) -> None:
     for prepared in stages:
         if padding := prepared.padding():
             log.write(padding)
+    if config.transformations:
+        log_physics(stages, model, config, log)
     last, batch = stages[-1], batches[0]
     reset_allocator(last, stages, model, batch)
     profile = timing.profile_call(lambda: last(model, batch), device)

@@ -1,0 +1,212 @@
+"""The tables of the comparison of interatomic potentials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from harness.experiments.experiment import Metric, MetricSamples, WorkCount
+from harness.protocol.events import Event
+from harness.protocol.types import Scope
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns, Table, interval_columns
+from harness.stats.intervals import compute_median_interval
+
+Verdict = Literal["ok", "incorrect", "unchecked", "failed", "unavailable", "not run"]
+MODELS = Columns(
+    "models",
+    case="campaign case model verdict reason",
+    model="class_name version python precision dtype parameters properties load_s",
+    speed="atoms us_per_atom us_per_atom_low us_per_atom_high structures_per_s exponent",
+    memory="peak_bytes device_peak_bytes largest_atoms largest_limit",
+    errors="force_mae_ev_per_a energy_mae_ev_per_atom force_deviation_max_ev_per_a",
+    physics="checks violations violated",
+    run="threads device load case_state folder",
+)
+SPEED = Columns(
+    "model_speed",
+    columns="campaign case model threads atoms device_s device_s_low device_s_high us_per_atom samples peak_bytes"
+    " folder",
+)
+ERRORS = Columns(
+    "model_errors",
+    columns="campaign case model precision threads reference dataset level structures energy_mae_ev_per_atom"
+    " force_mae_ev_per_a force_max_ev_per_a stress_mae_ev_per_a3 excluded folder",
+)
+PHYSICS = Columns(
+    "model_physics", columns="campaign case model threads check structure value tolerance unit passed reason folder"
+)
+TIME_PER_ATOM = Metric("time per atom", "us", "lower")
+
+
+def build_tables(records: Sequence[RunRecord]) -> dict[str, Table]:
+    """Return the tables on interatomic potentials.
+
+    models: a row per case and model. verdict: "incorrect" if the model violates a property that every potential has,
+    "unchecked" if the checks were turned off; `reason` names what failed. us_per_atom is the median over rounds for the
+    largest cell, with its interval; exponent is the slope of log(time) over log(atoms). model_speed: a row per cell.
+    model_errors: errors against labels, and deviations from the model's own FP64. model_physics: a row per check.
+    """
+    runs = [r for r in records if r.program == "models"]
+    return {
+        "models": MODELS.build(row for r in runs for row in _list_models(r)),
+        "model_speed": SPEED.build(row for r in runs for row in _list_speed(r)),
+        "model_errors": ERRORS.build(row for r in runs for row in _list_errors(r)),
+        "model_physics": PHYSICS.build(row for r in runs for row in _list_physics(r)),
+    }
+
+
+def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
+    """Yield the time per atom of each model and cell, a sample per round."""
+    for (model, atoms), samples in _group_samples(record).items():
+        values = tuple(1e6 * s["device_s"] / atoms for s in samples)
+        rounds = tuple(s["round"] for s in samples)
+        yield MetricSamples(TIME_PER_ATOM, values, {"model": model, "atoms": str(atoms)}, rounds)
+
+
+def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
+    """Return the number of structures that were timed."""
+    timed = [s for s in record.samples if scope != "stage" or s["model"] == name]
+    return float(len(timed)), "structure"
+
+
+def _group_samples(record: RunRecord) -> dict[tuple[str, int], list[Event]]:
+    groups: dict[tuple[str, int], list[Event]] = {}
+    for sample in record.samples:
+        groups.setdefault((sample["model"], sample["atoms"]), []).append(sample)
+    return groups
+
+
+def _describe_case(record: RunRecord) -> dict[str, Any]:
+    return {
+        "campaign": record.campaign,
+        "case": record.case.get("name"),
+        "threads": record.facts.get("threads"),
+        "folder": record.location,
+    }
+
+
+def _find(record: RunRecord, kind: str, model: str) -> list[Event]:
+    return [event for event in record.events(kind) if event["model"] == model]
+
+
+def _list_models(record: RunRecord) -> Iterator[dict[str, Any]]:
+    speed = {row["model"]: row for row in _list_speed(record)}  # the largest cell is the last
+    for name in record.case["parameters"].get("definitions") or {}:
+        loaded = next(iter(_find(record, "model_loaded", name)), {})
+        row = _describe_case(record) | {
+            "model": name,
+            "precision": record.case["parameters"].get("precision", "published"),
+            "device": record.facts.get("device"),
+            "case_state": record.state,
+            "load": max((s["load_1min"] for s in record.samples), default=math.nan),
+            "version": _format_version(loaded.get("packages") or {}),
+            "properties": ", ".join(loaded.get("properties") or ()),
+            **{key: loaded.get(key) for key in ("class_name", "python", "dtype", "parameters", "load_s")},
+        }
+        if name in speed:
+            fastest = {k: speed[name][k] for k in ("atoms", "us_per_atom", "peak_bytes")}
+            factor = 1e6 / speed[name]["atoms"]
+            row |= fastest | {
+                "us_per_atom_low": factor * speed[name]["device_s_low"],
+                "us_per_atom_high": factor * speed[name]["device_s_high"],
+                "structures_per_s": 1 / speed[name]["device_s"],
+                "exponent": _fit_exponent([s for s in _list_speed(record) if s["model"] == name]),
+            }
+        row |= _summarize_memory(record, name) | _summarize_errors(record, name) | _judge(record, name)
+        yield row
+
+
+def _format_version(packages: Mapping[str, str]) -> str:
+    return " ".join(f"{name} {version}" for name, version in list(packages.items())[:1])
+
+
+def _judge(record: RunRecord, name: str) -> dict[str, Any]:
+    """Return the verdict on a model with its reason, and the number of checks and of violations."""
+    checks = _find(record, "physics_check", name)
+    violated = [c for c in checks if c["passed"] is False]
+    columns: dict[str, Any] = {
+        "checks": sum(c["passed"] is not None for c in checks),
+        "violations": len(violated),
+        "violated": ", ".join(dict.fromkeys(f"{c['check']} ({c['structure']})" for c in violated)),
+    }
+    verdict: Verdict
+    unavailable, failed = _find(record, "model_unavailable", name), _find(record, "model_failed", name)
+    if unavailable:
+        verdict, reason = "unavailable", unavailable[0]["reason"]
+    elif violated:
+        worst = max(violated, key=lambda c: c["value"] / c["tolerance"])
+        verdict = "incorrect"
+        reason = f"{worst['check']} of {worst['structure']}: {worst['value']:.2g} {worst['unit']}"
+        reason += f", tolerance {worst['tolerance']:.1g}"
+    elif failed:
+        verdict, reason = "failed", f"{failed[0]['step']}: {failed[0]['reason']}"
+    elif checks:
+        verdict, reason = "ok", ""
+    elif _find(record, "model_loaded", name):
+        verdict, reason = "unchecked", ""
+    else:
+        verdict, reason = "not run", ""
+    return columns | {"verdict": verdict, "reason": reason}
+
+
+def _summarize_memory(record: RunRecord, name: str) -> dict[str, Any]:
+    on_device = [e["device_peak_bytes"] for e in _find(record, "memory", name) if e.get("device_peak_bytes")]
+    largest = next(iter(_find(record, "largest_size", name)), {})
+    return {
+        "device_peak_bytes": max(on_device, default=math.nan),
+        "largest_atoms": largest.get("atoms"),
+        "largest_limit": largest.get("limit"),
+    }
+
+
+def _summarize_errors(record: RunRecord, name: str) -> dict[str, Any]:
+    """Return the mean errors over datasets, weighted by structures, and the largest deviation from FP64."""
+    events = _find(record, "potential_errors", name)
+    labels = [e for e in events if e["reference"] == "labels"]
+    columns: dict[str, Any] = {}
+    for key in ("energy_mae_ev_per_atom", "force_mae_ev_per_a"):
+        known = [e for e in labels if e.get(key) is not None]
+        weights = [e["structures"] for e in known]
+        columns[key] = float(np.average([e[key] for e in known], weights=weights)) if known else math.nan
+    deviations = [e["force_max_ev_per_a"] for e in events if e["reference"] == "fp64"]
+    return columns | {"force_deviation_max_ev_per_a": max(deviations, default=math.nan)}
+
+
+def _fit_exponent(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the slope of log(time) over log(atoms); NaN with fewer than two cells."""
+    if len(rows) < 2:
+        return math.nan
+    return float(np.polyfit(np.log([r["atoms"] for r in rows]), np.log([r["device_s"] for r in rows]), 1)[0])
+
+
+def _list_speed(record: RunRecord) -> Iterator[dict[str, Any]]:
+    memory = {(e["model"], e["atoms"]): e["peak_bytes"] for e in record.events("memory")}
+    for (model, atoms), samples in sorted(_group_samples(record).items()):
+        interval = compute_median_interval([s["device_s"] for s in samples])
+        yield _describe_case(record) | {
+            "model": model,
+            "atoms": atoms,
+            **interval_columns("device_s", interval),
+            "us_per_atom": 1e6 * interval.value / atoms,
+            "samples": len(samples),
+            "peak_bytes": memory.get((model, atoms), math.nan),
+        }
+
+
+def _list_errors(record: RunRecord) -> Iterator[dict[str, Any]]:
+    for event in record.events("potential_errors"):
+        excluded = event.get("excluded") or {}
+        yield _describe_case(record) | {
+            "precision": record.case["parameters"].get("precision", "published"),
+            **ERRORS.select(event),
+            "excluded": "; ".join(f"{n} {reason}" for reason, n in excluded.items()),
+        }
+
+
+def _list_physics(record: RunRecord) -> Iterator[dict[str, Any]]:
+    for event in record.events("physics_check"):
+        yield _describe_case(record) | PHYSICS.select(event)

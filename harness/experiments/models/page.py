@@ -1,0 +1,180 @@
+"""The page on interatomic potentials, and its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from harness.document.blocks import (
+    EN_DASH,
+    Column,
+    Section,
+    TableBlock,
+    build_block,
+    format_number,
+    interval_cell,
+    link_run_folder,
+    list_rows,
+    number_cell,
+    text_cell,
+)
+from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
+from harness.experiments.cost.page import add_cost_columns
+from harness.experiments.experiment import PageContext
+from harness.protocol.text import pluralize
+from harness.results.tables import Row
+
+MIB = 2**20
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#59636e")
+MARKS = "osD^vP*"
+
+
+def build_sections(context: PageContext) -> list[Section]:
+    """Return a section for each case."""
+    table = context.tables["models"]
+    return [build_case_section(str(case), rows, context) for case, rows in table.groupby("folder", sort=False)]
+
+
+def build_case_section(folder: str, rows: pd.DataFrame, context: PageContext) -> Section:
+    """Return the section on one case: the summary, the speed, the errors and the physics of its models."""
+    first = rows.iloc[0]
+    speed, errors, physics = (
+        select(context.tables[name], folder) for name in ("model_speed", "model_errors", "model_physics")
+    )
+    figures = [draw_speed(speed, context.figures, f"{first['campaign']}-{first['case']}-speed")] if len(speed) else []
+    blocks = [build_summary_block(rows)]
+    if len(errors):
+        blocks.append(build_errors_block(errors))
+    if len(physics):
+        blocks.append(build_physics_block(physics))
+    title = f"{first['case']}: {pluralize(len(rows), 'potential')}"
+    return Section(title, f"{first['campaign']}-{first['case']}", describe_models(rows), figures, blocks)
+
+
+def select(table: pd.DataFrame, folder: str) -> pd.DataFrame:
+    """Return the rows of one case."""
+    return table[table["folder"] == folder]
+
+
+def describe_models(rows: pd.DataFrame) -> list[str]:
+    """Return what is known about the models as sentences."""
+    texts = []
+    timed = rows[rows["us_per_atom"].notna()]
+    correct = timed[timed["verdict"] == "ok"]
+    if len(correct):
+        fastest = correct.sort_values("us_per_atom").iloc[0]
+        texts.append(
+            f"Fastest with correct physics: {fastest['model']}, {format_number(fastest['us_per_atom'])} us per atom for"
+            f" {fastest['atoms']:.0f} atoms with {pluralize(fastest['threads'], 'thread')}."
+        )
+    for verdict, text in (
+        ("incorrect", "Incorrect physics"),
+        ("failed", "Failed"),
+        ("unavailable", "Unavailable here"),
+    ):
+        group = rows[rows["verdict"] == verdict]
+        texts += [f"{text}: {row['model']}, {row['reason']}." for _, row in group.iterrows()]
+    return texts
+
+
+def build_summary_block(rows: pd.DataFrame) -> TableBlock:
+    """Return a row per model."""
+    columns: list[Column] = [
+        ("model", "model"),
+        ("verdict", "verdict"),
+        ("class", text_cell("class_name")),
+        ("version", text_cell("version")),
+        ("type", text_cell("dtype")),
+        ("us/atom [interval]", interval_cell("us_per_atom", "us_per_atom_low", "us_per_atom_high")),
+        ("structures/s", number_cell("structures_per_s")),
+        ("atoms", number_cell("atoms", ".0f")),
+        ("exponent over atoms", number_cell("exponent", ".2f")),
+        ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 1 / MIB)),
+        ("largest cell (atoms)", number_cell("largest_atoms", ",.0f")),
+        ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_a")),
+        ("energy MAE (eV/atom)", number_cell("energy_mae_ev_per_atom")),
+        ("force deviation from own FP64", number_cell("force_deviation_max_ev_per_a", ".1e")),
+        ("physics checks passed", format_checks),
+        ("load (s)", number_cell("load_s", ".1f")),
+        ("raw records", lambda r: link_run_folder(r["folder"])),
+    ]
+    note = (
+        "Time of energy and forces of the largest cell, after a random displacement of all atoms: median over rounds"
+        " with its order-statistic interval; all models in turn in each round. Peak memory is that of the model's"
+        " process. Errors are means over the datasets below; energies are differences between structures of one"
+        " composition, so that references do not matter. Energy consumption: see the page on costs."
+    )
+    return add_cost_columns(build_block("All models", list_rows(rows), columns, note), rows)
+
+
+def format_checks(row: Row) -> str:
+    """Return `23 of 24`, or a dash without checks."""
+    return f"{row['checks'] - row['violations']:.0f} of {row['checks']:.0f}" if row["checks"] else EN_DASH
+
+
+def build_errors_block(errors: pd.DataFrame) -> TableBlock:
+    """Return a row per model, dataset and reference."""
+    columns: list[Column] = [
+        ("model", "model"),
+        ("against", lambda r: "labels" if r["reference"] == "labels" else "its own FP64"),
+        ("data", lambda r: f"{r['dataset']} ({r['level']})"),
+        ("structures", number_cell("structures", ".0f")),
+        ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_a")),
+        ("largest force error", number_cell("force_max_ev_per_a")),
+        ("energy MAE (eV/atom)", number_cell("energy_mae_ev_per_atom")),
+        ("stress MAE (eV/\N{ANGSTROM SIGN}\u00b3)", number_cell("stress_mae_ev_per_a3")),
+        ("not predicted", text_cell("excluded")),
+    ]
+    return build_block("Errors", list_rows(errors), columns)
+
+
+def build_physics_block(physics: pd.DataFrame) -> TableBlock:
+    """Return a row per check and a column per model: the violation over its tolerance, or what is wrong."""
+    models = list(dict.fromkeys(physics["model"]))
+    keys = list(dict.fromkeys(zip(physics["check"], physics["structure"], strict=True)))
+    cells = {(r["model"], r["check"], r["structure"]): format_check(r) for r in list_rows(physics)}
+    names = list(dict.fromkeys(check for check, _ in keys))
+    body = []
+    for name in names:
+        for structure in dict.fromkeys(s for check, s in keys if check == name):
+            body.append([name, structure, *(cells.get((m, name, structure), EN_DASH) for m in models)])
+    note = (
+        "Each cell: the largest violation, and the tolerance that rounding in the model's type explains; FAILS where"
+        " the violation is larger. Energies in eV/atom, forces relative to the largest force."
+    )
+    return TableBlock("Physics", ["check", "structure", *models], body, note)
+
+
+def format_check(row: Row) -> str:
+    """Return `ok, 1e-15 (1e-08)`, `FAILS, 0.2 (1e-08)`, or why there is no value."""
+    if row["passed"] is None:
+        return f"not measured: {row['reason']}"
+    word = "ok" if row["passed"] else "FAILS"
+    return f"{word}, {row['value']:.1g} ({row['tolerance']:.1g})"
+
+
+def draw_speed(speed: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the time per atom over the number of atoms, a line per model."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+        for k, (model, rows) in enumerate(speed.groupby("model", sort=False)):
+            ordered = rows.sort_values("atoms")
+            scale = 1e6 / ordered["atoms"]
+            time, low, high = (scale * ordered[name] for name in ("device_s", "device_s_low", "device_s_high"))
+            style: Any = {"color": COLOURS[k % len(COLOURS)], "marker": MARKS[k % len(MARKS)], "ms": 5, "lw": 1.3}
+            span = [time - low, high - time]
+            axes.errorbar(ordered["atoms"], time, yerr=span, capsize=2, label=str(model), **style)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            set_plain_ticks(axis, *ends)
+        axes.set_xlabel("atoms")
+        axes.set_ylabel("us per atom")
+        axes.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        rounds = int(speed["samples"].max())
+        caption = f"Time of energy and forces per atom: median of {pluralize(rounds, 'round')} with its interval."
+        return save_figure(figure, folder, name, caption)

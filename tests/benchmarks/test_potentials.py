@@ -1,0 +1,41 @@
+"""What the process of a potential adds to the time of its calculator; `pytest -s` prints the figure."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import all_changes
+
+from harness.protocol.programs.models import ModelDefinition
+from harness.reference.inference.calculator import ReferenceCalculator
+from harness.reference.potentials.process import PotentialProcess, build_spec
+from harness.reference.potentials.structures import CRYSTALS, list_cells
+
+ROUNDS = 15
+
+
+def test_timing_adds_at_most_two_per_cent(tmp_path: Path) -> None:
+    """The median over rounds of the ratio to a bare loop on the same calculator; the limit leaves room for noise."""
+    cell = list_cells(CRYSTALS[0], [64])[0]
+    atoms = Atoms(numbers=cell.numbers, positions=cell.positions, cell=cell.cell, pbc=True)
+    calculator = ReferenceCalculator("painn-64")
+    spec = build_spec(ModelDefinition(checkpoint="painn-64"), "published", "cpu")
+    rng = np.random.default_rng(0)
+    ratios = []
+    with PotentialProcess(spec, python=None, threads=1, timeout_s=120.0, log=tmp_path / "log") as process:
+        for number in range(ROUNDS + 2):
+            measured = process.time(cell, repeats=3, displacement=0.01, seed=number)["seconds"]
+            bare = []
+            for _ in range(3):
+                atoms.positions[:] = cell.positions + rng.normal(scale=0.01, size=cell.positions.shape)
+                start = time.perf_counter()
+                calculator.calculate(atoms, ["energy", "forces"], all_changes)
+                bare.append(time.perf_counter() - start)
+            ratios.append(min(measured) / min(bare))
+    ratio = statistics.median(ratios[2:])
+    print(f"time of a prediction in its process over a bare loop: {ratio:.3f}")
+    assert ratio <= 1.05

@@ -1,0 +1,67 @@
+"""Calculators with planted faults, each of a kind that users have met."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import all_changes
+from ase.calculators.emt import EMT
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+class Faulty(EMT):  # type: ignore[misc]
+    """EMT with a fault."""
+
+    def __init__(self, fault: str = "none") -> None:
+        super().__init__()
+        self.fault = fault
+        self.calls = 0
+
+    def calculate(
+        self, atoms: Atoms | None = None, properties: list[str] | None = None, system_changes: list[str] = all_changes
+    ) -> None:
+        assert atoms is not None
+        self.calls += 1
+        if self.fault == "dies" and self.calls > 6:
+            os._exit(3)
+        if self.fault == "raises":
+            raise RuntimeError("no such element")
+        if self.fault == "lost_image" and has_left_cell(atoms):
+            atoms = atoms.copy()
+            atoms.pbc = (True, True, False)
+        super().calculate(atoms, properties or ["energy", "forces"], system_changes)
+        forces = np.array(self.results["forces"])
+        if self.fault in FORCES:
+            self.results["forces"] = FORCES[self.fault](atoms, forces)
+        elif self.fault == "kj_per_mol":
+            self.results["energy"] *= 96.485
+        elif self.fault == "batch_dependent":
+            self.results["energy"] += 1e-3 * (self.calls % 3)
+        elif self.fault == "energy_jumps" and atoms.get_all_distances(mic=True)[0, 1:].min() > 2.75:
+            self.results["energy"] += 0.01
+
+
+def has_left_cell(atoms: Atoms) -> bool:
+    """Return whether an atom lies outside the cell along the third vector."""
+    return any(atoms.pbc) and bool((np.floor(atoms.get_scaled_positions(wrap=False)[:, 2] + 1e-9) != 0).any())
+
+
+def swirl(atoms: Atoms) -> Array:
+    """Return forces [n, 3] around an axis, which no energy has."""
+    return np.asarray(0.05 * np.cross(atoms.positions - atoms.positions.mean(axis=0), [0.0, 0.0, 1.0]))
+
+
+FORCES: dict[str, Callable[[Atoms, Array], Array]] = {
+    "forces_off": lambda atoms, forces: 1.01 * forces,
+    "biased_vectors": lambda atoms, forces: forces + 0.1 * np.abs(forces).max() * np.array([1.0, 0.0, 0.0]),
+    "wrong_order": lambda atoms, forces: forces[::-1],
+    "wrong_sign": lambda atoms, forces: -forces,
+    "wrong_shape": lambda atoms, forces: forces.ravel(),
+    "nan": lambda atoms, forces: forces * np.nan,
+    "not_conservative": lambda atoms, forces: forces + swirl(atoms),
+}

@@ -1,0 +1,105 @@
+"""Checks of physics find planted faults of every kind, by name, and raise no false alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+from harness.reference.data.structure import Structure
+from harness.reference.inference.calculator import ReferenceCalculator
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.potentials.physics import Predict, Violation, check_physics, find_jump, random_orthogonal
+from harness.reference.potentials.process import PotentialPrediction
+from harness.reference.potentials.structures import make_alloy, make_cluster
+from tests.reference.potentials.faulty import Faulty
+
+
+def predict_with(calculator: Calculator) -> Predict:
+    """Return a function that predicts structures with an ASE calculator."""
+
+    def predict(structures: Sequence[Structure]) -> list[PotentialPrediction]:
+        predictions = []
+        for s in structures:
+            atoms = Atoms(numbers=s.numbers, positions=s.positions, cell=s.cell, pbc=s.periodic)
+            calculator.calculate(atoms, ["energy", "forces"], all_changes)
+            energy, forces = calculator.results["energy"], np.array(calculator.results["forces"])
+            predictions.append(PotentialPrediction(float(energy), forces))
+        return predictions
+
+    return predict
+
+
+def find_violations(fault: str, *, seed: int = 0, transformations: int = 10) -> list[Violation]:
+    """Return the checks that EMT with a fault does not pass."""
+    checks = check_physics(
+        predict_with(Faulty(fault)), make_alloy(), make_cluster(), dtype="float64",
+        transformations=transformations, dynamics_steps=40, seed=seed,
+    )  # fmt: skip
+    return [check for check in checks if not check.passed]
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("forces_off", {"forces from energies"}),
+        ("biased_vectors", {"rotation: forces"}),
+        ("lost_image", {"periodic images: energy"}),
+        ("batch_dependent", {"batch: energy"}),
+        ("wrong_order", {"permutation: forces", "forces from energies"}),
+        ("kj_per_mol", {"forces from energies"}),
+        ("wrong_sign", {"forces from energies", "drift of the energy"}),
+        ("energy_jumps", {"smoothness through the cutoff"}),
+        ("not_conservative", {"conservative forces"}),
+    ],
+)
+def test_planted_fault_is_found(fault: str, named: set[str]) -> None:
+    assert named <= {v.check for v in find_violations(fault)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sound_potential_passes_all_checks(seed: int) -> None:
+    assert find_violations("none", seed=seed) == []
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("seed", range(2))
+def test_random_models_pass_all_checks(precision: str, seed: int) -> None:
+    """Untrained PaiNN without a limit of neighbours: what a precision rounds is no violation."""
+    torch.manual_seed(seed)
+    model = FoundationModel(ModelConfig(hidden_dim=8, num_conv_layers=2))
+    model.mark_all_elements_known()
+    calculator = ReferenceCalculator(model, precision_name=precision)
+    dtype = {"fp64": "float64", "fp32": "float32"}[precision]
+    structures = make_alloy(), make_cluster()
+    checks = list(
+        check_physics(
+            predict_with(calculator), *structures, dtype=dtype, transformations=6, dynamics_steps=20, seed=seed
+        )
+    )
+    assert len(checks) > 20
+    assert [check for check in checks if not check.passed] == []
+
+
+def test_rotations_and_reflections_are_orthogonal() -> None:
+    rng = np.random.default_rng(0)
+    for mirrored in (False, True):
+        q = random_orthogonal(rng, mirrored=mirrored)
+        assert np.allclose(q @ q.T, np.eye(3))
+        assert np.linalg.det(q) == pytest.approx(-1.0 if mirrored else 1.0)
+
+
+@pytest.mark.parametrize("jump", [0.0, 1e-4])
+def test_jump_is_measured(jump: float) -> None:
+    """E = sin(3x), with a jump at an irrational place."""
+
+    def predict(places: Sequence[float]) -> list[tuple[float, float]]:
+        return [(np.sin(3 * x) + (jump if x > np.sqrt(0.5) else 0.0), -3 * np.cos(3 * x)) for x in places]
+
+    measured, _ = find_jump(predict, np.arange(0.0, 2.0, 0.05))
+    assert measured == pytest.approx(jump, abs=1e-9)

@@ -1,7 +1,8 @@
 """Judge claims by result tables, without writing files or drawing figures.
 
 A verdict that rests on stand-in data, emulated nodes or an extrapolation has that word as its basis. If the evidence
-cannot decide a claim, the verdict is the one that the claim's `needs` name, and the measured value is reported anyway.
+cannot decide a claim, the verdict is the one that the claim's `conditions` name, and the measured value is reported
+anyway.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def judge_claim(
     finding = _judge(claim, tables)
     value, low, high = finding.value
     return Score(
-        **claim.model_dump(include={"id", "statement", "source", "how", "unit", "program", "suites"}),
+        **claim.model_dump(include={"id", "statement", "source", "measurement", "unit", "program", "suites"}),
         paper=paper,
         citation=citation,
         paper_value=claim.value,
@@ -110,7 +111,7 @@ def _judge(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> _Finding:
 
 def _judge_answer(claim: Claim, answer: Answer, cases: pd.DataFrame) -> _Finding:
     """Return the verdict on a measured value: of the first unmet need that names one, or else by the claim's bound."""
-    consequences = [need.otherwise for need in claim.needs if not _is_satisfied(need, answer.rows, claim.value)]
+    consequences = [need.otherwise for need in claim.conditions if not _is_satisfied(need, answer.rows, claim.value)]
     verdict = next((consequence.verdict for consequence in consequences if consequence.verdict is not None), None)
     if verdict is None:
         if claim.is_met(answer.value, claim.value):
@@ -148,7 +149,7 @@ def _build_note_values(claim: Claim, answer: Answer) -> dict[str, float]:
         "percent": 100 * (answer.value / bound - 1) if bound else float("nan"),
         "times": bound / answer.value if answer.value else float("inf"),
         "groups": answer.groups,
-        **{name: compute_measure(answer.rows, spec)[0] for name, spec in claim.numbers.items()},
+        **{name: compute_measure(answer.rows, spec)[0] for name, spec in claim.measures.items()},
     }
 
 

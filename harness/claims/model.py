@@ -14,7 +14,7 @@ from harness.protocol.types import Name, StrictModel
 Verdict = Literal["reproduced", "deviates", "inconclusive", "incorrect", "extrapolated", "not applicable", "not run"]
 Basis = Literal["measured", "stand-in", "emulated", "extrapolated"]
 Statistic = Literal[
-    "value", "max", "min", "mean", "median", "sum", "count", "distinct", "share", "rank", "ratio", "slope"
+    "value", "max", "min", "mean", "median", "sum", "count", "distinct", "fraction", "rank", "ratio", "slope"
 ]
 Scalar = bool | int | float | str
 # Column -> the value, one of the values, or text such as "> 0", "!= mixed", "present", "missing" and "stand-in*".
@@ -53,7 +53,7 @@ class Measure(StrictModel):
     Statistics:
         value: the value of the first row.
         count, distinct: the number of rows that match `matching`, and of different values of the column in them.
-        share: the share of rows that match.
+        fraction: the fraction of rows that match.
         rank: the place, from 1, of the first matching row among the values of the column, in the order of the rows.
         ratio: the median of the matching rows over the median of the rows that match `against`.
         slope: the slope of a straight line through `column` over `over`, or through their logarithms with `log`.
@@ -73,9 +73,9 @@ class Measure(StrictModel):
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:
-        if self.column is None and self.statistic not in ("count", "share"):
+        if self.column is None and self.statistic not in ("count", "fraction"):
             raise ValueError(f"statistic {self.statistic!r} needs a column")
-        if self.statistic in ("rank", "ratio", "share") and not self.matching:
+        if self.statistic in ("rank", "ratio", "fraction") and not self.matching:
             raise ValueError(f"statistic {self.statistic!r} needs `matching`, the rows that it is about")
         for name, statistic in (("against", "ratio"), ("over", "slope")):
             if bool(getattr(self, name)) != (self.statistic == statistic):
@@ -115,17 +115,17 @@ class Groups(Bound):
 
     Attributes:
         take: `largest` and `smallest` select the group with the largest or smallest measure within the bound; `count`
-            and `share` use the number or the share of the groups whose measure is within the bound as the value.
+            and `fraction` use the number or the fraction of the groups whose measure is within the bound as the value.
         measure: what is compared with the bound; by default the measure of the query.
         ties: whether all groups with the largest or smallest measure are evidence, and not only the first.
-        missing: the reason that is given if no group has a measure, or none to select is within the bound.
+        missing_reason: the reason that is given if no group has a measure, or none to select is within the bound.
     """
 
     by: Columns
-    take: Literal["largest", "smallest", "count", "share"]
+    take: Literal["largest", "smallest", "count", "fraction"]
     measure: Measure | None = None
     ties: bool = False
-    missing: str = "no group has a measure within the bound"
+    missing_reason: str = "no group has a measure within the bound"
 
 
 class Incorrect(StrictModel):
@@ -140,9 +140,9 @@ class Query(StrictModel):
 
     Attributes:
         where: the rows that the claim is about.
-        missing: the reason that is given if there are none.
+        missing_reason: the reason that is given if there are none.
         complete: those of the rows that can be evidence.
-        incomplete: the reason that is given if there are none.
+        incomplete_reason: the reason that is given if there are none.
         prefer: the rows that are used alone if there are any.
         descending: the column by which the rows are sorted.
     """
@@ -150,10 +150,10 @@ class Query(StrictModel):
     table: str
     join: list[Join] = Field(default=[])
     where: Filter = Field(default={})
-    missing: str = "no such case has been run"
+    missing_reason: str = "no such case has been run"
     incorrect: Incorrect | None = None
     complete: Filter = Field(default={})
-    incomplete: str = "no case has finished"
+    incomplete_reason: str = "no case has finished"
     prefer: Filter = Field(default={})
     descending: str | None = None
     pick: Pick | None = None
@@ -191,15 +191,15 @@ class Claim(Bound):
     Attributes:
         source: table, section or page of the paper.
         value: the printed value.
-        how: the quantity that is measured here.
+        measurement: the quantity that is measured here.
         program: the program whose cases decide.
         suites: the suites to run for a decision.
         query: the evidence.
-        basis: what the verdict rests on if every need is met.
-        needs: conditions on the evidence; the first unmet one that names a verdict decides.
+        basis: what the verdict rests on if every condition is met.
+        conditions: conditions on the evidence; the first unmet one that names a verdict decides.
         otherwise: the consequence of a value out of bounds.
-        note: the evidence in one line, with its columns and, as `{claim.name}`, the value and the `numbers`.
-        numbers: measures of the same rows, by name.
+        note: the evidence in one line, with its columns and, as `{claim.name}`, the value and the `measures`.
+        measures: measures of the same rows, by name.
         not_applicable: the reason why no table of the harness can decide, instead of a query.
     """
 
@@ -208,15 +208,15 @@ class Claim(Bound):
     source: str
     unit: str
     value: float
-    how: str
+    measurement: str
     program: str
     suites: list[str] = Field(default=[])
     query: Query | None = None
     basis: Basis = "measured"
-    needs: list[Need] = Field(default=[])
+    conditions: list[Need] = Field(default=[])
     otherwise: Consequence = Consequence(verdict="deviates")
     note: str = ""
-    numbers: dict[str, Measure] = Field(default={})
+    measures: dict[str, Measure] = Field(default={})
     not_applicable: str | None = None
 
     @model_validator(mode="after")

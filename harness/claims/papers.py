@@ -91,16 +91,18 @@ class _Checker:
         columns = self.list_columns(claim.query)
         if columns is None:
             return
-        for name, measure in claim.numbers.items():
-            yield from self.check_measure(measure, columns, ("numbers", name))
-        for index, need in enumerate(claim.needs):
-            yield from self.check_filter(need.where, columns, ("needs", index, "where"))
+        for name, measure in claim.measures.items():
+            yield from self.check_measure(measure, columns, ("measures", name))
+        for index, need in enumerate(claim.conditions):
+            yield from self.check_filter(need.where, columns, ("conditions", index, "where"))
             if need.measure is not None:
-                yield from self.check_measure(need.measure, columns, ("needs", index, "measure"))
+                yield from self.check_measure(need.measure, columns, ("conditions", index, "measure"))
         texts: list[tuple[KeyPath, str]] = [(("note",), claim.note), (("otherwise", "note"), claim.otherwise.note)]
-        texts += [(("needs", k, "otherwise", "note"), need.otherwise.note) for k, need in enumerate(claim.needs)]
+        texts += [
+            (("conditions", k, "otherwise", "note"), need.otherwise.note) for k, need in enumerate(claim.conditions)
+        ]
         for loc, text in texts:
-            yield from ((loc, message) for message in find_unknown_fields(text, columns, claim.numbers))
+            yield from ((loc, message) for message in find_unknown_fields(text, columns, claim.measures))
 
     def check_query(self, query: Query) -> Mistakes:
         """Yield the mistakes of a query; its columns are only checked if its tables are known."""
@@ -118,7 +120,10 @@ class _Checker:
             available |= set(join.columns)
         for name in ("where", "complete", "prefer"):
             yield from self.check_filter(getattr(query, name), columns, ("query", name))
-        yield from ((("query", "incomplete"), message) for message in find_unknown_fields(query.incomplete, columns))
+        yield from (
+            (("query", "incomplete_reason"), message)
+            for message in find_unknown_fields(query.incomplete_reason, columns)
+        )
         if query.incorrect is not None:
             yield from self.check_filter(query.incorrect.where, columns, ("query", "incorrect", "where"))
         if query.descending is not None:

@@ -89,12 +89,12 @@ def answer_query(query: Query, tables: Mapping[str, pd.DataFrame]) -> Answer:
         rows = _join(rows, tables[join.table], join)
     rows = rows[match_rows(rows, query.where)]
     if rows.empty:
-        raise Unanswered(query.missing)
+        raise Unanswered(query.missing_reason)
     if query.incorrect is not None and match_rows(rows, query.incorrect.where).any():
         raise Refuted(query.incorrect.note)
     complete = rows[match_rows(rows, query.complete)]
     if complete.empty:
-        raise Unanswered(format_note(query.incomplete, rows, {}))
+        raise Unanswered(format_note(query.incomplete_reason, rows, {}))
     preferred = match_rows(complete, query.prefer)
     rows = complete[preferred] if preferred.any() else complete
     if query.descending is not None:
@@ -204,7 +204,7 @@ def _fit_slope(rows: pd.DataFrame, matching: pd.Series[bool], spec: Measure) -> 
 # The statistics that are not methods of a pandas series.
 STATISTICS: Mapping[str, Callable[[pd.DataFrame, pd.Series[bool], Measure], float]] = {
     "count": lambda _rows, matching, _spec: float(matching.sum()),
-    "share": lambda _rows, matching, _spec: float(matching.mean()),
+    "fraction": lambda _rows, matching, _spec: float(matching.mean()),
     "distinct": lambda rows, matching, spec: float(rows[matching][spec.column].nunique()),
     "rank": _find_rank,
     "slope": _fit_slope,
@@ -241,9 +241,9 @@ def _answer_by_groups(rows: pd.DataFrame, groups: Groups, spec: Measure) -> Answ
             values.append((compute_measure(group, groups.measure or spec)[0], group))
     accepted = [(value, group) for value, group in values if groups.is_met(value)]
     if not values or (not accepted and groups.take in ("largest", "smallest")):
-        raise Unanswered(groups.missing)
-    if groups.take in ("count", "share"):
-        count = len(accepted) / (len(values) if groups.take == "share" else 1)
+        raise Unanswered(groups.missing_reason)
+    if groups.take in ("count", "fraction"):
+        count = len(accepted) / (len(values) if groups.take == "fraction" else 1)
         return Answer(count, None, None, pd.concat([group for _, group in values]), len(values))
     best = (max if groups.take == "largest" else min)(value for value, _ in accepted)
     chosen = [group for value, group in accepted if value == best]

@@ -30,7 +30,7 @@ class Score:
     citation: str
     statement: str
     source: str
-    how: str
+    measurement: str
     unit: str
     paper_value: float
     measured_value: float | None

@@ -15,6 +15,7 @@ from harness.protocol.errors import UsageError, did_you_mean, shorten
 from harness.protocol.parameters import list_sibling_names
 from harness.protocol.text import sanitize
 from harness.protocol.types import IDENTIFIER, NAME
+from harness.protocol.upgrade import describe_renamed, find_new_value
 
 KeyPath = tuple[int | str, ...]
 MAX_LINE_LENGTH = 120
@@ -264,13 +265,16 @@ def describe_error(errors: list[Any], model: type[BaseModel], key_path: KeyPath)
     error, name = errors[0], format_key_path(key_path)
     match error["type"]:
         case "extra_forbidden":
-            hint = did_you_mean(str(key_path[-1]), list_sibling_names(model, key_path))
-            return f"unknown key {shorten(key_path[-1])}{hint}"
+            known = list_sibling_names(model, key_path)
+            unknown = f"unknown key {shorten(key_path[-1])}{did_you_mean(str(key_path[-1]), known)}"
+            return describe_renamed(str(key_path[-1]), known) or unknown
         case "missing":
             missing = error["loc"][-1]
             return f"{format_key_path(key_path if key_path[-1:] == (missing,) else (*key_path, missing))!r} is missing"
         case "literal_error":
             known = [word.strip(" '") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
+            if new := find_new_value(error["input"], known):
+                return f"{name}: {shorten(error['input'])} is now called {new!r}"
             return f"{name}: unknown {shorten(error['input'])}{did_you_mean(str(error['input']), known)}"
         case "value_error":
             return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])

@@ -28,6 +28,7 @@ from harness.config.suite_file import NAMESPACES, RESERVED, Resources, Suite, ch
 from harness.config.yaml_loader import load_with_bases
 from harness.protocol.errors import did_you_mean, shorten
 from harness.protocol.registry import load_programs
+from harness.protocol.upgrade import describe_renamed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,7 +176,8 @@ def _check_program_values(
                 except ValidationError as error:
                     problems += describe_errors(document, error.errors(include_url=False), model, (*key_path, axis))
             elif axis not in used:
-                message = f"unknown key {shorten(axis)}{did_you_mean(axis, model.model_fields)}"
+                unknown = f"unknown key {shorten(axis)}{did_you_mean(axis, model.model_fields)}"
+                message = describe_renamed(axis, model.model_fields) or unknown
                 problems.append(document.make_problem((*key_path, axis), message))
     return problems
 

@@ -183,7 +183,7 @@ NAMESPACES: Mapping[str, Collection[str] | None] = {"system": SYSTEM_ATTRIBUTES,
 RESERVED = ("and", "else", "false", "if", "in", "is", "none", "not", "or", "true", "repeat")
 MAX_CASES = 1_000_000
 # Parameters that hold the path of a file, or the name of a shipped checkpoint.
-FILE_PARAMETERS = ("checkpoint", "structures")
+FILE_PARAMETERS = ("checkpoint", "structure_file")
 
 
 def check_consistency(suite: Suite) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from harness.protocol import checks, events
 from harness.protocol.case import Unreadable, read_case, read_log
 from harness.protocol.events import find_invalid_event
 from harness.protocol.text import sanitize_line
+from harness.protocol.upgrade import convert_event
 
 # The job that runs a case creates the lock file and writes its id to it.
 LOCK_FILE, EXIT_CODE_FILE = "claim", "exit_code"
@@ -167,9 +168,9 @@ def read_last_progress(folder: Path) -> events.Event | None:
         lines = handle.read().splitlines()
     for line in reversed(lines):
         if b'"progress"' in line:
-            event = next(iter(events.parse([line])), None)
+            event = next((convert_event("", event) for event in events.parse([line])), None)
             if event is not None and event["event"] == "progress" and find_invalid_event("", [event]) is None:
-                return event | {"what": sanitize_line(event.get("what", ""))}
+                return event | {"activity": sanitize_line(event.get("activity", ""))}
     return None
 
 

@@ -25,6 +25,7 @@ from harness.planning.jobs import Job
 from harness.protocol import user_experiments
 from harness.protocol.case import Case
 from harness.protocol.errors import UsageError
+from harness.protocol.events import VERSION
 from harness.protocol.registry import PROGRAMS
 
 TRIAL_LAUNCHER = "launch.sh"
@@ -204,7 +205,8 @@ def write_case(campaign: Path, case: Case) -> None:
     folder = f"{campaign}/{case.folder_name}"
     with suppress(FileExistsError):
         os.mkdir(folder)
-    content = {field.name: getattr(case, field.name) for field in fields(case)} | {"ranks": case.ranks}
+    content = {field.name: getattr(case, field.name) for field in fields(case)}
+    content |= {"version": VERSION, "ranks": case.ranks}
     write_bytes(f"{folder}/case.json", orjson.dumps(content, option=JSON_OPTIONS))
 
 

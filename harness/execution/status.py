@@ -164,7 +164,7 @@ class Progress:
         for name, folder in running:
             event = case_files.read_last_progress(folder)
             completed, total, what = (
-                (event["done"], event["total"], event["what"]) if event else (None, None, "starting")
+                (event["done"], event["total"], event["activity"]) if event else (None, None, "starting")
             )
             if self.console.is_terminal and not self.console.quiet:
                 bars, task = self._get_bar(name)

@@ -66,7 +66,7 @@ class Results:
     @property
     def merits(self) -> pd.DataFrame:
         """The figures of merit of all runs."""
-        return self["merits"]
+        return self["figures_of_merit"]
 
 
 def build_results(records: list[RunRecord]) -> Results:
@@ -86,7 +86,7 @@ def _analyse(records: list[RunRecord]) -> Results:
     for record in records:
         if record.state == "done":
             collect_metrics(record)
-    tables = {"samples": build_samples_table(records), "merits": build_merits_table(records)}
+    tables = {"samples": build_samples_table(records), "figures_of_merit": build_merits_table(records)}
     names_by_page: dict[str, list[str]] = {}
     joins: dict[str, CostJoin] = {}
     for experiment in load_experiments():
@@ -98,5 +98,5 @@ def _analyse(records: list[RunRecord]) -> Results:
         names_by_page[experiment.page] = [*new_tables, *(["samples"] if experiment.has_samples else [])]
         joins |= experiment.costs
     for name, join in joins.items():
-        tables[name] = join_costs(tables[name], tables["cost_cases"], tables["cost_pieces"], join)
+        tables[name] = join_costs(tables[name], tables["cost_cases"], tables["cost_parts"], join)
     return Results(records, tables, names_by_page)

@@ -78,7 +78,7 @@ def _write_case(folder: Path, marker: str, start_s: float, end_s: float, *, node
     folder.mkdir(exist_ok=True)
     name = sanitize_line(marker)[:NAME_LENGTH]
     case = {"id": folder.name, "name": name, "suite": folder.parent.name, "system": "elsewhere", "program": PROGRAM,
-            "parameters": {}, "point": {}, "nodes": nodes}  # fmt: skip
+            "parameters": {}, "axis_values": {}, "nodes": nodes}  # fmt: skip
     events = [{"event": "start", "time_s": start_s}, {"event": "done", "time_s": end_s}]
     write_text(folder / "case.json", json.dumps(case, indent=2) + "\n")
     write_text(folder / EVENTS_FILE, "".join(json.dumps(event) + "\n" for event in events))

@@ -54,10 +54,10 @@ def _apply_rule(
 
 
 def _matches(case: Case, values: Mapping[str, Any]) -> bool:
-    return all(case.point[axis] == value for axis, value in values.items())
+    return all(case.axis_values[axis] == value for axis, value in values.items())
 
 
 def _unconstrained_axes(case: Case, constrained: Set[str]) -> Any:
     """Return the repeat and the values of a case on the axes that a rule does not name."""
-    values = sorted(case.point.items())
+    values = sorted(case.axis_values.items())
     return (case.repeat, *((axis, repr(value)) for axis, value in values if axis not in constrained))

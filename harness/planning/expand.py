@@ -182,7 +182,7 @@ class _SuiteExpander:
             system=self.content["system"],
             program=self.suite.program,
             parameters=parameters,
-            point=point,
+            axis_values=point,
             settings=self.settings,
             nodes=resources.nodes,
             ranks_per_node=resources.ranks_per_node,

@@ -13,9 +13,10 @@ import orjson
 from msgspec import Struct
 
 from harness.protocol.errors import shorten
-from harness.protocol.events import EVENTS_FILE, Event, find_invalid_event, read_bytes, read_last_run, upgrade
+from harness.protocol.events import EVENTS_FILE, VERSION, Event, find_invalid_event, read_bytes, read_last_run, upgrade
 from harness.protocol.records import Bytes, Count, NonNegative, Number, Positive, PositiveCount, Time
 from harness.protocol.schema_errors import find_problem
+from harness.protocol.upgrade import convert_case
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,14 @@ class Case:
     """
 
     id: str
-    """Hash of program, parameters, point, nodes, ranks per node, system, environment, identity settings and repeat."""
+    """Hash of program, parameters, values of axes, nodes, ranks per node, system, environment, identity settings and
+    repeat."""
     name: str
     suite: str
     system: str
     program: str
     parameters: dict[str, Any]
-    point: dict[str, Any]
+    axis_values: dict[str, Any]
     """The value on each axis."""
     settings: dict[str, Any]
     nodes: int
@@ -90,12 +92,13 @@ class CaseFile(Struct, kw_only=True):
     """The part of case.json that the analysis reads."""
 
     program: str
+    version: PositiveCount = 1
     id: str = ""
     name: str = ""
     suite: str = ""
     system: str = ""
     parameters: dict[str, Any] = {}
-    point: dict[str, Any] = {}
+    axis_values: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     nodes: PositiveCount = 1
     ranks_per_node: PositiveCount = 1
@@ -129,7 +132,7 @@ class NetworkParameters(Struct):
     """The network that a projection assumes."""
 
     latency_us: NonNegative
-    bandwidth_gb_s: Positive
+    bandwidth_gb_per_s: Positive
 
 
 class ScalingCaseParameters(Struct):
@@ -175,10 +178,24 @@ def read_case(folder: Path | str) -> dict[str, Any]:
         case = read_json(f"{folder}/case.json")
     except (FileNotFoundError, NotADirectoryError):
         raise Unreadable("not a folder of a case: there is no case.json") from None
+    try:
+        case = upgrade_case(case)
+    except ValueError as error:
+        raise Unreadable(f"case.json: {error}") from None
     problem = find_case_problem(case)
     if problem is not None:
         raise Unreadable(f"case.json: {problem}")
     return dict(case)
+
+
+def upgrade_case(case: Any) -> Any:
+    """Convert the content of case.json to the current version; raise ValueError for a newer one."""
+    version = case.get("version", 1) if isinstance(case, dict) else VERSION
+    if type(version) is not int or version == VERSION:
+        return case
+    if version > VERSION:
+        raise ValueError(f"written by a newer version ({version}; this harness reads up to {VERSION})")
+    return convert_case(case)
 
 
 def find_case_problem(case: Any) -> str | None:
@@ -211,7 +228,7 @@ def read_log(folder: Path | str, case: dict[str, Any]) -> Sequence[Event]:
     if run.damaged_line is not None:
         raise Unreadable(f"{EVENTS_FILE}:{run.damaged_line}: not an event; expected a JSON object with `event`")
     try:
-        log = upgrade(run.events)
+        log = upgrade(run.events, case["program"])
     except ValueError as error:
         raise Unreadable(f"{EVENTS_FILE}:{run.lines[0]}: {error}") from None
     if log is not run.events or not run.is_checked:

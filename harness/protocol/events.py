@@ -25,12 +25,13 @@ from harness.protocol.errors import did_you_mean, shorten
 from harness.protocol.records import COMMON_EVENTS, EventRecord, FactEvent, Facts, Start
 from harness.protocol.registry import find_log_types
 from harness.protocol.schema_errors import find_problem
+from harness.protocol.upgrade import convert_event
 
 EVENTS_FILE = "events.jsonl"
-VERSION = 2
+VERSION = 3
 Event = dict[str, Any]
-# Version of a log -> the function that converts an event to the next version; None: nothing changes.
-MIGRATIONS: dict[int, Callable[[Event], Event] | None] = {1: None}
+# Version of a log -> the function that converts an event of a program to the next version; None: nothing changes.
+MIGRATIONS: dict[int, Callable[[str, Event], Event] | None] = {1: None, 2: convert_event}
 
 
 class JsonLinesLog:
@@ -283,13 +284,13 @@ def _describe_mismatch(kind: Any, value: Any, name: str) -> str | None:
     return None if problem is None else f"{name}: {problem}"
 
 
-def upgrade(events: Sequence[Event]) -> Sequence[Event]:
-    """Convert the events of a log to the current version; raise ValueError for an unknown version."""
+def upgrade(events: Sequence[Event], program: str) -> Sequence[Event]:
+    """Convert the events of a program's log to the current version; raise ValueError for an unknown version."""
     version = events[0].get("version", 1) if events else VERSION
     if type(version) is not int or version < 1:
         raise ValueError(f"version: {shorten(version)}, expected a whole number of at least 1")
     if version > VERSION:
         raise ValueError(f"written by a newer version ({version}; this harness reads up to {VERSION})")
     for migrate in filter(None, (MIGRATIONS[k] for k in range(version, VERSION))):
-        events = [migrate(event) for event in events]
+        events = [migrate(program, event) for event in events]
     return events

@@ -11,18 +11,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from harness.protocol.errors import did_you_mean, shorten
 from harness.protocol.types import PositiveInt, StrictModel, check_unique
+from harness.protocol.upgrade import find_new_name
 
 Model = TypeVar("Model", bound=BaseModel)
 PrecisionName = Literal["fp64", "fp32", "bf16"]
 BackendName = Literal["gloo", "nccl", "xccl"]
 DeviceName = Literal["cpu", "cuda", "xpu"]
-MessagesName = Literal["plain", "fused"]
+MessageBackendName = Literal["unfused", "fused"]
 StoreBackend = Literal["auto", "rma", "ddstore", "ddstore-libfabric"]
 ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
 Sampling = Literal["mixed", "assigned"]
 SPLIT_SEED = 17  # with this seed even a shipped set of 15 groups has structures in every split
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-HeldOutFraction = Annotated[float, Field(gt=0, lt=0.5)]
+TestFraction = Annotated[float, Field(gt=0, lt=0.5)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_unique)]
 
 
@@ -113,7 +114,10 @@ def _describe(problem: Any, model: type[BaseModel]) -> str:
         case "missing":
             return f"{name} is missing"
         case "extra_forbidden":
-            return f"unknown parameter {name!r}{did_you_mean(str(place[-1]), list_sibling_names(model, place))}"
+            siblings = list_sibling_names(model, place)
+            if (new := find_new_name(str(place[-1]), siblings)) is not None:
+                return f"parameter {name!r} is now called {new!r}"
+            return f"unknown parameter {name!r}{did_you_mean(str(place[-1]), siblings)}"
         case "literal_error":
             known = [word.strip(" '") for word in context["expected"].replace(" or ", ", ").split(",")]
             return f"{name} is {shorten(problem['input'])}{did_you_mean(str(problem['input']), known)}"

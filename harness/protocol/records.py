@@ -56,7 +56,7 @@ class Progress(EventRecord, tag="progress"):
 
     done: Count
     total: Count
-    what: str | None = None
+    activity: str | None = None
 
 
 class FactEvent(EventRecord, tag="fact"):
@@ -89,14 +89,14 @@ class HeldOutErrors(Part):
     """Errors of a head on a test set; null if there are no values to average."""
 
     head: str
-    set: str
+    dataset: str
     role: str
     level: str
     structures: Count
     energy_mae_ev_per_atom: Error | None
     force_mae_ev_per_a: Error | None
     atoms: Count | None = None
-    unseen_elements: Count | None = None
+    structures_with_unseen_elements: Count | None = None
     """Structures with elements that the head's training set lacks; the errors do not include them."""
     energy_rmse_ev_per_atom: Error | None = None
     force_rmse_ev_per_a: Error | None = None
@@ -128,7 +128,7 @@ class ObservedTypes(Part):
 class Observed(ObservedTypes):
     """What a run observed about itself: types, device and software."""
 
-    requested: str | None = None
+    precision: str | None = None
     """The requested precision."""
     device: str | None = None
     device_name: str | None = None
@@ -137,10 +137,10 @@ class Observed(ObservedTypes):
     world_size: PositiveCount | None = None
     backend: str | None = None
     compiled: bool | None = None
-    why_eager: str | None = None
+    eager_reason: str | None = None
     """Why the model was not compiled."""
-    messages: str | None = None
-    why_plain: str | None = None
+    message_backend: str | None = None
+    unfused_reason: str | None = None
     """Why the messages were not computed by the fused operator."""
     precisions: dict[str, ObservedTypes] | None = None
     """The types for each precision, if a case runs several."""

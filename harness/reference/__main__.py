@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 from harness.host.process import ensure_user
+from harness.protocol.case import upgrade_case
 from harness.protocol.errors import UsageError, did_you_mean, shorten
 from harness.protocol.events import EVENTS_FILE, VERSION, CaseLog
 from harness.protocol.parameters import Parameters
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0])
     path = folder / "case.json"
     try:
-        case = json.loads(path.read_text(encoding="utf-8"))
+        case = upgrade_case(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         return reject(f"{path}: not a case that can be run ({error!r})")
     program = case.get("program") if isinstance(case, dict) else None

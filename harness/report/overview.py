@@ -48,7 +48,7 @@ def _build_scorecard_row(score: Score) -> list[Cell]:
         score.verdict,
         score.basis or EN_DASH,
         score.reason,
-        score.how,
+        score.measurement,
         link_evidence(score),
     ]
 
@@ -98,7 +98,9 @@ def build_merits_section(records: list[RunRecord]) -> Section | None:
     if not rows:
         return None
     columns = ["case", "figure of merit", "measured", "reference", "tolerance", "verdict"]
-    return Section("Figures of merit", "merits", tables=[TableBlock("Measured values and references", columns, rows)])
+    return Section(
+        "Figures of merit", "figures_of_merit", tables=[TableBlock("Measured values and references", columns, rows)]
+    )
 
 
 def build_unfinished_section(records: list[RunRecord], out: Path) -> Section | None:

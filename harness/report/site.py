@@ -45,7 +45,7 @@ def build_provenance_section(records: list[RunRecord], out: Path) -> Section:
 
 
 def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
-    p, observed = record.provenance, record.facts.get("observed", {})
+    p, observed = record.provenance, record.facts.get("runtime", {})
     changed = " + changes" if p.get("changed_since_commit") else ""
     submitted = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(p["time_s"])) if "time_s" in p else EN_DASH
     load = max((s["load_1min"] for s in record.samples if "load_1min" in s), default=math.nan)
@@ -136,7 +136,7 @@ def build_index(results: Results, scores: list[Score], out: Path, names: set[str
     targets = {program: (e.page, e.title) for program, e in experiments.items() if e is not None and e.page in names}
     optional = (build_merits_section(records), build_unfinished_section(records, out))
     sections = [build_scorecard_section(scores), build_runs_section(records, targets), *filter(None, optional)]
-    return Page("index", TITLES["index"], sections, link_tables({"merits": results.merits}), [])
+    return Page("index", TITLES["index"], sections, link_tables({"figures_of_merit": results.merits}), [])
 
 
 def build_or_explain(page: str, build: Callable[[], list[Section]]) -> list[Section]:

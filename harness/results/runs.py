@@ -34,7 +34,7 @@ class RunRecord:
         stages: the warm_up or unavailable event of each stage.
         figures_of_merit: the figures of merit that the suite asks for.
         events_by_kind: the events of all kinds but `sample` and DROPPED_KINDS, by kind.
-        began_s, ended_s: Unix times of the first and the last event.
+        start_time_s, end_time_s: Unix times of the first and the last event.
     """
 
     location: str
@@ -47,8 +47,8 @@ class RunRecord:
     profile: Event | None = None
     figures_of_merit: list[checks.FigureOfMerit] = field(default_factory=list)
     events_by_kind: dict[str, list[Event]] = field(default_factory=dict)
-    began_s: float | None = None
-    ended_s: float | None = None
+    start_time_s: float | None = None
+    end_time_s: float | None = None
 
     @cached_property
     def folder(self) -> Path:
@@ -68,9 +68,9 @@ class RunRecord:
     @property
     def duration_s(self) -> float | None:
         """The time from the first event to the last; None if there are fewer than two times."""
-        if self.began_s is None or self.ended_s is None or self.ended_s <= self.began_s:
+        if self.start_time_s is None or self.end_time_s is None or self.end_time_s <= self.start_time_s:
             return None
-        return self.ended_s - self.began_s
+        return self.end_time_s - self.start_time_s
 
     def events(self, kind: str) -> list[Event]:
         """Return the events of a kind, in the order of the log; none for DROPPED_KINDS."""
@@ -196,7 +196,7 @@ def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
     figures_of_merit = (
         [checks.compute_figure_of_merit(row, log) for row in case.get("performance", ())] if state == "done" else []
     )
-    began_s, ended_s = (log[k].get("time_s") if log else None for k in (0, -1))
+    start_time_s, end_time_s = (log[k].get("time_s") if log else None for k in (0, -1))
     return RunRecord(
         location=folder,
         case=case,
@@ -208,6 +208,6 @@ def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
         profile=profile,
         figures_of_merit=figures_of_merit,
         events_by_kind=events_by_kind,
-        began_s=began_s,
-        ended_s=ended_s,
+        start_time_s=start_time_s,
+        end_time_s=end_time_s,
     )

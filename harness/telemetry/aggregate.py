@@ -29,8 +29,8 @@ MEANS = (
     "accelerator_temperature_c", "busy_cores",
 )  # fmt: skip
 MAXIMA = {
-    "accelerator_memory_percent": "accelerator_memory_highest_percent",
-    "accelerator_temperature_c": "accelerator_temperature_highest_c",
+    "accelerator_memory_percent": "accelerator_memory_max_percent",
+    "accelerator_temperature_c": "accelerator_temperature_max_c",
 }
 # Unit of an energy or power -> method of measurement.
 ENERGY_METHODS = {"j": "counter", "w": "power"}

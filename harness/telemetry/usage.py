@@ -32,28 +32,28 @@ class CachedUsage:
 
     Attributes:
         source: File name of the source.
-        nodes_seen: Number of nodes with samples.
+        nodes_sampled: Number of nodes with samples.
         nodes: Number of nodes of the window.
         interval_s: Median time between samples; NaN without samples.
         samples: Number of samples of all nodes.
         energy_j: Component -> joules of the nodes with samples.
         methods: Component -> method of measurement.
         quantities: Name with its unit -> mean, maximum, total or rate.
-        why_not: Why there is no energy; empty if there is.
+        unavailable_reason: Why there is no energy; empty if there is.
         omitted_component: A component that is left out, with the reason.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", ser_json_inf_nan="constants")
 
     source: str
-    nodes_seen: int = 0
+    nodes_sampled: int = 0
     nodes: int = 0
     interval_s: float = math.nan
     samples: int = 0
     energy_j: dict[str, Joules] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)
     quantities: dict[str, float] = field(default_factory=dict)
-    why_not: str = ""
+    unavailable_reason: str = ""
     omitted_component: str = ""
 
 
@@ -92,30 +92,30 @@ class _WindowUsage:
         known = hosts & frozenset().union(*nodes)
         self.hosts = [h for h in sorted(known) if h in aggregates.samples and aggregates.samples[h][k] > 0]
         self.aggregates, self.k, self.usage = aggregates, k, usage
-        usage.nodes_seen = sum(not node.isdisjoint(self.hosts) for node in nodes)
+        usage.nodes_sampled = sum(not node.isdisjoint(self.hosts) for node in nodes)
         usage.nodes = len(nodes)
         usage.samples = int(sum(aggregates.samples[h][k] for h in self.hosts))
 
     def compute(self) -> Usage:
         usage = self.usage
-        usage.why_not = self._find_missing_reason()
-        if usage.why_not.startswith(TOO_SHORT) and len(usage.window.intervals) > 1:
+        usage.unavailable_reason = self._find_missing_reason()
+        if usage.unavailable_reason.startswith(TOO_SHORT) and len(usage.window.intervals) > 1:
             self._add_regressed_energy()
-        if usage.why_not or usage.energy_j:
+        if usage.unavailable_reason or usage.energy_j:
             return usage
         for component in COMPONENTS:
             self._add_energy(component)
         usage.quantities.update(self._compute_quantities())
         if not usage.energy_j:
-            usage.why_not = usage.omitted_component or "no power or energy sensor"
+            usage.unavailable_reason = usage.omitted_component or "no power or energy sensor"
         return usage
 
     def _find_missing_reason(self) -> str:
         usage = self.usage
-        if not usage.samples or not usage.nodes_seen:
+        if not usage.samples or not usage.nodes_sampled:
             return "no samples"
-        if usage.nodes_seen < MIN_COVERAGE * usage.nodes:
-            return f"only {usage.nodes_seen} of {usage.nodes} nodes sent samples"
+        if usage.nodes_sampled < MIN_COVERAGE * usage.nodes:
+            return f"only {usage.nodes_sampled} of {usage.nodes} nodes sent samples"
         shortest = min(end - start for start, end in usage.window.intervals)
         if not shortest >= MIN_INTERVALS * usage.interval_s:
             return f"{TOO_SHORT}: intervals of {shortest:.3g} s, samples every {usage.interval_s:.3g} s"
@@ -172,9 +172,9 @@ class _WindowUsage:
                 usage.energy_j[component] = joules
                 usage.methods[component] = f"regression over alternating windows, within {error:.0%}"
         if usage.energy_j:
-            usage.why_not = ""
+            usage.unavailable_reason = ""
         elif errors and not math.isnan(min(errors)):
-            usage.why_not += f"; regression over alternating windows has an uncertainty of {min(errors):.0%}"
+            usage.unavailable_reason += f"; regression over alternating windows has an uncertainty of {min(errors):.0%}"
 
     def _list_regressed_devices(self, host: str, component: str) -> Iterator[tuple[Floats, Floats]]:
         """Yield joules and variance of each device of a host, from its best sensor."""
@@ -213,12 +213,12 @@ class _WindowUsage:
         seconds = self.usage.window.seconds
         flop = [total for name, total in totals.items() if name.startswith(FLOP_PREFIX)]
         if flop:
-            yield "counted_gflop_per_s", sum(flop) / seconds / 1e9
+            yield "counter_gflop_per_s", sum(flop) / seconds / 1e9
         if "memory_traffic_bytes" in totals:
-            yield "counted_gb_per_s", totals["memory_traffic_bytes"] / seconds / 1e9
+            yield "counter_gb_per_s", totals["memory_traffic_bytes"] / seconds / 1e9
         memory = [_compute_used_memory(aggregates.memory[h], k) for h in hosts]
         if memory and not any(map(math.isnan, memory)):
-            yield "host_memory_used_highest_bytes", max(memory)
+            yield "host_memory_used_max_bytes", max(memory)
         for name, medians in aggregates.figures_of_merit.items():
             known = [float(values[k]) for values in medians if not math.isnan(values[k])]
             if known:

@@ -51,14 +51,16 @@ class Window:
 
 def list_windows(record: RunRecord) -> Iterator[Window]:
     """Yield the window of a case, then those of its parts; none for a case that has not begun."""
-    if record.began_s is None or record.ended_s is None or record.ended_s <= record.began_s:
+    if record.start_time_s is None or record.end_time_s is None or record.end_time_s <= record.start_time_s:
         return
     folder, nodes = record.location, read_nodes(record.folder)
-    yield Window(folder, "case", "", ((record.began_s, record.ended_s),), nodes)
+    yield Window(folder, "case", "", ((record.start_time_s, record.end_time_s),), nodes)
     for event in record.events_by_kind.get("trial", []):
-        if event.get("began_s") and event.get("ended_s"):
+        if event.get("start_time_s") and event.get("end_time_s"):
             trial_nodes = _match_nodes([[name] for name in event["nodes"]], nodes) if event.get("nodes") else nodes
-            yield Window(folder, "trial", str(event["trial"]), ((event["began_s"], event["ended_s"]),), trial_nodes)
+            yield Window(
+                folder, "trial", str(event["trial"]), ((event["start_time_s"], event["end_time_s"]),), trial_nodes
+            )
     yield from (Window(folder, "epoch", name, (interval,), nodes) for name, interval in _list_epochs(record))
     yield from (
         Window(folder, scope, name, intervals, nodes) for scope, name, intervals in _list_alternating_parts(record)
@@ -82,7 +84,7 @@ def _match_nodes(names: Sequence[Sequence[str]], known: Nodes | None) -> Nodes:
 
 def _list_epochs(record: RunRecord) -> Iterator[tuple[str, tuple[float, float]]]:
     """Yield each epoch with its time, which starts at the end of the previous epoch if its duration is unknown."""
-    previous_end = record.began_s
+    previous_end = record.start_time_s
     for event in record.events_by_kind.get("epoch", []):
         end, duration = event.get("time_s"), event.get("train_s")
         if end is None:
@@ -98,12 +100,12 @@ def _list_alternating_parts(record: RunRecord) -> Iterator[tuple[Scope, str, tup
     intervals: dict[tuple[Scope, str], list[tuple[float, float]]] = {}
     for sample in record.samples:
         stage = sample.get("stage") or sample.get("model")
-        if stage is not None and sample.get("ended_s"):
-            interval = (sample["ended_s"] - sample["device_s"], sample["ended_s"])
+        if stage is not None and sample.get("end_time_s"):
+            interval = (sample["end_time_s"] - sample["device_s"], sample["end_time_s"])
             intervals.setdefault(("stage", stage), []).append(interval)
-        elif "precision" in sample and not sample.get("discarded") and sample.get("seconds") and "time_s" in sample:
-            interval = (sample["time_s"] - sample["seconds"], sample["time_s"])
-            name = f"{sample.get('task', 'all')} {sample['precision']}"
+        elif "precision" in sample and not sample.get("is_warmup") and sample.get("duration_s") and "time_s" in sample:
+            interval = (sample["time_s"] - sample["duration_s"], sample["time_s"])
+            name = f"{sample.get('phase', 'all')} {sample['precision']}"
             intervals.setdefault(("precision", name), []).append(interval)
     yield from ((scope, name, tuple(part)) for (scope, name), part in intervals.items())
 

@@ -176,7 +176,7 @@ def _group_by_key(
         if all(k in LOCATION_KEYS or k in samples.part for k in conditions):
             key.append(str(case.get("name")))
         else:
-            axes = {"precision": case.get("parameters", {}).get("precision"), **case.get("point", {})}
+            axes = {"precision": case.get("parameters", {}).get("precision"), **case.get("axis_values", {})}
             key += [f"{k} {v}" for k, v in sorted(axes.items()) if k not in conditions and v is not None]
         if is_per_system:
             key.append(f"on {case.get('system')}")

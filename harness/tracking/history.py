@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, ValidationError
 
 from harness.experiments.experiment import Direction, Metric
 from harness.host.files import append_below
@@ -34,8 +34,8 @@ class Measurement(BaseModel, frozen=True, strict=True, extra="forbid", populate_
         session: Identifier of measurements in interleaved rounds, which may be compared round by round.
         commit: Full hash.
         committed_s: Unix time of the commit in seconds.
-        commit_index: Index among the commits of its session, or in the history of its clone; `place` in the file.
-        machine: Host and processor.
+        commit_index: Index among the commits of its session, or in the history of its clone; `place` in older versions
+        of the file. machine: Host and processor.
         threshold: Smallest relative change that counts.
         round: Number of the round; None for a run on its own.
         values: Raw samples in `unit`; empty if the benchmark failed.
@@ -47,7 +47,7 @@ class Measurement(BaseModel, frozen=True, strict=True, extra="forbid", populate_
     commit: str
     committed_s: int
     subject: str
-    commit_index: int = Field(validation_alias="place", serialization_alias="place")
+    commit_index: int = Field(validation_alias=AliasChoices("commit_index", "place"))
     machine: str
     name: str
     unit: str

@@ -46,7 +46,7 @@ class Observation:
             return self.record.provenance.get(key)
         names = {"campaign": self.record.folder.parent.name, "case": case.get("name"),
                  "metric": self.samples.metric.name}  # fmt: skip
-        sources = (self.samples.part, names, case if key in CASE_KEYS else {}, case.get("point", {}),
+        sources = (self.samples.part, names, case if key in CASE_KEYS else {}, case.get("axis_values", {}),
                    case.get("parameters", {}))  # fmt: skip
         value = next((source[key] for source in sources if source.get(key) is not None), None)
         return None if value is None else str(value)
@@ -61,7 +61,7 @@ class Observation:
         case = self.record.case
         parameters = {k for k, v in case.get("parameters", {}).items() if not isinstance(v, (dict, list))}
         fixed = {"campaign", "case", "metric", *CASE_KEYS, *PROVENANCE_KEYS}
-        return {*fixed, *self.samples.part, *case.get("point", {}), *parameters}
+        return {*fixed, *self.samples.part, *case.get("axis_values", {}), *parameters}
 
 
 def parse_selector(text: str) -> RunSelector:

@@ -17,6 +17,7 @@ from harness.execution.job_script import JobScriptWriter
 from harness.execution.journal import CaseResult, Journal
 from harness.planning.expand import Plan, expand_suite
 from harness.planning.jobs import pack_jobs
+from harness.protocol.events import VERSION
 from harness.report.render import write_report
 from harness.results.runs import load_runs
 
@@ -63,13 +64,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     campaign.folder.mkdir(parents=True)
     journal = Journal(campaign.folder)
     lines = [
-        {"event": "start", "time_s": 1.0, "program": "ladder", "pid": 1},
+        {"event": "start", "time_s": 1.0, "version": VERSION, "program": "ladder", "pid": 1},
         {"event": "fact", "time_s": 1.0, "name": "workload", "value": {
              "structures": 16, "batches": 1, "batch_size": 16, "atoms": 100, "edges": 1000, "max_neighbours": 20,
-             "elements_not_trained": []}},
+             "unseen_elements": []}},
         *(
             {"event": "sample", "time_s": 2.0, "stage": "baseline", "round": k, "batch": 0, "structures": 16,
-             "device_s": 0.1, "neighbours_s": 0.1, "collate_s": 0.1, "transfer_s": 0.1}
+             "device_s": 0.1, "neighbour_lists_s": 0.1, "collation_s": 0.1, "transfer_s": 0.1}
             for k in range(5)
         ),
         {"event": "done", "time_s": 3.0},

@@ -74,14 +74,14 @@ def test_claims_of_other_papers_follow_from_the_same_tables() -> None:
     """A claim that stand-ins cannot decide is inconclusive."""
     judgement = judge_folder(unpack_results("laptop"), load_papers())
     scores = {s.id: s for s in judgement.scores}
-    costs = judgement.results.tables()["precision_costs"].set_index(["backbone", "task", "precision"])
+    costs = judgement.results.tables()["precision_costs"].set_index(["backbone", "phase", "precision"])
     rates = costs["structures_per_s"]
     speedup = rates["painn", "inference", "fp32"] / rates["dimenet", "inference", "fp32"]
     assert scores["painn-inference-time"].measured_value == pytest.approx(speedup)
     assert (scores["painn-inference-time"].verdict, scores["painn-inference-time"].basis) == ("reproduced", "stand-in")
     training = judgement.results.tables()["precision_training"]
     exact = training[training["precision"] == "fp64"].pivot(
-        index="set", columns="backbone", values="force_mae_ev_per_a"
+        index="dataset", columns="backbone", values="force_mae_ev_per_a"
     )
     molecules = exact.loc[["omol25-non-neutral", "qm7x", "transition1x"]]
     share = (molecules["painn"] <= molecules["schnet"]).mean()

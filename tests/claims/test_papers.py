@@ -62,7 +62,7 @@ def test_all_mistakes_are_reported_with_their_locations(tmp_path: Path) -> None:
         "program: ladder": ("program: laddr", "unknown program 'laddr' (did you mean 'ladder'?)"),
         "[ladder]": ("[ladderr]", "unknown suite 'ladderr' (did you mean 'ladder'?)"),
         "workload: random": ("worklod: random", "unknown column 'worklod' (did you mean 'workload'?)"),
-        "case_state: done": ("case_stat: done", "unknown column 'case_stat' (did you mean 'case_state'?)"),
+        "state: done": ("stat: done", "unknown column 'stat' (did you mean 'state'?)"),
         "largest: model": ("largest: modle", "unknown column 'modle' (did you mean 'model'?)"),
         "high: speedup_high": ("high: speedup_hihg", "unknown column 'speedup_hihg' (did you mean 'speedup_high'?)"),
         "{on_cpu: false}": ("{on_cpuu: false}", "unknown column 'on_cpuu' (did you mean 'on_cpu'?)"),
@@ -85,7 +85,7 @@ def test_all_mistakes_are_reported_with_their_locations(tmp_path: Path) -> None:
     [
         (lambda c: c["query"].update(table="lader"), "unknown table 'lader' (did you mean 'ladder'?)"),
         (lambda c: c["query"]["measure"].update(statistic="medain"), "did you mean 'median'?"),
-        (lambda c: c["needs"][0]["otherwise"].update(verdict="reprodced"), "did you mean 'reproduced'?"),
+        (lambda c: c["conditions"][0]["otherwise"].update(verdict="reprodced"), "did you mean 'reproduced'?"),
         (lambda c: c.update(querry={}), "unknown key 'querry' (did you mean 'query'?)"),
         (lambda c: c.pop("statement"), "is missing"),
         (lambda c: c.update(at_most=7), "expected one of `at_least`, `at_most` and `within`"),
@@ -101,7 +101,7 @@ def test_all_mistakes_are_reported_with_their_locations(tmp_path: Path) -> None:
         (lambda c: c["query"]["where"].update(precision="> much"), "expected a number after >, got 'much'"),
         (lambda c: c.update(note="{threads:.3x}"), "unknown format '.3x'"),
         (
-            lambda c: c.update(query={"table": "elements", "measure": {"column": "atoms"}}, needs=[], note=""),
+            lambda c: c.update(query={"table": "elements", "measure": {"column": "atoms"}}, conditions=[], note=""),
             "elements does not contain the folders of its runs",
         ),
     ],

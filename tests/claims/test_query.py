@@ -60,7 +60,7 @@ def test_filter_selects_rows(conditions: dict[str, Any], expected: list[int]) ->
         ({"statistic": "count"}, 6),
         ({"statistic": "count", "matching": {"error": "< 4"}}, 3),
         ({"statistic": "distinct", "column": "head", "matching": {"error": "< 4"}}, 2),
-        ({"statistic": "share", "matching": {"model": "painn"}}, 0.5),
+        ({"statistic": "fraction", "matching": {"model": "painn"}}, 0.5),
         ({"statistic": "rank", "column": "head", "matching": {"head": "b"}}, 2),
         ({"statistic": "slope", "column": "ranks", "over": "ranks"}, 1.0),
         ({"statistic": "slope", "column": "ranks", "over": "ranks", "log": True}, 1.0),
@@ -94,7 +94,7 @@ def test_value_has_the_interval_of_its_row() -> None:
     ("groups", "expected", "heads"),
     [
         ({"take": "count", "at_most": 1.0}, 2.0, ["a", "b", "c"]),
-        ({"take": "share", "at_most": 1.0}, 2 / 3, ["a", "b", "c"]),
+        ({"take": "fraction", "at_most": 1.0}, 2 / 3, ["a", "b", "c"]),
         ({"take": "largest"}, 4 / 3, ["b"]),
         ({"take": "smallest"}, 0.5, ["a"]),
         ({"take": "smallest", "ties": True}, 0.5, ["a", "c"]),
@@ -123,7 +123,7 @@ def test_group_without_a_number_is_left_out() -> None:
     query = Query.model_validate(
         {
             "table": "t",
-            "groups": {"by": ["head"], "take": "share", "at_most": 1.0},
+            "groups": {"by": ["head"], "take": "fraction", "at_most": 1.0},
             "measure": {
                 "statistic": "ratio", "column": "error", "matching": {"model": "painn"}, "against": {"model": "schnet"},
             },
@@ -169,7 +169,12 @@ def test_preferred_rows_are_used_alone_where_there_are_any() -> None:
 
 def test_reason_names_the_step_that_leaves_no_row() -> None:
     def reason(**parts: Any) -> str:
-        query = {"table": "t", "missing": "no row", "incomplete": "only {model.list}", "measure": {"column": "error"}}
+        query = {
+            "table": "t",
+            "missing_reason": "no row",
+            "incomplete_reason": "only {model.list}",
+            "measure": {"column": "error"},
+        }
         with pytest.raises(Unanswered) as caught:
             answer_query(Query.model_validate(query | parts), {"t": ROWS})
         return str(caught.value)

@@ -15,7 +15,7 @@ from harness.claims.scorecard import Score
 
 CLAIM: dict[str, Any] = {
     "id": "fast", "statement": "It is fast.", "source": "Table 1", "unit": "x", "value": 10, "at_least": 8,
-    "how": "rate over rate", "program": "ladder", "suites": ["ladder"],
+    "measurement": "rate over rate", "program": "ladder", "suites": ["ladder"],
     "query": {"table": "t", "measure": {"column": "rate", "low": "low", "high": "high"}},
 }  # fmt: skip
 
@@ -50,19 +50,19 @@ def test_bound_and_interval_decide(values: tuple[float, float, float], bound: di
 
 
 def test_first_need_that_names_a_verdict_decides() -> None:
-    needs = [
+    conditions = [
         {"where": {"nodes": 1}, "otherwise": {"verdict": "deviates"}},
         {"where": {"nodes": "> 1"}, "otherwise": {"basis": "emulated", "note": "; one node"}},
         {"where": {"stand_ins": 0}, "otherwise": {"verdict": "inconclusive", "basis": "stand-in",
                                                  "note": "; {stand_ins}"}},
         {"measure": {"column": "nodes"}, "at_least": 64, "otherwise": {"verdict": "not applicable"}},
     ]  # fmt: skip
-    score = judge(9, 8.5, 9.5, needs=needs, note="{claim.percent:+.0f}%")
+    score = judge(9, 8.5, 9.5, conditions=conditions, note="{claim.percent:+.0f}%")
     assert (score.verdict, score.basis, score.reason) == ("inconclusive", "emulated", "+12%; one node; 2")
 
 
 def test_need_without_a_verdict_changes_the_basis_alone() -> None:
-    score = judge(9, 8.5, 9.5, needs=[{"where": {"stand_ins": 0}, "otherwise": {"basis": "stand-in"}}])
+    score = judge(9, 8.5, 9.5, conditions=[{"where": {"stand_ins": 0}, "otherwise": {"basis": "stand-in"}}])
     assert (score.verdict, score.basis) == ("reproduced", "stand-in")
 
 

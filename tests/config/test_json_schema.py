@@ -88,7 +88,7 @@ BAD_SUITES = [
     SUITE.replace("fp64", "fp64, rounds: many"),
     SUITE.replace("fp64", "fp64, atoms: [1]"),
     SUITE.replace("fp64", "fp64, stages: [baseline, baseline]"),
-    SUITE.replace("fp64", "fp64, open_heads: 17"),
+    SUITE.replace("fp64", "fp64, active_heads: 17"),
     SUITE.replace("fp64", "fp64, model: {widht: 8}"),
     "program: train\nname: t\ntitle: T\nparameters: {workload: random}",
     OVERLAY + "repeat: 2",

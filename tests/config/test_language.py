@@ -34,7 +34,7 @@ def expand_cases(**parts: Any) -> tuple[Case, ...]:
 
 
 def expand_points(**parts: Any) -> list[dict[str, Any]]:
-    return [case.point for case in expand_cases(**parts)]
+    return [case.axis_values for case in expand_cases(**parts)]
 
 
 @pytest.fixture
@@ -193,25 +193,25 @@ def test_after_adds_dependencies_between_cases_that_differ_in_one_axis() -> None
 def test_across_adds_dependencies_on_every_value_of_an_axis() -> None:
     rule = {"cases": {"rounds": 2, "seed": 3}, "needs": {"rounds": 1}, "across": ["seed"]}
     result = expand_cases(matrix={"rounds": [2, 1], "seed": [1, 2, 3]}, after=[rule])
-    required = {c.folder_name for c in result if c.point["rounds"] == 1}
+    required = {c.folder_name for c in result if c.axis_values["rounds"] == 1}
     (waiting,) = (c for c in result if c.after)
-    assert waiting.point == {"rounds": 2, "seed": 3}
+    assert waiting.axis_values == {"rounds": 2, "seed": 3}
     assert set(waiting.after) == required
     assert len(required) == 3
 
 
 def test_after_without_cases_applies_to_all_others_and_rules_chain() -> None:
     result = expand_cases(matrix={"rounds": [3, 2, 1]}, after=[{"needs": {"rounds": 1}}])
-    first = next(c for c in result if c.point["rounds"] == 1)
+    first = next(c for c in result if c.axis_values["rounds"] == 1)
     assert [c.after for c in result if c is not first] == [(first.folder_name,)] * 2
     rules = [{"cases": {"rounds": k + 1}, "needs": {"rounds": k}} for k in (1, 2)]
-    assert [c.point["rounds"] for c in expand_cases(matrix={"rounds": [3, 2, 1]}, after=rules)] == [1, 2, 3]
+    assert [c.axis_values["rounds"] for c in expand_cases(matrix={"rounds": [3, 2, 1]}, after=rules)] == [1, 2, 3]
 
 
 def test_dependencies_match_repeats() -> None:
     result = expand_cases(matrix={"rounds": [1, 2]}, repeats=2, after=[{"needs": {"rounds": 1}}])
-    folder = {(c.point["rounds"], c.repeat): c.folder_name for c in result}
-    assert {c.repeat: c.after for c in result if c.point["rounds"] == 2} == {k: (folder[1, k],) for k in (0, 1)}
+    folder = {(c.axis_values["rounds"], c.repeat): c.folder_name for c in result}
+    assert {c.repeat: c.after for c in result if c.axis_values["rounds"] == 2} == {k: (folder[1, k],) for k in (0, 1)}
 
 
 FILE: dict[str, Any] = {**BASE, "parameters": {**PARAMETERS, "seed": 1}, "resources": {"minutes": 10}}
@@ -279,12 +279,12 @@ def test_paths_in_a_base_are_relative_to_the_base(load: Load, tmp_path: Path) ->
     (tmp_path / "below").mkdir()
     for folder in (tmp_path, tmp_path / "below"):
         (folder / "frames.extxyz").write_text("")
-    base = FILE | {"parameters": {"workload": "file", "precision": "fp64", "structures": "frames.extxyz"}}
+    base = FILE | {"parameters": {"workload": "file", "precision": "fp64", "structure_file": "frames.extxyz"}}
     (tmp_path / "below" / "base.yaml").write_text(json.dumps(base))
     top: dict[str, Any] = {"extends": "below/base.yaml"}
-    assert load(top=top).parameters["structures"] == str(tmp_path / "below" / "frames.extxyz")
-    overridden = load(top=top | {"parameters": {"structures": "frames.extxyz"}})
-    assert overridden.parameters["structures"] == str(tmp_path / "frames.extxyz")
+    assert load(top=top).parameters["structure_file"] == str(tmp_path / "below" / "frames.extxyz")
+    overridden = load(top=top | {"parameters": {"structure_file": "frames.extxyz"}})
+    assert overridden.parameters["structure_file"] == str(tmp_path / "frames.extxyz")
 
 
 def count_calls(work: Callable[[], object]) -> int:

@@ -96,7 +96,9 @@ def test_run_reports_and_does_not_rerun_done_cases(harness: Harness, tmp_path: P
     figures = {path.name.split("-")[0] for path in (out / "figures").iterdir()}
     costs = pd.read_csv(out / "tables" / "cost_cases.csv")
     measured = costs["busy_cores"].notna()
-    assert costs.loc[~measured, "why_not"].notna().all()  # a busy machine takes too few samples, which the table states
+    assert (
+        costs.loc[~measured, "unavailable_reason"].notna().all()
+    )  # a busy machine takes too few samples, which the table states
     assert figures == ({"tiny", "cost"} if measured.any() else {"tiny"})
     assert len(list((out / "figures").glob("tiny*.svg"))) == len(list((out / "figures").glob("tiny*.png"))) == 4
 
@@ -188,7 +190,7 @@ def test_killed_job_is_incomplete_and_its_samples_remain(harness: Harness, tmp_p
     assert first.stderr is not None
     assert "lost (its job has disappeared, and there is no exit code; tried 2 times)" in first.stderr.read()
     table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")
-    assert set(table["case_state"]) == {"lost"}
+    assert set(table["state"]) == {"lost"}
     assert (table["samples"] > 0).all()
     assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
 
@@ -212,7 +214,7 @@ def test_program_that_outlives_its_shell_is_not_rerun(harness: Harness, tmp_path
     assert not list(folder.glob("attempt-*"))
     assert journal.read_text().count('"submitted"') == journal.read_text().count('"ended"') == 1
     assert harness("status", "tiny.yaml", "--out", "out").stdout.endswith("1 done\n")
-    assert set(pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")["case_state"]) == {"done"}
+    assert set(pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")["state"]) == {"done"}
 
 
 def test_program_that_dies_after_its_shell_is_rerun(harness: Harness, tmp_path: Path) -> None:

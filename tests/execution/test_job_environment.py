@@ -74,7 +74,7 @@ def test_ranks_start_on_this_machine_inside_an_allocation(tmp_path: Path) -> Non
     assert logs
     for log in logs:
         logged = [json.loads(line) for line in log.read_text().splitlines()]
-        assert [e["value"]["world_size"] for e in logged if e.get("name") == "observed"] == [2]
+        assert [e["value"]["world_size"] for e in logged if e.get("name") == "runtime"] == [2]
 
 
 @pytest.mark.parametrize("foreign", [v for k, v in FOREIGN.items() if k != "torchrun"])
@@ -244,7 +244,7 @@ LARGE = """\
 name: large
 title: Up to eight nodes
 program: data_parallel
-parameters: {precision: fp32, batch_size: 1, sets: [mptrj]}
+parameters: {precision: fp32, batch_size: 1, datasets: [mptrj]}
 matrix: {nodes: [1, 2, 4, 8], seed: [1, 2]}
 resources: {nodes: "{{ nodes }}", minutes: 5}
 after: [{cases: {nodes: 2}, needs: {nodes: 8}}]

@@ -21,7 +21,7 @@ SUITE = """\
 name: three
 title: TITLE
 program: data_parallel
-parameters: {precision: fp32, batch_size: 1, sets: [mptrj]}
+parameters: {precision: fp32, batch_size: 1, datasets: [mptrj]}
 matrix:
   seed: [1, 2, 3]
 after: [{cases: {seed: 3}, needs: {seed: 2}}]

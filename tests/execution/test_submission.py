@@ -21,7 +21,7 @@ SUITE = """\
 name: fleet
 title: Many small cases
 program: data_parallel
-parameters: {sets: [mptrj], batch_size: 1, precision: fp32}
+parameters: {datasets: [mptrj], batch_size: 1, precision: fp32}
 matrix: {seed: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}
 resources: {minutes: 5}
 """

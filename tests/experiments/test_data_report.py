@@ -78,21 +78,21 @@ def write_conversion(out: Path, k: int = 3, *, count: int = 900, name: str = "",
     head, original, sample = HEADS[k]
     log = start_case(out, "data-local", name or f"convert-{head.lower()}", "convert", time_s)
     dataset = {
-        "slug": head.lower(), "head": head, "role": f"sample of {head}" if sample else "stand-in",
+        "name": head.lower(), "head": head, "role": f"sample of {head}" if sample else "stand-in",
         "level": "PBE <& co>",
         "source": "a package", "licence": "CC-BY-4.0", "attribution": "Somebody et al. (2020)",
         "original_count": original, "store_bytes": 12_345_678,
     }  # fmt: skip
     log.write_fact("dataset", dataset)
     conversion = {
-        "read": count + 4, "written": count, "left_out": {"not finite": 3, "duplicate": 1}, "examples": [],
+        "structures_read": count + 4, "written": count, "excluded": {"not finite": 3, "duplicate": 1}, "examples": [],
         "seconds": 2.0, "structures_per_s": count / 2.0, "workers": 2,
         "splits": {"trainset": count - 20, "valset": 10, "testset": 10}, "edges": True, "cutoff": 5.0,
         "max_neighbours": 20,
     }  # fmt: skip
     log.write_fact("conversion", conversion)
     energies = {"energy_ev": {"H": -13.6}, "undetermined": ["Na", "Cl"], "absent_count": 115, "rank": 2}
-    log.write_fact("references", energies | {"mae_ev_per_atom": 0.25})
+    log.write_fact("reference_energies", energies | {"mae_ev_per_atom": 0.25})
     molecules = k in (1, 8, 9, 10, 11, 12, 13, 14, 15)
     log.write_fact("statistics", make_statistics(np.random.default_rng(k), count, molecules, labelled=k != 14))
     log.write("done")
@@ -101,16 +101,17 @@ def write_conversion(out: Path, k: int = 3, *, count: int = 900, name: str = "",
 def write_reading(out: Path, mode: str, ranks: int, us_per_sample: float, floor_us: float | None = None) -> None:
     log = start_case(out, "reading-local", f"read-{mode}-{ranks}", "read")
     reading: dict[str, Any] = {
-        "mode": mode, "ranks": ranks, "width": ranks if mode == "distributed" else None, "sets": ["oc2020", "mptrj"],
+        "read_mode": mode, "ranks": ranks, "replica_ranks": ranks if mode == "distributed" else None,
+        "datasets": ["oc2020", "mptrj"],
         "split": "trainset", "samples": 1800, "bytes_per_sample_mean": 2000.0, "open_s": 0.01,
         "nodes": 1, "rss_bytes": 2**28, "roles": ["stand-in for OC2020", "sample of MPTrj"],
     }  # fmt: skip
     if floor_us:
-        reading["floor"] = {"us_per_sample": floor_us, "what": "a copy of as many bytes in memory"}
+        reading["floor"] = {"us_per_sample": floor_us, "description": "a copy of as many bytes in memory"}
     log.write_fact("reading", reading)
     for number in range(9):
         seconds = us_per_sample * 1e-6 * 32 * (1 + 0.01 * (number - 4))
-        log.write("sample", seconds=seconds, batch=32, bytes=64_000, ranks=ranks, round=number)
+        log.write("sample", duration_s=seconds, batch_size=32, bytes=64_000, ranks=ranks, round=number)
     log.write("done")
 
 
@@ -129,11 +130,11 @@ def test_tables_hold_values_of_facts(tmp_path: Path) -> None:
     write_reading(tmp_path, "disk", 4, 100.0, floor_us=2.0)
     tables = build_tables(load_runs(tmp_path / "runs"))
     row = tables["datasets"].iloc[0]
-    assert (row["slug"], row["role"], row["structures"], row["left_out"]) == ("oc2020", "stand-in", 900, 4)
-    assert row["left_out_kinds"] == "3 not finite, 1 duplicate"
+    assert (row["dataset"], row["role"], row["structures"], row["excluded"]) == ("oc2020", "stand-in", 900, 4)
+    assert row["excluded_kinds"] == "3 not finite, 1 duplicate"
     assert row["elements"] == len(tables["elements"])
     assert row["elements_undetermined"] == "Na, Cl"
-    assert row["periodic_share"] == 1.0
+    assert row["periodic_fraction"] == 1.0
     sizes = tables["distributions"][tables["distributions"]["quantity"] == "sizes"]
     assert sizes["count"].sum() == 900
     assert (sizes["low"] < sizes["high"]).all()
@@ -141,7 +142,7 @@ def test_tables_hold_values_of_facts(tmp_path: Path) -> None:
     assert energies["low"].is_monotonic_increasing
     reading = tables["reading"].iloc[0]
     assert reading["us_per_sample"] == pytest.approx(100.0)
-    assert (reading["us_low"], reading["us_high"]) == pytest.approx((97.0, 103.0))
+    assert (reading["us_per_sample_low"], reading["us_per_sample_high"]) == pytest.approx((97.0, 103.0))
     assert reading["samples_per_s"] == pytest.approx(4 / 100e-6)
     assert reading["mb_per_s"] == pytest.approx(4 * 2000 / 100)
     assert reading["floor_us"] == 2.0
@@ -150,12 +151,12 @@ def test_tables_hold_values_of_facts(tmp_path: Path) -> None:
 def test_reading_has_one_row_per_mode(tmp_path: Path) -> None:
     log = start_case(tmp_path, "data-local", "read-all", "data")
     modes = ("on_demand", "preload")
-    log.write_fact("reading", [{"mode": m, "ranks": 2, "sets": ["qm7x"]} for m in modes])
+    log.write_fact("reading", [{"read_mode": m, "ranks": 2, "datasets": ["qm7x"]} for m in modes])
     for number in range(6):
         for mode, seconds in zip(modes, (1e-2, 1e-3), strict=True):
-            log.write("sample", mode=mode, seconds=seconds, batch=100, bytes=10**6, ranks=2, round=number)
+            log.write("sample", read_mode=mode, duration_s=seconds, batch_size=100, bytes=10**6, ranks=2, round=number)
     log.write("done")
-    table = build_tables(load_runs(tmp_path / "runs"))["reading"].set_index("mode")
+    table = build_tables(load_runs(tmp_path / "runs"))["reading"].set_index("read_mode")
     assert table["us_per_sample"].to_dict() == pytest.approx({"on_demand": 100.0, "preload": 10.0})
     assert table["batches"].tolist() == [6, 6]
 

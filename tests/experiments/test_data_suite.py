@@ -33,14 +33,14 @@ parameters:
   batches: 3
   rounds: 2
 matrix:
-  task: [convert, read]
+  action: [convert, read]
   dataset: [mptrj, ani1x, all]
   per_node: [1, 2]
 where:
-  - (task == 'read') == (dataset == 'all')
-  - task == 'read' or per_node == 1
+  - (action == 'read') == (dataset == 'all')
+  - action == 'read' or per_node == 1
 after:
-  - {cases: {task: read}, needs: {task: convert, per_node: 1}, across: [dataset]}
+  - {cases: {action: read}, needs: {action: convert, per_node: 1}, across: [dataset]}
 resources: {ranks_per_node: "{{ per_node }}", minutes: 10}
 """
 
@@ -69,11 +69,11 @@ def read_facts(out: Path, case: str) -> dict[str, object]:
 def test_data_suite_converts_all_datasets_and_reads_them_together() -> None:
     suite = load_suite(find_resource("suites", "data"))
     assert suite.matrix["dataset"] == [*(s.slug for s in SOURCES), "all"]
-    assert suite.parameters["modes"] == list(MODES)
+    assert suite.parameters["read_modes"] == list(MODES)
 
 
 def test_data_suite_prefers_official_files_to_stand_ins(out: Path) -> None:
-    table = pd.read_csv(out / "tables" / "datasets.csv").set_index("slug")
+    table = pd.read_csv(out / "tables" / "datasets.csv").set_index("dataset")
     assert table.loc["ani1x", "role"] == "official"
     assert table.loc["mptrj", "role"] == "sample"
     assert table.loc["ani1x", "structures"] == 300
@@ -82,12 +82,12 @@ def test_data_suite_prefers_official_files_to_stand_ins(out: Path) -> None:
 
 def test_data_suite_measures_every_mode_with_one_and_two_ranks(out: Path) -> None:
     table = pd.read_csv(out / "tables" / "reading.csv")
-    assert {(m, r) for m, r in zip(table["mode"], table["ranks"], strict=True)} == {
+    assert {(m, r) for m, r in zip(table["read_mode"], table["ranks"], strict=True)} == {
         (m, r) for m in MODES for r in (1, 2)
     }
     assert (table["us_per_sample"] > 0).all()
     assert (table["batches"] == 6).all()
-    assert read_facts(out, "read-all-per_node_2")["reading"][0]["sets"] == ["ani1x", "mptrj"]  # type: ignore[index]
+    assert read_facts(out, "read-all-per_node_2")["reading"][0]["datasets"] == ["ani1x", "mptrj"]  # type: ignore[index]
 
 
 def test_data_page_names_sets_roles_and_modes(out: Path) -> None:
@@ -104,7 +104,7 @@ title: On stores
 program: data_parallel
 parameters: {precision: fp32, batch_size: 2, steps: 2, epochs: 2,
   model: {hidden_dim: 8, num_conv_layers: 1, dim_headlayers: 8},
-  stores: "{{ settings.stores }}", read: distributed, sampling: assigned}
+  stores: "{{ settings.stores }}", read_mode: distributed, sampling: assigned}
 resources: {ranks_per_node: 2, minutes: 5}
 """
     (out / "on-stores.yaml").write_text(suite)
@@ -113,13 +113,13 @@ resources: {ranks_per_node: 2, minutes: 5}
     assert main(words) == 0
     (log,) = (out / "second" / "runs" / "on-stores-local").glob("*/events.jsonl")
     (workload,) = (e["value"] for e in events.read(log) if e["event"] == "fact" and e["name"] == "workload")
-    assert {s["set"]: s["role"] for s in workload["sets"]} == {"ani1x": "official", "mptrj": "sample of MPTrj"}
+    assert {s["dataset"]: s["role"] for s in workload["datasets"]} == {"ani1x": "official", "mptrj": "sample of MPTrj"}
 
 
 def test_reading_without_stores_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from harness.reference import __main__ as program
 
-    case = {"id": "1", "program": "data", "parameters": {"task": "read", "dataset": "all"}, "after": []}
+    case = {"id": "1", "program": "data", "parameters": {"action": "read", "dataset": "all"}, "after": []}
     (tmp_path / "case.json").write_text(json.dumps(case))
     assert program.main([str(tmp_path)]) == 2
     assert (

@@ -23,15 +23,18 @@ from tests.conftest import read_pages
 from tests.support.programs import run_program
 
 LEARN: dict[str, Any] = {
-    "labels": [10, 30], "seeds": 2, "subsets": 1, "test_limit": 20, "steps": 4, "every": 2, "batch_size": 4,
+    "labels": [10, 30], "seeds": 2, "subsets": 1, "max_test_structures": 20, "steps": 4,
+    "validation_interval_steps": 2, "batch_size": 4,
 }  # fmt: skip
 SCREEN: dict[str, Any] = {
     "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part": 32, "candidates": 96,
-    "compile": False, "distance": True, "known_limit": 4, "keep": {"what": "top", "count": 10},
+    "compile": False, "distance": True, "reference_structures_per_dataset": 4, "retention": {"mode": "top",
+    "count": 10},
 }  # fmt: skip
 JUDGE = {
-    "judges": True,
-    "trust": {"sample": 30, "known_limit": 6, "labelled": 2, "relaxed": 1, "relax_steps": 3, "label_seconds": 60},
+    "assess_only": True,
+    "assessment": {"sample": 30, "reference_structures_per_dataset": 6, "labelled": 2, "relaxed": 1, "relax_steps": 3,
+    "label_seconds": 60},
 }  # fmt: skip
 
 
@@ -69,7 +72,7 @@ def test_transfer_tables_follow_from_events(out: Path) -> None:
     for labels in (10, 30):
         ratios = [fits["full", labels, k] / fits["scratch", labels, k] for k in (0, 1)]
         assert gains.loc[labels, "ratio"] == pytest.approx(math.sqrt(ratios[0] * ratios[1]))
-        assert gains.loc[labels, "low"] < gains.loc[labels, "ratio"] < gains.loc[labels, "high"]
+        assert gains.loc[labels, "ratio_low"] < gains.loc[labels, "ratio"] < gains.loc[labels, "ratio_high"]
     errors = tables["transfer_errors"][
         (tables["transfer_errors"]["task"] == "qm9") & (tables["transfer_errors"]["mode"] == "full")
     ].set_index("labels")
@@ -80,43 +83,49 @@ def test_screening_rates_follow_from_ranks(out: Path) -> None:
     tables = screening.build_tables(load_runs(out / "runs"))
     (run,) = tables["screening_runs"].to_dict("records")
     log = read_last_events(out / "runs" / "screening-local" / "screening-prototypes-1" / "events.jsonl")
-    (rank,) = [e for e in log if e["event"] == "rank"]
-    assert run["end_to_end_per_s"] == pytest.approx(rank["evaluated"] / rank["wall_s"])
-    assert run["device_per_s"] == pytest.approx(rank["evaluated"] / rank["device_s"])
-    assert run["device_per_s"] > run["end_to_end_per_s"]
-    assert run["proven"]
+    (rank,) = [e for e in log if e["event"] == "rank_summary"]
+    assert run["end_to_end_candidates_per_s"] == pytest.approx(rank["evaluated"] / rank["wall_s"])
+    assert run["device_candidates_per_s"] == pytest.approx(rank["evaluated"] / rank["device_s"])
+    assert run["device_candidates_per_s"] > run["end_to_end_candidates_per_s"]
+    assert run["is_verified"]
     here = tables["screening_times"][tables["screening_times"]["machine"] == "local"].iloc[0]
-    assert here["seconds"] == pytest.approx(screening.PAPER_CANDIDATES / run["end_to_end_per_s"])
+    assert here["seconds"] == pytest.approx(screening.PAPER_CANDIDATES / run["end_to_end_candidates_per_s"])
     frontier = tables["screening_times"][tables["screening_times"]["machine"] == "Frontier"].iloc[0]
-    assert frontier["basis"] == "projected"
-    assert frontier["seconds"] == pytest.approx(screening.PAPER_CANDIDATES / (75_264 * run["per_rank_per_s"]))
+    assert frontier["basis"] == "extrapolated"
+    assert frontier["seconds"] == pytest.approx(
+        screening.PAPER_CANDIDATES / (75_264 * run["candidates_per_s_per_rank"])
+    )
 
 
 def test_screening_counts_candidates_outside_training(out: Path) -> None:
     tables = screening.build_tables(load_runs(out / "runs"))
     folder = out / "runs" / "screening-local"
     (outside,) = [
-        e for e in read_last_events(folder / "screening-judged-1" / "events.jsonl") if e["event"] == "outside"
+        e for e in read_last_events(folder / "screening-judged-1" / "events.jsonl") if e["event"] == "outside_coverage"
     ]
-    rows = tables["screening_trust"][tables["screening_trust"]["what"] == "outside the training"].set_index("kind")
+    rows = tables["screening_assessment"][
+        tables["screening_assessment"]["quantity"] == "outside the training"
+    ].set_index("kind")
     assert rows["value"].to_dict() == {why: n / outside["candidates"] for why, n in outside["reasons"].items()}
-    (rank,) = [e for e in read_last_events(folder / "screening-prototypes-1" / "events.jsonl") if e["event"] == "rank"]
-    assert tables["screening_runs"]["unranked"].tolist() == [
-        ", ".join(f"{n} {why}" for why, n in rank["unranked"].items())
+    (rank,) = [
+        e for e in read_last_events(folder / "screening-prototypes-1" / "events.jsonl") if e["event"] == "rank_summary"
+    ]
+    assert tables["screening_runs"]["outside_coverage"].tolist() == [
+        ", ".join(f"{n} {why}" for why, n in rank["outside_coverage"].items())
     ]
 
 
 def test_threshold_flags_the_share_for_which_it_was_calibrated(out: Path) -> None:
     log = read_last_events(out / "runs" / "screening-local" / "screening-judged-1" / "events.jsonl")
     (calibration,) = [e for e in log if e["event"] == "calibration"]
-    assert calibration["share"] <= 0.05 + 1.0 / calibration["calibrated_on"]
+    assert calibration["flagged_fraction"] <= 0.05 + 1.0 / calibration["calibration_structures"]
     assert 0.0 <= calibration["false_alarms"] < 0.4
     assert calibration["detected"]["random box"] > 0.5
-    relaxed = [e for e in log if e["event"] == "relaxed"]
+    relaxed = [e for e in log if e["event"] == "relaxation"]
     assert all((out / "runs" / "screening-local" / "screening-judged-1" / e["file"]).exists() for e in relaxed)
     labels = [e for e in log if e["event"] == "label"]
     assert len(labels) == 2
-    assert np.isfinite([e["off_ev_per_atom"] for e in labels]).all()
+    assert np.isfinite([e["energy_error_ev_per_atom"] for e in labels]).all()
 
 
 def test_verdicts_claim_no_more_than_was_run(out: Path) -> None:
@@ -136,7 +145,7 @@ def test_pages_show_transfer_and_screening(out: Path) -> None:
     assert "Models were trained on 2 of 3 tasks, 1 of them with stand-ins" in pages
     assert "needs matbench_phonons.json.gz" in pages
     assert "proves that every candidate was evaluated once" in pages
-    for name in ("transfer_gains", "transfer_errors", "screening_runs", "screening_trust", "screening_labels"):
+    for name in ("transfer_gains", "transfer_errors", "screening_runs", "screening_assessment", "screening_labels"):
         assert (out / "tables" / f"{name}.csv").exists()
 
 

@@ -33,12 +33,13 @@ def make_trial(number: int, objective: float | None, backbone: str = "mace", **c
     measured: dict[str, Any] = {}
     if objective is not None:
         errors = {"energy_mae_ev_per_atom": -objective, "force_mae_ev_per_a": -objective}
-        measured = errors | {"graphs_per_s": 50.0 - number, "epochs": 2}
+        measured = errors | {"structures_per_s": 50.0 - number, "epochs": 2}
     return {
         "trial": number, "backbone": backbone, "state": "done" if measured else "timeout", "reason": None,
         "configuration": {"hidden_dim": 16 + 8 * number, "learning_rate": 1e-3}
         | ({"radial_type": "bessel"} if backbone == "mace" else {}),
-        "objective": objective, **measured, "began_s": START_S + 60 * number, "ended_s": START_S + 60 * number + 90,
+        "objective": objective, **measured, "start_time_s": START_S + 60 * number,
+        "end_time_s": START_S + 60 * number + 90,
         "nodes": [f"n{number}"], "node_hours": 0.5, "folder": f"trials/{number:04d}",
     } | changes  # fmt: skip
 
@@ -48,12 +49,12 @@ def write_search(out: Path, search: str, trials: list[dict[str, Any]], exit_code
     folder.mkdir(parents=True)
     parameters = {"space": {}, "trial": {"model": {"cutoff": 4.5}}}
     case = {"id": search, "name": f"hpo-{search}", "suite": "hpo", "program": "hpo", "system": "slurm",
-            "parameters": parameters, "point": {"search": search}}  # fmt: skip
+            "parameters": parameters, "axis_values": {"search": search}}  # fmt: skip
     (folder / "case.json").write_text(json.dumps(case))
     log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
-    log.write_fact("warm_start", {"told": 3, "outside": 2, "failed": 1})
-    log.write_fact("search", {"space": SPACE, "backbone": search, "evaluations": 6, "trial": {}})
+    log.write_fact("warm_start", {"received": 3, "outside_space": 2, "failed": 1})
+    log.write_fact("search", {"space": SPACE, "backbone": search, "max_trials": 6, "trial": {}})
     for one in trials:
         log.write("trial", **one)
         (folder / one["folder"]).mkdir(parents=True)
@@ -81,16 +82,19 @@ def test_tables_hold_complete_and_interrupted_searches(out: Path) -> None:
     tables = build_tables(load_runs(out / "runs"))
     mace = tables["hpo_trials"][tables["hpo_trials"]["search"] == "mace"]
     assert mace["best_so_far"].tolist() == [-3.0, -3.0, -1.0, -1.0, -0.5, -0.4]
-    assert mace["spent_node_hours"].tolist() == pytest.approx([0.5 * k for k in range(1, 7)])
-    assert mace["ended_h"].tolist() == pytest.approx([(60 * k + 90) / 3600 for k in range(6)])
+    assert mace["cumulative_node_hours"].tolist() == pytest.approx([0.5 * k for k in range(1, 7)])
+    assert mace["end_h"].tolist() == pytest.approx([(60 * k + 90) / 3600 for k in range(6)])
     searches = tables["hpo_searches"].set_index("search")
     assert searches.loc["mace", ["trials", "done", "timeout", "lost"]].tolist() == [6, 5, 1, 0]
-    assert searches.loc["painn", ["state", "trials", "lost", "left_out_before"]].tolist() == ["failed", 2, 1, 3]
-    assert searches.loc["mace", "overhead"] == pytest.approx(5.0 / (6 * 90))
+    assert searches.loc["painn", ["state", "trials", "lost", "earlier_trials_excluded"]].tolist() == ["failed", 2, 1, 3]
+    assert searches.loc["mace", "optimizer_time_fraction"] == pytest.approx(5.0 / (6 * 90))
     assert tables["hpo_best"].set_index("backbone")["trial"].to_dict() == {"mace": 5, "painn": 0}
     # trial 0 of painn has the smallest error, and no trial of mace is faster with the same error
     assert set(
-        zip(*(tables["hpo_trials"][tables["hpo_trials"]["on_front"]][k] for k in ("search", "trial")), strict=True)
+        zip(
+            *(tables["hpo_trials"][tables["hpo_trials"]["is_pareto_optimal"]][k] for k in ("search", "trial")),
+            strict=True,
+        )
     ) == {("painn", 0)}
 
 
@@ -110,7 +114,7 @@ def test_only_decisive_hyperparameters_are_important() -> None:
         rows += [{**common, "hyperparameter": n, "value": v} for n, v in values.items()]
     importance = rank_importance(pd.DataFrame(rows)).set_index("hyperparameter")
     assert set(importance.index) == {"decides", "idle", "word"}
-    assert importance.loc["decides", "explained"] > 0.9
+    assert importance.loc["decides", "explained_variance"] > 0.9
     assert importance.loc["decides", "direction"] == -1
     assert importance.loc["decides", "p_value"] < 0.001
     assert importance.loc["idle", "p_value"] > 0.05
@@ -138,7 +142,7 @@ def test_best_points_become_suite(out: Path, capsys: pytest.CaptureFixture[str])
         settings = {"account": "a"} if system in ("frontier", "aurora") else {}
         site = systems.load_system(resources.find_resource("systems", system), settings)
         plan = expand_suite(suite.load_suite(out / "pretrain-promoted.yaml", system), site)
-        by_name = {case.point["backbone"]: case.parameters for case in plan.cases}
+        by_name = {case.axis_values["backbone"]: case.parameters for case in plan.cases}
         assert by_name["mace"]["model"] == {
             "backbone": "mace", "hidden_dim": 56, "radial_type": "bessel", "cutoff": 4.5
         }  # fmt: skip
@@ -159,7 +163,7 @@ def test_best_points_become_suite(out: Path, capsys: pytest.CaptureFixture[str])
             "{space: {hidden_dim: [1, 2]}, trial: {bach_size: 2}}",
             "unknown key 'bach_size' (did you mean 'batch_size'?)",
         ),
-        ("{space: {hidden_dim: [1, 2]}, halving: {eta: 1, least_epochs: 1}}", "a number of at least 2"),
+        ("{space: {hidden_dim: [1, 2]}, halving: {eta: 1, min_epochs: 1}}", "a number of at least 2"),
     ],
 )
 def test_wrong_search_is_refused_in_one_line(

@@ -21,41 +21,48 @@ CEILINGS = {
     "squares": [{"dtype": "float64", "gflop_per_s": 50.0}, {"dtype": "bfloat16", "gflop_per_s": 250.0}],
     "copy_gb_per_s": 10.0,
     "products": [
-        {"of": "nodes", "dtype": "float64", "sizes": [9, 9, 9], "gflop_per_s": 40.0},
-        {"of": "heads", "dtype": "float64", "sizes": [9, 9, 9, 9], "gflop_per_s": 20.0},
-        {"of": "nodes", "dtype": "bfloat16", "sizes": [9, 9, 9], "gflop_per_s": 200.0},
+        {"operation": "nodes", "dtype": "float64", "sizes": [9, 9, 9], "gflop_per_s": 40.0},
+        {"operation": "heads", "dtype": "float64", "sizes": [9, 9, 9, 9], "gflop_per_s": 20.0},
+        {"operation": "nodes", "dtype": "bfloat16", "sizes": [9, 9, 9], "gflop_per_s": 200.0},
     ],
 }
-FLOPS = [{"of": "nodes", "dtype": "float64", "flops": 4e9}, {"of": "heads", "dtype": "float64", "flops": 1e9}]
+FLOPS = [
+    {"operation": "nodes", "dtype": "float64", "flops": 4e9},
+    {"operation": "heads", "dtype": "float64", "flops": 1e9},
+]
 
 
 def test_attainable_time_is_that_of_arithmetic_or_traffic() -> None:
     arithmetic_s = 4 / 40 + 1 / 20
     rates = compute_roofline(FLOPS, int(1e9), CEILINGS, 0.3)
-    assert rates["share_of_attainable"] == pytest.approx(arithmetic_s / 0.3)
+    assert rates["attainable_fraction"] == pytest.approx(arithmetic_s / 0.3)
     assert rates["attainable_gflop_per_s"] == pytest.approx(5 / arithmetic_s)
     assert rates["gflop_per_s"] == pytest.approx(5 / 0.3)
     traffic_rates = compute_roofline(FLOPS, int(2e9), CEILINGS, 0.3)
-    assert traffic_rates["share_of_attainable"] == pytest.approx(2 / 10 / 0.3)
+    assert traffic_rates["attainable_fraction"] == pytest.approx(2 / 10 / 0.3)
 
 
 def test_attainable_uses_ceiling_of_each_type() -> None:
-    low = [{"of": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1]]
-    assert compute_roofline(low, 1, CEILINGS, 0.1)["share_of_attainable"] == pytest.approx((4 / 200 + 1 / 20) / 0.1)
+    low = [{"operation": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1]]
+    assert compute_roofline(low, 1, CEILINGS, 0.1)["attainable_fraction"] == pytest.approx((4 / 200 + 1 / 20) / 0.1)
 
 
 def test_matmul_rates_use_square_products_of_same_type() -> None:
-    mixed = [{"of": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1], {"of": "messages", "dtype": "x", "flops": 1}]
+    mixed = [
+        {"operation": "nodes", "dtype": "bfloat16", "flops": 4e9},
+        FLOPS[1],
+        {"operation": "messages", "dtype": "x", "flops": 1},
+    ]
     rates = compute_matmul_rates(mixed, CEILINGS, 0.1)
-    assert rates["share_of_matrix_peak"] == pytest.approx((4 / 250 + 1 / 50) / 0.1)
+    assert rates["matrix_peak_fraction"] == pytest.approx((4 / 250 + 1 / 50) / 0.1)
     assert rates["matrix_gflop_per_s"] == pytest.approx(50.0)
-    assert math.isnan(compute_matmul_rates(mixed, {}, 0.1)["share_of_matrix_peak"])
+    assert math.isnan(compute_matmul_rates(mixed, {}, 0.1)["matrix_peak_fraction"])
 
 
 def test_attainable_is_empty_without_counts() -> None:
     assert compute_roofline(None, 1, CEILINGS, 1.0) == {}
     assert compute_roofline(FLOPS, 1, {"squares": []}, 1.0) == {}
-    assert "share_of_attainable" not in compute_roofline(FLOPS, None, CEILINGS, 1.0)
+    assert "attainable_fraction" not in compute_roofline(FLOPS, None, CEILINGS, 1.0)
 
 
 def add_work(out: Path, precision: str, **fields: Any) -> None:
@@ -66,13 +73,21 @@ def add_work(out: Path, precision: str, **fields: Any) -> None:
     log.write_fact("free_bytes", 10 * 2**20)
     for stage in ("baseline", "batched_heads", "torch_compile"):
         log.write(
-            "warm_up", stage=stage, first_s=1.0, matrix_flops=5e9, flops=FLOPS, bytes=int(1e9), peak_bytes=2**20,
+            "warm_up", stage=stage, first_call_s=1.0, matrix_flops=5e9, flops=FLOPS, memory_traffic_bytes=int(1e9),
+            peak_bytes=2**20,
         )  # fmt: skip
     log.write(
-        "padding", stage="torch_compile", shapes=[[17, 960, 100], [17, 992, 100]], empty_atoms=0.05, empty_edges=0.01
+        "padding",
+        stage="torch_compile",
+        shapes=[[17, 960, 100], [17, 992, 100]],
+        padding_atom_fraction=0.05,
+        padding_edge_fraction=0.01,
     )
-    groups = [{"group": "matrix products", "ms": 3.0, "share": 0.75}, {"group": "framework", "ms": 1.0, "share": 0.25}]
-    rows = [{"operation": "aten::mm <x>", "calls": 3, "ms": 3.0, "share": 0.75}]
+    groups = [
+        {"group": "matrix products", "ms": 3.0, "fraction": 0.75},
+        {"group": "framework", "ms": 1.0, "fraction": 0.25},
+    ]
+    rows = [{"operation": "aten::mm <x>", "calls": 3, "ms": 3.0, "fraction": 0.75}]
     log.write("profile", stage="torch_compile", groups=groups, rows=rows)
     log.write("done")
 
@@ -81,10 +96,10 @@ def test_ladder_table_holds_work(tmp_path: Path) -> None:
     write_run(tmp_path)
     add_work(tmp_path, "fp64")
     last = build_ladder_table(load_runs(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
-    assert last["gb"] == 1.0
-    assert last["largest_batch"] == 160, "16 structures took a tenth of what is free"
-    assert (last["empty_atoms"], last["empty_edges"], last["shapes"]) == (0.05, 0.01, 2)
-    assert last["share_of_attainable"] == pytest.approx(0.15 / (10.5 / 40))
+    assert last["memory_traffic_gb"] == 1.0
+    assert last["max_batch_size"] == 160, "16 structures took a tenth of what is free"
+    assert (last["padding_atom_fraction"], last["padding_edge_fraction"], last["shapes"]) == (0.05, 0.01, 2)
+    assert last["attainable_fraction"] == pytest.approx(0.15 / (10.5 / 40))
 
 
 def test_ladder_page_shows_work_roofline_and_profile(tmp_path: Path) -> None:
@@ -117,5 +132,5 @@ def test_ladder_page_shows_logs_without_work(tmp_path: Path) -> None:
     write_run(tmp_path)
     write_report(tmp_path)
     table = pd.read_csv(tmp_path / "tables" / "ladder.csv")
-    assert table["share_of_attainable"].isna().all()
+    assert table["attainable_fraction"].isna().all()
     assert not list((tmp_path / "figures").glob("*-roofline.png"))

@@ -28,7 +28,8 @@ from tests.support.programs import run_program
 
 MODEL = {"hidden_dim": 8, "num_conv_layers": 2, "num_sharedlayers": 0, "dim_headlayers": 8, "max_neighbours": 8}
 SMALL: dict[str, Any] = {
-    "model": MODEL, "sets": ["qm7x", "oc2022"], "limit": 60, "batch_size": 4, "steps": 8, "discard": 2, "rounds": 6,
+    "model": MODEL, "datasets": ["qm7x", "oc2022"], "max_structures_per_dataset": 60, "batch_size": 4, "steps": 8,
+    "timing_warmup_steps": 2, "rounds": 6,
     "predictions": 4, "learning_rate": 1e-3,
 }  # fmt: skip
 
@@ -54,7 +55,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_precisions_start_from_same_weights_and_batches(out: Path) -> None:
     losses = build_tables(load_runs(out / "runs"))["precision_losses"]
-    first = losses[losses["step"] == 0].set_index("precision")["off"]
+    first = losses[losses["step"] == 0].set_index("precision")["relative_deviation"]
     assert first["fp64"] == 0
     assert 0 < first["fp32"] < 1e-5
     assert first["fp32"] < first["bf16"] < 0.1
@@ -81,7 +82,7 @@ def test_killed_and_repeated_study_has_same_tables(out: Path, tmp_path: Path) ->
 
 def test_errors_grow_with_lower_precision(out: Path) -> None:
     inference = build_tables(load_runs(out / "runs"))["precision_inference"]
-    for column in ("energy_off_mean_ev_per_atom", "force_off_mean_ev_per_a"):
+    for column in ("energy_deviation_mean_ev_per_atom", "force_deviation_mean_ev_per_a"):
         off = inference.groupby("precision")[column].mean()
         assert off["fp64"] == 0
         assert 0 < off["fp32"] < 1e-4
@@ -101,7 +102,7 @@ def test_modules_have_errors_against_fp64(out: Path) -> None:
 
 
 def test_speedups_are_ratios_of_same_round(out: Path) -> None:
-    costs = build_tables(load_runs(out / "runs"))["precision_costs"].set_index(["task", "precision"])
+    costs = build_tables(load_runs(out / "runs"))["precision_costs"].set_index(["phase", "precision"])
     assert len(costs) == 6
     assert (costs["samples"] == 6).all()
     assert costs.loc[("training", "fp64"), "speedup"] == 1
@@ -130,19 +131,20 @@ def test_precision_page_and_claim(out: Path) -> None:
 def test_diverged_precision_stops_and_is_reported(tmp_path: Path) -> None:
     log = run_study(tmp_path, learning_rate=1e30, precisions=["fp64", "fp32"])
     tables = build_tables(load_runs(tmp_path / "runs"))
-    assert not tables["precision_costs"][tables["precision_costs"]["task"] == "training"]["finite"].any()
-    assert [e for e in log if e["event"] == "sample" and e["task"] == "training" and e["loss"] is None]
+    assert not tables["precision_costs"][tables["precision_costs"]["phase"] == "training"]["finite"].any()
+    assert [e for e in log if e["event"] == "sample" and e["phase"] == "training" and e["loss"] is None]
     assert set(tables["precision_inference"]["verdict"]) <= {"reference", "not finite"}
     write_report(tmp_path)
     assert "The training loss became non-finite: PaiNN in FP64, PaiNN in FP32." in read_pages(tmp_path)
 
 
 def test_judge_inference_compares_with_error_against_labels() -> None:
-    row = {"precision": "bf16", "energy_share": 0.05, "force_share": math.nan, "energy_off_mean_ev_per_atom": 1e-3,
-           "force_off_mean_ev_per_a": 1e-3}  # fmt: skip
+    row = {"precision": "bf16", "energy_fraction": 0.05, "force_fraction": math.nan,
+    "energy_deviation_mean_ev_per_atom": 1e-3,
+           "force_deviation_mean_ev_per_a": 1e-3}  # fmt: skip
     assert judge_inference(row) == "harmless"
-    assert judge_inference(row | {"force_share": 0.2}) == "adds to the error"
-    assert judge_inference(row | {"energy_off_mean_ev_per_atom": math.nan}) == "not finite"
+    assert judge_inference(row | {"force_fraction": 0.2}) == "adds to the error"
+    assert judge_inference(row | {"energy_deviation_mean_ev_per_atom": math.nan}) == "not finite"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_judge_inference_compares_with_error_against_labels() -> None:
     [
         ({"precisions": ["fp32", "fp64"]}, "expected fp64 first"),
         ({"precisions": ["fp64", "fp16"]}, "precisions.1 is 'fp16'"),
-        ({"steps": 2}, "steps is 2, expected more than discard, 2"),
+        ({"steps": 2}, "steps is 2, expected more than timing_warmup_steps, 2"),
         ({"model": {"hiden": 3}}, "unknown parameter 'model.hiden'"),
     ],
 )

@@ -36,7 +36,7 @@ def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **c
     folder.mkdir(parents=True)
     case = {"id": f"{mode}{ranks}", "name": f"{mode}-{ranks}", "suite": "scaling", "system": "there",
             "program": "data_parallel", "parameters": changes.get("parameters", {}),
-            "point": {"mode": mode}}  # fmt: skip
+            "axis_values": {"mode": mode}}  # fmt: skip
     (folder / "case.json").write_text(json.dumps(case))
     (folder / "exit_code").write_text("0\n")
     log = JsonLinesLog(folder / "events.jsonl")
@@ -44,9 +44,9 @@ def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **c
     hosts = changes.get("hosts", ranks)
     ranks_fact = [{"rank": k, "host": f"h{k % hosts}", "node": f"n{k}", "cores": 1} for k in range(ranks)]
     log.write_fact("ranks", ranks_fact)
-    sets = [{"set": "qm7x", "role": "stand-in for QM7X"}]
-    log.write_fact("workload", {"batch_size": batch, "global_batch_size": batch * ranks, "sets": sets})
-    log.write_fact("observed", {"requested": "fp64", "device_name": None, "device": "cpu"})
+    sets = [{"dataset": "qm7x", "role": "stand-in for QM7X"}]
+    log.write_fact("workload", {"batch_size": batch, "global_batch_size": batch * ranks, "datasets": sets})
+    log.write_fact("runtime", {"precision": "fp64", "device_name": None, "device": "cpu"})
     log.write_fact("model", {"trained_parameters": PARAMETERS})
     log.write_fact("graph_sizes", SIZES.tolist())
     exchange = LINK.all_reduce(ranks, 8 * PARAMETERS)
@@ -54,18 +54,18 @@ def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **c
     for step in range(60):
         times, sizes = simulate_step(rng, ranks, batch)
         steps.append(times.max() + exchange)
-        first_rank = {"busy": times[0], "graphs": batch, "atoms": sizes[0, 0], "edges": sizes[0, 1]}
-        log.write("own_step", epoch=1, step=step, discarded=False, exchanged=False, **first_rank)
-        maxima = {"atoms_most": sizes[:, 0].max(), "edges_most": sizes[:, 1].max()}
-        log.write("sample", epoch=1, step=step, discarded=False, seconds=steps[-1], busy=steps[-1],
+        first_rank = {"busy_s": times[0], "structures": batch, "atoms": sizes[0, 0], "edges": sizes[0, 1]}
+        log.write("local_step", epoch=1, step=step, is_warmup=False, gradients_synchronized=False, **first_rank)
+        maxima = {"atoms_max": sizes[:, 0].max(), "edges_max": sizes[:, 1].max()}
+        log.write("sample", epoch=1, step=step, is_warmup=False, duration_s=steps[-1], busy_s=steps[-1],
                   atoms=sizes[:, 0].sum(), edges=sizes[:, 1].sum(), **maxima)  # fmt: skip
     if ranks > 1:
         for size in (8, 8 * PARAMETERS):
             for _ in range(5):
-                log.write("exchange", bytes=size, seconds=LINK.all_reduce(ranks, size))
-    for name, share in {"forward": 1.0, "gradient": 1.0, "backward": 2.0, "optimizer": 0.0}.items():
-        log.write("region", step=1, name=name, seconds=share, seconds_mean=share)
-    log.write_fact("throughput_graphs_per_s", [ranks * batch / float(np.mean(steps))] * 3)
+                log.write("all_reduce", bytes=size, duration_s=LINK.all_reduce(ranks, size))
+    for name, share in {"forward": 1.0, "force_gradient": 1.0, "backward": 2.0, "optimizer": 0.0}.items():
+        log.write("region", step=1, name=name, duration_s=share, duration_mean_s=share)
+    log.write_fact("throughput_structures_per_s", [ranks * batch / float(np.mean(steps))] * 3)
     log.write("done")
 
 
@@ -75,11 +75,11 @@ def test_projection_predicts_unseen_runs(tmp_path: Path) -> None:
         write_scaling_run(tmp_path, ranks, batch=16)
         write_scaling_run(tmp_path, ranks, batch=max(1, 256 // ranks), mode="strong")
     table = build_projection_table(load_runs(tmp_path / "runs"))
-    tested = table[table["basis"] == "held out"]
+    tested = table[table["basis"] == "cross-validated"]
     assert len(tested) == 10
     assert tested["error"].abs().max() < 0.08
     assert (tested["from_ranks"] < tested["ranks"]).all()
-    further = table[(table["basis"] == "projected") & (table["mode"] == "weak")]
+    further = table[(table["basis"] == "extrapolated") & (table["mode"] == "weak")]
     assert further["ranks"].tolist() == [256, 512, 1024, 2048, 4096, 8192]
     rng = np.random.default_rng(5)
     truth = np.mean([simulate_step(rng, 1024, 16)[0].max() for _ in range(300)]) + LINK.all_reduce(1024, 8 * PARAMETERS)
@@ -118,14 +118,14 @@ def test_network_is_measured_or_assumed(tmp_path: Path) -> None:
     write_scaling_run(tmp_path / "a", 1, 4)
     alone = build_projection_table(load_runs(tmp_path / "a" / "runs"))
     assert set(alone["network"]) == {"none: computing alone"}
-    write_scaling_run(tmp_path / "b", 1, 4, parameters={"network": {"latency_us": 2, "bandwidth_gb_s": 1}})
+    write_scaling_run(tmp_path / "b", 1, 4, parameters={"network": {"latency_us": 2, "bandwidth_gb_per_s": 1}})
     assumed = build_projection_table(load_runs(tmp_path / "b" / "runs")).iloc[0]
     assert assumed["network"] == "assumed by the suite"
-    assert assumed["communication_s"] == pytest.approx(LINK.all_reduce(2, 8 * PARAMETERS))
+    assert assumed["all_reduce_s"] == pytest.approx(LINK.all_reduce(2, 8 * PARAMETERS))
     write_scaling_run(tmp_path / "c", 8, 4)
     measured = build_projection_table(load_runs(tmp_path / "c" / "runs")).iloc[0]
     assert measured["network"] == "all-reduces of 8 ranks"
-    assert measured["communication_s"] == pytest.approx(LINK.all_reduce(16, 8 * PARAMETERS), rel=1e-3)
+    assert measured["all_reduce_s"] == pytest.approx(LINK.all_reduce(16, 8 * PARAMETERS), rel=1e-3)
 
 
 @pytest.mark.parametrize("hosts", [1, 4])

@@ -42,7 +42,7 @@ def test_experiment_without_runs_has_empty_tables_and_costs_of_known_tables(expe
 
 def test_tables_of_no_runs_have_all_their_columns() -> None:
     results = build_results([])
-    assert {"samples", "merits", "ladder", "training_runs", "cost_cases"} <= set(results.tables())
+    assert {"samples", "figures_of_merit", "ladder", "training_runs", "cost_cases"} <= set(results.tables())
     assert "energy_per_result_j" in results["ladder"].columns
 
 

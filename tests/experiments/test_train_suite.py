@@ -25,12 +25,12 @@ title: Three datasets, briefly
 extends: pretrain-short
 parameters:
   model: {hidden_dim: 8, num_conv_layers: 1, dim_headlayers: 8}
-  sets: [qm7x, transition1x, oc2022]
+  datasets: [qm7x, transition1x, oc2022]
 scale:
   local:
     resources: {ranks_per_node: 1}
-    parameters: {model: {hidden_dim: 8, dim_headlayers: 8}, batch_size: 4, epochs: 3, epoch_length: 1200,
-      checkpoint_s: 0.000001, validation_limit: 8, gate_steps: 10}
+    parameters: {model: {hidden_dim: 8, dim_headlayers: 8}, batch_size: 4, epochs: 3, samples_per_epoch: 1200,
+      checkpoint_s: 0.000001, max_validation_structures: 8, gate_steps: 10}
 """
 
 
@@ -85,8 +85,8 @@ def test_pretraining_suites_plan_on_every_system(
 def test_single_task_cases_differ_in_data_alone() -> None:
     """Otherwise the ratio of their errors would not compare multi-task with single-task training."""
     suite = load_suite(find_resource("suites", "multitask"), "local")
-    assert suite.parameters["sets"] == "{{ everything if dataset == 'all' else [dataset] }}"
-    assert suite.parameters["epoch_length"] == "{{ each * (16 if dataset == 'all' else 1) }}"
-    others = {name: value for name, value in suite.parameters.items() if name not in ("sets", "epoch_length")}
+    assert suite.parameters["datasets"] == "{{ everything if dataset == 'all' else [dataset] }}"
+    assert suite.parameters["samples_per_epoch"] == "{{ each * (16 if dataset == 'all' else 1) }}"
+    others = {name: value for name, value in suite.parameters.items() if name not in ("datasets", "samples_per_epoch")}
     assert "dataset" not in str(others)
     assert set(suite.matrix) == {"dataset"}

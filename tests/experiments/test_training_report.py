@@ -37,8 +37,9 @@ Errors = dict[str, tuple[float | None, float | None]]
 def make_row(head: str, energy: float | None, force: float | None, **changes: Any) -> dict[str, Any]:
     """Return errors of a head; baselines are 90 meV/atom for the composition and 400 meV/angstrom for zero forces."""
     return {
-        "head": head, "set": head.lower(), "role": f"sample of {head}" if head in SAMPLES else f"stand-in for {head}",
-        "level": "PBE <& co>", "structures": 50, "atoms": 700, "unseen_elements": 0,
+        "head": head, "dataset": head.lower(),
+        "role": f"sample of {head}" if head in SAMPLES else f"stand-in for {head}",
+        "level": "PBE <& co>", "structures": 50, "atoms": 700, "structures_with_unseen_elements": 0,
         "energy_mae_ev_per_atom": energy, "energy_rmse_ev_per_atom": None if energy is None else 2 * energy,
         "force_mae_ev_per_a": force, "force_rmse_ev_per_a": None if force is None else 3 * force,
         "composition_mae_ev_per_atom": 0.09, "composition_rmse_ev_per_atom": 0.12, "mean_mae_ev_per_atom": 0.5,
@@ -51,8 +52,8 @@ def make_epoch(number: int, loss: float = 1.0, **changes: Any) -> dict[str, Any]
     return {
         "epoch": number, "step": 10 * (number + 1), "loss": loss, "energy_mae_ev_per_atom": 0.1 * loss,
         "force_mae_ev_per_a": loss, "validation_loss": 1.5 * loss, "validation_energy_mae_ev_per_atom": 0.1,
-        "validation_force_mae_ev_per_a": 0.2, "learning_rate": 1e-3, "seconds": 2.0, "wait_s": 0.1,
-        "graphs_per_s": 80.0 + number, "best": True,
+        "validation_force_mae_ev_per_a": 0.2, "learning_rate": 1e-3, "duration_s": 2.0, "wait_s": 0.1,
+        "structures_per_s": 80.0 + number, "best": True,
     } | changes  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def start_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **cha
     """Write a run up to its first step, with changes to its facts and its case, and return its log."""
     folder = out / "runs" / changes.get("campaign", "pretrain-local") / name
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = {"sets": [r["set"] for r in rows], "seed": seed, **changes.get("parameters", {})}
+    parameters = {"datasets": [r["dataset"] for r in rows], "seed": seed, **changes.get("parameters", {})}
     case = {"id": name, "name": name, "suite": "pretrain", "program": "train", "parameters": parameters}
     (folder / "case.json").write_text(json.dumps(case))
     (folder / "exit_code").write_text(f"{changes.get('exit_code', 0)}\n")
@@ -68,19 +69,19 @@ def start_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **cha
     log.write("start")
     config = {"backbone": "painn", "hidden_dim": 64, "num_conv_layers": 3, "heads": len(rows)}
     log.write_fact("model", {"config": config, "parameters": 123_456})
-    sets = [{k: r[k] for k in ("set", "head", "role", "level")} | {"train": 400, "test": 50} for r in rows]
+    sets = [{k: r[k] for k in ("dataset", "head", "role", "level")} | {"train": 400, "test": 50} for r in rows]
     workload = {
-        "sets": sets, "elements": list(range(1, 90)), "batch_size": 8, "global_batch_size": 8, "epochs": 3,
+        "datasets": sets, "elements": list(range(1, 90)), "batch_size": 8, "global_batch_size": 8, "epochs": 3,
         "steps_per_epoch": 10, "temperature": 2.0, "seed": seed, "sampling": "mixed", "split_seed": 7,
     }  # fmt: skip
     log.write_fact("workload", workload | changes.get("workload", {}))
     observed = {
-        "requested": "fp32", "parameters": ["torch.float32"], "energies": "torch.float32", "forces": "torch.float32",
+        "precision": "fp32", "parameters": ["torch.float32"], "energies": "torch.float32", "forces": "torch.float32",
         "matrix_layers": ["torch.float32"],
-        "autocast": None, "compiled": True, "why_eager": None, "world_size": 1, "backend": None, "device": "cpu",
+        "autocast": None, "compiled": True, "eager_reason": None, "world_size": 1, "backend": None, "device": "cpu",
         "threads": 2, "torch": "2.9",
     }  # fmt: skip
-    log.write_fact("observed", observed | changes.get("observed", {}))
+    log.write_fact("runtime", observed | changes.get("runtime", {}))
     return log
 
 
@@ -91,13 +92,19 @@ def write_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int = 0, *
         log.write("epoch", **make_epoch(number, loss))
         for row in rows:
             for split in ("train", "validation"):
-                fields = {"epoch": number, "head": row["head"], "set": row["set"], "split": split, "structures": 40}
+                fields = {
+                    "epoch": number,
+                    "head": row["head"],
+                    "dataset": row["dataset"],
+                    "split": split,
+                    "structures": 40,
+                }
                 force = None if row["force_mae_ev_per_a"] is None else row["force_mae_ev_per_a"] * loss
                 energy = (row["energy_mae_ev_per_atom"] or 0.1) * loss
-                log.write("head", **fields, energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force)
-    log.write_fact("held_out", rows)
+                log.write("head_errors", **fields, energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force)
+    log.write_fact("test_errors", rows)
     if len(rows) > 1:
-        log.write_fact("gate", {"energy_error_ev_per_atom": 0.02, "right_branch": 0.9 + 0.01 * seed})
+        log.write_fact("gate", {"energy_error_ev_per_atom": 0.02, "accuracy": 0.9 + 0.01 * seed})
     log.write_fact("train_s", 6.0)
     log.write("done")
 
@@ -124,7 +131,7 @@ def write_all_runs(out: Path) -> None:
         write_run(out, f"pretrain-{seed}", rows(ratio), seed)
         write_run(out, f"all-{seed}", rows(ratio), seed, campaign="multitask-local")
         for row in rows(dict.fromkeys(HEADS, 1.0)):
-            write_run(out, f"{row['set']}-{seed}", [row], seed, campaign="multitask-local")
+            write_run(out, f"{row['dataset']}-{seed}", [row], seed, campaign="multitask-local")
 
 
 def test_errors_are_means_over_seeds_with_interval(tmp_path: Path) -> None:
@@ -208,7 +215,7 @@ def test_error_that_is_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
     row = training["training_errors"].iloc[0]
     assert math.isnan(row["mae"])
     assert row["verdict"] == "not finite"
-    assert training["training_runs"]["judged_heads"].tolist() == [2, 1, 2]
+    assert training["training_runs"]["evaluated_heads"].tolist() == [2, 1, 2]
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "composition alone for 1 of 2 heads (for 1 with the whole interval). It is larger for MPTrj" in text
@@ -332,20 +339,20 @@ def test_single_task_runs_make_one_section(tmp_path: Path) -> None:
         ({}, True),
         ({"energies": "torch.float64"}, False),
         ({"matrix_layers": ["torch.bfloat16"]}, False),
-        ({"requested": "fp64"}, False),
-        ({"requested": "bf16"}, False),
-        ({"requested": "bf16", "autocast": "torch.bfloat16"}, False),
-        ({"requested": "bf16", "autocast": "torch.bfloat16", "matrix_layers": ["torch.bfloat16"]}, True),
+        ({"precision": "fp64"}, False),
+        ({"precision": "bf16"}, False),
+        ({"precision": "bf16", "autocast": "torch.bfloat16"}, False),
+        ({"precision": "bf16", "autocast": "torch.bfloat16", "matrix_layers": ["torch.bfloat16"]}, True),
         ({"autocast": "torch.bfloat16"}, False),
     ],
 )
 def test_page_reports_wrong_precision(tmp_path: Path, observed: dict[str, Any], is_as_requested: bool) -> None:
     write_run(
         tmp_path, "run", [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)],
-        observed=observed | {"compiled": False, "why_eager": "no compiler", "why_plain": "no C++ compiler"},
+        runtime=observed | {"compiled": False, "eager_reason": "no compiler", "unfused_reason": "no C++ compiler"},
     )  # fmt: skip
     runs = load_tables(tmp_path)["training_runs"]
-    assert bool(runs["as_asked"].iloc[0]) == is_as_requested
+    assert bool(runs["dtypes_match_request"].iloc[0]) == is_as_requested
     sentences = describe_runs(runs)
     assert any(text.startswith("WRONG: run requested") for text in sentences) != is_as_requested
     assert "Not compiled, 1 run: no compiler." in sentences
@@ -354,10 +361,10 @@ def test_page_reports_wrong_precision(tmp_path: Path, observed: dict[str, Any], 
 
 def test_page_has_section_per_precision(tmp_path: Path) -> None:
     """Each section shows the observed types and counts the structures that were left out."""
-    rows = [make_row("MPTrj", 0.01, 0.1, unseen_elements=3), make_row("QCML", 0.1, 0.1)]
+    rows = [make_row("MPTrj", 0.01, 0.1, structures_with_unseen_elements=3), make_row("QCML", 0.1, 0.1)]
     write_run(tmp_path, "single", rows)
-    half = {"requested": "bf16", "autocast": "torch.bfloat16", "matrix_layers": ["torch.bfloat16"]}
-    write_run(tmp_path, "half", rows, observed=half, parameters={"precision": "bf16"})
+    half = {"precision": "bf16", "autocast": "torch.bfloat16", "matrix_layers": ["torch.bfloat16"]}
+    write_run(tmp_path, "half", rows, runtime=half, parameters={"precision": "bf16"})
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| FP32 | float32 throughout |" in text
@@ -371,19 +378,19 @@ def test_runs_table_holds_time_and_rate(tmp_path: Path) -> None:
     write_run(tmp_path, "run", [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)], seed=1)
     row = load_tables(tmp_path)["training_runs"].iloc[0]
     assert (row["steps"], row["epochs_done"], row["best_epoch"], row["validation_loss"]) == (30, 3, 2, 1.5)
-    assert (row["graphs_per_s"], row["waiting"], row["train_s"]) == pytest.approx((81.0, 0.05, 6.0))
+    assert (row["structures_per_s"], row["data_wait_fraction"], row["train_s"]) == pytest.approx((81.0, 0.05, 6.0))
     assert (row["parameters"], row["elements"], row["stand_ins"], row["budget"]) == (123_456, 89, 1, 240)
-    assert row["gate_right_branch"] == pytest.approx(0.91)
+    assert row["gate_accuracy"] == pytest.approx(0.91)
 
 
 def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
     """After a restart, the log repeats the epochs before the checkpoint; events before the last start do not count."""
     rows = [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)]
-    fields = {"head": "MPTrj", "set": "mptrj", "split": "validation", "structures": 9, "force_mae_ev_per_a": 0.1}
+    fields = {"head": "MPTrj", "dataset": "mptrj", "split": "validation", "structures": 9, "force_mae_ev_per_a": 0.1}
 
     def write_epochs(log: JsonLinesLog, *losses: tuple[int, float]) -> None:
         for number, loss in losses:
-            log.write("head", epoch=number, energy_mae_ev_per_atom=loss, **fields)
+            log.write("head_errors", epoch=number, energy_mae_ev_per_atom=loss, **fields)
             log.write("epoch", **make_epoch(number, loss))
 
     write_epochs(start_run(tmp_path, "run", rows, 0), (0, 8.0), (1, 4.0), (2, 99.0))
@@ -391,14 +398,14 @@ def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
     write_epochs(log, (0, 8.0), (1, 4.0))
     log.write("resumed", step=25, epoch=2)
     write_epochs(log, (2, 2.0), (3, 1.0))
-    log.write("stopped", why="no better for 5 epochs", epoch=3)
-    log.write_fact("held_out", rows)
+    log.write("stopped", reason="no better for 5 epochs", epoch=3)
+    log.write_fact("test_errors", rows)
     log.write("done")
     training = load_tables(tmp_path)
     assert training["training_epochs"]["loss"].tolist() == [8.0, 4.0, 2.0, 1.0]
     assert training["training_heads"]["energy_mae_ev_per_atom"].tolist() == [8.0, 4.0, 2.0, 1.0]
     assert training["training_heads"]["step"].tolist() == [10, 20, 30, 40]
-    assert training["training_runs"][["resumed", "train_s"]].iloc[0].tolist() == [1, 8.0]
+    assert training["training_runs"][["n_resumptions", "train_s"]].iloc[0].tolist() == [1, 8.0]
     sentences = describe_runs(training["training_runs"])
     assert "Ended early, 1 run: no better for 5 epochs." in sentences
     assert "Interrupted and resumed from a checkpoint: 1 run." in sentences
@@ -441,7 +448,7 @@ def test_training_page_shows_every_dataset_and_names_stand_ins(tmp_path: Path) -
     assert figures == ["errors.png", "heads.png", "loss.png"]
     assert len(list((tmp_path / "figures").glob("ablation-*.svg"))) == 1
     rows = {p.stem: len(pd.read_csv(p)) for p in (tmp_path / "tables").glob("*.csv") if p.stat().st_size > 1}
-    assert (rows["training_runs"], rows["training_held_out"]) == (3 + 3 + 48, 3 * 16 * 3)
+    assert (rows["training_runs"], rows["training_test_errors"]) == (3 + 3 + 48, 3 * 16 * 3)
     assert (rows["training_errors"], rows["ablation_heads"], rows["ablation_overall"]) == (3 * 32, 31, 2)
     assert rows["training_epochs"] == 3 * 54
     assert not re.search(r"\bnan\b", (tmp_path / "report.md").read_text())

@@ -48,7 +48,7 @@ def read_rows(out: Path) -> set[tuple[str, frozenset[tuple[str, str]]]]:
     """Return every row of every table of a report, without empty cells and what depends on several cases."""
     rows = set()
     for path in sorted((out / "tables").glob("*.csv")):
-        table = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="on_front", errors="ignore")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="is_pareto_optimal", errors="ignore")
         for row in table.to_dict("records"):
             rows.add((path.name, frozenset((str(k), normalize_number(v)) for k, v in row.items() if v)))
     return rows

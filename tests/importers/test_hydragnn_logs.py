@@ -54,7 +54,12 @@ def test_logs_become_tables_figures_and_a_page(logs: Path, tmp_path: Path) -> No
     ]
     assert epochs["line"].tolist() == [2, 4]
     regions = tables["original_regions"].set_index("region")
-    assert regions.loc["train", ["ranks", "seconds_mean", "seconds_most", "joule"]].tolist() == [2, 12.0, 14.0, 2.0]
+    assert regions.loc["train", ["ranks", "duration_mean_s", "duration_max_s", "joule"]].tolist() == [
+        2,
+        12.0,
+        14.0,
+        2.0,
+    ]
     assert regions.loc["forward", "calls"] == 400
     (rate,) = tables["original_rates"].to_dict("records")
     assert (rate["structures_per_s"], rate["train_s"]) == (738.1, 125.0)

@@ -71,7 +71,7 @@ def test_tracer_rows_are_calls_and_files_are_ranks(tmp_path: Path) -> None:
     write_file(tmp_path / "GFM/gp_timing.p0", table)
     tables = import_tables(tmp_path / "GFM", tmp_path)
     regions = tables["original_regions"].set_index("region")
-    columns = ["ranks", "calls", "seconds_mean", "seconds_most", "imbalance", "joule"]
+    columns = ["ranks", "calls", "duration_mean_s", "duration_max_s", "imbalance", "joule"]
     assert regions.loc["train", columns].tolist() == pytest.approx([2, 6, 37.5, 45.0, 1.2, 6000.0])
     assert regions.loc["forward", columns[:-1]].tolist() == pytest.approx([2, 120, 7.5, 9.0, 1.2])
     assert pd.isna(regions.loc["forward", "joule"])
@@ -99,8 +99,8 @@ def test_tracer_table_is_used_without_rows(tmp_path: Path) -> None:
     )
     write_file(tmp_path / "logs/gp_timing.p0", table)
     regions = import_tables(tmp_path / "logs", tmp_path)["original_regions"].set_index("region")
-    assert regions.loc["train", ["calls", "seconds_mean"]].tolist() == [3, 30.5]
-    assert regions.loc["opt_step", ["calls", "seconds_mean"]].tolist() == [1_200_000, 12.25]
+    assert regions.loc["train", ["calls", "duration_mean_s"]].tolist() == [3, 30.5]
+    assert regions.loc["opt_step", ["calls", "duration_mean_s"]].tolist() == [1_200_000, 12.25]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_throughput_without_sufficient_data_is_withheld(
         path.unlink()
     (rate,) = import_tables(tmp_path / "GFM", tmp_path)["original_rates"].to_dict("records")
     assert pd.isna(rate["train_structures_per_s"])
-    assert reason in rate["why_not"]
+    assert reason in rate["unavailable_reason"]
 
 
 def test_rank_count_is_read_from_the_launcher(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_rank_count_is_read_from_the_launcher(tmp_path: Path) -> None:
     (rate,) = import_tables(tmp_path, tmp_path)["original_rates"].to_dict("records")
     assert (rate["ranks"], rate["nodes"]) == (32, 4)
     assert rate["train_structures_per_s"] == pytest.approx(32 * 200 * 60 / 30.0)
-    assert rate["why_not"] == "from the tracer files of 1 of 32 ranks"
+    assert rate["unavailable_reason"] == "from the tracer files of 1 of 32 ranks"
 
 
 @pytest.mark.parametrize("has_command", [True, False])
@@ -230,7 +230,7 @@ def test_truncated_last_line_gives_no_number(tmp_path: Path) -> None:
     )
     tables = import_tables(folder, tmp_path)
     assert list(tables["original_epochs"]["epoch"]) == [0]
-    assert tables["original_regions"].set_index("region").loc["train", "seconds_most"] == 20.0
+    assert tables["original_regions"].set_index("region").loc["train", "duration_max_s"] == 20.0
     notes = tables["original_rates"].loc[0, "notes"]
     for fault in ("1 last line cut off", "1 rows cut off", "2 rows that are not a call"):
         assert fault in notes

@@ -26,7 +26,7 @@ LOGS = {name: program.log for name, program in PROGRAMS.items()} | IMPORTED
 
 SAMPLE = {
     "event": "sample", "stage": "baseline", "round": 0, "batch": 0, "structures": 16, "device_s": 0.1,
-    "neighbours_s": 0.1, "collate_s": 0.1, "transfer_s": 0.1,
+    "neighbour_lists_s": 0.1, "collation_s": 0.1, "transfer_s": 0.1,
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def write_case(folder: Path, program: str, *lines: dict[str, Any]) -> Path:
         ({"event": "fact", "name": "ceilings", "value": {"squares": [{"dtype": "a", "gflops_per_s": 1.0}]}},
          "fact ceilings: unknown field 'squares.0.gflops_per_s' (did you mean 'gflop_per_s'?)"),
         ({"event": "fact", "name": "gate",
-          "value": {"threshold": 0, "live_heads": [], "mean_weight": {"a": 1, "b": 7}}},
+          "value": {"threshold": 0, "active_heads": [], "mean_weight": {"a": 1, "b": 7}}},
          "fact gate: mean_weight.b is 7, expected at most 1.001"),
         ({"event": "fact", "name": "free_bytes", "value": -1},
          "fact free_bytes: value is -1, expected a number of at least 0"),
@@ -82,19 +82,19 @@ def test_log_of_an_unknown_program_is_checked_for_common_events(tmp_path: Path) 
 def test_log_accepts_only_events_and_facts_of_its_program(tmp_path: Path, name: str) -> None:
     log = CaseLog(tmp_path / "events.jsonl", name)
     log.write(Progress(done=1, total=2))
-    foreign: Any = ladder.LadderFacts(free_bytes=1.0) if name == "train" else train.TrainFacts(graphs_compiled=1)
+    foreign: Any = ladder.LadderFacts(free_bytes=1.0) if name == "train" else train.TrainFacts(compiled_graphs=1)
     with pytest.raises(ValueError, match="does not hold the facts of the program"):
         log.record_facts(foreign)
     with pytest.raises(ValueError, match="unknown event"):
-        log.write(train.Stopped(why="") if name == "ladder" else ladder.Unavailable(stage="", reason=""))
+        log.write(train.Stopped(reason="") if name == "ladder" else ladder.Unavailable(stage="", reason=""))
     assert [e["event"] for e in events.read(log.path)] == ["progress"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_invalid_value_is_not_written(tmp_path: Path, value: float) -> None:
     log = CaseLog(tmp_path / "events.jsonl", "train")
-    with pytest.raises(ValueError, match=r"JSON|seconds is -1\.0, expected a number of at least 0"):
-        log.write(train.TrainEpoch(epoch=0, step=1, seconds=value, graphs_per_s=1.0))
+    with pytest.raises(ValueError, match=r"JSON|duration_s is -1\.0, expected a number of at least 0"):
+        log.write(train.TrainEpoch(epoch=0, step=1, duration_s=value, structures_per_s=1.0))
     assert log.path.read_bytes() == b""
 
 

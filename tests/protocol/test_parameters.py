@@ -18,7 +18,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "ladder": {"workload": "random", "precision": "fp64"},
     "training_steps": {"precision": "fp64"},
     "data_parallel": {"batch_size": 1, "precision": "fp64"},
-    "data": {"task": "read", "dataset": "all"},
+    "data": {"action": "read", "dataset": "all"},
     "hpo": {"space": {"hidden_dim": [4, 8]}},
     "transfer": {"task": "qm9"},
     "screening": {"workload": {}},
@@ -49,12 +49,12 @@ def test_a_misspelt_parameter_in_a_case_names_file_and_key(
         ("ladder", {"atoms": [9, 2], "rounds": "many"},
          "rounds is 'many', expected a whole number; atoms: expected a range such as 2..100, got 9..2"),
         ("train", {"heads": "parallel"}, "heads: only with assigned sampling"),
-        ("train", {"held_out": 0.5}, "held_out is 0.5, expected a number below 0.5"),
+        ("train", {"test_fraction": 0.5}, "test_fraction is 0.5, expected a number below 0.5"),
         ("precision", {"precisions": ["fp32", "fp64"]}, "precisions: expected fp64 first"),
         ("data_parallel", {"stores": "x", "atoms": [1, 2]}, "atoms: only shipped sets can be limited"),
         ("hpo", {"space": {"hiden_dim": [4]}}, "space: unknown hyperparameter 'hiden_dim' (did you mean 'hidden_dim'"),
         ("hpo", {"trial": {"epochs": 0}}, "trial.epochs is 0, expected at least 1"),
-        ("screening", {"keep": {"low": 2.0, "high": 1.0}}, "keep: low is 2, expected at most high, 1"),
+        ("screening", {"retention": {"min": 2.0, "max": 1.0}}, "retention: min is 2, expected at most max, 1"),
     ],
 )  # fmt: skip
 def test_a_wrong_parameter_is_named(program: str, changes: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from harness.report.render import write_report
 from harness.results.runs import load_runs
 from tests.conftest import read_pages
 
-FLOPS = [{"of": "nodes", "dtype": "float64", "flops": 4e9}]
+FLOPS = [{"operation": "nodes", "dtype": "float64", "flops": 4e9}]
 STAGES = ["baseline", "branch_skip", "batched_heads", "torch_compile"]
 
 
@@ -47,14 +47,14 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
         "ceilings", {"copy_gb_per_s": 10.0, "squares": [{"dtype": "float64", "gflop_per_s": 50.0}], "products": []}
     )
     for stage in STAGES:
-        log.write("warm_up", stage=stage, first_s=1.0, flops=FLOPS, peak_bytes=2**20)
+        log.write("warm_up", stage=stage, first_call_s=1.0, flops=FLOPS, peak_bytes=2**20)
     for number in range(6):
         for stage, factor in zip(STAGES, (1.0, 4.0, 10.0, speedup), strict=True):
             wrong = {"baseline": 0.0, "branch_skip": 0.3, "batched_heads": 1e-15, "torch_compile": error}[stage]
             log.write(
                 "sample", stage=stage, round=number, batch=0, structures=16, device_s=(8.0 + number) / factor,
                 energy_dtype=RESULT_DTYPES[precision], force_dtype=RESULT_DTYPES[precision], finite=True,
-                neighbours_s=0.1, collate_s=0.05, transfer_s=0.05, load_1min=0.5,
+                neighbour_lists_s=0.1, collation_s=0.05, transfer_s=0.05, load_1min=0.5,
                 force_error_ev_per_a=wrong * 20.0, force_scale_ev_per_a=20.0,
                 energy_error_ev_per_atom=wrong * 3.0, energy_scale_ev_per_atom=3.0,
             )  # fmt: skip
@@ -67,12 +67,12 @@ def test_ladder_table_follows_from_samples(tmp_path: Path) -> None:
     table = build_ladder_table(load_runs(tmp_path / "runs")).set_index("stage")
     last = table.loc["torch_compile"]
     assert last["structures_per_s"] == pytest.approx((16 * 40 / 10 + 16 * 40 / 11) / 2)
-    assert (last["ci_low"], last["ci_high"]) == pytest.approx((16 * 40 / 13, 16 * 40 / 8))
+    assert (last["structures_per_s_low"], last["structures_per_s_high"]) == pytest.approx((16 * 40 / 13, 16 * 40 / 8))
     assert last["speedup"] == last["speedup_low"] == pytest.approx(40)
     assert table.loc["baseline", "end_to_end_structures_per_s"] == pytest.approx((16 / 10.2 + 16 / 11.2) / 2)
     assert last["max_force_error_ev_per_a"] == pytest.approx(2e-11)
     assert last["matrix_gflop_per_s"] == pytest.approx(4 / (10.5 / 40))
-    assert last["share_of_matrix_peak"] == pytest.approx(4 / (10.5 / 40) / 50)
+    assert last["matrix_peak_fraction"] == pytest.approx(4 / (10.5 / 40) / 50)
     assert table["verdict"].to_dict() == {
         "baseline": "ok", "branch_skip": "approximate", "batched_heads": "ok", "torch_compile": "ok",
     }  # fmt: skip

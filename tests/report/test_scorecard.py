@@ -39,7 +39,7 @@ def test_without_runs_every_claim_is_not_run(tmp_path: Path) -> None:
     for score in decidable:
         assert (score.verdict, score.measured_value, score.basis) == ("not run", None, None)
         assert score.reason
-        assert score.how
+        assert score.measurement
 
 
 def test_a_laptop_reproduces_no_claim_about_a_supercomputer(tmp_path: Path) -> None:

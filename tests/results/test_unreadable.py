@@ -63,7 +63,7 @@ def test_every_version_has_migration() -> None:
         ("sample", {"device_s": None}, "sample: device_s is missing"),
         ("sample", {"device_s": -3.0}, "sample: device_s is -3.0, expected a number above 0"),
         ("sample", {"device_s": 0}, "sample: device_s is 0, expected a number above 0"),
-        ("sample", {"collate_s": 4e8}, "sample: collate_s is 400000000.0, expected at most 3.2e+08"),
+        ("sample", {"collation_s": 4e8}, "sample: collation_s is 400000000.0, expected at most 3.2e+08"),
         ("sample", {"structures": "16"}, "sample: structures is '16', expected a whole number"),
         ("warm_up", {"peak_bytes": -1}, "warm_up: peak_bytes is -1, expected a number of at least 0"),
         ("fact", {"name": None}, "fact: name is missing"),
@@ -163,7 +163,7 @@ def test_ladder_without_required_fact_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_negative_memory_growth_is_accepted() -> None:
-    fact = {"event": "fact", "name": "reading", "value": [{"mode": "file", "ranks": 1, "rss_bytes": -15360}]}
+    fact = {"event": "fact", "name": "reading", "value": [{"read_mode": "file", "ranks": 1, "rss_bytes": -15360}]}
     assert events.find_invalid_event("data", [fact]) is None
 
 
@@ -315,7 +315,7 @@ def test_text_of_records_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixtur
     log.write("progress", done=1, total=2, what="\x1b[2Jgone")
     event = read_last_progress(folder)
     assert event is not None
-    assert event["what"] == "?[2Jgone"
+    assert event["activity"] == "?[2Jgone"
     log.write("progress", done="all")
     assert read_last_progress(folder) == event
 

@@ -20,7 +20,7 @@ name: small
 title: Small cases
 program: data_parallel
 parameters:
-  {precision: fp32, batch_size: 1, sets: [mptrj], epochs: 2, steps: 1,
+  {precision: fp32, batch_size: 1, datasets: [mptrj], epochs: 2, steps: 1,
    model: {hidden_dim: 4, num_conv_layers: 1, num_sharedlayers: 0, dim_headlayers: 4}}
 matrix: {seed: [1, 2, 3]}
 resources: {minutes: 5}
@@ -113,7 +113,7 @@ def test_screening_continues_after_a_full_disk(tmp_path: Path, leave: int) -> No
     """The disk becomes full before the first segment or later; no candidate is screened twice."""
     parameters = {
         "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part": 256,
-        "candidates": 4096, "keep": {"what": "all"}, "energy_only": True, "compile": False, "commit_s": 0.0,
+        "candidates": 4096, "retention": {"mode": "all"}, "energy_only": True, "compile": False, "commit_s": 0.0,
     }  # fmt: skip
     argv = [sys.executable, "-m", "harness.reference"]
     with mount_disk(tmp_path / "disk", "16m") as disk:
@@ -126,6 +126,6 @@ def test_screening_continues_after_a_full_disk(tmp_path: Path, leave: int) -> No
         filling.unlink()
         again = subprocess.run([*argv, str(disk)], capture_output=True, text=True, check=False)
         assert again.returncode == 0, again.stderr
-        (proof,) = [e for e in read(disk / "events.jsonl") if e["event"] == "proof"]
-        assert proof["candidates"] == 4096
-        assert proof["checksum"] == proof["expected"]
+        (verification,) = [e for e in read(disk / "events.jsonl") if e["event"] == "verification"]
+        assert verification["candidates"] == 4096
+        assert verification["checksum"] == verification["expected"]

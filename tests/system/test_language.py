@@ -5,7 +5,15 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+from msgspec import inspect
+from ruamel.yaml import YAML
+
+from harness.experiments.tables import build_results
+from harness.protocol.events import COMMON_EVENTS
+from harness.protocol.registry import IMPORTED, PROGRAMS, find_log_types
 from tests.conftest import ROOT
 
 BANNED = {
@@ -19,6 +27,61 @@ def test_no_name_is_a_bare_participle() -> None:
     names = [f"{place}: {name}" for path in list_sources("harness", "tests") for name, place in defined_names(path)
              if name in BANNED]  # fmt: skip
     assert not names, "\n".join(names)
+
+
+@pytest.mark.parametrize("program", [*PROGRAMS, *IMPORTED])
+def test_no_event_or_field_is_a_bare_participle(program: str) -> None:
+    types = find_log_types(program)
+    assert types is not None
+    names = {
+        name
+        for kind in (*COMMON_EVENTS, *types.events, types.facts)
+        for name in list_encoded_names(inspect.type_info(kind))
+    }
+    assert not names & BANNED
+
+
+def test_no_column_is_a_bare_participle() -> None:
+    tables = build_results([]).tables()
+    assert {str(column) for table in tables.values() for column in table} & BANNED == set()
+    assert not tables.keys() & BANNED
+
+
+@pytest.mark.parametrize("folder", ["suites", "systems", "reports/claims"])
+def test_no_key_of_yaml_is_a_bare_participle(folder: str) -> None:
+    names = {
+        f"{path.name}: {name}"
+        for path in sorted((ROOT / folder).glob("*.yaml"))
+        for name in list_keys(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+        if name in BANNED
+    }
+    assert not names
+
+
+def list_encoded_names(kind: inspect.Type) -> Iterator[str]:
+    """Yield the tags and the names of fields with which a type is written, at any depth."""
+    match kind:
+        case inspect.StructType():
+            if kind.tag is not None:
+                yield str(kind.tag)
+            for field in kind.fields:
+                yield field.encode_name
+                yield from list_encoded_names(field.type)
+        case inspect.UnionType():
+            for member in kind.types:
+                yield from list_encoded_names(member)
+        case inspect.ListType():
+            yield from list_encoded_names(kind.item_type)
+        case inspect.DictType():
+            yield from list_encoded_names(kind.value_type)
+
+
+def list_keys(node: Any) -> Iterator[str]:
+    """Yield every key of nested mappings and lists."""
+    if isinstance(node, dict):
+        yield from map(str, node)
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from list_keys(inner)
 
 
 def test_docstrings_are_sentences() -> None:

@@ -26,7 +26,7 @@ parameters:
   precision: fp32
   batch_size: 1
   model: {hidden_dim: 4, num_conv_layers: 1, num_sharedlayers: 0, dim_headlayers: 4}
-  sets: [mptrj]
+  datasets: [mptrj]
   epochs: 2
   steps: 1
 matrix:
@@ -112,7 +112,7 @@ def test_thirty_cases_finish_while_everything_dies(
     """One case fails, another loses its node, the harness is killed and started twice, the controller is restarted."""
     text = FLEET.replace("  seed: [1, 2, 3, 4]", f"  seed: [{', '.join(map(str, range(28)))}]")
     odd = text[: text.index("matrix:")].replace("name: fleet", "name: odd")
-    odd = odd.replace("  sets: [mptrj]\n", "").replace("  steps: 1\n", "")
+    odd = odd.replace("  datasets: [mptrj]\n", "").replace("  steps: 1\n", "")
     odd += "zips: {kinds: {sets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {minutes: 5}\n"
     fleet, odd_campaign = write_suite(tmp_path, text), write_suite(tmp_path, odd, "odd")
     argv = ["run", "odd.yaml", "--system", "slurm", "--submit"]

@@ -28,7 +28,7 @@ scale:
     parameters:
       evaluations: 5
       space: {learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}}
-      trial: {sets: [qm7x], limit: 60, epochs: 40, epoch_length: 64, model: {hidden_dim: 4, num_conv_layers: 1}}
+      trial: {sets: [qm7x], limit: 60, epochs: 40, samples_per_epoch: 64, model: {hidden_dim: 4, num_conv_layers: 1}}
     resources: {nodes: 3, minutes: 20}
 """
 
@@ -36,7 +36,7 @@ CHAIN = """\
 name: links
 title: A chain of jobs
 extends: pretrain-chain
-parameters: {sets: [qm7x], limit: 60, validation_limit: 8}
+parameters: {sets: [qm7x], limit: 60, max_validation_structures: 8}
 matrix: {link: [1, 2, 3, 4]}
 scale:
   slurm:
@@ -45,7 +45,7 @@ scale:
       minutes: 0.15
       batch_size: 4
       epochs: 3
-      epoch_length: 4000
+      samples_per_epoch: 4000
       gate_steps: 10
       compile: false
     resources: {nodes: 2, ranks_per_node: 1, minutes: 10}
@@ -78,7 +78,7 @@ def test_search_survives_the_loss_of_a_node(call: Call, cluster: Cluster, tmp_pa
     assert len({t["nodes"][0] for t in reported} - {dead}) == 2
     for one, other in combinations(reported, 2):
         if one["nodes"] == other["nodes"]:
-            assert one["ended_s"] <= other["began_s"] or other["ended_s"] <= one["began_s"]
+            assert one["end_time_s"] <= other["start_time_s"] or other["end_time_s"] <= one["start_time_s"]
     starts = [e for e in events.read(running[1] / "events.jsonl") if e["event"] == "start"]
     assert len(starts) == 2
     assert "5 trials: 5 done" in read_pages(tmp_path / "results")

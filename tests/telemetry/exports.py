@@ -84,7 +84,7 @@ def write_case(
         parameters = {"precision": "fp64"} | parameters
     content = {
         "name": name, "id": name, "suite": "mine", "system": "here", "program": program, "parameters": parameters,
-        "point": {}, "nodes": max(1, len(nodes)), "ranks_per_node": 8, "ranks": 8 * max(1, len(nodes)),
+        "axis_values": {}, "nodes": max(1, len(nodes)), "ranks_per_node": 8, "ranks": 8 * max(1, len(nodes)),
     }  # fmt: skip
     (folder / "case.json").write_text(json.dumps(content))
     lines = [{"event": "start", "time_s": T0 + start}, *events, {"event": "done", "time_s": T0 + end}]
@@ -99,7 +99,7 @@ def make_trial_event(number: int, start: float, end: float, nodes: Sequence[str]
     """Return the event of a search's trial, in seconds since T0."""
     return {
         "event": "trial", "trial": number, "configuration": {}, "backbone": "painn", "state": "done", "objective": None,
-        "began_s": T0 + start, "ended_s": T0 + end, "nodes": list(nodes), "node_hours": (end - start) / 3600,
+        "start_time_s": T0 + start, "end_time_s": T0 + end, "nodes": list(nodes), "node_hours": (end - start) / 3600,
         "folder": f"trials/{number}", "time_s": T0 + end,
     }  # fmt: skip
 

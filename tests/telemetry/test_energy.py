@@ -131,9 +131,9 @@ def test_concurrent_trials_on_the_same_nodes_have_no_energy(tmp_path: Path) -> N
     trials = [make_trial_event(k, 10 + 10 * k, 30 + 10 * k, []) for k in range(2)]
     write_case(tmp_path, "a", 10, 50, nodes=["n1"], program="hpo", events=trials)
     Recording().add(ENERGY, "n1", sample(1, 60, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
-    pieces = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_pieces"]
+    pieces = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_parts"]
     assert pieces["energy_j"].isna().all()
-    assert set(pieces["why_not"]) == {"other trials ran on its nodes at the same time"}
+    assert set(pieces["unavailable_reason"]) == {"other trials ran on its nodes at the same time"}
 
 
 @pytest.mark.parametrize(("silent", "joules"), [(2, 32 * 100 * 40.0), (8, None)])
@@ -149,10 +149,10 @@ def test_energy_is_scaled_for_a_few_silent_nodes_but_not_for_many(
     row = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_cases"].iloc[0]
     if joules is None:
         assert math.isnan(row["energy_j"])
-        assert row["why_not"] == "only 24 of 32 nodes sent samples"
+        assert row["unavailable_reason"] == "only 24 of 32 nodes sent samples"
     else:
         assert row["energy_j"] == pytest.approx(joules)
-        assert row["energy_by"] == "counter, 30 of 32 nodes scaled up"
+        assert row["energy_method"] == "counter, 30 of 32 nodes scaled up"
 
 
 def test_clock_that_is_an_hour_off_is_corrected(tmp_path: Path) -> None:
@@ -236,9 +236,9 @@ def test_hardware_counters_become_operations_and_bytes_per_second(tmp_path: Path
     recording.write(tmp_path / EXPORT)
     figures = get_usage(tmp_path, "a").quantities
     flop = 64 * (1e6 + 2 * 2e6 + 3e6) + 512 * (4e6 + 5e6)
-    assert figures["counted_gflop_per_s"] == pytest.approx(2 * flop / 1e9)
-    assert figures["counted_gb_per_s"] == pytest.approx(2 * 7e6 * 1024 / 1e9)
-    assert get_usage(tmp_path, "a").why_not == "no power or energy sensor"
+    assert figures["counter_gflop_per_s"] == pytest.approx(2 * flop / 1e9)
+    assert figures["counter_gb_per_s"] == pytest.approx(2 * 7e6 * 1024 / 1e9)
+    assert get_usage(tmp_path, "a").unavailable_reason == "no power or energy sensor"
 
 
 def test_counters_that_restart_with_each_sample_are_summed(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_counters_that_restart_with_each_sample_are_summed(tmp_path: Path) -> No
     recording = Recording().add("omnistat_hardware_counter", "n1", values, card="0", name="SQ_INSTS_VALU_ADD_F64")
     recording.write(tmp_path / EXPORT)
     expected = 64 * sum(v for t, v in values if 10 < t <= 50)
-    assert get_usage(tmp_path, "a").quantities["counted_gflop_per_s"] == pytest.approx(expected / 40 / 1e9)
+    assert get_usage(tmp_path, "a").quantities["counter_gflop_per_s"] == pytest.approx(expected / 40 / 1e9)
     assert "1 counters that restart with each sample" in collect_telemetry(tmp_path).sources[0].faults
 
 
@@ -257,7 +257,7 @@ def test_case_shorter_than_two_intervals_has_no_energy(tmp_path: Path) -> None:
     Recording().add(ENERGY, "n1", sample(15, 90, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j == {}
-    assert usage.why_not == "too short: intervals of 20 s, samples every 15 s"
+    assert usage.unavailable_reason == "too short: intervals of 20 s, samples every 15 s"
 
 
 def test_energy_of_quickly_alternating_work_is_regressed(tmp_path: Path) -> None:
@@ -269,8 +269,8 @@ def test_energy_of_quickly_alternating_work_is_regressed(tmp_path: Path) -> None
         seconds = rng.uniform(0.05, 0.6)
         now, joules = now + seconds, joules + watts * seconds
         at.append((now, joules))
-        samples.append({"event": "sample", "precision": name, "task": "training", "round": k, "seconds": seconds,
-                        "structures": 10, "discarded": False, "time_s": T0 + now})  # fmt: skip
+        samples.append({"event": "sample", "precision": name, "phase": "training", "round": k, "duration_s": seconds,
+                        "structures": 10, "is_warmup": False, "time_s": T0 + now})  # fmt: skip
     write_case(tmp_path, "a", 1, now + 4, nodes=["n1"], program="precision", events=samples)
 
     def counter(t: float) -> float:
@@ -302,7 +302,7 @@ def test_export_is_read_again_only_after_it_changes(tmp_path: Path, monkeypatch:
 def test_case_without_telemetry_has_hours_and_no_energy(tmp_path: Path) -> None:
     write_case(tmp_path, "a", 0, 1800, nodes=["n1", "n2"], device="cuda")
     row = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_cases"].iloc[0]
-    assert (row["gpu_hours"], row["node_hours"], row["why_not"]) == (8.0, 1.0, "no telemetry")
+    assert (row["gpu_hours"], row["node_hours"], row["unavailable_reason"]) == (8.0, 1.0, "no telemetry")
     assert math.isnan(row["energy_j"])
 
 
@@ -315,7 +315,7 @@ def test_energy_is_withheld_if_nodes_differ_in_devices(tmp_path: Path) -> None:
     recording.write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j == {}
-    assert usage.why_not == "accelerator: nodes with 7 and with 8 devices"
+    assert usage.unavailable_reason == "accelerator: nodes with 7 and with 8 devices"
 
 
 def test_gpu_hours_of_a_trial_are_those_of_its_nodes(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_gpu_hours_of_a_trial_are_those_of_its_nodes(tmp_path: Path) -> None:
     Recording().add(ENERGY, "n2", sample(15, 3600, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
     tables = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))
     assert tables["cost_cases"].iloc[0]["gpu_hours"] == 16.0
-    assert tables["cost_pieces"].iloc[0]["gpu_hours"] == 4.0
+    assert tables["cost_parts"].iloc[0]["gpu_hours"] == 4.0
 
 
 @pytest.mark.parametrize(

@@ -76,15 +76,15 @@ def test_file_that_is_not_an_export_is_an_error_of_one_line(
 def test_table_has_energy_per_result_next_to_throughput(tmp_path: Path) -> None:
     """640 structures in an epoch of 10 s at 64 W: 1 J each."""
     epochs = [
-        {"event": "epoch", "epoch": k, "discarded": k == 0, "graphs": 640, "train_s": 10.0, "train_s_mean": 10.0,
-         "wait_s": 0.0, "wait_s_mean": 0.0, "time_s": T0 + 10 + 10 * (k + 1)}
+        {"event": "epoch", "epoch": k, "is_warmup": k == 0, "structures": 640, "train_s": 10.0, "train_mean_s": 10.0,
+         "wait_s": 0.0, "wait_mean_s": 0.0, "time_s": T0 + 10 + 10 * (k + 1)}
         for k in range(3)
     ]  # fmt: skip
     facts = {
-        "throughput_graphs_per_s": [64.0, 64.0],
+        "throughput_structures_per_s": [64.0, 64.0],
         "ranks": [{"rank": 0, "host": "n1", "node": "n1", "cores": 8}],
-        "workload": {"batch_size": 8, "global_batch_size": 64, "sets": []},
-        "observed": {"requested": "fp32", "device": "cpu", "device_name": "a CPU"},
+        "workload": {"batch_size": 8, "global_batch_size": 64, "datasets": []},
+        "runtime": {"precision": "fp32", "device": "cpu", "device_name": "a CPU"},
     }
     events = [*epochs, *({"event": "fact", "name": k, "value": v, "time_s": T0 + 40} for k, v in facts.items())]
     write_case(tmp_path, "one", 10, 40, nodes=["n1"], events=events, program="data_parallel", device="cuda")
@@ -93,7 +93,7 @@ def test_table_has_energy_per_result_next_to_throughput(tmp_path: Path) -> None:
     with (tmp_path / "tables/scaling.csv").open() as table:
         row = next(csv.DictReader(table))
     assert float(row["energy_per_result_j"]) == pytest.approx(1.0)
-    with (tmp_path / "tables/cost_pieces.csv").open() as table:
+    with (tmp_path / "tables/cost_parts.csv").open() as table:
         pieces = list(csv.DictReader(table))
     assert [float(p["energy_per_result_j"]) for p in pieces] == pytest.approx([1.0] * 3)
     assert "J/structure" in (tmp_path / "scaling.html").read_text()

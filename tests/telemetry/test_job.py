@@ -77,7 +77,7 @@ def test_telemetry_of_a_job_is_exported_and_becomes_energy(harness: Harness, tmp
     assert not (folder / "telemetry").exists()
     assert float(row["energy_j"]) == pytest.approx(200 * float(row["seconds"]), rel=0.05)
     assert float(row["energy_per_result_j"]) == pytest.approx(float(row["energy_j"]) / float(row["results"]))
-    assert (row["energy_by"], row["energy_scope"]) == ("power integrated", "accelerators")
+    assert (row["energy_method"], row["energy_scope"]) == ("power integrated", "accelerators")
     assert "power integrated" in (tmp_path / "results/cost.html").read_text()
 
 
@@ -104,9 +104,9 @@ def test_failure_of_telemetry_does_not_fail_the_job(
 def test_sampler_uses_less_than_one_percent_of_a_core(harness: Harness, tmp_path: Path) -> None:
     campaign, row, _ = run_suite(harness, tmp_path, "telemetry_s=0.5")
     assert next(campaign.glob("*/telemetry/*-0.jsonl")).stat().st_size > 500
-    assert 0 < float(row["sampler_share"]) < 0.01
+    assert 0 < float(row["sampler_core_fraction"]) < 0.01
     assert int(row["samples"]) >= 3
-    assert row["why_not"] == "no power or energy sensor" or float(row["energy_j"]) > 0
+    assert row["unavailable_reason"] == "no power or energy sensor" or float(row["energy_j"]) > 0
 
 
 def test_sampler_survives_a_full_disk_and_flushes_before_a_kill(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_energy_is_withheld_if_all_samples_of_a_device_are_invalid(tmp_path: Pat
     recording.write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j == {}
-    assert usage.why_not == "accelerator: 1 devices with too few valid samples"
+    assert usage.unavailable_reason == "accelerator: 1 devices with too few valid samples"
 
 
 @pytest.mark.parametrize("until", [31, 35, 1000])
@@ -65,7 +65,7 @@ def test_utilization_and_temperature_have_bounds(tmp_path: Path) -> None:
     recording.write(tmp_path / EXPORT)
     figures = get_usage(tmp_path, "a").quantities
     assert figures["accelerator_utilization_percent"] == pytest.approx(50.0)
-    assert figures["accelerator_temperature_highest_c"] == 70.0
+    assert figures["accelerator_temperature_max_c"] == 70.0
     assert "2 samples out of bounds" in get_faults(tmp_path)
 
 

@@ -22,9 +22,10 @@ def write_scaling_run(
     """Write a finished run with these rates."""
     folder.mkdir(parents=True)
     case = {"id": folder.name, "name": name, "suite": "scaling", "system": system, "program": "data_parallel",
-            "parameters": {"precision": "fp32"}, "point": point}  # fmt: skip
+            "parameters": {"precision": "fp32"}, "axis_values": point}  # fmt: skip
     events = [
-        {"event": "start", "time_s": 1.0}, {"event": "fact", "name": "throughput_graphs_per_s", "value": list(rates)},
+        {"event": "start", "time_s": 1.0}, {"event": "fact", "name": "throughput_structures_per_s",
+        "value": list(rates)},
         {"event": "done", "time_s": 9.0},
     ]  # fmt: skip
     return write_finished(folder, case, events)
@@ -36,10 +37,10 @@ def write_ladder_run(
     """Write a finished ladder; stages: name -> seconds in each round."""
     folder.mkdir(parents=True)
     case = {"id": folder.name, "name": f"ladder-{precision}", "suite": "ladder", "system": "here", "program": "ladder",
-            "parameters": {"precision": precision}, "point": {"precision": precision}}  # fmt: skip
+            "parameters": {"precision": precision}, "axis_values": {"precision": precision}}  # fmt: skip
     samples = [
         {"event": "sample", "stage": stage, "round": k, "batch": 0, "structures": 100, "device_s": seconds(k),
-         "neighbours_s": 0.1, "collate_s": 0.1, "transfer_s": 0.1}
+         "neighbour_lists_s": 0.1, "collation_s": 0.1, "transfer_s": 0.1}
         for k in range(rounds)
         for stage, seconds in stages.items()
     ]  # fmt: skip

@@ -22,29 +22,30 @@ from harness.telemetry.usage import Usage
 from harness.telemetry.windows import Window
 
 ENERGY = (
-    "energy_j energy_scope energy_by power_w node_energy_j accelerator_energy_j cpu_energy_j memory_energy_j results"
-    " result energy_per_result_j why_not"
+    "energy_j energy_scope energy_method power_w node_energy_j accelerator_energy_j cpu_energy_j memory_energy_j"
+    " work_units"
+    " work_unit energy_per_result_j unavailable_reason"
 )
 SENSOR_COLUMNS = (
-    "accelerator_utilization_percent accelerator_memory_percent accelerator_memory_highest_percent"
-    " accelerator_clock_mhz accelerator_temperature_c accelerator_temperature_highest_c busy_cores"
-    " host_memory_used_highest_bytes received_bytes sent_bytes read_bytes written_bytes local_read_bytes"
-    " local_written_bytes memory_traffic_bytes counted_gflop_per_s counted_gb_per_s"
+    "accelerator_utilization_percent accelerator_memory_percent accelerator_memory_max_percent"
+    " accelerator_clock_mhz accelerator_temperature_c accelerator_temperature_max_c busy_cores"
+    " host_memory_used_max_bytes received_bytes sent_bytes read_bytes written_bytes local_read_bytes"
+    " local_written_bytes memory_traffic_bytes counter_gflop_per_s counter_gb_per_s"
 )
-COVERAGE = "source interval_s samples nodes nodes_seen"
+COVERAGE = "source interval_s samples nodes nodes_sampled"
 CASES = Columns(
     "cost_cases",
     case="campaign suite system case id program precision state",
     time="seconds gpu_hours node_hours",
     energy=ENERGY,
     figures=SENSOR_COLUMNS,
-    sampler="sampler_share",
+    sampler="sampler_core_fraction",
     coverage=COVERAGE,
     run="folder",
 )
 PARTS = Columns(
-    "cost_pieces",
-    piece="campaign case program what name",
+    "cost_parts",
+    piece="campaign case program scope name",
     time="seconds gpu_hours",
     energy=ENERGY,
     figures=SENSOR_COLUMNS,
@@ -54,7 +55,8 @@ PARTS = Columns(
 SOURCES = Columns("cost_sources", source="campaign path kind version faults")
 # The columns that are added to the tables of the other experiments.
 JOINED_COLUMNS = (
-    "energy_j", "energy_scope", "energy_per_result_j", "result", "gpu_hours", "counted_gflop_per_s", "counted_gb_per_s",
+    "energy_j", "energy_scope", "energy_per_result_j", "work_unit", "gpu_hours", "counter_gflop_per_s",
+    "counter_gb_per_s",
 )  # fmt: skip
 # Kinds of devices of which each rank uses one.
 ACCELERATORS = ("cuda", "xpu")
@@ -70,7 +72,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dict[str, pd.DataFrame]:
     """Return the tables of costs; missing values are NaN or None.
 
-    cost_cases: a row per case that has started. cost_pieces: a row per epoch, trial, stage or precision of a case with
+    cost_cases: a row per case that has started. cost_parts: a row per epoch, trial, stage or precision of a case with
     telemetry. cost_sources: a row per telemetry source, with its faults.
     """
     by_case: dict[str, list[Usage]] = {}
@@ -91,7 +93,7 @@ def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dic
     ]
     return {
         "cost_cases": CASES.build(cases),
-        "cost_pieces": PARTS.build(pieces),
+        "cost_parts": PARTS.build(pieces),
         "cost_sources": SOURCES.build(sources),
     }
 
@@ -105,7 +107,7 @@ def join_costs(table: pd.DataFrame, cases: pd.DataFrame, pieces: pd.DataFrame, j
         pieces: The table `cost_pieces`.
         join: How the rows are joined.
     """
-    costs = cases if join.scope == "case" else pieces[pieces["what"] == join.scope]
+    costs = cases if join.scope == "case" else pieces[pieces["scope"] == join.scope]
     names = list(JOINED_COLUMNS)
     if table.empty or costs.empty:
         return table.reindex(columns=[*table.columns, *names])
@@ -142,24 +144,24 @@ def sum_energy(usage: Usage) -> tuple[float, str, str]:
     )
     if not parts:
         return math.nan, "", ""
-    scale = usage.nodes / usage.nodes_seen if usage.nodes_seen else math.nan
+    scale = usage.nodes / usage.nodes_sampled if usage.nodes_sampled else math.nan
     scope = {"node": "whole nodes", "accelerator": "accelerators", "cpu": "CPUs", "memory": "memory"}
     how = " and ".join(sorted({usage.methods[p] for p in parts}))
     if usage.omitted_component:
         how += f"; without {usage.omitted_component}"
     if scale != 1.0:
-        how += f", {usage.nodes_seen} of {usage.nodes} nodes scaled up"
+        how += f", {usage.nodes_sampled} of {usage.nodes} nodes scaled up"
     return scale * sum(usage.energy_j[p] for p in parts), " and ".join(scope[p] for p in parts), how
 
 
 def _describe_energy(usage: Usage, results: float, unit: str, *, shared: bool = False) -> dict[str, Any]:
     joules, scope, how = sum_energy(usage)
-    row: dict[str, Any] = {"results": results, "result": unit, "why_not": usage.why_not}
+    row: dict[str, Any] = {"work_units": results, "work_unit": unit, "unavailable_reason": usage.unavailable_reason}
     if shared:
-        return row | {"why_not": "other trials ran on its nodes at the same time"}
+        return row | {"unavailable_reason": "other trials ran on its nodes at the same time"}
     per_node = {f"{part}_energy_j": value for part, value in usage.energy_j.items()}
     return row | per_node | {
-        "energy_j": joules, "energy_scope": scope, "energy_by": how, "power_w": joules / usage.window.seconds,
+        "energy_j": joules, "energy_scope": scope, "energy_method": how, "power_w": joules / usage.window.seconds,
         "energy_per_result_j": joules / results if results > 0 else math.nan,
     }  # fmt: skip
 
@@ -170,16 +172,16 @@ def _describe_case(record: RunRecord, seconds: float, usage: Usage | None) -> di
     row: dict[str, Any] = {
         "campaign": record.campaign, **{k: case.get(k) for k in ("suite", "system", "id", "program")},
         "case": case.get("name"), "precision": case.get("parameters", {}).get("precision"), "state": record.state,
-        "seconds": seconds, "gpu_hours": _count_gpus(record) * seconds / 3600, "results": results, "result": unit,
-        "node_hours": case.get("nodes", math.nan) * seconds / 3600, "why_not": "no telemetry",
+        "seconds": seconds, "gpu_hours": _count_gpus(record) * seconds / 3600, "work_units": results, "work_unit": unit,
+        "node_hours": case.get("nodes", math.nan) * seconds / 3600, "unavailable_reason": "no telemetry",
         "folder": record.location,
     }  # fmt: skip
     if usage is None:
         return row
     sampler = usage.quantities.get("sampler_cpu_s")
-    share = sampler / usage.window.seconds / max(usage.nodes_seen, 1) if sampler is not None else math.nan
+    share = sampler / usage.window.seconds / max(usage.nodes_sampled, 1) if sampler is not None else math.nan
     energy = _describe_energy(usage, results, unit)
-    return row | _select_coverage(usage) | energy | _select_figures(usage) | {"sampler_share": share}
+    return row | _select_coverage(usage) | energy | _select_figures(usage) | {"sampler_core_fraction": share}
 
 
 def _describe_piece(record: RunRecord, usage: Usage, shared: bool) -> dict[str, Any]:
@@ -187,7 +189,7 @@ def _describe_piece(record: RunRecord, usage: Usage, shared: bool) -> dict[str, 
     results, unit = get_work_count(record, window.scope, window.name)
     return {
         "campaign": record.campaign, "case": record.case.get("name"), "program": record.case.get("program"),
-        "what": window.scope, "name": window.name, "seconds": window.seconds, "folder": window.folder,
+        "scope": window.scope, "name": window.name, "seconds": window.seconds, "folder": window.folder,
         "gpu_hours": _count_gpus(record, window) * window.seconds / 3600, **_select_coverage(usage),
         **_describe_energy(usage, results, unit, shared=shared), **_select_figures(usage),
     }  # fmt: skip

@@ -31,10 +31,10 @@ GIB = 2**30
 SECONDS_AN_HOUR = 3600.0
 # Column of costs -> the head of its column in the tables of other pages, and the format of its numbers.
 COST_COLUMNS = {
-    "energy_per_result_j": ("J/{result}", ".3g"),
+    "energy_per_result_j": ("J/{unit}", ".3g"),
     "gpu_hours": ("GPU-hours", ".3g"),
-    "counted_gflop_per_s": ("counted GFLOP/s", ".3g"),
-    "counted_gb_per_s": ("counted GB/s", ".3g"),
+    "counter_gflop_per_s": ("counted GFLOP/s", ".3g"),
+    "counter_gb_per_s": ("counted GB/s", ".3g"),
 }
 
 
@@ -43,8 +43,8 @@ def add_cost_columns(block: TableBlock, rows: pd.DataFrame) -> TableBlock:
     columns, body = list(block.columns), [list(row) for row in block.rows]
     for name, (head, spec) in COST_COLUMNS.items():
         if name in rows and rows[name].notna().any():
-            units = rows["result"].dropna().unique()
-            columns.append(head.format(result=units[0] if len(units) == 1 else "result"))
+            units = rows["work_unit"].dropna().unique()
+            columns.append(head.format(unit=units[0] if len(units) == 1 else "result"))
             for row, value in zip(body, rows[name].tolist(), strict=True):
                 row.append(format_number(value, spec))
     return replace(block, columns=columns, rows=body)
@@ -52,7 +52,7 @@ def add_cost_columns(block: TableBlock, rows: pd.DataFrame) -> TableBlock:
 
 def build_sections(context: PageContext) -> list[Section]:
     """Return one section; none where no case has telemetry."""
-    cases, pieces, sources = (context.tables[f"cost_{name}"] for name in ("cases", "pieces", "sources"))
+    cases, pieces, sources = (context.tables[f"cost_{name}"] for name in ("cases", "parts", "sources"))
     known = cases[cases["source"].notna()]
     if known.empty:
         return []
@@ -79,15 +79,15 @@ def describe_costs(cases: pd.DataFrame, pieces: pd.DataFrame, known: pd.DataFram
     ]
     without = known[known["energy_j"].isna()]
     if len(without):
-        reasons = ", ".join(f"{n}: {why}" for why, n in without["why_not"].value_counts().items())
+        reasons = ", ".join(f"{n}: {why}" for why, n in without["unavailable_reason"].value_counts().items())
         text.append(f"{len(without)} of them have no energy ({reasons}). Missing energies are not estimated.")
     withheld = pieces[pieces["energy_j"].isna()]
     if len(withheld):
-        kinds = withheld["why_not"].str.split(":").str[0].value_counts()
+        kinds = withheld["unavailable_reason"].str.split(":").str[0].value_counts()
         reasons = ", ".join(f"{n} {why}" for why, n in kinds.items())
         text.append(f"{len(withheld)} epochs, trials, stages and precisions have no energy: {reasons}.")
-    if known["sampler_share"].notna().any():
-        share = known["sampler_share"]
+    if known["sampler_core_fraction"].notna().any():
+        share = known["sampler_core_fraction"]
         text.append(
             f"The sampler of the harness used {share.median():.2%} of one core in the median case, and at most"
             f" {share.max():.2%}."
@@ -125,20 +125,20 @@ def build_cases_block(known: pd.DataFrame) -> TableBlock:
         ("nodes", format_nodes),
         ("energy (kJ)", number_cell("energy_j", scale=1e-3)),
         ("energy of", text_cell("energy_scope")),
-        ("measured by", text_cell("energy_by")),
+        ("measured by", text_cell("energy_method")),
         ("mean power (W)", number_cell("power_w")),
         ("J/result", number_cell("energy_per_result_j")),
-        ("result", text_cell("result")),
+        ("result", text_cell("work_unit")),
         ("GPU-hours", number_cell("gpu_hours")),
         ("GPU use (%)", number_cell("accelerator_utilization_percent")),
-        ("GPU memory, highest (%)", number_cell("accelerator_memory_highest_percent")),
-        ("GPU, hottest (\N{DEGREE SIGN}C)", number_cell("accelerator_temperature_highest_c")),
+        ("GPU memory, highest (%)", number_cell("accelerator_memory_max_percent")),
+        ("GPU, hottest (\N{DEGREE SIGN}C)", number_cell("accelerator_temperature_max_c")),
         ("busy cores per node", number_cell("busy_cores")),
-        ("host memory, highest (GiB)", number_cell("host_memory_used_highest_bytes", scale=1 / GIB)),
+        ("host memory, highest (GiB)", number_cell("host_memory_used_max_bytes", scale=1 / GIB)),
         ("network (GB)", lambda r: format_number(sum_network_gb(r))),
-        ("counted GFLOP/s", number_cell("counted_gflop_per_s")),
-        ("counted GB/s", number_cell("counted_gb_per_s")),
-        ("why no energy", text_cell("why_not")),
+        ("counted GFLOP/s", number_cell("counter_gflop_per_s")),
+        ("counted GB/s", number_cell("counter_gb_per_s")),
+        ("why no energy", text_cell("unavailable_reason")),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
     more = (
@@ -160,7 +160,7 @@ def build_pieces_block(pieces: pd.DataFrame) -> TableBlock:
     """Return a row per case and kind of part; stages and precisions have a row each."""
     columns = ["case", "part", "number", "J/result [lowest, highest]", "result", "mean power (W)"]
     body = []
-    for (case, what), group in pieces.groupby(["case", "what"], sort=False):
+    for (case, what), group in pieces.groupby(["case", "scope"], sort=False):
         parts = group.groupby("name", sort=False) if what in ("stage", "precision") else [("", group)]
         for name, rows in parts:
             energy = rows["energy_per_result_j"]
@@ -168,11 +168,11 @@ def build_pieces_block(pieces: pd.DataFrame) -> TableBlock:
                 [
                     str(case), f"{what} {name}".strip(), str(len(rows)),
                     f"{format_number(energy.median())} [{format_number(energy.min())}, {format_number(energy.max())}]",
-                    rows["result"].iloc[0],
+                    rows["work_unit"].iloc[0],
                     format_number(rows["power_w"].median()),
                 ]
             )  # fmt: skip
-    note = "Medians over the parts of a kind; all parts are in tables/cost_pieces.csv."
+    note = "Medians over the parts of a kind; all parts are in tables/cost_parts.csv."
     return TableBlock("Epochs, trials, stages, precisions", columns, body[:MAX_ROWS], note)
 
 
@@ -191,7 +191,9 @@ def build_sources_block(sources: pd.DataFrame) -> TableBlock:
 def format_nodes(row: Row) -> str:
     """Return `64`, or `62 of 64` if some sent no samples."""
     return (
-        f"{row['nodes']:.0f}" if row["nodes"] == row["nodes_seen"] else f"{row['nodes_seen']:.0f} of {row['nodes']:.0f}"
+        f"{row['nodes']:.0f}"
+        if row["nodes"] == row["nodes_sampled"]
+        else f"{row['nodes_sampled']:.0f} of {row['nodes']:.0f}"
     )
 
 

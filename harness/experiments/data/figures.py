@@ -69,7 +69,7 @@ def draw_imbalance(datasets: pd.DataFrame, folder: Path, name: str) -> Figure:
 
 def draw_elements(datasets: pd.DataFrame, elements: pd.DataFrame, folder: Path, name: str) -> Figure:
     """Draw the number of structures with each element, summed over all datasets, on the periodic table."""
-    counted = elements[elements["slug"].isin(exclude_subsets(datasets)["slug"])]
+    counted = elements[elements["dataset"].isin(exclude_subsets(datasets)["dataset"])]
     totals = counted.groupby("element")["structures"].sum()
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.6, 4.5), layout="constrained")
@@ -103,7 +103,7 @@ def draw_elements_by_dataset(datasets: pd.DataFrame, elements: pd.DataFrame, fol
         for axes in grid.flat:
             axes.set_axis_off()
         for axes, row in zip(grid.flat, datasets.to_dict("records"), strict=False):
-            group = elements[elements["slug"] == row["slug"]].set_index("element")["structures"]
+            group = elements[elements["dataset"] == row["dataset"]].set_index("element")["structures"]
             _draw_cells(axes, group, norm)
             mark = ", stand-in" if row["role"] == "stand-in" else ""
             axes.set_title(f"{row['head']}{mark}: {len(group)}", fontsize=8, pad=2)
@@ -151,7 +151,7 @@ def draw_distributions(datasets: pd.DataFrame, bins: pd.DataFrame, folder: Path,
         )  # fmt: skip
         for column, (quantity, label, edges) in enumerate(_choose_bins(bins)):
             for axes, row in zip(grid[:, column], datasets.to_dict("records"), strict=True):
-                group = bins[(bins["slug"] == row["slug"]) & (bins["quantity"] == quantity)]
+                group = bins[(bins["dataset"] == row["dataset"]) & (bins["quantity"] == quantity)]
                 _draw_histogram(axes, group, edges, ROLE_COLOURS[row["role"]], describe_histogram(row, quantity))
                 axes.tick_params(axis="x", which="both", bottom=axes is grid[-1, column], labelsize=8)
             last = grid[-1, column]
@@ -182,7 +182,7 @@ def _choose_bins(bins: pd.DataFrame) -> list[tuple[str, str, NDArray[np.float64]
         group = bins[(bins["quantity"] == quantity) & (bins["high"] != 0 if per_octave else True)]
         low, high = (-1.0, 1.0) if group.empty else (float(group["low"].min()), float(group["high"].max()))
         if not per_octave:
-            ends = [_quantile(b, q) for _, b in group.groupby("slug") for q in (0.01, 0.99)] or [low, high]
+            ends = [_quantile(b, q) for _, b in group.groupby("dataset") for q in (0.01, 0.99)] or [low, high]
             edges = np.linspace(min(ends), max(ends), 60)
         else:
             least = max(low, 1.0 if quantity == "sizes" else 1e-4) if not group.empty else 1.0
@@ -217,8 +217,8 @@ def describe_histogram(row: dict[Hashable, Any], quantity: str) -> str:
     """Return the number that is printed in a histogram."""
     formats = {
         "sizes": ("median {:.0f}", "size_median"),
-        "energy_ev_per_atom": ("sd {:.2g}", "energy_sd"),
-        "force_norm_ev_per_a": ("rms {:.2g}", "force_rms"),
+        "energy_ev_per_atom": ("sd {:.2g}", "energy_std_ev_per_atom"),
+        "force_norm_ev_per_a": ("rms {:.2g}", "force_rms_ev_per_a"),
     }
     text, key = formats[quantity]
     return "" if pd.isna(row[key]) else text.format(float(row[key]))
@@ -228,10 +228,13 @@ def draw_reading(reading: pd.DataFrame, folder: Path, name: str) -> Figure:
     """Draw the time per sample over the number of ranks for each mode of reading, with a line down to the floor."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 3.7), layout="constrained")
-        lines = len(reading.groupby(["mode", "nodes"], dropna=False))
+        lines = len(reading.groupby(["read_mode", "nodes"], dropna=False))
         has_several_nodes = reading["nodes"].nunique() > 1
-        for k, ((mode, nodes), group) in enumerate(reading.groupby(["mode", "nodes"], sort=False, dropna=False)):
-            low, high = group["us_per_sample"] - group["us_low"], group["us_high"] - group["us_per_sample"]
+        for k, ((mode, nodes), group) in enumerate(reading.groupby(["read_mode", "nodes"], sort=False, dropna=False)):
+            low, high = (
+                group["us_per_sample"] - group["us_per_sample_low"],
+                group["us_per_sample_high"] - group["us_per_sample"],
+            )
             x = group["ranks"] * 2.0 ** (0.05 * (k - (lines - 1) / 2))
             style: Any = {"marker": "o", "ms": 4.5, "capsize": 2.5, "lw": 1.2, "color": MODE_COLOURS[k % 6]}
             axes.errorbar(

@@ -1,7 +1,7 @@
 """Tables on datasets and on the rates at which they are read.
 
-A conversion logs the facts dataset, conversion, references and statistics. Reading logs the fact reading, for one mode
-or a list of several, and a sample per batch: seconds of the slowest rank, structures and bytes of one rank.
+A conversion logs the facts dataset, conversion, reference_energies and statistics. Reading logs the fact reading, for
+one mode or a list of several, and a sample per batch: seconds of the slowest rank, structures and bytes of one rank.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from harness.stats.intervals import compute_median_interval
 DATASETS = Columns(
     "datasets",
     run="campaign system case id",
-    about="slug head role level source licence attribution original_count part_of",
-    content="read structures left_out left_out_kinds splits atoms groups size_median size_max elements periodic_share"
-    " neighbours energy_sd energy_low energy_high reference_mae_ev_per_atom reference_rank elements_undetermined"
-    " force_median force_rms force_max stress_rms charged_share",
+    about="dataset head role level source licence attribution original_count part_of",
+    content="structures_read structures excluded excluded_kinds splits atoms groups size_median size_max elements"
+    " periodic_fraction"
+    " neighbours energy_std_ev_per_atom energy_low_ev_per_atom energy_high_ev_per_atom reference_mae_ev_per_atom"
+    " reference_rank elements_undetermined"
+    " force_median_ev_per_a force_rms_ev_per_a force_max_ev_per_a stress_rms_ev_per_a3 charged_fraction",
     conversion="seconds structures_per_s workers store_bytes edges cutoff max_neighbours",
     folder="folder",
 )
-ELEMENTS = Columns("elements", columns="slug element structures atoms")
-DISTRIBUTIONS = Columns("distributions", columns="slug quantity low high count")
+ELEMENTS = Columns("elements", columns="dataset element structures atoms")
+DISTRIBUTIONS = Columns("distributions", columns="dataset quantity low high count")
 READING = Columns(
     "reading",
     run="campaign system case id",
-    mode="mode nodes ranks width sets stand_ins split samples batch",
-    rates="bytes_per_sample us_per_sample us_low us_high samples_per_s samples_per_s_low samples_per_s_high mb_per_s",
+    mode="read_mode nodes ranks replica_ranks datasets stand_ins split samples batch_size",
+    rates="bytes_per_sample us_per_sample us_per_sample_low us_per_sample_high samples_per_s samples_per_s_low"
+    " samples_per_s_high mb_per_s",
     machine="floor_us floor open_s rss_bytes coverage batches",
     folder="folder",
 )
@@ -55,26 +58,26 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     latest: dict[str, RunRecord] = {}
     for record in sorted(finished, key=lambda r: float(r.provenance.get("time_s", 0.0))):
         if {"dataset", "conversion"} <= record.facts.keys():
-            latest[record.facts["dataset"]["slug"]] = record
+            latest[record.facts["dataset"]["name"]] = record
     by_size = sorted(latest.values(), key=lambda r: -float(r.facts["dataset"].get("original_count") or 0))
     reading = READING.build(row for r in finished if "reading" in r.facts for row in _describe_reading(r))
     return {
         "datasets": DATASETS.build(_describe_dataset(r) for r in by_size),
         "elements": ELEMENTS.build(row for r in by_size for row in _list_elements(r)),
         "distributions": DISTRIBUTIONS.build(row for r in by_size for row in _list_bins(r)),
-        "reading": reading.sort_values(["mode", "ranks"], kind="stable").reset_index(drop=True),
+        "reading": reading.sort_values(["read_mode", "ranks"], kind="stable").reset_index(drop=True),
     }
 
 
 def list_unreachable(records: Sequence[RunRecord]) -> list[str]:
     """Return the modes of reading that were not tried, with the reasons."""
     finished = [r for r in records if r.state == "done"]
-    return [f"{r.case.get('name')}: {reason}" for r in finished for reason in r.facts.get("out_of_reach", [])]
+    return [f"{r.case.get('name')}: {reason}" for r in finished for reason in r.facts.get("unavailable_modes", [])]
 
 
 def exclude_subsets(datasets: pd.DataFrame) -> pd.DataFrame:
     """Return the datasets without those that are subsets of another one in the table."""
-    return datasets[~datasets["part_of"].isin(datasets["slug"])]
+    return datasets[~datasets["part_of"].isin(datasets["dataset"])]
 
 
 def _identify(record: RunRecord) -> dict[str, Any]:
@@ -85,21 +88,22 @@ def _identify(record: RunRecord) -> dict[str, Any]:
 
 def _describe_dataset(record: RunRecord) -> dict[str, Any]:
     about, conversion = record.facts["dataset"], record.facts["conversion"]
-    left_out = conversion.get("left_out", {})
+    left_out = conversion.get("excluded", {})
     return {
         **_identify(record),
-        **{k: about.get(k) for k in ("slug", "head", "level", "source", "licence", "attribution", "part_of")},
+        "dataset": about.get("name"),
+        **{k: about.get(k) for k in ("head", "level", "source", "licence", "attribution", "part_of")},
         "role": next((r for r in ROLES if about["role"].startswith(r)), about["role"]),
         "original_count": about.get("original_count") or None,
         "store_bytes": about.get("store_bytes"),
-        **{k: conversion.get(k) for k in ("read", "seconds", "structures_per_s", "workers", "cutoff")},
+        **{k: conversion.get(k) for k in ("structures_read", "seconds", "structures_per_s", "workers", "cutoff")},
         "edges": conversion.get("edges", conversion.get("cutoff") is not None),
         "structures": conversion["written"],
-        "left_out": sum(left_out.values()),
-        "left_out_kinds": _format_counts(left_out),
+        "excluded": sum(left_out.values()),
+        "excluded_kinds": _format_counts(left_out),
         "splits": _format_counts(conversion.get("splits", {})),
         "max_neighbours": conversion.get("max_neighbours"),
-        **_describe_references(record.facts.get("references", {})),
+        **_describe_references(record.facts.get("reference_energies", {})),
         **_describe_statistics(record.facts.get("statistics", {})),
     }
 
@@ -128,16 +132,16 @@ def _describe_statistics(fact: dict[str, Any]) -> dict[str, Any]:
         "size_median": _quantile(sizes, "0.5"),
         "size_max": sizes.get("max"),
         "elements": len(fact["elements"]),
-        "periodic_share": 1.0 - fact["periodic"][0] / structures if structures else None,
+        "periodic_fraction": 1.0 - fact["periodic"][0] / structures if structures else None,
         "neighbours": fact["neighbours_mean"],
-        "energy_sd": energy.get("sd"),
-        "energy_low": _quantile(energy, "0.01"),
-        "energy_high": _quantile(energy, "0.99"),
-        "force_median": _quantile(forces, "0.5"),
-        "force_rms": forces.get("rms"),
-        "force_max": forces.get("max"),
-        "stress_rms": fact["stress_ev_per_a3"].get("rms"),
-        "charged_share": 1.0 - fact["charges"].get("0", 0) / structures if structures else None,
+        "energy_std_ev_per_atom": energy.get("sd"),
+        "energy_low_ev_per_atom": _quantile(energy, "0.01"),
+        "energy_high_ev_per_atom": _quantile(energy, "0.99"),
+        "force_median_ev_per_a": _quantile(forces, "0.5"),
+        "force_rms_ev_per_a": forces.get("rms"),
+        "force_max_ev_per_a": forces.get("max"),
+        "stress_rms_ev_per_a3": fact["stress_ev_per_a3"].get("rms"),
+        "charged_fraction": 1.0 - fact["charges"].get("0", 0) / structures if structures else None,
     }
 
 
@@ -146,15 +150,16 @@ def _quantile(spread: dict[str, Any], share: str) -> float | None:
 
 
 def _list_elements(record: RunRecord) -> list[dict[str, Any]]:
-    slug = record.facts["dataset"]["slug"]
+    dataset = record.facts["dataset"]["name"]
     return [
-        {"slug": slug, "element": e, **n} for e, n in record.facts.get("statistics", {}).get("elements", {}).items()
+        {"dataset": dataset, "element": e, **n}
+        for e, n in record.facts.get("statistics", {}).get("elements", {}).items()
     ]
 
 
 def _list_bins(record: RunRecord) -> list[dict[str, Any]]:
     """Return the non-empty bins of each histogram in ascending order; the bin of zero has no width."""
-    slug, fact = record.facts["dataset"]["slug"], record.facts.get("statistics", {})
+    dataset, fact = record.facts["dataset"]["name"], record.facts.get("statistics", {})
     rows = []
     for quantity in QUANTITIES if fact else ():
         histogram = fact[quantity]
@@ -163,7 +168,7 @@ def _list_bins(record: RunRecord) -> list[dict[str, Any]]:
         edges += [(0.0, 0.0, histogram["zero"])] if histogram["zero"] else []
         edges += [(2 ** (k / per_octave), 2 ** ((k + 1) / per_octave), n) for k, n in histogram["positive"]]
         rows += [
-            {"slug": slug, "quantity": quantity, "low": low, "high": high, "count": count}
+            {"dataset": dataset, "quantity": quantity, "low": low, "high": high, "count": count}
             for low, high, count in sorted(edges)
         ]
     return rows
@@ -174,7 +179,7 @@ def _describe_reading(record: RunRecord) -> list[dict[str, Any]]:
     fact = record.facts["reading"]
     rows = []
     for about in fact if isinstance(fact, list) else [fact]:
-        samples = [s for s in record.samples if s.get("mode", about["mode"]) == about["mode"]]
+        samples = [s for s in record.samples if s.get("read_mode", about["read_mode"]) == about["read_mode"]]
         if samples:
             rows.append(_identify(record) | _describe_mode(about, samples))
     return rows
@@ -182,24 +187,27 @@ def _describe_reading(record: RunRecord) -> list[dict[str, Any]]:
 
 def _describe_mode(about: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the time per sample on the slowest rank, and the rate of all ranks, over the timed batches."""
-    seconds, batch, n_bytes = (np.array([s[k] for s in samples]) for k in ("seconds", "batch", "bytes"))
+    seconds, batch, n_bytes = (np.array([s[k] for s in samples]) for k in ("duration_s", "batch_size", "bytes"))
     ranks = about["ranks"]
     time_us = compute_median_interval((1e6 * seconds / batch).tolist())
     rate = compute_median_interval((ranks * batch / seconds).tolist())
     floor = about.get("floor") or {}
     return {
-        **{k: about.get(k) for k in ("mode", "nodes", "ranks", "width", "split", "samples", "open_s", "rss_bytes")},
-        "sets": ", ".join(about.get("sets", [])),
+        **{
+            k: about.get(k)
+            for k in ("read_mode", "nodes", "ranks", "replica_ranks", "split", "samples", "open_s", "rss_bytes")
+        },
+        "datasets": ", ".join(about.get("datasets", [])),
         "stand_ins": sum(role.startswith("stand-in") for role in about.get("roles", [])),
-        "batch": int(np.median(batch)),
+        "batch_size": int(np.median(batch)),
         "bytes_per_sample": about.get("bytes_per_sample_mean"),
         "us_per_sample": time_us.value,
-        "us_low": time_us.low,
-        "us_high": time_us.high,
+        "us_per_sample_low": time_us.low,
+        "us_per_sample_high": time_us.high,
         **interval_columns("samples_per_s", rate),
         "mb_per_s": float(np.median(ranks * n_bytes / seconds)) / 1e6,
         "floor_us": floor.get("us_per_sample"),
-        "floor": floor.get("what"),
+        "floor": floor.get("description"),
         "coverage": time_us.coverage,
         "batches": time_us.n,
     }

@@ -105,14 +105,17 @@ def build_datasets_block(rows: list[Row]) -> TableBlock:
         ("level of theory", text_cell("level")),
         ("structures", number_cell("structures", ",")),
         ("original", number_cell("original_count", ",.0f")),
-        ("left out", number_cell("left_out", ",")),
+        ("left out", number_cell("excluded", ",")),
         ("atoms", number_cell("atoms", ",.0f")),
         ("groups (estimate)", number_cell("groups", ",.0f")),
         ("atoms per structure: median, largest", lambda r: format_pair(r["size_median"], r["size_max"], ".0f")),
         ("elements", number_cell("elements", ".0f")),
-        ("periodic", number_cell("periodic_share", ".0%")),
-        ("|F| rms, max (eV/\N{ANGSTROM SIGN})", lambda r: format_pair(r["force_rms"], r["force_max"])),
-        ("stress rms (eV/\N{ANGSTROM SIGN}\N{SUPERSCRIPT THREE})", number_cell("stress_rms", ".2g")),
+        ("periodic", number_cell("periodic_fraction", ".0%")),
+        (
+            "|F| rms, max (eV/\N{ANGSTROM SIGN})",
+            lambda r: format_pair(r["force_rms_ev_per_a"], r["force_max_ev_per_a"]),
+        ),
+        ("stress rms (eV/\N{ANGSTROM SIGN}\N{SUPERSCRIPT THREE})", number_cell("stress_rms_ev_per_a3", ".2g")),
         ("neighbours", number_cell("neighbours", ".1f")),
     ]
     note = (
@@ -130,8 +133,11 @@ def build_energies_block(rows: list[Row]) -> TableBlock:
         ("elements determined", number_cell("reference_rank", ".0f")),
         ("not determined separately", text_cell("elements_undetermined", "none")),
         ("MAE of the references (eV/atom)", number_cell("reference_mae_ev_per_atom")),
-        ("sd relative to them (eV/atom)", number_cell("energy_sd")),
-        ("1% to 99% (eV/atom)", lambda r: f"{format_number(r['energy_low'])} to {format_number(r['energy_high'])}"),
+        ("sd relative to them (eV/atom)", number_cell("energy_std_ev_per_atom")),
+        (
+            "1% to 99% (eV/atom)",
+            lambda r: f"{format_number(r['energy_low_ev_per_atom'])} to {format_number(r['energy_high_ev_per_atom'])}",
+        ),
     ]
     note = (
         "One energy per element and dataset, from a least-squares fit of the energy per atom to the composition. Not"
@@ -147,8 +153,8 @@ def build_conversions_block(rows: list[Row]) -> TableBlock:
         ("data", describe_role),
         ("licence", text_cell("licence")),
         ("attribution", text_cell("attribution")),
-        ("read", number_cell("read", ",")),
-        ("left out", text_cell("left_out_kinds", "none")),
+        ("read", number_cell("structures_read", ",")),
+        ("left out", text_cell("excluded_kinds", "none")),
         ("splits", text_cell("splits")),
         ("structures/s", number_cell("structures_per_s")),
         ("workers", number_cell("workers", ".0f")),
@@ -171,30 +177,33 @@ def describe_edges(row: Mapping[str, Any]) -> str:
     return f"{number} within {row['cutoff']:g} \N{ANGSTROM SIGN}"
 
 
-def describe_sets(row: Mapping[str, Any]) -> str:
-    """Return `16, 14 of them stand-ins`, or the names of up to three sets."""
-    names = row["sets"].split(", ")
-    text = row["sets"] if len(names) <= 3 else str(len(names))
+def name_datasets(row: Mapping[str, Any]) -> str:
+    """Return `16, 14 of them stand-ins`, or the names of up to three datasets."""
+    names = row["datasets"].split(", ")
+    text = row["datasets"] if len(names) <= 3 else str(len(names))
     return text + (f", {row['stand_ins']} of them stand-ins" if row["stand_ins"] else "")
 
 
 def build_reading_block(reading: pd.DataFrame) -> TableBlock:
     """Return a row per run of reading, with its intervals and its floor."""
     columns: list[Column] = [
-        ("mode", "mode"),
+        ("mode", "read_mode"),
         ("system", "system"),
         ("nodes", number_cell("nodes", ".0f")),
         ("ranks", "ranks"),
-        ("replica width", number_cell("width", ".0f")),
-        ("sets", describe_sets),
-        ("\N{MICRO SIGN}s per sample [interval]", interval_cell("us_per_sample", "us_low", "us_high")),
+        ("replica ranks", number_cell("replica_ranks", ".0f")),
+        ("datasets", name_datasets),
+        (
+            "\N{MICRO SIGN}s per sample [interval]",
+            interval_cell("us_per_sample", "us_per_sample_low", "us_per_sample_high"),
+        ),
         ("floor (\N{MICRO SIGN}s)", number_cell("floor_us")),
         ("samples/s, all ranks [interval]", interval_cell("samples_per_s")),
         ("MB/s, all ranks", number_cell("mb_per_s")),
         ("bytes per sample", number_cell("bytes_per_sample", ",.0f")),
         ("open (s)", number_cell("open_s", ".2g")),
         ("memory per rank (MiB)", number_cell("rss_bytes", ".0f", 2**-20)),
-        ("batch", "batch"),
+        ("batch", "batch_size"),
         ("n", "batches"),
     ]
     note = (

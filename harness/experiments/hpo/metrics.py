@@ -21,27 +21,30 @@ from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 
-STATES = ("done", "stopped", "failed", "not finite", "timeout", "lost")
+STATES = ("done", "pruned", "failed", "diverged", "timeout", "lost")
 SEARCHES = Columns(
     "hpo_searches",
-    search="campaign suite system case id search state evaluations trials",
+    search="campaign suite system case id search state max_trials trials",
     states=STATES,
-    totals="told_before left_out_before best_objective hours node_hours trial_s optimizer_s overhead stand_ins",
+    totals="earlier_trials_received earlier_trials_excluded best_objective elapsed_h node_hours trial_s optimizer_s"
+    " optimizer_time_fraction stand_ins",
     folder="folder",
 )
 TRIALS = Columns(
     "hpo_trials",
     search="campaign case search",
-    event="trial backbone state reason objective energy_mae_ev_per_atom force_mae_ev_per_a graphs_per_s epochs",
-    times="began_h ended_h node_hours spent_node_hours",
-    standing="best_so_far on_front",
+    event="trial backbone state reason objective energy_mae_ev_per_atom force_mae_ev_per_a structures_per_s epochs",
+    times="start_h end_h node_hours cumulative_node_hours",
+    standing="best_so_far is_pareto_optimal",
     run="nodes configuration folder",
 )
-POINTS = Columns("hpo_points", search="campaign case search", value="trial objective hyperparameter value place")
+POINTS = Columns(
+    "hpo_points", search="campaign case search", value="trial objective hyperparameter value normalized_value"
+)
 IMPORTANCE = Columns(
     "hpo_importance",
     search="campaign case search",
-    value="hyperparameter kind trials explained direction p_value",
+    value="hyperparameter kind trials explained_variance direction p_value",
 )
 BEST_ERROR = Metric("best trial's error", "", "lower")
 MIN_TRIALS = 5
@@ -57,10 +60,10 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """
     runs = [r for r in records if r.program == "hpo" and r.events("trial")]
     trials = TRIALS.build(row for r in runs for row in _list_trials(r))
-    trials["on_front"] = False
+    trials["is_pareto_optimal"] = False
     for _, group in trials.groupby("campaign"):
-        objectives, rates = (group[k].to_numpy(dtype=float) for k in ("objective", "graphs_per_s"))
-        trials.loc[group.index, "on_front"] = find_pareto_front(objectives, rates)
+        objectives, rates = (group[k].to_numpy(dtype=float) for k in ("objective", "structures_per_s"))
+        trials.loc[group.index, "is_pareto_optimal"] = find_pareto_front(objectives, rates)
     points = POINTS.build(row for r in runs for row in _list_points(r))
     best = trials[trials["objective"].notna()].sort_values("objective", ascending=False, kind="stable")
     best = best.drop_duplicates(["campaign", "case", "backbone"]).sort_values(["campaign", "case"], kind="stable")
@@ -78,7 +81,7 @@ def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     trials = record.events("trial")
     objectives = select_numbers(t.get("objective") for t in trials)
     yield MetricSamples(BEST_ERROR, (-max(objectives),) if objectives else ())
-    yield MetricSamples(THROUGHPUT, select_numbers(t.get("graphs_per_s") for t in trials))
+    yield MetricSamples(THROUGHPUT, select_numbers(t.get("structures_per_s") for t in trials))
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
@@ -89,16 +92,16 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
 
 def _identify(record: RunRecord) -> dict[str, Any]:
     case = record.case
-    search = case.get("point", {}).get("search") or record.facts.get("search", {}).get("backbone")
+    search = case.get("axis_values", {}).get("search") or record.facts.get("search", {}).get("backbone")
     return {"campaign": record.campaign, "case": case.get("name"), "search": search}
 
 
 def _list_trials(record: RunRecord) -> list[dict[str, Any]]:
     """Return a row per trial, with times since the first began, node-hours spent, and the best objective so far."""
     events = record.events("trial")
-    first = min(e["began_s"] for e in events)
+    first = min(e["start_time_s"] for e in events)
     rows, spent, best = [], 0.0, math.nan
-    for e in sorted(events, key=lambda e: (e["ended_s"], e["trial"])):
+    for e in sorted(events, key=lambda e: (e["end_time_s"], e["trial"])):
         spent += e["node_hours"]
         objective = math.nan if e["objective"] is None else e["objective"]
         best = np.fmax(best, objective)
@@ -107,10 +110,10 @@ def _list_trials(record: RunRecord) -> list[dict[str, Any]]:
                 **_identify(record),
                 **{k: e.get(k) for k in TRIALS["event"]},
                 "objective": objective,
-                "began_h": (e["began_s"] - first) / 3600,
-                "ended_h": (e["ended_s"] - first) / 3600,
+                "start_h": (e["start_time_s"] - first) / 3600,
+                "end_h": (e["end_time_s"] - first) / 3600,
                 "node_hours": e["node_hours"],
-                "spent_node_hours": spent,
+                "cumulative_node_hours": spent,
                 "best_so_far": best,
                 "nodes": " ".join(e["nodes"]),
                 "configuration": json.dumps(e["configuration"], sort_keys=True),
@@ -130,7 +133,8 @@ def find_pareto_front(first: NDArray[np.float64], second: NDArray[np.float64]) -
 
 
 def _list_points(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per trial and hyperparameter; place: the position of the value in its range, from 0 to 1."""
+    """Return a row per trial and hyperparameter; normalized_value: the position of the value in its range, from 0 to
+    1."""
     space = record.facts.get("search", {}).get("space", {})
     return [
         {
@@ -139,7 +143,7 @@ def _list_points(record: RunRecord) -> list[dict[str, Any]]:
             "objective": math.nan if e["objective"] is None else e["objective"],
             "hyperparameter": name,
             "value": value,
-            "place": normalize_value(value, space[name]),
+            "normalized_value": normalize_value(value, space[name]),
         }
         for e in record.events("trial")
         for name, value in e["configuration"].items()
@@ -161,23 +165,23 @@ def _describe_search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
     rows = trials[(trials["campaign"] == names["campaign"]) & (trials["case"] == names["case"])]
     facts, warm_start = record.facts, record.facts.get("warm_start", {})
     overhead = facts.get("overhead", {})
-    busy = 3600 * (rows["ended_h"] - rows["began_h"]).sum()
+    busy = 3600 * (rows["end_h"] - rows["start_h"]).sum()
     fixed = facts.get("search", {}).get("trial", {})
     return {
         **names,
         **{k: record.case.get(k) for k in ("suite", "system", "id")},
         "state": record.state,
-        "evaluations": facts.get("search", {}).get("evaluations"),
+        "max_trials": facts.get("search", {}).get("max_trials"),
         "trials": len(rows),
         **{state: int((rows["state"] == state).sum()) for state in STATES},
-        "told_before": warm_start.get("told", 0),
-        "left_out_before": warm_start.get("outside", 0) + warm_start.get("failed", 0),
+        "earlier_trials_received": warm_start.get("received", 0),
+        "earlier_trials_excluded": warm_start.get("outside_space", 0) + warm_start.get("failed", 0),
         "best_objective": rows["objective"].max(),
-        "hours": rows["ended_h"].max(),
+        "elapsed_h": rows["end_h"].max(),
         "node_hours": rows["node_hours"].sum(),
         "trial_s": busy,
         "optimizer_s": overhead.get("optimizer_s"),
-        "overhead": overhead["optimizer_s"] / busy if overhead and busy else None,
+        "optimizer_time_fraction": overhead["optimizer_s"] / busy if overhead and busy else None,
         "stand_ins": not fixed.get("stores"),
         "folder": record.location,
     }
@@ -213,13 +217,13 @@ def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
                 **dict(zip([*IMPORTANCE["search"], "hyperparameter"], names, strict=True)),
                 "kind": "choice" if is_choice else "number",
                 "trials": len(group),
-                "explained": explained,
+                "explained_variance": explained,
                 "direction": direction,
                 "p_value": (1 + int((by_chance >= explained - 1e-12).sum())) / (1 + PERMUTATIONS),
             }
         )
     table = IMPORTANCE.build(rows)
-    return table.sort_values(["campaign", "case", "explained"], ascending=[True, True, False], kind="stable")
+    return table.sort_values(["campaign", "case", "explained_variance"], ascending=[True, True, False], kind="stable")
 
 
 @lru_cache(maxsize=8)

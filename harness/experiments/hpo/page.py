@@ -39,10 +39,10 @@ def draw_best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, 
     """Draw the lowest mean error so far over time and over node-hours, with a line per search."""
     with mpl.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.5), sharey=True, layout="constrained")
-        per_hour, unit = (1.0, "hours") if trials["ended_h"].max() > 1.0 else (60.0, "minutes")
+        per_hour, unit = (1.0, "hours") if trials["end_h"].max() > 1.0 else (60.0, "minutes")
         for axes, column, label in zip(
             panels,
-            ("ended_h", "spent_node_hours"),
+            ("end_h", "cumulative_node_hours"),
             (f"{unit} since the search began", f"node-{unit} spent"),
             strict=True,
         ):
@@ -82,14 +82,14 @@ def draw_front(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: 
                 "ls": "",
                 "ms": 4.5,
             }
-            axes.plot(group["graphs_per_s"], -group["objective"], label=names.get(key, key), alpha=0.8, **look)
-        front = scored[scored["on_front"].astype(bool)].sort_values("graphs_per_s")
-        axes.plot(front["graphs_per_s"], -front["objective"], "-", color=GREY, lw=0.9, zorder=0, label="front")
+            axes.plot(group["structures_per_s"], -group["objective"], label=names.get(key, key), alpha=0.8, **look)
+        front = scored[scored["is_pareto_optimal"].astype(bool)].sort_values("structures_per_s")
+        axes.plot(front["structures_per_s"], -front["objective"], "-", color=GREY, lw=0.9, zorder=0, label="front")
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             set_plain_ticks(axis, *ends)
-        axes.set_xlabel("training throughput, graphs/s")
+        axes.set_xlabel("training throughput, structures/s")
         axes.set_ylabel("(MAE(E/atom) + MAE(F)) / 2")
         axes.legend(frameon=False, fontsize=8)
         caption = (
@@ -102,7 +102,7 @@ def draw_front(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: 
 def draw_points(points: pd.DataFrame, title: str, folder: Path, name: str) -> Figure:
     """Draw the parallel coordinates of one search, with a line per trial."""
     names = list(points["hyperparameter"].unique())
-    table = points.pivot_table(index="trial", columns="hyperparameter", values="place")[names]
+    table = points.pivot_table(index="trial", columns="hyperparameter", values="normalized_value")[names]
     objective = points.drop_duplicates("trial").set_index("trial")["objective"]
     ranks = objective.rank(ascending=False)
     with mpl.rc_context(STYLE):
@@ -199,7 +199,7 @@ def describe_searches(searches: pd.DataFrame, trials: pd.DataFrame) -> list[str]
             "The models are trained for minutes on the shipped datasets, most of which are stand-ins: their ranking of"
             " backbones cannot be compared with the paper's."
         )
-    unfinished = [f"{r['case']} ({r['state']}, {r['trials']} of {r['evaluations']})" for r in list_rows(searches)
+    unfinished = [f"{r['case']} ({r['state']}, {r['trials']} of {r['max_trials']})" for r in list_rows(searches)
                   if r["state"] != "done"]  # fmt: skip
     if unfinished:
         text.append(f"Incomplete searches, with the trials that have ended: {', '.join(unfinished)}.")
@@ -210,15 +210,15 @@ def build_searches_block(searches: pd.DataFrame) -> TableBlock:
     """Return a row per search."""
     columns: list[Column] = [
         SEARCH_COLUMN,
-        ("trials", lambda r: f"{r['trials']} of {format_number(r['evaluations'], '.0f')}"),
+        ("trials", lambda r: f"{r['trials']} of {format_number(r['max_trials'], '.0f')}"),
         *((state, state) for state in STATES),
         ("best (MAE(E)+MAE(F))/2", lambda r: format_number(negate(r["best_objective"]))),
-        ("hours", number_cell("hours")),
+        ("hours", number_cell("elapsed_h")),
         ("node-hours", number_cell("node_hours")),
         ("time in trials (s)", number_cell("trial_s")),
-        ("optimizer, share of that time", number_cell("overhead", ".1%")),
-        ("earlier trials read", lambda r: r["told_before"] + r["left_out_before"]),
-        ("of these left out", "left_out_before"),
+        ("optimizer, share of that time", number_cell("optimizer_time_fraction", ".1%")),
+        ("earlier trials read", lambda r: r["earlier_trials_received"] + r["earlier_trials_excluded"]),
+        ("of these left out", "earlier_trials_excluded"),
     ]
     note = (
         "Optimizer: the time for proposing points and recording results, during which other trials run. Left out:"
@@ -235,8 +235,8 @@ def build_best_block(best: pd.DataFrame) -> TableBlock:
         ("trial", "trial"),
         ("MAE(E) (meV/atom)", number_cell("energy_mae_ev_per_atom", scale=1e3)),
         ("MAE(F) (meV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_a", scale=1e3)),
-        ("graphs/s", number_cell("graphs_per_s")),
-        ("point", lambda r: format_point(r["configuration"])),
+        ("structures/s", number_cell("structures_per_s")),
+        ("configuration", lambda r: format_point(r["configuration"])),
         ("raw records", lambda r: link_run_folder(r["folder"], 5)),
     ]
     note = "Each trial has one seed: the scatter between trials of one point is not measured here."
@@ -259,7 +259,7 @@ def build_importance_block(importance: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         SEARCH_COLUMN,
         ("hyperparameter", "hyperparameter"),
-        ("explains", number_cell("explained", ".0%")),
+        ("explains", number_cell("explained_variance", ".0%")),
         ("better when", describe_direction),
         ("p", lambda r: format_number(r["p_value"], ".3f") + (" *" if r["p_value"] < SIGNIFICANCE else "")),
         ("trials", "trials"),
@@ -288,10 +288,10 @@ def build_trials_block(trials: pd.DataFrame) -> TableBlock:
         ("state", "state"),
         ("reason", text_cell("reason")),
         ("(MAE(E)+MAE(F))/2", lambda r: format_number(negate(r["objective"]))),
-        ("graphs/s", number_cell("graphs_per_s")),
-        ("minutes", lambda r: format_number(60 * (r["ended_h"] - r["began_h"]))),
+        ("structures/s", number_cell("structures_per_s")),
+        ("minutes", lambda r: format_number(60 * (r["end_h"] - r["start_h"]))),
         ("nodes", text_cell("nodes")),
-        ("point", lambda r: format_point(r["configuration"])),
+        ("configuration", lambda r: format_point(r["configuration"])),
     ]
     n_more = len(trials) - len(selected)
     note = f"{f'{n_more} more trials are' if n_more else 'All trials are'} in tables/hpo_trials.csv."

@@ -22,12 +22,12 @@ EPOCHS = Columns(
     line="source line",
 )
 REGIONS = Columns(
-    "original_regions", columns="case region ranks calls seconds_mean seconds_most imbalance joule energy_ranks"
+    "original_regions", columns="case region ranks calls duration_mean_s duration_max_s imbalance joule energy_ranks"
 )
 RATES = Columns(
     "original_rates",
     case="case",
-    rates="structures_per_s samples train_s train_structures_per_s steps why_not notes",
+    rates="structures_per_s samples train_s train_structures_per_s steps unavailable_reason notes",
     parameters="mpnn_type hidden_dim num_conv_layers batch_size precision num_epoch datasets ranks nodes",
     folder="folder",
 )
@@ -53,7 +53,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 
 
 def _list_epochs(record: RunRecord) -> list[dict[str, Any]]:
-    tasks = {e["epoch"]: e["errors"] for e in record.events("tasks") if e["split"] == "validation"}
+    tasks = {e["epoch"]: e["errors"] for e in record.events("task_errors") if e["split"] == "validation"}
     rows = []
     for e in record.events("epoch"):
         errors = tasks.get(e["epoch"], [])
@@ -70,13 +70,13 @@ def _list_regions(record: RunRecord) -> list[dict[str, Any]]:
     by_name = _group_regions(record)
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys([*by_name, *joules]):
-        seconds = [e["seconds"] for e in by_name.get(name, [])]
+        seconds = [e["duration_s"] for e in by_name.get(name, [])]
         mean = statistics.fmean(seconds) if seconds else None
         rows.append(
             {
                 "case": record.case["name"], "region": name, "ranks": len(seconds),
-                "calls": sum(e["calls"] for e in by_name.get(name, [])), "seconds_mean": mean,
-                "seconds_most": max(seconds, default=None), "imbalance": max(seconds) / mean if mean else None,
+                "calls": sum(e["calls"] for e in by_name.get(name, [])), "duration_mean_s": mean,
+                "duration_max_s": max(seconds, default=None), "imbalance": max(seconds) / mean if mean else None,
                 "joule": sum(joules[name]) if joules[name] else None, "energy_ranks": len(joules[name]),
             }
         )  # fmt: skip
@@ -92,7 +92,7 @@ def _group_regions(record: RunRecord) -> dict[str, list[Event]]:
 
 def _describe_rates(record: RunRecord) -> dict[str, Any]:
     rates = [s["structures_per_s"] for s in record.samples if s.get("structures_per_s")]
-    timers = [e["seconds"] for e in record.events("timer") if e["name"] == "train_validate_test" and e["seconds"]]
+    timers = [e["duration_s"] for e in record.events("timer") if e["name"] == "train_validate_test" and e["duration_s"]]
     parameters = {name: record.case["parameters"].get(name) for name in RATES["parameters"]}
     if isinstance(parameters["datasets"], list):
         parameters["datasets"] = " ".join(map(str, parameters["datasets"]))
@@ -107,16 +107,16 @@ def _derive_training_rate(record: RunRecord) -> dict[str, Any]:
     """Return the structures per second in training, or the reason why the rate cannot be derived."""
     by_name, parameters = _group_regions(record), record.case["parameters"]
     batch, ranks = parameters.get("batch_size"), parameters.get("ranks")
-    train = {e["rank"]: e["seconds"] for e in by_name.get(TRAIN, [])}
+    train = {e["rank"]: e["duration_s"] for e in by_name.get(TRAIN, [])}
     counted = next((by_name[name] for name in STEP_REGIONS if name in by_name), [])
     steps = {e["rank"]: e["calls"] for e in counted if e["rank"] in train}
-    why_not = _explain_missing_rate(train, steps, batch, ranks)
-    if why_not:
-        return {"why_not": why_not}
+    unavailable_reason = _explain_missing_rate(train, steps, batch, ranks)
+    if unavailable_reason:
+        return {"unavailable_reason": unavailable_reason}
     seconds, mean = max(train.values()), statistics.fmean(steps.values())
     rate: dict[str, Any] = {"steps": mean, "train_structures_per_s": ranks * batch * mean / seconds}
     if len(steps) < ranks:
-        rate["why_not"] = f"from the tracer files of {len(steps)} of {ranks} ranks"
+        rate["unavailable_reason"] = f"from the tracer files of {len(steps)} of {ranks} ranks"
     return rate
 
 

@@ -92,7 +92,7 @@ def build_parameters_block(rates: pd.DataFrame) -> TableBlock:
         [
             r["case"],
             *(_format_parameter(r[name]) for name in RATES["parameters"]),
-            "; ".join(text for text in (r["why_not"], r["notes"]) if text) or EN_DASH,
+            "; ".join(text for text in (r["unavailable_reason"], r["notes"]) if text) or EN_DASH,
         ]
         for r in list_rows(rates)
     ]
@@ -113,8 +113,8 @@ def build_regions_block(regions: pd.DataFrame) -> TableBlock:
         ("region", "region"),
         ("ranks", "ranks"),
         ("calls", number_cell("calls", ",")),
-        ("mean rank (s)", number_cell("seconds_mean")),
-        ("slowest (s)", number_cell("seconds_most")),
+        ("mean rank (s)", number_cell("duration_mean_s")),
+        ("slowest (s)", number_cell("duration_max_s")),
         ("slowest over mean", number_cell("imbalance", ".2f")),
         ("energy (J)", _format_energy),
     ]

@@ -56,7 +56,7 @@ def draw_ladder(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
 def draw_roofline(rows: pd.DataFrame, records: list[RunRecord], folder: Path, name: str) -> Figure:
     """Draw GFLOP/s over FLOP/byte, with a panel per precision."""
     groups = {
-        p: group for p, group in rows.groupby("precision", sort=False) if group["share_of_attainable"].notna().any()
+        p: group for p, group in rows.groupby("precision", sort=False) if group["attainable_fraction"].notna().any()
     }
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
@@ -79,17 +79,20 @@ def draw_roofline(rows: pd.DataFrame, records: list[RunRecord], folder: Path, na
 
 
 def _draw_roof(axes: Axes, ceilings: dict[str, Any], group: pd.DataFrame) -> None:
-    low, high = 0.5 * (group["gflop"] / group["gb"]).min(), 3.0 * (group["gflop"] / group["gb"]).max()
-    top = max(p["gflop_per_s"] for p in ceilings["products"] if p["of"] != "messages")
+    low, high = (
+        0.5 * (group["gflop"] / group["memory_traffic_gb"]).min(),
+        3.0 * (group["gflop"] / group["memory_traffic_gb"]).max(),
+    )
+    top = max(p["gflop_per_s"] for p in ceilings["products"] if p["operation"] != "messages")
     ridge = float(np.clip(top / ceilings["copy_gb_per_s"], low, high))  # the only bend of the roof
     intensity = np.array([low, ridge, high])
     axes.plot(intensity, np.minimum(intensity * ceilings["copy_gb_per_s"], top), color="#999999", linewidth=1)
     for product in ceilings["products"]:
-        if product["of"] in SHAPES:
+        if product["operation"] in SHAPES:
             rate = product["gflop_per_s"]
             left = max(low, rate / ceilings["copy_gb_per_s"])
-            axes.plot([left, high], [rate, rate], SHAPES[product["of"]], color="#999999", linewidth=1)
-            if product["of"] == "nodes":
+            axes.plot([left, high], [rate, rate], SHAPES[product["operation"]], color="#999999", linewidth=1)
+            if product["operation"] == "nodes":
                 axes.text(high, rate, product["dtype"], fontsize=7, ha="right", va="bottom", color="#555555")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -98,11 +101,11 @@ def _draw_roof(axes: Axes, ceilings: dict[str, Any], group: pd.DataFrame) -> Non
 
 def _draw_points(axes: Axes, group: pd.DataFrame, colour: str) -> None:
     """Draw numbered points and a list of names, since points of similar stages coincide."""
-    known = group[group["share_of_attainable"].notna()]
+    known = group[group["attainable_fraction"].notna()]
     lines = []
     for k, (_, r) in enumerate(known.iterrows(), 1):
-        position = (r["gflop"] / r["gb"], r["gflop_per_s"])
+        position = (r["gflop"] / r["memory_traffic_gb"], r["gflop_per_s"])
         axes.plot(*position, "o", color=colour, ms=9, alpha=0.55)
         axes.annotate(str(k), position, ha="center", va="center", fontsize=6.5)
-        lines.append(f"{k:>2} {r['stage'].replace('_', ' ')} {100 * r['share_of_attainable']:.0f}%")
+        lines.append(f"{k:>2} {r['stage'].replace('_', ' ')} {100 * r['attainable_fraction']:.0f}%")
     axes.text(0.98, 0.02, "\n".join(lines), transform=axes.transAxes, fontsize=6.5, ha="right", va="bottom")

@@ -36,16 +36,17 @@ SAME_COMPILED_GRAPH = {"tuned_allocator": "torch_compile"}
 LADDER = Columns(
     "ladder",
     case="case suite experiment model workload precision stage verdict physics",
-    rates="structures_per_s ci_low ci_high coverage",
+    rates="structures_per_s structures_per_s_low structures_per_s_high coverage",
     speedup="speedup speedup_low speedup_high",
-    end_to_end="end_to_end_structures_per_s end_to_end_low end_to_end_high",
+    end_to_end="end_to_end_structures_per_s end_to_end_structures_per_s_low end_to_end_structures_per_s_high",
     errors="max_energy_error_ev_per_atom max_force_error_ev_per_a counts force_error_relative energy_error_relative",
-    memory="peak_bytes largest_batch",
-    work="matrix_gflop matrix_gflop_per_s share_of_matrix_peak gflop gflop_per_s gb attainable_gflop_per_s"
-    " share_of_attainable empty_atoms empty_edges shapes first_call_s",
+    memory="peak_bytes max_batch_size",
+    work="matrix_gflop matrix_gflop_per_s matrix_peak_fraction gflop gflop_per_s memory_traffic_gb"
+    " attainable_gflop_per_s"
+    " attainable_fraction padding_atom_fraction padding_edge_fraction shapes first_call_s",
     size="samples structures_timed structures atoms edges",
     machine="threads device on_cpu",
-    run="case_state folder",
+    run="state folder",
 )
 PEAK_MEMORY = Metric("peak memory", "bytes", "lower")
 
@@ -98,7 +99,7 @@ def _list_rows(record: RunRecord) -> list[dict[str, Any]]:
 def _describe_case(record: RunRecord) -> dict[str, Any]:
     """Return the columns that the rows of all stages of a case share."""
     parameters, facts = record.case["parameters"], record.facts
-    workload, observed = facts.get("workload", {}), facts.get("observed", {})
+    workload, observed = facts.get("workload", {}), facts.get("runtime", {})
     return dict.fromkeys(LADDER, math.nan) | {
         "case": record.case["name"],
         "suite": record.case["suite"],
@@ -112,7 +113,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
         "threads": observed.get("threads", math.nan),
         "on_cpu": not observed.get("device_name"),
         "device": observed.get("device_name") or record.provenance.get("cpu"),
-        "case_state": record.state,
+        "state": record.state,
         "counts": False,
         "folder": record.location,
     }
@@ -144,8 +145,8 @@ def list_stage_violations(record: RunRecord, stage: str) -> list[Event]:
     """
     failed = [e for e in record.events("physics_check") if e["passed"] is False]
     by_model = {(e["check"], e["structure"]) for e in failed if e["stage"] == "baseline"}
-    own = [e for e in failed if e["stage"] == stage]
-    return [e for e in own if e["check"] in FORCE_CHECKS or (e["check"], e["structure"]) not in by_model]
+    by_stage = [e for e in failed if e["stage"] == stage]
+    return [e for e in by_stage if e["check"] in FORCE_CHECKS or (e["check"], e["structure"]) not in by_model]
 
 
 def describe_physics(record: RunRecord, stage: str, violations: Sequence[Event]) -> str:
@@ -163,17 +164,17 @@ def describe_physics(record: RunRecord, stage: str, violations: Sequence[Event])
 def _compute_rates(samples: Sequence[Event]) -> dict[str, Any]:
     structures = sum_by_round(samples, "structures")
     device_s = sum_by_round(samples, "device_s")
-    total_s = sum_by_round(samples, "neighbours_s", "collate_s", "transfer_s", "device_s")
+    total_s = sum_by_round(samples, "neighbour_lists_s", "collation_s", "transfer_s", "device_s")
     device = compute_median_interval([structures[number] / device_s[number] for number in structures])
     end_to_end = compute_median_interval([structures[number] / total_s[number] for number in structures])
     return {
         "structures_per_s": device.value,
-        "ci_low": device.low,
-        "ci_high": device.high,
+        "structures_per_s_low": device.low,
+        "structures_per_s_high": device.high,
         "coverage": device.coverage,
         "end_to_end_structures_per_s": end_to_end.value,
-        "end_to_end_low": end_to_end.low,
-        "end_to_end_high": end_to_end.high,
+        "end_to_end_structures_per_s_low": end_to_end.low,
+        "end_to_end_structures_per_s_high": end_to_end.high,
         "structures_timed": int(sum(s["structures"] for s in samples)),
     }
 
@@ -203,20 +204,24 @@ def _check_errors(samples: Sequence[Event], stage: str, precision: str) -> dict[
 def _describe_work(record: RunRecord, stage: str, samples: Sequence[Event]) -> dict[str, Any]:
     """Return arithmetic, traffic and memory of one call on the case's first batch."""
     event = record.stages.get(stage, {})
-    work: dict[str, Any] = {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_s")}
+    work: dict[str, Any] = {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_call_s")}
     first = [s for s in samples if s["batch"] == 0]
     if not first:
         return work
     seconds = compute_median_interval([s["device_s"] for s in first]).value
     ceilings = record.facts.get("ceilings", {})
     if free := record.facts.get("free_bytes"):
-        work["largest_batch"] = int(free * first[0]["structures"] / max(1, event.get("peak_bytes", 1)))
+        work["max_batch_size"] = int(free * first[0]["structures"] / max(1, event.get("peak_bytes", 1)))
     if event.get("flops"):
         work |= compute_matmul_rates(event["flops"], ceilings, seconds)
-    traffic_bytes = event.get("bytes") or record.stages.get(SAME_COMPILED_GRAPH.get(stage, ""), {}).get("bytes")
+    traffic_bytes = event.get("memory_traffic_bytes") or record.stages.get(SAME_COMPILED_GRAPH.get(stage, ""), {}).get(
+        "memory_traffic_bytes"
+    )
     padding = next((e for e in record.events("padding") if e["stage"] == stage), None)
     if padding is not None:
-        work |= {k: padding[k] for k in ("empty_atoms", "empty_edges")} | {"shapes": len(padding["shapes"])}
+        work |= {k: padding[k] for k in ("padding_atom_fraction", "padding_edge_fraction")} | {
+            "shapes": len(padding["shapes"])
+        }
     return work | compute_roofline(event.get("flops"), traffic_bytes, ceilings, seconds)
 
 
@@ -232,11 +237,11 @@ def compute_matmul_rates(flops: list[dict[str, Any]], ceilings: dict[str, Any], 
         matrix_gflop, matrix_gflop_per_s and share_of_matrix_peak; the share is NaN if no ceiling was measured.
     """
     squares = {s["dtype"]: s["gflop_per_s"] for s in ceilings.get("squares", [])}
-    products = [f for f in flops if f["of"] != "messages"]
+    products = [f for f in flops if f["operation"] != "messages"]
     gflop = sum(f["flops"] for f in products) / 1e9
     min_s = sum(f["flops"] / 1e9 / squares.get(f["dtype"], math.inf) for f in products)
     share = min_s / seconds if squares else math.nan
-    return {"matrix_gflop": gflop, "matrix_gflop_per_s": gflop / seconds, "share_of_matrix_peak": share}
+    return {"matrix_gflop": gflop, "matrix_gflop_per_s": gflop / seconds, "matrix_peak_fraction": share}
 
 
 def compute_roofline(
@@ -247,17 +252,19 @@ def compute_roofline(
     The minimum time is that of its arithmetic, each kind at the rate of a product of the same shape and type, or that
     of its traffic at the rate of a copy, whichever is longer (Williams, Waterman, Patterson, CACM 52(4), 65 (2009)).
     """
-    rates = {(p["of"], p["dtype"]): p["gflop_per_s"] for p in ceilings.get("products", [])}
+    rates = {(p["operation"], p["dtype"]): p["gflop_per_s"] for p in ceilings.get("products", [])}
     if not flops or not rates:
         return {}
     gflop = sum(f["flops"] for f in flops) / 1e9
     work = {"gflop": gflop, "gflop_per_s": gflop / seconds}
     if not traffic_bytes:
         return work
-    computing = sum(f["flops"] / 1e9 / rates[f["of"], f["dtype"]] for f in flops if (f["of"], f["dtype"]) in rates)
+    computing = sum(
+        f["flops"] / 1e9 / rates[f["operation"], f["dtype"]] for f in flops if (f["operation"], f["dtype"]) in rates
+    )
     min_s = max(computing, traffic_bytes / 1e9 / ceilings["copy_gb_per_s"])
     return work | {
-        "gb": traffic_bytes / 1e9,
+        "memory_traffic_gb": traffic_bytes / 1e9,
         "attainable_gflop_per_s": gflop / min_s,
-        "share_of_attainable": min_s / seconds,
+        "attainable_fraction": min_s / seconds,
     }

@@ -64,7 +64,7 @@ def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: Pr
         blocks += [build_details_block(str(precision), group), build_work_block(str(precision), group)]
     blocks += [block for record in records for block in build_profile_blocks(record)]
     drawings = [draw_ladder(rows, paper.table_xv, STAGES, figures, slug)] if rows["speedup"].notna().any() else []
-    if rows["share_of_attainable"].notna().any():
+    if rows["attainable_fraction"].notna().any():
         drawings.append(draw_roofline(rows, records, figures, f"{slug}-roofline"))
     title = f"Ladder: {first['model']}, {first['workload']} workload"
     return Section(title, slug, describe_ladder(records), drawings, blocks)
@@ -111,11 +111,13 @@ def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("stage", format_stage),
         ("verdict", "verdict"),
         ("physics", text_cell("physics")),
-        ("structures/s [interval]", interval_cell("structures_per_s", "ci_low", "ci_high")),
+        ("structures/s [interval]", interval_cell("structures_per_s", "structures_per_s_low", "structures_per_s_high")),
         ("speed-up [interval]", interval_cell("speedup")),
         (
             "end to end, structures/s [interval]",
-            interval_cell("end_to_end_structures_per_s", "end_to_end_low", "end_to_end_high"),
+            interval_cell(
+                "end_to_end_structures_per_s", "end_to_end_structures_per_s_low", "end_to_end_structures_per_s_high"
+            ),
         ),
         ("max |dE| (eV/atom)", number_cell("max_energy_error_ev_per_atom", ".1e")),
         ("max |dF| (eV/\N{ANGSTROM SIGN})", number_cell("max_force_error_ev_per_a", ".1e")),
@@ -124,7 +126,7 @@ def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("n", "samples"),
     ]
     first = rows.iloc[0]
-    state = "" if first["case_state"] == "done" else f" The case is incomplete ({first['case_state']})."
+    state = "" if first["state"] == "done" else f" The case is incomplete ({first['state']})."
     note = (
         f"{format_number(first['structures'], '.0f')} structures, {format_number(first['atoms'], '.0f')} atoms,"
         f" {format_number(first['edges'], '.0f')} edges. Medians over rounds of all batches with order-statistic"
@@ -141,19 +143,23 @@ def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         ("stage", format_stage),
         ("GFLOP/batch", number_cell("gflop")),
-        ("GB/batch", number_cell("gb")),
+        ("GB/batch", number_cell("memory_traffic_gb")),
         (
             "FLOP/byte",
-            lambda r: EN_DASH if r["gflop"] is None or r["gb"] is None else format_number(r["gflop"] / r["gb"]),
+            lambda r: (
+                EN_DASH
+                if r["gflop"] is None or r["memory_traffic_gb"] is None
+                else format_number(r["gflop"] / r["memory_traffic_gb"])
+            ),
         ),
         ("GFLOP/s", number_cell("gflop_per_s")),
         ("attainable GFLOP/s", number_cell("attainable_gflop_per_s")),
-        ("share of attainable", number_cell("share_of_attainable", ".0%")),
-        ("share of matrix peak", number_cell("share_of_matrix_peak", ".0%")),
+        ("share of attainable", number_cell("attainable_fraction", ".0%")),
+        ("share of matrix peak", number_cell("matrix_peak_fraction", ".0%")),
         ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 1 / MIB)),
-        ("largest batch", number_cell("largest_batch", ",.0f")),
-        ("empty atoms", number_cell("empty_atoms", ".1%")),
-        ("empty edges", number_cell("empty_edges", ".1%")),
+        ("largest batch", number_cell("max_batch_size", ",.0f")),
+        ("empty atoms", number_cell("padding_atom_fraction", ".1%")),
+        ("empty edges", number_cell("padding_edge_fraction", ".1%")),
         ("shapes", number_cell("shapes", ".0f")),
     ]
     note = (
@@ -175,8 +181,8 @@ def build_profile_blocks(record: RunRecord) -> list[TableBlock]:
     stage, precision = format_stage(record.profile), record.case["parameters"]["precision"].upper()
     subject = f"{stage}, {precision}"
     note = "Self time in one profiled call."
-    groups = [[g["group"], f"{g['ms']:.2f}", f"{g['share']:.1%}"] for g in record.profile.get("groups", [])]
-    rows = [[r["operation"], str(r["calls"]), f"{r['ms']:.2f}", f"{r['share']:.1%}"] for r in record.profile["rows"]]
+    groups = [[g["group"], f"{g['ms']:.2f}", f"{g['fraction']:.1%}"] for g in record.profile.get("groups", [])]
+    rows = [[r["operation"], str(r["calls"]), f"{r['ms']:.2f}", f"{r['fraction']:.1%}"] for r in record.profile["rows"]]
     by_group = TableBlock(f"Time by kind of work: {subject}", ["kind of work", "ms", "share"], groups, note)
     note += " Names of compiled element-wise and gather/scatter kernels contain `_fused_`."
     by_operation = TableBlock(f"Time by operation: {subject}", ["operation", "calls", "ms", "share"], rows, note)
@@ -191,11 +197,11 @@ def format_stage(row: Mapping[str, Any]) -> str:
 def describe_ladder(records: list[RunRecord]) -> list[str]:
     """Return paragraphs on the workload, the model, its active branches, and conditions that affect the numbers."""
     for record in records:
-        model, workload, gate, observed = (record.facts.get(k) for k in ("model", "workload", "gate", "observed"))
+        model, workload, gate, observed = (record.facts.get(k) for k in ("model", "workload", "gate", "runtime"))
         if not model or not workload or not gate or not observed:
             continue
-        active = sorted({h for batch in gate["live_heads"] for h in batch})
-        counts = sorted({len(batch) for batch in gate["live_heads"]})
+        active = sorted({h for batch in gate["active_heads"] for h in batch})
+        counts = sorted({len(batch) for batch in gate["active_heads"]})
         text = [
             f"{pluralize(workload['structures'], 'structure')} in {pluralize(workload['batches'], 'batch', 'batches')}"
             f" of {workload['batch_size']}."
@@ -210,10 +216,10 @@ def describe_ladder(records: list[RunRecord]) -> list[str]:
                 "The weights are untrained and the gate is fixed by hand: rates and rounding errors are realistic, but"
                 " the errors of branch skip are not."
             )
-        if workload["elements_not_trained"]:
+        if workload["unseen_elements"]:
             text.append(
                 "Atomic numbers in this workload that no training set contains:"
-                f" {', '.join(map(str, workload['elements_not_trained']))}. The random workload tests arithmetic, not"
+                f" {', '.join(map(str, workload['unseen_elements']))}. The random workload tests arithmetic, not"
                 " chemistry: its atoms overlap, and a trained model predicts arbitrarily large forces for them."
             )
         if record.stages.get("tuned_allocator", {}).get("event") == "warm_up":
@@ -234,7 +240,7 @@ def describe_ladder(records: list[RunRecord]) -> list[str]:
 
 def build_model_section(records: Sequence[RunRecord]) -> list[Section]:
     """Return the section on the errors and the data of the trained model, or none if no run used one."""
-    model = next((r.facts["model"] for r in records if r.facts.get("model", {}).get("held_out")), None)
+    model = next((r.facts["model"] for r in records if r.facts.get("model", {}).get("test_errors")), None)
     if model is None:
         return []
     columns: list[Column] = [
@@ -258,5 +264,5 @@ def build_model_section(records: Sequence[RunRecord]) -> list[Section]:
         " trajectories is in the training set. Structures with elements that the head was not trained on are left out."
         " A dash: no force labels."
     )
-    block = build_block("Held-out errors", map(Row, model["held_out"]), columns, note)
+    block = build_block("Held-out errors", map(Row, model["test_errors"]), columns, note)
     return [Section("The trained model", "model", paragraphs, tables=[block])]

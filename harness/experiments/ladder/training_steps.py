@@ -28,13 +28,13 @@ BASELINE, COMPILED = "baseline", "torch_compile"
 STEPS = Columns(
     "training_steps",
     case="case suite experiment model precision stage verdict",
-    times="step_s step_low step_high coverage structures_per_s",
+    times="step_s step_s_low step_s_high coverage structures_per_s",
     ratios="speedup speedup_low speedup_high over_compiled over_compiled_low over_compiled_high",
     errors="loss_error gradient_error",
-    stage="peak_bytes first_call_s samples load",
+    stage="peak_bytes first_call_s samples load_1min",
     workload="structures batch_size atoms edges max_neighbours",
     machine="parameters threads device",
-    run="case_state folder",
+    run="state folder",
 )
 
 
@@ -62,7 +62,7 @@ def _list_rows(record: RunRecord) -> list[dict[str, Any]]:
 def _describe_case(record: RunRecord) -> dict[str, Any]:
     """Return the columns that the rows of all stages of a case share."""
     facts = record.facts
-    workload, observed = facts.get("workload", {}), facts.get("observed", {})
+    workload, observed = facts.get("workload", {}), facts.get("runtime", {})
     return dict.fromkeys(STEPS, math.nan) | {
         "case": record.case["name"],
         "suite": record.case["suite"],
@@ -73,7 +73,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
         "parameters": facts.get("model", {}).get("parameters", math.nan),
         "threads": observed.get("threads", math.nan),
         "device": observed.get("device_name") or record.provenance.get("cpu"),
-        "case_state": record.state,
+        "state": record.state,
         "folder": record.location,
     }
 
@@ -85,7 +85,7 @@ def _describe_stage(record: RunRecord, stage: str, stages: Mapping[str, Sequence
         return row | {"verdict": f"not available: {event['reason']}"}
     if not samples:
         return row | {"verdict": "not run"}
-    row |= {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_s")}
+    row |= {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_call_s")}
     row |= interval_columns("speedup", compute_paired_ratio(stages.get(BASELINE, ()), samples))
     row |= interval_columns("over_compiled", compute_paired_ratio(stages.get(COMPILED, ()), samples))
     return row | _compute_times(samples) | _check_errors(samples, record.case["parameters"]["precision"])
@@ -97,12 +97,12 @@ def _compute_times(samples: Sequence[Event]) -> dict[str, Any]:
     step = compute_median_interval([s / batches for s in seconds.values()])
     return {
         "step_s": step.value,
-        "step_low": step.low,
-        "step_high": step.high,
+        "step_s_low": step.low,
+        "step_s_high": step.high,
         "coverage": step.coverage,
         "structures_per_s": statistics.median(structures[number] / seconds[number] for number in seconds),
         "samples": len(seconds),
-        "load": max(float(s["load_1min"]) for s in samples),
+        "load_1min": max(float(s["load_1min"]) for s in samples),
     }
 
 

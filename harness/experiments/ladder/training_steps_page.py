@@ -44,7 +44,7 @@ def _describe(first: Row, rows: pd.DataFrame) -> list[str]:
         f" (at most {sizes['max_neighbours']} per atom). Weights are untrained and labels are random: times and"
         " rounding errors are realistic, but the loss has no meaning.",
     ]
-    threads, load = first["threads"], rows["load"].max()
+    threads, load = first["threads"], rows["load_1min"].max()
     if isinstance(threads, (int, float)) and load > threads + LOAD_MARGIN:
         paragraphs.append(
             f"Other processes were running at the same time (load {load:.1f} for {pluralize(threads, 'thread')}): the"
@@ -57,7 +57,7 @@ def _build_block(precision: str, rows: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         ("stage", lambda r: r["stage"].replace("_", " ")),
         ("verdict", "verdict"),
-        ("step (s) [interval]", interval_cell("step_s", "step_low", "step_high")),
+        ("step (s) [interval]", interval_cell("step_s", "step_s_low", "step_s_high")),
         ("speed-up [interval]", interval_cell("speedup")),
         ("over torch compile [interval]", interval_cell("over_compiled")),
         ("loss, relative error", number_cell("loss_error", ".1e")),
@@ -67,7 +67,7 @@ def _build_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("n", "samples"),
     ]
     first = list_rows(rows)[0]
-    state = "" if first["case_state"] == "done" else f" The case is incomplete ({first['case_state']})."
+    state = "" if first["state"] == "done" else f" The case is incomplete ({first['state']})."
     note = (
         f"{first['device']}, {format_threads(first['threads'])}. Medians over rounds with order-statistic"
         f" intervals ({format_number(100 * rows['coverage'].max(), '.1f')}% coverage); speed-ups are ratios within a"

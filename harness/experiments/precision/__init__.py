@@ -6,5 +6,5 @@ EXPERIMENT = Experiment(
     package=__name__,
     title="Precision",
     programs=("precision",),
-    costs={"precision_costs": CostJoin("precision", ("folder",), ("task", "precision"))},
+    costs={"precision_costs": CostJoin("precision", ("folder",), ("phase", "precision"))},
 )

@@ -18,8 +18,8 @@ from harness.stats.intervals import compute_median_interval
 REFERENCE = "fp64"
 COSTS = Columns(
     "precision_costs",
-    run="campaign case backbone task precision",
-    rates="structures_per_s low high speedup speedup_low speedup_high samples",
+    run="campaign case backbone phase precision",
+    rates="structures_per_s structures_per_s_low structures_per_s_high speedup speedup_low speedup_high samples",
     memory="peak_bytes finite",
     machine="device threads",
     folder="folder",
@@ -27,19 +27,20 @@ COSTS = Columns(
 INFERENCE = Columns(
     "precision_inference",
     run="campaign case backbone precision head structures",
-    errors="energy_off_mean_ev_per_atom energy_off_max_ev_per_atom force_off_mean_ev_per_a force_off_max_ev_per_a"
+    errors="energy_deviation_mean_ev_per_atom energy_deviation_max_ev_per_atom force_deviation_mean_ev_per_a"
+    " force_deviation_max_ev_per_a"
     " force_scale_ev_per_a energy_mae_ev_per_atom force_mae_ev_per_a",
-    verdict="energy_share force_share verdict weights",
+    verdict="energy_fraction force_fraction verdict weights",
 )
 # The largest of these over all batches counts, and the mean over structures of the other errors.
-MAXIMA = {"energy_off_max_ev_per_atom", "force_off_max_ev_per_a", "force_scale_ev_per_a"}
+MAXIMA = {"energy_deviation_max_ev_per_atom", "force_deviation_max_ev_per_a", "force_scale_ev_per_a"}
 TRAINING = Columns(
     "precision_training",
     run="campaign case backbone precision",
-    event="head set role structures energy_mae_ev_per_atom force_mae_ev_per_a",
+    event="head dataset role structures energy_mae_ev_per_atom force_mae_ev_per_a",
     ratios="energy_ratio force_ratio",
 )
-LOSSES = Columns("precision_losses", run="campaign case backbone precision", step="step loss off")
+LOSSES = Columns("precision_losses", run="campaign case backbone precision", step="step loss relative_deviation")
 MODULES = Columns(
     "precision_modules",
     run="campaign case backbone precision",
@@ -59,11 +60,12 @@ HARMLESS = 0.1
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables of finished studies; missing values are NaN.
 
-    precision_costs: a row per backbone, task and precision; speedup: over FP64, from ratios within a round.
-    precision_inference: a row per backbone, precision and head; off: difference from FP64; share: that difference over
-    the error against labels. precision_training: errors of models trained in each precision; ratio: over those of FP64.
-    precision_losses: a row per step; off: relative difference from the FP64 run. precision_modules: the error of every
-    module's output; growth: output over input. precision_types: the observed types.
+    precision_costs: a row per backbone, phase and precision; speedup: over FP64, from ratios within a round.
+    precision_inference: a row per backbone, precision and head; deviation: difference from FP64; share: that difference
+    over the error against labels. precision_training: errors of models trained in each precision; ratio: over those of
+    FP64. precision_losses: a row per step; relative_deviation: relative difference from the FP64 run.
+    precision_modules: the error of every module's output; growth: output over input. precision_types: the observed
+    types.
     """
     runs = [r for r in records if r.program == "precision" and r.state == "done"]
     return {
@@ -77,21 +79,21 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 
 
 def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the throughput of each task and precision, with a sample per round."""
+    """Yield the throughput of each phase and precision, with a sample per round."""
     rates: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for s in record.samples:
-        if not s.get("discarded"):
-            rates.setdefault((s["task"], s["precision"]), []).append((s["round"], s["structures"] / s["seconds"]))
-    for (task, precision), pairs in rates.items():
+        if not s.get("is_warmup"):
+            rates.setdefault((s["phase"], s["precision"]), []).append((s["round"], s["structures"] / s["duration_s"]))
+    for (phase, precision), pairs in rates.items():
         rounds, values = zip(*pairs, strict=True)
-        yield MetricSamples(THROUGHPUT, values, {"task": task, "precision": precision}, rounds)
+        yield MetricSamples(THROUGHPUT, values, {"phase": phase, "precision": precision}, rounds)
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
     """Return the number of structures, of all tasks and precisions or of one of them."""
-    samples = [s for s in record.samples if not s.get("discarded")]
+    samples = [s for s in record.samples if not s.get("is_warmup")]
     if scope == "precision":
-        samples = [s for s in samples if f"{s.get('task', 'all')} {s['precision']}" == name]
+        samples = [s for s in samples if f"{s.get('phase', 'all')} {s['precision']}" == name]
     return float(sum(s["structures"] for s in samples)), "structure"
 
 
@@ -101,15 +103,15 @@ def _identify(record: RunRecord) -> dict[str, Any]:
 
 
 def _list_precisions(record: RunRecord) -> list[str]:
-    return list(record.facts["observed"]["precisions"])
+    return list(record.facts["runtime"]["precisions"])
 
 
 def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
-    memory = {(m["task"], m["precision"]): m["peak_bytes"] for m in record.facts["memory"]}
+    memory = {(m["phase"], m["precision"]): m["peak_bytes"] for m in record.facts["memory"]}
     rows = []
-    for task in ("training", "inference"):
-        samples = [s for s in record.samples if s["task"] == task and not s["discarded"]]
-        by_round = {(s["precision"], s["round"]): s["structures"] / s["seconds"] for s in samples}
+    for phase in ("training", "inference"):
+        samples = [s for s in record.samples if s["phase"] == phase and not s["is_warmup"]]
+        by_round = {(s["precision"], s["round"]): s["structures"] / s["duration_s"] for s in samples}
         for name in _list_precisions(record):
             rates = {n: rate for (p, n), rate in by_round.items() if p == name}
             pairs = [rate / by_round[REFERENCE, n] for n, rate in rates.items() if (REFERENCE, n) in by_round]
@@ -117,20 +119,20 @@ def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
             rows.append(
                 {
                     **_identify(record),
-                    "task": task,
+                    "phase": phase,
                     "precision": name,
                     "structures_per_s": rate.value,
-                    "low": rate.low,
-                    "high": rate.high,
+                    "structures_per_s_low": rate.low,
+                    "structures_per_s_high": rate.high,
                     **interval_columns("speedup", ratio),
                     "samples": rate.n,
-                    "peak_bytes": memory.get((task, name)),
+                    "peak_bytes": memory.get((phase, name)),
                     "finite": all(
                         s["loss"] is not None
                         for s in record.samples
-                        if s["task"] == task == "training" and s["precision"] == name
+                        if s["phase"] == phase == "training" and s["precision"] == name
                     ),
-                    **{k: record.facts["observed"][k] for k in COSTS["machine"]},
+                    **{k: record.facts["runtime"][k] for k in COSTS["machine"]},
                     "folder": record.location,
                 }
             )
@@ -139,8 +141,8 @@ def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
 
 def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
     """Return a row per head and precision with means over the structures, and maxima over all batches."""
-    predicting = record.facts["predicting"]
-    weights = predicting["checkpoint"] or f"trained {predicting['steps']} steps in FP64"
+    weights = record.facts["weights"]
+    weights = weights["checkpoint"] or f"trained {weights['steps']} steps in FP64"
     events = record.events("prediction")
     rows = []
     for name, head in dict.fromkeys((e["precision"], e["head"]) for e in events):
@@ -150,8 +152,8 @@ def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
         for key in INFERENCE["errors"]:
             values = [math.nan if e[key] is None else e[key] for e in batches]
             row[key] = max(values) if key in MAXIMA else statistics.fmean(values, counts)
-        row["energy_share"] = row["energy_off_mean_ev_per_atom"] / row["energy_mae_ev_per_atom"]
-        row["force_share"] = row["force_off_mean_ev_per_a"] / row["force_mae_ev_per_a"]
+        row["energy_fraction"] = row["energy_deviation_mean_ev_per_atom"] / row["energy_mae_ev_per_atom"]
+        row["force_fraction"] = row["force_deviation_mean_ev_per_a"] / row["force_mae_ev_per_a"]
         rows.append(row | {"weights": weights, "verdict": judge_inference(row)})
     return rows
 
@@ -160,14 +162,14 @@ def judge_inference(row: dict[str, Any]) -> str:
     """Return whether the precision is harmless compared with the model's error against labels."""
     if row["precision"] == REFERENCE:
         return "reference"
-    shares = [s for s in (row["energy_share"], row["force_share"]) if not math.isnan(s)]
-    if math.isnan(row["energy_off_mean_ev_per_atom"]) or math.isnan(row["force_off_mean_ev_per_a"]):
+    shares = [s for s in (row["energy_fraction"], row["force_fraction"]) if not math.isnan(s)]
+    if math.isnan(row["energy_deviation_mean_ev_per_atom"]) or math.isnan(row["force_deviation_mean_ev_per_a"]):
         return "not finite"
     return "harmless" if all(s <= HARMLESS for s in shares) else "adds to the error"
 
 
 def _list_training(record: RunRecord) -> list[dict[str, Any]]:
-    events = record.events("trained")
+    events = record.events("trained_errors")
     exact = {r["head"]: r for e in events if e["precision"] == REFERENCE for r in e["rows"]}
     rows = []
     for e in events:
@@ -181,12 +183,12 @@ def _list_training(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _list_losses(record: RunRecord) -> list[dict[str, Any]]:
-    steps = [s for s in record.samples if s["task"] == "training" and s["loss"] is not None]
+    steps = [s for s in record.samples if s["phase"] == "training" and s["loss"] is not None]
     exact = {s["round"]: s["loss"] for s in steps if s["precision"] == REFERENCE}
     return [
         {
             **_identify(record), "precision": s["precision"], "step": s["round"], "loss": s["loss"],
-            "off": abs(s["loss"] / exact[s["round"]] - 1) if exact.get(s["round"]) else math.nan,
+            "relative_deviation": abs(s["loss"] / exact[s["round"]] - 1) if exact.get(s["round"]) else math.nan,
         }
         for s in steps
     ]  # fmt: skip
@@ -206,7 +208,7 @@ def _list_modules(record: RunRecord) -> list[dict[str, Any]]:
 
 def _list_types(record: RunRecord) -> list[dict[str, Any]]:
     rows = []
-    for name, observed in record.facts["observed"]["precisions"].items():
+    for name, observed in record.facts["runtime"]["precisions"].items():
         types = {k: ", ".join(observed[k]) if isinstance(observed[k], list) else observed[k] for k in TYPES["types"]}
         types = {k: v.replace("torch.", "") for k, v in types.items()}
         rows.append({**_identify(record), "precision": name, **types})

@@ -39,9 +39,9 @@ def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder
     groups = inference[inference["precision"] != REFERENCE].groupby(["backbone", "precision"], sort=False)
     with mpl.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
-        columns = ("energy_off_mean_ev_per_atom", "force_off_mean_ev_per_a")
+        columns = ("energy_deviation_mean_ev_per_atom", "force_deviation_mean_ev_per_a")
         labels = ("energy, meV/atom from FP64", "forces, meV/\N{ANGSTROM SIGN} from FP64")
-        rates = costs[costs["task"] == "inference"].set_index(["backbone", "precision"])
+        rates = costs[costs["phase"] == "inference"].set_index(["backbone", "precision"])
         for axes, column, label in zip(panels, columns, labels, strict=True):
             for (backbone, precision), rows in groups:
                 look: Any = {
@@ -82,10 +82,14 @@ def draw_drift(losses: pd.DataFrame, folder: Path, name: str) -> Figure:
         for axes in grid.flat[len(backbones) :]:
             axes.set_axis_off()
         for axes, backbone in zip(grid.flat, backbones, strict=False):
-            group = losses[(losses["backbone"] == backbone) & (losses["precision"] != REFERENCE) & (losses["off"] > 0)]
+            group = losses[
+                (losses["backbone"] == backbone)
+                & (losses["precision"] != REFERENCE)
+                & (losses["relative_deviation"] > 0)
+            ]
             for precision, rows in group.groupby("precision", sort=False):
                 style: Any = {"lw": 1.0, "color": {"fp32": "#0072b2", "bf16": "#d55e00"}.get(str(precision), GREY)}
-                axes.plot(rows["step"], rows["off"], label=str(precision).upper(), **style)
+                axes.plot(rows["step"], rows["relative_deviation"], label=str(precision).upper(), **style)
             axes.set_yscale("log")
             axes.set_title(get_backbone_title(backbone), fontsize=9)
         grid.flat[0].legend(frameon=False, fontsize=8)
@@ -115,9 +119,9 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
     )
     figures: list[Figure] = []
     low = inference[inference["precision"] != REFERENCE]
-    if (low["force_off_mean_ev_per_a"] > 0).any() and (low["energy_off_mean_ev_per_atom"] > 0).any():
+    if (low["force_deviation_mean_ev_per_a"] > 0).any() and (low["energy_deviation_mean_ev_per_atom"] > 0).any():
         figures.append(draw_error_against_rate(costs, inference, context.figures, f"{campaign}-errors"))
-    if (losses["off"] > 0).any():
+    if (losses["relative_deviation"] > 0).any():
         figures.append(draw_drift(losses, context.figures, f"{campaign}-drift"))
     blocks = [
         build_costs_block(costs),
@@ -159,13 +163,13 @@ def describe_study(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.Da
 
 
 def build_costs_block(costs: pd.DataFrame) -> TableBlock:
-    """Return a row per task, backbone and precision, with rate and memory."""
-    ordered = costs.sort_values(["task", "backbone"], ascending=[False, True], kind="stable")
+    """Return a row per phase, backbone and precision, with rate and memory."""
+    ordered = costs.sort_values(["phase", "backbone"], ascending=[False, True], kind="stable")
     columns: list[Column] = [
-        ("task", "task"),
+        ("phase", "phase"),
         BACKBONE_COLUMN,
         ("precision", lambda r: r["precision"].upper()),
-        ("structures/s [95%]", interval_cell("structures_per_s", "low", "high")),
+        ("structures/s [95%]", interval_cell("structures_per_s", "structures_per_s_low", "structures_per_s_high")),
         ("over FP64 [95%]", interval_cell("speedup")),
         ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 2**-20)),
         ("n", "samples"),
@@ -193,17 +197,17 @@ def build_inference_block(inference: pd.DataFrame) -> TableBlock:
     ]  # fmt: skip
     body = []
     for names, rows in iterate_precisions(inference):
-        shares = rows[["energy_share", "force_share"]].max(axis=1).fillna(float("inf"))
+        shares = rows[["energy_fraction", "force_fraction"]].max(axis=1).fillna(float("inf"))
         worst = rows.iloc[int(shares.argmax())]
         body.append(
             [
                 *names,
-                format_number(MEV * rows["energy_off_mean_ev_per_atom"].mean(), ".2g"),
-                format_number(MEV * rows["energy_off_max_ev_per_atom"].max(), ".2g"),
-                format_number(MEV * rows["force_off_mean_ev_per_a"].mean(), ".2g"),
-                format_number(MEV * rows["force_off_max_ev_per_a"].max(), ".2g"),
-                format_number(rows["energy_share"].max(), ".2%"),
-                format_number(rows["force_share"].max(), ".2%"),
+                format_number(MEV * rows["energy_deviation_mean_ev_per_atom"].mean(), ".2g"),
+                format_number(MEV * rows["energy_deviation_max_ev_per_atom"].max(), ".2g"),
+                format_number(MEV * rows["force_deviation_mean_ev_per_a"].mean(), ".2g"),
+                format_number(MEV * rows["force_deviation_max_ev_per_a"].max(), ".2g"),
+                format_number(rows["energy_fraction"].max(), ".2%"),
+                format_number(rows["force_fraction"].max(), ".2%"),
                 worst["head"],
                 f"{int((rows['verdict'] == 'harmless').sum())} of {len(rows)}",
                 worst["weights"],

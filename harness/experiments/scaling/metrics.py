@@ -18,10 +18,10 @@ from harness.results.tables import Columns
 # The regions of a step that harness.reference.programs.scaling.run times.
 SCALING = Columns(
     "scaling",
-    run="campaign suite system case id mode nodes hosts cores ranks batch_size global_batch",
-    rates="graphs_per_s lowest highest epochs",
+    run="campaign suite system case id mode nodes hosts cores ranks batch_size global_batch_size",
+    rates="structures_per_s structures_per_s_min structures_per_s_max epochs",
     efficiency="efficiency efficiency_low efficiency_high",
-    losses="communication waiting atoms_imbalance edges_imbalance",
+    losses="communication_fraction data_wait_fraction atoms_imbalance edges_imbalance",
     regions=tuple(f"{name}_s" for name in REGIONS),
     agreement="gradient_error divergence",
     machine="precision device data",
@@ -36,20 +36,20 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 
 def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the throughput, with a sample per epoch."""
-    yield MetricSamples(THROUGHPUT, select_numbers(record.facts.get("throughput_graphs_per_s", ())))
+    yield MetricSamples(THROUGHPUT, select_numbers(record.facts.get("throughput_structures_per_s", ())))
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
     """Return the number of training structures of all epochs or of one."""
     epochs = [e for e in record.events("epoch") if scope == "case" or str(e["epoch"]) == name]
-    return float(sum(e["graphs"] for e in epochs)), "structure"
+    return float(sum(e["structures"] for e in epochs)), "structure"
 
 
 def build_scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per finished run, smallest first within each mode.
 
     Columns of note:
-        graphs_per_s: ranks x batch x steps over the time of the train region, median over the timed epochs.
+        structures_per_s: ranks x batch x steps over the time of the train region, median over the timed epochs.
         efficiency: throughput per rank over that of the smallest run of the same mode and campaign; low and high: from
             the slowest and fastest epochs of both.
         atoms_imbalance, edges_imbalance: number on the rank with most, over the mean of all ranks; mean over steps.
@@ -59,10 +59,10 @@ def build_scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """
     table = SCALING.build(_describe_run(r) for r in records if r.program == "data_parallel" and r.state == "done")
     table = table.sort_values(["campaign", "mode", "ranks"], kind="stable").reset_index(drop=True)
-    per_rank = table["graphs_per_s"] / table["ranks"]
+    per_rank = table["structures_per_s"] / table["ranks"]
     keys = [table["campaign"], table["mode"]]
     table["efficiency"] = per_rank / per_rank.groupby(keys).transform("first")
-    low, high = table["lowest"] / table["ranks"], table["highest"] / table["ranks"]
+    low, high = table["structures_per_s_min"] / table["ranks"], table["structures_per_s_max"] / table["ranks"]
     table["efficiency_low"] = low / high.groupby(keys).transform("first")
     table["efficiency_high"] = high / low.groupby(keys).transform("first")
     return table
@@ -70,32 +70,32 @@ def build_scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
 
 def _describe_run(record: RunRecord) -> dict[str, Any]:
     case, facts = record.case, record.facts
-    ranks, workload, observed = facts["ranks"], facts["workload"], facts["observed"]
-    throughput = facts["throughput_graphs_per_s"]
+    ranks, workload, observed = facts["ranks"], facts["workload"], facts["runtime"]
+    throughput = facts["throughput_structures_per_s"]
     return {
         "campaign": record.campaign,
         **{name: case.get(name) for name in ("suite", "system", "id")},
         "case": case.get("name"),
-        "mode": str(case.get("point", {}).get("mode", "runs")),
+        "mode": str(case.get("axis_values", {}).get("mode", "runs")),
         "nodes": len({rank["node"] or rank["host"] for rank in ranks}),
         "hosts": len({rank["host"] for rank in ranks}),
         "cores": min(rank["cores"] for rank in ranks),
         "ranks": len(ranks),
         "batch_size": workload["batch_size"],
-        "global_batch": workload["global_batch_size"],
-        "graphs_per_s": statistics.median(throughput),
-        "lowest": min(throughput),
-        "highest": max(throughput),
+        "global_batch_size": workload["global_batch_size"],
+        "structures_per_s": statistics.median(throughput),
+        "structures_per_s_min": min(throughput),
+        "structures_per_s_max": max(throughput),
         "epochs": len(throughput),
-        "communication": _measure_communication(record),
-        "waiting": _measure_waiting(record),
+        "communication_fraction": _measure_communication(record),
+        "data_wait_fraction": _measure_waiting(record),
         **_measure_imbalance(record),
         **_measure_regions(record),
         "gradient_error": facts.get("gradient_error"),
         "divergence": facts.get("parameter_divergence"),
-        "precision": observed["requested"],
+        "precision": observed["precision"],
         "device": observed["device_name"] or observed["device"],
-        "data": ", ".join(f"{s['set']} ({s['role']})" for s in workload["sets"]),
+        "data": ", ".join(f"{s['dataset']} ({s['role']})" for s in workload["datasets"]),
         "folder": record.location,
     }
 
@@ -104,17 +104,17 @@ def _measure_communication(record: RunRecord) -> float | None:
     """Return the share of communication, from the steps of the last epoch and their repetition without exchange."""
     compute_only = record.events("compute_only")
     last = max((s["epoch"] for s in record.samples), default=None)
-    seconds = [s["busy" if "busy" in s else "seconds"] for s in record.samples if s["epoch"] == last]
+    seconds = [s["busy_s" if "busy_s" in s else "duration_s"] for s in record.samples if s["epoch"] == last]
     if not compute_only or len(compute_only) != len(seconds):
         return None
-    return max(0.0, 1.0 - sum(s["seconds"] for s in compute_only) / sum(seconds))
+    return max(0.0, 1.0 - sum(s["duration_s"] for s in compute_only) / sum(seconds))
 
 
 def _measure_imbalance(record: RunRecord) -> dict[str, float]:
     ranks = len(record.facts["ranks"])
-    samples = [s for s in record.samples if not s["discarded"] and s.get("edges_most")]
+    samples = [s for s in record.samples if not s["is_warmup"] and s.get("edges_max")]
     return {
-        f"{name}_imbalance": statistics.fmean(ranks * s[f"{name}_most"] / s[name] for s in samples)
+        f"{name}_imbalance": statistics.fmean(ranks * s[f"{name}_max"] / s[name] for s in samples)
         for name in ("atoms", "edges")
         if samples
     }
@@ -122,11 +122,11 @@ def _measure_imbalance(record: RunRecord) -> dict[str, float]:
 
 def _measure_regions(record: RunRecord) -> dict[str, float]:
     events = record.events("region")
-    by_region = {name: [e["seconds"] for e in events if e["name"] == name] for name in REGIONS}
+    by_region = {name: [e["duration_s"] for e in events if e["name"] == name] for name in REGIONS}
     return {f"{name}_s": statistics.median(seconds) for name, seconds in by_region.items() if seconds}
 
 
 def _measure_waiting(record: RunRecord) -> float | None:
     """Return the share of the time that the mean rank waits for data."""
-    epochs = [e for e in record.events("epoch") if not e["discarded"] and "wait_s_mean" in e]
-    return sum(e["wait_s_mean"] for e in epochs) / sum(e["train_s_mean"] for e in epochs) if epochs else None
+    epochs = [e for e in record.events("epoch") if not e["is_warmup"] and "wait_mean_s" in e]
+    return sum(e["wait_mean_s"] for e in epochs) / sum(e["train_mean_s"] for e in epochs) if epochs else None

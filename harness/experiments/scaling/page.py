@@ -49,7 +49,7 @@ def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
         )
     campaign = rows["campaign"].iloc[0]
     projection = select_campaign(context.tables["projection"], campaign)
-    held_out = projection[projection["basis"] == "held out"]
+    held_out = projection[projection["basis"] == "cross-validated"]
     if len(held_out):
         error = held_out["error"]
         paragraphs.append(
@@ -70,11 +70,14 @@ def build_runs_block(rows: pd.DataFrame) -> TableBlock:
         ("case", "case"),
         ("nodes", "nodes"),
         ("ranks", "ranks"),
-        ("graphs per step", number_cell("global_batch", ",")),
-        ("graphs/s [lowest, highest]", interval_cell("graphs_per_s", "lowest", "highest")),
+        ("structures per step", number_cell("global_batch_size", ",")),
+        (
+            "structures/s [lowest, highest]",
+            interval_cell("structures_per_s", "structures_per_s_min", "structures_per_s_max"),
+        ),
         ("efficiency [lowest, highest]", format_efficiency),
-        ("communication", number_cell("communication", ".0%")),
-        ("waiting for data", number_cell("waiting", ".1%")),
+        ("communication", number_cell("communication_fraction", ".0%")),
+        ("waiting for data", number_cell("data_wait_fraction", ".1%")),
         ("edges, largest over mean", number_cell("edges_imbalance", ".2f")),
         ("gradient error", number_cell("gradient_error", ".1e")),
         ("divergence", number_cell("divergence", ".1e")),
@@ -115,16 +118,16 @@ def build_projection_block(projection: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         ("mode", "mode"),
         ("ranks", number_cell("ranks", ",")),
-        ("graphs per rank", "batch_size"),
+        ("structures per rank", "batch_size"),
         ("basis", "basis"),
         ("largest run used (ranks)", "from_ranks"),
         ("step, measured (ms)", number_cell("measured_s", scale=MS)),
         ("computing (ms)", number_cell("compute_s", scale=MS)),
-        ("all-reduce (ms)", number_cell("communication_s", scale=MS)),
+        ("all-reduce (ms)", number_cell("all_reduce_s", scale=MS)),
         ("step, projected (ms)", number_cell("projected_s", scale=MS)),
         ("if overlapped (ms)", number_cell("overlapped_s", scale=MS)),
         ("error", number_cell("error", "+.0%")),
-        ("graphs/s", number_cell("graphs_per_s", ",.0f")),
+        ("structures/s", number_cell("structures_per_s", ",.0f")),
         ("network", text_cell("network")),
     ]
     note = (
@@ -141,20 +144,23 @@ def draw_scaling(rows: pd.DataFrame, projection: pd.DataFrame, folder: Path, nam
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
         for (mode, group), colour in zip(rows.groupby("mode"), MODE_COLOURS, strict=False):
-            low, high = group["graphs_per_s"] - group["lowest"], group["highest"] - group["graphs_per_s"]
+            low, high = (
+                group["structures_per_s"] - group["structures_per_s_min"],
+                group["structures_per_s_max"] - group["structures_per_s"],
+            )
             style: Any = {"marker": "o", "capsize": 3, "color": colour, "label": mode}
-            axes.errorbar(group["ranks"], group["graphs_per_s"], yerr=np.array([low, high]), **style)
+            axes.errorbar(group["ranks"], group["structures_per_s"], yerr=np.array([low, high]), **style)
             first = group.iloc[0]
-            projected = projection[(projection["mode"] == mode) & (projection["basis"] == "projected")]
-            axes.plot(projected["ranks"], projected["graphs_per_s"], "x--", color=colour, linewidth=0.9, ms=4)
+            projected = projection[(projection["mode"] == mode) & (projection["basis"] == "extrapolated")]
+            axes.plot(projected["ranks"], projected["structures_per_s"], "x--", color=colour, linewidth=0.9, ms=4)
             ranks = np.array([*group["ranks"], *projected["ranks"]], dtype=float)
-            axes.plot(ranks, first["graphs_per_s"] * ranks / first["ranks"], ":", color=colour, linewidth=1)
+            axes.plot(ranks, first["structures_per_s"] * ranks / first["ranks"], ":", color=colour, linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         ticks = sorted({*rows["ranks"], *projection["ranks"]})
         axes.set_xticks(ticks, [str(t) for t in ticks])
         axes.set_xlabel("ranks")
-        axes.set_ylabel("graphs/s")
+        axes.set_ylabel("structures/s")
         axes.legend(frameon=False)
         caption = (
             f"Training throughput on {rows['system'].iloc[0]}: median of the timed epochs, with bars from the slowest"

@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 PROJECTION = Columns(
     "projection",
     run="campaign system mode ranks batch_size basis measured_s",
-    projected="compute_s communication_s projected_s overlapped_s graphs_per_s error",
+    projected="compute_s all_reduce_s projected_s overlapped_s structures_per_s error",
     basis="from_ranks network",
 )
 N_SIMULATED_STEPS = 4000
@@ -123,7 +123,8 @@ class Run:
 
 
 def build_projection_table(records: Sequence[RunRecord]) -> Table:
-    """Return a row for each run that smaller runs predict (basis "held out"), and for ranks beyond the largest run.
+    """Return a row for each run that smaller runs predict (basis "cross-validated"), and for ranks beyond the largest
+    run.
 
     error: projected over measured seconds, minus one. Runs whose ranks share cores, or whose nodes are emulated, are
     left out, since their times are not representative.
@@ -139,7 +140,7 @@ def build_projection_table(records: Sequence[RunRecord]) -> Table:
 
 def _read_run(record: RunRecord) -> Run | None:
     facts = record.facts
-    steps = [e for e in record.events("own_step") if not e["discarded"] and not e["exchanged"]]
+    steps = [e for e in record.events("local_step") if not e["is_warmup"] and not e["gradients_synchronized"]]
     if record.program != "data_parallel" or record.state != "done" or not steps:
         return None
     ranks, hosts = facts["ranks"], {r["host"] for r in facts["ranks"]}
@@ -148,11 +149,11 @@ def _read_run(record: RunRecord) -> Run | None:
         return None
     return Run(
         record=record,
-        mode=str(record.case.get("point", {}).get("mode", "runs")),
+        mode=str(record.case.get("axis_values", {}).get("mode", "runs")),
         ranks=len(ranks),
         batch=facts["workload"]["batch_size"],
-        rank0_steps=np.array([[e["busy"], e["atoms"], e["edges"]] for e in steps], dtype=float),
-        step_s=float(np.median([s["busy"] for s in record.samples if not s["discarded"]])),
+        rank0_steps=np.array([[e["busy_s"], e["atoms"], e["edges"]] for e in steps], dtype=float),
+        step_s=float(np.median([s["busy_s"] for s in record.samples if not s["is_warmup"]])),
         sizes=np.array(facts["graph_sizes"], dtype=float),
     )
 
@@ -188,10 +189,11 @@ class CampaignProjection:
         total = compute + (exchange if self.network else 0.0)
         return {
             "campaign": self.name, "system": self.runs[0].record.case.get("system"), "mode": mode, "ranks": ranks,
-            "batch_size": batch, "basis": "projected" if measured_s is None else "held out", "measured_s": measured_s,
-            "compute_s": compute, "communication_s": exchange, "projected_s": total,
+            "batch_size": batch, "basis": "extrapolated" if measured_s is None else "cross-validated",
+            "measured_s": measured_s,
+            "compute_s": compute, "all_reduce_s": exchange, "projected_s": total,
             "overlapped_s": total - min(exchange, self.backward_share * compute) if self.network else total,
-            "graphs_per_s": ranks * batch / total,
+            "structures_per_s": ranks * batch / total,
             "error": math.nan if measured_s is None else total / measured_s - 1,
             "from_ranks": max(r.ranks for r in self.runs if r.ranks < bound),
             "network": self.network.source if self.network else "none: computing alone",
@@ -215,8 +217,8 @@ def find_network(runs: Sequence[Run]) -> Network | None:
     """Return the network from the all-reduces of the run with most ranks, or else the one that the suite assumes."""
     for run in sorted(runs, key=lambda r: -r.ranks):
         seconds: dict[float, list[float]] = {}
-        for exchange in run.record.events("exchange"):
-            seconds.setdefault(exchange["bytes"], []).append(exchange["seconds"])
+        for exchange in run.record.events("all_reduce"):
+            seconds.setdefault(exchange["bytes"], []).append(exchange["duration_s"])
         if len(seconds) == 2:
             (small, short), (large, long) = sorted((k, float(np.median(v))) for k, v in seconds.items())
             p = run.ranks
@@ -225,13 +227,13 @@ def find_network(runs: Sequence[Run]) -> Network | None:
             return Network(alpha, beta, f"all-reduces of {p} ranks")
     assumed = runs[0].record.case.get("parameters", {}).get("network")
     if assumed:
-        return Network(1e-6 * assumed["latency_us"], 1e9 * assumed["bandwidth_gb_s"], "assumed by the suite")
+        return Network(1e-6 * assumed["latency_us"], 1e9 * assumed["bandwidth_gb_per_s"], "assumed by the suite")
     return None
 
 
 def count_gradient_bytes(record: RunRecord) -> float:
     """Return the number of bytes that are exchanged per step."""
-    precision = record.facts["observed"]["requested"]
+    precision = record.facts["runtime"]["precision"]
     return float(record.facts["model"]["trained_parameters"] * BYTES[precision])
 
 
@@ -240,6 +242,6 @@ def measure_backward_share(runs: Sequence[Run]) -> float:
     regions: dict[str, float] = {}
     for run in runs:
         for e in run.record.events("region"):
-            regions[e["name"]] = regions.get(e["name"], 0.0) + e["seconds_mean"]
+            regions[e["name"]] = regions.get(e["name"], 0.0) + e["duration_mean_s"]
     device_s = sum(regions.get(k, 0.0) for k in DEVICE_REGIONS)
     return regions["backward"] / device_s if device_s else 0.0

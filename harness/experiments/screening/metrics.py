@@ -20,32 +20,35 @@ MACHINES = {"Frontier": PAPER_RANKS, "Aurora": 10_624 * 12, "Perlmutter": 1_792 
 RUNS = Columns(
     "screening_runs",
     case="campaign case system workload",
-    candidates="total candidates evaluated left_out unranked ranks",
-    model="precision device threads compiled why_eager messages why_plain",
-    rates="device_per_s end_to_end_per_s share make_share per_rank_per_s",
+    candidates="total candidates evaluated excluded outside_coverage ranks",
+    model="precision device threads compiled eager_reason message_backend unfused_reason",
+    rates="device_candidates_per_s end_to_end_candidates_per_s end_to_end_fraction generation_fraction"
+    " candidates_per_s_per_rank",
     size="atoms edges seconds warm_up_s memory_growth memory_peak_bytes",
-    run="proven state folder",
+    run="is_verified state folder",
 )
 TIMES = Columns("screening_times", columns="campaign case machine ranks basis seconds candidates")
 BEST = Columns(
     "screening_best",
     case="campaign case",
-    candidate="place candidate formula prototype volume stream energy_ev_per_atom beyond_ev_per_atom"
+    candidate="position candidate formula prototype volume stream energy_ev_per_atom residual_energy_ev_per_atom"
     " spread_ev_per_atom force_max_ev_per_a distance",
 )
-TRUST = Columns("screening_trust", case="campaign case", value="what kind value unit n")
+ASSESSMENT = Columns("screening_assessment", case="campaign case", value="quantity kind value unit n")
 LABELS = Columns(
     "screening_labels",
-    columns="campaign case flagged candidates mae_ev_per_atom median_ev_per_atom worst_ev_per_atom force_mae_ev_per_a"
+    columns="campaign case flagged candidates mae_ev_per_atom median_ev_per_atom max_error_ev_per_atom"
+    " force_mae_ev_per_a"
     " force_median_ev_per_a head level",
 )
 RELAXED = Columns(
     "screening_relaxed",
     case="campaign case",
-    candidate="candidate formula prototype converged steps before_ev_per_atom after_ev_per_atom volume_before"
-    " volume_after force_max_ev_per_a file",
+    candidate="candidate formula prototype converged steps initial_energy_ev_per_atom final_energy_ev_per_atom"
+    " initial_volume_a3_per_atom"
+    " final_volume_a3_per_atom force_max_ev_per_a file",
 )
-PLACES = Columns("screening_places", columns="campaign case kind x y")
+PLACES = Columns("screening_embedding", columns="campaign case kind x y")
 DEVICE_RATE = Metric("device throughput", "candidates/s", "higher")
 END_TO_END_RATE = Metric("end-to-end throughput", "candidates/s", "higher")
 
@@ -53,37 +56,37 @@ END_TO_END_RATE = Metric("end-to-end throughput", "candidates/s", "higher")
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on screenings; rows that a case has not reached are missing.
 
-    screening_runs: a row per case; share: end-to-end rate over the rate of the device; make_share: time of the
-    concurrent generation of candidates, over that of evaluation. screening_times: seconds for the paper's 1.129e9
-    candidates at the measured rate of a rank, on this machine and, as a projection, on the ranks of the paper's
-    machines, each as fast as one here. screening_best, screening_relaxed: a row per candidate. screening_trust: a row
-    per number. screening_labels: errors of calculated candidates, flagged and not flagged. screening_places: points in
-    the plane of embeddings.
+    screening_runs: a row per case; end_to_end_fraction: end-to-end rate over the rate of the device;
+    generation_fraction: time of the concurrent generation of candidates, over that of evaluation. screening_times:
+    seconds for the paper's 1.129e9 candidates at the measured rate of a rank, on this machine and, as a projection, on
+    the ranks of the paper's machines, each as fast as one here. screening_best, screening_relaxed: a row per candidate.
+    screening_assessment: a row per number. screening_labels: errors of calculated candidates, flagged and not flagged.
+    screening_embedding: points in the plane of embeddings.
     """
     cases = [r for r in records if r.program == "screening"]
-    runs = [_describe_run(r) for r in cases if r.events("rank")]
+    runs = [_describe_run(r) for r in cases if r.events("rank_summary")]
     return {
         "screening_runs": RUNS.build(runs),
         "screening_times": TIMES.build(row for run in runs for row in _list_times(run)),
         "screening_best": BEST.build(row for r in cases for row in _list_candidates(r, "best", BEST)),
-        "screening_trust": TRUST.build(row for r in cases for row in _list_trust(r)),
+        "screening_assessment": ASSESSMENT.build(row for r in cases for row in _list_assessment(r)),
         "screening_labels": LABELS.build(row for r in cases for row in _list_label_errors(r)),
-        "screening_relaxed": RELAXED.build(row for r in cases for row in _list_candidates(r, "relaxed", RELAXED)),
-        "screening_places": PLACES.build(row for r in cases for row in _list_places(r)),
+        "screening_relaxed": RELAXED.build(row for r in cases for row in _list_candidates(r, "relaxation", RELAXED)),
+        "screening_embedding": PLACES.build(row for r in cases for row in _list_places(r)),
     }
 
 
 def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the rates of the device alone and end to end, with a sample per rank."""
     for metric, seconds in ((DEVICE_RATE, "device_s"), (END_TO_END_RATE, "wall_s")):
-        ranks = [r for r in record.events("rank") if r.get("evaluated") and r.get(seconds)]
+        ranks = [r for r in record.events("rank_summary") if r.get("evaluated") and r.get(seconds)]
         yield MetricSamples(metric, select_numbers(r["evaluated"] / r[seconds] for r in ranks))
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
     """Return the number of evaluated candidates."""
     del scope, name
-    return float(sum(e.get("evaluated", 0) for e in record.events("rank"))), "candidate"
+    return float(sum(e.get("evaluated", 0) for e in record.events("rank_summary"))), "candidate"
 
 
 def _case(record: RunRecord) -> dict[str, Any]:
@@ -96,44 +99,44 @@ def _list_candidates(record: RunRecord, kind: str, columns: Columns) -> list[dic
 
 def _describe_run(record: RunRecord) -> dict[str, Any]:
     """Return a row on a case; rates are totals over ranks, of the device alone and end to end by the slowest rank."""
-    ranks = record.events("rank")
-    facts, proofs = record.facts, record.events("proof")
+    ranks = record.events("rank_summary")
+    facts, proofs = record.facts, record.events("verification")
     evaluated = sum(r["evaluated"] for r in ranks)
     slowest_s = max(r["wall_s"] for r in ranks)
     device = sum(r["evaluated"] / r["device_s"] for r in ranks if r["device_s"] > 0)
     end_to_end = evaluated / slowest_s if slowest_s > 0 else math.nan
-    left_out, unranked = (_sum_counts(rank.get(name, {}) for rank in ranks) for name in ("left_out", "unranked"))
+    excluded, outside = (_sum_counts(rank.get(name, {}) for rank in ranks) for name in ("excluded", "outside_coverage"))
     model = facts.get("model", {})
-    why_eager = next((r["why_eager"] for r in ranks if r.get("why_eager")), None)
-    growth = max(r["memory_last_bytes"] / max(1, r["memory_bytes"]) for r in ranks)
+    eager_reason = next((r["eager_reason"] for r in ranks if r.get("eager_reason")), None)
+    growth = max(r["memory_last_bytes"] / max(1, r["memory_median_bytes"]) for r in ranks)
     return _case(record) | {
         "system": record.case.get("system"),
         "workload": facts.get("workload", {}).get("name"),
         "total": facts.get("workload", {}).get("total"),
         "candidates": sum(r["candidates"] for r in ranks),
         "evaluated": evaluated,
-        "left_out": ", ".join(f"{n} {why}" for why, n in left_out.items() if n),
-        "unranked": ", ".join(f"{n} {why}" for why, n in unranked.items() if n),
+        "excluded": ", ".join(f"{n} {why}" for why, n in excluded.items() if n),
+        "outside_coverage": ", ".join(f"{n} {why}" for why, n in outside.items() if n),
         "ranks": len(ranks),
         "precision": model.get("precision"),
         "device": model.get("device"),
         "threads": model.get("threads"),
-        "compiled": bool(model.get("compiled")) and why_eager is None,
-        "why_eager": why_eager,
-        "messages": model.get("messages"),
-        "why_plain": model.get("why_plain"),
-        "device_per_s": device,
-        "end_to_end_per_s": end_to_end,
-        "share": end_to_end / device if device else math.nan,
-        "make_share": sum(r["make_s"] for r in ranks) / max(1e-9, sum(r["device_s"] for r in ranks)),
-        "per_rank_per_s": end_to_end / len(ranks),
+        "compiled": bool(model.get("compiled")) and eager_reason is None,
+        "eager_reason": eager_reason,
+        "message_backend": model.get("message_backend"),
+        "unfused_reason": model.get("unfused_reason"),
+        "device_candidates_per_s": device,
+        "end_to_end_candidates_per_s": end_to_end,
+        "end_to_end_fraction": end_to_end / device if device else math.nan,
+        "generation_fraction": sum(r["generation_s"] for r in ranks) / max(1e-9, sum(r["device_s"] for r in ranks)),
+        "candidates_per_s_per_rank": end_to_end / len(ranks),
         "atoms": sum(r["atoms"] for r in ranks) / max(1, evaluated),
         "edges": sum(r["edges"] for r in ranks) / max(1, evaluated),
         "seconds": slowest_s,
         "warm_up_s": max(r.get("warm_up_s", 0.0) for r in ranks),
         "memory_growth": growth,
         "memory_peak_bytes": max(r["memory_peak_bytes"] for r in ranks),
-        "proven": bool(proofs) and proofs[-1]["checksum"] == proofs[-1]["expected"],
+        "is_verified": bool(proofs) and proofs[-1]["checksum"] == proofs[-1]["expected"],
         "state": record.state,
         "folder": record.location,
     }
@@ -149,38 +152,40 @@ def _sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 def _list_times(run: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the seconds for the paper's number of candidates, here and on the paper's machines."""
     common = {k: run[k] for k in ("campaign", "case")} | {"candidates": PAPER_CANDIDATES}
-    here = {"machine": str(run["system"]), "ranks": run["ranks"], "basis": "from the rate measured"}
-    rows = [{**common, **here, "seconds": PAPER_CANDIDATES / run["end_to_end_per_s"]}]
+    here = {"machine": str(run["system"]), "ranks": run["ranks"], "basis": "measured"}
+    rows = [{**common, **here, "seconds": PAPER_CANDIDATES / run["end_to_end_candidates_per_s"]}]
     for machine, ranks in MACHINES.items():
-        seconds = PAPER_CANDIDATES / (ranks * run["per_rank_per_s"])
-        rows.append({**common, "machine": machine, "ranks": ranks, "basis": "projected", "seconds": seconds})
+        seconds = PAPER_CANDIDATES / (ranks * run["candidates_per_s_per_rank"])
+        rows.append({**common, "machine": machine, "ranks": ranks, "basis": "extrapolated", "seconds": seconds})
     return rows
 
 
-def _list_trust(record: RunRecord) -> list[dict[str, Any]]:
+def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
     """Return a row per number on reliability, with the number of structures behind it."""
     rows: list[tuple[str, str, float | None, str, int]] = []
     for e in record.events("calibration"):
         rows += [
-            ("threshold", "distance from training sets", e["threshold"], "1", e["calibrated_on"]),
-            ("flagged", "held out, for the threshold", e["share"], "share", e["calibrated_on"]),
-            ("flagged", "held out, others: false alarms", e["false_alarms"], "share", e["tested_on"]),
+            ("threshold", "distance from training sets", e["threshold"], "1", e["calibration_structures"]),
+            ("flagged", "held out, for the threshold", e["flagged_fraction"], "fraction", e["calibration_structures"]),
+            ("flagged", "held out, others: false alarms", e["false_alarms"], "fraction", e["test_structures"]),
         ]
-        rows += [("flagged", f"{kind}: detected", v, "share", e["strange"]) for kind, v in e["detected"].items()]
-    for e in record.events("outside"):
+        rows += [
+            ("flagged", f"{kind}: detected", v, "fraction", e["ood_structures"]) for kind, v in e["detected"].items()
+        ]
+    for e in record.events("outside_coverage"):
         n = e["candidates"]
-        rows += [("outside the training", why, count / n, "share", n) for why, count in e["reasons"].items()]
+        rows += [("outside the training", why, count / n, "fraction", n) for why, count in e["reasons"].items()]
     for e in record.events("uncertainty"):
         for method in ("heads", "dropout", "ensemble"):
             value = e[f"{method}_ev_per_atom"]
             rows.append((f"median spread of {method}", e["kind"], value, "eV/atom", e["candidates"]))
     for e in record.events("overlap"):
         rows.append(("mean Wasserstein distance", e["kind"], e["mean"], "training deviations", e["structures"]))
-        rows.append(("outside the plot's range", e["kind"], e["beyond"], "share", e["structures"]))
+        rows.append(("outside the plot's range", e["kind"], e["outside_range_fraction"], "fraction", e["structures"]))
     for e in record.events("elements"):
         rows.append(("elements", "in the sample", len(e["candidates"]), "elements", sum(e["candidates"].values())))
-        rows.append(("elements", "in it, of none in training", len(e["never_seen"]), "elements", 0))
-    return [_case(record) | dict(zip(TRUST["value"], row, strict=True)) for row in rows]
+        rows.append(("elements", "in it, of none in training", len(e["unseen_elements"]), "elements", 0))
+    return [_case(record) | dict(zip(ASSESSMENT["value"], row, strict=True)) for row in rows]
 
 
 def _list_label_errors(record: RunRecord) -> list[dict[str, Any]]:
@@ -190,11 +195,11 @@ def _list_label_errors(record: RunRecord) -> list[dict[str, Any]]:
         return []
     errors = []
     for flagged, group in rows.groupby("flagged"):
-        energy, force = group["off_ev_per_atom"], group["force_off_ev_per_a"]
+        energy, force = group["energy_error_ev_per_atom"], group["force_error_ev_per_a"]
         errors.append(
             {
                 **_case(record), "flagged": bool(flagged), "candidates": len(group), "mae_ev_per_atom": energy.mean(),
-                "median_ev_per_atom": energy.median(), "worst_ev_per_atom": energy.max(),
+                "median_ev_per_atom": energy.median(), "max_error_ev_per_atom": energy.max(),
                 "force_mae_ev_per_a": force.mean(), "force_median_ev_per_a": force.median(),
                 "head": group["head"].iloc[0], "level": group["level"].iloc[0],
             }

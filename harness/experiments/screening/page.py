@@ -39,15 +39,15 @@ def build_sections(context: PageContext) -> list[Section]:
 
 def build_campaign_section(campaign: str, context: PageContext) -> Section:
     """Return the section on the screenings of one campaign."""
-    runs, times, best, trust, labels, relaxed, places = (
+    runs, times, best, assessment, labels, relaxed, places = (
         select_campaign(context.tables[f"screening_{name}"], campaign)
-        for name in ("runs", "times", "best", "trust", "labels", "relaxed", "places")
+        for name in ("runs", "times", "best", "assessment", "labels", "relaxed", "embedding")
     )
     figures = [
         draw_embedding(group, str(case), context.figures, f"{campaign}-{case}-embedding")
         for case, group in places.groupby("case", sort=False)
     ]
-    blocks = [build_runs_block(runs), build_times_block(times), build_trust_block(trust)]
+    blocks = [build_runs_block(runs), build_times_block(times), build_assessment_block(assessment)]
     optional = (build_labels_block(labels), build_best_block(best), build_relaxed_block(relaxed))
     blocks += [block for block in optional if block.rows]
     return Section("Screening", f"screening-{campaign}", describe_screenings(runs), figures, blocks)
@@ -55,10 +55,11 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
 
 def describe_screenings(runs: pd.DataFrame) -> list[str]:
     """Return paragraphs on the number of candidates, the proof that each was evaluated once, and weak scaling."""
-    proven = int(runs["proven"].sum())
+    n_verified = int(runs["is_verified"].sum())
     text = [
         f"{pluralize(len(runs), 'screening')}, {pluralize(runs['candidates'].sum(), 'candidate')};"
-        f" for {proven} of them a checksum over the indices proves that every candidate was evaluated once. The device"
+        f" for {n_verified} of them a checksum over the indices proves that every candidate was evaluated once. The"
+        f" device"
         " rate counts the time of evaluation, as the paper does; the end-to-end rate includes generating candidates and"
         " neighbour lists, transfers, and writing results."
     ]
@@ -66,7 +67,7 @@ def describe_screenings(runs: pd.DataFrame) -> list[str]:
     for workload, group in runs.groupby("workload", sort=False):
         smallest, largest = group.iloc[group["ranks"].argmin()], group.iloc[group["ranks"].argmax()]
         if largest["ranks"] > smallest["ranks"]:
-            share = largest["per_rank_per_s"] / smallest["per_rank_per_s"]
+            share = largest["candidates_per_s_per_rank"] / smallest["candidates_per_s_per_rank"]
             weak.append(
                 f"{workload}: the rate per rank with {largest['ranks']} ranks is {share:.0%} of that with"
                 f" {smallest['ranks']}"
@@ -75,8 +76,8 @@ def describe_screenings(runs: pd.DataFrame) -> list[str]:
         text.append("Weak scaling, " + "; ".join(weak) + ".")
     return [
         *text,
-        *count_by_reason(runs, "why_eager", "Not compiled", "screening"),
-        *count_by_reason(runs, "why_plain", "Plain messages in place of fused ones", "screening"),
+        *count_by_reason(runs, "eager_reason", "Not compiled", "screening"),
+        *count_by_reason(runs, "unfused_reason", "Plain messages in place of fused ones", "screening"),
     ]
 
 
@@ -84,19 +85,19 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
     """Return a row per screening."""
     columns: list[Column] = [
         ("workload", lambda r: f"{r['workload']}, {r['precision']}"),
-        ("messages", text_cell("messages")),
+        ("messages", text_cell("message_backend")),
         ("ranks", "ranks"),
         ("candidates", number_cell("candidates", ",")),
-        ("left out", text_cell("left_out")),
-        ("not ranked", text_cell("unranked")),
+        ("left out", text_cell("excluded")),
+        ("not ranked", text_cell("outside_coverage")),
         ("atoms", number_cell("atoms")),
         ("edges", number_cell("edges")),
-        ("device (1/s)", number_cell("device_per_s")),
-        ("end to end (1/s)", number_cell("end_to_end_per_s")),
-        ("end to end / device", number_cell("share", ".0%")),
-        ("generation / evaluation", number_cell("make_share", ".0%")),
+        ("device (1/s)", number_cell("device_candidates_per_s")),
+        ("end to end (1/s)", number_cell("end_to_end_candidates_per_s")),
+        ("end to end / device", number_cell("end_to_end_fraction", ".0%")),
+        ("generation / evaluation", number_cell("generation_fraction", ".0%")),
         ("memory at the end / median", number_cell("memory_growth")),
-        ("evaluated once", lambda r: "proven" if r["proven"] else "NOT PROVEN"),
+        ("evaluated once", lambda r: "proven" if r["is_verified"] else "NOT PROVEN"),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
     note = (
@@ -134,11 +135,11 @@ def format_duration(seconds: float) -> str:
     return f"{format_number(seconds / 3.156e7)} years"
 
 
-def build_trust_block(trust: pd.DataFrame) -> TableBlock:
+def build_assessment_block(assessment: pd.DataFrame) -> TableBlock:
     """Return a row per number on reliability."""
     columns: list[Column] = [
         ("case", "case"),
-        ("quantity", "what"),
+        ("quantity", "quantity"),
         ("structures", "kind"),
         ("value", number_cell("value")),
         ("unit", "unit"),
@@ -149,7 +150,7 @@ def build_trust_block(trust: pd.DataFrame) -> TableBlock:
         " sets than the threshold. The threshold is set on held-out structures; the rate of false alarms is measured on"
         " others. Dropout is applied to the input of the heads; the shipped model was trained without it."
     )
-    rows = [row for row in list_rows(trust) if row["value"] is not None]
+    rows = [row for row in list_rows(assessment) if row["value"] is not None]
     return build_block("Reliability", rows, columns, note)
 
 
@@ -161,7 +162,7 @@ def build_labels_block(labels: pd.DataFrame) -> TableBlock:
         ("count", "candidates"),
         ("MAE (eV/atom)", number_cell("mae_ev_per_atom")),
         ("median", number_cell("median_ev_per_atom")),
-        ("worst", number_cell("worst_ev_per_atom")),
+        ("worst", number_cell("max_error_ev_per_atom")),
         ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_a")),
         ("median", number_cell("force_median_ev_per_a")),
         ("head", "head"),
@@ -175,16 +176,16 @@ def build_best_block(best: pd.DataFrame) -> TableBlock:
     """Return the first candidates of best.csv."""
     columns: list[Column] = [
         ("case", "case"),
-        ("place", "place"),
+        ("rank", "position"),
         ("candidate", "candidate"),
         ("formula", text_cell("formula")),
         ("prototype", text_cell("prototype")),
-        ("energy relative to elements (eV/atom)", number_cell("beyond_ev_per_atom")),
+        ("energy relative to elements (eV/atom)", number_cell("residual_energy_ev_per_atom")),
         ("spread of the heads (eV/atom)", number_cell("spread_ev_per_atom")),
         ("distance", number_cell("distance")),
     ]
     note = "More candidates are in best.csv of each case, and all stored ones in its results-*.bp."
-    return build_block("Best candidates", list_rows(best[best["place"] <= MAX_RANK_SHOWN]), columns, note)
+    return build_block("Best candidates", list_rows(best[best["position"] <= MAX_RANK_SHOWN]), columns, note)
 
 
 def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
@@ -197,9 +198,12 @@ def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
         ("steps", "steps"),
         (
             "energy before, after (eV/atom)",
-            lambda r: f"{r['before_ev_per_atom']:.4f}, {r['after_ev_per_atom']:.4f}",
+            lambda r: f"{r['initial_energy_ev_per_atom']:.4f}, {r['final_energy_ev_per_atom']:.4f}",
         ),
-        ("volume before, after", lambda r: f"{r['volume_before']:.2f}, {r['volume_after']:.2f}"),
+        (
+            "volume before, after",
+            lambda r: f"{r['initial_volume_a3_per_atom']:.2f}, {r['final_volume_a3_per_atom']:.2f}",
+        ),
         ("file", "file"),
     ]
     note = "Volumes per atom, in cubic \N{ANGSTROM SIGN}."

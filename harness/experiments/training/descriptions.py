@@ -36,7 +36,7 @@ def describe_setup(runs: pd.DataFrame, errors: pd.DataFrame) -> str:
     counts = about["role"].map(classify_role).value_counts(sort=False)
     kinds = [f"{n} {kind}{'s' if n > 1 and kind != 'official' else ''}" for kind, n in counts.items()]
     first = runs.iloc[0]
-    is_joint = first["task"] == "multi-task"
+    is_joint = first["regime"] == "multi-task"
     how = "trained jointly, one head each" if is_joint else "each trained separately"
     return " ".join(
         [
@@ -62,20 +62,20 @@ def join_unique(values: pd.Series[Any]) -> str:
 def describe_runs(runs: pd.DataFrame) -> list[str]:
     """Return paragraphs on the runs: wrong precisions, compilation, early stops, resumptions, the gate."""
     text = [
-        f"WRONG: {r['case']} requested {r['precision']} and ran with {r['found']}."
-        for r in list_rows(runs[~runs["as_asked"].astype(bool)])
+        f"WRONG: {r['case']} requested {r['precision']} and ran with {r['observed_dtypes']}."
+        for r in list_rows(runs[~runs["dtypes_match_request"].astype(bool)])
     ]
-    text += count_by_reason(runs, "why_eager", "Not compiled", "run")
-    text += count_by_reason(runs, "why_plain", "Plain messages in place of fused ones", "run")
-    text += count_by_reason(runs, "stopped", "Ended early", "run")
-    resumed = int((runs["resumed"] > 0).sum())
+    text += count_by_reason(runs, "eager_reason", "Not compiled", "run")
+    text += count_by_reason(runs, "unfused_reason", "Plain messages in place of fused ones", "run")
+    text += count_by_reason(runs, "stop_reason", "Ended early", "run")
+    resumed = int((runs["n_resumptions"] > 0).sum())
     if resumed:
         text.append(f"Interrupted and resumed from a checkpoint: {pluralize(resumed, 'run')}.")
-    gate = runs[runs["gate_right_branch"].notna()]
+    gate = runs[runs["gate_accuracy"].notna()]
     if len(gate):
         text.append(
             "The gate gives more than half of the weight to the right branch for"
-            f" {format_range(gate['gate_right_branch'], '.0%')} of training structures; the mixed energy differs from"
+            f" {format_range(gate['gate_accuracy'], '.0%')} of training structures; the mixed energy differs from"
             f" that of the right branch by {format_range(MEV * gate['gate_energy_error_ev_per_atom'])} meV/atom."
         )
     return text

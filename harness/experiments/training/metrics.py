@@ -1,7 +1,7 @@
 """Tables on training: runs, learning curves and errors on held-out structures.
 
-A run logs the facts model, workload, observed, held_out (a row per head) and perhaps gate, and the events epoch, head,
-resumed and stopped. Runs that only differ in the seed form one experiment.
+A run logs the facts model, workload, observed, test_errors (a row per head) and perhaps gate, and the events epoch,
+head, resumed and stopped. Runs that only differ in the seed form one experiment.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from harness.stats.intervals import compute_mean_interval
 
 RUNS = Columns(
     "training_runs",
-    case="campaign suite system case id experiment recipe task seed split_seed",
-    data="sets data stand_ins judged_heads structures elements",
+    case="campaign suite system case id experiment recipe regime seed split_seed",
+    data="datasets data stand_ins evaluated_heads structures elements",
     model="backbone hidden_dim num_conv_layers parameters",
-    precision="precision found as_asked compiled why_eager messages why_plain",
-    length="epochs epochs_done steps batch_size global_batch budget best_epoch validation_loss stopped resumed skipped",
-    rates="train_s graphs_per_s waiting",
-    gate="gate_energy_error_ev_per_atom gate_right_branch",
+    precision="precision observed_dtypes dtypes_match_request compiled eager_reason message_backend unfused_reason",
+    length="epochs epochs_done steps batch_size global_batch_size budget best_epoch validation_loss stop_reason"
+    " n_resumptions skipped_steps",
+    rates="train_s structures_per_s data_wait_fraction",
+    gate="gate_energy_error_ev_per_atom gate_accuracy",
     machine="world_size device threads torch",
     folder="folder",
 )
 HELD_OUT = Columns(
-    "training_held_out",
-    run="experiment recipe task seed case",
-    head="head set role level structures atoms unseen_elements",
+    "training_test_errors",
+    run="experiment recipe regime seed case",
+    head="head dataset role level structures atoms structures_with_unseen_elements",
     errors="energy_mae_ev_per_atom energy_rmse_ev_per_atom force_mae_ev_per_a force_rmse_ev_per_a"
     " composition_mae_ev_per_atom composition_rmse_ev_per_atom mean_mae_ev_per_atom zero_force_mae_ev_per_a"
     " zero_force_rmse_ev_per_a",
@@ -47,7 +48,7 @@ HELD_OUT = Columns(
 )
 ERRORS = Columns(
     "training_errors",
-    experiment="experiment task",
+    experiment="experiment regime",
     head=HEAD,
     errors="quantity seeds mae mae_low mae_high rmse rmse_low rmse_high",
     baselines="baseline_mae baseline_rmse mean_mae ratio ratio_low ratio_high",
@@ -55,23 +56,32 @@ ERRORS = Columns(
 )
 EPOCHS = Columns(
     "training_epochs",
-    run="experiment task seed case",
+    run="experiment regime seed case",
     counts="epoch",
     curves="step loss energy_mae_ev_per_atom force_mae_ev_per_a validation_loss validation_energy_mae_ev_per_atom"
-    " validation_force_mae_ev_per_a learning_rate seconds wait_s graphs_per_s",
+    " validation_force_mae_ev_per_a learning_rate duration_s wait_s structures_per_s",
     best="best",
 )
 HEADS = Columns(
     "training_heads",
-    run="experiment task seed case",
-    head="epoch step head set split",
+    run="experiment regime seed case",
+    head="epoch step head dataset split",
     errors="energy_mae_ev_per_atom force_mae_ev_per_a structures",
 )
 VALIDATION_LOSS = Metric("validation loss", "", "lower")
 # Parameters in which multi-task training and its single-task baselines may differ: those of the budget, and those
 # without effect on one dataset.
 BUDGET_PARAMETERS = frozenset(
-    {"sets", "epochs", "epoch_length", "batch_size", "sampling", "temperature", "balance", "gate_steps"}
+    {
+        "datasets",
+        "epochs",
+        "samples_per_epoch",
+        "batch_size",
+        "sampling",
+        "sampling_temperature",
+        "balance",
+        "gate_steps",
+    }
 )
 # The quantities whose types are observed in one pass.
 OBSERVED_QUANTITIES = ("parameters", "matrix_layers", "pooled", "energies", "loss", "forces")
@@ -81,18 +91,18 @@ Verdict = Literal["met", "missed", "not finite", "no labels", "no structures"]
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on finished training runs; missing values are NaN or None.
 
-    training_runs, training_held_out, training_epochs, training_heads: a row per run, per run and head, per run and
+    training_runs, training_test_errors, training_epochs, training_heads: a row per run, per run and head, per run and
     epoch, and per run, epoch and head, as logged. training_errors: a row per experiment, head and quantity, with means
     over seeds, 95% intervals, and the baselines. ablation_*: see `harness.experiments.training.multitask`.
     """
     runs = [r for r in records if r.program == "train" and r.state == "done"]
-    runs = [r for r in runs if r.facts.get("held_out") and r.facts.get("workload", {}).get("sets")]
+    runs = [r for r in runs if r.facts.get("test_errors") and r.facts.get("workload", {}).get("datasets")]
     identified = [(r, _identify(r)) for r in runs]
-    held_out = _convert_to_floats(
+    test_errors = _convert_to_floats(
         HELD_OUT.build(
             {**HELD_OUT.select(row), **names, "folder": r.location}
             for r, names in identified
-            for row in r.facts["held_out"]
+            for row in r.facts["test_errors"]
         ),
         HELD_OUT["errors"],
     )
@@ -104,18 +114,18 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     )
     return {
         "training_runs": RUNS.build({**names, **_describe_run(r)} for r, names in identified),
-        "training_held_out": held_out,
+        "training_test_errors": test_errors,
         "training_epochs": _convert_to_floats(epochs, EPOCHS["curves"]),
         "training_heads": _convert_to_floats(heads, HEADS["errors"]),
-        "training_errors": _build_errors(held_out),
-        **build_ablation_tables(held_out),
+        "training_errors": _build_errors(test_errors),
+        **build_ablation_tables(test_errors),
     }
 
 
 def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the throughput, with a sample per epoch, and the lowest validation loss."""
     epochs = record.events("epoch")
-    yield MetricSamples(THROUGHPUT, select_numbers(e.get("graphs_per_s") for e in epochs))
+    yield MetricSamples(THROUGHPUT, select_numbers(e.get("structures_per_s") for e in epochs))
     losses = select_numbers(e.get("validation_loss") for e in epochs)
     yield MetricSamples(VALIDATION_LOSS, (min(losses),) if losses else ())
 
@@ -139,15 +149,15 @@ def _identify(record: RunRecord) -> dict[str, Any]:
     """Return the columns of every row of a run: its case, and digests of the runs to average or compare it with."""
     case, facts = record.case, record.facts
     workload, parameters = facts["workload"], case.get("parameters", {})
-    names = sorted(s["set"] for s in workload["sets"])
+    names = sorted(s["dataset"] for s in workload["datasets"])
     config = {k: v for k, v in facts.get("model", {}).get("config", {}).items() if k != "heads"}
     common = [record.campaign, case.get("settings"), config, workload.get("split_seed")]
     is_single = len(names) == 1
     return {
         "case": case.get("name"),
-        "experiment": _digest(*common, _remove_keys(parameters, {"seed", "sets"}), "alone" if is_single else names),
+        "experiment": _digest(*common, _remove_keys(parameters, {"seed", "datasets"}), "alone" if is_single else names),
         "recipe": _digest(*common, _remove_keys(parameters, BUDGET_PARAMETERS | {"seed"})),
-        "task": "single-task" if is_single else "multi-task",
+        "regime": "single-task" if is_single else "multi-task",
         "seed": workload.get("seed"),
     }
 
@@ -165,44 +175,46 @@ def _remove_keys(value: Any, keys: Set[str]) -> Any:
 
 def _describe_run(record: RunRecord) -> dict[str, Any]:
     case, facts = record.case, record.facts
-    workload, about, observed, gate = (facts.get(k) or {} for k in ("workload", "model", "observed", "gate"))
-    epochs, roles = record.events("epoch"), [s["role"] for s in workload["sets"]]
+    workload, about, observed, gate = (facts.get(k) or {} for k in ("workload", "model", "runtime", "gate"))
+    epochs, roles = record.events("epoch"), [s["role"] for s in workload["datasets"]]
     waits = [e["wait_s"] for e in epochs if e.get("wait_s") is not None]
     best = next((e for e in reversed(epochs) if e.get("best")), {})
     return {
         "campaign": record.campaign,
         **{k: case.get(k) for k in ("suite", "system", "id")},
-        "sets": len(roles),
-        "data": ", ".join(f"{s['set']} ({s['role']})" for s in workload["sets"]),
+        "datasets": len(roles),
+        "data": ", ".join(f"{s['dataset']} ({s['role']})" for s in workload["datasets"]),
         "stand_ins": sum(role.startswith("stand-in") for role in roles),
-        "judged_heads": sum(row.get(ENERGY.mae) is not None for row in facts["held_out"]),
-        "structures": sum(s.get("train") or 0 for s in workload["sets"]),
+        "evaluated_heads": sum(row.get(ENERGY.mae) is not None for row in facts["test_errors"]),
+        "structures": sum(s.get("train") or 0 for s in workload["datasets"]),
         "elements": len(workload.get("elements", [])),
         **{k: about.get("config", {}).get(k) for k in ("backbone", "hidden_dim", "num_conv_layers")},
         "parameters": about.get("parameters"),
-        "precision": observed.get("requested"),
-        "found": _format_types(observed),
-        "as_asked": _has_requested_types(observed),
+        "precision": observed.get("precision"),
+        "observed_dtypes": _format_types(observed),
+        "dtypes_match_request": _has_requested_types(observed),
         **{
             k: observed.get(k)
-            for k in ("compiled", "why_eager", "why_plain", "world_size", "device", "threads", "torch")
+            for k in ("compiled", "eager_reason", "unfused_reason", "world_size", "device", "threads", "torch")
         },
-        "messages": observed.get("messages", "plain"),
+        "message_backend": observed.get("message_backend", "unfused"),
         **{k: workload.get(k) for k in ("split_seed", "epochs", "batch_size")},
-        "global_batch": workload.get("global_batch_size"),
+        "global_batch_size": workload.get("global_batch_size"),
         "budget": math.prod(workload.get(k) or 0 for k in ("epochs", "steps_per_epoch", "global_batch_size")),
         "epochs_done": len(epochs),
         "steps": epochs[-1]["step"] if epochs else None,
         "best_epoch": best.get("epoch"),
         "validation_loss": best.get("validation_loss"),
-        "stopped": next((e["why"] for e in record.events("stopped")), None),
-        "resumed": len(record.events("resumed")),
-        "skipped": len(record.events("skipped")),
-        "train_s": facts.get("train_s", sum(e["seconds"] for e in epochs)),
-        "graphs_per_s": statistics.median(rates) if (rates := [e["graphs_per_s"] for e in epochs]) else None,
-        "waiting": sum(waits) / seconds if waits and (seconds := sum(e["seconds"] for e in epochs)) else None,
+        "stop_reason": next((e["reason"] for e in record.events("stopped")), None),
+        "n_resumptions": len(record.events("resumed")),
+        "skipped_steps": len(record.events("skipped")),
+        "train_s": facts.get("train_s", sum(e["duration_s"] for e in epochs)),
+        "structures_per_s": statistics.median(rates) if (rates := [e["structures_per_s"] for e in epochs]) else None,
+        "data_wait_fraction": sum(waits) / seconds
+        if waits and (seconds := sum(e["duration_s"] for e in epochs))
+        else None,
         "gate_energy_error_ev_per_atom": gate.get("energy_error_ev_per_atom"),
-        "gate_right_branch": gate.get("right_branch"),
+        "gate_accuracy": gate.get("accuracy"),
         "folder": record.location,
     }
 
@@ -223,10 +235,10 @@ def _format_types(observed: dict[str, Any]) -> str:
 
 def _has_requested_types(observed: dict[str, Any]) -> bool:
     """Return whether each quantity has the type of the requested precision; bf16 only changes matrix layers."""
-    expected, half = RESULT_DTYPES.get(observed.get("requested", "")), "torch.bfloat16"
+    expected, half = RESULT_DTYPES.get(observed.get("precision", "")), "torch.bfloat16"
     by_quantity = _collect_types(observed)
     matrices = by_quantity.pop("matrix_layers", set())
-    if observed.get("requested") == "bf16":
+    if observed.get("precision") == "bf16":
         is_right = observed.get("autocast") == half and (not matrices or half in matrices)
     else:
         is_right = observed.get("autocast") is None and matrices <= {expected}
@@ -236,12 +248,12 @@ def _has_requested_types(observed: dict[str, Any]) -> bool:
 def _list_head_events(record: RunRecord) -> list[dict[str, Any]]:
     """Return the events of heads with the steps of their epochs, without those of unknown epochs."""
     steps = {e["epoch"]: e["step"] for e in record.events("epoch")}
-    events = record.events("head")
+    events = record.events("head_errors")
     return [{**e, "step": steps[e["epoch"]]} for e in events if e["epoch"] in steps]
 
 
-def _build_errors(held_out: pd.DataFrame) -> Table:
-    groups = held_out.groupby(["experiment", "head"], sort=False)
+def _build_errors(test_errors: pd.DataFrame) -> Table:
+    groups = test_errors.groupby(["experiment", "head"], sort=False)
     return ERRORS.build(_summarize_errors(rows, quantity) for _, rows in groups for quantity in QUANTITIES)
 
 

@@ -29,20 +29,20 @@ OVERALL = Columns("ablation_overall", columns="experiment recipe quantity heads 
 TOLERANCE = 1.10
 
 
-def build_ablation_tables(held_out: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def build_ablation_tables(test_errors: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the tables on multi-task against single-task training, from the held-out errors of every run.
 
     ablation_pairs: a row per multi-task experiment, head, quantity and seed that both kinds of training have.
     ablation_heads: the same, averaged over seeds. ablation_overall: averaged over heads as well.
     """
-    pairs = _build_pairs(held_out)
+    pairs = _build_pairs(test_errors)
     heads, overall = _average_over_seeds(pairs), _average_over_heads(pairs)
     return {"ablation_pairs": pairs, "ablation_heads": heads, "ablation_overall": overall}
 
 
-def _build_pairs(held_out: pd.DataFrame) -> Table:
-    single_task = held_out[held_out["task"] == "single-task"]
-    multi_task = held_out[held_out["task"] == "multi-task"]
+def _build_pairs(test_errors: pd.DataFrame) -> Table:
+    single_task = test_errors[test_errors["regime"] == "single-task"]
+    multi_task = test_errors[test_errors["regime"] == "multi-task"]
     rows = []
     for (_, recipe, head), group in multi_task.groupby(["experiment", "recipe", "head"], sort=False):
         baselines = single_task[(single_task["recipe"] == recipe) & (single_task["head"] == head)]

@@ -43,7 +43,7 @@ def build_ablation_section(experiment: str, context: PageContext) -> Section:
             runs,
         )
     )
-    single_task = runs[(runs["recipe"] == multi_task["recipe"].iloc[0]) & (runs["task"] == "single-task")]
+    single_task = runs[(runs["recipe"] == multi_task["recipe"].iloc[0]) & (runs["regime"] == "single-task")]
     all_runs = pd.concat([multi_task, single_task])
     paragraphs = [
         describe_setup(multi_task, errors),
@@ -62,7 +62,7 @@ def describe_budget(runs: pd.DataFrame) -> str:
     totals = sorted(set(runs["budget"]))
     if len(totals) == 1:
         return f"Equal budgets: every run samples {totals[0]:,} structures in training, of one dataset or of all."
-    per_set = sorted(set(runs["budget"] // runs["sets"]))
+    per_set = sorted(set(runs["budget"] // runs["datasets"]))
     if len(per_set) == 1:
         return (
             f"Equal budgets: both kinds of training sample {per_set[0]:,} structures of each dataset, so that the"
@@ -119,7 +119,7 @@ def build_runs_block(multi_task: pd.DataFrame, single_task: pd.DataFrame) -> Tab
     """Return a row per kind of training with the ranges over its runs."""
     columns = [
         "training", "runs", "seeds", "requested precision", "observed types", "compiled", "steps", "time (s)",
-        "graphs/s", "waiting for data", "parameters",
+        "structures/s", "waiting for data", "parameters",
     ]  # fmt: skip
     body = [
         [
@@ -127,12 +127,12 @@ def build_runs_block(multi_task: pd.DataFrame, single_task: pd.DataFrame) -> Tab
             str(len(runs)),
             join_unique(runs["seed"]),
             join_unique(runs["precision"]).upper(),
-            join_unique(runs["found"]),
+            join_unique(runs["observed_dtypes"]),
             f"{runs['compiled'].astype(bool).sum()} runs",
             format_range(runs["steps"], ",.0f"),
             format_range(runs["train_s"]),
-            format_range(runs["graphs_per_s"]),
-            format_range(runs["waiting"], ".1%"),
+            format_range(runs["structures_per_s"]),
+            format_range(runs["data_wait_fraction"], ".1%"),
             format_range(runs["parameters"], ",.0f"),
         ]
         for task, runs in (("multi-task", multi_task), ("single-task, all heads", single_task))

@@ -45,7 +45,7 @@ BASELINES = {"energy": "composition only", "forces": "zero forces"}
 def build_sections(context: PageContext) -> list[Section]:
     """Return a section for each experiment, then those on multi-task against single-task training."""
     runs, ablation = context.tables["training_runs"], context.tables["ablation_heads"]
-    is_baseline = runs["recipe"].isin(ablation["recipe"]) & (runs["task"] == "single-task")
+    is_baseline = runs["recipe"].isin(ablation["recipe"]) & (runs["regime"] == "single-task")
     others = runs[~is_baseline & ~runs["experiment"].isin(ablation["experiment"])]
     sections = [build_experiment_section(experiment, context) for experiment in others["experiment"].unique()]
     return [*sections, *build_ablation_sections(context)]
@@ -57,7 +57,7 @@ def build_experiment_section(experiment: str, context: PageContext) -> Section:
         table[table["experiment"] == experiment]
         for table in (context.tables[f"training_{name}"] for name in ("runs", "errors", "epochs", "heads"))
     )
-    is_single = runs["task"].iloc[0] == "single-task"
+    is_single = runs["regime"].iloc[0] == "single-task"
     targets = [describe_target(errors, quantity) for quantity in (FORCES, ENERGY)]
     name = f"training-{experiment}"
     figures: list[Figure] = [draw_error_ratios(errors, context.figures, f"{name}-errors")]
@@ -106,7 +106,9 @@ def build_errors_block(errors: pd.DataFrame, quantity: Quantity) -> TableBlock:
         ("seeds", "seeds"),
     ]
     rows = list_rows(errors[errors["quantity"] == quantity.name])
-    unseen = [f"{r['unseen_elements']} of {r['head']}" for r in rows if r["unseen_elements"]]
+    unseen = [
+        f"{r['structures_with_unseen_elements']} of {r['head']}" for r in rows if r["structures_with_unseen_elements"]
+    ]
     note = (
         "Means over seeds with Student's 95% interval, which does not include the choice of test structures. No"
         " molecule, material, reaction or trajectory of the test set is in the training set."
@@ -122,21 +124,21 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         ("case", "case"),
         ("seed", lambda r: str(r["seed"])),
         ("requested precision", lambda r: str(r["precision"]).upper()),
-        ("observed types", text_cell("found")),
+        ("observed types", text_cell("observed_dtypes")),
         ("compiled", lambda r: "yes" if r["compiled"] else "no, eager"),
-        ("messages", "messages"),
+        ("messages", "message_backend"),
         ("ranks", number_cell("world_size", ".0f")),
         ("device", lambda r: f"{r['device']}, {format_threads(r['threads'])}"),
-        ("batch, all ranks", number_cell("global_batch", ",.0f")),
+        ("batch, all ranks", number_cell("global_batch_size", ",.0f")),
         ("epochs", lambda r: f"{r['epochs_done']} of {format_number(r['epochs'], '.0f')}"),
         ("steps", number_cell("steps", ",.0f")),
         ("best epoch", number_cell("best_epoch", ".0f")),
         ("validation loss", number_cell("validation_loss")),
         ("time (s)", number_cell("train_s")),
-        ("graphs/s", number_cell("graphs_per_s")),
-        ("waiting for data", number_cell("waiting", ".1%")),
+        ("structures/s", number_cell("structures_per_s")),
+        ("waiting for data", number_cell("data_wait_fraction", ".1%")),
     ]
-    note = "Graphs/s: median over epochs. Waiting for data: share of the time of the epochs."
-    if runs["skipped"].sum():
-        note += f" Steps skipped because their gradient was not finite: {join_unique(runs['skipped'])}."
+    note = "Structures/s: median over epochs. Waiting for data: share of the time of the epochs."
+    if runs["skipped_steps"].sum():
+        note += f" Steps skipped because their gradient was not finite: {join_unique(runs['skipped_steps'])}."
     return add_cost_columns(build_block("Runs", list_rows(runs), columns, note), runs)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 # The columns that describe a head in the tables of errors.
-HEAD = ("head", "set", "role", "level", "structures", "unseen_elements")
+HEAD = ("head", "dataset", "role", "level", "structures", "structures_with_unseen_elements")
 
 
 @dataclass(frozen=True)

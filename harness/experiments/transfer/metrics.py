@@ -18,14 +18,16 @@ TASKS = Columns(
     "transfer_tasks",
     campaign="campaign",
     task="task title target unit available role level structures",
-    left_out="left_out",
-    data="unseen_elements folds splits needs",
+    excluded="excluded",
+    data="structures_with_unseen_elements folds splits needs",
     run="state folder",
 )
-ERRORS = Columns("transfer_errors", columns="campaign task subset mode labels mae low high force_mae seeds test unit")
+ERRORS = Columns(
+    "transfer_errors", columns="campaign task subset mode labels mae mae_low mae_high force_mae seeds test unit"
+)
 GAINS = Columns(
     "transfer_gains",
-    columns="campaign task title subset mode labels ratio low high seeds force_ratio composition_ratio",
+    columns="campaign task title subset mode labels ratio ratio_low ratio_high seeds force_ratio composition_ratio",
 )
 PUBLISHED = Columns("transfer_published", columns="task model value spread unit train quantity subset source")
 BASELINES = {"composition": "composition_mae", "mean": "mean_mae"}
@@ -74,10 +76,10 @@ def _find_task(record: RunRecord) -> dict[str, Any]:
 
 def _describe_task(record: RunRecord) -> dict[str, Any]:
     task = _find_task(record)
-    left_out = task.get("left_out") or {}
+    excluded = task.get("excluded") or {}
     return TASKS.select(task, "task", "data") | {
         "campaign": record.campaign,
-        "left_out": ", ".join(f"{n} {why}" for why, n in left_out.items()),
+        "excluded": ", ".join(f"{n} {why}" for why, n in excluded.items()),
         "state": record.state,
         "folder": record.location,
     }
@@ -110,8 +112,8 @@ def _list_errors(record: RunRecord) -> list[dict[str, Any]]:
                 "mode": mode,
                 "labels": labels,
                 "mae": mean.value,
-                "low": geometric.low,
-                "high": geometric.high,
+                "mae_low": geometric.low,
+                "mae_high": geometric.high,
                 "force_mae": forces.mean() if len(forces) else math.nan,
                 "seeds": mean.n,
                 "test": int(group["test"].median()),
@@ -148,8 +150,8 @@ def _list_gains(record: RunRecord) -> list[dict[str, Any]]:
                     "mode": mode,
                     "labels": labels,
                     "ratio": ratio.value,
-                    "low": ratio.low,
-                    "high": ratio.high,
+                    "ratio_low": ratio.low,
+                    "ratio_high": ratio.high,
                     "seeds": ratio.n,
                     "force_ratio": force.value,
                     "composition_ratio": over_composition,

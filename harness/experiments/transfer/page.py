@@ -69,7 +69,7 @@ def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, 
                 if curve.empty or (mode == "mean" and curve["mae"].min() > MAX_OVER_MEDIAN * group["mae"].median()):
                     continue
                 style: Any = {"color": look.colour, "marker": look.mark, "ls": look.line, "ms": 4.5, "lw": 1.3}
-                span = np.abs(np.array([curve["mae"] - curve["low"], curve["high"] - curve["mae"]]))
+                span = np.abs(np.array([curve["mae"] - curve["mae_low"], curve["mae_high"] - curve["mae"]]))
                 span = np.nan_to_num(span, posinf=0.0) if look.mark else None
                 axes.errorbar(curve["labels"], curve["mae"], yerr=span, capsize=2, label=look.title, **style)
             others = published[(published["subset"] == subset) & (published["unit"] == task["unit"])]
@@ -109,7 +109,7 @@ def draw_gains(gains: pd.DataFrame, folder: Path, name: str) -> Figure:
                 rows.index(key) + 0.16 * (j - 1.5)
                 for key in zip(group["title"], group["subset"], group["labels"], strict=True)
             ]
-            span = np.nan_to_num(np.array([group["ratio"] - group["low"], group["high"] - group["ratio"]]))
+            span = np.nan_to_num(np.array([group["ratio"] - group["ratio_low"], group["ratio_high"] - group["ratio"]]))
             style: Any = {"color": look.colour, "marker": look.mark, "ls": "", "ms": 5, "capsize": 2}
             axes.errorbar(group["ratio"], positions, xerr=np.abs(span), label=look.title, **style)
         axes.axvline(1.0, color="#59636e", lw=0.9, zorder=0)
@@ -163,8 +163,8 @@ def describe_transfer(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
     ]
     full = select_most_labels(gains[gains["mode"] == "full"])
     if len(full):
-        better = int((full["high"] < 1).sum())
-        worse = int((full["low"] > 1).sum())
+        better = int((full["ratio_high"] < 1).sum())
+        worse = int((full["ratio_low"] > 1).sum())
         text.append(
             "With the most labels of each, fine-tuning of all parameters is better than training from scratch on"
             f" {better} of {len(full)} (the interval of the ratio lies below one) and worse on {worse}; the others"
@@ -191,7 +191,7 @@ def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
         ("data", text_cell("role", "not run: see above")),
         ("level", text_cell("level")),
         ("structures", number_cell("structures", ".0f")),
-        ("left out", text_cell("left_out")),
+        ("left out", text_cell("excluded")),
         ("splits", text_cell("splits")),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
@@ -237,5 +237,5 @@ def identify_fit(titles: dict[str, str]) -> list[Column]:
 
 def seed_interval_cell(column: str) -> Callable[[Row], str]:
     """Return a function that formats a mean over seeds, with its interval if there are several seeds."""
-    format_with_interval, format_alone = interval_cell(column, "low", "high"), number_cell(column)
+    format_with_interval, format_alone = interval_cell(column, f"{column}_low", f"{column}_high"), number_cell(column)
     return lambda row: format_with_interval(row) if row["seeds"] > 1 else format_alone(row)

@@ -77,16 +77,16 @@ def make_events(run: Run) -> Iterator[dict[str, Any]]:
         losses = {name: row.losses.get(name) for name in ("loss", "validation_loss", "test_loss")}
         yield {"event": "epoch", "epoch": epoch, **losses, **location}
         for split, errors in row.errors.items():
-            yield {"event": "tasks", "epoch": epoch, "split": split, "errors": list(errors), **location}
+            yield {"event": "task_errors", "epoch": epoch, "split": split, "errors": list(errors), **location}
     timers = {key: value for segment in run.segments for key, value in segment.timers.items()}
     for (rank, name), seconds in timers.items():
-        yield {"event": "timer", "rank": rank, "name": sanitize_line(name), "seconds": seconds}
+        yield {"event": "timer", "rank": rank, "name": sanitize_line(name), "duration_s": seconds}
     yield from ({"event": "sample", "structures_per_s": rate} for rate in _rates(run))
     for rank, regions in sorted(run.regions.items()):
         for name in sorted(regions.calls.keys() | regions.joules.keys()):
             region = {"rank": rank, "name": sanitize_line(name), "calls": regions.calls.get(name, 0)}
             if name in regions.seconds:
-                yield {"event": "region", **region, "seconds": regions.seconds[name]}
+                yield {"event": "region", **region, "duration_s": regions.seconds[name]}
             if name in regions.joules:
                 yield {"event": "energy", "tool": regions.tool, **region, "joule": regions.joules[name]}
 
@@ -115,7 +115,7 @@ def _write_run(folder: Path, name: str, run: Run) -> Path:
     parameters = read_parameters(run)
     sizes: dict[str, Any] = {key: parameters[key] for key in ("ranks", "nodes") if key in parameters}
     case: dict[str, Any] = {"id": name, "name": name, "suite": CAMPAIGN, "system": "original", "program": PROGRAM,
-            "parameters": parameters, "point": {}, "source": sanitize_line(str(run.folder)), **sizes}  # fmt: skip
+            "parameters": parameters, "axis_values": {}, "source": sanitize_line(str(run.folder)), **sizes}  # fmt: skip
     notes = [sanitize_line(note) for note in collect_notes(run)]
     events: list[dict[str, Any]] = [{"event": "start"}, *make_events(run)]
     events += [{"event": "fact", "name": "notes", "value": notes}, {"event": "done"}]

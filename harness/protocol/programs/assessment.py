@@ -7,12 +7,12 @@ from harness.protocol.records import AtomicNumber, Count, Counts, Energy, Error,
 from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 
-class Trust(ParameterGroup):
+class Assessment(ParameterGroup):
     """Assessment of a screening's results on a sample of its candidates."""
 
     sample: PositiveInt = 1000
     """Number of candidates in the sample, which is drawn at random."""
-    known_limit: PositiveInt = 200
+    reference_structures_per_dataset: PositiveInt = 200
     """Structures of each training set that are compared with."""
     false_alarm: Fraction = 0.05
     """Share of held-out structures that may be flagged."""
@@ -38,12 +38,12 @@ class Calibration(EventRecord, tag="calibration"):
     """The threshold of the distance, its false alarms, and the implausible structures that it detects."""
 
     threshold: NonNegative
-    share: Share
+    flagged_fraction: Share
     """Share of the structures that determined the threshold which lie beyond it."""
     false_alarms: Share
-    calibrated_on: Count
-    tested_on: Count
-    strange: Count
+    calibration_structures: Count
+    test_structures: Count
+    ood_structures: Count
     detected: dict[str, Share]
     """Share of the implausible structures that were detected, by kind."""
 
@@ -59,7 +59,7 @@ class Uncertainty(EventRecord, tag="uncertainty"):
     models: Count | None = None
 
 
-class OutsideCoverage(EventRecord, tag="outside"):
+class OutsideCoverage(EventRecord, tag="outside_coverage"):
     """Candidates of the sample outside of the model's coverage, by reason."""
 
     candidates: Count
@@ -69,7 +69,7 @@ class OutsideCoverage(EventRecord, tag="outside"):
 class Unrelaxed(EventRecord, tag="unrelaxed"):
     """Best candidates that could not be relaxed, by reason."""
 
-    of: Count
+    candidates: Count
     reasons: Counts
 
 
@@ -79,7 +79,7 @@ class Overlap(EventRecord, tag="overlap"):
     kind: str
     structures: Count
     mean: NonNegative
-    beyond: Share
+    outside_range_fraction: Share
     wasserstein: list[NonNegative] | None = None
 
 
@@ -87,7 +87,7 @@ class Elements(EventRecord, tag="elements"):
     """Number of structures that contain each element."""
 
     candidates: Counts
-    never_seen: list[AtomicNumber]
+    unseen_elements: list[AtomicNumber]
     trained: Counts | None = None
 
 
@@ -104,8 +104,8 @@ class SpotLabel(EventRecord, tag="label"):
 
     head: str
     level: str
-    off_ev_per_atom: Error
-    force_off_ev_per_a: Error
+    energy_error_ev_per_atom: Error
+    force_error_ev_per_a: Error
     flagged: bool
     formula: str | None = None
     distance: NonNegative | None = None
@@ -114,20 +114,20 @@ class SpotLabel(EventRecord, tag="label"):
 class Unlabelled(EventRecord, tag="unlabelled"):
     """The reason why there are no labels, or not all."""
 
-    why: str
+    reason: str
     failed: Counts | None = None
 
 
-class RelaxedCandidate(EventRecord, tag="relaxed"):
+class RelaxedCandidate(EventRecord, tag="relaxation"):
     """One of the best candidates, relaxed; energies and volumes per atom, before and after."""
 
     candidate: Count
     converged: bool
     steps: Count
-    before_ev_per_atom: Energy
-    after_ev_per_atom: Energy
-    volume_before: NonNegative
-    volume_after: NonNegative
+    initial_energy_ev_per_atom: Energy
+    final_energy_ev_per_atom: Energy
+    initial_volume_a3_per_atom: NonNegative
+    final_volume_a3_per_atom: NonNegative
     force_max_ev_per_a: Error
     file: str | None = None
     formula: str | None = None

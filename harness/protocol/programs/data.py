@@ -28,7 +28,7 @@ from harness.protocol.types import PositiveFloat, PositiveInt, check_unique
 class DataParameters(Parameters):
     """Conversion of one dataset to a store, or reading of all stores that earlier cases have written."""
 
-    task: Literal["convert", "read"]
+    action: Literal["convert", "read"]
     """What the case does."""
     dataset: str
     """The dataset to convert, by its name in the catalog."""
@@ -44,9 +44,9 @@ class DataParameters(Parameters):
     """Whether an invalid structure ends the conversion instead of being left out."""
     workers: PositiveInt | None = None
     """Processes that convert; null: one per core."""
-    modes: Annotated[tuple[ReadMode, ...], Field(min_length=1), AfterValidator(check_unique)] = get_args(ReadMode)
+    read_modes: Annotated[tuple[ReadMode, ...], Field(min_length=1), AfterValidator(check_unique)] = get_args(ReadMode)
     """Ways to read; a round goes through all of them once."""
-    width: PositiveInt | None = None
+    replica_ranks: PositiveInt | None = None
     """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
     """Library of the mode `distributed`; auto: DDStore where it is installed."""
@@ -63,13 +63,13 @@ class DataParameters(Parameters):
 class ReadSample(EventRecord, tag="sample"):
     """One batch of random samples, read by all ranks simultaneously."""
 
-    seconds: Duration
+    duration_s: Duration
     """Of the slowest rank."""
-    batch: PositiveCount
+    batch_size: PositiveCount
     """Samples of one rank."""
     bytes: Bytes
     """Of one rank, mean over ranks."""
-    mode: str | None = None
+    read_mode: str | None = None
     round: Count | None = None
     ranks: PositiveCount | None = None
 
@@ -77,7 +77,7 @@ class ReadSample(EventRecord, tag="sample"):
 class Dataset(Part):
     """What a store holds and where it comes from."""
 
-    slug: str
+    name: str
     head: str
     role: str
     level: str | None = None
@@ -95,8 +95,8 @@ class MissingLabels(Part):
     """Missing labels: the structures that lack each, those left out because of it, and other remarks."""
 
     structures: Count
-    without: Counts | None = None
-    left_out: Counts | None = None
+    missing: Counts | None = None
+    excluded: Counts | None = None
     remarks: list[tuple[str, str, Count]] | None = None
 
 
@@ -104,10 +104,10 @@ class ConversionCounts(Part):
     """Numbers of structures that a conversion read, left out and wrote."""
 
     written: Count
-    read: Count | None = None
-    left_out: Counts | None = None
-    """Structures left out, by reason."""
-    other_charges: Count | None = None
+    structures_read: Count | None = None
+    excluded: Counts | None = None
+    """Structures that were left out, by reason."""
+    excluded_by_charge: Count | None = None
     examples: list[str] | None = None
     """Examples of structures that were left out."""
     parts: Count | None = None
@@ -119,10 +119,10 @@ class ConversionCounts(Part):
     labels: list[str] | None = None
     repeats: Count | None = None
     regrouped: Count | None = None
-    stress_withheld: Count | None = None
+    stress_without_label: Count | None = None
     stress_dropped: Count | None = None
     missing_labels: MissingLabels | None = None
-    passed_over: Counts | None = None
+    skipped_files: Counts | None = None
     splits: Counts | None = None
     cutoff: NonNegative | None = None
     max_neighbours: Count | None = None
@@ -191,16 +191,16 @@ class CopyFloor(Part):
     """A lower bound of the time of reading."""
 
     us_per_sample: NonNegative
-    what: str
+    description: str
 
 
 class Reading(Part):
     """One mode of reading, and the cost of opening the stores in it."""
 
-    mode: str
+    read_mode: str
     ranks: PositiveCount
     nodes: PositiveCount | None = None
-    sets: list[str] | None = None
+    datasets: list[str] | None = None
     roles: list[str] | None = None
     split: str | None = None
     samples: Count | None = None
@@ -209,7 +209,7 @@ class Reading(Part):
     """Increase of the memory of one rank, with its part of shared memory; negative if the process released memory."""
     bytes_per_sample_mean: NonNegative | None = None
     floor: CopyFloor | None = None
-    width: PositiveCount | None = None
+    replica_ranks: PositiveCount | None = None
     backend: str | None = None
 
 
@@ -218,10 +218,10 @@ class DataFacts(Facts):
 
     dataset: Dataset | None = None
     conversion: ConversionCounts | None = None
-    references: ReferenceEnergies | None = None
+    reference_energies: ReferenceEnergies | None = None
     statistics: Statistics | None = None
     reading: list[Reading] | Reading | None = None
-    out_of_reach: list[str] | None = None
+    unavailable_modes: list[str] | None = None
     """Modes for which there was not enough memory."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from msgspec import Meta, field
+from msgspec import Meta
 from pydantic import Field, model_validator
 
 from harness.protocol.parameters import (
@@ -41,7 +41,7 @@ from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 # The regions of a step in their order: on the host, then on the device.
 HOST_REGIONS = ("data", "neighbour_lists", "collation")
-DEVICE_REGIONS = ("forward", "gradient", "backward", "optimizer")
+DEVICE_REGIONS = ("forward", "force_gradient", "backward", "optimizer")
 REGIONS = (*HOST_REGIONS, *DEVICE_REGIONS)
 
 
@@ -50,7 +50,7 @@ class Network(ParameterGroup):
 
     latency_us: Annotated[float, Field(ge=0)]
     """Latency of a message between nodes."""
-    bandwidth_gb_s: PositiveFloat
+    bandwidth_gb_per_s: PositiveFloat
     """Injection bandwidth of a node."""
 
 
@@ -58,7 +58,7 @@ class DataParallelParameters(Parameters):
     """Data-parallel training steps, one process per rank."""
 
     batch_size: PositiveInt
-    """Graphs per rank and step."""
+    """Structures per rank and step."""
     precision: PrecisionName
     """Precision of training."""
     backend: BackendName = "gloo"
@@ -67,23 +67,23 @@ class DataParallelParameters(Parameters):
     """Where the model runs."""
     model: ModelParameters = ModelParameters()
     """Sizes of the model."""
-    sets: Names | None = None
-    """Shipped sets; null: all."""
+    datasets: Names | None = None
+    """Shipped datasets; null: all."""
     atoms: AtomRange | None = None
     """Minimum and maximum number of atoms of the structures that are used of shipped sets."""
     stores: str = ""
     """A folder of stores, instead of shipped sets."""
-    read: ReadMode = "preload"
+    read_mode: ReadMode = "preload"
     """How stores are read."""
-    width: PositiveInt | None = None
+    replica_ranks: PositiveInt | None = None
     """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
     """Library of the mode `distributed`; auto: DDStore where it is installed."""
     sampling: Sampling = "mixed"
     """Whether all ranks draw from all datasets, or each rank from its own dataset."""
-    temperature: PositiveFloat = 1.0
-    """Datasets are weighted by count ** (1 / temperature)."""
-    ahead: NonNegativeInt = 2
+    sampling_temperature: PositiveFloat = 1.0
+    """Datasets are weighted by count ** (1 / sampling_temperature)."""
+    prefetch_batches: NonNegativeInt = 2
     """Batches that are prepared in advance."""
     steps: PositiveInt = 20
     """Steps of an epoch."""
@@ -114,13 +114,13 @@ class ScalingEpoch(EventRecord, tag="epoch"):
     """One epoch of training without a barrier; times of the slowest rank, and means over ranks."""
 
     epoch: Count
-    discarded: bool
-    graphs: Count
+    is_warmup: bool
+    structures: Count
     train_s: Duration
-    train_s_mean: Duration
+    train_mean_s: Duration
     wait_s: Seconds | None = None
     """Wait for data, included in train_s."""
-    wait_s_mean: Seconds | None = None
+    wait_mean_s: Seconds | None = None
 
 
 class ScalingSample(EventRecord, tag="sample"):
@@ -128,52 +128,52 @@ class ScalingSample(EventRecord, tag="sample"):
 
     epoch: Count
     step: Count
-    discarded: bool
-    seconds: Duration
+    is_warmup: bool
+    duration_s: Duration
     """Of the slowest rank."""
     atoms: NonNegative
     """Of all ranks."""
     edges: NonNegative
-    graphs: Count | None = None
-    busy: Duration | None = None
+    structures: Count | None = None
+    busy_s: Duration | None = None
     """Time of the slowest rank, on a CPU without its wait for data."""
-    seconds_mean: Seconds | None = None
-    wait_mean: Seconds | None = None
+    duration_mean_s: Seconds | None = None
+    wait_mean_s: Seconds | None = None
     """Wait of the host for data."""
     loss: Number | None = None
-    atoms_most: NonNegative | None = None
+    atoms_max: NonNegative | None = None
     """Of the rank that has the most."""
-    edges_most: NonNegative | None = None
+    edges_max: NonNegative | None = None
 
 
-class LocalStep(EventRecord, tag="own_step"):
+class LocalStep(EventRecord, tag="local_step"):
     """One step of rank 0, with the size of its batch."""
 
     epoch: Count
     step: Count
-    discarded: bool
-    exchanged: bool
+    is_warmup: bool
+    gradients_synchronized: bool
     """Whether the ranks exchanged gradients in the step."""
-    busy: Duration
+    busy_s: Duration
     atoms: NonNegative
     edges: NonNegative
-    graphs: Count | None = None
+    structures: Count | None = None
 
 
 class ComputeOnly(EventRecord, tag="compute_only"):
     """One step of the last pass, without exchange of gradients."""
 
     step: Count
-    seconds: Duration
+    duration_s: Duration
     """Of the slowest rank."""
-    seconds_mean: Seconds | None = None
+    duration_mean_s: Seconds | None = None
 
 
-class Exchange(EventRecord, tag="exchange"):
+class AllReduce(EventRecord, tag="all_reduce"):
     """One all-reduce without other work."""
 
     bytes: Bytes
-    seconds: Duration
+    duration_s: Duration
     """Of the slowest rank."""
 
 
@@ -183,9 +183,9 @@ class Region(EventRecord, tag="region"):
     step: Count
     name: str
     """One of REGIONS."""
-    seconds: Seconds
+    duration_s: Seconds
     """Of the slowest rank."""
-    seconds_mean: Seconds
+    duration_mean_s: Seconds
 
 
 class ScalingModel(Part):
@@ -199,11 +199,11 @@ class ScalingModel(Part):
 class ScalingSet(Part):
     """A dataset, and how many of its structures an epoch draws."""
 
-    set: str
+    dataset: str
     role: str
     level: str | None = None
     structures: Count | None = None
-    samples_per_epoch: Count | None = field(default=None, name="drawn")
+    samples_per_epoch: Count | None = None
     head: str | None = None
     train: Count | None = None
 
@@ -211,12 +211,12 @@ class ScalingSet(Part):
 class ScalingWorkload(Part):
     """The data that the model is trained on."""
 
-    sets: list[ScalingSet] | None = None
+    datasets: list[ScalingSet] | None = None
     structures: Count | None = None
     atoms: list[Count] | None = None
-    read: str | None = None
+    read_mode: str | None = None
     sampling: str | None = None
-    temperature: NonNegative | None = None
+    sampling_temperature: NonNegative | None = None
     batch_size: PositiveCount | None = None
     global_batch_size: PositiveCount | None = None
     steps: Count | None = None
@@ -234,10 +234,10 @@ class ScalingObserved(Observed, kw_only=True):
 
 
 class GradientCheck(Part):
-    """Number of ranks and graphs on which the exchanged gradient was checked."""
+    """Number of ranks and structures on which the exchanged gradient was checked."""
 
     ranks: Count
-    graphs: Count
+    structures: Count
 
 
 class DataParallelFacts(Facts):
@@ -245,15 +245,15 @@ class DataParallelFacts(Facts):
 
     model: ScalingModel | None = None
     workload: ScalingWorkload | None = None
-    observed: ScalingObserved | None = None
+    runtime: ScalingObserved | None = None
     ranks: Annotated[list[RankPlace], Meta(min_length=1)] | None = None
     gradient_error: Error | None = None
     gradient_check: GradientCheck | None = None
-    throughput_graphs_per_s: list[PositiveRate] | None = None
+    throughput_structures_per_s: list[PositiveRate] | None = None
     """Of each epoch that is not discarded."""
     parameter_divergence: Error | None = None
     graph_sizes: list[tuple[NonNegative, NonNegative]] | None = None
     """Atoms and edges of some graphs of rank 0."""
 
 
-EVENTS = (ScalingEpoch, ScalingSample, LocalStep, ComputeOnly, Exchange, Region)
+EVENTS = (ScalingEpoch, ScalingSample, LocalStep, ComputeOnly, AllReduce, Region)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import field
 from pydantic import AfterValidator, Field
 
 from harness.protocol.backbones import BackboneName
@@ -14,6 +13,7 @@ from harness.protocol.programs.model import ModelParameters
 from harness.protocol.programs.train import TrainParameters
 from harness.protocol.records import Count, Error, EventRecord, Facts, NonNegative, Number, Part, Rate, Seconds, Time
 from harness.protocol.types import PositiveFloat, PositiveInt
+from harness.protocol.upgrade import find_new_name
 
 Objective = Literal["accuracy", "throughput"]
 
@@ -30,18 +30,20 @@ class Range(ParameterGroup):
 
 
 class HalvingParameters(ParameterGroup):
-    """Successive halving: after least_epochs, eta * least_epochs, ... epochs the best 1/eta of the trials continue."""
+    """Successive halving: after min_epochs, eta * min_epochs, ... epochs the best 1/eta of the trials continue."""
 
     eta: Annotated[int, Field(ge=2)]
     """One trial in eta continues."""
-    least_epochs: PositiveInt
+    min_epochs: PositiveInt
     """Epochs before trials are compared for the first time."""
 
 
 def check_space(space: dict[str, Any]) -> dict[str, Any]:
     """Return the space unchanged; raise ValueError for a name that training does not know or an empty range."""
-    known = {*ModelParameters.model_fields, *TrainParameters.model_fields} - {"model", "sets", "stores"}
+    known = {*ModelParameters.model_fields, *TrainParameters.model_fields} - {"model", "datasets", "stores"}
     for name, choices in space.items():
+        if name not in known and (new := find_new_name(name, known)) is not None:
+            raise ValueError(f"hyperparameter {name!r} is now called {new!r}")
         if name not in known:
             raise ValueError(f"unknown hyperparameter {name!r}{did_you_mean(name, known)}")
         if isinstance(choices, Range) and (choices.low >= choices.high or (choices.log and choices.low <= 0)):
@@ -59,17 +61,17 @@ class HpoParameters(Parameters):
 
     space: Annotated[Space, Field(min_length=1)]
     """Hyperparameters: ranges, or lists of choices."""
-    own_space: Space = Field(default_factory=dict)
+    search_specific_space: Space = Field(default_factory=dict)
     """Hyperparameters of this search alone; they replace those of `space`."""
     backbone: BackboneName = "painn"
     """Backbone of every trial, unless the space contains it."""
     trial: TrainParameters = TrainParameters()
     """Parameters of every trial."""
-    evaluations: PositiveInt = 200
+    max_trials: PositiveInt = 200
     """Number of trials to evaluate, including those that fail."""
     nodes_per_trial: PositiveInt = 1
     """Nodes per trial, on a machine with a scheduler."""
-    at_once: PositiveInt = 1
+    max_concurrent_trials: PositiveInt = 1
     """Concurrent trials, on a machine without a scheduler."""
     trial_minutes: PositiveFloat = 60.0
     """Minutes after which a trial counts as hung."""
@@ -96,8 +98,8 @@ class TrialEvent(EventRecord, tag="trial"):
     backbone: str
     state: str
     objective: Number | None
-    began_s: Time
-    ended_s: Time
+    start_time_s: Time
+    end_time_s: Time
     nodes: list[str]
     node_hours: NonNegative
     folder: str
@@ -106,14 +108,14 @@ class TrialEvent(EventRecord, tag="trial"):
     energy_mae_ev_per_atom: Error | None = None
     """Validation errors of its best epoch."""
     force_mae_ev_per_a: Error | None = None
-    graphs_per_s: Rate | None = None
+    structures_per_s: Rate | None = None
     epochs: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.began_s > self.ended_s:
-            raise ValueError(f"began_s is {self.began_s:g}, expected at most ended_s, {self.ended_s:g}")
+        if self.start_time_s > self.end_time_s:
+            raise ValueError(f"start_time_s is {self.start_time_s:g}, expected at most end_time_s, {self.end_time_s:g}")
         if self.objective is not None:
-            for name in ("energy_mae_ev_per_atom", "force_mae_ev_per_a", "graphs_per_s"):
+            for name in ("energy_mae_ev_per_atom", "force_mae_ev_per_a", "structures_per_s"):
                 if getattr(self, name) is None:
                     raise ValueError(f"{name} is missing, and objective is {self.objective:g}")
 
@@ -137,9 +139,9 @@ class WarmStart(Part):
     """Rows of earlier results: those that the optimizer received, and those left out, by reason."""
 
     files: list[str] | None = None
-    received: Count | None = field(default=None, name="told")
+    received: Count | None = None
     failed: Count | None = None
-    outside: Count | None = None
+    outside_space: Count | None = None
 
 
 class SearchFact(Part):
@@ -148,9 +150,9 @@ class SearchFact(Part):
     space: dict[str, SearchedValues] | None = None
     backbone: str | None = None
     trial: dict[str, Any] | None = None
-    evaluations: Count | None = None
+    max_trials: Count | None = None
     nodes_per_trial: Count | None = None
-    at_once: Count | None = None
+    max_concurrent_trials: Count | None = None
     trial_minutes: NonNegative | None = None
     minutes: NonNegative | None = None
     initial_points: Count | None = None
@@ -173,7 +175,7 @@ class HpoFacts(Facts):
     warm_start: WarmStart | None = None
     search: SearchFact | None = None
     overhead: Overhead | None = None
-    ended_early: str | None = None
+    early_stop_reason: str | None = None
     """The reason why fewer trials ended than were requested."""
 
 

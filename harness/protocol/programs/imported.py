@@ -16,7 +16,7 @@ class HydraEpoch(EventRecord, tag="epoch"):
     test_loss: Number | None = None
 
 
-class HydraTasks(EventRecord, tag="tasks"):
+class HydraTasks(EventRecord, tag="task_errors"):
     """Errors of the tasks on one split after an epoch."""
 
     epoch: int
@@ -31,7 +31,7 @@ class HydraTimer(EventRecord, tag="timer"):
 
     rank: Count
     name: str
-    seconds: Seconds | None
+    duration_s: Seconds | None
 
 
 class HydraSample(EventRecord, tag="sample"):
@@ -46,7 +46,7 @@ class HydraRegion(EventRecord, tag="region"):
     rank: Count
     name: str
     calls: Count
-    seconds: Seconds
+    duration_s: Seconds
 
 
 class HydraEnergy(EventRecord, tag="energy"):

@@ -46,7 +46,7 @@ class LadderParameters(Parameters):
     """Structures: random ones as in the paper, shipped crystals, or the first ones of a file that ASE reads."""
     precision: PrecisionName
     """Precision of every stage."""
-    structures: str | None = None
+    structure_file: str | None = None
     """File of the workload `file`."""
     stages: Annotated[tuple[StageName, ...], Field(min_length=1), AfterValidator(check_unique)] = STAGES
     """Stages to run, in the order of the ladder."""
@@ -54,7 +54,7 @@ class LadderParameters(Parameters):
     """Model: a file, or the name of a shipped one; null for an untrained model of the sizes of `model`."""
     model: ModelParameters = ModelParameters()
     """Sizes of an untrained model."""
-    open_heads: Annotated[int, Field(ge=1, le=16)] = 4
+    active_heads: Annotated[int, Field(ge=1, le=16)] = 4
     """Number of branches that share the weight of the gate of an untrained model."""
     batch_size: PositiveInt | Literal["auto"] = 16
     """Structures per batch; auto: as many as fit into free memory in the stage that needs the most."""
@@ -66,7 +66,7 @@ class LadderParameters(Parameters):
     """Minimum and maximum number of atoms of a random structure."""
     max_neighbours: PositiveInt | None = 20
     """Maximum number of neighbours of an atom of a random structure; other workloads use the limit of the model."""
-    products: Literal["bf16", "tf32"] = "bf16"
+    matmul_precision: Literal["bf16", "tf32"] = "bf16"
     """Type of the matrix products of mixed_precision."""
     device: DeviceName = "cpu"
     """Where the model runs."""
@@ -78,15 +78,15 @@ class LadderParameters(Parameters):
     @model_validator(mode="after")
     def check_file(self) -> Self:
         """Raise ValueError if the workload `file` has no file."""
-        if self.workload == "file" and self.structures is None:
-            raise ValueError("workload 'file' needs 'structures', the path of a file")
+        if self.workload == "file" and self.structure_file is None:
+            raise ValueError("workload 'file' needs 'structure_file', the path of a file")
         return self
 
 
 class Flops(Part):
     """Floating-point operations of one kind and type."""
 
-    of: str
+    operation: str
     dtype: str
     flops: NonNegative
 
@@ -95,11 +95,10 @@ class WarmUp(EventRecord, tag="warm_up"):
     """The untimed first calls of a stage; operations and memory are those of one call on the first batch."""
 
     stage: str
-    first_s: Seconds
+    first_call_s: Seconds
     """The first call, compilation included."""
     peak_bytes: Bytes | None = None
-    bytes: NonNegative | None = None
-    """Memory traffic."""
+    memory_traffic_bytes: NonNegative | None = None
     matrix_flops: NonNegative | None = None
     flops: list[Flops] | None = None
 
@@ -119,10 +118,10 @@ class LadderSample(EventRecord, tag="sample"):
     batch: Count
     structures: PositiveCount
     device_s: Duration
-    neighbours_s: Seconds
-    collate_s: Seconds
+    neighbour_lists_s: Seconds
+    collation_s: Seconds
     transfer_s: Seconds
-    ended_s: Time | None = None
+    end_time_s: Time | None = None
     load_1min: NonNegative | None = None
     """Load average of the machine over the last minute."""
     energy_dtype: str | None = None
@@ -141,8 +140,8 @@ class Padding(EventRecord, tag="padding"):
     stage: str
     shapes: list[Any]
     """Numbers of graphs, atoms and edges of each shape."""
-    empty_atoms: Share
-    empty_edges: Share
+    padding_atom_fraction: Share
+    padding_edge_fraction: Share
 
 
 class GroupTime(Part):
@@ -150,7 +149,7 @@ class GroupTime(Part):
 
     group: str
     ms: NonNegative
-    share: NonNegative
+    fraction: NonNegative
 
 
 class OperationTime(Part):
@@ -159,7 +158,7 @@ class OperationTime(Part):
     operation: str
     calls: Count
     ms: NonNegative
-    share: NonNegative
+    fraction: NonNegative
 
 
 class Profile(EventRecord, tag="profile"):
@@ -177,9 +176,9 @@ class LadderModel(Part):
     trained: bool
     parameters: Count
     checkpoint: str | None = None
-    held_out: list[HeldOutErrors] | None = None
+    test_errors: list[HeldOutErrors] | None = None
     untrained_heads: list[str] | None = None
-    open_heads_by_hand: PositiveCount | None = None
+    forced_active_heads: PositiveCount | None = None
 
     def __post_init__(self) -> None:
         for name, kinds, expected in (("readout", (str,), "text"), ("cutoff", (int, float), "a number")):
@@ -195,7 +194,7 @@ class LadderWorkload(Part):
     structures: Count
     batches: Count
     batch_size: PositiveCount
-    elements_not_trained: list[AtomicNumber]
+    unseen_elements: list[AtomicNumber]
     max_neighbours: Count | None
     name: str | None = None
     atoms: Count | None = None
@@ -208,7 +207,7 @@ class LadderGate(Part):
 
     threshold: NonNegative
     """Weight below which a branch is skipped."""
-    live_heads: list[list[str]]
+    active_heads: list[list[str]]
     """Heads above it, by batch."""
     mean_weight: dict[str, Share]
 
@@ -229,7 +228,7 @@ class SquareRate(Part):
 class ProductRate(SquareRate):
     """Rate of the matrix product that dominates one kind of operations."""
 
-    of: str
+    operation: str
     sizes: list[Count] | None = None
 
 
@@ -244,7 +243,7 @@ class Ceilings(Part):
 class AutoBatchSize(Part):
     """How the batch size was chosen."""
 
-    chosen: PositiveCount
+    batch_size: PositiveCount
     free_bytes: Bytes
     probe_structures: PositiveCount
     probe_peak_bytes: Bytes
@@ -256,9 +255,9 @@ class LadderFacts(Facts):
     model: LadderModel | None = None
     workload: LadderWorkload | None = None
     gate: LadderGate | None = None
-    observed: LadderObserved | None = None
+    runtime: LadderObserved | None = None
     ceilings: Ceilings | None = None
-    batch_size: AutoBatchSize | None = None
+    auto_batch_size: AutoBatchSize | None = None
     free_bytes: Bytes | None = None
 
 

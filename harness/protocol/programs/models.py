@@ -75,8 +75,8 @@ class ModelDefinition(ParameterGroup):
         """Raise ValueError unless exactly one kind of model is named."""
         kinds = [name for name in ("module", "checkpoint", "hydragnn", "torch_sim") if getattr(self, name) is not None]
         if len(kinds) != 1:
-            found = " and ".join(kinds) or "none of them"
-            raise ValueError(f"expected one of module, checkpoint, hydragnn and torch_sim, got {found}")
+            names = " and ".join(kinds) or "none of them"
+            raise ValueError(f"expected one of module, checkpoint, hydragnn and torch_sim, got {names}")
         if (self.module is None) != (self.class_name is None):
             raise ValueError("a calculator needs both module and class_name")
         return self
@@ -158,7 +158,7 @@ class PotentialSample(EventRecord, tag="sample"):
     round: Count
     device_s: Duration
     load_1min: NonNegative
-    ended_s: Time | None = None
+    end_time_s: Time | None = None
 
 
 class PotentialMemory(EventRecord, tag="memory"):

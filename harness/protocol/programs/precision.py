@@ -11,10 +11,10 @@ from harness.protocol.parameters import (
     SPLIT_SEED,
     BackendName,
     DeviceName,
-    HeldOutFraction,
     Names,
     Parameters,
     PrecisionName,
+    TestFraction,
 )
 from harness.protocol.programs.model import ModelParameters
 from harness.protocol.programs.train import TrainSet
@@ -48,21 +48,21 @@ class PrecisionParameters(Parameters):
     """Sizes of the model."""
     checkpoint: str | None = None
     """Model whose predictions are compared; null: the model that the case trains in FP64."""
-    sets: Names | None = None
-    """Shipped sets; null: all."""
-    held_out: HeldOutFraction = 0.1
+    datasets: Names | None = None
+    """Shipped datasets; null: all."""
+    test_fraction: TestFraction = 0.1
     """Share of each set for the test; half as much is for validation."""
     split_seed: int = SPLIT_SEED
     """Seed of the splits."""
-    limit: PositiveInt | None = None
+    max_structures_per_dataset: PositiveInt | None = None
     """Maximum number of structures of a set, the first ones."""
-    temperature: PositiveFloat = 2.0
-    """Datasets are weighted by count ** (1 / temperature)."""
+    sampling_temperature: PositiveFloat = 2.0
+    """Datasets are weighted by count ** (1 / sampling_temperature)."""
     batch_size: PositiveInt = 16
-    """Graphs of a step."""
+    """Structures of a step."""
     steps: PositiveInt = 100
     """Training steps."""
-    discard: NonNegativeInt = 5
+    timing_warmup_steps: NonNegativeInt = 5
     """Number of first steps that are not timed."""
     rounds: PositiveInt = 6
     """Rounds of predictions."""
@@ -84,20 +84,22 @@ class PrecisionParameters(Parameters):
         """Raise ValueError if there is no reference to compare with, or no step to time."""
         if self.precisions[0] != REFERENCE:
             raise ValueError(f"precisions: expected {REFERENCE} first")
-        if self.steps <= self.discard:
-            raise ValueError(f"steps is {self.steps}, expected more than discard, {self.discard}")
+        if self.steps <= self.timing_warmup_steps:
+            raise ValueError(
+                f"steps is {self.steps}, expected more than timing_warmup_steps, {self.timing_warmup_steps}"
+            )
         return self
 
 
 class PrecisionSample(EventRecord, tag="sample"):
     """One training step, or one round of predictions, in one precision."""
 
-    task: str
+    phase: str
     precision: str
     round: Count
-    discarded: bool
+    is_warmup: bool
     structures: PositiveCount
-    seconds: Duration
+    duration_s: Duration
     loss: Number | UnsetType | None = UNSET
     """Null if it is not finite; absent for predictions."""
 
@@ -111,13 +113,13 @@ class PredictionErrors(EventRecord, tag="prediction"):
     energy_mae_ev_per_atom: Error | None
     force_mae_ev_per_a: Error | None
     force_scale_ev_per_a: Error | None
-    energy_off_mean_ev_per_atom: Error | None
-    energy_off_max_ev_per_atom: Error | None
-    force_off_mean_ev_per_a: Error | None
-    force_off_max_ev_per_a: Error | None
+    energy_deviation_mean_ev_per_atom: Error | None
+    energy_deviation_max_ev_per_atom: Error | None
+    force_deviation_mean_ev_per_a: Error | None
+    force_deviation_max_ev_per_a: Error | None
 
 
-class TrainedErrors(EventRecord, tag="trained"):
+class TrainedErrors(EventRecord, tag="trained_errors"):
     """Errors of the model trained in one precision, on held-out structures."""
 
     precision: str
@@ -144,7 +146,7 @@ class PrecisionModel(Part):
 class PrecisionWorkload(Part):
     """The data that the model is trained on."""
 
-    sets: list[TrainSet] | None = None
+    datasets: list[TrainSet] | None = None
     batch_size: PositiveCount | None = None
     steps: Count | None = None
     seed: int | None = None
@@ -153,7 +155,7 @@ class PrecisionWorkload(Part):
 class PeakMemory(Part):
     """Memory of one training step or one prediction in one precision."""
 
-    task: Literal["training", "inference"]
+    phase: Literal["training", "inference"]
     precision: str
     peak_bytes: Bytes | None
 
@@ -171,8 +173,8 @@ class PrecisionFacts(Facts):
     model: PrecisionModel | None = None
     workload: PrecisionWorkload | None = None
     memory: list[PeakMemory] | None = None
-    observed: Observed | None = None
-    predicting: WeightSource | None = None
+    runtime: Observed | None = None
+    weights: WeightSource | None = None
 
 
 EVENTS = (PrecisionSample, PredictionErrors, TrainedErrors, ModuleErrors)

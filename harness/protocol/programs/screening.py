@@ -10,12 +10,12 @@ from harness.protocol.parameters import (
     AtomRange,
     BackendName,
     DeviceName,
-    MessagesName,
+    MessageBackendName,
     ParameterGroup,
     Parameters,
     PrecisionName,
 )
-from harness.protocol.programs.assessment import ASSESSMENT_EVENTS, Trust
+from harness.protocol.programs.assessment import ASSESSMENT_EVENTS, Assessment
 from harness.protocol.programs.model import ModelParameters
 from harness.protocol.records import (
     AtomicNumber,
@@ -37,7 +37,7 @@ from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt, c
 
 FilterName = Literal["charge_balance", "no_duplicates"]
 ScoreColumn = Literal[
-    "energy_ev_per_atom", "beyond_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_a", "distance"
+    "energy_ev_per_atom", "residual_energy_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_a", "distance"
 ]
 
 
@@ -65,26 +65,26 @@ class Candidates(ParameterGroup):
 class Selection(ParameterGroup):
     """The candidates whose results are kept."""
 
-    what: Literal["all", "top", "within"] = "top"
-    """All; the `count` best by a column; or those whose column lies between low and high."""
-    by: ScoreColumn = "beyond_ev_per_atom"
+    mode: Literal["all", "top", "within"] = "top"
+    """All; the `count` best by a column; or those whose column lies between min and max."""
+    column: ScoreColumn = "residual_energy_ev_per_atom"
     """The column."""
     count: PositiveInt = 1000
     """Number of the best candidates to keep."""
-    highest: bool = False
+    descending: bool = False
     """Whether the highest values are the best."""
-    low: float | None = None
+    min: float | None = None
     """Lower bound of the column; null: none."""
-    high: float | None = None
+    max: float | None = None
     """Upper bound of the column; null: none."""
-    most_distance: PositiveFloat | None = None
+    max_distance: PositiveFloat | None = None
     """Maximum distance from the training sets of candidates to keep; null: no limit."""
 
     @model_validator(mode="after")
     def check_bounds(self) -> Self:
         """Raise ValueError for bounds in the wrong order."""
-        if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(f"low is {self.low:g}, expected at most high, {self.high:g}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min:g}, expected at most max, {self.max:g}")
         return self
 
 
@@ -101,25 +101,25 @@ class ScreeningParameters(Parameters):
     """Approximate number of candidates, in parts evenly spread over the space; null: all."""
     part: PositiveInt = 4096
     """Candidates per part."""
-    keep: Selection = Selection()
+    retention: Selection = Selection()
     """The candidates whose results are kept."""
     energy_only: bool = False
     """Whether forces are not computed."""
     distance: bool = False
     """Whether the distance of each candidate from the training sets is computed."""
-    known_limit: PositiveInt = 200
+    reference_structures_per_dataset: PositiveInt = 200
     """Structures of each training set from which the distance is computed."""
     edges: PositiveInt = 20_000
     """Approximate number of edges per batch."""
-    ahead: NonNegativeInt = 2
+    prefetch_batches: NonNegativeInt = 2
     """Batches that are prepared in advance."""
     commit_s: Annotated[float, Field(ge=0)] = 60.0
     """Seconds between writes of results."""
-    trust: Trust | None = None
+    assessment: Assessment | None = None
     """Assessment of the results by rank 0; null: none."""
-    judges: bool = False
+    assess_only: bool = False
     """Whether the case only assesses the results of the screening that it depends on."""
-    messages: MessagesName = "plain"
+    message_backend: MessageBackendName = "unfused"
     """Whether messages are computed as tensors of edges, or by the fused operator if the backbone has one."""
     precision: PrecisionName = "fp32"
     """Precision of the model."""
@@ -135,15 +135,15 @@ class ScreeningParameters(Parameters):
     """Seconds that a rank waits for the others before the run fails."""
 
 
-class EarlierParts(EventRecord, tag="found"):
+class EarlierParts(EventRecord, tag="earlier_parts"):
     """Parts that an earlier attempt has finished, and its unusable files."""
 
     parts: Count
     files: Count
-    useless: list[str] | None = None
+    unusable_files: list[str] | None = None
 
 
-class RankWork(EventRecord, tag="rank"):
+class RankWork(EventRecord, tag="rank_summary"):
     """The work of one rank: counts, seconds by activity, and memory."""
 
     rank: Count
@@ -151,15 +151,15 @@ class RankWork(EventRecord, tag="rank"):
     evaluated: Count
     atoms: NonNegative
     edges: NonNegative
-    make_s: Seconds
+    generation_s: Seconds
     """In the thread that generates candidates."""
     device_s: Seconds
     wall_s: Seconds
-    memory_bytes: Bytes
+    memory_median_bytes: Bytes
     """The median of the samples."""
     memory_peak_bytes: Bytes
     memory_last_bytes: Bytes
-    left_out: Counts
+    excluded: Counts
     batches: Count | None = None
     wait_s: Seconds | None = None
     """Wait of the evaluation for candidates."""
@@ -167,9 +167,9 @@ class RankWork(EventRecord, tag="rank"):
     write_s: Seconds | None = None
     warm_up_s: Seconds | None = None
     """Additional evaluation of the first batch, with compilation; the other times do not include it."""
-    why_eager: str | None = None
+    eager_reason: str | None = None
     memory_first_bytes: Bytes | None = None
-    unranked: Counts | None = None
+    outside_coverage: Counts | None = None
     """Candidates outside of the model's coverage, by reason; they have no results."""
 
     def __post_init__(self) -> None:
@@ -177,7 +177,7 @@ class RankWork(EventRecord, tag="rank"):
             raise ValueError(f"evaluated is {self.evaluated}, expected at most candidates, {self.candidates}")
 
 
-class Proof(EventRecord, tag="proof"):
+class Verification(EventRecord, tag="verification"):
     """Proof that every candidate was evaluated once: counts, and the checksum of the indices."""
 
     parts: Count
@@ -185,14 +185,14 @@ class Proof(EventRecord, tag="proof"):
     evaluated: Count
     checksum: str
     expected: str
-    before: bool | None = None
+    finished_earlier: bool | None = None
     """Whether an earlier attempt had finished the work."""
 
 
 class BestCandidate(EventRecord, tag="best"):
     """One of the best candidates."""
 
-    place: PositiveCount
+    position: PositiveCount
     candidate: Count
     energy_ev_per_atom: Energy
     force_max_ev_per_a: Error | None = None
@@ -201,7 +201,7 @@ class BestCandidate(EventRecord, tag="best"):
     volume: str | None = None
     stream: str | None = None
     atoms: str | None = None
-    beyond_ev_per_atom: Energy | None = None
+    residual_energy_ev_per_atom: Energy | None = None
     spread_ev_per_atom: Error | None = None
     distance: NonNegative | None = None
 
@@ -217,8 +217,8 @@ class ScreeningModel(Part):
     compiled: bool | None = None
     device: str | None = None
     threads: PositiveCount | None = None
-    messages: str | None = None
-    why_plain: str | None = None
+    message_backend: str | None = None
+    unfused_reason: str | None = None
 
 
 class ScreeningWorkload(Part):
@@ -249,10 +249,10 @@ class ScreeningFacts(Facts):
     """Facts of a screening."""
 
     workload: ScreeningWorkload | None = None
-    screened: ScreeningScope | None = None
+    scope: ScreeningScope | None = None
     model: ScreeningModel | None = None
-    judged: str | None = None
+    assessed_folder: str | None = None
     """The folder of the screening whose results are assessed."""
 
 
-EVENTS = (EarlierParts, RankWork, Proof, BestCandidate, *ASSESSMENT_EVENTS)
+EVENTS = (EarlierParts, RankWork, Verification, BestCandidate, *ASSESSMENT_EVENTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from msgspec import Meta, field
+from msgspec import Meta
 from pydantic import Field, model_validator
 
 from harness.protocol.parameters import (
@@ -12,14 +12,14 @@ from harness.protocol.parameters import (
     BackendName,
     DeviceName,
     Fraction,
-    HeldOutFraction,
-    MessagesName,
+    MessageBackendName,
     Names,
     Parameters,
     PrecisionName,
     ReadMode,
     Sampling,
     StoreBackend,
+    TestFraction,
 )
 from harness.protocol.programs.model import ModelParameters
 from harness.protocol.records import (
@@ -52,11 +52,11 @@ class OptimizerParameters(Parameters):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Weight decay of AdamW."""
     schedule: Literal["plateau", "cosine"] = "plateau"
-    """Plateau: the rate falls by `factor` when the validation loss has not improved for `patience` epochs, as in the
-    paper. Cosine: it falls to 1% over all steps."""
-    factor: Fraction = 0.5
+    """Plateau: the rate falls by `plateau_factor` when the validation loss has not improved for `plateau_patience`
+    epochs, as in the paper. Cosine: it falls to 1% over all steps."""
+    plateau_factor: Fraction = 0.5
     """Factor by which the rate is multiplied on a plateau."""
-    patience: NonNegativeInt = 5
+    plateau_patience: NonNegativeInt = 5
     """Epochs without improvement that make a plateau."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the rate rises linearly before either schedule."""
@@ -73,48 +73,48 @@ class TrainParameters(OptimizerParameters):
     """Precision of training."""
     model: ModelParameters = ModelParameters()
     """Sizes of the model."""
-    sets: Names | None = None
-    """Shipped sets; null: all."""
+    datasets: Names | None = None
+    """Shipped datasets; null: all."""
     stores: str = ""
     """A folder of stores, which contain their splits, instead of shipped sets."""
-    read: ReadMode = "preload"
+    read_mode: ReadMode = "preload"
     """How stores are read."""
-    width: PositiveInt | None = None
+    replica_ranks: PositiveInt | None = None
     """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
     """Library of the mode `distributed`; auto: DDStore where it is installed."""
-    held_out: HeldOutFraction = 0.1
+    test_fraction: TestFraction = 0.1
     """Share of each shipped set for the test; half as much is for validation."""
     split_seed: int = SPLIT_SEED
     """Seed of the splits of shipped sets."""
-    limit: PositiveInt | None = None
+    max_structures_per_dataset: PositiveInt | None = None
     """Maximum number of structures of a shipped set, the first ones."""
     sampling: Sampling = "mixed"
     """Whether all ranks draw from all datasets, or each rank from its own dataset."""
-    temperature: PositiveFloat = 1.0
-    """Datasets are weighted by count ** (1 / temperature)."""
+    sampling_temperature: PositiveFloat = 1.0
+    """Datasets are weighted by count ** (1 / sampling_temperature)."""
     balance: Literal["none", "atoms"] = "none"
-    """Whether the batches of all ranks have equal numbers of graphs, or similar numbers of atoms."""
+    """Whether the batches of all ranks have equal numbers of structures, or similar numbers of atoms."""
     batch_size: PositiveInt = 16
-    """Graphs per rank and step."""
+    """Structures per rank and step."""
     epochs: PositiveInt = 20
     """Maximum number of epochs."""
-    epoch_length: PositiveInt | None = None
-    """Graphs per epoch; null: as many as the training sets have."""
-    ahead: NonNegativeInt = 2
+    samples_per_epoch: PositiveInt | None = None
+    """Structures per epoch; null: as many as the training sets have."""
+    prefetch_batches: NonNegativeInt = 2
     """Batches that are prepared in advance."""
     force_weight: PositiveFloat = 10.0
     """Weight of forces in the loss."""
-    units: Literal["plain", "head"] = "plain"
+    loss_units: Literal["physical", "per_head"] = "physical"
     """Units of errors in the loss: eV and eV/angstrom, as in the paper, or the errors of the composition model and of
     zero forces on the training set of each head."""
-    stop_after: PositiveInt | None = None
+    early_stopping_patience: PositiveInt | None = None
     """Number of epochs without a better validation loss after which the run ends; null: no early stopping."""
-    validation_limit: PositiveInt = 64
+    max_validation_structures: PositiveInt = 64
     """Structures of each set that are evaluated after an epoch."""
     heads: Literal["replicated", "parallel"] = "replicated"
     """Whether every rank has all heads, or only those of its datasets; the latter needs assigned sampling."""
-    messages: MessagesName = "plain"
+    message_backend: MessageBackendName = "unfused"
     """Whether messages are computed as tensors of edges, or by the fused operator if the backbone has one."""
     compile: bool = True
     """Whether the model is compiled."""
@@ -134,8 +134,8 @@ class TrainParameters(OptimizerParameters):
     """Seconds that a rank waits for the others before the run fails."""
     minutes: PositiveFloat | None = None
     """Minutes after which the run writes its state and ends, as one link of a chain; null: no limit."""
-    continues: bool = False
-    """Whether the run continues from the state of the case that it depends on."""
+    resume_previous: bool = False
+    """Whether the run resumes from the state of the case that it depends on."""
 
     @model_validator(mode="after")
     def check_heads(self) -> Self:
@@ -146,12 +146,12 @@ class TrainParameters(OptimizerParameters):
 
 
 class TrainEpoch(EventRecord, tag="epoch"):
-    """Means over the training graphs of an epoch and over the validation sets."""
+    """Means over the training structures of an epoch and over the validation sets."""
 
     epoch: Count
     step: Count
-    seconds: Seconds
-    graphs_per_s: Rate
+    duration_s: Seconds
+    structures_per_s: Rate
     loss: Number | None = None
     energy_mae_ev_per_atom: Error | None = None
     force_mae_ev_per_a: Error | None = None
@@ -165,12 +165,12 @@ class TrainEpoch(EventRecord, tag="epoch"):
     """Whether no earlier epoch had a lower validation loss."""
 
 
-class HeadErrors(EventRecord, tag="head"):
+class HeadErrors(EventRecord, tag="head_errors"):
     """Errors of one head on one split after an epoch."""
 
     epoch: Count
     head: str
-    set: str
+    dataset: str
     split: str
     energy_mae_ev_per_atom: Error | None
     force_mae_ev_per_a: Error | None
@@ -195,7 +195,7 @@ class SkippedStep(EventRecord, tag="skipped"):
 class Stopped(EventRecord, tag="stopped"):
     """The reason why a run ended before its last epoch."""
 
-    why: str
+    reason: str
     epoch: Count | None = None
     step: Count | None = None
 
@@ -213,33 +213,33 @@ class TrainModel(Part):
 class TrainSet(Part):
     """A dataset: numbers of structures in its splits, and how many an epoch draws."""
 
-    set: str
+    dataset: str
     role: str
     head: str | None = None
     level: str | None = None
     train: Count | None = None
     validation: Count | None = None
     test: Count | None = None
-    samples_per_epoch: Count | None = field(default=None, name="drawn")
+    samples_per_epoch: Count | None = None
 
 
 class TrainWorkload(Part):
     """The data that the model is trained on, and the parameters that the analysis reads."""
 
-    sets: list[TrainSet] | None = None
+    datasets: list[TrainSet] | None = None
     elements: list[AtomicNumber] | None = None
     global_batch_size: PositiveCount | None = None
     steps_per_epoch: Count | None = None
     batch_size: PositiveCount | None = None
     epochs: Count | None = None
-    temperature: NonNegative | None = None
+    sampling_temperature: NonNegative | None = None
     seed: int | None = None
     sampling: str | None = None
     split_seed: int | None = None
-    units: str | None = None
+    loss_units: str | None = None
     heads: str | None = None
     balance: str | None = None
-    read: str | None = None
+    read_mode: str | None = None
 
 
 class GateErrors(Part):
@@ -247,7 +247,7 @@ class GateErrors(Part):
 
     energy_error_ev_per_atom: Error | None = None
     """Mean absolute difference of the mixed energy from that of the right branch."""
-    right_branch: Share | None = None
+    accuracy: Share | None = None
     """Share of structures for which the right branch has more than half of the weight."""
 
 
@@ -257,12 +257,12 @@ class TrainFacts(Facts):
     model: TrainModel | None = None
     workload: TrainWorkload | None = None
     ranks: Annotated[list[RankPlace], Meta(min_length=1)] | None = None
-    observed: Observed | None = None
-    graphs_compiled: Count | None = None
+    runtime: Observed | None = None
+    compiled_graphs: Count | None = None
     gate: GateErrors | None = None
-    held_out: list[HeldOutErrors] | None = None
+    test_errors: list[HeldOutErrors] | None = None
     train_s: Seconds | None = None
-    ended_before: str | None = None
+    completed_in: str | None = None
     """The folder of the earlier link in which the training ended."""
 
 

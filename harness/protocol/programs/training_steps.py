@@ -64,7 +64,7 @@ class StepSample(EventRecord, tag="sample"):
     structures: PositiveCount
     device_s: Duration
     load_1min: NonNegative
-    ended_s: Time | None = None
+    end_time_s: Time | None = None
     dtype: str | None = None
     finite: bool | None = None
     loss_error: Error | None = None
@@ -97,7 +97,7 @@ class TrainingStepsFacts(Facts):
 
     model: StepModel | None = None
     workload: StepWorkload | None = None
-    observed: Observed | None = None
+    runtime: Observed | None = None
 
 
 EVENTS = (WarmUp, Unavailable, StepSample)

@@ -47,9 +47,9 @@ class TransferParameters(Parameters):
     """Number of draws of the labels; if a task has official folds, draw k is from fold k."""
     subsets: PositiveInt | None = None
     """Maximum number of subsets of a task, each of which is learned separately; null: all."""
-    test_share: Fraction = 0.2
+    test_fraction: Fraction = 0.2
     """Share of the structures for the test, if there are no official folds."""
-    test_limit: PositiveInt | None = None
+    max_test_structures: PositiveInt | None = None
     """Maximum number of structures in the test; null: no limit."""
     steps: PositiveInt = 2000
     """Maximum number of training steps."""
@@ -57,9 +57,9 @@ class TransferParameters(Parameters):
     """Structures per step."""
     learning_rate: PositiveFloat = 1e-3
     """Maximum learning rate."""
-    every: PositiveInt = 50
+    validation_interval_steps: PositiveInt = 50
     """Steps between evaluations of the validation error."""
-    patience: PositiveInt = 8
+    early_stopping_patience: PositiveInt = 8
     """Number of evaluations without a better error after which training ends."""
     force_weight: PositiveFloat = 2.0
     """Weight of forces in the loss."""
@@ -103,10 +103,10 @@ class TaskEvent(EventRecord, tag="task"):
     kind: str | None = None
     per_atom: bool | None = None
     structures: Count | None = None
-    left_out: Counts | None = None
+    excluded: Counts | None = None
     folds: Count | None = None
     splits: str | None = None
-    unseen_elements: Count | None = None
+    structures_with_unseen_elements: Count | None = None
     published: list[PublishedResult] | None = None
 
 
@@ -121,8 +121,8 @@ class Baseline(EventRecord, tag="baseline"):
     composition_mae: Error | None = None
     mean_mae: Error | None = None
     zero_force_mae: Error | None = None
-    why: str | None = None
-    """The reason why nothing can be learned from the draw."""
+    reason: str | None = None
+    """Why nothing can be learned from the draw."""
 
 
 class Fit(EventRecord, tag="fit"):
@@ -144,7 +144,7 @@ class Fit(EventRecord, tag="fit"):
     steps: Count | None = None
     best_step: Count | None = None
     """The step whose weights were kept."""
-    seconds: Seconds | None = None
+    duration_s: Seconds | None = None
 
 
 class TransferModel(Part):
@@ -162,8 +162,8 @@ class Budget(Part):
     steps: PositiveCount
     batch_size: PositiveCount
     learning_rate: NonNegative
-    every: PositiveCount
-    patience: Count
+    validation_interval_steps: PositiveCount
+    early_stopping_patience: Count
     force_weight: NonNegative
 
 

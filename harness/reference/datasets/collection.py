@@ -140,10 +140,10 @@ def load_shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
     )
 
 
-def load_shipped_splits(name: str, *, held_out: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
+def load_shipped_splits(name: str, *, test_fraction: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
     """Return the splits of a shipped set, or of its first `limit` structures, by name.
 
-    The share `held_out` of the structures is for tests, and half as many are for validation.
+    The share `test_fraction` of the structures is for tests, and half as many are for validation.
 
     All frames of a molecule, material, reaction or trajectory fall into one split, and so do equal structures;
     references are of the training split alone. Raises InputError if that is empty.
@@ -151,7 +151,9 @@ def load_shipped_splits(name: str, *, held_out: float, seed: int, limit: int | N
     entry = find_shipped_set(name)
     frames = load_table(entry)
     frames = frames[np.arange(len(frames)) < (limit or len(frames))]
-    split_index = assign_structures(frames, shares=(1.0 - 1.5 * held_out, 0.5 * held_out, held_out), seed=seed)
+    split_index = assign_structures(
+        frames, shares=(1.0 - 1.5 * test_fraction, 0.5 * test_fraction, test_fraction), seed=seed
+    )
     train = frames[split_index == 0]
     if not len(train):
         raise InputError(f"set {name!r}: no structure is left for training")

@@ -191,10 +191,10 @@ def summarize_conversion(facts: dict[str, object]) -> str:
     assert isinstance(about, dict)
     assert isinstance(c, dict)
     splits = ", ".join(f"{n:,} {name}" for name, n in c["splits"].items())
-    left_out = ", ".join(f"{n:,} {kind}" for kind, n in c["left_out"].items())
+    left_out = ", ".join(f"{n:,} {kind}" for kind, n in c["excluded"].items())
     rate = "" if c["structures_per_s"] is None else f"; {c['structures_per_s']:,.0f}/s"
-    others = f"; {c['other_charges']:,} of other charges passed over" if c["other_charges"] else ""
-    others += "".join(f"; passed over: {what}: {n:,}" for what, n in c["passed_over"].items())
+    others = f"; {c['excluded_by_charge']:,} of other charges passed over" if c["excluded_by_charge"] else ""
+    others += "".join(f"; passed over: {what}: {n:,}" for what, n in c["skipped_files"].items())
     empty = [name for name in SPLITS if name not in c["splits"]]
     if empty:
         others += f"; no {' and no '.join(empty)}, too few groups to part"

@@ -74,7 +74,11 @@ class ShapeBuckets:
     def stats(self) -> dict[str, object]:
         """Return the shapes, and the shares of atoms and edges that are padding."""
         atoms, edges = (1 - used / n if n else 0.0 for used, n in zip(self.used, self.allocated, strict=True))
-        return {"shapes": [list(s) for s in self.shapes], "empty_atoms": atoms, "empty_edges": edges}
+        return {
+            "shapes": [list(s) for s in self.shapes],
+            "padding_atom_fraction": atoms,
+            "padding_edge_fraction": edges,
+        }
 
 
 def pad_batch(batch: Batch, shape: Shape, cutoff: float) -> Batch:

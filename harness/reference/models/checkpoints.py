@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.protocol.upgrade import convert_notes
 from harness.reference.errors import InputError
 from harness.reference.models import sealed
 from harness.reference.models.config import ModelConfig
@@ -83,7 +84,7 @@ def _parse_header(about: Any) -> tuple[ModelConfig, dict[str, object]]:
     for name in ("config", "notes"):
         if not isinstance(about.get(name), dict):
             raise InputError(f"{name} is missing, or not a mapping")
-    return ModelConfig(**about["config"]), about["notes"]
+    return ModelConfig(**about["config"]), convert_notes(about["notes"])
 
 
 class _AllocationLimit(TorchDispatchMode):

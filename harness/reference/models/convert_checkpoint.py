@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.protocol.upgrade import convert_notes
 from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, load_shipped_splits
 from harness.reference.datasets.splits import SPLITS
@@ -50,7 +51,7 @@ def convert(path: Path) -> Path:
     except Exception as error:  # damaged bytes make the unpickler raise any type of error
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"{path}: not a checkpoint of format {OLD_FORMAT} ({reason})") from None
-    notes = content.get("notes", {})
+    notes = convert_notes(content.get("notes", {}))
     set_shortest_distances(model, notes.get("training", {}))
     target = path.with_suffix(checkpoints.SUFFIX)
     checkpoints.save(model, target, notes)
@@ -60,8 +61,12 @@ def convert(path: Path) -> Path:
 def set_shortest_distances(model: FoundationModel, training: dict[str, Any]) -> None:
     """Set the shortest distance of each head whose training set is a shipped set that has not changed."""
     spec = NeighbourSpec(model.config.cutoff, model.config.max_neighbours)
-    for name in () if training.get("stores") else training.get("sets", ()):
-        options = {"held_out": training["held_out"], "seed": training["split_seed"], "limit": training["limit"]}
+    for name in () if training.get("stores") else training.get("datasets", ()):
+        options = {
+            "test_fraction": training["test_fraction"],
+            "seed": training["split_seed"],
+            "limit": training["max_structures_per_dataset"],
+        }
         dataset = load_shipped_splits(name, **options)[SPLITS[0]]
         references = torch.from_numpy(np.nan_to_num(dataset.references.energy_ev)).to(model.reference_energy)
         if not torch.equal(references, model.reference_energy[dataset.head]):

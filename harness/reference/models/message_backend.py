@@ -12,7 +12,7 @@ from harness.reference.ops import messages
 from harness.reference.ops.jit_build import BuildError
 from harness.reference.ops.messages import UnsupportedKernel
 
-Messages = Literal["plain", "fused"]
+BackendName = Literal["unfused", "fused"]
 
 
 @dataclass(frozen=True)
@@ -20,20 +20,20 @@ class MessageBackend:
     """Whether messages are fused, and why not if they were requested."""
 
     fused: bool
-    why_plain: str | None = None
+    unfused_reason: str | None = None
 
     @property
-    def messages(self) -> Messages:
+    def messages(self) -> BackendName:
         """Return the name of the backend in use."""
-        return "fused" if self.fused else "plain"
+        return "fused" if self.fused else "unfused"
 
 
 PLAIN = MessageBackend(False)
 
 
-def select_backend(requested: Messages, backbone: str, team: ProcessGroup) -> MessageBackend:
+def select_backend(requested: BackendName, backbone: str, team: ProcessGroup) -> MessageBackend:
     """Return fused messages if they are requested and every rank supports them; collective if they are requested."""
-    if requested == "plain":
+    if requested == "unfused":
         return PLAIN
     reasons = team.all_gather(find_unavailable_reason(backbone, team.device))
     reason = next((reason for reason in reasons if reason is not None), None)

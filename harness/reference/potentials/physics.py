@@ -198,8 +198,8 @@ class _Checker:
         """Predict the structure alone, and between other structures."""
         others = [self.displace(structure, 0.1) for _ in range(4)]
         (base,) = self.predict([structure])
-        together = self.predict([others[0], structure, *others[1:], structure])
-        yield from self.compare("batch", structure, base, [together[1], together[-1]], [base.forces] * 2)
+        mixed = self.predict([others[0], structure, *others[1:], structure])
+        yield from self.compare("batch", structure, base, [mixed[1], mixed[-1]], [base.forces] * 2)
 
     def check_supercell(self, structure: Structure) -> Iterator[Violation]:
         """Repeat the cell along each vector: the energy doubles, and forces are those of the cell."""

@@ -117,7 +117,7 @@ class PotentialProcess:
             raise
 
     def __enter__(self) -> PotentialProcess:
-        """Return itself."""
+        """Return the process, which is ready for requests."""
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -69,9 +69,9 @@ class AseAdapter:
         torch = sys.modules.get("torch")
         if torch is None:
             return None
-        held = [getattr(self.calculator, name, None) for name in ("model", "models", "potential", "net")]
-        held += [value[0] for value in held if isinstance(value, (list, tuple)) and value]
-        return next((value for value in held if isinstance(value, torch.nn.Module)), None)
+        values = [getattr(self.calculator, name, None) for name in ("model", "models", "potential", "net")]
+        values += [value[0] for value in values if isinstance(value, (list, tuple)) and value]
+        return next((value for value in values if isinstance(value, torch.nn.Module)), None)
 
 
 class TorchSimAdapter:
@@ -166,14 +166,14 @@ class Worker:
             sys.modules["torch"].set_num_threads(request["threads"])
         self.adapter = build(request["spec"])
         module = self.adapter.find_module()
-        held = [p for p in module.parameters() if p.is_floating_point()] if module is not None else []
+        weights = [p for p in module.parameters() if p.is_floating_point()] if module is not None else []
         return {
             "load_s": time.perf_counter() - start,
             "properties": self.adapter.properties,
             "packages": list_versions(request["spec"]["module"]),
             "python": platform.python_version(),
-            "parameters": sum(p.numel() for p in held) if held else None,
-            "dtype": str(held[0].dtype).replace("torch.", "") if held else None,
+            "parameters": sum(p.numel() for p in weights) if weights else None,
+            "dtype": str(weights[0].dtype).replace("torch.", "") if weights else None,
         }
 
     def predict(self, request: dict[str, Any]) -> dict[str, Any]:

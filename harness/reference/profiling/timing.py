@@ -127,11 +127,11 @@ def profile_call(call: Call, device: torch.device, rows: int = 12) -> dict[str, 
         of_group[classify_operation(name)] = of_group.get(classify_operation(name), 0.0) + ms
     return {
         "groups": [
-            {"group": group, "ms": round(ms, 3), "share": round(ms / total, 4)}
+            {"group": group, "ms": round(ms, 3), "fraction": round(ms / total, 4)}
             for group, ms in sorted(of_group.items(), key=lambda item: -item[1])
         ],
         "rows": [
-            {"operation": name[:60], "calls": calls, "ms": round(ms, 3), "share": round(ms / total, 4)}
+            {"operation": name[:60], "calls": calls, "ms": round(ms, 3), "fraction": round(ms / total, 4)}
             for name, calls, ms in costs[:rows]
         ],
     }

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 def run(parameters: DataParameters, log: CaseLog, folder: Path) -> None:
     """Convert one dataset, or read all stores in every mode."""
-    if parameters.task == "convert":
+    if parameters.action == "convert":
         convert_dataset(parameters, log, folder)
     else:
         benchmark_modes(parameters, list_earlier_stores(folder), launch.detect_rank(os.environ), log)
@@ -63,7 +63,7 @@ def convert_dataset(parameters: DataParameters, log: CaseLog, folder: Path) -> N
     plan = plan_conversion(entry, find_official_files(parameters.source, entry), target, rules, workers)
 
     def report(done: int, total: int, what: str) -> None:
-        log.write(Progress(done=done, total=total, what=what))
+        log.write(Progress(done=done, total=total, activity=what))
 
     log.record_facts(msgspec.convert(convert(plan, report), DataFacts))
 
@@ -102,9 +102,9 @@ def _benchmark(config: DataParameters, stores: Sequence[Path], log: CaseLog, com
 
     datasets: dict[ReadMode, ConcatenatedSamples] = {}
     open_costs: dict[ReadMode, tuple[float, int]] = {}
-    modes, skipped = modes_that_fit(config.modes, stores, comm)
+    modes, skipped = modes_that_fit(config.read_modes, stores, comm)
     if skipped:
-        log.record_facts(DataFacts(out_of_reach=skipped))
+        log.record_facts(DataFacts(unavailable_modes=skipped))
     for mode in modes:
         before, started = _memory(), time.perf_counter()
         datasets[mode] = ConcatenatedSamples([_open(store, mode, config, comm) for store in stores])
@@ -114,23 +114,23 @@ def _benchmark(config: DataParameters, stores: Sequence[Path], log: CaseLog, com
     sample_bytes = _mean_bytes(datasets[modes[0]], config)
     nodes = len(set(comm.allgather(MPI.Get_processor_name())))
     floor = CopyFloor(
-        us_per_sample=_time_copy_us(sample_bytes, config.batch_size), what="copying as many bytes in memory"
+        us_per_sample=_time_copy_us(sample_bytes, config.batch_size), description="copying as many bytes in memory"
     )
 
     def describe(mode: ReadMode) -> Reading:
         reading = Reading(
-            mode=mode, open_s=open_costs[mode][0], rss_bytes=open_costs[mode][1], ranks=comm.size, nodes=nodes,
-            sets=[s.stem for s in stores], roles=[_role(s) for s in stores], split=TRAINING_SPLIT,
+            read_mode=mode, open_s=open_costs[mode][0], rss_bytes=open_costs[mode][1], ranks=comm.size, nodes=nodes,
+            datasets=[s.stem for s in stores], roles=[_role(s) for s in stores], split=TRAINING_SPLIT,
             samples=len(datasets[modes[0]]), bytes_per_sample_mean=sample_bytes, floor=floor,
         )  # fmt: skip
         if mode == "distributed":
             parts = [p for p in datasets[mode].parts if isinstance(p, DistributedStore)]
-            reading.width, reading.backend = config.width or comm.size, parts[0].backend.name
+            reading.replica_ranks, reading.backend = config.replica_ranks or comm.size, parts[0].backend.name
         return reading
 
     log.record_facts(DataFacts(reading=[describe(mode) for mode in modes]))
     for number in range(config.rounds):
-        log.write(Progress(done=number, total=config.rounds, what="rounds"))
+        log.write(Progress(done=number, total=config.rounds, activity="rounds"))
         for mode, samples in datasets.items():
             _round(mode, number, samples=samples, config=config, comm=comm, log=log)
     for samples in datasets.values():
@@ -176,7 +176,7 @@ def _open(store: Path, mode: ReadMode, config: DataParameters, comm: MPI.Comm) -
         TRAINING_SPLIT,
         mode,
         comm=comm,
-        width=config.width,
+        width=config.replica_ranks,
         keys=training_keys(store),
         backend=config.store_backend,
     )
@@ -210,7 +210,7 @@ def _round(
     for k in range(config.batches):
         log.write(
             ReadSample(
-                mode=mode, round=number, seconds=float(slowest[k]), batch=config.batch_size,
+                read_mode=mode, round=number, duration_s=float(slowest[k]), batch_size=config.batch_size,
                 bytes=float(total[k]) / comm.size, ranks=comm.size,
             )
         )  # fmt: skip

@@ -82,7 +82,7 @@ def run(config: ModelsParameters, log: CaseLog, folder: Path) -> None:
                 find_largest_size(model, config, log)
         for number, model in enumerate(models):
             if config.physics and not model.has_failed:
-                log.write(Progress(done=number, total=len(models), what=f"physics of {model.name}"))
+                log.write(Progress(done=number, total=len(models), activity=f"physics of {model.name}"))
                 log_physics(model, config, log)
 
 
@@ -276,7 +276,7 @@ def time_models(models: Sequence[_Model], config: ModelsParameters, log: CaseLog
                 )
                 log_memory(model, len(cell), answer, log)
     for number in range(config.rounds):
-        log.write(Progress(done=number, total=config.rounds, what="rounds"))
+        log.write(Progress(done=number, total=config.rounds, activity="rounds"))
         for model in models:
             if model.has_failed:
                 continue
@@ -291,7 +291,7 @@ def time_models(models: Sequence[_Model], config: ModelsParameters, log: CaseLog
                         round=number,
                         device_s=answer["seconds"][0],
                         load_1min=os.getloadavg()[0],
-                        ended_s=time.time(),
+                        end_time_s=time.time(),
                     )
                     log.write(sample)
 

@@ -61,10 +61,10 @@ Splits = dict[str, DatasetCollection]
 
 def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
     """Train the model and its gate, evaluate them, and write the checkpoint to the folder of the case."""
-    if config.sets is None:
-        config = config.model_copy(update={"sets": tuple(s.name for s in SHIPPED_SETS)})
+    if config.datasets is None:
+        config = config.model_copy(update={"datasets": tuple(s.name for s in SHIPPED_SETS)})
     rank_info = launch.detect_rank(os.environ)
-    if config.continues and state.copy_finished_model(folder, log, rank_info.rank):
+    if config.resume_previous and state.copy_finished_model(folder, log, rank_info.rank):
         return
     device = select_device(config.device, config.backend, rank_info)
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
@@ -75,7 +75,9 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
     model = kind.apply(FoundationModel(model_config))
     model.gate.requires_grad_(False)
     training = splits[SPLITS[0]]
-    sampling = SamplingSpec(training.counts, config.sampling, config.temperature, config.seed, config.epoch_length)
+    sampling = SamplingSpec(
+        training.counts, config.sampling, config.sampling_temperature, config.seed, config.samples_per_epoch
+    )
     sampler = DistributedSampler(sampling, rank_info.size, config.batch_size)
     feed = BatchLoader(
         training,
@@ -86,7 +88,7 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
         config.balance,
     )
     with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
-        if config.continues and rank_info.rank == 0:
+        if config.resume_previous and rank_info.rank == 0:
             state.copy_state(folder)
         team.barrier()
         train(model.to(device), feed=feed, splits=splits, config=config, team=team, log=log, folder=folder)
@@ -102,22 +104,34 @@ def open_splits(config: TrainParameters, reach: NeighbourSpec, rank_info: RankIn
     """
     datasets: list[dict[str, Dataset]]
     if config.stores:
-        comm = get_mpi_world(rank_info) if rank_info.size > 1 and config.read in ("shared", "distributed") else None
+        comm = (
+            get_mpi_world(rank_info) if rank_info.size > 1 and config.read_mode in ("shared", "distributed") else None
+        )
         open_split = partial(
-            open_dataset, reach=reach, mode=config.read, comm=comm, width=config.width, backend=config.store_backend
+            open_dataset,
+            reach=reach,
+            mode=config.read_mode,
+            comm=comm,
+            width=config.replica_ranks,
+            backend=config.store_backend,
         )
         paths = find_stores(Path(config.stores).expanduser())
         datasets = [{split: open_split(path, split=split) for split in list_splits(path)} for path in paths]
     else:
         datasets = [
-            load_shipped_splits(name, held_out=config.held_out, seed=config.split_seed, limit=config.limit)
-            for name in config.sets or ()
+            load_shipped_splits(
+                name,
+                test_fraction=config.test_fraction,
+                seed=config.split_seed,
+                limit=config.max_structures_per_dataset,
+            )
+            for name in config.datasets or ()
         ]
     require_forces([dataset for of_split in datasets for dataset in of_split.values()], config.force_weight)
     usable = {split: [d[split] for d in datasets if split in d and len(d[split].samples)] for split in SPLITS}
     for split, some in usable.items():
         if not some:
-            source = config.stores or ", ".join(config.sets or ())
+            source = config.stores or ", ".join(config.datasets or ())
             raise InputError(
                 f"{source}: no dataset has a {split}; training needs one to train on, one to validate and one to test,"
                 " which `harness data convert` makes of at least three groups of structures"
@@ -147,19 +161,19 @@ def train(
         groups = HeadGroups(feed.sampler.assignment, heads, team)
         model.keep_heads(groups.heads)
     example = next(feed.evaluation_batches(1000, team.device))
-    message_backend = select_backend(config.messages, model.config.backbone, team)
+    message_backend = select_backend(config.message_backend, model.config.backbone, team)
     module, compiled = PerGraphErrors(model, fused=message_backend.fused), CompileResult(False, "not asked for")
     if config.compile:
         compiled = compile_loss(module, example)
     log.record_facts(describe_run(model, feed, {s: c.datasets for s, c in splits.items()}, config, team))
     log.record_facts(
         TrainFacts(
-            observed=observe_runtime(
+            runtime=observe_runtime(
                 model,
                 example[0],
                 compiled=compiled,
                 message_backend=message_backend,
-                requested=config.precision,
+                precision=config.precision,
                 team=team,
             )
         )
@@ -181,22 +195,22 @@ def train(
         feed=feed,
         validation=partial(
             validation.evaluation_batches,
-            config.validation_limit,
+            config.max_validation_structures,
             team.device,
             share=None if groups else team.rank_info,
         ),
         team=team,
         log=log,
         folder=folder,
-        limits=TrainingLimits(config.epochs, config.stop_after, config.checkpoint_s, config.minutes),
+        limits=TrainingLimits(config.epochs, config.early_stopping_patience, config.checkpoint_s, config.minutes),
         groups=groups,
         identity=describe_identity(model, config.model_dump(), team),
     )
     trainer.resume()
-    trainer.run(config.ahead)
+    trainer.run(config.prefetch_batches)
     if not trainer.is_finished:
         return
-    log.record_facts(TrainFacts(graphs_compiled=count_compiled_graphs()))
+    log.record_facts(TrainFacts(compiled_graphs=count_compiled_graphs()))
     if groups is not None:
         groups.merge_into(model, complete)
         complete = find_precision(config.precision).apply(complete)
@@ -225,7 +239,7 @@ def average_gradients(
 
 def make_objective(feed: BatchLoader, config: TrainParameters, team: ProcessGroup) -> MultiTaskLoss:
     """Return the loss, with errors in eV or in units of the variation of each dataset."""
-    if config.units == "plain":
+    if config.loss_units == "physical":
         return MultiTaskLoss(config.force_weight, config.batch_size)
     units = torch.ones(2, feed.references.shape[0], dtype=feed.dtype)
     for dataset in feed.corpus.datasets:
@@ -254,7 +268,7 @@ def finish(
         model.gate.requires_grad_(True)
         batches = (batch for batch, _ in feed.evaluation_batches(GATE_LIMIT, team.device))
         gate_errors = train_gate(
-            model, batches, temperature=config.temperature, steps=config.gate_steps, seed=config.seed
+            model, batches, temperature=config.sampling_temperature, steps=config.gate_steps, seed=config.seed
         )
         log.record_facts(TrainFacts(gate=msgspec.convert(asdict(gate_errors), GateErrors)))
         notes["gate"] = asdict(gate_errors)
@@ -264,7 +278,7 @@ def finish(
     for dataset in splits[SPLITS[0]].datasets:
         model.closest[dataset.head] = find_shortest_distance(splits[SPLITS[0]], dataset, team)
     notes["closest_of"] = CONTACT_SAMPLE
-    notes["held_out"] = evaluate_test_sets(model, splits[SPLITS[0]], splits[SPLITS[2]], feed.references, team)
-    log.record_facts(TrainFacts(held_out=msgspec.convert(notes["held_out"], list[HeldOutErrors])))
+    notes["test_errors"] = evaluate_test_sets(model, splits[SPLITS[0]], splits[SPLITS[2]], feed.references, team)
+    log.record_facts(TrainFacts(test_errors=msgspec.convert(notes["test_errors"], list[HeldOutErrors])))
     if team.rank == 0:
         checkpoints.save(model, folder / state.MODEL, notes)

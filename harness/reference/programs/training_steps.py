@@ -92,7 +92,7 @@ def describe(
             batch_size=config.batch_size,
             max_neighbours=config.max_neighbours,
         ),
-        observed=observe(Observed, model, config.device, requested=config.precision),
+        runtime=observe(Observed, model, config.device, precision=config.precision),
     )
 
 
@@ -170,7 +170,7 @@ def run(config: TrainingStepsParameters, log: CaseLog, folder: Path) -> None:
     total = len(stages) * (config.rounds + 1)
     steps: list[TimedStep] = []
     for k, stage in enumerate(stages):
-        log.write(Progress(done=k, total=total, what=f"warm-up: {stage.name}"))
+        log.write(Progress(done=k, total=total, activity=f"warm-up: {stage.name}"))
         step = warm_up(stage, model, batches, config, log)
         if step is not None:
             steps.append(step)
@@ -178,19 +178,19 @@ def run(config: TrainingStepsParameters, log: CaseLog, folder: Path) -> None:
         raise InputError("none of the stages can run here")
     references = [steps[0].result(b) for b in batches] if steps[0].name == STAGES[0].name else []
     for number in range(config.rounds):
-        log.write(Progress(done=len(stages) * (number + 1), total=total, what=f"round {number + 1}"))
+        log.write(Progress(done=len(stages) * (number + 1), total=total, activity=f"round {number + 1}"))
         start = number % len(steps)
         for index, batch in enumerate(batches):
             for step in [*steps[start:], *steps[:start]]:
                 load = os.getloadavg()[0]
                 device_s = timing.time_call(partial(step, batch), torch.device(config.device))
-                ended_s = time.time()
-                fom_client.post_figure_of_merit("graphs_per_s", config.batch_size / device_s)
+                end_time_s = time.time()
+                fom_client.post_figure_of_merit("structures_per_s", config.batch_size / device_s)
                 errors = step_errors(step.last, references[index]) if references else {}
                 log.write(
                     StepSample(
                         stage=step.name, round=number, batch=index, structures=config.batch_size,
-                        device_s=device_s, ended_s=round(ended_s, 6), load_1min=load,
+                        device_s=device_s, end_time_s=round(end_time_s, 6), load_1min=load,
                         dtype=str(step.last.gradient.dtype), **errors,
                     )
                 )  # fmt: skip
@@ -209,7 +209,7 @@ def warm_up(
     module = PerGraphErrors(model, fused=stage.fused)
     started = time.perf_counter()
     if reason is None and stage.compiled:
-        reason = compile_loss(module, batches[0]).why_eager
+        reason = compile_loss(module, batches[0]).eager_reason
     if reason is not None:
         log.write(Unavailable(stage=stage.name, reason=reason))
         return None
@@ -220,5 +220,5 @@ def warm_up(
     for batch in batches:
         step(batch)
     peak_bytes = timing.measure_peak_bytes(partial(step, batches[0]), device)
-    log.write(WarmUp(stage=stage.name, first_s=first_s, peak_bytes=peak_bytes))
+    log.write(WarmUp(stage=stage.name, first_call_s=first_s, peak_bytes=peak_bytes))
     return step

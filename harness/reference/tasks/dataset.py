@@ -102,14 +102,15 @@ def _find_rejection_kind(value: LabelledRow) -> str:
     return next((name for name, is_faulty in checks if is_faulty), "")
 
 
-def split_task(labelled: TaskDataset, *, seed: int, test_share: float) -> Fold:
-    """Return (pool, test): positions of structures, with about test_share of each subset in test and no group in both.
+def split_task(labelled: TaskDataset, *, seed: int, test_fraction: float) -> Fold:
+    """Return (pool, test): positions of structures, with about test_fraction of each subset in test and no group in
+    both.
 
     Groups are selected by their names, so that the choice of a group does not depend on the others. Raises InputError
     if a subset has only one group, or the share leaves one side empty.
     """
-    if not 0 < test_share < 1:
-        raise InputError(f"a test share of {test_share} leaves a side empty, expected between 0 and 1")
+    if not 0 < test_fraction < 1:
+        raise InputError(f"a test share of {test_fraction} leaves a side empty, expected between 0 and 1")
     chosen = np.zeros(len(labelled), dtype=bool)
     for name in np.unique(labelled.subset):
         rows = np.flatnonzero(labelled.subset == name)
@@ -120,6 +121,6 @@ def split_task(labelled: TaskDataset, *, seed: int, test_share: float) -> Fold:
         order = np.argsort(hash_texts(groups, f"task {seed}"), kind="stable")
         # the groups whose middle lies within the share, which is as close to it as whole groups allow
         middle = np.cumsum(sizes[order]) - sizes[order] / 2
-        count = int(np.clip(np.count_nonzero(middle < test_share * len(rows)), 1, len(groups) - 1))
+        count = int(np.clip(np.count_nonzero(middle < test_fraction * len(rows)), 1, len(groups) - 1))
         chosen[rows] = np.isin(group, order[:count])
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)

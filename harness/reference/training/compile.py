@@ -21,7 +21,7 @@ class CompileResult:
     """Whether compiled code runs, and why not, or why only in parts."""
 
     active: bool
-    why_eager: str | None = None
+    eager_reason: str | None = None
 
 
 def compile_loss(module: nn.Module, example: tuple[Batch, Labels]) -> CompileResult:

@@ -24,7 +24,8 @@ MEAN_SAMPLE, MEAN_BATCH = 100_000, 1000
 CONTACT_SAMPLE = 2000
 # Counts and sums over the test set of one head, which add up over ranks.
 SUMS = (
-    "structures", "atoms", "unseen_elements", "energy_abs", "energy_sq", "composition_abs", "composition_sq",
+    "structures", "atoms", "structures_with_unseen_elements", "energy_abs", "energy_sq", "composition_abs",
+    "composition_sq",
     "mean_abs", "components", "force_abs", "force_sq", "zero_abs", "zero_sq",
 )  # fmt: skip
 
@@ -98,7 +99,7 @@ def evaluate_test_sets(
             some = indices[first : first + BATCH]
             graphs = test.graphs(SampleIndices(np.full(len(some), k), some))
             known = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
-            errors.add(unseen_elements=len(graphs) - len(known))
+            errors.add(structures_with_unseen_elements=len(graphs) - len(known))
             if known:
                 errors.add(**sum_errors(model, known, references, mean, team))
         sums = torch.tensor([errors.sums[name] for name in SUMS], dtype=torch.float64)
@@ -152,10 +153,10 @@ def build_error_row(dataset: Dataset, total: dict[str, float]) -> dict[str, obje
 
     return {
         "head": HEADS[dataset.head],
-        "set": dataset.name,
+        "dataset": dataset.name,
         "role": dataset.role,
         "level": dataset.level,
-        **{name: int(total[name]) for name in ("structures", "atoms", "unseen_elements")},
+        **{name: int(total[name]) for name in ("structures", "atoms", "structures_with_unseen_elements")},
         "energy_mae_ev_per_atom": mean("energy_abs", "structures"),
         "energy_rmse_ev_per_atom": mean("energy_sq", "structures", root=True),
         "composition_mae_ev_per_atom": mean("composition_abs", "structures"),

@@ -22,11 +22,11 @@ class GateErrors:
 
     Attributes:
         energy_error_ev_per_atom: Mean absolute difference between the weighted energy and that of the right head.
-        right_branch: Share of structures whose right head has more than half of the weight.
+        accuracy: Share of structures whose right head has more than half of the weight.
     """
 
     energy_error_ev_per_atom: float
-    right_branch: float
+    accuracy: float
 
 
 @torch.no_grad()

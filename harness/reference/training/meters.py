@@ -22,13 +22,13 @@ class TrainingLimits:
 
     Attributes:
         epochs: Maximum number of epochs.
-        stop_after: Epochs without a better validation loss that end the run, or None.
+        early_stopping_patience: Epochs without a better validation loss that end the run, or None.
         checkpoint_s: Seconds between states on disk, in addition to the one after every epoch.
         minutes: Wall time after which the run saves its state and ends, so that another can continue it.
     """
 
     epochs: int
-    stop_after: int | None = None
+    early_stopping_patience: int | None = None
     checkpoint_s: float = 300.0
     minutes: float | None = None
 

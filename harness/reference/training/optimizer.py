@@ -41,7 +41,7 @@ class OptimizerState:
         self.average: AveragedModel | None = None
         if config.ema_decay is not None:
             self.average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.ema_decay))
-        self.plateau = ReduceLROnPlateau(self.optimizer, factor=config.factor, patience=config.patience)
+        self.plateau = ReduceLROnPlateau(self.optimizer, factor=config.plateau_factor, patience=config.plateau_patience)
         self.steps = steps
         self.plateau_factor = 1.0
         self.warmup = LambdaLR(self.optimizer, self._lr_factor)

@@ -24,11 +24,12 @@ from harness.reference.training.loader import BatchLoader
 
 # Options that change neither the model nor the sequence of steps: a resumed run may change them.
 NON_IDENTITY_OPTIONS = {
-    "ahead", "checkpoint_s", "timeout_s", "validation_limit", "gate_steps", "read", "width", "store_backend", "minutes",
-    "continues",
+    "prefetch_batches", "checkpoint_s", "timeout_s", "max_validation_structures", "gate_steps", "read_mode",
+    "replica_ranks", "store_backend", "minutes",
+    "resume_previous",
 }  # fmt: skip
 # Defaults from before an option existed are omitted, so that earlier states can be resumed.
-OMITTED_DEFAULTS = {"messages": "plain"}
+OMITTED_DEFAULTS = {"message_backend": "unfused"}
 
 
 def describe_identity(model: FoundationModel, config: Mapping[str, Any], team: ProcessGroup) -> dict[str, Any]:
@@ -55,9 +56,9 @@ def describe_run(
     return TrainFacts(
         model=TrainModel(config=model.config.asdict(), parameters=sum(sizes.values()), parts=sizes),
         workload=TrainWorkload(
-            sets=[
+            datasets=[
                 TrainSet(
-                    set=d.name, head=HEADS[d.head], role=d.role, level=d.level, train=train.get(d.head, 0),
+                    dataset=d.name, head=HEADS[d.head], role=d.role, level=d.level, train=train.get(d.head, 0),
                     validation=validation.get(d.head, 0), test=test.get(d.head, 0), samples_per_epoch=count,
                 )
                 for d, count in zip(feed.corpus.datasets, feed.sampler.draws.tolist(), strict=True)
@@ -67,11 +68,11 @@ def describe_run(
             steps_per_epoch=feed.sampler.steps,
             batch_size=config.batch_size,
             epochs=config.epochs,
-            temperature=config.temperature,
+            sampling_temperature=config.sampling_temperature,
             seed=config.seed,
             sampling=config.sampling,
             split_seed=config.split_seed,
-            units=config.units,
+            loss_units=config.loss_units,
             heads=config.heads,
             balance=config.balance,
         ),
@@ -85,7 +86,7 @@ def observe_runtime(
     *,
     compiled: CompileResult,
     message_backend: MessageBackend,
-    requested: str,
+    precision: str,
     team: ProcessGroup,
 ) -> Observed:
     """Return the requested precision, the types observed in one pass, and the backends in use."""
@@ -93,11 +94,11 @@ def observe_runtime(
         Observed,
         model,
         team.device,
-        requested=requested,
+        precision=precision,
         **observe_dtypes(model, example),
         compiled=compiled.active,
-        why_eager=compiled.why_eager,
-        messages=message_backend.messages,
-        why_plain=message_backend.why_plain,
+        eager_reason=compiled.eager_reason,
+        message_backend=message_backend.messages,
+        unfused_reason=message_backend.unfused_reason,
         world_size=team.rank_info.size,
     )

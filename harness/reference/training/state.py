@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.train import TrainFacts
+from harness.protocol.upgrade import convert_parameters
 from harness.reference.data.batch import Batch
 from harness.reference.errors import InputError
 from harness.reference.models import sealed
@@ -108,7 +109,7 @@ def _read(path: Path, *, identity: dict[str, Any]) -> dict[str, Any] | None:
     try:
         about = sealed.read_header(path, KIND).about
         content = sealed.unflatten(about, sealed.read_tensors(path))
-        saved, state = content["of"], content["state"]
+        saved, state = convert_parameters("train", content["of"]), content["state"]
         is_current = content["format"] == FORMAT
     except FileNotFoundError:
         return None
@@ -149,7 +150,7 @@ def copy_finished_model(folder: Path, log: CaseLog, rank: int) -> bool:
         part = folder / f"{MODEL}.part"
         shutil.copyfile(earlier, part)
         os.replace(part, folder / MODEL)
-    log.record_facts(TrainFacts(ended_before=earlier.parent.name))
+    log.record_facts(TrainFacts(completed_in=earlier.parent.name))
     return True
 
 

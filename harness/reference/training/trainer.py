@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.train import HeadErrors, Resumed, SkippedStep, Stopped, TrainEpoch
 from harness.protocol.records import EventRecord, Progress
+from harness.protocol.upgrade import convert_event
 from harness.reference.data.batch import Batch
 from harness.reference.datasets.catalog import HEADS
 from harness.reference.distributed.group import ProcessGroup
@@ -101,7 +102,7 @@ class Trainer:
             self.model.load_state_dict(self.best)
         else:
             why = f"{self.limits.minutes:g} minutes are up"
-            self.log.write(Stopped(why=why, epoch=self.progress.epoch, step=self.progress.step))
+            self.log.write(Stopped(reason=why, epoch=self.progress.epoch, step=self.progress.step))
 
     @property
     def is_finished(self) -> bool:
@@ -110,8 +111,11 @@ class Trainer:
 
     @property
     def is_stale(self) -> bool:
-        """Return whether the validation loss has not improved for `stop_after` epochs."""
-        return self.limits.stop_after is not None and self.progress.since_best >= self.limits.stop_after
+        """Return whether the validation loss has not improved for `early_stopping_patience` epochs."""
+        return (
+            self.limits.early_stopping_patience is not None
+            and self.progress.since_best >= self.limits.early_stopping_patience
+        )
 
     def write(self, event: EventRecord) -> None:
         """Write an event to the log, and to the history that a resumed run writes again."""
@@ -139,7 +143,7 @@ class Trainer:
                 self.step(indices, batch, labels, meter)
                 progress.step += 1
                 now = time.perf_counter()
-                fom_client.post_figure_of_merit("graphs_per_s", self.team.size * len(batch.head) / (now - before))
+                fom_client.post_figure_of_merit("structures_per_s", self.team.size * len(batch.head) / (now - before))
                 before = now
                 self._after_step(progress.step - first, started)
                 if self.is_out_of_time and progress.step - first < steps:
@@ -203,7 +207,7 @@ class Trainer:
         """Report the progress, and save the state if it is due or the time is up."""
         now = time.monotonic()
         if now - self._reported > PROGRESS_S:
-            self.log.write(Progress(done=self.progress.step, total=self.total, what="training steps"))
+            self.log.write(Progress(done=self.progress.step, total=self.total, activity="training steps"))
             self._reported = now
         is_due = now - self._saved > self.limits.checkpoint_s
         is_up = self.limits.minutes is not None and now - self._started > 60.0 * self.limits.minutes
@@ -236,7 +240,7 @@ class Trainer:
             for head, (energy, force, count) in errors.rows().items():
                 self.write(
                     HeadErrors(
-                        epoch=progress.epoch, head=HEADS[head], set=self._find_set(head), split=split,
+                        epoch=progress.epoch, head=HEADS[head], dataset=self._find_dataset(head), split=split,
                         energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force, structures=count,
                     )
                 )  # fmt: skip
@@ -246,19 +250,21 @@ class Trainer:
                 epoch=progress.epoch, step=progress.step, loss=loss, energy_mae_ev_per_atom=energy,
             force_mae_ev_per_a=force, validation_loss=validation_loss, validation_energy_mae_ev_per_atom=v_energy,
             validation_force_mae_ev_per_a=v_force, learning_rate=self.optimization.learning_rate,
-            seconds=progress.seconds, wait_s=float(team.all_reduce_max(torch.tensor([waited_s]))),
-            graphs_per_s=graphs / progress.seconds, best=is_best,
+            duration_s=progress.seconds, wait_s=float(team.all_reduce_max(torch.tensor([waited_s]))),
+            structures_per_s=graphs / progress.seconds, best=is_best,
             )
         )  # fmt: skip
         if self.is_stale:
-            self.write(Stopped(why=f"no better for {self.limits.stop_after} epochs", epoch=progress.epoch))
+            self.write(
+                Stopped(reason=f"no better for {self.limits.early_stopping_patience} epochs", epoch=progress.epoch)
+            )
         self.optimization.end_epoch(validation_loss)
         progress.epoch, progress.seconds, progress.means = progress.epoch + 1, 0.0, ErrorMeter().sums
 
     def _sum_over_ranks(self, meter: ErrorMeter) -> ErrorMeter:
         return ErrorMeter(self.team.all_reduce_sum(meter.sums))
 
-    def _find_set(self, head: int) -> str:
+    def _find_dataset(self, head: int) -> str:
         """Return the name of the dataset of a head."""
         return next(d.name for d in self.feed.corpus.datasets if d.head == head)
 
@@ -305,6 +311,6 @@ class Trainer:
         self.progress = TrainingProgress(**state["progress"], means=means)
         self.feed.sampler.resume(state["sampler"])
         for event in self.progress.history:
-            self.log.write_plain(event)
+            self.log.write_plain(convert_event("train", event))
         self.log.write(Resumed(step=self.progress.step, epoch=self.progress.epoch))
         return True

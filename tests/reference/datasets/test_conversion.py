@@ -94,7 +94,7 @@ def test_the_store_does_not_depend_on_the_number_of_workers(files: list[Path], t
     two = convert(make_conversion(files, tmp_path / "two.bp", workers=2), ignore_progress)
     assert list(read_content(tmp_path / "one.bp").items()) == list(read_content(tmp_path / "two.bp").items())
     assert one["statistics"] == two["statistics"]
-    assert one["references"] == two["references"]
+    assert one["reference_energies"] == two["reference_energies"]
 
 
 def test_a_conversion_killed_while_it_reads_carries_on_without_loss_or_duplicates(
@@ -171,7 +171,7 @@ def test_bad_structures_are_counted_or_end_a_strict_conversion(files: list[Path]
         file["g2-7/wb97x_dz.energy"][0] = np.nan
         del file["g2-8/atomic_numbers"]
     facts = convert(make_conversion(files, tmp_path / "s.bp"), ignore_progress)
-    left_out = facts["conversion"]["left_out"]
+    left_out = facts["conversion"]["excluded"]
     group_size = 5 + 8
     assert left_out["unlabelled"] == 1
     assert sum(left_out.values()) in (4 + group_size, 5)  # a group without elements is one fault, or one a frame
@@ -183,7 +183,7 @@ def test_bad_structures_are_counted_or_end_a_strict_conversion(files: list[Path]
 
 def test_duplicate_ids_keep_the_first_structure(files: list[Path], tmp_path: Path) -> None:
     facts = convert_with_ids_of_the_first(files[:2], tmp_path / "s.bp")
-    assert facts["conversion"]["left_out"] == {"duplicate": sum(range(5, 5 + GROUPS))}
+    assert facts["conversion"]["excluded"] == {"duplicate": sum(range(5, 5 + GROUPS))}
     assert len(read_content(tmp_path / "s.bp")) == sum(range(5, 5 + GROUPS))
 
 
@@ -234,10 +234,10 @@ def test_structures_without_forces_are_left_out_where_others_have_them(tmp_path:
     write_crystals(tmp_path / "files" / "a.aselmdb", 100, forces=None)
     write_crystals(tmp_path / "files" / "b.aselmdb", 60)
     facts = convert_omat24(tmp_path / "files", tmp_path / "s.bp")
-    assert facts["conversion"]["left_out"] == {"unlabelled": 100}
+    assert facts["conversion"]["excluded"] == {"unlabelled": 100}
     assert facts["conversion"]["labels"] == ["energy", "forces", "stress"]
     assert len(read_content(tmp_path / "s.bp")) == 60
-    assert facts["references"]["structures"] == facts["conversion"]["splits"]["trainset"]
+    assert facts["reference_energies"]["structures"] == facts["conversion"]["splits"]["trainset"]
 
 
 def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
@@ -245,12 +245,12 @@ def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
     write_crystals(tmp_path / "files" / "b.aselmdb", 1, stress=None)
     facts = convert_omat24(tmp_path / "files", tmp_path / "s.bp")
     assert facts["conversion"]["labels"] == ["energy", "forces", "stress"]
-    assert facts["conversion"]["left_out"] == {}
-    assert facts["conversion"]["stress_withheld"] == 1
-    assert facts["conversion"]["missing_labels"]["without"]["stress"] == 1
+    assert facts["conversion"]["excluded"] == {}
+    assert facts["conversion"]["stress_without_label"] == 1
+    assert facts["conversion"]["missing_labels"]["missing"]["stress"] == 1
     whole, none = 0, []
     with BPFile(tmp_path / "s.bp") as file:
-        assert file.attributes["missing_labels"]["without"]["stress"] == 1
+        assert file.attributes["missing_labels"]["missing"]["stress"] == 1
         for label in file.splits:
             for k in range(file.samples(label)):
                 record = file.record(label, k)
@@ -271,7 +271,7 @@ def test_chunk_without_usable_structures_is_skipped(tmp_path: Path) -> None:
     write_crystals(tmp_path / "files" / "a.aselmdb", 50)
     write_crystals(tmp_path / "files" / "b.aselmdb", 5, energy=float("1e9"))
     facts = convert_omat24(tmp_path / "files", tmp_path / "s.bp", cutoff=3.0)
-    assert facts["conversion"]["left_out"] == {"units": 5}
+    assert facts["conversion"]["excluded"] == {"units": 5}
     with pytest.raises(InputError, match="no structure is left to write; left out: 5 units"):
         convert_omat24(tmp_path / "files" / "b.aselmdb", tmp_path / "b.bp", cutoff=3.0)
 
@@ -279,8 +279,10 @@ def test_chunk_without_usable_structures_is_skipped(tmp_path: Path) -> None:
 def test_errors_of_references_count_what_was_written(tmp_path: Path, files: list[Path]) -> None:
     alone = convert(make_conversion(files[:1], tmp_path / "one.bp"), ignore_progress)
     doubled = convert_with_ids_of_the_first(files[:2], tmp_path / "two.bp")
-    assert doubled["references"]["mae_ev_per_atom"] == pytest.approx(alone["references"]["mae_ev_per_atom"])
-    assert doubled["references"]["structures"] == alone["references"]["structures"]
+    assert doubled["reference_energies"]["mae_ev_per_atom"] == pytest.approx(
+        alone["reference_energies"]["mae_ev_per_atom"]
+    )
+    assert doubled["reference_energies"]["structures"] == alone["reference_energies"]["structures"]
 
 
 def test_official_files_are_found_in_the_given_folder(tmp_path: Path) -> None:

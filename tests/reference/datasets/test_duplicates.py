@@ -158,7 +158,7 @@ def test_splits_of_shipped_sets_keep_equal_structures_together(monkeypatch: pyte
     )
     first = frames.positions[: frames.sizes[0]]
     for seed in range(4):
-        result = load_shipped_splits("ani1x", held_out=0.3, seed=seed)
+        result = load_shipped_splits("ani1x", test_fraction=0.3, seed=seed)
         copies = {
             split: sum(np.array_equal(r["pos"], first) for r in d.samples.get(np.arange(len(d.samples))))
             for split, d in result.items()
@@ -226,7 +226,7 @@ def test_no_structure_and_no_group_is_in_two_splits(seed: int, tmp_path_factory:
     assert facts["conversion"]["written"] == total
     assert facts["conversion"]["repeats"] == total - len(result)
     assert facts["statistics"]["structures"] == total
-    assert facts["references"]["structures"] == facts["conversion"]["splits"]["trainset"]
+    assert facts["reference_energies"]["structures"] == facts["conversion"]["splits"]["trainset"]
     ids = []
     groups_of: dict[str, set[str]] = defaultdict(set)
     with BPFile(folder / "s.bp") as file:

@@ -81,7 +81,7 @@ def test_few_shapes_serve_many_batches() -> None:
         assert bucket.atoms * (1 - MAX_WASTE) <= shape.atoms + 1 or bucket.atoms == round_up(shape.atoms + 1)
     about = buckets.stats()
     assert len(buckets.shapes) <= 12
-    assert 0 < float(str(about["empty_atoms"])) < 0.1
+    assert 0 < float(str(about["padding_atom_fraction"])) < 0.1
     assert buckets.batches == 500
     assert buckets.used[0] == sum(s.atoms for s in shapes)
 
@@ -104,7 +104,7 @@ def test_the_stage_removes_padding_and_counts_it() -> None:
         assert torch.allclose(got.energy, expected.energy, rtol=1e-12)
         assert torch.allclose(got.forces, expected.forces, atol=1e-11)
     assert len(stage.buckets.shapes) == 3
-    assert 0 < float(str(stage.buckets.stats()["empty_atoms"])) < 0.5
+    assert 0 < float(str(stage.buckets.stats()["padding_atom_fraction"])) < 0.5
 
 
 def test_pairs_of_edges_have_no_static_shape() -> None:

@@ -194,7 +194,9 @@ def test_the_shipped_checkpoint_knows_its_training_sets() -> None:
     training = notes["training"]
     assert isinstance(training, dict)
     for name in ("ani1x", "oc2022", "qm7x"):
-        dataset = load_shipped_splits(name, held_out=training["held_out"], seed=training["split_seed"])[SPLITS[0]]
+        dataset = load_shipped_splits(name, test_fraction=training["test_fraction"], seed=training["split_seed"])[
+            SPLITS[0]
+        ]
         head, every = dataset.head, range(len(dataset.samples))
         assert model.known_elements[head].tolist() == (dataset.references.state > ElementState.ABSENT).tolist()
         corpus = DatasetCollection([dataset], NeighbourSpec(model.config.cutoff, model.config.max_neighbours))

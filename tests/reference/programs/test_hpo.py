@@ -33,18 +33,25 @@ from tests.support.programs import run_program
 
 TRAINING: dict[str, Any] = {
     "model": {"hidden_dim": 4, "num_conv_layers": 1, "num_sharedlayers": 0, "dim_headlayers": 4, "max_neighbours": 8},
-    "sets": ["qm7x"],
+    "datasets": ["qm7x"],
     "limit": 60,
     "batch_size": 8,
     "epochs": 1,
-    "epoch_length": 16,
-    "validation_limit": 8,
+    "samples_per_epoch": 16,
+    "max_validation_structures": 8,
     "gate_steps": 0,
     "compile": False,
 }
 SPACE = {"hidden_dim": {"low": 4, "high": 8}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
 WIDE = SPACE | {"learning_rate": {"low": 1e-12, "high": 1e31, "log": True}}
-SMALL = {"space": SPACE, "trial": TRAINING, "evaluations": 2, "at_once": 2, "trial_minutes": 10.0, "initial_points": 2}
+SMALL = {
+    "space": SPACE,
+    "trial": TRAINING,
+    "max_trials": 2,
+    "max_concurrent_trials": 2,
+    "trial_minutes": 10.0,
+    "initial_points": 2,
+}
 
 
 def run_search(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
@@ -65,7 +72,7 @@ def trials_by_number(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_search_runs_trials_and_writes_a_table(tmp_path: Path) -> None:
-    log = run_search(tmp_path, evaluations=3)
+    log = run_search(tmp_path, max_trials=3)
     trials = trials_by_number(log)
     assert sorted(trials) == [0, 1, 2]
     for number, event in trials.items():
@@ -80,25 +87,25 @@ def test_a_search_runs_trials_and_writes_a_table(tmp_path: Path) -> None:
     assert {int(r["job_id"]): float(r["objective"]) for r in rows} == {n: e["objective"] for n, e in trials.items()}
     warm = tmp_path / "warm"
     warm.mkdir()
-    again = run_search(warm, evaluations=1, warm_start=[str(tmp_path / "results.csv")])
+    again = run_search(warm, max_trials=1, warm_start=[str(tmp_path / "results.csv")])
     (fact,) = [e["value"] for e in again if e.get("name") == "warm_start"]
-    assert (fact["told"], fact["outside"], fact["failed"]) == (3, 0, 0)
+    assert (fact["received"], fact["outside_space"], fact["failed"]) == (3, 0, 0)
 
 
 @pytest.mark.slow
 def test_each_failure_of_a_trial_has_its_own_state(tmp_path: Path) -> None:
     """The search goes on after trials that are refused, diverge, hang or are killed."""
     write_trial(tmp_path, 0, num_conv_layers=0)
-    write_trial(tmp_path, 1, learning_rate=1e30, epoch_length=400)
+    write_trial(tmp_path, 1, learning_rate=1e30, samples_per_epoch=400)
     write_trial(tmp_path, 2, epochs=100_000)
     write_trial(tmp_path, 3, epochs=100_001)
     write_trial(tmp_path, 4)
     killer = threading.Thread(target=kill_when_started, args=(tmp_path / "trials" / "0003",))
     killer.start()
-    log = run_search(tmp_path, space=WIDE, evaluations=5, trial_minutes=0.75)
+    log = run_search(tmp_path, space=WIDE, max_trials=5, trial_minutes=0.75)
     killer.join()
     trials = trials_by_number(log)
-    assert [trials[k]["state"] for k in range(5)] == ["failed", "not finite", "timeout", "failed", "done"]
+    assert [trials[k]["state"] for k in range(5)] == ["failed", "diverged", "timeout", "failed", "done"]
     assert "num_conv_layers is 0" in trials[0]["reason"]
     assert "no longer a number" in trials[1]["reason"]
     assert trials[2]["reason"] == "not ended within 45 s"
@@ -135,8 +142,8 @@ def test_a_search_without_one_good_trial_fails_and_says_why(tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_search_resumes(tmp_path: Path, kind: signal.Signals) -> None:
     """No trial is run twice or lost; the search waits for a trial that the killed one left running."""
-    slow = {**TRAINING, "epochs": 200, "epoch_length": 64}
-    case = {"id": "1", "program": "hpo", "parameters": {**SMALL, "trial": slow, "evaluations": 2}}
+    slow = {**TRAINING, "epochs": 200, "samples_per_epoch": 64}
+    case = {"id": "1", "program": "hpo", "parameters": {**SMALL, "trial": slow, "max_trials": 2}}
     (tmp_path / "case.json").write_text(json.dumps(case))
     words = [sys.executable, "-m", "harness.reference", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -157,7 +164,11 @@ def test_a_killed_search_resumes(tmp_path: Path, kind: signal.Signals) -> None:
 def test_a_killed_search_has_the_points_and_objectives_of_an_uninterrupted_one(tmp_path: Path) -> None:
     """Of five trials, the search is killed after the second and during the fourth."""
     whole, interrupted = tmp_path / "whole", tmp_path / "torn"
-    case = {"id": "1", "program": "hpo", "parameters": {**SMALL, "evaluations": 5, "at_once": 1, "initial_points": 2}}
+    case = {
+        "id": "1",
+        "program": "hpo",
+        "parameters": {**SMALL, "max_trials": 5, "max_concurrent_trials": 1, "initial_points": 2},
+    }
     words = [sys.executable, "-m", "harness.reference"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for folder in (whole, interrupted):
@@ -259,7 +270,7 @@ def test_hyperparameters_of_other_backbones_are_left_out() -> None:
 
 
 def test_halving_stops_lagging_trials() -> None:
-    halving = Halving(eta=2, least_epochs=1)
+    halving = Halving(eta=2, min_epochs=1)
     assert [e for e in range(1, 20) if halving.is_rung(e)] == [1, 2, 4, 8, 16]
     assert halving.should_continue(0, 1, -5.0)
     assert halving.should_continue(1, 1, -4.0)
@@ -271,11 +282,13 @@ def test_halving_stops_lagging_trials() -> None:
 
 def test_a_lagging_trial_is_stopped_and_keeps_its_objective(tmp_path: Path) -> None:
     """The second of two successive trials does not learn, and is worse after its first epoch."""
-    write_trial(tmp_path, 0, learning_rate=3e-2, epochs=2, epoch_length=160)
+    write_trial(tmp_path, 0, learning_rate=3e-2, epochs=2, samples_per_epoch=160)
     write_trial(tmp_path, 1, learning_rate=1e-9, epochs=5000)
-    trials = trials_by_number(run_search(tmp_path, space=WIDE, at_once=1, halving={"eta": 2, "least_epochs": 1}))
+    trials = trials_by_number(
+        run_search(tmp_path, space=WIDE, max_concurrent_trials=1, halving={"eta": 2, "min_epochs": 1})
+    )
     assert trials[0]["state"] == "done"
-    assert trials[1]["state"] == "stopped"
+    assert trials[1]["state"] == "pruned"
     assert trials[1]["reason"] == "not among the best 1/2 after 1 epochs"
     assert trials[1]["objective"] < trials[0]["objective"]
 

@@ -52,9 +52,9 @@ def test_every_kind_of_product_has_a_ceiling_of_the_same_run(tmp_path: Path) -> 
     warm = [e for e in lines if e["event"] == "warm_up"]
     assert [e["stage"] for e in warm] == CASE["stages"]
     assert all(e["bytes"] > 0 and e["peak_bytes"] > 0 for e in warm)
-    ceilings = {(p["of"], p["dtype"]) for p in facts_by_name["ceilings"]["products"]}
+    ceilings = {(p["operation"], p["dtype"]) for p in facts_by_name["ceilings"]["products"]}
     total = sum(f["flops"] for e in warm for f in e["flops"])
-    assert all((f["of"], f["dtype"]) in ceilings or f["flops"] < 0.01 * total for e in warm for f in e["flops"])
+    assert all((f["operation"], f["dtype"]) in ceilings or f["flops"] < 0.01 * total for e in warm for f in e["flops"])
     assert facts_by_name["free_bytes"] > 0
     (profile,) = [e for e in lines if e["event"] == "profile"]
     assert sum(g["share"] for g in profile["groups"]) == pytest.approx(1, abs=0.01)
@@ -79,12 +79,12 @@ def test_a_batch_as_large_as_free_memory_allows_fits_in_it(tmp_path: Path, monke
     free = 8 << 20
     monkeypatch.setattr(workload, "measure_free_bytes", lambda _: free)
     lines = run(tmp_path, batch_size="auto", batches=1, rounds=1, stages=["baseline"])
-    chosen = facts(lines)["batch_size"]
+    chosen = facts(lines)["auto_batch_size"]
     assert chosen["free_bytes"] == free
-    assert chosen["chosen"] > 4 * chosen["probe_structures"]
+    assert chosen["batch_size"] > 4 * chosen["probe_structures"]
     (warm,) = [e for e in lines if e["event"] == "warm_up"]
     assert 0.3 * free < warm["peak_bytes"] < free
-    assert {e["structures"] for e in lines if e["event"] == "sample"} == {chosen["chosen"]}
+    assert {e["structures"] for e in lines if e["event"] == "sample"} == {chosen["batch_size"]}
 
 
 def test_the_stage_that_takes_most_memory_decides_the_batch_size() -> None:
@@ -104,7 +104,7 @@ def test_the_stage_that_takes_most_memory_decides_the_batch_size() -> None:
     size = workload.choose_batch_size(config, model, Log())  # type: ignore[arg-type]
     (fact,) = (of.batch_size for of in recorded)
     assert fact is not None
-    assert fact.chosen == size
+    assert fact.batch_size == size
     assert fact.probe_peak_bytes == pytest.approx(max(peaks), rel=0.01)
 
 

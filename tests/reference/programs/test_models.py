@@ -30,7 +30,7 @@ QUICK: dict[str, Any] = {
 def compare(folder: Path, definitions: dict[str, Any], **parameters: Any) -> dict[str, dict[str, Any]]:
     """Run the program and return the rows of the table `models` by model."""
     values = QUICK | parameters | {"definitions": definitions}
-    events = read_last_run(run_program("models", values, folder).path)
+    events = read_last_run(run_program("models", values, folder).path).events
     kinds: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         kinds.setdefault(event["event"], []).append(event)
@@ -111,10 +111,10 @@ def test_hanging_model_is_ended(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\n\n\ndef make():\n    time.sleep(600)\n")
     (tmp_path / "python").write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec python3 "$@"\n')
     (tmp_path / "python").chmod(0o755)
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(PotentialError, match="no answer within 1 s"):
         start({"module": "slow", "class_name": "make", "python": str(tmp_path / "python")}, tmp_path, timeout_s=1.0)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - started < 60
 
 
 def test_run_folder_is_read_as_valid(tmp_path: Path) -> None:

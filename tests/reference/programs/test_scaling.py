@@ -36,7 +36,7 @@ BATCH, STEPS, EPOCHS = 4, 3, 2
 TINY: dict[str, Any] = {
     "precision": "fp64",
     "model": {"hidden_dim": 16, "num_conv_layers": 2, "cutoff": 4.0, "num_sharedlayers": 0, "dim_headlayers": 8},
-    "sets": ["alexandria", "ani1x"],
+    "datasets": ["alexandria", "ani1x"],
     "steps": STEPS,
     "epochs": EPOCHS,
     "timeout_s": 20,
@@ -104,7 +104,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Log:
 
 def test_without_a_launcher_there_is_one_rank(one: Log) -> None:
     assert [r["rank"] for r in fact(one, "ranks")] == [0]
-    assert fact(one, "observed")["world_size"] == 1
+    assert fact(one, "runtime")["world_size"] == 1
     assert fact(one, "gradient_error") < 1e-12
 
 
@@ -112,8 +112,8 @@ def test_two_ranks_are_two_processes_with_the_gradient_of_one(two: Log) -> None:
     ranks = fact(two, "ranks")
     assert [(r["rank"], r["local_rank"]) for r in ranks] == [(0, 0), (1, 1)]
     assert all(r["node"] and r["host"] and r["cores"] >= 1 for r in ranks)
-    assert fact(two, "observed")["world_size"] == 2
-    assert fact(two, "gradient_check") == {"ranks": 2, "graphs": 4}
+    assert fact(two, "runtime")["world_size"] == 2
+    assert fact(two, "gradient_check") == {"ranks": 2, "structures": 4}
     assert 0 < fact(two, "gradient_error") < 1e-10
     assert fact(two, "parameter_divergence") == 0.0
 
@@ -121,18 +121,18 @@ def test_two_ranks_are_two_processes_with_the_gradient_of_one(two: Log) -> None:
 def test_every_step_is_a_sample_and_the_first_epoch_is_discarded(two: Log) -> None:
     samples = of_kind(two, "sample")
     assert [(s["epoch"], s["step"]) for s in samples] == [(e, k) for e in range(EPOCHS) for k in range(STEPS)]
-    assert all(s["discarded"] == (s["epoch"] == 0) for s in samples)
-    assert all(0 < s["seconds_mean"] <= s["seconds"] for s in samples)
-    assert all(s["graphs"] == BATCH and s["atoms"] > BATCH and s["edges"] > s["atoms"] for s in samples)
+    assert all(s["is_warmup"] == (s["epoch"] == 0) for s in samples)
+    assert all(0 < s["duration_mean_s"] <= s["duration_s"] for s in samples)
+    assert all(s["structures"] == BATCH and s["atoms"] > BATCH and s["edges"] > s["atoms"] for s in samples)
     assert len(of_kind(two, "compute_only")) == STEPS
 
 
 def test_throughput_is_graphs_over_the_time_of_the_slowest_rank(two: Log) -> None:
-    epochs = [e for e in of_kind(two, "epoch") if not e["discarded"]]
-    assert fact(two, "throughput_graphs_per_s") == [BATCH * STEPS / e["train_s"] for e in epochs]
+    epochs = [e for e in of_kind(two, "epoch") if not e["is_warmup"]]
+    assert fact(two, "throughput_structures_per_s") == [BATCH * STEPS / e["train_s"] for e in epochs]
     for epoch in epochs:
-        steps = [s["seconds_mean"] for s in of_kind(two, "sample") if s["epoch"] == epoch["epoch"]]
-        assert sum(steps) == pytest.approx(epoch["train_s_mean"], rel=0.2)
+        steps = [s["duration_mean_s"] for s in of_kind(two, "sample") if s["epoch"] == epoch["epoch"]]
+        assert sum(steps) == pytest.approx(epoch["train_mean_s"], rel=0.2)
 
 
 def test_more_ranks_with_the_same_total_batch_train_alike(one: Log, two: Log) -> None:
@@ -146,13 +146,13 @@ def test_more_ranks_with_the_same_total_batch_train_alike(one: Log, two: Log) ->
 def test_three_ranks_in_single_precision(tmp_path: Path) -> None:
     log = run_case(tmp_path, 3, precision="fp32", batch_size=1, model=TINY["model"] | {"num_conv_layers": 1})
     assert sorted(r["rank"] for r in fact(log, "ranks")) == [0, 1, 2]
-    assert fact(log, "observed")["parameters"] == ["torch.float32"]
+    assert fact(log, "runtime")["parameters"] == ["torch.float32"]
     assert fact(log, "gradient_error") < 1e-4
     assert fact(log, "parameter_divergence") == 0.0
 
 
 def test_bad_input_ends_all_ranks_and_stands_in_the_log_once(tmp_path: Path) -> None:
-    result = launch_case(write_case(tmp_path, sets=["nowhere"]), 2)
+    result = launch_case(write_case(tmp_path, datasets=["nowhere"]), 2)
     assert result.returncode == 2
     # mpiexec may run the lines of two ranks together
     assert result.stderr.count("error: ") == result.stderr.count("no shipped set") == 2
@@ -227,14 +227,21 @@ def test_other_ranks_leave_the_folder_alone(
     monkeypatch.setattr(program, "LINGER_S", 0.0)
     for name, value in rank_environment(rank=1, size=2).items():
         monkeypatch.setenv(name, value)
-    assert program.main([str(write_case(tmp_path, sets=["nowhere"]))]) == 2
+    assert program.main([str(write_case(tmp_path, datasets=["nowhere"]))]) == 2
     assert capsys.readouterr().err.startswith("error: rank 1 of 2: no shipped set 'nowhere'")
     assert [p.name for p in tmp_path.iterdir()] == ["case.json"]
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"precision": "fp16"}, {"epochs": 1}, {"steps": 0}, {"sets": []}, {"widht": 3}, {"stores": "x", "atoms": (1, 2)}],
+    [
+        {"precision": "fp16"},
+        {"epochs": 1},
+        {"steps": 0},
+        {"datasets": []},
+        {"widht": 3},
+        {"stores": "x", "atoms": (1, 2)},
+    ],
 )
 def test_parameters_out_of_bounds_are_bad_input(wrong: dict[str, object]) -> None:
     parse_parameters("data_parallel", {"batch_size": 1, "precision": "fp64"})
@@ -301,9 +308,9 @@ def test_the_mean_over_ranks_is_the_loss_of_all_graphs_together() -> None:
 
 @pytest.mark.parametrize("mode", ["preload", "on_demand", "shared", "distributed"])
 def test_stores_are_trained_on_in_every_mode_alike(tmp_path: Path, mode: str, stores: Path, plain: Log) -> None:
-    log = run_case(tmp_path, 2, batch_size=BATCH // 2, stores=str(stores), read=mode)
-    assert fact(log, "workload")["read"] == mode
-    assert {s["set"]: s["role"] for s in fact(log, "workload")["sets"]} == {
+    log = run_case(tmp_path, 2, batch_size=BATCH // 2, stores=str(stores), read_mode=mode)
+    assert fact(log, "workload")["read_mode"] == mode
+    assert {s["dataset"]: s["role"] for s in fact(log, "workload")["datasets"]} == {
         "mptrj": "sample of MPTrj",
         "ani1x": "stand-in for ANI1x",
     }
@@ -335,6 +342,6 @@ def test_a_rank_that_serves_one_dataset_repeats_it(tmp_path: Path, stores: Path)
 
 def test_waiting_for_data_is_part_of_a_step(two: Log) -> None:
     for epoch in of_kind(two, "epoch"):
-        waits = [s["wait_mean"] for s in of_kind(two, "sample") if s["epoch"] == epoch["epoch"]]
-        assert sum(waits) == pytest.approx(epoch["wait_s_mean"])
-        assert 0 < epoch["wait_s_mean"] < epoch["train_s_mean"]
+        waits = [s["wait_mean_s"] for s in of_kind(two, "sample") if s["epoch"] == epoch["epoch"]]
+        assert sum(waits) == pytest.approx(epoch["wait_mean_s"])
+        assert 0 < epoch["wait_mean_s"] < epoch["train_mean_s"]

@@ -42,7 +42,7 @@ from tests.support.programs import run_program
 
 FEW: dict[str, Any] = {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"], "volumes": [1.1, 1.3]}
 SMALL: dict[str, Any] = {
-    "workload": FEW, "part": 64, "candidates": 640, "keep": {"what": "all"}, "compile": False, "edges": 5000,
+    "workload": FEW, "part": 64, "candidates": 640, "retention": {"mode": "all"}, "compile": False, "edges": 5000,
 }  # fmt: skip
 
 
@@ -71,7 +71,12 @@ def test_scores_match_the_models_predictions(whole: Path) -> None:
     model = checkpoints.load_named("painn-64")[0].float().requires_grad_(False).eval()
     workload = build_workload(Candidates(elements=("O", "Na", "Cl", "Fe"), volumes=(1.1, 1.3)), model)
     scores = read_scores(whole)
-    assert scores.names == ("energy_ev_per_atom", "beyond_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_a")
+    assert scores.names == (
+        "energy_ev_per_atom",
+        "residual_energy_ev_per_atom",
+        "spread_ev_per_atom",
+        "force_max_ev_per_a",
+    )
     for place in (0, 101, 333, len(scores) - 1):
         structure = workload.structure(int(scores.index[place]))
         graph = build_neighbour_list(structure, cutoff=model.config.cutoff, max_neighbours=model.config.max_neighbours)
@@ -87,10 +92,10 @@ def test_scores_match_the_models_predictions(whole: Path) -> None:
 
 
 def test_every_candidate_is_evaluated_once_with_a_proof(whole: Path) -> None:
-    (proof,) = [e for e in read_last_events(whole / "events.jsonl") if e["event"] == "proof"]
+    (verification,) = [e for e in read_last_events(whole / "events.jsonl") if e["event"] == "verification"]
     scores = read_scores(whole)
-    assert len(scores) == proof["evaluated"] == proof["candidates"] == 640
-    assert f"{checksum(scores.index):016x}" == proof["checksum"] == proof["expected"]
+    assert len(scores) == verification["evaluated"] == verification["candidates"] == 640
+    assert f"{checksum(scores.index):016x}" == verification["checksum"] == verification["expected"]
     assert len(set(scores.index.tolist())) == 640
     assert not (whole / "segments").exists()
 
@@ -108,7 +113,9 @@ def test_the_checksum_detects_missing_repeated_and_foreign_candidates(kind: str)
 
 
 def test_the_best_of_parts_are_the_best_of_all(whole: Path, tmp_path: Path) -> None:
-    run_screening(tmp_path / "top", keep={"what": "top", "by": "spread_ev_per_atom", "count": 9, "highest": True})
+    run_screening(
+        tmp_path / "top", retention={"mode": "top", "column": "spread_ev_per_atom", "count": 9, "descending": True}
+    )
     every = read_scores(whole)
     order = np.lexsort((every.index, -every.column("spread_ev_per_atom")))[:9]
     with (tmp_path / "top" / "best.csv").open() as file:
@@ -117,11 +124,13 @@ def test_the_best_of_parts_are_the_best_of_all(whole: Path, tmp_path: Path) -> N
 
 
 def test_a_predicate_keeps_scores_within_its_bounds(whole: Path, tmp_path: Path) -> None:
-    run_screening(tmp_path / "in", keep={"what": "within", "by": "beyond_ev_per_atom", "low": -0.2, "high": 0.0})
+    run_screening(
+        tmp_path / "in", retention={"mode": "within", "column": "residual_energy_ev_per_atom", "min": -0.2, "max": 0.0}
+    )
     every = read_scores(whole)
-    values = every.column("beyond_ev_per_atom")
+    values = every.column("residual_energy_ev_per_atom")
     assert read_scores(tmp_path / "in").index.tolist() == every.index[(values >= -0.2) & (values <= 0.0)].tolist()
-    run_screening(tmp_path / "none", keep={"what": "within", "by": "beyond_ev_per_atom", "low": 1e30})
+    run_screening(tmp_path / "none", retention={"mode": "within", "column": "residual_energy_ev_per_atom", "min": 1e30})
     assert len(read_scores(tmp_path / "none")) == 0
 
 
@@ -148,9 +157,9 @@ def test_killed_ranks_lose_no_results(whole: Path, tmp_path: Path) -> None:
     result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stderr
     log = read_last_events(tmp_path / "events.jsonl")
-    (resumed,) = [e for e in log if e["event"] == "found"]
+    (resumed,) = [e for e in log if e["event"] == "earlier_parts"]
     assert 5 <= resumed["parts"] < 10
-    assert [e["candidates"] for e in log if e["event"] == "proof"] == [640]
+    assert [e["candidates"] for e in log if e["event"] == "verification"] == [640]
     one, other = read_scores(whole), read_scores(tmp_path)
     assert one.index.tolist() == other.index.tolist()
     assert np.abs(one.values - other.values).max() < 1e-3
@@ -167,8 +176,8 @@ def test_a_damaged_segment_is_recomputed_and_a_foreign_one_is_refused(whole: Pat
     data.write_bytes(data.read_bytes()[:-100])
     shutil.copytree(tmp_path / "segments" / "2.bp", tmp_path / "segments" / "9.bp.part")
     log = run_screening(tmp_path)
-    (resumed,) = [e for e in log if e["event"] == "found"]
-    assert (resumed["parts"], resumed["files"], len(resumed["useless"])) == (4, 2, 2)
+    (resumed,) = [e for e in log if e["event"] == "earlier_parts"]
+    assert (resumed["parts"], resumed["files"], len(resumed["unusable_files"])) == (4, 2, 2)
     assert read_scores(tmp_path).index.tolist() == read_scores(whole).index.tolist()
     other = tmp_path / "other"
     (other / "segments").mkdir(parents=True)
@@ -189,9 +198,9 @@ def test_a_finished_screening_started_again_proves_itself_again(whole: Path, tmp
     place = tmp_path / "again"
     shutil.copytree(whole, place)
     log = run_screening(place)
-    (proof,) = [e for e in log if e["event"] == "proof"]
-    assert proof["before"] is True
-    assert proof["candidates"] == 640
+    (verification,) = [e for e in log if e["event"] == "verification"]
+    assert verification["finished_earlier"] is True
+    assert verification["candidates"] == 640
 
 
 @pytest.mark.parametrize("energy_only", [False, True])
@@ -199,9 +208,9 @@ def test_a_finished_screening_started_again_proves_itself_again(whole: Path, tmp
 def test_fused_messages_give_the_same_scores(whole: Path, tmp_path: Path, energy_only: bool) -> None:
     """They agree up to rounding, so that results of both may be in one file."""
     require_program("g++")
-    log = run_screening(tmp_path, messages="fused", energy_only=energy_only, compile=True)
+    log = run_screening(tmp_path, message_backend="fused", energy_only=energy_only, compile=True)
     (model,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == "model"]
-    assert (model["messages"], model.get("why_plain")) == ("fused", None)
+    assert (model["message_backend"], model.get("unfused_reason")) == ("fused", None)
     one, other = read_scores(whole), read_scores(tmp_path)
     assert one.index.tolist() == other.index.tolist()
     for name in other.names:
@@ -210,10 +219,10 @@ def test_fused_messages_give_the_same_scores(whole: Path, tmp_path: Path, energy
 
 def test_backbones_without_fused_messages_record_the_reason(tmp_path: Path) -> None:
     model = {"backbone": "egnn", "hidden_dim": 8, "num_conv_layers": 2, "cutoff": 5.0, "dim_headlayers": 8}
-    log = run_screening(tmp_path, messages="fused", checkpoint=None, model=model, candidates=64)
+    log = run_screening(tmp_path, message_backend="fused", checkpoint=None, model=model, candidates=64)
     (fact,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == "model"]
-    assert fact["messages"] == "plain"
-    assert "not egnn" in fact["why_plain"]
+    assert fact["message_backend"] == "unfused"
+    assert "not egnn" in fact["unfused_reason"]
 
 
 def test_a_failing_compiler_falls_back_to_eager_code(
@@ -224,16 +233,16 @@ def test_a_failing_compiler_falls_back_to_eager_code(
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
     log = run_screening(tmp_path, compile=True)
-    (rank,) = [e for e in log if e["event"] == "rank"]
-    assert rank["why_eager"] == "no compiler today"
+    (rank,) = [e for e in log if e["event"] == "rank_summary"]
+    assert rank["eager_reason"] == "no compiler today"
     assert np.array_equal(read_scores(tmp_path).values, read_scores(whole).values)
 
 
-@pytest.mark.parametrize(("highest", "count"), [(False, 5), (True, 5), (False, 100), (False, 500)])
-def test_global_top_k_sends_few_scores(highest: bool, count: int) -> None:
+@pytest.mark.parametrize(("descending", "count"), [(False, 5), (True, 5), (False, 100), (False, 500)])
+def test_global_top_k_sends_few_scores(descending: bool, count: int) -> None:
     """One of four ranks has no scores, one fewer than requested, and there are ties."""
     rng = np.random.default_rng(0)
-    retention = Retention(count=count, highest=highest)
+    retention = Retention(count=count, descending=descending)
     rank_scores, first = [], 0
     for size in (40, 0, 3, 60):
         values = rng.integers(-9, 9, (size, len(COLUMNS))).astype(np.float32)
@@ -300,12 +309,12 @@ def test_candidates_outside_the_training_data_are_counted_and_not_ranked(tmp_pat
     workload = FEW | {"volumes": [0.1, 1.3]}
     options = {"checkpoint": str(tmp_path / "parted.safetensors"), "workload": workload, "precision": "fp64"}
     log = run_screening(tmp_path / "run", **options)
-    (rank,) = [e for e in log if e["event"] == "rank"]
+    (rank,) = [e for e in log if e["event"] == "rank_summary"]
     scores = read_scores(tmp_path / "run")
-    assert set(rank["unranked"]) == {"elements outside the heads", "atoms closer than in training"}
-    assert rank["left_out"] == {}
+    assert set(rank["outside_coverage"]) == {"elements outside the heads", "atoms closer than in training"}
+    assert rank["excluded"] == {}
     assert rank["evaluated"] == rank["candidates"] == 640
-    assert len(scores) == 640 - sum(rank["unranked"].values()) > 0
+    assert len(scores) == 640 - sum(rank["outside_coverage"].values()) > 0
     space = build_workload(Candidates(**workload), model)
     parts = IndexPartition.for_candidates(space.total, 64, 640)
     refused = []
@@ -325,9 +334,11 @@ def test_candidates_outside_the_training_data_are_counted_and_not_ranked(tmp_pat
 
 
 def test_a_screening_without_ranked_candidates_has_no_best(tmp_path: Path) -> None:
-    log = run_screening(tmp_path, workload=FEW | {"volumes": [0.05]}, keep={"what": "top", "count": 5}, candidates=128)
-    (rank,) = [e for e in log if e["event"] == "rank"]
-    assert rank["unranked"] == {"atoms closer than in training": 128}
+    log = run_screening(
+        tmp_path, workload=FEW | {"volumes": [0.05]}, retention={"mode": "top", "count": 5}, candidates=128
+    )
+    (rank,) = [e for e in log if e["event"] == "rank_summary"]
+    assert rank["outside_coverage"] == {"atoms closer than in training": 128}
     assert not [e for e in log if e["event"] == "best"]
     assert program.read_best(tmp_path) == []
 
@@ -335,10 +346,10 @@ def test_a_screening_without_ranked_candidates_has_no_best(tmp_path: Path) -> No
 def test_random_structures_are_screened(tmp_path: Path) -> None:
     workload = {"kind": "random", "streams": 2, "per_stream": 12, "atoms": [2, 20]}
     log = run_screening(tmp_path, workload=workload, part=12, candidates=None, energy_only=True)
-    (proof,) = [e for e in log if e["event"] == "proof"]
-    assert proof["candidates"] == 24
-    (rank,) = [e for e in log if e["event"] == "rank"]
-    assert rank["evaluated"] + rank["left_out"].get("not finite", 0) == 24
+    (verification,) = [e for e in log if e["event"] == "verification"]
+    assert verification["candidates"] == 24
+    (rank,) = [e for e in log if e["event"] == "rank_summary"]
+    assert rank["evaluated"] + rank["excluded"].get("not finite", 0) == 24
 
 
 @pytest.mark.parametrize(
@@ -347,11 +358,17 @@ def test_random_structures_are_screened(tmp_path: Path) -> None:
         ({"workload": FEW | {"elements": ["H", "Oo"]}}, "'Oo' is not the symbol of an element"),
         ({"workload": FEW | {"elements": ["H", "Og"]}}, "element 'Og': the model has not seen it"),
         ({"workload": FEW | {"filters": ["charge_balanced"]}}, r"did you mean 'charge_balance'\?"),
-        ({"keep": {"what": "top", "by": "energy"}}, r"keep\.by is 'energy' \(there are: .*energy_ev_per_atom"),
-        ({"keep": {"what": "top", "by": "distance"}}, "keep by 'distance': expected one of energy_ev_per_atom"),
+        (
+            {"retention": {"mode": "top", "column": "energy"}},
+            r"retention\.column is 'energy' \(there are: .*energy_ev_per_atom",
+        ),
+        (
+            {"retention": {"mode": "top", "column": "distance"}},
+            "retention.column 'distance': expected one of energy_ev_per_atom",
+        ),
         ({"workload": FEW | {"kind": "crystals"}}, r"workload\.kind is 'crystals' \(there are: prototypes, random\)$"),
         ({"part": 0}, "^part is 0, expected at least 1$"),
-        ({"messages": "fussed"}, r"^messages is 'fussed' \(did you mean 'fused'\?\)$"),
+        ({"message_backend": "fussed"}, r"^message_backend is 'fussed' \(did you mean 'fused'\?\)$"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, parameters: dict[str, Any], match: str) -> None:
@@ -385,5 +402,5 @@ def test_relaxation_passes_over_elements_that_the_model_has_not_seen(tmp_path: P
     relaxed, failed = relax(model, candidates, steps=5, folder=tmp_path)
     assert [r.candidate for r in relaxed] == [7]
     assert list(failed.values()) == [2]
-    assert relaxed[0].after_ev_per_atom < relaxed[0].before_ev_per_atom
+    assert relaxed[0].final_energy_ev_per_atom < relaxed[0].initial_energy_ev_per_atom
     assert (tmp_path / "relaxed" / "7.cif").exists()

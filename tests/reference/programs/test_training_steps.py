@@ -197,15 +197,15 @@ def test_third_derivatives_exist() -> None:
 
 
 def test_a_run_through_fused_messages_loses_as_a_plain_one(tmp_path: Path, quick_compiler: None) -> None:
-    few: dict[str, Any] = {"sets": ["qm7x", "oc2022"], "epoch_length": 32}
+    few: dict[str, Any] = {"datasets": ["qm7x", "oc2022"], "samples_per_epoch": 32}
     for name in ("plain", "eager", "compiled"):
         (tmp_path / name).mkdir()
     plain = run_training(tmp_path / "plain", **few)
-    assert fact(plain, "observed")["messages"] == "plain"
+    assert fact(plain, "runtime")["message_backend"] == "unfused"
     for name in ("eager", "compiled"):
-        log = run_training(tmp_path / name, **few, messages="fused", compile=name == "compiled")
-        observed = fact(log, "observed")
-        assert (observed["messages"], observed.get("why_plain"), observed["compiled"]) == (
+        log = run_training(tmp_path / name, **few, message_backend="fused", compile=name == "compiled")
+        observed = fact(log, "runtime")
+        assert (observed["message_backend"], observed.get("unfused_reason"), observed["compiled"]) == (
             "fused",
             None,
             name == "compiled",
@@ -214,9 +214,12 @@ def test_a_run_through_fused_messages_loses_as_a_plain_one(tmp_path: Path, quick
 
 
 def test_without_a_compiler_plain_messages_run_with_the_reason(tmp_path: Path, no_compiler: None) -> None:
-    log = run_training(tmp_path, messages="fused", epochs=1, epoch_length=16, sets=["qm7x"])
-    observed = fact(log, "observed")
-    assert (observed["messages"], observed["why_plain"]) == ("plain", "no C++ compiler 'no-such-compiler'")
+    log = run_training(tmp_path, message_backend="fused", epochs=1, samples_per_epoch=16, datasets=["qm7x"])
+    observed = fact(log, "runtime")
+    assert (observed["message_backend"], observed["unfused_reason"]) == (
+        "unfused",
+        "no C++ compiler 'no-such-compiler'",
+    )
     assert math.isfinite(event_values(log, "epoch", "loss")[0])
 
 
@@ -229,8 +232,8 @@ def test_other_backbones_and_devices_have_no_fused_messages() -> None:
 def test_plain_messages_keep_the_identity_of_older_states() -> None:
     model, team = make_model(), ProcessGroup(RankInfo(), torch.device("cpu"))
     before = describe_identity(model, SHORT, team)
-    assert describe_identity(model, SHORT | {"messages": "plain"}, team) == before
-    assert describe_identity(model, SHORT | {"messages": "fused"}, team) != before
+    assert describe_identity(model, SHORT | {"message_backend": "unfused"}, team) == before
+    assert describe_identity(model, SHORT | {"message_backend": "fused"}, team) != before
 
 
 def run_steps(folder: Path, **parameters: Any) -> RunRecord:

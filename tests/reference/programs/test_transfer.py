@@ -30,9 +30,9 @@ SMALL: dict[str, Any] = {
     "labels": [20],
     "seeds": 1,
     "subsets": 1,
-    "test_limit": 20,
+    "max_test_structures": 20,
     "steps": 6,
-    "every": 3,
+    "validation_interval_steps": 3,
     "batch_size": 4,
 }
 
@@ -185,7 +185,14 @@ def test_the_gate_picks_a_head_that_was_trained() -> None:
 
 @pytest.mark.slow
 def test_a_killed_study_resumes_to_the_same_errors(tmp_path: Path) -> None:
-    parameters = {**SMALL, "task": "matbench_log_kvrh", "labels": [10, 20], "seeds": 2, "steps": 40, "every": 10}
+    parameters = {
+        **SMALL,
+        "task": "matbench_log_kvrh",
+        "labels": [10, 20],
+        "seeds": 2,
+        "steps": 40,
+        "validation_interval_steps": 10,
+    }
     whole = run_study(tmp_path / "whole", **parameters)
     interrupted = tmp_path / "torn"
     interrupted.mkdir()

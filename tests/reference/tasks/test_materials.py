@@ -262,27 +262,27 @@ def make_dataset(groups: list[str], subset: list[str] | None = None) -> TaskData
 def test_a_split_parts_no_group_and_comes_near_the_share() -> None:
     groups = [f"g{k // 3}" for k in range(300)]
     labelled = make_dataset(groups)
-    pool, test = split_task(labelled, seed=1, test_share=0.2)
+    pool, test = split_task(labelled, seed=1, test_fraction=0.2)
     assert sorted([*pool, *test]) == list(range(300))
     assert not set(labelled.frames.groups[pool]) & set(labelled.frames.groups[test])
     assert abs(len(test) - 60) <= 3
-    assert np.array_equal(test, split_task(labelled, seed=1, test_share=0.2)[1])
-    assert not np.array_equal(test, split_task(labelled, seed=2, test_share=0.2)[1])
+    assert np.array_equal(test, split_task(labelled, seed=1, test_fraction=0.2)[1])
+    assert not np.array_equal(test, split_task(labelled, seed=2, test_fraction=0.2)[1])
 
 
 def test_each_subset_is_split_by_itself() -> None:
     labelled = make_dataset([f"g{k}" for k in range(40)], ["a"] * 30 + ["b"] * 10)
-    _, test = split_task(labelled, seed=3, test_share=0.1)
+    _, test = split_task(labelled, seed=3, test_fraction=0.1)
     assert [int((labelled.subset[test] == name).sum()) for name in "ab"] == [3, 1]
 
 
 def test_a_split_that_leaves_a_side_empty_is_refused() -> None:
     with pytest.raises(InputError, match="some data: the data has only the group 'g', which cannot be split"):
-        split_task(make_dataset(["g", "g"]), seed=0, test_share=0.5)
+        split_task(make_dataset(["g", "g"]), seed=0, test_fraction=0.5)
     for share in (0.0, 1.0):
         with pytest.raises(InputError, match="leaves a side empty"):
-            split_task(make_dataset(["a", "b"]), seed=0, test_share=share)
-    pool, test = split_task(make_dataset(["a", "b"]), seed=0, test_share=0.01)
+            split_task(make_dataset(["a", "b"]), seed=0, test_fraction=share)
+    pool, test = split_task(make_dataset(["a", "b"]), seed=0, test_fraction=0.01)
     assert len(pool) == len(test) == 1
 
 

@@ -62,7 +62,7 @@ def test_a_set_is_complete_and_can_be_split(name: str) -> None:
     assert np.isfinite(frames.energy).all() == (entry.kind != "property")
     for s in frames.structures():
         s.check()
-    pool, test = split_task(labelled, seed=0, test_share=0.2)
+    pool, test = split_task(labelled, seed=0, test_fraction=0.2)
     assert not set(frames.groups[pool]) & set(frames.groups[test])
 
 

@@ -45,11 +45,11 @@ TINY = ModelConfig(**SIZES)  # type: ignore[arg-type]
 SHORT: dict[str, Any] = {
     "precision": "fp64",
     "model": SIZES,
-    "sets": ["qm7x", "transition1x", "oc2022"],
+    "datasets": ["qm7x", "transition1x", "oc2022"],
     "batch_size": 8,
     "epochs": 2,
-    "epoch_length": 64,
-    "validation_limit": 8,
+    "samples_per_epoch": 64,
+    "max_validation_structures": 8,
     "gate_steps": 5,
     "clip_norm": 1.0,
     "ema_decay": 0.9,
@@ -92,17 +92,17 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Log]:
 def test_errors_fall_and_are_recorded_for_each_epoch_and_head(tmp_path: Path) -> None:
     options = {"learning_rate": 5e-3, "schedule": "cosine", "force_weight": 1.0, "clip_norm": 10.0}
     sizes = SIZES | {"hidden_dim": 24}
-    log = run_training(tmp_path, sets=["qm7x", "ani1x"], model=sizes, epochs=5, epoch_length=400, **options)
+    log = run_training(tmp_path, datasets=["qm7x", "ani1x"], model=sizes, epochs=5, samples_per_epoch=400, **options)
     loss = event_values(log, "epoch", "loss")
     assert len(loss) == 5
     assert loss[-1] < 0.6 * loss[0]
     assert event_values(log, "epoch", "validation_loss")[-1] < 0.75 * loss[0]
-    rows = [e for e in log if e["event"] == "head" and e["epoch"] == 4]
+    rows = [e for e in log if e["event"] == "head_errors" and e["epoch"] == 4]
     assert {(r["head"], r["split"]) for r in rows} == {
         (h, s) for h in ("QM7X", "ANI1x") for s in ("train", "validation")
     }
     assert sum(r["structures"] for r in rows if r["split"] == "train") == 400
-    assert [r["head"] for r in fact(log, "held_out")] == ["QM7X", "ANI1x"]
+    assert [r["head"] for r in fact(log, "test_errors")] == ["QM7X", "ANI1x"]
 
 
 def test_the_checkpoint_knows_its_heads_and_held_out_errors(one: tuple[Path, Log]) -> None:
@@ -110,13 +110,13 @@ def test_the_checkpoint_knows_its_heads_and_held_out_errors(one: tuple[Path, Log
     model, notes = checkpoints.load(folder / "model.safetensors")
     assert event_values(log, "epoch", "best")[0]
     assert {HEADS[k] for k in range(16) if model.trained[k]} == {"QM7X", "transition1x", "OC2022"}
-    assert notes["held_out"] == fact(log, "held_out")
+    assert notes["test_errors"] == fact(log, "test_errors")
 
 
 def test_held_out_errors_are_those_of_a_plain_count(one: tuple[Path, Log]) -> None:
     """Compare with numpy alone, from the shipped files."""
-    row = next(r for r in fact(one[1], "held_out") if r["set"] == "qm7x")
-    parts = load_shipped_splits("qm7x", held_out=0.1, seed=17)
+    row = next(r for r in fact(one[1], "test_errors") if r["dataset"] == "qm7x")
+    parts = load_shipped_splits("qm7x", test_fraction=0.1, seed=17)
     records = parts[SPLITS[2]].samples.get(range(len(parts[SPLITS[2]].samples)))
     assert row["structures"] == len(records)
     forces = np.concatenate([r["forces"].ravel() for r in records])
@@ -130,7 +130,7 @@ def test_held_out_errors_are_those_of_a_plain_count(one: tuple[Path, Log]) -> No
 
 
 def test_splits_part_no_group() -> None:
-    parts = load_shipped_splits("transition1x", held_out=0.1, seed=17)
+    parts = load_shipped_splits("transition1x", test_fraction=0.1, seed=17)
     records = [parts[s].samples.get(range(len(parts[s].samples))) for s in SPLITS]
     assert sum(map(len, records)) == 239
     frames = load_table(find_shipped_set("transition1x"))
@@ -146,8 +146,8 @@ def test_two_ranks_with_the_same_total_batch_lose_as_one(one: tuple[Path, Log], 
     assert event_values(two, "epoch", "validation_loss") == pytest.approx(
         event_values(one[1], "epoch", "validation_loss"), rel=1e-10
     )
-    assert [r["energy_mae_ev_per_atom"] for r in fact(two, "held_out")] == pytest.approx(
-        [r["energy_mae_ev_per_atom"] for r in fact(one[1], "held_out")], rel=1e-9
+    assert [r["energy_mae_ev_per_atom"] for r in fact(two, "test_errors")] == pytest.approx(
+        [r["energy_mae_ev_per_atom"] for r in fact(one[1], "test_errors")], rel=1e-9
     )
 
 
@@ -165,7 +165,7 @@ def test_parallel_heads_learn_like_replicated_ones(tmp_path: Path) -> None:
     ]
     for kind, field in (("epoch", "loss"), ("epoch", "energy_mae_ev_per_atom")):
         assert event_values(logs[1], kind, field) == pytest.approx(event_values(logs[0], kind, field), rel=1e-10)
-    errors = [[r["force_mae_ev_per_a"] for r in fact(log, "held_out")] for log in logs]
+    errors = [[r["force_mae_ev_per_a"] for r in fact(log, "test_errors")] for log in logs]
     assert errors[1] == pytest.approx(errors[0], rel=1e-9)
     models = [
         checkpoints.load(tmp_path / kind / "model.safetensors")[0].state_dict() for kind in ("replicated", "parallel")
@@ -203,7 +203,7 @@ def test_a_run_killed_in_mid_epoch_resumes_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_run_with_parallel_heads_resumes(tmp_path: Path) -> None:
     """The state has one part for each group of ranks; it is saved every fifty steps and after every epoch."""
-    options = {"sampling": "assigned", "heads": "parallel", "batch_size": 4, "epochs": 3, "epoch_length": 480}
+    options = {"sampling": "assigned", "heads": "parallel", "batch_size": 4, "epochs": 3, "samples_per_epoch": 480}
     options |= {"checkpoint_s": 1e-6}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = launch_training(whole, 2, **options)
@@ -221,7 +221,7 @@ def test_a_killed_run_with_parallel_heads_resumes(tmp_path: Path) -> None:
     resumed = launch_training(killed, 2, **options)
     assert event_values(resumed, "resumed", "step")[0] >= 50
     assert event_values(resumed, "epoch", "loss") == pytest.approx(event_values(expected, "epoch", "loss"), rel=1e-12)
-    assert fact(resumed, "held_out") == fact(expected, "held_out")
+    assert fact(resumed, "test_errors") == fact(expected, "test_errors")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def read_step(folder: Path) -> int:
 def test_a_finished_run_repeats_its_results(one: tuple[Path, Log]) -> None:
     again = run_training(one[0])
     assert event_values(again, "epoch", "loss") == event_values(one[1], "epoch", "loss")
-    assert fact(again, "held_out") == fact(one[1], "held_out")
+    assert fact(again, "test_errors") == fact(one[1], "test_errors")
 
 
 def test_the_state_of_another_run_is_refused_by_what_differs(one: tuple[Path, Log], tmp_path: Path) -> None:
@@ -298,35 +298,40 @@ def test_a_chain_of_links_ends_where_one_run_does(tmp_path: Path) -> None:
     run_training(whole)
     first = run_training(write_link(tmp_path, "a", []), minutes=1e-9)
     (stopped,) = [e for e in first if e["event"] == "stopped"]
-    assert (stopped["why"], stopped["epoch"], stopped["step"]) == ("1e-09 minutes are up", 0, 1)
+    assert (stopped["reason"], stopped["epoch"], stopped["step"]) == ("1e-09 minutes are up", 0, 1)
     assert not (tmp_path / "a" / "model.safetensors").exists()
-    second = run_training(write_link(tmp_path, "b", ["a"]), continues=True)
+    second = run_training(write_link(tmp_path, "b", ["a"]), resume_previous=True)
     assert [e["step"] for e in second if e["event"] == "resumed"] == [1]
-    third = run_training(write_link(tmp_path, "c", ["b"]), continues=True)
-    assert fact(third, "ended_before") == "b"
+    third = run_training(write_link(tmp_path, "c", ["b"]), resume_previous=True)
+    assert fact(third, "completed_in") == "b"
     assert not [e for e in third if e["event"] == "epoch"]
     expected, _ = checkpoints.load(whole / "model.safetensors")
     for name in "bc":
         model, _ = checkpoints.load(tmp_path / name / "model.safetensors")
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
     with pytest.raises(InputError, match="expected one case before this one"):
-        run_training(write_link(tmp_path, "d", []), continues=True)
+        run_training(write_link(tmp_path, "d", []), resume_previous=True)
     (tmp_path / "e").mkdir()
     with pytest.raises(InputError, match="no state to continue from"):
-        run_training(write_link(tmp_path, "f", ["e"]), continues=True)
+        run_training(write_link(tmp_path, "f", ["e"]), resume_previous=True)
 
 
 def test_training_ends_when_nothing_gets_better(tmp_path: Path) -> None:
-    log = run_training(tmp_path, epochs=9, stop_after=2, learning_rate=1e-12, warmup_steps=10**9, ema_decay=None)
+    log = run_training(
+        tmp_path, epochs=9, early_stopping_patience=2, learning_rate=1e-12, warmup_steps=10**9, ema_decay=None
+    )
     (stopped,) = [e for e in log if e["event"] == "stopped"]
-    assert stopped["why"] == "no better for 2 epochs"
+    assert stopped["reason"] == "no better for 2 epochs"
     assert len(event_values(log, "epoch", "loss")) < 9
 
 
 def test_the_rate_halves_when_the_validation_loss_stays() -> None:
     model = torch.nn.Linear(1, 1)
     steps = OptimizerState(
-        model, list(model.parameters()), OptimizerParameters(learning_rate=1e-2, patience=2, warmup_steps=4), 100
+        model,
+        list(model.parameters()),
+        OptimizerParameters(learning_rate=1e-2, plateau_patience=2, warmup_steps=4),
+        100,
     )
     rates = []
     for epoch in range(9):
@@ -355,8 +360,8 @@ def test_the_cosine_ends_at_a_hundredth() -> None:
 
 @pytest.mark.parametrize(("name", "layers"), [("fp64", "float64"), ("fp32", "float32"), ("bf16", "bfloat16")])
 def test_the_observed_precision_is_recorded(tmp_path: Path, name: str, layers: str) -> None:
-    log = run_training(tmp_path, precision=name, epochs=1, epoch_length=16)
-    observed = fact(log, "observed")
+    log = run_training(tmp_path, precision=name, epochs=1, samples_per_epoch=16)
+    observed = fact(log, "runtime")
     parameter_dtype = "float64" if name == "fp64" else "float32"
     assert observed["requested"] == name
     assert observed["matrix_layers"] == [f"torch.{layers}"]
@@ -369,23 +374,26 @@ def test_the_observed_precision_is_recorded(tmp_path: Path, name: str, layers: s
 @pytest.mark.slow
 def test_compiled_training_is_that_of_plain_code(one: tuple[Path, Log], tmp_path: Path) -> None:
     log = run_training(tmp_path, compile=True)
-    assert fact(log, "observed")["compiled"], fact(log, "observed")["why_eager"]
+    assert fact(log, "runtime")["compiled"], fact(log, "runtime")["eager_reason"]
     assert event_values(log, "epoch", "loss") == pytest.approx(event_values(one[1], "epoch", "loss"), rel=1e-8)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sets": []}, r"sets is \[\], expected at least 1 value"),
-        ({"sets": ["qm7x", "qm7x"]}, "sets: duplicate value 'qm7x'"),
+        ({"datasets": []}, r"datasets is \[\], expected at least 1 value"),
+        ({"datasets": ["qm7x", "qm7x"]}, "datasets: duplicate value 'qm7x'"),
         ({"precision": "fp16"}, "precision is 'fp16'"),
-        ({"held_out": 0.5}, "held_out is 0.5"),
+        ({"test_fraction": 0.5}, "test_fraction is 0.5"),
         ({"heads": "parallel"}, "only with assigned sampling"),
         ({"model": {"num_gaussians": 9}}, "num_gaussians is no hyperparameter of the backbone 'painn'"),
         ({"model": {"backbone": "paint"}}, r"did you mean 'painn'\?"),
         ({"model": {"hidden_dim": 0}}, "hidden_dim is 0, expected at least 1"),
         ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
-        ({"limit": 1, "sets": ["qm7x"], "held_out": 0.49, "split_seed": 1}, "no structure is left for training"),
+        (
+            {"max_structures_per_dataset": 1, "datasets": ["qm7x"], "test_fraction": 0.49, "split_seed": 1},
+            "no structure is left for training",
+        ),
         ({"rate": 1}, "unknown parameter 'rate'"),
     ],
 )
@@ -410,7 +418,7 @@ def test_the_gate_reproduces_the_right_branch() -> None:
     batch = build_batch(graphs).to("cpu", torch.float32)
     result = train_gate(model, [batch], temperature=1.0, steps=400, seed=0)
     assert result.energy_error_ev_per_atom < 0.5
-    assert result.right_branch == 1.0
+    assert result.accuracy == 1.0
     weights = model.gate(batch.composition)
     assert (weights[:20, 0] > 0.9).all()
     assert (weights[20:, 15] > 0.9).all()
@@ -430,18 +438,18 @@ def test_the_shipped_checkpoint_is_the_one_that_its_suite_makes() -> None:
 def test_the_shipped_checkpoint_has_learnt() -> None:
     """All heads are trained, and the recorded held-out errors beat the baselines."""
     model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.safetensors")
-    held_out = json.loads(json.dumps(notes["held_out"]))
-    assert [r["head"] for r in held_out] == list(HEADS)
+    test_errors = json.loads(json.dumps(notes["test_errors"]))
+    assert [r["head"] for r in test_errors] == list(HEADS)
     assert model.trained.all()
-    forces = [r["head"] for r in held_out if r["force_mae_ev_per_a"] <= r["zero_force_mae_ev_per_a"] / 2]
-    energies = [r["head"] for r in held_out if r["energy_mae_ev_per_atom"] <= r["composition_mae_ev_per_atom"] / 3]
-    assert len(forces) >= 12, held_out
-    assert len(energies) >= 6, held_out
+    forces = [r["head"] for r in test_errors if r["force_mae_ev_per_a"] <= r["zero_force_mae_ev_per_a"] / 2]
+    energies = [r["head"] for r in test_errors if r["energy_mae_ev_per_atom"] <= r["composition_mae_ev_per_atom"] / 3]
+    assert len(forces) >= 12, test_errors
+    assert len(energies) >= 6, test_errors
 
 
 def test_the_mean_energy_is_of_structures_spread_over_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small set is read completely, a large one in part, in batches."""
-    dataset = load_shipped_splits("qm7x", held_out=0.1, seed=17)[SPLITS[0]]
+    dataset = load_shipped_splits("qm7x", test_fraction=0.1, seed=17)[SPLITS[0]]
     records = dataset.samples.get(np.arange(len(dataset.samples)))
     each = np.array([float(r["energy"][0]) / len(r["atomic_numbers"]) for r in records])
     batch_sizes: list[int] = []

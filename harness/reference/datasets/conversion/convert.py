@@ -28,7 +28,7 @@ from harness.reference.datasets.readers.registry import detect_format, get_forma
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
 from harness.reference.errors import InputError
 
-SPOOL_VERSION = 3  # a conversion does not resume from a spool of another version
+SPOOL_VERSION = 4  # a conversion does not resume from a spool of another version
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ def convert(conversion: Conversion, progress: Progress) -> dict[str, Any]:
     read = sum(s["read"] for s in summaries)
     splits = facts.pop("splits")
     facts["conversion"] = {
-        "read": read,
+        "structures_read": read,
         "written": sum(splits.values()),
-        "left_out": dict(left_out.most_common()),
-        "other_charges": sum(s["other_charges"] for s in summaries),
+        "excluded": dict(left_out.most_common()),
+        "excluded_by_charge": sum(s["other_charges"] for s in summaries),
         "examples": [text for s in summaries for text in s["examples"]][:20],
         "parts": len(parts),
         "workers": conversion.workers,
@@ -101,9 +101,9 @@ def convert(conversion: Conversion, progress: Progress) -> dict[str, Any]:
         "labels": facts.pop("labels"),
         "repeats": facts.pop("repeats"),
         "regrouped": facts.pop("regrouped"),
-        "stress_withheld": facts.pop("without_stress"),
+        "stress_without_label": facts.pop("without_stress"),
         "missing_labels": facts.pop("missing_labels"),
-        "passed_over": dict(passed_over),
+        "skipped_files": dict(passed_over),
         "splits": splits,
         **{name: value for name, value in asdict(conversion.rules).items() if name != "charges"},
     }

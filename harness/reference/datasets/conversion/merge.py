@@ -87,7 +87,8 @@ def merge(
         writer.note("left_out", sum(sum(s["left_out"].values()) for s in summaries) + tables.left_out.total())
     size = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
     return {
-        "dataset": {**about, "store_bytes": size},
+        "dataset": {("name" if key == "slug" else key): value for key, value in about.items()} | {"store_bytes": size},
+        "reference_energies": facts.pop("references"),
         **facts,
         "splits": dict(splits),
         "labels": ["energy", *["forces"] * tables.forces, *["stress"] * stress],

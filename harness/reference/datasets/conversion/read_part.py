@@ -77,8 +77,8 @@ class LabelCounts:
         """Return plain data, which `parse_label_counts` reads."""
         return {
             "structures": self.structures,
-            "without": dict(+self.without),
-            "left_out": dict(+self.left_out),
+            "missing": dict(+self.without),
+            "excluded": dict(+self.left_out),
             "remarks": [[kind, reason, count] for (kind, reason), count in self.remarks.items()],
         }
 
@@ -86,7 +86,7 @@ class LabelCounts:
 def parse_label_counts(plain: dict[str, Any]) -> LabelCounts:
     """Return the counts that to_json wrote."""
     remarks = Counter({(kind, reason): count for kind, reason, count in plain["remarks"]})
-    return LabelCounts(plain["structures"], Counter(plain["without"]), Counter(plain["left_out"]), remarks)
+    return LabelCounts(plain["structures"], Counter(plain["missing"]), Counter(plain["excluded"]), remarks)
 
 
 def format_count(count: int) -> str:

@@ -13,24 +13,24 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Halving:
-    """Rungs after least_epochs, eta least_epochs, eta^2 least_epochs, ... epochs; the best 1/eta of each continue.
+    """Rungs after min_epochs, eta min_epochs, eta^2 min_epochs, ... epochs; the best 1/eta of each continue.
 
     A trial is compared with those that reached the rung before it, so that the first ones always continue. A trial that
     reaches a rung again, after a restart of the search, replaces its earlier objective.
 
     Attributes:
         eta: One in eta trials continues.
-        least_epochs: Epochs at the first rung.
+        min_epochs: Epochs at the first rung.
     """
 
     eta: int
-    least_epochs: int
+    min_epochs: int
     _rungs: dict[int, dict[int, float]] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def is_rung(self, epochs: int) -> bool:
         """Return whether there is a rung after this number of epochs."""
-        rung = self.least_epochs
+        rung = self.min_epochs
         while rung < epochs:
             rung *= self.eta
         return rung == epochs

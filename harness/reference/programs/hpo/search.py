@@ -58,13 +58,13 @@ MAX_ATTEMPTS = 2  # of a trial whose nodes fail
 
 def run(config: HpoParameters, log: CaseLog, folder: Path) -> None:
     """Run the search, and write the runs of all trials to trials/, and results.csv in the format of DeepHyper."""
-    space = merge_spaces(config.space, config.own_space)
-    pool = NodePool.from_environment(config.nodes_per_trial, config.at_once)
+    space = merge_spaces(config.space, config.search_specific_space)
+    pool = NodePool.from_environment(config.nodes_per_trial, config.max_concurrent_trials)
     optimizer = Optimizer.create(
         space, config.objectives, seed=config.seed, initial_points=config.initial_points, folder=folder / "deephyper"
     )
     counts = optimizer.warm_up([Path(path).expanduser() for path in config.warm_start])
-    plain = config.model_dump(mode="json", exclude={"space", "own_space", "trial"})
+    plain = config.model_dump(mode="json", exclude={"space", "search_specific_space", "trial"})
     plain["trial"] = config.trial.model_dump(mode="json", exclude_unset=True)
     fact = msgspec.convert(plain, SearchFact)
     fact.space = {name: describe(choices) for name, choices in space.items()}
@@ -113,7 +113,7 @@ class Search:
         self.started = time.monotonic()
         self.calls = AskTellLog(self.folder / ORDER)
         halving = self.config.halving
-        self.halving = Halving(halving.eta, halving.least_epochs) if halving else None
+        self.halving = Halving(halving.eta, halving.min_epochs) if halving else None
         self.waiting: list[Trial] = []
         self.node_failures: Counter[int] = Counter()
         self.next_number = 0
@@ -134,13 +134,13 @@ class Search:
         if self.stop.is_set():
             raise InputError("interrupted; the same job continues from here")
         states = [result.state for _, result in self.results.values()]
-        if len(states) < self.config.evaluations and not self._has_time():
-            self.log.record_facts(HpoFacts(ended_early=f"{self.config.minutes:g} minutes are up"))
-        elif len(states) < self.config.evaluations:
+        if len(states) < self.config.max_trials and not self._has_time():
+            self.log.record_facts(HpoFacts(early_stop_reason=f"{self.config.minutes:g} minutes are up"))
+        elif len(states) < self.config.max_trials:
             raise InputError(
                 f"{self.pool.capacity} trials can run on the nodes that are left; {len(states)} have ended"
             )
-        if not any(state in ("done", "stopped") for state in states):
+        if not any(state in ("done", "pruned") for state in states):
             reasons = {result.reason for _, result in self.results.values()}
             raise InputError(f"none of {len(states)} trials came to an objective: {'; '.join(map(str, reasons))[:300]}")
         overhead = Overhead(optimizer_s=self.optimizer.seconds, search_s=time.monotonic() - self.started)
@@ -194,7 +194,7 @@ class Search:
             return None
         if self.waiting:
             return self.waiting.pop(0)
-        if len(self.results) + running >= self.config.evaluations:
+        if len(self.results) + running >= self.config.max_trials:
             return None
         trial = self._make_trial(self.next_number, self.optimizer.ask())
         self.next_number += 1
@@ -243,7 +243,7 @@ class Search:
         self.results[trial.number] = (trial, result)
         self.optimizer.tell(trial.configuration, objective_values(result))
         metrics = asdict(result.measured) if result.measured else {}
-        nodes = self.config.nodes_per_trial if result.nodes else 1.0 / self.config.at_once
+        nodes = self.config.nodes_per_trial if result.nodes else 1.0 / self.config.max_concurrent_trials
         self.log.write(
             TrialEvent(
                 trial=trial.number,
@@ -253,14 +253,14 @@ class Search:
                 reason=result.reason,
                 objective=result.measured.accuracy if result.measured else None,
                 **metrics,
-                began_s=result.began_s,
-                ended_s=result.ended_s,
+                start_time_s=result.start_time_s,
+                end_time_s=result.end_time_s,
                 nodes=result.nodes,
-                node_hours=nodes * (result.ended_s - result.began_s) / 3600.0,
+                node_hours=nodes * (result.end_time_s - result.start_time_s) / 3600.0,
                 folder=str(trial.folder.relative_to(self.folder)),
             )
         )
-        self.log.write(Progress(done=len(self.results), total=self.config.evaluations, what="trials"))
+        self.log.write(Progress(done=len(self.results), total=self.config.max_trials, activity="trials"))
         self._write_table()
 
     def _write_table(self) -> None:
@@ -270,12 +270,12 @@ class Search:
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow([*columns, "job_id", "job_status", "m:timestamp_submit", "m:timestamp_gather", "m:reason"])
-        first_s = min(result.began_s for _, result in self.results.values())
+        first_s = min(result.start_time_s for _, result in self.results.values())
         for trial, result in self.results.values():
             values = objective_values(result)
             failure = f"F_{result.state.replace(' ', '_')}"
             objectives = [values[objective] if values else failure for objective in self.config.objectives]
-            times = (result.began_s - first_s, result.ended_s - first_s)
+            times = (result.start_time_s - first_s, result.end_time_s - first_s)
             status = "DONE" if values else "FAILED"
             writer.writerow(
                 [*(trial.configuration[n] for n in names), *objectives, trial.number, status, *times, result.reason]
@@ -287,7 +287,7 @@ class Search:
 
 OBJECTIVES: Mapping[Objective, Callable[[TrialMetrics], float]] = {
     "accuracy": lambda metrics: metrics.accuracy,
-    "throughput": lambda metrics: metrics.graphs_per_s,
+    "throughput": lambda metrics: metrics.structures_per_s,
 }
 
 

@@ -25,7 +25,7 @@ from harness.reference.programs.hpo.halving import Halving
 from harness.reference.programs.hpo.nodes import Node
 from harness.reference.programs.hpo.space import BACKBONE
 
-State = Literal["done", "stopped", "failed", "not finite", "timeout", "lost"]
+State = Literal["done", "pruned", "failed", "diverged", "timeout", "lost"]
 RESULT, LAUNCH, NODES, LOCK = "trial.json", "launch.sh", "nodes", "lock"
 POLL_S = 0.1
 GRACE_S = 5.0
@@ -43,13 +43,13 @@ class TrialMetrics:
     Attributes:
         energy_mae_ev_per_atom: Validation error in the best epoch.
         force_mae_ev_per_a: Validation error in the best epoch.
-        graphs_per_s: Median throughput of all ranks over epochs.
+        structures_per_s: Median throughput of all ranks over epochs.
         epochs: Number of epochs.
     """
 
     energy_mae_ev_per_atom: float
     force_mae_ev_per_a: float
-    graphs_per_s: float
+    structures_per_s: float
     epochs: int
 
     @property
@@ -83,16 +83,16 @@ class Result:
         state: How it ended.
         reason: Why it did not succeed, if so.
         measured: Its metrics, if it has some.
-        began_s: Unix time of the start.
-        ended_s: Unix time of the end.
+        start_time_s: Unix time of the start.
+        end_time_s: Unix time of the end.
         nodes: Names of its nodes; none without a scheduler.
     """
 
     state: State
     reason: str | None
     measured: TrialMetrics | None
-    began_s: float
-    ended_s: float
+    start_time_s: float
+    end_time_s: float
     nodes: list[str]
 
 
@@ -136,7 +136,7 @@ def read_metrics(log: Sequence[events.Event]) -> TrialMetrics | None:
     best = next((e for e in reversed(epochs) if e.get("best")), None)
     if best is None:
         return None
-    rate = statistics.median(e["graphs_per_s"] for e in epochs)
+    rate = statistics.median(e["structures_per_s"] for e in epochs)
     energy_mae, force_mae = best["validation_energy_mae_ev_per_atom"], best["validation_force_mae_ev_per_a"]
     return TrialMetrics(energy_mae, force_mae, rate, len(epochs))
 
@@ -161,10 +161,10 @@ def run_trial(trial: Trial, nodes: list[Node], port: int, halving: Halving | Non
     Raises:
         Interrupted: The search must end.
     """
-    began_s = time.time()
+    start_time_s = time.time()
 
     def make_result(state: State, reason: str | None, metrics: TrialMetrics | None = None) -> Result:
-        return Result(state, reason, metrics, began_s, time.time(), [node.name for node in nodes])
+        return Result(state, reason, metrics, start_time_s, time.time(), [node.name for node in nodes])
 
     with (trial.folder / LOCK).open("a") as file, closing(FileLock(trial.folder / LOCK, file.fileno())) as lock:
         if not _acquire(lock, trial.limit_s, stop):
@@ -183,7 +183,7 @@ def run_trial(trial: Trial, nodes: list[Node], port: int, halving: Halving | Non
             _kill(process)
     log = events.read_last_events(trial.folder / events.EVENTS_FILE)
     if outcome is not None:
-        return make_result(*outcome, read_metrics(log) if outcome[0] == "stopped" else None)
+        return make_result(*outcome, read_metrics(log) if outcome[0] == "pruned" else None)
     return make_result(*classify_result(log, process.returncode, trial.folder))
 
 
@@ -194,11 +194,11 @@ def classify_result(
     metrics = read_metrics(log)
     if exit_code == 0 and any(e["event"] == "done" for e in log):
         if metrics is None or not math.isfinite(metrics.accuracy):
-            return "not finite", "no validation error", None
+            return "diverged", "no validation error", None
         return "done", None, metrics
     errors = [e for e in log if e["event"] == "error"]
     if any(e.get("kind") == NotFinite.__name__ for e in errors):
-        return "not finite", errors[-1]["message"], None
+        return "diverged", errors[-1]["message"], None
     if exit_code < 0:
         return "failed", f"killed by {signal.Signals(-exit_code).name}", None
     return (
@@ -233,7 +233,7 @@ class TrialMonitor:
             if time.monotonic() > deadline:
                 return "timeout", f"not ended within {self.trial.limit_s:g} s"
             if self.halving is not None and (reason := self._stop_reason(self.halving)):
-                return "stopped", reason
+                return "pruned", reason
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(POLL_S)
         return None

@@ -35,7 +35,7 @@ def log_physics(
     molecule = next((s for build in MOLECULES if is_known(s := build())), None)
     dtype = str(find_precision(config.precision).dtype).removeprefix("torch.")
     for number, prepared in enumerate(stages):
-        log.write(Progress(done=number, total=len(stages), what=f"physics: {prepared.stage.name}"))
+        log.write(Progress(done=number, total=len(stages), activity=f"physics: {prepared.stage.name}"))
         apply_allocator(prepared.stage, torch.device(config.device))
         rounds_to_bf16 = prepared.stage.name == "mixed_precision" or config.precision == "bf16"
         for violation in check_physics(

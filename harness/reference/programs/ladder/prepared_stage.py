@@ -111,10 +111,10 @@ def _warm_up(prepared: PreparedStage, model: FoundationModel, batches: Sequence[
     log.write(
         WarmUp(
             stage=prepared.stage.name,
-            first_s=first_s,
+            first_call_s=first_s,
             matrix_flops=prepared.work.matrix_flops,
-            flops=[Flops(of=of, dtype=dtype, flops=n) for (of, dtype), n in prepared.work.flops.items()],
-            bytes=traffic if prepared.stage.compiled else prepared.work.bytes,
+            flops=[Flops(operation=of, dtype=dtype, flops=n) for (of, dtype), n in prepared.work.flops.items()],
+            memory_traffic_bytes=traffic if prepared.stage.compiled else prepared.work.bytes,
             peak_bytes=prepared.peak_bytes,
         )
     )

@@ -60,18 +60,18 @@ def describe_workload(batches: Sequence[Batch], model: FoundationModel, config: 
             batch_size=len(batches[0].head),
             max_neighbours=neighbour_limit(model, config),
             elements=len(numbers),
-            elements_not_trained=numbers[~model.elements[numbers]].tolist(),
+            unseen_elements=numbers[~model.elements[numbers]].tolist(),
         ),
         gate=LadderGate(
             threshold=SKIP_THRESHOLD,
-            live_heads=[[HEADS[h] for h in find_active_heads(w)] for w in weights],
+            active_heads=[[HEADS[h] for h in find_active_heads(w)] for w in weights],
             mean_weight=dict(zip(HEADS, torch.cat(weights).mean(0).double().tolist(), strict=True)),
         ),
-        observed=observe(
+        runtime=observe(
             LadderObserved,
             model,
             config.device,
-            requested=config.precision,
+            precision=config.precision,
             positions=str(batches[0].positions.dtype),
             encoder_output=str(encoded.dtype),
         ),
@@ -93,7 +93,7 @@ def measure_ceilings(kinds: Mapping[Kind, Sizes | None], device: torch.device) -
         squares=[SquareRate(dtype=dtype, gflop_per_s=rate) for dtype, rate in squares.items()],
         products=[
             ProductRate(
-                of=of,
+                operation=of,
                 dtype=dtype,
                 sizes=list(sizes or SQUARE),
                 gflop_per_s=measure_rate(dtype, sizes, device) if sizes else squares[dtype],
@@ -126,7 +126,7 @@ def run(config: LadderParameters, log: CaseLog, folder: Path) -> None:
     stages: list[PreparedStage] = []
     total = len(config.stages) * (config.rounds + 1)
     for k, stage in enumerate(selected_stages(config)):
-        log.write(Progress(done=k, total=total, what=f"warm-up: {stage.name}"))
+        log.write(Progress(done=k, total=total, activity=f"warm-up: {stage.name}"))
         prepared = prepare_stage(stage, model, batches, log)
         if prepared is not None:
             stages.append(prepared)
@@ -160,7 +160,7 @@ def time_round(
     device = torch.device(config.device)
     start = number % len(stages)
     total = len(stages) * (config.rounds + 1)
-    log.write(Progress(done=len(stages) * (number + 1), total=total, what=f"round {number + 1}"))
+    log.write(Progress(done=len(stages) * (number + 1), total=total, activity=f"round {number + 1}"))
     for index, group in enumerate(groups):
         times: dict[str, tuple[float, float]] = {}
         outputs: dict[str, Prediction] = {}
@@ -172,12 +172,12 @@ def time_round(
             times[prepared.stage.name] = device_s, time.time()
             fom_client.post_figure_of_merit("structures_per_s", len(group) / device_s)
         reference = outputs.get("baseline")
-        for name, (device_s, ended_s) in times.items():
+        for name, (device_s, end_time_s) in times.items():
             errors = output_errors(outputs[name], reference, batch) if reference is not None else {}
             log.write(
                 LadderSample(
                     stage=name, round=number, batch=index, structures=len(group), device_s=device_s,
-                    ended_s=round(ended_s, 6), load_1min=load, energy_dtype=str(outputs[name].energy.dtype),
+                    end_time_s=round(end_time_s, 6), load_1min=load, energy_dtype=str(outputs[name].energy.dtype),
                     force_dtype=str(outputs[name].forces.dtype), **preparation_s, **errors,
                 )
             )  # fmt: skip

@@ -206,6 +206,6 @@ LADDER: tuple[Stage, ...] = tuple(
 
 def selected_stages(parameters: LadderParameters) -> tuple[Stage, ...]:
     """Return the stages of a case, in the order of the ladder."""
-    make = partial(mixed_precision, products=parameters.products)
+    make = partial(mixed_precision, products=parameters.matmul_precision)
     stages = [stage for stage in LADDER if stage.name in parameters.stages]
     return tuple(replace(stage, make=make) if stage.name == "mixed_precision" else stage for stage in stages)

@@ -40,30 +40,30 @@ def make_model(config: LadderParameters) -> tuple[FoundationModel, LadderModel]:
     """Return the frozen model in double precision on the CPU, and its facts."""
     if config.checkpoint is not None:
         model, notes = checkpoints.load_named(config.checkpoint)
-        held_out: Any = notes.get("held_out")
+        test_errors: Any = notes.get("test_errors")
     else:
         torch.manual_seed(config.seed)
-        model, held_out = FoundationModel(ModelConfig.from_parameters(config.model)), None
+        model, test_errors = FoundationModel(ModelConfig.from_parameters(config.model)), None
         model.mark_all_elements_known()
-        fix_gate(model, config.open_heads)
+        fix_gate(model, config.active_heads)
     fact = LadderModel(
         config=model.config.asdict(),
         trained=config.checkpoint is not None,
         parameters=sum(p.numel() for p in model.parameters()),
         checkpoint=config.checkpoint,
-        held_out=held_out,
+        test_errors=test_errors,
         untrained_heads=[name for name, trained in zip(HEADS, model.trained.tolist(), strict=True) if not trained],
-        open_heads_by_hand=None if config.checkpoint is not None else config.open_heads,
+        forced_active_heads=None if config.checkpoint is not None else config.active_heads,
     )
     return model.double().requires_grad_(False).eval(), fact
 
 
-def fix_gate(model: FoundationModel, open_heads: int) -> None:
-    """Set the gate to equal weights for the first `open_heads` branches and almost none for the others."""
+def fix_gate(model: FoundationModel, active_heads: int) -> None:
+    """Set the gate to equal weights for the first `active_heads` branches and almost none for the others."""
     with torch.no_grad():
         model.gate.last.weight.zero_()
         model.gate.last.bias.fill_(CLOSED_LOGIT)
-        model.gate.last.bias[:open_heads] = 0.0
+        model.gate.last.bias[:active_heads] = 0.0
 
 
 def make_structures(config: LadderParameters, count: int) -> list[Structure]:
@@ -74,8 +74,8 @@ def make_structures(config: LadderParameters, count: int) -> list[Structure]:
         pool = [s for name in CRYSTAL_SETS for s in load_structures(find_shipped_set(name))]
         order = np.random.default_rng(config.seed).permutation(len(pool))
         return [pool[k] for k in order[:count]]
-    assert config.structures is not None
-    return read_structures(Path(config.structures), count)
+    assert config.structure_file is not None
+    return read_structures(Path(config.structure_file), count)
 
 
 def neighbour_limit(model: FoundationModel, config: LadderParameters) -> int | None:
@@ -97,7 +97,7 @@ def prepare_batch(
     batch = batch.to(device, find_precision(config.precision).dtype)
     synchronize(device)
     t3 = time.perf_counter()
-    return batch, {"neighbours_s": t1 - t0, "collate_s": t2 - t1, "transfer_s": t3 - t2}
+    return batch, {"neighbour_lists_s": t1 - t0, "collation_s": t2 - t1, "transfer_s": t3 - t2}
 
 
 def make_groups(config: LadderParameters, model: FoundationModel, log: CaseLog) -> list[list[Structure]]:
@@ -123,6 +123,6 @@ def choose_batch_size(config: LadderParameters, model: FoundationModel, log: Cas
     peak = max(timing.measure_peak_bytes(lambda p=p: p(model, batch, weights), device) for p in eager)  # type: ignore[misc]
     free, structures = measure_free_bytes(device), len(batch.head)
     size = estimate_largest_batch(peak, structures, free)
-    fact = AutoBatchSize(chosen=size, free_bytes=free, probe_structures=structures, probe_peak_bytes=peak)
-    log.record_facts(LadderFacts(batch_size=fact))
+    fact = AutoBatchSize(batch_size=size, free_bytes=free, probe_structures=structures, probe_peak_bytes=peak)
+    log.record_facts(LadderFacts(auto_batch_size=fact))
     return size

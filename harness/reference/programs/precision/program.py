@@ -78,9 +78,12 @@ def run(config: PrecisionParameters, log: CaseLog, folder: Path) -> None:
     device = select_device(config.device, config.backend, RankInfo())
     model_config = ModelConfig.from_parameters(config.model)
     reach = NeighbourSpec(model_config.cutoff, model_config.max_neighbours)
-    names = config.sets or [s.name for s in SHIPPED_SETS]
+    names = config.datasets or [s.name for s in SHIPPED_SETS]
     parts = [
-        load_shipped_splits(s, held_out=config.held_out, seed=config.split_seed, limit=config.limit) for s in names
+        load_shipped_splits(
+            s, test_fraction=config.test_fraction, seed=config.split_seed, limit=config.max_structures_per_dataset
+        )
+        for s in names
     ]
     splits = {split: DatasetCollection([p[split] for p in parts if len(p[split].samples)], reach) for split in SPLITS}
     runs = [
@@ -110,7 +113,9 @@ def make_run(
     """Return a run of one precision; all runs start from the same weights, which single precision represents."""
     torch.manual_seed(config.seed)
     model = kind.apply(FoundationModel(model_config))
-    sampling = SamplingSpec(training.counts, "mixed", config.temperature, config.seed, config.steps * config.batch_size)
+    sampling = SamplingSpec(
+        training.counts, "mixed", config.sampling_temperature, config.seed, config.steps * config.batch_size
+    )
     sampler = DistributedSampler(sampling, 1, config.batch_size)
     feed = BatchLoader(
         training, sampler, kind.dtype, set_reference_energies(model, training), model_config.needs_triplets
@@ -138,22 +143,23 @@ def describe(
             "training": lambda c=c, x=labelled: compute_loss(c, x, config).backward(),  # type: ignore[misc]
             "inference": lambda c=c, x=labelled: predict_own_head(c.model, x[0], create_graph=False),  # type: ignore[misc]
         }
-        for task, call in calls.items():
+        for phase, call in calls.items():
             peak_bytes = timing.measure_peak_bytes(call, device)
-            memory.append(PeakMemory(task=task, precision=c.kind.name, peak_bytes=peak_bytes))
+            memory.append(PeakMemory(phase=phase, precision=c.kind.name, peak_bytes=peak_bytes))
         c.optimization.optimizer.zero_grad()
     return PrecisionFacts(
         model=PrecisionModel(config=first.config.asdict(), parameters=sum(p.numel() for p in first.parameters())),
         workload=PrecisionWorkload(
-            sets=[
-                TrainSet(set=d.name, head=HEADS[d.head], role=d.role, level=d.level) for d in splits[SPLITS[0]].datasets
+            datasets=[
+                TrainSet(dataset=d.name, head=HEADS[d.head], role=d.role, level=d.level)
+                for d in splits[SPLITS[0]].datasets
             ],
             batch_size=config.batch_size,
             steps=config.steps,
             seed=config.seed,
         ),
         memory=memory,
-        observed=observe(Observed, first, device, parameters=None, precisions=types),
+        runtime=observe(Observed, first, device, parameters=None, precisions=types),
     )
 
 
@@ -178,12 +184,12 @@ def train(runs: Sequence[PrecisionRun], config: PrecisionParameters, log: CaseLo
             c.finite = math.isfinite(losses[0])
             log.write(
                 PrecisionSample(
-                    task="training", precision=c.kind.name, round=step, discarded=step < config.discard,
-                    structures=config.batch_size, seconds=seconds, loss=losses[0] if c.finite else None,
+                    phase="training", precision=c.kind.name, round=step, is_warmup=step < config.timing_warmup_steps,
+                    structures=config.batch_size, duration_s=seconds, loss=losses[0] if c.finite else None,
                 )
             )  # fmt: skip
         if step % 10 == 0:
-            log.write(Progress(done=step, total=config.steps, what="training steps in each precision"))
+            log.write(Progress(done=step, total=config.steps, activity="training steps in each precision"))
 
 
 def take_step(c: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters, losses: list[float]) -> None:
@@ -209,7 +215,7 @@ def evaluate(
 def inference_model(trained: PrecisionRun, config: PrecisionParameters, log: CaseLog) -> FoundationModel:
     """Return the model whose predictions are compared: the checkpoint, or the model of a run."""
     steps = None if config.checkpoint else config.steps
-    log.record_facts(PrecisionFacts(predicting=WeightSource(checkpoint=config.checkpoint, steps=steps)))
+    log.record_facts(PrecisionFacts(weights=WeightSource(checkpoint=config.checkpoint, steps=steps)))
     if config.checkpoint is None:
         return trained.model
     model, _ = checkpoints.load_named(config.checkpoint)
@@ -246,10 +252,15 @@ def predict(
             seconds = timing.time_call(partial(predict_all, models[name], batches[name]), device)
             log.write(
                 PrecisionSample(
-                    task="inference", precision=name, round=number, discarded=False, structures=total, seconds=seconds
+                    phase="inference",
+                    precision=name,
+                    round=number,
+                    is_warmup=False,
+                    structures=total,
+                    duration_s=seconds,
                 )
             )
-        log.write(Progress(done=number + 1, total=config.rounds, what="rounds of predictions"))
+        log.write(Progress(done=number + 1, total=config.rounds, activity="rounds of predictions"))
 
 
 def predict_all(model: FoundationModel, batches: Sequence[LabelledBatch]) -> None:
@@ -271,10 +282,10 @@ def prediction_errors(
     batch, labels = reference
     known = labels.force_mask.squeeze(1) > 0
     values = {
-        "energy_off_mean_ev_per_atom": ((energy - exact_energy).abs() / batch.atoms).mean(),
-        "energy_off_max_ev_per_atom": ((energy - exact_energy).abs() / batch.atoms).max(),
-        "force_off_mean_ev_per_a": (forces - exact_forces).abs().mean(),
-        "force_off_max_ev_per_a": (forces - exact_forces).abs().max(),
+        "energy_deviation_mean_ev_per_atom": ((energy - exact_energy).abs() / batch.atoms).mean(),
+        "energy_deviation_max_ev_per_atom": ((energy - exact_energy).abs() / batch.atoms).max(),
+        "force_deviation_mean_ev_per_a": (forces - exact_forces).abs().mean(),
+        "force_deviation_max_ev_per_a": (forces - exact_forces).abs().max(),
         "force_scale_ev_per_a": exact_forces.abs().max(),
         "energy_mae_ev_per_atom": ((energy - labels.residual_energy).abs() / batch.atoms).mean(),
         "force_mae_ev_per_a": (forces - labels.forces)[known].abs().mean(),

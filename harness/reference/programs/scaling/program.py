@@ -3,7 +3,7 @@
 Batches of shipped sets or stores are prepared in a thread during the step before. Epochs run without a barrier, and
 each rank records its own step times; the first epoch is discarded, as in the paper. Another pass over the batches of
 the last epoch, without exchange of gradients, separates computation from communication: 1 - sum of `compute_only`
-seconds / sum of `busy` seconds of the last epoch's samples is the share of communication. Gradient and parameters of
+seconds / sum of `busy_s` of the last epoch's samples is the share of communication. Gradient and parameters of
 the ranks are compared with those of one process.
 """
 
@@ -117,7 +117,7 @@ def run(config: DataParallelParameters, log: CaseLog, folder: Path) -> None:
     model_config = ModelConfig.from_parameters(config.model, max_neighbours=config.max_neighbours)
     corpus = open_corpus(config, NeighbourSpec(model_config.cutoff, config.max_neighbours), rank_info)
     kind = find_precision(config.precision)
-    sampling = SamplingSpec(corpus.counts, config.sampling, config.temperature, config.seed)
+    sampling = SamplingSpec(corpus.counts, config.sampling, config.sampling_temperature, config.seed)
     torch.manual_seed(config.seed)
     model = kind.apply(FoundationModel(model_config))
     model.gate.requires_grad_(False)
@@ -133,12 +133,12 @@ def run(config: DataParallelParameters, log: CaseLog, folder: Path) -> None:
 def open_corpus(config: DataParallelParameters, reach: NeighbourSpec, rank_info: RankInfo) -> DatasetCollection:
     """Return the datasets of the case; collective for stores."""
     if not config.stores:
-        names = config.sets or [s.name for s in SHIPPED_SETS]
+        names = config.datasets or [s.name for s in SHIPPED_SETS]
         return DatasetCollection([load_shipped(name, config.atoms) for name in names], reach)
-    comm = get_mpi_world(rank_info) if rank_info.size > 1 and config.read in ("shared", "distributed") else None
+    comm = get_mpi_world(rank_info) if rank_info.size > 1 and config.read_mode in ("shared", "distributed") else None
     paths = find_stores(Path(config.stores).expanduser())
     datasets = [
-        open_dataset(path, reach, config.read, comm=comm, width=config.width, backend=config.store_backend)
+        open_dataset(path, reach, config.read_mode, comm=comm, width=config.replica_ranks, backend=config.store_backend)
         for path in paths
     ]
     require_forces(datasets, config.force_weight)
@@ -153,21 +153,25 @@ def scale(
         fitted.copy_(team.broadcast(fitted))
     log.record_facts(describe(model, feed, config, team))
     replica = wrap_ddp(PerGraphErrors(model))
-    error, counted, graphs = gradient_error(replica, MultiTaskLoss(config.force_weight, config.batch_size), feed, team)
-    check = GradientCheck(ranks=counted, graphs=graphs)
+    error, counted, structures = gradient_error(
+        replica, MultiTaskLoss(config.force_weight, config.batch_size), feed, team
+    )
+    check = GradientCheck(ranks=counted, structures=structures)
     log.record_facts(DataParallelFacts(gradient_error=error, gradient_check=check))
 
     def load_batch(step: int) -> LabelledBatch:
         return feed.batch(feed.select_indices(step, team.rank), team.device)
 
     steps = range((config.epochs + 1) * config.steps)
-    with Prefetch(load_batch, steps, depth=config.ahead, samples=feed.corpus.samples) as ahead:
+    with Prefetch(load_batch, steps, depth=config.prefetch_batches, samples=feed.corpus.samples) as ahead:
         scaling = Scaling(replica, ahead, config, team, log)
         batches: list[LabelledBatch] = []
         for number in range(config.epochs):
             batches = scaling.run_epoch(number)
         divergence = parameter_divergence(model, team)
-        log.record_facts(DataParallelFacts(throughput_graphs_per_s=scaling.throughput, parameter_divergence=divergence))
+        log.record_facts(
+            DataParallelFacts(throughput_structures_per_s=scaling.throughput, parameter_divergence=divergence)
+        )
         scaling.time_computation(batches)
         scaling.time_exchange()
         scaling.time_regions(model, feed)
@@ -187,15 +191,15 @@ def describe(
             trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         ),
         workload=ScalingWorkload(
-            sets=[
-                ScalingSet(set=d.name, role=d.role, level=d.level, structures=len(d.samples), samples_per_epoch=n)
+            datasets=[
+                ScalingSet(dataset=d.name, role=d.role, level=d.level, structures=len(d.samples), samples_per_epoch=n)
                 for d, n in zip(corpus.datasets, feed.sampler.draws.tolist(), strict=True)
             ],
             structures=structures,
             atoms=list(config.atoms) if config.atoms else None,
-            read=config.read if config.stores else "preload",
+            read_mode=config.read_mode if config.stores else "preload",
             sampling=config.sampling,
-            temperature=config.temperature,
+            sampling_temperature=config.sampling_temperature,
             batch_size=config.batch_size,
             global_batch_size=config.batch_size * rank_info.size,
             steps=config.steps,
@@ -204,11 +208,11 @@ def describe(
             max_neighbours=config.max_neighbours,
             seed=config.seed,
         ),
-        observed=observe(
+        runtime=observe(
             ScalingObserved,
             model,
             config.device,
-            requested=config.precision,
+            precision=config.precision,
             world_size=rank_info.size,
             backend=config.backend,
         ),

@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.data_parallel import (
     REGIONS,
+    AllReduce,
     ComputeOnly,
     DataParallelParameters,
-    Exchange,
     LocalStep,
     Region,
     ScalingEpoch,
@@ -109,7 +109,9 @@ class Scaling:
     def run_epoch(self, number: int) -> list[LabelledBatch]:
         """Train one epoch, log its samples, and return its batches."""
         config, team = self.config, self.team
-        self.log.write(Progress(done=number * config.steps, total=config.epochs * config.steps, what="training steps"))
+        self.log.write(
+            Progress(done=number * config.steps, total=config.epochs * config.steps, activity="training steps")
+        )
         batches: list[LabelledBatch] = []
         team.barrier()
         timing = time_epoch(
@@ -121,28 +123,30 @@ class Scaling:
         )
         times = torch.tensor([timing.seconds, timing.waits.sum()], dtype=torch.float64)
         slowest, mean = team.all_reduce_max(times).tolist(), team.all_reduce_mean(times).tolist()
-        graphs = team.size * config.batch_size * config.steps
-        discarded = number == 0
+        structures = team.size * config.batch_size * config.steps
+        is_warmup = number == 0
         self.log.write(
             ScalingEpoch(
-                epoch=number, discarded=discarded, graphs=graphs, train_s=slowest[0], train_s_mean=mean[0],
-                wait_s=slowest[1], wait_s_mean=mean[1],
+                epoch=number, is_warmup=is_warmup, structures=structures, train_s=slowest[0], train_mean_s=mean[0],
+                wait_s=slowest[1], wait_mean_s=mean[1],
             )
         )  # fmt: skip
-        if not discarded:
-            self.throughput.append(graphs / slowest[0])
-            fom_client.post_figure_of_merit("graphs_per_s", graphs / slowest[0])
+        if not is_warmup:
+            self.throughput.append(structures / slowest[0])
+            fom_client.post_figure_of_merit("structures_per_s", structures / slowest[0])
         self._log_samples(number, timing, batches)
-        self._log_own_steps(number, timing.busy, batches, exchanged=team.size > 1)
+        self._log_local_steps(number, timing.busy, batches, synchronized=team.size > 1)
         return batches
 
-    def _log_own_steps(self, epoch: int, busy: Tensor, batches: Sequence[LabelledBatch], *, exchanged: bool) -> None:
+    def _log_local_steps(
+        self, epoch: int, busy: Tensor, batches: Sequence[LabelledBatch], *, synchronized: bool
+    ) -> None:
         """Log the steps of this rank with the sizes of its batches; only rank 0 has a log."""
         for step, (seconds, (batch, _)) in enumerate(zip(busy.tolist(), batches, strict=False)):
             self.log.write(
                 LocalStep(
-                    epoch=epoch, step=step, discarded=epoch == 0, exchanged=exchanged, busy=seconds,
-                    graphs=len(batch.head), atoms=len(batch.numbers), edges=len(batch.receiver),
+                    epoch=epoch, step=step, is_warmup=epoch == 0, gradients_synchronized=synchronized, busy_s=seconds,
+                    structures=len(batch.head), atoms=len(batch.numbers), edges=len(batch.receiver),
                 )
             )  # fmt: skip
 
@@ -164,9 +168,9 @@ class Scaling:
                 raise InputError(f"the loss is {loss} at epoch {epoch}, step {step}")
             self.log.write(
                 ScalingSample(
-                    epoch=epoch, step=step, discarded=epoch == 0, seconds=slowest, seconds_mean=mean, busy=busy,
-                    wait_mean=wait, graphs=self.team.size * self.config.batch_size, atoms=atoms, edges=edges,
-                    atoms_most=largest[0], edges_most=largest[1], loss=loss,
+                    epoch=epoch, step=step, is_warmup=epoch == 0, duration_s=slowest, duration_mean_s=mean, busy_s=busy,
+                    wait_mean_s=wait, structures=self.team.size * self.config.batch_size, atoms=atoms, edges=edges,
+                    atoms_max=largest[0], edges_max=largest[1], loss=loss,
                 )
             )  # fmt: skip
 
@@ -182,8 +186,8 @@ class Scaling:
         ).busy
         slowest, mean = self.team.all_reduce_max(seconds).tolist(), self.team.all_reduce_mean(seconds).tolist()
         for step in range(len(batches)):
-            self.log.write(ComputeOnly(step=step, seconds=slowest[step], seconds_mean=mean[step]))
-        self._log_own_steps(self.config.epochs, seconds, batches, exchanged=False)
+            self.log.write(ComputeOnly(step=step, duration_s=slowest[step], duration_mean_s=mean[step]))
+        self._log_local_steps(self.config.epochs, seconds, batches, synchronized=False)
 
     def time_exchange(self) -> None:
         """Time all-reduces alone: of the whole gradient, and of one number, for the latency."""
@@ -196,7 +200,7 @@ class Scaling:
                 self.team.barrier()
                 seconds = self.team.time_all_reduce(values)
                 if repeat:  # the first one includes one-time costs
-                    self.log.write(Exchange(bytes=values.nbytes, seconds=seconds))
+                    self.log.write(AllReduce(bytes=values.nbytes, duration_s=seconds))
 
     def time_regions(self, model: FoundationModel, feed: BatchLoader) -> None:
         """Time the regions of some steps; the first step, which includes one-time costs, is discarded."""
@@ -217,7 +221,7 @@ class Scaling:
         for step in range(1, len(times)):
             for k, name in enumerate(REGIONS):
                 seconds, seconds_mean = slowest[step, k].item(), mean[step, k].item()
-                self.log.write(Region(step=step, name=name, seconds=seconds, seconds_mean=seconds_mean))
+                self.log.write(Region(step=step, name=name, duration_s=seconds, duration_mean_s=seconds_mean))
 
 
 def graph_sizes(batches: Sequence[LabelledBatch]) -> list[tuple[float, float]]:

@@ -15,6 +15,7 @@ from scipy.stats import wasserstein_distance  # type: ignore[import-untyped]
 
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.assessment import (
+    Assessment,
     Calibration,
     Elements,
     Embedding,
@@ -22,7 +23,6 @@ from harness.protocol.programs.assessment import (
     Overlap,
     RelaxedCandidate,
     SpotLabel,
-    Trust,
     Uncertainty,
     Unlabelled,
     Unrelaxed,
@@ -76,7 +76,7 @@ class FinishedScreening:
     best: Sequence[int]
 
 
-def assess(config: Trust, screening: FinishedScreening, log: CaseLog, folder: Path) -> None:
+def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folder: Path) -> None:
     """Assess a screening on the CPU in double precision, and log the results."""
     model, workload = screening.model.to("cpu").double(), screening.workload
     model.autocast = None
@@ -84,7 +84,11 @@ def assess(config: Trust, screening: FinishedScreening, log: CaseLog, folder: Pa
     indices = sample_candidates(screening.parts, config.sample, rng)
     candidates = [workload.structure(k) for k in indices]
     training, validation, test = (
-        [s for structures in training_structures(split, config.known_limit).values() for s in structures]
+        [
+            s
+            for structures in training_structures(split, config.reference_structures_per_dataset).values()
+            for s in structures
+        ]
         for split in (0, 1, 2)
     )
     reference = embed(model, training)
@@ -102,7 +106,7 @@ def assess(config: Trust, screening: FinishedScreening, log: CaseLog, folder: Pa
         config.false_alarm,
     )
     threshold = calibration.threshold
-    log.write(Calibration(**asdict(calibration), strange=OOD_STRUCTURES))
+    log.write(Calibration(**asdict(calibration), ood_structures=OOD_STRUCTURES))
     log_overlap(reference, others, training, candidates, log)
     log_projection(reference, {**others, **ood}, log)
     covered = select_covered(model, candidates, log)
@@ -112,10 +116,10 @@ def assess(config: Trust, screening: FinishedScreening, log: CaseLog, folder: Pa
     best = [(k, workload.structure(k)) for k in screening.best[: config.relaxed]]
     relaxations, failed = relax(model, best, steps=config.relax_steps, folder=folder)
     for relaxation in relaxations:
-        row = {"event": "relaxed", **asdict(relaxation), **workload.describe(relaxation.candidate)}
+        row = {"event": "relaxation", **asdict(relaxation), **workload.describe(relaxation.candidate)}
         log.write(msgspec.convert(row, RelaxedCandidate))
     if failed:
-        log.write(Unrelaxed(of=len(best), reasons=dict(failed)))
+        log.write(Unrelaxed(candidates=len(best), reasons=dict(failed)))
 
 
 def select_covered(model: FoundationModel, candidates: Sequence[Structure], log: CaseLog) -> NDArray[np.int64]:
@@ -170,7 +174,7 @@ def log_overlap(
                 structures=len(scores),
                 wasserstein=[round(w, 4) for w in distances],
                 mean=round(float(np.mean(distances)), 4),
-                beyond=float((np.abs(scores) > MAX_DEVIATION).any(axis=1).mean()),
+                outside_range_fraction=float((np.abs(scores) > MAX_DEVIATION).any(axis=1).mean()),
             )
         )
     trained, screened = (
@@ -180,7 +184,7 @@ def log_overlap(
         Elements(
             trained={str(z): n for z, n in sorted(trained.items())},
             candidates={str(z): n for z, n in sorted(screened.items())},
-            never_seen=sorted(set(screened) - set(trained)),
+            unseen_elements=sorted(set(screened) - set(trained)),
         )
     )
 
@@ -204,7 +208,7 @@ def log_projection(reference: Array, others: dict[str, Array], log: CaseLog) -> 
 
 @torch.no_grad()
 def estimate_uncertainty(
-    config: Trust,
+    config: Assessment,
     model: FoundationModel,
     candidates: Sequence[Structure],
     flagged: NDArray[np.bool_],
@@ -258,7 +262,7 @@ def _ensemble_deviation(models: Sequence[FoundationModel], batch: Batch) -> floa
 
 
 def log_labels(
-    config: Trust,
+    config: Assessment,
     model: FoundationModel,
     notes: dict[str, object],
     workload: Workload,
@@ -274,30 +278,30 @@ def log_labels(
     head = find_labelled_head(notes)
     if not isinstance(workload, CrystalWorkload) or head is None:
         why = "no head of this checkpoint was trained at a level that is at hand" if head is None else "not crystals"
-        log.write(Unlabelled(why=why))
+        log.write(Unlabelled(reason=why))
         return
     space = restrict_to_head(workload.space, model, head)
     indices = rng.integers(0, len(space), 20 * config.labelled).tolist()
     try:
         labels = label_candidates(model, space, indices, head, count=config.labelled, seconds=config.label_seconds)
     except ModuleNotFoundError as error:
-        log.write(Unlabelled(why=f"{error}: pip install 'gfm-harness[labels]'"))
+        log.write(Unlabelled(reason=f"{error}: pip install 'gfm-harness[labels]'"))
         return
     structures = [space.structure(k) for k in labels.index]
     distances = compute_distances(near, embed(model, structures)) if structures else np.zeros(0)
-    columns = (labels.index, labels.off_ev_per_atom, labels.force_off_ev_per_a, distances.tolist())
+    columns = (labels.index, labels.energy_error_ev_per_atom, labels.force_error_ev_per_a, distances.tolist())
     for index, off, force_off, distance in zip(*columns, strict=True):
         log.write(
             SpotLabel(
                 head=labels.head,
                 level=labels.level,
                 formula=space.formula(space.block(index, index + 1)[0])[0],
-                off_ev_per_atom=off,
-                force_off_ev_per_a=force_off,
+                energy_error_ev_per_atom=off,
+                force_error_ev_per_a=force_off,
                 distance=distance,
                 flagged=distance > threshold,
             )
         )
     if labels.failed or len(labels.index) < config.labelled:
         why = f"{len(labels.index)} of {config.labelled} labelled"
-        log.write(Unlabelled(why=why, failed=dict(labels.failed)))
+        log.write(Unlabelled(reason=why, failed=dict(labels.failed)))

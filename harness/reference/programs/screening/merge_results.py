@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.protocol.programs.screening import Proof
+from harness.protocol.programs.screening import Verification
 from harness.reference.distributed.group import ProcessGroup
 from harness.reference.distributed.launch import shard
 from harness.reference.errors import InputError
@@ -42,7 +42,7 @@ def screening_identity(
     return digest.hexdigest()[:32]
 
 
-def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str, team: ProcessGroup) -> Proof:
+def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str, team: ProcessGroup) -> Verification:
     """Verify that the files cover every selected part once; collective.
 
     Each rank reads its share of the files. The sum of their checksums is compared with that of the indices themselves,
@@ -71,7 +71,7 @@ def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str,
         raise InputError(
             f"results: {count} parts are there for {len(parts.selected)}, checksum {actual:016x} for {expected:016x}"
         )
-    return Proof(
+    return Verification(
         parts=count,
         candidates=candidates,
         evaluated=evaluated,
@@ -121,7 +121,7 @@ def global_top_k(local: Scores, retention: Retention, team: ProcessGroup) -> Sco
         retention: The retention.
         team: The ranks.
     """
-    values = local.column(retention.by).astype(float) * (-1 if retention.highest else 1)
+    values = local.column(retention.column).astype(float) * (-1 if retention.descending else 1)
     ends = team.all_reduce_max(torch.tensor([-values.min(initial=np.inf), values.max(initial=-np.inf)])).tolist()
     low, high = -ends[0], ends[1]
     for _ in range(MAX_BISECTIONS):

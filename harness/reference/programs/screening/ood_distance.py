@@ -37,18 +37,18 @@ class OodCalibration:
 
     Attributes:
         threshold: Distance above which a structure is flagged.
-        share: Share flagged of the held-out structures that set the threshold.
+        flagged_fraction: Fraction of the held-out structures that set the threshold.
         false_alarms: Share flagged of other held-out structures.
-        calibrated_on: Number of structures that set the threshold.
-        tested_on: Number of other held-out structures.
+        calibration_structures: Number of structures that set the threshold.
+        test_structures: Number of other held-out structures.
         detected: Share flagged of out-of-distribution structures, by kind.
     """
 
     threshold: float
-    share: float
+    flagged_fraction: float
     false_alarms: float
-    calibrated_on: int
-    tested_on: int
+    calibration_structures: int
+    test_structures: int
     detected: dict[str, float]
 
 
@@ -106,10 +106,10 @@ def calibrate(known: Array, test: Array, ood: dict[str, Array], false_alarm: flo
     threshold = float(np.quantile(known, 1.0 - false_alarm))
     return OodCalibration(
         threshold=threshold,
-        share=float((known > threshold).mean()),
+        flagged_fraction=float((known > threshold).mean()),
         false_alarms=float((test > threshold).mean()),
-        calibrated_on=len(known),
-        tested_on=len(test),
+        calibration_structures=len(known),
+        test_structures=len(test),
         detected={kind: float((distances > threshold).mean()) for kind, distances in ood.items()},
     )
 
@@ -123,7 +123,7 @@ def training_structures(split: int, limit: int) -> dict[str, list[Structure]]:
     """
     structures = {}
     for entry in SHIPPED_SETS:
-        part = load_shipped_splits(entry.name, held_out=0.1, seed=SEED)[SPLITS[split]]
+        part = load_shipped_splits(entry.name, test_fraction=0.1, seed=SEED)[SPLITS[split]]
         records = part.samples.get(np.arange(min(limit, len(part.samples))))
         structures[entry.name] = [
             Structure(

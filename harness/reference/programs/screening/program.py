@@ -16,8 +16,9 @@ from pathlib import Path
 import msgspec
 import torch
 
+from harness.protocol.case import upgrade_case
 from harness.protocol.events import CaseLog
-from harness.protocol.programs.assessment import Trust
+from harness.protocol.programs.assessment import Assessment
 from harness.protocol.programs.screening import (
     BestCandidate,
     EarlierParts,
@@ -71,21 +72,21 @@ DISTANCE_FILE = "familiar.safetensors"
 def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
     """Screen the parts that no earlier attempt has screened, verify the coverage, and merge the results."""
     rank_info = launch.detect_rank(os.environ)
-    if config.judges:
+    if config.assess_only:
         if rank_info.rank == 0:
-            assess_earlier(state.find_previous_case(folder), config.trust or Trust(), log, folder)
+            assess_earlier(state.find_previous_case(folder), config.assessment or Assessment(), log, folder)
         return
     device = select_device(config.device, config.backend, rank_info)
     model, notes = load_model(config)
     workload = build_workload(config.workload, model)
-    retention = Retention.from_parameters(config.keep)
+    retention = Retention.from_parameters(config.retention)
     parts = IndexPartition.for_candidates(workload.total, config.part, config.candidates)
     with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
         scorer = build_scorer(model, config, device, team, folder)
-        if retention.by not in scorer.names:
-            raise InputError(f"keep by {retention.by!r}: expected one of {', '.join(scorer.names)}")
-        if retention.most_distance < float("inf") and not config.distance:
-            raise InputError("keep: most_distance needs `distance: true`")
+        if retention.column not in scorer.names:
+            raise InputError(f"retention.column {retention.column!r}: expected one of {', '.join(scorer.names)}")
+        if retention.max_distance < float("inf") and not config.distance:
+            raise InputError("retention: max_distance needs `distance: true`")
         identity = screening_identity(model, workload, parts, scorer.names, retention)
         describe(config, workload, parts, scorer, log)
         screen(
@@ -94,23 +95,23 @@ def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
                 identity=identity, team=team, log=log,
             )
         )  # fmt: skip
-        if config.trust is not None and rank_info.rank == 0:
-            assess(config.trust, FinishedScreening(model, notes, workload, parts, read_best(folder)), log, folder)
+        if config.assessment is not None and rank_info.rank == 0:
+            assess(config.assessment, FinishedScreening(model, notes, workload, parts, read_best(folder)), log, folder)
         team.barrier()
 
 
-def assess_earlier(earlier: Path, trust: Trust, log: CaseLog, folder: Path) -> None:
+def assess_earlier(earlier: Path, assessment: Assessment, log: CaseLog, folder: Path) -> None:
     """Assess the screening in another folder; raise InputError if it is not finished."""
     if not (earlier / BEST).exists():
-        raise InputError(f"judges: {earlier} has no {BEST}: no screening has finished there")
-    case = json.loads((earlier / "case.json").read_text(encoding="utf-8"))
+        raise InputError(f"assess_only: {earlier} has no {BEST}: no screening has finished there")
+    case = upgrade_case(json.loads((earlier / "case.json").read_text(encoding="utf-8")))
     config = parse_parameters("screening", case["parameters"])
     assert isinstance(config, ScreeningParameters)
     model, notes = load_model(config)
     workload = build_workload(config.workload, model)
     parts = IndexPartition.for_candidates(workload.total, config.part, config.candidates)
-    log.record_facts(ScreeningFacts(judged=earlier.name))
-    assess(trust, FinishedScreening(model, notes, workload, parts, read_best(earlier)), log, folder)
+    log.record_facts(ScreeningFacts(assessed_folder=earlier.name))
+    assess(assessment, FinishedScreening(model, notes, workload, parts, read_best(earlier)), log, folder)
 
 
 def load_model(config: ScreeningParameters) -> tuple[FoundationModel, dict[str, object]]:
@@ -129,12 +130,14 @@ def build_scorer(
     model: FoundationModel, config: ScreeningParameters, device: torch.device, team: ProcessGroup, folder: Path
 ) -> ModelScorer:
     """Build the scorer of batches on the device of this rank; collective."""
-    message_backend = select_backend(config.messages, model.config.backbone, team)
+    message_backend = select_backend(config.message_backend, model.config.backbone, team)
     score: Score = partial(energies_only if config.energy_only else with_forces, fused=message_backend.fused)
     torch._dynamo.config.trace_autograd_ops = True
     compiled = torch.compile(score, dynamic=True) if config.compile else None
     distance = (
-        fit_training_distance(model, config.known_limit, team, folder / DISTANCE_FILE) if config.distance else None
+        fit_training_distance(model, config.reference_structures_per_dataset, team, folder / DISTANCE_FILE)
+        if config.distance
+        else None
     )
     names = column_names(forces=not config.energy_only, distance=config.distance)
     dtype = find_precision(config.precision).dtype
@@ -161,12 +164,12 @@ def describe(
     log.record_facts(
         ScreeningFacts(
             workload=msgspec.convert(plain, ScreeningWorkload),
-            screened=ScreeningScope(parts=len(parts.selected), part=parts.size, candidates=parts.candidates),
+            scope=ScreeningScope(parts=len(parts.selected), part=parts.size, candidates=parts.candidates),
             model=ScreeningModel(
                 checkpoint=config.checkpoint, config=model.config.asdict(), precision=config.precision,
                 parameters=sum(p.numel() for p in model.parameters()), columns=list(scorer.names),
                 compiled=config.compile, device=str(scorer.device), threads=torch.get_num_threads(),
-                messages=scorer.messages.messages, why_plain=scorer.messages.why_plain,
+                message_backend=scorer.messages.messages, unfused_reason=scorer.messages.unfused_reason,
             ),
         )
     )  # fmt: skip
@@ -204,8 +207,10 @@ def screen(screening: Screening) -> None:
     rank_info, folder = screening.team.rank_info, screening.folder / result_segments.FOLDER
     is_merged = rank_info.rank == 0 and not folder.exists() and bool(results_files(screening.folder))
     if screening.team.broadcast_object(0, is_merged):
-        proof = verify_coverage(results_files(screening.folder), screening.parts, screening.identity, screening.team)
-        screening.log.write(msgspec.structs.replace(proof, before=True))
+        verification = verify_coverage(
+            results_files(screening.folder), screening.parts, screening.identity, screening.team
+        )
+        screening.log.write(msgspec.structs.replace(verification, finished_earlier=True))
         return
     folder.mkdir(parents=True, exist_ok=True)
     finished = scan_earlier_results(screening, folder)
@@ -215,16 +220,16 @@ def screen(screening: Screening) -> None:
     def report_progress(candidates: int) -> None:
         nonlocal done
         done += candidates * rank_info.size
-        screening.log.write(Progress(done=min(done, total), total=total, what="candidates"))
+        screening.log.write(Progress(done=min(done, total), total=total, activity="candidates"))
 
     worker = ScreeningWorker(
         workload=screening.workload, parts=screening.parts, scorer=screening.scorer, retention=screening.retention,
         folder=folder, identity=screening.identity, rank=rank_info.rank, edges=screening.config.edges,
-        ahead=screening.config.ahead, commit_s=screening.config.commit_s, on_progress=report_progress,
+        ahead=screening.config.prefetch_batches, commit_s=screening.config.commit_s, on_progress=report_progress,
     )  # fmt: skip
     stats = worker.run(shard(remaining, rank_info.rank, rank_info.size))
     for number, plain in enumerate(screening.team.gather(stats.plain())):
-        screening.log.write(msgspec.convert({"event": "rank", "rank": number, **plain}, RankWork))
+        screening.log.write(msgspec.convert({"event": "rank_summary", "rank": number, **plain}, RankWork))
     screening.team.barrier()
     files = screening.team.broadcast_object(0, sorted(folder.glob("*.bp")) if rank_info.rank == 0 else [])
     screening.log.write(verify_coverage(files, screening.parts, screening.identity, screening.team))
@@ -242,12 +247,14 @@ def scan_earlier_results(screening: Screening, folder: Path) -> dict[int, int]:
     paths = screening.team.broadcast_object(0, sorted(folder.glob("*")) if rank_info.rank == 0 else [])
     scan = result_segments.scan_segments(shard(paths, rank_info.rank, rank_info.size), screening.identity)
     parts: dict[int, int] = {}
-    useless: list[str] = []
-    for parts_of_rank, useless_of_rank in screening.team.all_gather(scan):
+    unusable_files: list[str] = []
+    for parts_of_rank, unusable_of_rank in screening.team.all_gather(scan):
         parts |= parts_of_rank
-        useless += useless_of_rank
+        unusable_files += unusable_of_rank
     if paths:
-        screening.log.write(EarlierParts(parts=len(parts), files=len(paths) - len(useless), useless=useless))
+        screening.log.write(
+            EarlierParts(parts=len(parts), files=len(paths) - len(unusable_files), unusable_files=unusable_files)
+        )
     return parts
 
 
@@ -295,7 +302,7 @@ def write_best(screening: Screening, best: Scores) -> None:
                 writer.writeheader()
             writer.writerow(row)
             if k < LOGGED_ROWS:
-                screening.log.write(msgspec.convert({"event": "best", "place": k + 1, **row}, BestCandidate))
+                screening.log.write(msgspec.convert({"event": "best", "position": k + 1, **row}, BestCandidate))
     os.replace(part, screening.folder / BEST)
 
 

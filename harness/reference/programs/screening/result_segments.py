@@ -180,7 +180,7 @@ def scan_segments(paths: Iterable[Path], identity: str) -> tuple[dict[int, int],
         ForeignResults: A file belongs to another screening; it is not deleted.
     """
     parts: dict[int, int] = {}
-    useless = []
+    unusable_files = []
     for path in paths:
         try:
             if path.suffix != ".bp":
@@ -189,9 +189,9 @@ def scan_segments(paths: Iterable[Path], identity: str) -> tuple[dict[int, int],
         except ForeignResults:
             raise
         except InputError as error:
-            useless.append(str(error))
+            unusable_files.append(str(error))
             remove([path])
-    return parts, useless
+    return parts, unusable_files
 
 
 def remove(paths: Iterable[Path]) -> None:

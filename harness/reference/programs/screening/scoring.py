@@ -17,7 +17,7 @@ from harness.reference.models.foundation import FoundationModel
 
 COLUMNS: dict[str, str] = {
     "energy_ev_per_atom": "the gate's weighted energy of the heads that know all elements",
-    "beyond_ev_per_atom": "the same less the reference energies of the elements",
+    "residual_energy_ev_per_atom": "the same less the reference energies of the elements",
     "spread_ev_per_atom": "weighted standard deviation of the heads about it, references left off",
     "force_max_ev_per_a": "largest force on an atom",
     "distance": "of the embedding from the training sets",
@@ -99,7 +99,7 @@ def with_forces(
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
         scores = _compute_scores(model, batch, positions, distance, fused=fused)
-        (slope,) = torch.autograd.grad((scores["beyond_ev_per_atom"] * batch.atoms).sum(), positions)
+        (slope,) = torch.autograd.grad((scores["residual_energy_ev_per_atom"] * batch.atoms).sum(), positions)
     size = torch.linalg.vector_norm(slope, dim=1)
     largest = size.new_zeros(len(batch.atoms)).scatter_reduce(0, batch.graph, size, "amax", include_self=True)
     scores["force_max_ev_per_a"] = largest
@@ -119,7 +119,7 @@ def _compute_scores(
     reference = (weights * (batch.composition @ model.reference_energy.T)).sum(1) / batch.atoms
     scores = {
         "energy_ev_per_atom": mean + reference,
-        "beyond_ev_per_atom": mean,
+        "residual_energy_ev_per_atom": mean,
         "spread_ev_per_atom": spread,
     }
     if distance is not None:
@@ -132,50 +132,50 @@ class Retention:
     """The rule by which results are retained.
 
     Attributes:
-        what: "all", "top" (the `count` lowest, or highest, by a column) or "within" (column between low and high).
-        by: Name of the column.
+        mode: "all", "top" (the `count` lowest, or highest, by a column) or "within" (column between low and high).
+        column: Name of the column.
         count: Number of results for "top".
-        highest: Whether "top" retains the highest.
+        descending: Whether "top" retains the highest.
         low: Lower bound for "within".
         high: Upper bound for "within".
-        most_distance: Largest distance from the training sets of a result that is retained.
+        max_distance: Largest distance from the training sets of a result that is retained.
     """
 
-    what: Literal["all", "top", "within"] = "top"
-    by: str = "beyond_ev_per_atom"
+    mode: Literal["all", "top", "within"] = "top"
+    column: str = "residual_energy_ev_per_atom"
     count: int = 1000
-    highest: bool = False
+    descending: bool = False
     low: float = -np.inf
     high: float = np.inf
-    most_distance: float = np.inf
+    max_distance: float = np.inf
 
     @classmethod
-    def from_parameters(cls, keep: Selection) -> Retention:
+    def from_parameters(cls, selection: Selection) -> Retention:
         """Return the retention of a case, with infinity for open bounds."""
         return cls(
-            keep.what,
-            keep.by,
-            keep.count,
-            keep.highest,
-            -np.inf if keep.low is None else keep.low,
-            np.inf if keep.high is None else keep.high,
-            np.inf if keep.most_distance is None else keep.most_distance,
+            selection.mode,
+            selection.column,
+            selection.count,
+            selection.descending,
+            -np.inf if selection.min is None else selection.min,
+            np.inf if selection.max is None else selection.max,
+            np.inf if selection.max_distance is None else selection.max_distance,
         )
 
     def select(self, scores: Scores) -> Scores:
         """Return the results to retain; among equal ones, the lower index is better."""
-        if self.most_distance < np.inf:
-            scores = scores[scores.column("distance") <= self.most_distance]
-        if self.what == "all":
+        if self.max_distance < np.inf:
+            scores = scores[scores.column("distance") <= self.max_distance]
+        if self.mode == "all":
             return scores
-        values = scores.column(self.by)
-        if self.what == "within":
+        values = scores.column(self.column)
+        if self.mode == "within":
             return scores[(values >= self.low) & (values <= self.high)]
-        order = np.lexsort((scores.index, -values if self.highest else values))
+        order = np.lexsort((scores.index, -values if self.descending else values))
         best: NDArray[np.int64] = np.sort(order[: self.count])
         return scores[best]
 
     def ranked(self, scores: Scores) -> Scores:
         """Return the results sorted by the column, best first."""
-        values = scores.column(self.by)
-        return scores[np.lexsort((scores.index, -values if self.highest else values))]
+        values = scores.column(self.column)
+        return scores[np.lexsort((scores.index, -values if self.descending else values))]

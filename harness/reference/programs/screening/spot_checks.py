@@ -34,10 +34,10 @@ class Relaxation:
         candidate: Number of the candidate.
         converged: Whether all forces are below FMAX.
         steps: Steps of the optimizer.
-        before_ev_per_atom: Energy at the start.
-        after_ev_per_atom: Energy at the end.
-        volume_before: Cubic angstrom per atom; 0 without a periodic cell.
-        volume_after: Cubic angstrom per atom; 0 without a periodic cell.
+        initial_energy_ev_per_atom: Energy at the start.
+        final_energy_ev_per_atom: Energy at the end.
+        initial_volume_a3_per_atom: Cubic angstrom per atom; 0 without a periodic cell.
+        final_volume_a3_per_atom: Cubic angstrom per atom; 0 without a periodic cell.
         force_max_ev_per_a: Largest force component at the end.
         file: The CIF or XYZ file of the relaxed structure.
     """
@@ -45,10 +45,10 @@ class Relaxation:
     candidate: int
     converged: bool
     steps: int
-    before_ev_per_atom: float
-    after_ev_per_atom: float
-    volume_before: float
-    volume_after: float
+    initial_energy_ev_per_atom: float
+    final_energy_ev_per_atom: float
+    initial_volume_a3_per_atom: float
+    final_volume_a3_per_atom: float
     force_max_ev_per_a: float
     file: str
 
@@ -98,10 +98,10 @@ def relax(
                 candidate=index,
                 converged=converged,
                 steps=optimizer.nsteps,
-                before_ev_per_atom=before,
-                after_ev_per_atom=after,
-                volume_before=volume,
-                volume_after=_volume(atoms),
+                initial_energy_ev_per_atom=before,
+                final_energy_ev_per_atom=after,
+                initial_volume_a3_per_atom=volume,
+                final_volume_a3_per_atom=_volume(atoms),
                 force_max_ev_per_a=force,
                 file=file,
             )
@@ -127,22 +127,22 @@ class SpotLabels:
         head: The head that predicts.
         level: The level of theory of the labels.
         index: [k] numbers of the candidates.
-        off_ev_per_atom: [k] absolute error of the energy.
-        force_off_ev_per_a: [k] mean absolute error of force components.
+        energy_error_ev_per_atom: [k] absolute error of the energy.
+        force_error_ev_per_a: [k] mean absolute error of force components.
         failed: Number of candidates without a label, by reason.
     """
 
     head: str
     level: str
     index: list[int] = field(default_factory=list)
-    off_ev_per_atom: list[float] = field(default_factory=list)
-    force_off_ev_per_a: list[float] = field(default_factory=list)
+    energy_error_ev_per_atom: list[float] = field(default_factory=list)
+    force_error_ev_per_a: list[float] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
 
 
 def find_labelled_head(notes: dict[str, object]) -> str | None:
     """Return a head that was trained on labels of the available level of theory, according to the checkpoint."""
-    rows = notes.get("held_out")
+    rows = notes.get("test_errors")
     for row in rows if isinstance(rows, list) else ():
         if row.get("level") == GFN1_METAL.name:
             return str(row["head"])
@@ -200,8 +200,8 @@ def label_candidates(
             labels.failed[TOO_CLOSE] += 1
             continue
         labels.index.append(index)
-        labels.off_ev_per_atom.append(abs(predicted_energy - energy) / len(structure))
-        labels.force_off_ev_per_a.append(float(np.abs(predicted_forces - forces).mean()))
+        labels.energy_error_ev_per_atom.append(abs(predicted_energy - energy) / len(structure))
+        labels.force_error_ev_per_a.append(float(np.abs(predicted_forces - forces).mean()))
     return labels
 
 

@@ -43,7 +43,7 @@ class ModelScorer:
         messages: The message backend.
         compiled: The compiled score function; batches of one structure or edge, which would need another compilation,
             use `score`.
-        why_eager: Why compilation failed, if it did.
+        eager_reason: Why compilation failed, if it did.
     """
 
     model: FoundationModel
@@ -54,7 +54,7 @@ class ModelScorer:
     dtype: torch.dtype
     messages: MessageBackend = PLAIN
     compiled: Score | None = None
-    why_eager: str | None = None
+    eager_reason: str | None = None
 
     def warm_up(self, batch: Batch) -> None:
         """Score a first batch, which compiles; if compilation fails, use the eager function from now on."""
@@ -63,7 +63,7 @@ class ModelScorer:
         except Exception as error:  # each compiler raises its own errors
             if self.compiled is None:
                 raise
-            self.compiled, self.why_eager = None, get_first_line(error)[:300]
+            self.compiled, self.eager_reason = None, get_first_line(error)[:300]
             self(batch)
 
     def __call__(self, batch: Batch) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float, float]:
@@ -87,7 +87,7 @@ class WorkerStats:
     Attributes:
         candidates: Candidates of the parts that are done.
         evaluated: Candidates that the model scored with finite results.
-        make_s: Seconds in the thread that generates candidates.
+        generation_s: Seconds in the thread that generates candidates.
         wait_s: Seconds of waiting for that thread.
         transfer_s: Seconds of copying batches to the device.
         device_s: Seconds of scoring.
@@ -97,7 +97,7 @@ class WorkerStats:
         left_out: Candidates without results, by reason.
         unranked: Candidates among those evaluated that are outside the training sets, by reason; they have no results.
         memory_bytes: Resident memory after each part.
-        why_eager: Why compilation failed, if it did.
+        eager_reason: Why compilation failed, if it did.
     """
 
     candidates: int = 0
@@ -105,7 +105,7 @@ class WorkerStats:
     atoms: int = 0
     edges: int = 0
     batches: int = 0
-    make_s: float = 0.0
+    generation_s: float = 0.0
     wait_s: float = 0.0
     transfer_s: float = 0.0
     device_s: float = 0.0
@@ -115,7 +115,7 @@ class WorkerStats:
     left_out: Counter[str] = field(default_factory=Counter)
     unranked: Counter[str] = field(default_factory=Counter)
     memory_bytes: list[int] = field(default_factory=list)
-    why_eager: str | None = None
+    eager_reason: str | None = None
 
     def plain(self) -> dict[str, object]:
         """Return plain data for an event, with the first, median, largest and last sample of the memory."""
@@ -123,9 +123,13 @@ class WorkerStats:
         values = {k: v for k, v in vars(self).items() if k not in ("left_out", "unranked", "memory_bytes")}
         values = {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
         first = self.memory_bytes[0] if self.memory_bytes else 0
-        ends = {"memory_first_bytes": first, "memory_bytes": memory[len(memory) // 2], "memory_peak_bytes": memory[-1]}
+        ends = {
+            "memory_first_bytes": first,
+            "memory_median_bytes": memory[len(memory) // 2],
+            "memory_peak_bytes": memory[-1],
+        }
         ends["memory_last_bytes"] = self.memory_bytes[-1] if self.memory_bytes else 0
-        return values | ends | {"left_out": dict(self.left_out), "unranked": dict(self.unranked)}
+        return values | ends | {"excluded": dict(self.left_out), "outside_coverage": dict(self.unranked)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +193,7 @@ class ScreeningWorker:
                 candidates = next(batches, None)
                 if candidates is not None and candidates.batch is not None:
                     candidates = replace(candidates, outside=coverage.find_outside(candidates.batch))
-                stats.make_s += time.perf_counter() - started
+                stats.generation_s += time.perf_counter() - started
                 if candidates is None:
                     break
                 yield candidates
@@ -204,7 +208,7 @@ class ScreeningWorker:
             started = time.perf_counter()
             self.scorer.warm_up(candidates.batch)
             stats.warm_up_s = time.perf_counter() - started
-            stats.why_eager = self.scorer.why_eager
+            stats.eager_reason = self.scorer.eager_reason
         values, transfer_s, device_s = self.scorer(candidates.batch)
         stats.transfer_s += transfer_s
         stats.device_s += device_s

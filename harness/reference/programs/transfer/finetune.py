@@ -263,13 +263,13 @@ def fit(
         if torch.isfinite(norm):
             optimizer.step()
         schedule.step()
-        if step % budget.every and step < budget.steps:
+        if step % budget.validation_interval_steps and step < budget.steps:
             continue
         error = validation_loss(model, scaling, validation, budget.force_weight)
         stale = 0 if error < best else stale + 1
         if error < best:
             best, best_step, best_state = error, step, copy.deepcopy(model.state_dict())
-        if stale >= budget.patience:
+        if stale >= budget.early_stopping_patience:
             break
     model.load_state_dict(best_state)
     return FitResult(step, best_step, best, time.monotonic() - started)

@@ -29,6 +29,7 @@ from harness.protocol.programs.transfer import (
     TransferParameters,
 )
 from harness.protocol.records import Progress
+from harness.protocol.upgrade import convert_event
 from harness.reference.data.batch import build_batch
 from harness.reference.data.structure import Array
 from harness.reference.data.structure_table import StructureTable
@@ -70,8 +71,8 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
     log.write(
         TaskEvent(
             **description, available=True, role=dataset.role, level=dataset.level, kind=task.kind,
-            per_atom=task.per_atom, structures=len(dataset), left_out=dict(dataset.left_out),
-            folds=len(dataset.folds), splits=task.splits, unseen_elements=unseen,
+            per_atom=task.per_atom, structures=len(dataset), excluded=dict(dataset.left_out),
+            folds=len(dataset.folds), splits=task.splits, structures_with_unseen_elements=unseen,
             published=[PublishedResult(**asdict(p)) for p in task.published],
         )
     )  # fmt: skip
@@ -81,16 +82,16 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
     (folder / FITS).mkdir(exist_ok=True)
     rank_info = launch.detect_rank(os.environ)
     device = select_device(config.device, config.backend, rank_info)
-    splits = TaskSplits(task, dataset, source.config, config.test_share, config.test_limit, config.seed)
+    splits = TaskSplits(task, dataset, source.config, config.test_fraction, config.max_test_structures, config.seed)
     study = TransferStudy(config, budget, splits, source.to(device), folder / FITS)
     with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
         draws = study.list_draws()
         for k, draw in enumerate(shard(draws, rank_info.rank, rank_info.size), start=1):
             study.run_draw(*draw)
-            log.write(Progress(done=min(len(draws), k * rank_info.size), total=len(draws), what="draws of labels"))
+            log.write(Progress(done=min(len(draws), k * rank_info.size), total=len(draws), activity="draws of labels"))
         team.barrier()
     for path in sorted((folder / FITS).glob("*.json")):
-        log.write_plain(json.loads(path.read_text(encoding="utf-8")))
+        log.write_plain(convert_event("transfer", json.loads(path.read_text(encoding="utf-8"))))
 
 
 @dataclass
@@ -127,7 +128,7 @@ class TransferStudy:
         key: dict[str, Any] = {"subset": subset, "labels": labels, "seed": seed}
         if not len(split.test) or not len(split.validation):
             reason = "no structure is left whose elements have labels"
-            self._write(Baseline(**key, test=len(split.test), why=reason), self._path(key, "baseline"))
+            self._write(Baseline(**key, test=len(split.test), reason=reason), self._path(key, "baseline"))
             return
         self._write(Baseline(**key, **self._baseline_errors(split)), self._path(key, "baseline"))
         like = next(self.source.parameters())
@@ -202,7 +203,7 @@ class TransferStudy:
         event = Fit(
             **key, mode=mode.name, train=len(split.train), validation=len(split.validation),
             parameters=sum(p.numel() for p in parameters), head=head, steps=result.steps, best_step=result.best_step,
-            seconds=round(result.seconds, 3), **errors,
+            duration_s=round(result.seconds, 3), **errors,
         )  # fmt: skip
         self._write(event, path)
 

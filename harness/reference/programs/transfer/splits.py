@@ -43,8 +43,8 @@ class TaskSplits:
         task: The task.
         dataset: Structures and values.
         model: Configuration of the model, which determines the neighbours.
-        test_share: Share of the test set, for a task without official splits.
-        test_limit: Maximum size of the test set, or None.
+        test_fraction: Share of the test set, for a task without official splits.
+        max_test_structures: Maximum size of the test set, or None.
         seed: Seed of the draws of labels.
         graphs: Cache of neighbour lists by position.
     """
@@ -52,8 +52,8 @@ class TaskSplits:
     task: Task
     dataset: TaskDataset
     model: ModelConfig
-    test_share: float
-    test_limit: int | None
+    test_fraction: float
+    max_test_structures: int | None
     seed: int
     graphs: dict[int, NeighbourList] = field(default_factory=dict)
 
@@ -78,10 +78,10 @@ class TaskSplits:
         if folds:
             pool, test = folds[number % len(folds)]
         else:
-            pool, test = split_task(self.dataset, seed=SPLIT_SEED, test_share=self.test_share)
+            pool, test = split_task(self.dataset, seed=SPLIT_SEED, test_fraction=self.test_fraction)
         pool, test = (k[self.dataset.subset[k] == subset] for k in (pool, test))
-        if self.test_limit is not None and len(test) > self.test_limit:
-            test = np.sort(np.random.default_rng(SPLIT_SEED).permutation(test)[: self.test_limit])
+        if self.max_test_structures is not None and len(test) > self.max_test_structures:
+            test = np.sort(np.random.default_rng(SPLIT_SEED).permutation(test)[: self.max_test_structures])
         return pool, test
 
     def count_labels(self, subset: str, number: int) -> int:

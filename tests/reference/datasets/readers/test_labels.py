@@ -131,8 +131,8 @@ def test_a_store_without_forces_says_so_and_is_not_trained_on(
     with BPFile(tmp_path / "oc2020.bp") as file:
         assert file.attributes["missing_labels"] == {
             "structures": 60,
-            "without": {"forces": 60, "stress": 60, "spin": 60},
-            "left_out": {},
+            "missing": {"forces": 60, "stress": 60, "spin": 60},
+            "excluded": {},
             "remarks": [["forces", "no forces (did you mean 'dft_forces'?)", 60]],
         }
     dataset = open_dataset(tmp_path / "oc2020.bp", NeighbourSpec(5.0, 20), "preload")

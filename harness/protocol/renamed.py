@@ -1,0 +1,217 @@
+"""Old names of events, facts, fields, values, parameters and keys of suites, and the present ones: tables alone.
+
+Logs and cases of an older version are converted with them when they are read (harness.protocol.upgrade); in a suite, a
+system or a file of claims an old name is an error that names the present one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Names = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What has a new name in an event, or in a fact.
+
+    Attributes:
+        programs: the programs that log it, as words; empty: all.
+        old: the old kind of the event, or `fact NAME`.
+        new: the present kind or name; empty: the same.
+        fields: old names of fields, at any depth, and the present ones.
+        values: by present name of a text field, or of a list of texts: old values and the present ones.
+    """
+
+    programs: str
+    old: str
+    new: str = ""
+    fields: Names = field(default_factory=dict)
+    values: Mapping[str, Names] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters, or axes, of a program that have a new name, at any depth, and their values."""
+
+    names: Names
+    values: Mapping[str, Names] = field(default_factory=dict)
+
+
+EVERY = ""
+_ERRORS = {"set": "dataset", "unseen_elements": "structures_with_unseen_elements"}
+_RUNTIME = {
+    "requested": "precision",
+    "why_eager": "eager_reason",
+    "messages": "message_backend",
+    "why_plain": "unfused_reason",
+}
+_UNFUSED = {"plain": "unfused"}
+_TIMES = {"seconds": "duration_s", "seconds_mean": "duration_mean_s", "busy": "busy_s"}
+_TRAIN = {
+    "sets": "datasets", "held_out": "test_fraction", "factor": "plateau_factor", "patience": "plateau_patience",
+    "stop_after": "early_stopping_patience", "read": "read_mode", "width": "replica_ranks", "ahead": "prefetch_batches",
+    "limit": "max_structures_per_dataset", "validation_limit": "max_validation_structures", "units": "loss_units",
+    "epoch_length": "samples_per_epoch", "temperature": "sampling_temperature", "messages": "message_backend",
+    "continues": "resume_previous",
+}  # fmt: skip
+_TRAIN_VALUES = {"loss_units": {"plain": "physical", "head": "per_head"}, "message_backend": _UNFUSED}
+_HPO = {
+    "own_space": "search_specific_space", "evaluations": "max_trials", "at_once": "max_concurrent_trials",
+    "least_epochs": "min_epochs",
+}  # fmt: skip
+_SCREENING = {
+    "keep": "retention", "what": "mode", "by": "column", "highest": "descending", "low": "min", "high": "max",
+    "most_distance": "max_distance", "known_limit": "reference_structures_per_dataset", "ahead": "prefetch_batches",
+    "trust": "assessment", "judges": "assess_only", "messages": "message_backend",
+}  # fmt: skip
+_SCORES = {"beyond_ev_per_atom": "residual_energy_ev_per_atom"}
+_DEVIATIONS = {
+    f"{quantity}_off_{statistic}": f"{quantity}_deviation_{statistic}"
+    for quantity, unit in (("energy", "ev_per_atom"), ("force", "ev_per_a"))
+    for statistic in (f"mean_{unit}", f"max_{unit}")
+}
+_WARMUP = {"discarded": "is_warmup"}
+_DATASETS = {"sets": "datasets", "set": "dataset", "drawn": "samples_per_epoch"}
+
+RECORDS: tuple[Record, ...] = (
+    Record(EVERY, "progress", fields={"what": "activity"}),
+    Record(EVERY, "fact observed", "runtime", _RUNTIME, {"message_backend": _UNFUSED}),
+    Record(EVERY, "fact held_out", "test_errors", _ERRORS),
+    # training
+    Record("train", "epoch", fields={**_TIMES, "graphs_per_s": "structures_per_s"}),
+    Record("train", "head", "head_errors", _ERRORS),
+    Record("train", "stopped", fields={"why": "reason"}),
+    Record(
+        "train precision data_parallel", "fact workload", "",
+        {**_DATASETS, "temperature": "sampling_temperature", "units": "loss_units", "read": "read_mode"},
+        {"loss_units": _TRAIN_VALUES["loss_units"]},
+    ),
+    Record("train", "fact gate", fields={"right_branch": "accuracy"}),
+    Record("train", "fact graphs_compiled", "compiled_graphs"),
+    Record("train", "fact ended_before", "completed_in"),
+    # scaling
+    Record("data_parallel", "epoch", fields={**_WARMUP, "graphs": "structures", "train_s_mean": "train_mean_s",
+        "wait_s_mean": "wait_mean_s"}),
+    Record(
+        "data_parallel", "sample",
+        fields={**_TIMES, **_WARMUP, "graphs": "structures", "wait_mean": "wait_mean_s", "atoms_most": "atoms_max",
+        "edges_most": "edges_max"},
+    ),
+    Record("data_parallel", "own_step", "local_step", {**_TIMES, **_WARMUP, "graphs": "structures",
+        "exchanged": "gradients_synchronized"}),
+    Record("data_parallel", "compute_only", fields=_TIMES),
+    Record("data_parallel", "exchange", "all_reduce", _TIMES),
+    Record("data_parallel", "region", fields=_TIMES, values={"name": {"gradient": "force_gradient"}}),
+    Record("data_parallel", "fact gradient_check", fields={"graphs": "structures"}),
+    Record("data_parallel", "fact throughput_graphs_per_s", "throughput_structures_per_s"),
+    # precision
+    Record("precision", "sample", fields={**_TIMES, **_WARMUP, "task": "phase"}),
+    Record("precision", "prediction", fields=_DEVIATIONS),
+    Record("precision", "trained", "trained_errors", _ERRORS),
+    Record("precision", "fact memory", fields={"task": "phase"}),
+    Record("precision", "fact predicting", "weights"),
+    # ladder and training steps
+    Record("ladder training_steps", "warm_up", fields={"first_s": "first_call_s", "bytes": "memory_traffic_bytes",
+        "of": "operation"}),
+    Record("ladder training_steps", "sample", fields={"neighbours_s": "neighbour_lists_s",
+        "collate_s": "collation_s", "ended_s": "end_time_s"}),
+    Record("ladder", "padding", fields={"empty_atoms": "padding_atom_fraction",
+        "empty_edges": "padding_edge_fraction"}),
+    Record("ladder", "profile", fields={"share": "fraction"}),
+    Record("ladder", "fact model", fields={**_ERRORS, "held_out": "test_errors",
+        "open_heads_by_hand": "forced_active_heads"}),
+    Record("ladder", "fact workload", fields={"elements_not_trained": "unseen_elements"}),
+    Record("ladder", "fact gate", fields={"live_heads": "active_heads"}),
+    Record("ladder", "fact ceilings", fields={"of": "operation"}),
+    Record("ladder", "fact batch_size", "auto_batch_size", {"chosen": "batch_size"}),
+    # searches
+    Record(
+        "hpo", "trial", "",
+        {**_TRAIN, "began_s": "start_time_s", "ended_s": "end_time_s", "graphs_per_s": "structures_per_s"},
+        {**_TRAIN_VALUES, "state": {"not finite": "diverged", "stopped": "pruned"}},
+    ),
+    Record("hpo", "fact warm_start", fields={"told": "received", "outside": "outside_space"}),
+    Record("hpo", "fact search", "", {**_TRAIN, **_HPO}, _TRAIN_VALUES),
+    Record("hpo", "fact ended_early", "early_stop_reason"),
+    # data
+    Record("data", "sample", fields={**_TIMES, "batch": "batch_size", "mode": "read_mode"}),
+    Record("data", "fact dataset", fields={"slug": "name"}),
+    Record("data", "fact conversion", fields={"read": "structures_read", "stress_withheld": "stress_without_label",
+        "without": "missing", "left_out": "excluded", "other_charges": "excluded_by_charge",
+        "passed_over": "skipped_files"}),
+    Record("data", "fact references", "reference_energies"),
+    Record("data", "fact reading", fields={"sets": "datasets", "mode": "read_mode", "width": "replica_ranks",
+        "what": "description"}),
+    Record("data", "fact out_of_reach", "unavailable_modes"),
+    # transfer
+    Record("transfer", "task", fields={"left_out": "excluded", "unseen_elements": "structures_with_unseen_elements"}),
+    Record("transfer", "baseline", fields={"why": "reason"}),
+    Record("transfer", "fit", fields=_TIMES),
+    Record("transfer", "fact budget", fields={"every": "validation_interval_steps",
+        "patience": "early_stopping_patience"}),
+    # screening
+    Record("screening", "found", "earlier_parts", {"useless": "unusable_files"}),
+    Record("screening", "rank", "rank_summary", {"make_s": "generation_s", "left_out": "excluded",
+        "unranked": "outside_coverage", "memory_bytes": "memory_median_bytes", "why_eager": "eager_reason"}),
+    Record("screening", "proof", "verification", {"before": "finished_earlier"}),
+    Record("screening", "best", fields={**_SCORES, "place": "position"}),
+    Record("screening", "fact screened", "scope"),
+    Record("screening", "fact judged", "assessed_folder"),
+    Record(
+        "screening", "fact model", "",
+        {"messages": "message_backend", "why_plain": "unfused_reason"}, {"message_backend": _UNFUSED,
+        "columns": _SCORES},
+    ),
+    Record(
+        "screening", "calibration", "",
+        {"share": "flagged_fraction", "calibrated_on": "calibration_structures", "tested_on": "test_structures",
+        "strange": "ood_structures"},
+    ),
+    Record("screening", "outside", "outside_coverage"),
+    Record("screening", "unrelaxed", fields={"of": "candidates"}),
+    Record("screening", "overlap", fields={"beyond": "outside_range_fraction"}),
+    Record("screening", "elements", fields={"never_seen": "unseen_elements"}),
+    Record("screening", "label", fields={"off_ev_per_atom": "energy_error_ev_per_atom",
+        "force_off_ev_per_a": "force_error_ev_per_a"}),
+    Record("screening", "unlabelled", fields={"why": "reason"}),
+    Record(
+        "screening", "relaxed", "relaxation",
+        {"before_ev_per_atom": "initial_energy_ev_per_atom", "after_ev_per_atom": "final_energy_ev_per_atom",
+         "volume_before": "initial_volume_a3_per_atom", "volume_after": "final_volume_a3_per_atom"},
+    ),
+    # imported
+    Record("hydragnn", "tasks", "task_errors"),
+    Record("hydragnn", "timer", fields=_TIMES),
+    Record("hydragnn", "region", fields=_TIMES),
+)  # fmt: skip
+PARAMETERS: dict[str, Group] = {
+    "train": Group(_TRAIN, _TRAIN_VALUES),
+    "hpo": Group({**_TRAIN, **_HPO}, _TRAIN_VALUES),
+    "data_parallel": Group({
+        **{k: _TRAIN[k] for k in ("sets", "read", "width", "ahead", "temperature")},
+        "bandwidth_gb_s": "bandwidth_gb_per_s",
+    }),
+    "precision": Group({
+        **{k: _TRAIN[k] for k in ("sets", "held_out", "limit", "temperature")}, "discard": "timing_warmup_steps",
+    }),
+    "ladder": Group({"structures": "structure_file", "open_heads": "active_heads", "products": "matmul_precision"}),
+    "data": Group({"task": "action", "modes": "read_modes", "width": "replica_ranks"}),
+    "transfer": Group({
+        "test_share": "test_fraction", "test_limit": "max_test_structures", "every": "validation_interval_steps",
+        "patience": "early_stopping_patience",
+    }),
+    "screening": Group({**_SCREENING, "load": "variant"}, {
+        "message_backend": _UNFUSED, "column": _SCORES, "variant": {"few": "half", "all": "full",
+        "judged": "assessment"},
+    }),
+}  # fmt: skip
+# Keys of case.json.
+CASE_KEYS: Names = {"point": "axis_values"}
+# Keys and values of suites, systems and claims.
+YAML_KEYS: Names = {
+    "how": "measurement", "needs": "conditions", "numbers": "measures", "missing": "missing_reason",
+    "incomplete": "incomplete_reason",
+}  # fmt: skip
+YAML_VALUES: Names = {"share": "fraction"}

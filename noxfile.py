@@ -138,6 +138,12 @@ def screening(session: nox.Session) -> None:
 
 
 @nox.session
+def models(session: nox.Session) -> None:
+    """Compare interatomic potentials: yours in models/*.yaml and the shipped ones; speed, memory, errors, physics."""
+    run_harness(session, "run", "models")
+
+
+@nox.session
 def pretrain(session: nox.Session) -> None:
     """Pretrain at laptop scale (30 minutes on two cores); `-- --system frontier` writes jobs."""
     run_harness(session, "run", "pretrain")

@@ -42,7 +42,7 @@ class Energy(nn.Module):
     def forward(self, batch: Batch, positions: Tensor) -> Tensor:
         vector = positions[batch.sender] + batch.shift - positions[batch.receiver]
         of_atom = self.readout(self.encoder(batch, vector)).squeeze(-1)
-        return of_atom.new_zeros(len(batch.atoms)).index_add(0, batch.graph, of_atom)
+        return of_atom.new_zeros(len(batch.n_atoms)).index_add(0, batch.graph, of_atom)
 
 
 def energy_and_forces(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def loss(model: nn.Module, batch: Batch, positions: Tensor) -> Tensor:
     """Return a loss of energies per atom and forces with zero as target; its value does not matter."""
     energy = model(batch, positions)
     forces = torch.autograd.grad(energy.sum(), positions, create_graph=True)[0]
-    return (energy / batch.atoms).pow(2).mean() + forces.pow(2).mean()
+    return (energy / batch.n_atoms).pow(2).mean() + forces.pow(2).mean()
 
 
 Call = Callable[[], object]

@@ -398,7 +398,7 @@ def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
     write_epochs(log, (0, 8.0), (1, 4.0))
     log.write("resumed", step=25, epoch=2)
     write_epochs(log, (2, 2.0), (3, 1.0))
-    log.write("stopped", reason="no better for 5 epochs", epoch=3)
+    log.write("stopped", reason="no improvement for 5 epochs", epoch=3)
     log.write_fact("test_errors", rows)
     log.write("done")
     training = load_tables(tmp_path)
@@ -407,7 +407,7 @@ def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
     assert training["training_heads"]["step"].tolist() == [10, 20, 30, 40]
     assert training["training_runs"][["n_resumptions", "train_s"]].iloc[0].tolist() == [1, 8.0]
     sentences = describe_runs(training["training_runs"])
-    assert "Ended early, 1 run: no better for 5 epochs." in sentences
+    assert "Ended early, 1 run: no improvement for 5 epochs." in sentences
     assert "Interrupted and resumed from a checkpoint: 1 run." in sentences
 
 

@@ -46,7 +46,7 @@ def test_experiment_of_user_is_planned_run_and_reported(user_folder: Path, harne
     assert 'href="sorting.html"' in index
     costs = pd.read_csv(user_folder / "results/tables/cost_cases.csv").set_index("case")
     assert sorted(costs["work_units"]) == [8000, 160000]
-    assert set(costs["result"]) == {"number"}
+    assert set(costs["work_unit"]) == {"number"}
     compared = harness("compare", "results@size=1000", "results@size=20000")
     assert "sorting rate" in compared.stdout, compared.stdout + compared.stderr
 

@@ -260,10 +260,10 @@ def examine_task(rng: random.Random, folder: Path) -> None:
     if is_refused(lambda: loaded.append(load_task(name, folder))):
         return
     labelled = loaded[0]
-    assert len(labelled) == len(labelled.frames) > 0
+    assert len(labelled) == len(labelled.table) > 0
     assert np.isfinite(labelled.target).all()
-    assert np.isfinite(labelled.frames.positions).all()
-    energies = labelled.frames.energy if name in ("qm9", "md17", "wiggle150") else np.zeros(0)
+    assert np.isfinite(labelled.table.positions).all()
+    energies = labelled.table.energy if name in ("qm9", "md17", "wiggle150") else np.zeros(0)
     assert (energies < 0).all(), energies
 
 

@@ -135,7 +135,7 @@ def attempt(work: Callable[[], object]) -> bool:
 
 def test_damaged_seals_are_rejected(whole: Path, authors: Path, tmp_path: Path) -> None:
     expected = {path: read_all(path, "preload") for path in (whole, authors)}
-    reach = NeighbourSpec(5.0, 20)
+    neighbour_spec = NeighbourSpec(5.0, 20)
 
     def examine(rng: random.Random, folder: Path) -> None:
         origin = rng.choice([whole, authors])
@@ -149,7 +149,11 @@ def test_damaged_seals_are_rejected(whole: Path, authors: Path, tmp_path: Path) 
         attempt(read)
         attempt(lambda: summarize_store(path))
         opened: list[Any] = []
-        if attempt(lambda: opened.append(open_dataset(path, reach, "on_demand"))) and origin == authors and not sealed:
+        if (
+            attempt(lambda: opened.append(open_dataset(path, neighbour_spec, "on_demand")))
+            and origin == authors
+            and not sealed
+        ):
             assert len(opened[0].samples) == len(expected[origin])
 
     run_fuzzer(examine, tmp_path)

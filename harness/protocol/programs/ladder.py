@@ -70,7 +70,7 @@ class LadderParameters(Parameters):
     """Type of the matrix products of mixed_precision."""
     device: DeviceName = "cpu"
     """Where the model runs."""
-    transformations: NonNegativeInt = 20
+    transformations: NonNegativeInt = 0
     """Random rotations and reflections in the checks of each stage's physics; 0: no checks."""
     seed: int = 0
     """Seed of weights and of the order of structures."""

@@ -17,9 +17,11 @@ from harness.reference.errors import InputError
 class Batch(NamedTuple):
     """Several graphs on one device, in one floating-point type.
 
-    numbers [n], positions [n, 3] angstrom, receiver/sender [e], shift [e, 3] angstrom, graph [n] (which structure),
-    edge_graph [e], cell [g, 3, 3], composition [g, 119] atoms per element, charge and multiplicity [g] (0: unknown),
-    head [g]. incoming/outgoing [t]: pairs of edges k -> j and j -> i; empty unless the backbone needs them.
+    n atoms, e edges, g structures, t pairs of edges. numbers [n], positions [n, 3] angstrom, receiver/sender [e]
+    indices of atoms, shift [e, 3] angstrom (added to the sender's position), graph [n] (which structure), edge_graph
+    [e], cell [g, 3, 3] angstrom (rows are lattice vectors), composition [g, 119] atoms per element, charge and
+    multiplicity [g] (0: unknown), head [g]. incoming/outgoing [t]: pairs of edges k -> j and j -> i; empty unless the
+    backbone needs them.
     """
 
     numbers: Tensor
@@ -38,7 +40,7 @@ class Batch(NamedTuple):
     outgoing: Tensor
 
     @property
-    def atoms(self) -> Tensor:
+    def n_atoms(self) -> Tensor:
         """Atoms per structure, [g], floating point."""
         return self.composition.sum(1)
 
@@ -48,7 +50,10 @@ class Batch(NamedTuple):
 
 
 def build_batch(graphs: Sequence[NeighbourList], *, with_triplets: bool = False) -> Batch:
-    """Concatenate graphs into one batch in double precision on the CPU; with_triplets: with pairs of edges."""
+    """Concatenate graphs into one batch in double precision on the CPU.
+
+    with_triplets: also list the pairs of edges. Raises InputError if there are no graphs.
+    """
     if not graphs:
         raise InputError("a batch needs at least one structure")
     structures = [g.structure for g in graphs]
@@ -60,7 +65,7 @@ def build_batch(graphs: Sequence[NeighbourList], *, with_triplets: bool = False)
     composition = np.zeros((len(graphs), MAX_ATOMIC_NUMBER + 1))
     np.add.at(composition, (graph, numbers), 1.0)
     pairs = [find_triplets(g) for g in graphs] if with_triplets else []
-    first_edge = np.repeat(np.concatenate([[0], np.cumsum(edges)[:-1]]), [len(p[0]) for p in pairs] or 0)
+    first_edge = np.repeat(np.concatenate([[0], np.cumsum(edges)[:-1]]), [len(p[0]) for p in pairs] if pairs else 0)
     incoming, outgoing = (np.concatenate([p[k] for p in pairs] or [np.zeros(0, int)]) + first_edge for k in (0, 1))
     arrays = (
         numbers,

@@ -13,16 +13,18 @@ from harness.reference.data.structure import Array, Structure
 from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.errors import InputError
 
-COINCIDENT_ANGSTROM = 1e-3
+COINCIDENT_ANGSTROM = 1e-3  # also between images; the check of parsing/unit_checks.py comes first
 SAME_SHELL_ANGSTROM = 1e-6
+SAME_IMAGE_ANGSTROM = 1e-6
 
 
 @dataclass(frozen=True)
 class NeighbourList:
     """A structure with the neighbours of its atoms: edges sorted by receiver, then by distance.
 
-    receiver, sender: [e]. shift: [e, 3] angstrom, the periodic image of the sender (0 in its own cell). n_dropped:
-    edges shorter than the cutoff that the limit on neighbours leaves out; 0 for a list read from a store.
+    receiver, sender: [e]. shift: [e, 3] angstrom, Cartesian translation from the sender to its periodic image (0 in its
+    own cell). n_dropped: edges shorter than the cutoff that the limit on neighbours leaves out; 0 for a list read from
+    a store.
     """
 
     structure: Structure
@@ -36,8 +38,8 @@ def build_neighbour_list(structure: Structure, *, cutoff: float, max_neighbours:
     """Return all pairs closer than cutoff (angstrom), or the nearest max_neighbours of each atom.
 
     A shell of equal distances that does not fit under max_neighbours is left out whole, so that the list does not
-    depend on the order or orientation of the atoms; only where the very first shell does not fit is it cut. What a
-    model computes from the list jumps where the order of distances changes at the limit, however smooth its cutoff is.
+    depend on the order or orientation of the atoms; a shell is cut only if it is the nearest one and does not fit. A
+    model's energy is discontinuous where the order of distances changes at the limit, however smooth its cutoff is.
 
     Raises:
         InputError: The structure is unusable, or two of its atoms coincide.
@@ -101,7 +103,8 @@ def add_neighbours(
     close = np.bincount(owner[distance < COINCIDENT_ANGSTROM], minlength=len(table)) > 0
     if not close.any():
         return table, []
-    rejected = [RejectedStructure(str(i), "coincident atoms", "two atoms at one place") for i in table.ids[close]]
+    reason = f"two atoms within {COINCIDENT_ANGSTROM:g} angstrom of each other"
+    rejected = [RejectedStructure(str(i), "coincident", reason) for i in table.ids[close]]
     return table[~close], rejected
 
 
@@ -122,7 +125,10 @@ def _sort_edges(receiver: NDArray[np.int64], distance: Array, limit: int | None,
 
 
 def select_nearest(receiver: NDArray[np.int64], distance: Array, limit: int, n_atoms: int) -> NDArray[np.bool_]:
-    """Return the mask of the edges to keep: whole shells, at most limit of a receiver; sorted by receiver, distance."""
+    """Return which edges to keep, [e]: whole shells, at most `limit` per receiver.
+
+    The edges must be sorted by receiver and distance.
+    """
     degree = np.bincount(receiver, minlength=n_atoms)
     first = np.concatenate([[0], np.cumsum(degree)[:-1]])
     rank = np.arange(len(receiver)) - first[receiver]
@@ -130,14 +136,14 @@ def select_nearest(receiver: NDArray[np.int64], distance: Array, limit: int, n_a
     is_full = degree > limit
     bound[is_full] = distance[first[is_full] + limit] - SAME_SHELL_ANGSTROM
     keep = distance < bound[receiver]
-    is_isolated = np.bincount(receiver, weights=keep, minlength=n_atoms) == 0
-    return (keep | is_isolated[receiver]) & (rank < limit)
+    has_no_whole_shell = np.bincount(receiver, weights=keep, minlength=n_atoms) == 0
+    return (keep | has_no_whole_shell[receiver]) & (rank < limit)
 
 
 def find_triplets(neighbours: NeighbourList) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the pairs of edges k -> j and j -> i, [t] each, without pairs of an edge and its reverse.
 
-    An image of i is an atom like any other: only the edge i -> j by the same image is the reverse.
+    k may be a periodic image of i; only the edge back from the same image counts as the reverse.
     """
     receiver, sender, shift = neighbours.receiver, neighbours.sender, neighbours.shift
     degree = np.bincount(receiver, minlength=len(neighbours.structure))
@@ -147,5 +153,5 @@ def find_triplets(neighbours: NeighbourList) -> tuple[NDArray[np.int64], NDArray
     rank = np.arange(len(outgoing)) - np.repeat(np.cumsum(count) - count, count)
     incoming = first[sender[outgoing]] + rank
     round_trip = shift[incoming] + shift[outgoing]
-    is_reverse = (sender[incoming] == receiver[outgoing]) & (np.abs(round_trip).max(1) < SAME_SHELL_ANGSTROM)
+    is_reverse = (sender[incoming] == receiver[outgoing]) & (np.abs(round_trip).max(1) < SAME_IMAGE_ANGSTROM)
     return incoming[~is_reverse], outgoing[~is_reverse]

@@ -21,7 +21,7 @@ class Structure:
     """Atoms in a box (or in vacuum) and their labels.
 
     numbers: [n] atomic numbers. positions: [n, 3] angstrom. cell: [3, 3] rows are lattice vectors, angstrom.
-    periodic: along each lattice vector. head: branch id of the dataset it comes from, or -1.
+    periodic: along each lattice vector. head: index of its dataset in HEADS, -1 if there is none.
     energy: eV. forces: [n, 3] eV/angstrom. stress: [3, 3] eV/angstrom^3, tension positive. None: not labelled.
     charge: elementary charges. multiplicity: 2S + 1, 0 where not known.
     group: structures of one group stay in one split.
@@ -70,7 +70,7 @@ class Structure:
             raise InputError(f"structure {self.name!r}: its cell is longer than {MAX_CELL_ANGSTROM:g} angstrom")
         vectors = self.cell[list(self.periodic)]
         if len(vectors) and np.linalg.svd(vectors, compute_uv=False)[-1] < MIN_THICKNESS_ANGSTROM:
-            raise InputError(f"structure {self.name!r}: periodic, but its cell has no volume")
+            raise InputError(f"structure {self.name!r}: its lattice vectors are too short or nearly parallel")
         if self.forces is not None and self.forces.shape != (n, 3):
             raise InputError(f"structure {self.name!r}: forces have shape {self.forces.shape}, expected ({n}, 3)")
         return self

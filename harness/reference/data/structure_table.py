@@ -1,4 +1,4 @@
-"""Many structures as columns, which readers yield, checks test and stores hold."""
+"""A table of many structures: what readers yield, checks examine and stores hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from harness.reference.data.structure import Array, Structure
 
 ATOM_COLUMNS = frozenset({"numbers", "positions", "forces"})
 EDGE_COLUMNS = ("receiver", "sender", "shift", "distance")
-# A column that only some of the concatenated tables have is filled with NaN in the shape of this one.
+# A column on the left that only some of the concatenated tables have is filled with NaN in the others, in the shape of
+# the column on the right.
 FILL_SHAPES = {"forces": "positions", "stress": "cell"}
 
 
@@ -28,8 +29,8 @@ class StructureTable:
     stress: [g, 3, 3]. None: no structure of the table has the label.
 
     Neighbour lists, where they have been added (`add_neighbours`), are e edges sorted by structure, receiver and
-    distance. edge_counts: [g] edges of each structure. receiver, sender: [e] atoms, counted within their structure.
-    shift: [e, 3] angstrom, the periodic image of the sender. distance: [e] angstrom.
+    distance. edge_counts: [g] edges of each structure. receiver, sender: [e] indices of atoms within their structure.
+    shift: [e, 3] angstrom, translation from the sender to its periodic image. distance: [e] angstrom.
     """
 
     ids: NDArray[np.str_]
@@ -165,8 +166,8 @@ def tabulate(structures: Sequence[Structure]) -> StructureTable:
 class RejectedStructure:
     """A structure that a reader or a check leaves out, its location and the reason.
 
-    kind: one of a few words to count by, as in "not finite", "duplicate", "missing key", "truncated", "force norm".
-    count: structures, where one rejection stands for several.
+    kind: a category to count by, such as "not finite", "duplicate", "missing key", "truncated", "force norm".
+    count: the number of structures that this rejection stands for.
     """
 
     where: str
@@ -176,7 +177,7 @@ class RejectedStructure:
 
 
 @dataclass(frozen=True)
-class Remark(RejectedStructure):
+class Remark(RejectedStructure):  # a subclass, as readers yield both in one stream
     """A note on structures that are used nevertheless: a label under another name, an assumed unit.
 
     kind: the label, or "units". count: structures concerned; none of them is left out.

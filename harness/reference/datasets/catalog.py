@@ -1,4 +1,4 @@
-"""The sixteen datasets, one for each branch of the model: their files, units, energy scales and sources."""
+"""The sixteen datasets, one for each head of the model: their files, units, energy scales and sources."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _OMOL = "Levine et al., The Open Molecules 2025 (OMol25) Dataset, arXiv 2505.087
 _OMOL_URL = "https://huggingface.co/facebook/OMol25"
 _OMOL_FETCH = f"accept the terms at {_OMOL_URL}; the page lists the archives (train 4M, train all, val)"
 _OMOL_LEVEL = "wB97M-V/def2-TZVPD (ORCA)"
-_ANY = (-1e7, 10.0)  # all-electron energies of heavy elements: the comparison with free atoms decides, not a range
+_ANY = (-1e7, 10.0)  # eV/atom; no real limit: all-electron energies are compared with those of free atoms instead
 _BULK = (-60.0, 60.0)
-_SLAB = (-60.0, -0.2)  # adsorption and other referenced energies are near zero, of a slab even more so per atom
-_DRUG_LIKE = (-15.0, -0.5)  # formation from atoms: about -5
+_SLAB = (-60.0, -0.2)  # eV/atom; excludes adsorption energies, which per atom of a slab are close to zero
+_DRUG_LIKE = (-15.0, -0.5)  # eV/atom relative to free atoms; typically about -5
 _WITH_STRESS = ("energy", "forces", "stress")
 _WITH_SPIN = ("energy", "forces", "spin")
 
@@ -58,11 +58,12 @@ class DatasetSource:
     """One dataset, as its authors publish it.
 
     files: names and keys. units: those of the files (readers return eV and angstrom). level: level of theory.
-    label: kind of energy, "total" or "formation". zero: the state of zero energy.
-    all_electron: heaviest element whose electrons are all in the energy; 0: energies are those of pseudo-atoms.
-    per_atom: plausible range of the energy in eV per atom, where all_electron does not decide.
+    energy_kind: kind of energy, "total" or "formation". zero_energy_state: the state of zero energy.
+    heaviest_all_electron: atomic number up to which all electrons are in the energy; 0: energies are those of
+    pseudo-atoms. energy_range_ev_per_atom: plausible range of the energy; wide where energies are compared with those
+    of free atoms (heaviest_all_electron > 0).
     molecular: no periodic cell. charges: "all", "neutral" or "charged" structures of the files belong to the branch.
-    labels: those of energy, forces, stress and spin that every file of the dataset has.
+    labels: which of energy, forces, stress and spin every file of the dataset has.
     count: structures, published or listed; 0: a part of another dataset, not listed. fetch: how to get the files.
     """
 
@@ -71,15 +72,15 @@ class DatasetSource:
     files: str
     units: str
     level: str
-    label: str
-    zero: str
-    per_atom: tuple[float, float]
+    energy_kind: str
+    zero_energy_state: str
+    energy_range_ev_per_atom: tuple[float, float]
     count: int
     licence: str
     citation: str
     url: str
     fetch: str
-    all_electron: int = 0
+    heaviest_all_electron: int = 0
     molecular: bool = False
     charges: str = "all"
     labels: tuple[str, ...] = ("energy", "forces")
@@ -97,17 +98,17 @@ class DatasetSource:
 
 def _omol(head: str, charges: str, count: int) -> DatasetSource:
     return DatasetSource(
-        head=head, format="aselmdb", label="total", zero=_ELECTRONS, per_atom=_ANY, count=count, licence="CC-BY-4.0",
-        level=_OMOL_LEVEL, all_electron=LAST_BEFORE_ECP, molecular=True, charges=charges, labels=_WITH_SPIN, units=_EV,
-        files=_ASELMDB, citation=_OMOL, url=_OMOL_URL, fetch=_OMOL_FETCH,
+        head=head, format="aselmdb", energy_kind="total", zero_energy_state=_ELECTRONS, energy_range_ev_per_atom=_ANY,
+        count=count, licence="CC-BY-4.0", level=_OMOL_LEVEL, heaviest_all_electron=LAST_BEFORE_ECP, molecular=True,
+        charges=charges, labels=_WITH_SPIN, units=_EV, files=_ASELMDB, citation=_OMOL, url=_OMOL_URL, fetch=_OMOL_FETCH,
     )  # fmt: skip
 
 
 SOURCES: tuple[DatasetSource, ...] = (
     DatasetSource(
-        head="Alexandria", format="alexandria", label="total", zero=_VASP_ZERO, per_atom=_BULK, count=5_000_000,
-        licence="CC-BY-4.0", level="PBE / PBE+U (VASP)", labels=_WITH_STRESS,
-        units="eV, angstrom, eV/angstrom; stress kbar, compression positive",
+        head="Alexandria", format="alexandria", energy_kind="total", zero_energy_state=_VASP_ZERO,
+        energy_range_ev_per_atom=_BULK, count=5_000_000, licence="CC-BY-4.0", level="PBE / PBE+U (VASP)",
+        labels=_WITH_STRESS, units="eV, angstrom, eV/angstrom; stress kbar, compression positive",
         files=(
             "alexandria_*.json.bz2: entries[]: structure (sites with forces, magmom), data {mat_id, energy_total,"
             " stress}"
@@ -119,9 +120,9 @@ SOURCES: tuple[DatasetSource, ...] = (
         ),
     ),
     DatasetSource(
-        head="ANI1x", format="ani1x", label="total", zero=_ELECTRONS, per_atom=_ANY, count=4_956_005, licence="CC0-1.0",
-        level="wB97X/6-31G(d) (Gaussian)", all_electron=EVERY_ELEMENT, molecular=True,
-        units="hartree, angstrom, hartree/angstrom",
+        head="ANI1x", format="ani1x", energy_kind="total", zero_energy_state=_ELECTRONS, energy_range_ev_per_atom=_ANY,
+        count=4_956_005, licence="CC0-1.0", level="wB97X/6-31G(d) (Gaussian)", heaviest_all_electron=EVERY_ELEMENT,
+        molecular=True, units="hartree, angstrom, hartree/angstrom",
         files=(
             "ani1x-release.h5: a group per formula: coordinates [c, n, 3], atomic_numbers [n], wb97x_dz.energy [c],"
             " wb97x_dz.forces [c, n, 3]; NaN: not computed"
@@ -130,16 +131,16 @@ SOURCES: tuple[DatasetSource, ...] = (
         fetch="https://springernature.figshare.com/ndownloader/files/18112775 (5.6 GB, saved as ani1x-release.h5)",
     ),
     DatasetSource(
-        head="MPTrj", format="mptrj", label="total", zero=_VASP_ZERO, per_atom=_BULK, count=1_580_395,
-        licence="CC-BY-4.0", level="PBE / PBE+U (VASP)", labels=_WITH_STRESS,
+        head="MPTrj", format="mptrj", energy_kind="total", zero_energy_state=_VASP_ZERO, energy_range_ev_per_atom=_BULK,
+        count=1_580_395, licence="CC-BY-4.0", level="PBE / PBE+U (VASP)", labels=_WITH_STRESS,
         units="eV, angstrom, eV/angstrom; stress kbar, compression positive",
         files="MPtrj_2022.9_full.json: {mp-id: {frame: structure, uncorrected_total_energy, force, stress, ...}}",
         citation="Deng et al., Nat. Mach. Intell. 5, 1031 (2023)", url="https://doi.org/10.6084/m9.figshare.23713842",
         fetch="the page's MPtrj_2022.9_full.json (12 GB)",
     ),
     DatasetSource(
-        head="OC2020", format="s2ef_text", label="total", zero=_VASP_ZERO, per_atom=_SLAB, count=133_934_018,
-        licence="CC-BY-4.0", level="RPBE (VASP)", units=_EV,
+        head="OC2020", format="s2ef_text", energy_kind="total", zero_energy_state=_VASP_ZERO,
+        energy_range_ev_per_atom=_SLAB, count=133_934_018, licence="CC-BY-4.0", level="RPBE (VASP)", units=_EV,
         files=(
             "<n>.extxyz.xz with <n>.txt.xz (either may be decompressed), line i for frame i: system, frame, reference"
             " energy; the adsorption energy is energy - reference"
@@ -149,32 +150,34 @@ SOURCES: tuple[DatasetSource, ...] = (
         fetch=f"{OPEN_CATALYST}s2ef_train_200K.tar, s2ef_train_2M.tar, s2ef_train_20M.tar, s2ef_train_all.tar; untar",
     ),
     DatasetSource(
-        head="OC2022", format="s2ef_lmdb", label="total", zero=_VASP_ZERO, per_atom=_SLAB, count=9_854_504,
-        licence="CC-BY-4.0", level="PBE+U (VASP)", units=_EV, files=_S2EF_LMDB,
-        citation="Tran et al., ACS Catal. 13, 3066 (2023)", url="https://fair-chem.github.io/catalysts/datasets/oc22",
+        head="OC2022", format="s2ef_lmdb", energy_kind="total", zero_energy_state=_VASP_ZERO,
+        energy_range_ev_per_atom=_SLAB, count=9_854_504, licence="CC-BY-4.0", level="PBE+U (VASP)", units=_EV,
+        files=_S2EF_LMDB, citation="Tran et al., ACS Catal. 13, 3066 (2023)",
+        url="https://fair-chem.github.io/catalysts/datasets/oc22",
         fetch=(
             "the page's S2EF-Total archive s2ef_total_train_val_test_lmdbs.tar.gz"
             " (md5 ebea523c6f8d61248a37b4dd660b11e6)"
         ),
     ),
     DatasetSource(
-        head="OC25", format="aselmdb", label="total", zero=_VASP_ZERO, per_atom=_SLAB, count=7_801_261,
-        licence="CC-BY-4.0", level="RPBE+D3 (VASP), explicit solvent", units=_EV, files=_ASELMDB,
+        head="OC25", format="aselmdb", energy_kind="total", zero_energy_state=_VASP_ZERO,
+        energy_range_ev_per_atom=_SLAB, count=7_801_261, licence="CC-BY-4.0", level="RPBE+D3 (VASP), explicit solvent",
+        units=_EV, files=_ASELMDB,
         citation="Sahoo et al., The Open Catalyst 2025 (OC25) Dataset, arXiv 2509.17862 (2025)",
         url="https://huggingface.co/facebook/OC25",
         fetch=_HUGGING_FACE.format("https://huggingface.co/facebook/OC25", "facebook/OC25"),
     ),
     DatasetSource(
-        head="ODAC23", format="s2ef_lmdb", label="total", zero=_VASP_ZERO, per_atom=_SLAB, count=38_000_000,
-        licence="CC-BY-4.0", level="PBE+D3 (VASP)", units=_EV,
+        head="ODAC23", format="s2ef_lmdb", energy_kind="total", zero_energy_state=_VASP_ZERO,
+        energy_range_ev_per_atom=_SLAB, count=38_000_000, licence="CC-BY-4.0", level="PBE+D3 (VASP)", units=_EV,
         files=f"{_S2EF_LMDB}; raw_y: DFT total, y: adsorption energy",
         citation="Sriram et al., ACS Cent. Sci. 10, 923 (2024)", url="https://fair-chem.github.io/dac/datasets/odac",
         fetch="the page's S2EF archives",
     ),
     DatasetSource(
-        head="OMat24", format="aselmdb", label="total", zero=_VASP_ZERO, per_atom=_BULK, count=101_000_000,
-        licence="CC-BY-4.0", level="PBE / PBE+U (VASP)", labels=_WITH_STRESS,
-        units=f"{_EV}; stress eV/angstrom^3, tension positive", files=_ASELMDB,
+        head="OMat24", format="aselmdb", energy_kind="total", zero_energy_state=_VASP_ZERO,
+        energy_range_ev_per_atom=_BULK, count=101_000_000, licence="CC-BY-4.0", level="PBE / PBE+U (VASP)",
+        labels=_WITH_STRESS, units=f"{_EV}; stress eV/angstrom^3, tension positive", files=_ASELMDB,
         citation="Barroso-Luque et al., Open Materials 2024 (OMat24), arXiv 2410.12771 (2024)",
         url="https://huggingface.co/datasets/facebook/OMAT24",
         fetch=f"{OPEN_CATALYST}omat/241018/omat/train/rattled-1000.tar.gz and the page's other archives; untar",
@@ -183,16 +186,16 @@ SOURCES: tuple[DatasetSource, ...] = (
     _omol("OMol25-neutral", "neutral", 0),
     _omol("OMol25-non-neutral", "charged", 0),
     DatasetSource(
-        head="OPoly2026", format="aselmdb", label="total", zero=_ELECTRONS, per_atom=_ANY, count=6_570_000,
-        licence="CC-BY-4.0", level="wB97M-V/def2-TZVPD (ORCA)", all_electron=LAST_BEFORE_ECP, molecular=True,
-        labels=_WITH_SPIN, units=_EV, files=_ASELMDB,
+        head="OPoly2026", format="aselmdb", energy_kind="total", zero_energy_state=_ELECTRONS,
+        energy_range_ev_per_atom=_ANY, count=6_570_000, licence="CC-BY-4.0", level="wB97M-V/def2-TZVPD (ORCA)",
+        heaviest_all_electron=LAST_BEFORE_ECP, molecular=True, labels=_WITH_SPIN, units=_EV, files=_ASELMDB,
         citation="Levine et al., The Open Polymers 2026 (OPoly26) Dataset and Evaluations (2025)",
         url="https://huggingface.co/facebook/OMol25", fetch="ask at the page of OMol25, which is from the same authors",
     ),
     DatasetSource(
-        head="Nabla2DFT", format="asedb", label="formation", zero="free atoms, same level", per_atom=_DRUG_LIKE,
-        count=12_676_264, licence="MIT", level="wB97X-D/def2-SVP (Psi4)", molecular=True,
-        units="hartree, angstrom, hartree/angstrom",
+        head="Nabla2DFT", format="asedb", energy_kind="formation", zero_energy_state="free atoms, same level",
+        energy_range_ev_per_atom=_DRUG_LIKE, count=12_676_264, licence="MIT", level="wB97X-D/def2-SVP (Psi4)",
+        molecular=True, units="hartree, angstrom, hartree/angstrom",
         files=(
             "*.db: ASE SQLite; row data: energy [1], forces [n, 3]; keys moses_id, conformation_id, smiles;"
             " metadata _property_unit_dict, _distance_unit, atomrefs"
@@ -202,9 +205,9 @@ SOURCES: tuple[DatasetSource, ...] = (
         fetch="the addresses in its nablaDFT/links/energy_databases.json",
     ),
     DatasetSource(
-        head="QCML", format="qcml", label="total", zero=_ELECTRONS, per_atom=_ANY, count=33_501_520,
-        licence="CC-BY-NC-4.0", level="PBE0 (FHI-aims)", all_electron=EVERY_ELEMENT, molecular=True, labels=_WITH_SPIN,
-        units="hartree, bohr, hartree/bohr",
+        head="QCML", format="qcml", energy_kind="total", zero_energy_state=_ELECTRONS, energy_range_ev_per_atom=_ANY,
+        count=33_501_520, licence="CC-BY-NC-4.0", level="PBE0 (FHI-aims)", heaviest_all_electron=EVERY_ELEMENT,
+        molecular=True, labels=_WITH_SPIN, units="hartree, bohr, hartree/bohr",
         files=(
             "tfds/qcml/dft_force_field/1.0.0: *.tfrecord-*-of-* with features.json: atomic_numbers, positions, charge,"
             " multiplicity, pbe0_energy, pbe0_forces, is_outlier, key_hash"
@@ -213,15 +216,17 @@ SOURCES: tuple[DatasetSource, ...] = (
         fetch="gcloud storage cp -r gs://qcml-datasets/tfds/qcml/dft_force_field/1.0.0 . --project=deepmind-opensource",
     ),
     DatasetSource(
-        head="QM7X", format="qm7x", label="total", zero=_ELECTRONS, per_atom=_ANY, count=4_195_237, licence="CC-BY-4.0",
-        level="PBE0+MBD (FHI-aims)", all_electron=EVERY_ELEMENT, molecular=True, units=_EV,
+        head="QM7X", format="qm7x", energy_kind="total", zero_energy_state=_ELECTRONS, energy_range_ev_per_atom=_ANY,
+        count=4_195_237, licence="CC-BY-4.0", level="PBE0+MBD (FHI-aims)", heaviest_all_electron=EVERY_ELEMENT,
+        molecular=True, units=_EV,
         files="1000.xz .. 8000.xz (HDF5, also decompressed): [molecule][conformation]: atNUM, atXYZ, ePBE0+MBD, totFOR",
         citation="Hoja et al., Sci. Data 8, 43 (2021)", url="https://doi.org/10.5281/zenodo.3905361",
         fetch="https://zenodo.org/records/4288677/files/1000.xz and likewise 2000.xz .. 8000.xz",
     ),
     DatasetSource(
-        head="transition1x", format="transition1x", label="total", zero=_ELECTRONS, per_atom=_ANY, count=9_644_740,
-        licence="CC-BY-4.0", level="wB97X/6-31G(d) (ORCA)", all_electron=EVERY_ELEMENT, molecular=True, units=_EV,
+        head="transition1x", format="transition1x", energy_kind="total", zero_energy_state=_ELECTRONS,
+        energy_range_ev_per_atom=_ANY, count=9_644_740, licence="CC-BY-4.0", level="wB97X/6-31G(d) (ORCA)",
+        heaviest_all_electron=EVERY_ELEMENT, molecular=True, units=_EV,
         files=(
             "Transition1x.h5: /data/<formula>/<reaction>: atomic_numbers [n], positions [c, n, 3],"
             " wB97x_6-31G(d).energy [c], wB97x_6-31G(d).forces [c, n, 3]; train, val, test hold the same again"

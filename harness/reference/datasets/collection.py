@@ -1,4 +1,4 @@
-"""The datasets of a training: shipped sets or stores of some branches, as labelled neighbour lists."""
+"""The datasets of a training run: shipped sets or stores, as labelled neighbour lists."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TRAINING_SPLIT = SPLITS[0]
 
 @dataclass(frozen=True)
 class Dataset:
-    """The samples of one branch. name, role, level: for reports. edges: whether samples include neighbour lists.
+    """The samples of one branch. name, role, level: for reports. has_edges: whether samples include neighbour lists.
 
     is_referenced: whether the references were subtracted from the energies of the samples, and must be added.
     has_forces: whether its structures are labelled with forces.
@@ -55,7 +55,7 @@ class Dataset:
     level: str
     samples: Samples
     references: References
-    edges: bool = False
+    has_edges: bool = False
     is_referenced: bool = False
     has_forces: bool = True
 
@@ -71,9 +71,9 @@ class NeighbourSpec:
 class DatasetCollection:
     """Several datasets with one definition of neighbours."""
 
-    def __init__(self, datasets: Sequence[Dataset], reach: NeighbourSpec) -> None:
+    def __init__(self, datasets: Sequence[Dataset], neighbour_spec: NeighbourSpec) -> None:
         self.datasets = tuple(datasets)
-        self.reach = reach
+        self.neighbour_spec = neighbour_spec
         self.samples: ConcatenatedSamples = ConcatenatedSamples([d.samples for d in datasets])
 
     @property
@@ -81,11 +81,11 @@ class DatasetCollection:
         """The number of samples of each dataset."""
         return tuple(len(d.samples) for d in self.datasets)
 
-    def graphs(self, indices: SampleIndices) -> list[NeighbourList]:
+    def load_graphs(self, indices: SampleIndices) -> list[NeighbourList]:
         """Load samples with their neighbours."""
-        return self.build_graphs(indices, self.records(indices))
+        return self.build_graphs(indices, self.load_records(indices))
 
-    def records(self, indices: SampleIndices) -> list[Record]:
+    def load_records(self, indices: SampleIndices) -> list[Record]:
         """Load samples as they are stored."""
         return self.samples.get(np.array(self.samples.starts)[indices.dataset] + indices.index)
 
@@ -94,8 +94,8 @@ class DatasetCollection:
         names = zip(indices.dataset.tolist(), indices.index.tolist(), records, strict=True)
         return [self._build_graph(self.datasets[d], k, record) for d, k, record in names]
 
-    def atoms(self, indices: SampleIndices) -> NDArray[np.int64]:
-        """Return the number of atoms of each sample, [n]."""
+    def count_atoms(self, indices: SampleIndices) -> NDArray[np.int64]:
+        """Return the number of atoms of each sample, [n]; the first call reads all samples."""
         return np.array(
             [self._sizes[d][k] for d, k in zip(indices.dataset.tolist(), indices.index.tolist(), strict=True)]
         )
@@ -115,33 +115,35 @@ class DatasetCollection:
             head=dataset.head,
             reference_energy_ev=dataset.references.energy_ev if dataset.is_referenced else None,
         )
-        if dataset.edges:
+        if dataset.has_edges:
             return decode_neighbours(record, structure)
-        return build_neighbour_list(structure, cutoff=self.reach.cutoff, max_neighbours=self.reach.max_neighbours)
+        return build_neighbour_list(
+            structure, cutoff=self.neighbour_spec.cutoff, max_neighbours=self.neighbour_spec.max_neighbours
+        )
 
 
-def load_shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
+def load_shipped(name: str, size_range: tuple[int, int] | None = None) -> Dataset:
     """Load a shipped set, or its structures of atoms[0] to atoms[1] atoms; raises InputError if there are none."""
     entry = find_shipped_set(name)
-    frames = load_table(entry)
-    if atoms is not None:
-        frames = frames[(frames.sizes >= atoms[0]) & (frames.sizes <= atoms[1])]
-        if not len(frames):
-            raise InputError(f"set {name!r} has no structure of {atoms[0]} to {atoms[1]} atoms")
-    references = reference_energies.fit(lambda: iter([frames]))
+    table = load_table(entry)
+    if size_range is not None:
+        table = table[(table.sizes >= size_range[0]) & (table.sizes <= size_range[1])]
+        if not len(table):
+            raise InputError(f"set {name!r} has no structure of {size_range[0]} to {size_range[1]} atoms")
+    references = reference_energies.fit(lambda: iter([table]))
     return Dataset(
         name,
         entry.branch,
         entry.role,
         level=entry.level,
-        samples=_preload(frames),
+        samples=_preload(table),
         references=references,
-        has_forces=frames.forces is not None,
+        has_forces=table.forces is not None,
     )
 
 
 def load_shipped_splits(name: str, *, test_fraction: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
-    """Return the splits of a shipped set, or of its first `limit` structures, by name.
+    """Return the splits of a shipped set, or of its first `limit` structures, as a dict by split name.
 
     The share `test_fraction` of the structures is for tests, and half as many are for validation.
 
@@ -149,12 +151,12 @@ def load_shipped_splits(name: str, *, test_fraction: float, seed: int, limit: in
     references are of the training split alone. Raises InputError if that is empty.
     """
     entry = find_shipped_set(name)
-    frames = load_table(entry)
-    frames = frames[np.arange(len(frames)) < (limit or len(frames))]
+    table = load_table(entry)
+    table = table[np.arange(len(table)) < (limit or len(table))]
     split_index = assign_structures(
-        frames, shares=(1.0 - 1.5 * test_fraction, 0.5 * test_fraction, test_fraction), seed=seed
+        table, shares=(1.0 - 1.5 * test_fraction, 0.5 * test_fraction, test_fraction), seed=seed
     )
-    train = frames[split_index == 0]
+    train = table[split_index == 0]
     if not len(train):
         raise InputError(f"set {name!r}: no structure is left for training")
     references = reference_energies.fit(lambda: iter([train]))
@@ -164,21 +166,21 @@ def load_shipped_splits(name: str, *, test_fraction: float, seed: int, limit: in
             entry.branch,
             entry.role,
             level=entry.level,
-            samples=_preload(frames[split_index == k]),
+            samples=_preload(table[split_index == k]),
             references=references,
-            has_forces=frames.forces is not None,
+            has_forces=table.forces is not None,
         )
         for k, split in enumerate(SPLITS)
     }
 
 
-def _preload(frames: StructureTable) -> Samples:
-    return PreloadedSamples.from_block(encode_table(frames, keys=(*REQUIRED_KEYS, "forces")))
+def _preload(table: StructureTable) -> Samples:
+    return PreloadedSamples.from_block(encode_table(table, keys=(*REQUIRED_KEYS, "forces")))
 
 
 def open_dataset(
     path: Path,
-    reach: NeighbourSpec,
+    neighbour_spec: NeighbourSpec,
     mode: ReadMode,
     *,
     comm: Any = None,
@@ -186,12 +188,25 @@ def open_dataset(
     backend: str = "auto",
     split: str = TRAINING_SPLIT,
 ) -> Dataset:
-    """Open one split of a store; collective over comm, if there is one."""
+    """Open one split of a store for training; collective over comm (mpi4py), if there is one.
+
+    Args:
+        path: The store.
+        neighbour_spec: Edges of the store are used if it has been written with this definition, else they are built.
+        mode: As in `open_samples`.
+        comm: As in `open_samples`.
+        width: As in `open_samples`.
+        backend: As in `open_samples`.
+        split: The name of the split.
+
+    Raises:
+        InputError: The store or the split cannot be read.
+    """
     with BPFile(path) as file:
         facts = describe_store(file)
         limits = (file.attributes.get("cutoff_angstrom"), file.attributes.get("max_neighbours"))
-        edges = limits == (reach.cutoff, reach.max_neighbours)
-        candidates = (*REQUIRED_KEYS, "forces", *EDGE_KEYS * edges)
+        edges = limits == (neighbour_spec.cutoff, neighbour_spec.max_neighbours)
+        candidates = (*REQUIRED_KEYS, "forces", *(EDGE_KEYS if edges else ()))
         keys: Collection[str] = [k for k in candidates if k in REQUIRED_KEYS or k in file.keys(split)]
     samples: Samples = open_samples(path, split, mode, comm=comm, width=width, keys=keys, backend=backend)
     if left_out := facts.left_out.get(split):
@@ -203,14 +218,14 @@ def open_dataset(
         level=facts.level,
         samples=samples,
         references=facts.references,
-        edges=edges,
+        has_edges=edges,
         is_referenced=facts.energies == REFERENCED,
         has_forces="forces" in keys,
     )
 
 
 def require_forces(datasets: Sequence[Dataset], force_weight: float) -> None:
-    """Raise InputError where training on forces would silently be one on energies alone.
+    """Raise InputError if forces are to be trained on, but a dataset has none.
 
     Args:
         datasets: The training sets.
@@ -225,7 +240,10 @@ def require_forces(datasets: Sequence[Dataset], force_weight: float) -> None:
 
 
 def list_splits(path: Path) -> tuple[str, ...]:
-    """Return those of training, validation and test that a store has; raises InputError if it is not for training."""
+    """Return which of the training, validation and test splits a store has.
+
+    Raises InputError if it has no training split.
+    """
     with BPFile(path) as file:
         splits = tuple(split for split in SPLITS if split in file.splits)
     if TRAINING_SPLIT not in splits:
@@ -236,7 +254,10 @@ def list_splits(path: Path) -> tuple[str, ...]:
 
 
 def find_stores(folder: Path) -> list[Path]:
-    """Return the stores in a folder, or one case below it, in the order of branches; raises InputError if none."""
+    """Return the stores in a folder or in the case folders below it, in the order of their heads.
+
+    Raises InputError if there are none.
+    """
     paths = [*folder.glob("*.bp"), *folder.glob("*/store/*.bp")]
     if not paths:
         raise InputError(f"{folder}: no stores (*.bp) here; `harness data convert` and `harness run data` make them")

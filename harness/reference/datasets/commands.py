@@ -45,7 +45,7 @@ def describe_source(entry: DatasetSource) -> str:
         "files": entry.files,
         "units": entry.units,
         "level": entry.level,
-        "energies": f"{entry.label}; zero: {entry.zero}",
+        "energies": f"{entry.energy_kind}; zero: {entry.zero_energy_state}",
         "structures": f"{entry.count:,}" if entry.count else f"those of {entry.head.split('-')[0]} by charge",
         "licence": entry.licence,
         "citation": entry.citation,
@@ -156,7 +156,7 @@ def _convert_for_hydragnn(entry: DatasetSource, arguments: Namespace) -> int:
             f"  {result.isolated:,} structures have no edges: HydraGNN reads these only where it preloads, as it trains"
         )
     if result.coincident:
-        print(f"  left out: {result.coincident:,} structures with two atoms at one place")
+        print(f"  left out: {result.coincident:,} structures with coincident atoms")
     return DONE
 
 

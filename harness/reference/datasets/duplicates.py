@@ -22,56 +22,66 @@ from harness.reference.datasets.splits import (
 )
 from harness.reference.storage.sampling.permutations import splitmix64
 
-# Structures are equal if at least one of N_LENGTHS + 1 grids, each shifted against the last, has both in one cell. For
-# each length only one grid has a border between two values closer than GRID_SPACING / N_GRIDS, so that at least one
-# grid has no border between two structures whose lengths are equal to within that.
+# Structures count as equal if their fingerprints (N_LENGTHS numbers, see `splits.measure_shapes`) fall into the same
+# bin of at least one of N_LENGTHS + 1 shifted grids. For each length only one grid has a border between two values
+# closer than GRID_SPACING / N_GRIDS, so that at least one grid has no border between two structures whose lengths are
+# equal to within that.
 N_GRIDS = N_LENGTHS + 1
 GRID_SPACING = 5e-4  # angstrom
-MAX_STRUCTURES = 500_000
-# The note of a structure: place is that of its group (`splits.place_groups`), forces whether it has any.
-SHAPE_NOTE = np.dtype([("composition", "<u8"), ("lengths", "<f4", N_LENGTHS), ("place", "<u8"), ("forces", "?")])
-ShapeNotes = NDArray[np.void]
+MAX_STRUCTURES = 500_000  # compared at a time, which bounds the memory
+# The fingerprint of a structure: place is the hash of its group, which decides its split (`splits.place_groups`);
+# forces is whether it has any.
+FINGERPRINT = np.dtype([("composition", "<u8"), ("lengths", "<f4", N_LENGTHS), ("place", "<u8"), ("forces", "?")])
+Fingerprints = NDArray[np.void]
 GroupPlaces = NDArray[np.uint64]
 
 
 @dataclass
 class Repeats:
-    """Structures that repeat another's geometry, and pairs of groups, by place, that hold the same geometry, [l, 2]."""
+    """Equal structures of a dataset.
+
+    count: structures whose geometry repeats that of an earlier one. links: [l, 2]
+    places of pairs of groups that hold equal structures.
+    """
 
     count: int
     links: GroupPlaces
 
 
-def note_shapes(frames: StructureTable, *, seed: int) -> ShapeNotes:
-    """Return a note of every structure that is enough to find its repeats, [g]."""
-    shapes = measure_shapes(frames)
-    notes = np.empty(len(frames), dtype=SHAPE_NOTE)
-    notes["composition"], notes["lengths"] = shapes.composition, shapes.lengths
-    notes["place"], notes["forces"] = place_groups(frames.groups, seed=seed), frames.forces is not None
-    return notes
+def compute_fingerprints(table: StructureTable, *, seed: int) -> Fingerprints:
+    """Return the fingerprint of every structure, from which its repeats can be found, [g]."""
+    shapes = measure_shapes(table)
+    fingerprints = np.empty(len(table), dtype=FINGERPRINT)
+    fingerprints["composition"], fingerprints["lengths"] = shapes.composition, shapes.lengths
+    fingerprints["place"], fingerprints["forces"] = place_groups(table.groups, seed=seed), table.forces is not None
+    return fingerprints
 
 
-def sort_notes(notes: ShapeNotes) -> ShapeNotes:
-    """Return notes in order of composition."""
-    return notes[np.argsort(notes["composition"], kind="stable")]
+def sort_fingerprints(fingerprints: Fingerprints) -> Fingerprints:
+    """Return fingerprints in order of composition."""
+    return fingerprints[np.argsort(fingerprints["composition"], kind="stable")]
 
 
-def find_repeats(parts: Sequence[ShapeNotes]) -> Repeats:
+def find_repeats(parts: Sequence[Fingerprints]) -> Repeats:
     """Find equal structures, in ranges of compositions so that memory does not grow with the number of structures.
 
-    The notes of each part must be in order of composition.
+    The fingerprints of each part must be in order of composition.
     """
     ranges = 1 + sum(map(len, parts)) // MAX_STRUCTURES
     borders = np.array([2**64 * k // ranges for k in range(ranges)], dtype=np.uint64)
     starts = [[*np.searchsorted(part["composition"], borders).tolist(), len(part)] for part in parts]
     count, links = 0, [np.zeros((0, 2), dtype=np.uint64)]
     for k in range(ranges):
-        notes = np.concatenate([part[first[k] : first[k + 1]] for part, first in zip(parts, starts, strict=True)])
-        notes = notes[_select_shared(notes["composition"]) & np.isfinite(notes["lengths"]).all(axis=1)]
-        if len(notes):
-            label = label_equal(notes["composition"], notes["lengths"])
+        fingerprints = np.concatenate(
+            [part[first[k] : first[k + 1]] for part, first in zip(parts, starts, strict=True)]
+        )
+        fingerprints = fingerprints[
+            _select_shared(fingerprints["composition"]) & np.isfinite(fingerprints["lengths"]).all(axis=1)
+        ]
+        if len(fingerprints):
+            label = label_equal(fingerprints["composition"], fingerprints["lengths"])
             count += len(label) - int(label.max()) - 1
-            links.append(_link_groups(label, notes["place"]))
+            links.append(_link_groups(label, fingerprints["place"]))
     return Repeats(count, np.unique(np.concatenate(links), axis=0))
 
 
@@ -92,14 +102,14 @@ def label_equal(composition: NDArray[np.uint64], lengths: NDArray[np.float32]) -
 def unite_groups(links: GroupPlaces) -> tuple[GroupPlaces, GroupPlaces]:
     """Return all linked groups, sorted, and for each the group that determines their common split, [k] both.
 
-    The choice of that group depends on the groups' names alone, and favours no split.
+    The choice of that group depends on the groups' places alone, and favours no split.
     """
-    names, position = np.unique(links, return_inverse=True)
+    places, position = np.unique(links, return_inverse=True)
     first, second = position.reshape(-1, 2).T
-    number = _connect(first, second, len(names))
-    order = np.lexsort((splitmix64(names), number))
+    number = _connect(first, second, len(places))
+    order = np.lexsort((splitmix64(places), number))
     leaders = order[np.unique(number[order], return_index=True)[1]]
-    return names, names[leaders[number]]
+    return places, places[leaders[number]]
 
 
 def _connect(first: NDArray[np.int64], second: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -123,10 +133,10 @@ def _link_groups(label: NDArray[np.int64], places: GroupPlaces) -> GroupPlaces:
 
 
 @dataclass(frozen=True)
-class Assignment:
+class SplitAssignment:
     """The splits of groups, by place.
 
-    exceptions: sorted places of groups whose split their place does not determine, [k]. splits: their splits, [k].
+    exceptions: [k] sorted places of the groups that are not assigned by place. splits: their splits, [k].
     """
 
     exceptions: GroupPlaces
@@ -144,38 +154,38 @@ class Assignment:
 
 
 def assign_splits(
-    parts: Sequence[ShapeNotes], links: GroupPlaces, *, fill: bool = True, shares: tuple[float, ...] = SHARES
-) -> Assignment:
+    parts: Sequence[Fingerprints], links: GroupPlaces, *, fill: bool = True, shares: tuple[float, ...] = SHARES
+) -> SplitAssignment:
     """Assign linked groups to one split, and structures to every split if there are enough groups.
 
     Args:
-        parts: notes of all structures.
+        parts: fingerprints of all structures.
         links: pairs of groups that hold equal structures.
         fill: whether groups may be moved into a split that would be empty.
-        shares: how much of all goes to each split, about.
+        shares: Approximate share of the groups for each split.
     """
     groups, leaders = unite_groups(links)
-    united = Assignment(groups, assign_by_place(leaders, shares), shares)
+    united = SplitAssignment(groups, assign_by_place(leaders, shares), shares)
     count = np.zeros(len(SPLITS), dtype=np.int64)
-    for notes in parts:
-        count += np.bincount(united.find_splits(notes["place"]), minlength=len(SPLITS))
+    for fingerprints in parts:
+        count += np.bincount(united.find_splits(fingerprints["place"]), minlength=len(SPLITS))
     if count.all() or not fill:
         return united
-    all_groups = np.unique(np.concatenate([np.unique(notes["place"]) for notes in parts]))
+    all_groups = np.unique(np.concatenate([np.unique(fingerprints["place"]) for fingerprints in parts]))
     all_leaders = all_groups.copy()
     all_leaders[np.isin(all_groups, groups)] = leaders[np.isin(groups, all_groups)]
     order, position = np.unique(all_leaders, return_inverse=True)
     counts = np.bincount(assign_by_place(order, shares), minlength=len(SPLITS))
-    return Assignment(all_groups, np.repeat(np.arange(len(SPLITS)), _fill_splits(counts))[position], shares)
+    return SplitAssignment(all_groups, np.repeat(np.arange(len(SPLITS)), _fill_splits(counts))[position], shares)
 
 
 def assign_structures(
-    frames: StructureTable, *, shares: tuple[float, ...] = SHARES, seed: int = SEED
+    table: StructureTable, *, shares: tuple[float, ...] = SHARES, seed: int = SEED
 ) -> NDArray[np.int64]:
-    """Return the position in SPLITS of each of all structures of a dataset, equal ones in one split, [g]."""
-    notes = note_shapes(frames, seed=seed)
-    links = find_repeats([sort_notes(notes)]).links
-    return assign_splits([notes], links, fill=False, shares=shares).find_splits(notes["place"])
+    """Return the position in SPLITS of every structure of a dataset, [g]; equal structures get the same."""
+    fingerprints = compute_fingerprints(table, seed=seed)
+    links = find_repeats([sort_fingerprints(fingerprints)]).links
+    return assign_splits([fingerprints], links, fill=False, shares=shares).find_splits(fingerprints["place"])
 
 
 def _fill_splits(counts: NDArray[np.int64]) -> NDArray[np.int64]:

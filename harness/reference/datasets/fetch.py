@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.reference.datasets.catalog import OPEN_CATALYST
-from harness.reference.datasets.parsing.base import Progress
+from harness.reference.datasets.parsing.base import ProgressCallback
 from harness.reference.errors import InputError
 
 MAGIC = {".xz": b"\xfd7zXZ\x00", ".h5": b"\x89HDF\r\n\x1a\n", ".gz": b"\x1f\x8b", ".tar": b"ustar"}
@@ -30,42 +30,44 @@ NUMBER = "[0-9]{1,18}"
 
 
 def select_downloads(slug: str, names: list[str]) -> list[Download]:
-    """Return the downloads of those names; raises InputError with the known names."""
+    """Return the downloads of those names of a dataset in DOWNLOADS; raises InputError with the known names."""
     known = {d.name: d for d in DOWNLOADS[slug]}
     for name in names:
         if name not in known:
-            raise InputError(f"{slug}: no file {name!r} to fetch; there are {', '.join(known)}")
+            raise InputError(f"{slug}: no file {name!r} to fetch; the files are {', '.join(known)}")
     return [known[name] for name in names]
 
 
-def fetch(download: Download, folder: Path, progress: Progress) -> Path:
+def fetch(download: Download, folder: Path, progress: ProgressCallback) -> Path:
     """Download a file into the folder, from where an earlier attempt stopped; raises InputError if that fails.
 
-    The file gets its name only when it is complete, of its kind, and has its digest if that is known.
+    The file gets its final name only after its length, its file type and, if known, its MD5 have been checked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / download.name
     if path.is_file():
         if fault := _find_fault(download, path, is_new=False):
-            raise InputError(f"{path}: this file {fault}; remove it, and the same command downloads it")
+            raise InputError(f"{path}: this file {fault}; remove it and run the same command again")
         return path
     partial = folder / (download.name + ".part")
     try:
         receive(download, partial, progress)
     except urllib.error.HTTPError as error:
-        raise InputError(f"{download.url}: the server answers {error.code} {_join_words(error.reason)}") from None
+        raise InputError(f"{download.url}: the server answers {error.code} {_to_short_line(error.reason)}") from None
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        reason = _join_words(getattr(error, "reason", error)) or type(error).__name__
-        raise InputError(f"{download.url}: {reason}; what has come is kept, the same command carries on") from None
+        reason = _to_short_line(getattr(error, "reason", error)) or type(error).__name__
+        raise InputError(
+            f"{download.url}: {reason}; the part received so far is kept, run the same command again to continue"
+        ) from None
     if fault := _find_fault(download, partial, is_new=True):
         discard_partial(partial)
-        raise InputError(f"{download.url}: what came {fault}; it was thrown away")
+        raise InputError(f"{download.url}: the downloaded file {fault}; it was deleted")
     os.replace(partial, path)
     discard_partial(partial)
     return path
 
 
-def _join_words(reason: object) -> str:
+def _to_short_line(reason: object) -> str:
     return " ".join(str(reason).split())[:200]
 
 
@@ -73,7 +75,7 @@ def _find_fault(download: Download, path: Path, *, is_new: bool) -> str:
     """Return the fault of a complete file, or ""; only new files are hashed, because that takes long."""
     size, kind = path.stat().st_size, Path(download.name).suffix
     if not size:
-        return "holds no byte"
+        return "is empty"
     if download.size is not None and size != download.size:
         return f"has {size} bytes, the published one {download.size}"
     with open(path, "rb") as handle:
@@ -83,7 +85,7 @@ def _find_fault(download: Download, path: Path, *, is_new: bool) -> str:
             digest = hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
             return "" if digest == download.md5 else f"does not have the md5 {download.md5}"
     if kind in MAGIC and not start[MAGIC_AT.get(kind, 0) :].startswith(MAGIC[kind]):
-        return f"is no {kind} file{' but a web page' if start.lstrip()[:1] == b'<' else ''}"
+        return f"is not a {kind} file{' but a web page' if start.lstrip()[:1] == b'<' else ''}"
     return ""
 
 
@@ -122,7 +124,7 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
 }
 
 
-def receive(download: Download, partial: Path, progress: Progress) -> None:
+def receive(download: Download, partial: Path, progress: ProgressCallback) -> None:
     """Append the missing part of a file; return only if the server confirms that the file is complete.
 
     Raises InputError for an answer that is not the file, and what urllib raises for a broken connection.
@@ -141,89 +143,89 @@ def receive(download: Download, partial: Path, progress: Progress) -> None:
 
 def discard_partial(partial: Path) -> None:
     """Delete a partial download."""
-    for path in (partial, _version(partial)):
+    for path in (partial, _version_path(partial)):
         path.unlink(missing_ok=True)
 
 
-def _version(partial: Path) -> Path:
+def _version_path(partial: Path) -> Path:
     """Return the path of the ETag of a partial download, which identifies its version."""
     return partial.with_name(partial.name + ".version")
 
 
-def _receive_rest(download: Download, partial: Path, offset: int, progress: Progress) -> None:
+def _receive_rest(download: Download, partial: Path, offset: int, progress: ProgressCallback) -> None:
     request = urllib.request.Request(download.url, headers={"Accept-Encoding": "identity"})
     if offset:
         request.add_header("Range", f"bytes={offset}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        _reject_other_content(download, answer)
-        if answer.status == 206:
-            total = _read_total(download, answer, offset)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        _reject_other_content(download, response)
+        if response.status == 206:
+            total = _read_total(download, response, offset)
         else:
-            offset, total = 0, _parse_length(answer)  # the server starts over
-        tag = answer.headers.get("ETag") or ""
+            offset, total = 0, _parse_length(response)  # the server starts over
+        tag = response.headers.get("ETag") or ""
         if offset:
             _reject_other_version(download, partial, tag, total)
-        _reject_unknown_end(download, answer, total)
+        _reject_unknown_end(download, response, total)
         if total is not None and download.size not in (None, total):
             raise InputError(f"{download.url}: the server offers {total} bytes, the published file has {download.size}")
         _check_room(partial.parent, (total or 0) - offset)
-        _version(partial).write_text(tag, encoding="utf-8")
-        _copy(download, answer, partial, offset=offset, total=total or download.size, progress=progress)
+        _version_path(partial).write_text(tag, encoding="utf-8")
+        _copy(download, response, partial, offset=offset, total=total or download.size, progress=progress)
 
 
 def _reject_other_version(download: Download, partial: Path, tag: str, total: int | None) -> None:
     """Raise InputError, and delete the first part, if the rest would be of another version of the file."""
-    version = _version(partial)
+    version = _version_path(partial)
     before = version.read_text(encoding="utf-8") if version.exists() else ""
     if (before and tag and before != tag) or (total is not None and total < partial.stat().st_size):
         discard_partial(partial)
         raise InputError(
-            f"{download.url}: the file has changed since its first part came, which was thrown away; the same command"
+            f"{download.url}: the file has changed on the server, so its first part was deleted; the same command"
             " begins again"
         )
 
 
 def _copy(
     download: Download,
-    answer: http.client.HTTPResponse,
+    response: http.client.HTTPResponse,
     partial: Path,
     *,
     offset: int,
     total: int | None,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> None:
     with open(partial, "ab" if offset else "wb") as out:
-        while chunk := answer.read1(CHUNK_BYTES):
+        while chunk := response.read1(CHUNK_BYTES):
             out.write(chunk)
             offset += len(chunk)
             progress(offset // CHUNK_BYTES, max(total or 0, offset + 1) // CHUNK_BYTES, f"MB of {download.name}")
             if total is not None and offset > total:
-                raise InputError(f"{download.url}: more came than the {total} bytes of the file")
+                raise InputError(f"{download.url}: received more than the {total} bytes of the file")
     if total is not None and offset < total:
         raise ConnectionError(f"the connection ended after {offset} of {total} bytes")
 
 
-def _reject_other_content(download: Download, answer: http.client.HTTPResponse) -> None:
+def _reject_other_content(download: Download, response: http.client.HTTPResponse) -> None:
     """Raise InputError for an answer that is not a file."""
-    if answer.status not in (200, 206):
+    if response.status not in (200, 206):
         raise InputError(
-            f"{download.url}: the server answers {answer.status} {answer.reason} in place of the file; try again later,"
-            " or download it with a browser"
+            f"{download.url}: the server answers {response.status} {response.reason} instead of the file; try again"
+            " later, or download it with a browser"
         )
-    kind = answer.headers.get_content_type()
+    kind = response.headers.get_content_type()
     if kind in ("text/html", "application/xhtml+xml"):
         raise InputError(
-            f"{download.url}: the server answers with a web page (a login, a proxy, a question to humans?) in place of"
+            f"{download.url}: the server answers with a web page (a login page, a proxy, a CAPTCHA?) instead of"
             " the file; download it with a browser"
         )
-    coding = answer.headers.get("Content-Encoding", "identity").lower()
+    coding = response.headers.get("Content-Encoding", "identity").lower()
     if coding != "identity":
-        raise InputError(f"{download.url}: the server sends the file in the coding {coding!r}, which was not asked for")
+        raise InputError(f"{download.url}: the server sends the file in the coding {coding!r}, which was not requested")
 
 
-def _reject_unknown_end(download: Download, answer: http.client.HTTPResponse, total: int | None) -> None:
+def _reject_unknown_end(download: Download, response: http.client.HTTPResponse, total: int | None) -> None:
     """Raise InputError if a truncated file could not be recognized."""
-    is_chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+    is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
     if total is None and not is_chunked and download.md5 is None and download.size is None:
         raise InputError(
             f"{download.url}: the server does not announce the length of the file, so a truncated one could not be"
@@ -231,22 +233,25 @@ def _reject_unknown_end(download: Download, answer: http.client.HTTPResponse, to
         )
 
 
-def _parse_length(answer: http.client.HTTPResponse) -> int | None:
-    text = answer.headers.get("Content-Length")
+def _parse_length(response: http.client.HTTPResponse) -> int | None:
+    text = response.headers.get("Content-Length")
     return int(text) if text and re.fullmatch(NUMBER, text) else None
 
 
-def _read_total(download: Download, answer: http.client.HTTPResponse, offset: int) -> int | None:
-    """Return the length of the whole file of which a part comes; raises InputError if it is not the requested part."""
-    text = answer.headers.get("Content-Range")
+def _read_total(download: Download, response: http.client.HTTPResponse, offset: int) -> int | None:
+    """Return the length of the whole file from a partial response.
+
+    Raises InputError if that is not the requested part.
+    """
+    text = response.headers.get("Content-Range")
     if text is None:
-        length = _parse_length(answer)
+        length = _parse_length(response)
         return None if length is None else offset + length
     span = re.fullmatch(rf"bytes ({NUMBER})-({NUMBER})/({NUMBER}|\*)", text.strip())
     if span is None or int(span[1]) != offset:
         raise InputError(
-            f"{download.url}: asked for the bytes from {offset} on, the server answers with {text!r}; what has come is"
-            " kept"
+            f"{download.url}: asked for the bytes from {offset} on, the server answers with {text!r}; the part"
+            " received so far is kept"
         )
     return int(span[2]) + 1 if span[3] == "*" else int(span[3])
 
@@ -254,4 +259,4 @@ def _read_total(download: Download, answer: http.client.HTTPResponse, offset: in
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise InputError(f"{folder}: {needed / 1e9:.1f} GB to come, {free / 1e9:.1f} GB free")
+        raise InputError(f"{folder}: not enough disk space: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")

@@ -31,7 +31,7 @@ from harness.reference.datasets.hydragnn.stores import (
     read_blocks,
     require_seal,
 )
-from harness.reference.datasets.parsing.base import FileChunk, Progress
+from harness.reference.datasets.parsing.base import FileChunk, ProgressCallback
 from harness.reference.datasets.parsing.paths import count_passed_over, reject_copies
 from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check_structures
 from harness.reference.datasets.splits import hash_texts
@@ -82,7 +82,7 @@ class _Findings:
             self.examples.append(f"  {sanitize_line(text)}")
 
 
-def inspect_files(entry: DatasetSource, paths: Sequence[Path], progress: Progress) -> Report:
+def inspect_files(entry: DatasetSource, paths: Sequence[Path], progress: ProgressCallback) -> Report:
     """Read all of a dataset's files, or its shipped set, as a conversion would."""
     form, official = (detect_source_format(entry, paths), entry) if paths else (SHIPPED, None)
     findings = _Findings()
@@ -153,14 +153,14 @@ def _is_usual(kind: str, count: int, findings: _Findings) -> bool:
     return kind in OUTLIERS and count <= MAX_OUTLIER_SHARE * (findings.sound + findings.faults.total())
 
 
-def inspect_store(path: Path, progress: Progress) -> Report:
+def inspect_store(path: Path, progress: ProgressCallback) -> Report:
     """Read all of a store: checksums, values, ids."""
     if is_bp_folder(path) and not get_inner_seal_paths(path)[0].exists():
         return _inspect_original(path, progress)
     with BPFile(path) as file:
         file.verify()
         faults, ids = Counter[str](), [np.zeros(0, dtype=np.uint64)]
-        total = sum(file.samples(label) for label in file.splits)
+        total = sum(file.count_samples(label) for label in file.splits)
         count = 0
         for label in file.splits:
             for _, block in read_blocks(file, label):
@@ -173,13 +173,13 @@ def inspect_store(path: Path, progress: Progress) -> Report:
                 progress(count, total, "samples read")
         names = np.concatenate(ids)
         faults["duplicate ids"] = len(names) - len(np.unique(names))
-        splits = ", ".join(f"{file.samples(label):,} {label}" for label in file.splits)
+        splits = ", ".join(f"{file.count_samples(label):,} {label}" for label in file.splits)
     counted = ", ".join(f"{n:,} {kind}" for kind, n in (+faults).items())
     summary = f"{sanitize_line(str(path))}: {total:,} structures ({splits}); {counted or 'nothing is wrong'}"
     return Report(summary, faults.total() or int(not total))
 
 
-def _inspect_original(path: Path, progress: Progress) -> Report:
+def _inspect_original(path: Path, progress: ProgressCallback) -> Report:
     """Examine a store of HydraGNN, array by array."""
 
     def find_expected_source(name: object) -> DatasetSource | None:
@@ -204,7 +204,7 @@ def summarize_store(path: Path) -> str:
     require_seal(path)
     with BPFile(path) as file:
         facts = describe_store(file)
-        total = sum(file.samples(label) for label in file.splits)
+        total = sum(file.count_samples(label) for label in file.splits)
     try:
         statistics = _format_statistics(facts.statistics)
     except (KeyError, TypeError, ValueError):

@@ -16,10 +16,11 @@ from harness.reference.data.structure_table import StructureTable
 from harness.reference.errors import InputError
 
 ELEMENT_SLOTS = MAX_ATOMIC_NUMBER + 1
-# Of singular values to the largest, the columns having been scaled to length 1: an element is not cut for being rare.
-# Rounding reaches 1e-13; compositions that differ at all differ by more than 1e-6 of their length.
+# Singular values below this fraction of the largest count as zero. Columns are first scaled to length 1, so that rare
+# elements are not cut. Rounding reaches 1e-13; compositions that differ at all differ by more than 1e-6 of their
+# length.
 RANK_CUTOFF = 1e-6
-# Share of an element in the directions cut above which its energy is undetermined.
+# An element is undetermined if the norm of its part in the cut directions exceeds this.
 UNDETERMINED_SHARE = 1e-4
 
 
@@ -31,10 +32,10 @@ class ElementState(IntEnum):
     FITTED = 2
 
 
-def count_elements(frames: StructureTable) -> NDArray[np.int64]:
+def count_elements(table: StructureTable) -> NDArray[np.int64]:
     """Return atoms of each element in each structure, [g, 119], by atomic number."""
-    places = frames.owner * ELEMENT_SLOTS + frames.numbers
-    return np.bincount(places, minlength=len(frames) * ELEMENT_SLOTS).reshape(-1, ELEMENT_SLOTS)
+    places = table.owner * ELEMENT_SLOTS + table.numbers
+    return np.bincount(places, minlength=len(table) * ELEMENT_SLOTS).reshape(-1, ELEMENT_SLOTS)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class References:
 
     energy_ev: [119], NaN if absent; for undetermined elements the smallest solution, of which only sums that occur in
     the data are meaningful. state: [119]. rank: number of independent compositions. structures: those with energies.
-    rmse_ev_per_atom, mae_ev_per_atom: errors over all of them; the latter is NaN unless they were read twice.
+    rmse_ev_per_atom, mae_ev_per_atom: errors over all of them; the former is NaN if total
+    energies were fitted, the latter unless they were read twice.
     """
 
     energy_ev: Array
@@ -53,14 +55,14 @@ class References:
     rmse_ev_per_atom: float
     mae_ev_per_atom: float = float("nan")
 
-    def sum_energies(self, frames: StructureTable) -> Array:
+    def sum_energies(self, table: StructureTable) -> Array:
         """Return the sum of the reference energies of each structure, [g], eV; NaN where an element has none."""
-        owner, value = frames.owner, self.energy_ev[frames.numbers]
-        return np.asarray(np.bincount(owner, weights=value, minlength=len(frames)), dtype=np.float64)
+        owner, value = table.owner, self.energy_ev[table.numbers]
+        return np.asarray(np.bincount(owner, weights=value, minlength=len(table)), dtype=np.float64)
 
-    def residual(self, frames: StructureTable) -> Array:
+    def residual(self, table: StructureTable) -> Array:
         """Return the energy per atom relative to the references, [g], eV/atom; NaN where either is missing."""
-        return (frames.energy - self.sum_energies(frames)) / frames.sizes
+        return (table.energy - self.sum_energies(table)) / table.sizes
 
     def knows(self, numbers: NDArray[np.int64]) -> bool:
         """Return whether the dataset holds all of these elements."""
@@ -112,11 +114,11 @@ class StreamingLeastSquares:
         self.structures = 0
         self._per_atom = per_atom
 
-    def add(self, frames: StructureTable) -> None:
+    def add(self, table: StructureTable) -> None:
         """Add a table; structures without an energy are ignored, including their composition."""
-        known = np.isfinite(frames.energy)
-        rows = np.column_stack([count_elements(frames), frames.energy])[known]
-        self._append(rows / frames.sizes[known, None] if self._per_atom else rows, int(known.sum()))
+        known = np.isfinite(table.energy)
+        rows = np.column_stack([count_elements(table), table.energy])[known]
+        self._append(rows / table.sizes[known, None] if self._per_atom else rows, int(known.sum()))
 
     def merge(self, other: StreamingLeastSquares) -> None:
         """Add the fit of another worker."""
@@ -142,7 +144,7 @@ class StreamingLeastSquares:
         solution = right_vectors[:rank].T @ ((left_vectors[:, :rank].T @ energy) / values[:rank]) / length[present]
         cut = right_vectors[rank:].T
         open_directions = cut / length[present, None]
-        # Of all solutions that fit alike, the smallest: cut directions are free to move along.
+        # Take the smallest of all solutions that fit equally well: moving along cut directions does not change the fit.
         solution -= open_directions @ np.linalg.lstsq(open_directions, solution, rcond=None)[0]
         state = np.full(ELEMENT_SLOTS, ElementState.ABSENT, dtype=np.int64)
         state[present] = np.where(
@@ -150,17 +152,18 @@ class StreamingLeastSquares:
         )
         energies = np.full(ELEMENT_SLOTS, np.nan)
         energies[present] = solution
-        error = np.linalg.norm(self.factor[:, present] @ solution - energy)
-        return References(energies, state, rank, self.structures, float(error / np.sqrt(self.structures)))
+        norm = np.linalg.norm(self.factor[:, present] @ solution - energy)
+        rmse = float(norm / np.sqrt(self.structures)) if self._per_atom else float("nan")
+        return References(energies, state, rank, self.structures, rmse)
 
 
-def fit(blocks: Callable[[], Iterable[StructureTable]]) -> References:
+def fit(read_tables: Callable[[], Iterable[StructureTable]]) -> References:
     """Fit the references of all blocks, which are read twice: to fit, and for the mean absolute error."""
     solver = StreamingLeastSquares()
-    for frames in blocks():
-        solver.add(frames)
+    for table in read_tables():
+        solver.add(table)
     references = solver.solve()
     total = 0.0
-    for frames in blocks():
-        total += float(np.nansum(np.abs(references.residual(frames))))
+    for table in read_tables():
+        total += float(np.nansum(np.abs(references.residual(table))))
     return replace(references, mae_ev_per_atom=total / references.structures)

@@ -104,12 +104,12 @@ def load_table(entry: ShippedSet) -> StructureTable:
     import h5py  # not where suites are only planned
 
     with h5py.File(io.BytesIO(data), "r") as file:
-        frames = decode_columns(file)
+        table = decode_columns(file)
     if entry.name in CHARGE_VIEWS:
-        frames = frames[(frames.charge == 0) == CHARGE_VIEWS[entry.name][1]]
-    if len(frames) != entry.count:
-        raise InputError(f"{entry.file}: {len(frames)} structures, expected {entry.count}")
-    return frames
+        table = table[(table.charge == 0) == CHARGE_VIEWS[entry.name][1]]
+    if len(table) != entry.count:
+        raise InputError(f"{entry.file}: {len(table)} structures, expected {entry.count}")
+    return table
 
 
 def load_structures(entry: ShippedSet) -> list[Structure]:

@@ -77,37 +77,37 @@ class StructureShapes:
     lengths: NDArray[np.float32]
 
 
-def measure_shapes(frames: StructureTable) -> StructureShapes:
+def measure_shapes(table: StructureTable) -> StructureShapes:
     """Measure every structure; where interatomic distances differ by t, the lengths differ by about t at most."""
-    periodic = np.asarray(frames.periodic.any(axis=1))
-    is_small = ~periodic & (frames.sizes <= MAX_ALL_PAIRS)
-    lengths = np.full((len(frames), N_LENGTHS), np.nan)
+    periodic = np.asarray(table.periodic.any(axis=1))
+    is_small = ~periodic & (table.sizes <= MAX_ALL_PAIRS)
+    lengths = np.full((len(table), N_LENGTHS), np.nan)
     if is_small.any():
-        lengths[is_small] = _measure_molecules(frames[is_small])
+        lengths[is_small] = _measure_molecules(table[is_small])
     if not is_small.all():
-        lengths[~is_small] = _measure_surroundings(frames[~is_small])
-    return StructureShapes(_hash_compositions(frames, periodic), lengths.astype(np.float32))
+        lengths[~is_small] = _measure_surroundings(table[~is_small])
+    return StructureShapes(_hash_compositions(table, periodic), lengths.astype(np.float32))
 
 
-def _hash_compositions(frames: StructureTable, periodic: NDArray[np.bool_]) -> NDArray[np.uint64]:
+def _hash_compositions(table: StructureTable, periodic: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Hash composition (of a periodic structure in lowest terms), charge, multiplicity and periodic directions, [g]."""
-    counts = count_elements(frames)
+    counts = count_elements(table)
     counts[periodic] //= np.gcd.reduce(counts[periodic], axis=1, keepdims=True)
     elements = (counts.astype(np.uint64) @ _CODES).view(np.int64)
-    return hash_key(elements, frames.charge, frames.multiplicity, frames.periodic.sum(axis=1))
+    return hash_key(elements, table.charge, table.multiplicity, table.periodic.sum(axis=1))
 
 
-def _measure_molecules(frames: StructureTable) -> Array:
+def _measure_molecules(table: StructureTable) -> Array:
     """Return lengths from all pairs of atoms, [g, 9]."""
-    values = np.empty((len(frames.numbers), 3))
-    starts = frames.ends - frames.sizes
-    for size in np.unique(frames.sizes).tolist():
-        rows = np.flatnonzero(frames.sizes == size)
+    values = np.empty((len(table.numbers), 3))
+    starts = table.ends - table.sizes
+    for size in np.unique(table.sizes).tolist():
+        rows = np.flatnonzero(table.sizes == size)
         step = max(1, MAX_PAIRS // size**2)
         for first in range(0, len(rows), step):
             atoms = starts[rows[first : first + step], None] + np.arange(size)
-            values[atoms] = _measure_all_pairs(frames.positions[atoms], WEIGHTS[frames.numbers[atoms]])
-    return np.column_stack([_expand_in_polynomials(values[:, k], frames, degrees=3) for k in range(3)])
+            values[atoms] = _measure_all_pairs(table.positions[atoms], WEIGHTS[table.numbers[atoms]])
+    return np.column_stack([_expand_in_polynomials(values[:, k], table, degrees=3) for k in range(3)])
 
 
 def _measure_all_pairs(positions: Array, weights: Array) -> Array:
@@ -124,12 +124,12 @@ def _measure_all_pairs(positions: Array, weights: Array) -> Array:
     return np.concatenate([_convert(near @ weights[..., :1]), _convert(near**3 @ weights[..., 1:2]), far], axis=-1)
 
 
-def _measure_surroundings(frames: StructureTable) -> Array:
+def _measure_surroundings(table: StructureTable) -> Array:
     """Return lengths of periodic or large structures from the pairs within RADIUS, [g, 9]."""
-    spacing = _measure_spacings(frames)
+    spacing = _measure_spacings(table)
     is_measured = spacing > MIN_SPACING
-    i, j, vector = _find_near_pairs(frames, is_measured)
-    count, weights = len(frames.numbers), WEIGHTS[frames.numbers]
+    i, j, vector = _find_near_pairs(table, is_measured)
+    count, weights = len(table.numbers), WEIGHTS[table.numbers]
     near = np.maximum(1.0 - np.einsum("ek,ek->e", vector, vector) / RADIUS**2, 0.0) ** 2
     close = near * near * near
     to_i, to_j = close * weights[j, 1], close * weights[i, 1]
@@ -142,9 +142,9 @@ def _measure_surroundings(frames: StructureTable) -> Array:
     off_centre = np.sqrt(pull[0] ** 2 + pull[1] ** 2 + pull[2] ** 2) / (1.0 + nearest)
     lengths = [
         spacing,
-        *_expand_in_polynomials(_convert(around), frames, degrees=3).T,
-        *_expand_in_polynomials(_convert(nearest), frames, degrees=2).T,
-        *_expand_in_polynomials(off_centre, frames, degrees=3).T,
+        *_expand_in_polynomials(_convert(around), table, degrees=3).T,
+        *_expand_in_polynomials(_convert(nearest), table, degrees=2).T,
+        *_expand_in_polynomials(off_centre, table, degrees=3).T,
     ]
     return np.where(is_measured[:, None], np.column_stack(lengths), np.nan)
 
@@ -154,31 +154,31 @@ def _convert(neighbours: Array) -> Array:
     return RADIUS / 4.0 * np.log1p(neighbours)
 
 
-def _expand_in_polynomials(values: Array, frames: StructureTable, *, degrees: int) -> Array:
+def _expand_in_polynomials(values: Array, table: StructureTable, *, degrees: int) -> Array:
     """Return coefficients of the atoms' values [n] of each structure, by element and size, [g, degrees]."""
-    owner, stops = frames.owner, frames.ends
-    offset = (owner * len(_ELEMENTS) + frames.numbers) * (2.0 * MAX_LENGTH)
+    owner, stops = table.owner, table.ends
+    offset = (owner * len(_ELEMENTS) + table.numbers) * (2.0 * MAX_LENGTH)
     ordered = np.sort(np.minimum(values, MAX_LENGTH) + offset) - np.sort(offset)
-    position = np.arange(len(values)) - (stops - frames.sizes)[owner]
-    before, after = position / frames.sizes[owner], (position + 1) / frames.sizes[owner]
+    position = np.arange(len(values)) - (stops - table.sizes)[owner]
+    before, after = position / table.sizes[owner], (position + 1) / table.sizes[owner]
     parts = [ordered * (integral(after) - integral(before)) for integral in _INTEGRALS[:degrees]]
-    return np.asarray(np.add.reduceat(np.column_stack(parts), stops - frames.sizes, axis=0))
+    return np.asarray(np.add.reduceat(np.column_stack(parts), stops - table.sizes, axis=0))
 
 
 def _find_near_pairs(
-    frames: StructureTable, is_measured: NDArray[np.bool_]
+    table: StructureTable, is_measured: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
     """Return both atoms of each pair within RADIUS, and the vector from the first to the second, [e, 3]."""
     import vesin  # takes seconds, as it imports torch
 
     search = vesin.NeighborList(cutoff=RADIUS, full_list=False, n_threads=1)
-    starts, ends = (frames.ends - frames.sizes).tolist(), frames.ends.tolist()
+    starts, ends = (table.ends - table.sizes).tolist(), table.ends.tolist()
     pairs = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 3)))]
     for k in np.flatnonzero(is_measured).tolist():
         i, j, vector = search.compute(
-            points=frames.positions[starts[k] : ends[k]],
-            box=frames.cell[k],
-            periodic=frames.periodic[k],
+            points=table.positions[starts[k] : ends[k]],
+            box=table.cell[k],
+            periodic=table.periodic[k],
             quantities="ijD",
         )
         pairs.append((i.astype(np.int64) + starts[k], j.astype(np.int64) + starts[k], vector))
@@ -186,14 +186,14 @@ def _find_near_pairs(
     return i, j, vector
 
 
-def _measure_spacings(frames: StructureTable) -> Array:
+def _measure_spacings(table: StructureTable) -> Array:
     """Return the edge of an atom's share of the periodic directions, or the radius of a large molecule, [g]."""
-    spacings = np.cbrt(np.abs(np.linalg.det(frames.cell)) / frames.sizes)
-    for k in np.flatnonzero(~frames.periodic.all(axis=1)).tolist():
-        size, stop, vectors = int(frames.sizes[k]), int(frames.ends[k]), frames.cell[k][frames.periodic[k]]
+    spacings = np.cbrt(np.abs(np.linalg.det(table.cell)) / table.sizes)
+    for k in np.flatnonzero(~table.periodic.all(axis=1)).tolist():
+        size, stop, vectors = int(table.sizes[k]), int(table.ends[k]), table.cell[k][table.periodic[k]]
         if len(vectors):
             spacings[k] = (max(np.linalg.det(vectors @ vectors.T), 0.0) ** 0.5 / size) ** (1.0 / len(vectors))
         else:
-            positions = frames.positions[stop - size : stop]
+            positions = table.positions[stop - size : stop]
             spacings[k] = np.sqrt(((positions - positions.mean(axis=0)) ** 2).sum(axis=1).mean())
     return spacings

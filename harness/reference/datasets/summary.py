@@ -21,7 +21,7 @@ PER_OCTAVE = 32  # a bin is 2.2% wide: a quantile is right to 1.1%
 OCTAVES = (-30, 30)
 BINS_PER_SIGN = (OCTAVES[1] - OCTAVES[0]) * PER_OCTAVE
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-REGISTER_BITS = 12  # of the estimate of distinct names: 1.04 / 64 is its relative standard deviation
+REGISTER_BITS = 12  # for the estimate of distinct names: 1.04 / 64 is its relative standard deviation
 REGISTERS = 2**REGISTER_BITS
 
 
@@ -187,27 +187,27 @@ class Statistics:
     edges: int = 0
     edge_atoms: int = 0
 
-    def add(self, frames: StructureTable, references: References | None = None) -> None:
+    def add(self, table: StructureTable, references: References | None = None) -> None:
         """Add a table; its energies count only if the references that they are relative to are passed."""
-        if not len(frames):
+        if not len(table):
             return
-        composition = count_elements(frames)
+        composition = count_elements(table)
         self.atoms_of += composition.sum(0)
         self.structures_with += (composition > 0).sum(0)
-        self.sizes.add(frames.sizes.astype(float))
+        self.sizes.add(table.sizes.astype(float))
         if references is not None:
-            self.energy.add(references.residual(frames))
-        if frames.forces is not None:
-            self.forces.add(np.linalg.norm(frames.forces, axis=1))
-        if frames.stress is not None:
-            self.stress.add(frames.stress)
-        self.groups.add(frames.groups)
-        self.charges.update(frames.charge.tolist())
-        self.multiplicities.update(frames.multiplicity.tolist())
-        self.periodic += np.bincount(frames.periodic.sum(1), minlength=4)
-        if frames.edge_counts is not None:
-            self.edges += int(frames.edge_counts.sum())
-            self.edge_atoms += int(frames.sizes.sum())
+            self.energy.add(references.residual(table))
+        if table.forces is not None:
+            self.forces.add(np.linalg.norm(table.forces, axis=1))
+        if table.stress is not None:
+            self.stress.add(table.stress)
+        self.groups.add(table.groups)
+        self.charges.update(table.charge.tolist())
+        self.multiplicities.update(table.multiplicity.tolist())
+        self.periodic += np.bincount(table.periodic.sum(1), minlength=4)
+        if table.edge_counts is not None:
+            self.edges += int(table.edge_counts.sum())
+            self.edge_atoms += int(table.sizes.sum())
 
     def merge(self, other: Statistics) -> None:
         """Add the values of another worker."""

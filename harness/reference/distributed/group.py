@@ -79,10 +79,10 @@ class ProcessGroup:
         dist.gather_object(value, values or None)
         return values
 
-    def broadcast_object(self, rank: int, value: Value) -> Value:
+    def broadcast_object(self, value: Value, source: int = 0) -> Value:
         """Return the picklable value that the given rank passes; the values of the others are ignored."""
         values = [value]
-        dist.broadcast_object_list(values, rank)
+        dist.broadcast_object_list(values, source)
         return values[0]
 
     def time_all_reduce(self, values: Tensor) -> float:
@@ -110,7 +110,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def select_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
-    """Return the device of this rank: its local rank modulo the number of visible devices.
+    """Make the device number (local rank modulo the number of visible devices) the current one, and return it.
 
     Args:
         kind: One of DEVICES.
@@ -122,7 +122,8 @@ def select_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
     """
     if kind not in DEVICES or backend not in BACKENDS:
         raise InputError(
-            f"device {kind!r} with backend {backend!r}: there are {', '.join(DEVICES)}; {', '.join(BACKENDS)}"
+            f"device {kind!r} with backend {backend!r}: expected a device of {', '.join(DEVICES)}"
+            f" and a backend of {', '.join(BACKENDS)}"
         )
     if REQUIRED_DEVICE.get(backend, kind) != kind:
         raise InputError(f"backend {backend!r} needs device {REQUIRED_DEVICE[backend]!r}, got {kind!r}")
@@ -133,7 +134,7 @@ def select_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
     module = torch.get_device_module(kind)
     device_count = module.device_count()
     if not device_count:
-        raise InputError(f"device {kind!r} is asked for and none is visible")
+        raise InputError(f"device {kind!r} was requested, but none is visible")
     device = torch.device(kind, rank_info.local_rank % device_count)
     module.set_device(device)
     return device

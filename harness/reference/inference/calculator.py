@@ -25,7 +25,7 @@ from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.user_files import read_electronic_state, structure_from_ase
 from harness.reference.errors import InputError
 from harness.reference.inference.precision import find_precision
-from harness.reference.inference.prediction import batched_heads, stress
+from harness.reference.inference.prediction import batched_heads, predict_with_stress
 from harness.reference.models import checkpoints
 from harness.reference.models.coverage import check_distances, check_elements
 from harness.reference.models.foundation import FoundationModel
@@ -47,13 +47,13 @@ class ReferenceCalculator(Calculator):
     """Calculate energy (eV), forces (eV/angstrom) and stress (eV/angstrom^3, ASE's sign) with one model.
 
     Charge and multiplicity come from `atoms.info`: `charge` or `total_charge`; `multiplicity`, `spin_multiplicity` or,
-    as in OMol25, `spin`, all of them 2S + 1. A change of them is a change of the atoms. Energies of different heads
-    have different zeros.
+    as in OMol25, `spin`, all of them 2S + 1. If one of them changes, the next request calculates anew. Energies of
+    different heads have different zeros.
 
     Args:
         model: A checkpoint's path, the name of a shipped one, or a model.
         head: A dataset's name; None for the gate's weighted sum of the heads that know all elements of the atoms.
-        precision_name: "fp64" or "fp32".
+        precision: "fp64", "fp32" or "bf16" (BF16 products, FP32 parameters).
         device: As torch names it.
         kwargs: Arguments of ASE's Calculator.
 
@@ -63,7 +63,7 @@ class ReferenceCalculator(Calculator):
             head, or every single head, lacks an element, or atoms are closer than any in training.
 
     Warns:
-        UserWarning: Atoms have more neighbours than the model takes, so that the energy has jumps (issued once).
+        UserWarning: Atoms have more neighbours than the model uses, so that the energy is discontinuous (issued once).
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
@@ -73,21 +73,21 @@ class ReferenceCalculator(Calculator):
         model: FoundationModel | Path | str,
         *,
         head: str | None = None,
-        precision_name: str = "fp64",
+        precision: str = "fp64",
         device: str = "cpu",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        kind = find_precision(precision_name)
-        torch_device = find_device(device, kind.dtype)
+        arithmetic = find_precision(precision)
+        torch_device = find_device(device, arithmetic.dtype)
         # a copy: another calculator of the same model may use another precision
         loaded = copy.deepcopy(model) if isinstance(model, FoundationModel) else checkpoints.load_named(str(model))[0]
-        self.model = kind.apply(loaded).to(torch_device).eval().requires_grad_(False)
-        self.device, self.dtype = torch_device, kind.dtype
+        self.model = arithmetic.apply(loaded).to(torch_device).eval().requires_grad_(False)
+        self.device, self.dtype = torch_device, arithmetic.dtype
         self.head = None if head is None else resolve_head(head)
         if self.head is not None and not bool(self.model.trained[self.head : self.head + 1].any()):
             raise InputError(f"head {HEADS[self.head]!r} of this model was never trained")
-        self.state = (0, 0)
+        self.electronic_state = (0, 0)
         self.has_warned = False
 
     def weights(self, composition: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class ReferenceCalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Return the changes since the last calculation, including charge and multiplicity."""
         changes: list[str] = super().check_state(atoms, tol=tol)
-        return changes if self.state == read_electronic_state(atoms.info) else [*changes, "info"]
+        return changes if self.electronic_state == read_electronic_state(atoms.info) else [*changes, "info"]
 
     def calculate(
         self,
@@ -109,7 +109,7 @@ class ReferenceCalculator(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Calculate all properties, including a new neighbour list."""
+        """Build a new neighbour list, and calculate energy and forces, and stress if requested."""
         self.results = {}  # so that results of other atoms do not remain after an error
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
@@ -126,23 +126,24 @@ class ReferenceCalculator(Calculator):
         if properties is not None and "stress" in properties:
             if not all(structure.periodic):
                 raise PropertyNotImplementedError("stress needs a cell that is periodic along all three vectors")
-            prediction, tension = stress(self.model, batch, weights)
-            voigt = full_3x3_to_voigt_6_stress(tension[0].double().cpu().numpy())
+            prediction, stress_tensor = predict_with_stress(self.model, batch, weights)
+            voigt = full_3x3_to_voigt_6_stress(stress_tensor[0].double().cpu().numpy())
             self.results["stress"] = np.asarray(voigt)
         else:
             prediction = batched_heads(self.model, batch, weights)
         energy = float(prediction.energy[0])
         forces = prediction.forces.double().cpu().numpy()
         self.results |= {"energy": energy, "free_energy": energy, "forces": forces}
-        self.state = structure.charge, structure.multiplicity
+        self.electronic_state = structure.charge, structure.multiplicity
 
 
 def format_jump_warning(graph: NeighbourList, cutoff: float, max_neighbours: int | None) -> str:
     """Return the warning for a structure whose atoms have more neighbours than the model takes."""
     return (
         f"the model takes the {max_neighbours} nearest neighbours of an atom, and {graph.n_dropped} further ones within"
-        f" {cutoff:g} angstrom are left out of these {len(graph.structure)} atoms: where the order of distances"
-        " changes, the energy jumps, so that a relaxation may not converge and dynamics do not conserve energy"
+        f" {cutoff:g} angstrom are ignored in this structure of {len(graph.structure)} atoms: where the order of"
+        " distances changes, the energy jumps, so that a relaxation may not converge and dynamics do not conserve"
+        " energy"
     )
 
 

@@ -44,7 +44,7 @@ PRECISIONS: dict[str, Precision] = {
 def find_precision(name: str) -> Precision:
     """Return the precision of that name; raise InputError if there is none."""
     if name not in PRECISIONS:
-        raise InputError(f"unknown precision {name!r}; there are {', '.join(PRECISIONS)}")
+        raise InputError(f"unknown precision {name!r}; expected one of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 
@@ -61,7 +61,7 @@ def observe_dtypes(model: FoundationModel, batch: Batch) -> dict[str, object]:
         positions = batch.positions.detach().requires_grad_()
         pooled = model.encode(batch, positions, batch.shift)
         energies = model.residual_energies(pooled, batch)
-        (slope,) = torch.autograd.grad(energies.sum(), positions)
+        (gradient,) = torch.autograd.grad(energies.sum(), positions)
     finally:
         for hook in hooks:
             hook.remove()
@@ -70,6 +70,6 @@ def observe_dtypes(model: FoundationModel, batch: Batch) -> dict[str, object]:
         "matrix_layers": sorted(dtypes),
         "pooled": str(pooled.dtype),
         "energies": str(energies.dtype),
-        "forces": str(slope.dtype),
+        "forces": str(gradient.dtype),
         "autocast": None if model.autocast is None else str(model.autocast),
     }

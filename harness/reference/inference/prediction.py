@@ -45,10 +45,10 @@ def baseline(model: FoundationModel, batch: Batch, weights: Tensor) -> Predictio
     forces = torch.zeros_like(batch.positions)
     for head in range(model.config.heads):
         positions = batch.positions.detach().requires_grad_()
-        of_head = model.head_energy(head, model.encode(batch, positions, batch.shift), batch)
+        head_energy = model.head_energy(head, model.encode(batch, positions, batch.shift), batch)
         weight = weights[:, head]
-        forces -= weight[batch.graph].unsqueeze(-1) * gradient(of_head, positions)
-        energy += weight * of_head.detach()
+        forces -= weight[batch.graph].unsqueeze(-1) * gradient(head_energy, positions)
+        energy += weight * head_energy.detach()
     return Prediction(energy, forces)
 
 
@@ -76,11 +76,11 @@ def _per_head(model: FoundationModel, batch: Batch, weights: Tensor, *, threshol
     for head in range(model.config.heads):
         weight = weights[:, head]
         if head in active:
-            of_head = model.head_energy(head, pooled, batch)
-            forces -= weight[batch.graph].unsqueeze(-1) * gradient(of_head, positions, retain_graph=True)
+            head_energy = model.head_energy(head, pooled, batch)
+            forces -= weight[batch.graph].unsqueeze(-1) * gradient(head_energy, positions, retain_graph=True)
         else:
-            of_head = model.head_energy(head, pooled.detach(), batch)
-        energy += weight * of_head.detach()
+            head_energy = model.head_energy(head, pooled.detach(), batch)
+        energy += weight * head_energy.detach()
     return Prediction(energy, forces)
 
 
@@ -126,16 +126,16 @@ def mixed_precision(
     """
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
-        coarse = batch.to(positions.device, torch.float32)
+        low_batch = batch.to(positions.device, torch.float32)
         vector = positions[batch.sender] + batch.shift - positions[batch.receiver]
-        s = low.features(coarse, vector.float(), fused=fused).to(positions.dtype)
+        s = low.features(low_batch, vector.float(), fused=fused).to(positions.dtype)
         pooled = s.new_zeros(batch.composition.shape[0], s.shape[1]).index_add(0, batch.graph, s)
-        residual = low.residual_energies(pooled.float(), coarse).to(positions.dtype)
+        residual = low.residual_energies(pooled.float(), low_batch).to(positions.dtype)
         energy = (weights * (residual + batch.composition @ model.reference_energy.T)).sum(-1)
         return Prediction(energy.detach(), -gradient(energy, positions))
 
 
-def stress(model: FoundationModel, batch: Batch, weights: Tensor) -> tuple[Prediction, Tensor]:
+def predict_with_stress(model: FoundationModel, batch: Batch, weights: Tensor) -> tuple[Prediction, Tensor]:
     """Return energy and forces, and the stress [g, 3, 3] in eV/angstrom^3 (tension is positive).
 
     The stress is the derivative of the energy with respect to a symmetric strain of positions and periodic images,

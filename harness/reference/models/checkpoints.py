@@ -76,10 +76,11 @@ def load(path: Path) -> tuple[FoundationModel, dict[str, object]]:
 
 
 def _parse_header(about: Any) -> tuple[ModelConfig, dict[str, object]]:
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise InputError(f"not a checkpoint of this version of the harness (format {FORMAT} expected)")
+    version = about.get("format") if isinstance(about, dict) else None
+    if not isinstance(about, dict) or version != FORMAT:
+        raise InputError(f"not a checkpoint of this version of the harness (format {FORMAT} expected, found {version})")
     if unknown := sorted(about.keys() - set(KEYS)):
-        raise InputError(f"unknown key {unknown[0]!r}; there are {', '.join(KEYS)}")
+        raise InputError(f"unknown key {unknown[0]!r}; expected one of {', '.join(KEYS)}")
     about = {"notes": {}} | about
     for name in ("config", "notes"):
         if not isinstance(about.get(name), dict):
@@ -100,7 +101,9 @@ class _AllocationLimit(TorchDispatchMode):
         if func in FACTORIES:
             self.remaining -= math.prod(args[0])
             if self.remaining < 0:
-                raise InputError("weights and configuration do not fit: it asks for more numbers than the file holds")
+                raise InputError(
+                    "weights and configuration do not match: the configuration needs more numbers than the file holds"
+                )
         return func(*args, **(kwargs or {}))
 
 

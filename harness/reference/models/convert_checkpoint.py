@@ -71,8 +71,10 @@ def set_shortest_distances(model: FoundationModel, training: dict[str, Any]) -> 
         references = torch.from_numpy(np.nan_to_num(dataset.references.energy_ev)).to(model.reference_energy)
         if not torch.equal(references, model.reference_energy[dataset.head]):
             continue
-        corpus = DatasetCollection([dataset], spec)
-        graphs = (corpus.graphs(SampleIndices(np.array([0]), np.array([k])))[0] for k in range(len(dataset.samples)))
+        collection = DatasetCollection([dataset], spec)
+        graphs = (
+            collection.load_graphs(SampleIndices(np.array([0]), np.array([k])))[0] for k in range(len(dataset.samples))
+        )
         model.closest[dataset.head] = find_shortest_contact(graphs)
 
 

@@ -61,7 +61,7 @@ class FoundationModel(nn.Module):
         self.register_buffer("kept_heads", torch.arange(config.heads), persistent=False)
         self.register_buffer("head_slot", torch.arange(config.heads), persistent=False)
 
-    def set_reference(self, head: int, energy_ev: Array, scale: float, known: NDArray[np.bool_]) -> None:
+    def set_head_data(self, head: int, energy_ev: Array, scale: float, known: NDArray[np.bool_]) -> None:
         """Set the reference energies of a head, and mark it as trained.
 
         Args:
@@ -96,7 +96,7 @@ class FoundationModel(nn.Module):
         return self.gate.masked_weights(composition, self.heads_knowing_all_elements(composition))
 
     def keep_heads(self, heads: Sequence[int]) -> None:
-        """Discard all other heads; afterwards `residual_energies` returns only the energies of the kept ones."""
+        """Discard all other heads; afterwards call only `residual_energies`, which returns their energies alone."""
         self.heads = self.heads.subset(heads)
         self.kept_heads = torch.tensor(heads, device=self.kept_heads.device)
         slots = torch.arange(len(heads)).to(self.head_slot)
@@ -108,7 +108,8 @@ class FoundationModel(nn.Module):
         Args:
             batch: The structures.
             vector: [e, 3] from receiver to sender in angstrom.
-            fused: Whether the operator of harness.reference.ops computes the messages (PaiNN and PNAEq).
+            fused: Whether the operator of harness.reference.ops computes the messages (PaiNN and PNAEq only; others
+                raise TypeError).
         """
         device = vector.device.type
         kind = self.autocast or torch.get_autocast_dtype(device)
@@ -122,7 +123,7 @@ class FoundationModel(nn.Module):
         Args:
             batch: The structures.
             positions: [n, 3] angstrom, which replace those of the batch.
-            shift: [e, 3] angstrom, periodic image of each edge's sender.
+            shift: [e, 3] angstrom, translation from each edge's sender to its periodic image.
             fused: As in `features`.
         """
         vector = positions[batch.sender] + shift - positions[batch.receiver]
@@ -134,17 +135,17 @@ class FoundationModel(nn.Module):
         reference = batch.composition @ self.reference_energy[head]
         if self.config.readout == "sum":
             return self.scale[head] * self.heads.forward_one(head, pooled) + reference
-        atoms = batch.atoms
+        atoms = batch.n_atoms
         return self.scale[head] * (atoms * self.heads.forward_one(head, pooled / atoms.unsqueeze(-1))) + reference
 
     def residual_energies(self, pooled: Tensor, batch: Batch) -> Tensor:
-        """Return the energies [g, kept heads] in eV less the reference energies, batched over heads.
+        """Return the energies [g, kept heads] in eV minus the reference energies, batched over heads.
 
         Args:
             pooled: [g, F] from `encode`.
             batch: The structures.
         """
-        atoms = batch.atoms.unsqueeze(-1)
+        atoms = batch.n_atoms.unsqueeze(-1)
         raw: Tensor = self.heads(pooled) if self.config.readout == "sum" else atoms * self.heads(pooled / atoms)
         return self.scale[self.kept_heads] * raw
 

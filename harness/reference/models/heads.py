@@ -1,4 +1,4 @@
-"""The readout: one head per dataset, stacked to run one by one or all at once, and the gate that weighs them."""
+"""The readout: one head per dataset, stacked to run one by one or all at once, and the gate that weights them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 class StackedLinear(nn.Module):
     """One linear layer per head: weight [heads, in, out], bias [heads, 1, out]."""
 
-    def __init__(self, heads: int, n_in: int, n_out: int) -> None:
+    def __init__(self, n_heads: int, n_in: int, n_out: int) -> None:
         super().__init__()
         bound = 1.0 / math.sqrt(n_in)
-        self.weight = nn.Parameter(torch.empty(heads, n_in, n_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(heads, 1, n_out).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(n_heads, n_in, n_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n_heads, 1, n_out).uniform_(-bound, bound))
 
     def forward_one(self, head: int, x: Tensor) -> Tensor:
         """Apply the layer of one head: x [g, in] -> [g, out]."""
@@ -34,11 +34,11 @@ class StackedLinear(nn.Module):
 class Heads(nn.Module):
     """A multilayer perceptron for each dataset: width -> hidden sizes -> 1, with SiLU between the layers."""
 
-    def __init__(self, heads: int, width: int, hidden: Sequence[int]) -> None:
+    def __init__(self, n_heads: int, width: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.count = heads
+        self.count = n_heads
         self.sizes = (width, *hidden, 1)
-        self.layers = nn.ModuleList(StackedLinear(heads, a, b) for a, b in pairwise(self.sizes))
+        self.layers = nn.ModuleList(StackedLinear(n_heads, a, b) for a, b in pairwise(self.sizes))
 
     def subset(self, heads: Sequence[int]) -> Heads:
         """Return a new module with copies of the given heads."""
@@ -64,12 +64,12 @@ class Heads(nn.Module):
 
 
 class Gate(nn.Module):
-    """Weigh the heads by composition alone: 118 element fractions -> 128 -> 64 -> heads, with ReLU, then softmax."""
+    """Weight the heads by composition alone: 118 element fractions -> 128 -> 64 -> heads, with ReLU, then softmax."""
 
-    def __init__(self, heads: int) -> None:
+    def __init__(self, n_heads: int) -> None:
         super().__init__()
         self.hidden = nn.Sequential(nn.Linear(MAX_ATOMIC_NUMBER, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
-        self.last = nn.Linear(64, heads)
+        self.last = nn.Linear(64, n_heads)
 
     def logits(self, composition: Tensor) -> Tensor:
         """Return the logits [g, heads] for a composition [g, 119], atoms of each element (element 0 does not count)."""

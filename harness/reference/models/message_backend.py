@@ -23,7 +23,7 @@ class MessageBackend:
     unfused_reason: str | None = None
 
     @property
-    def messages(self) -> BackendName:
+    def name(self) -> BackendName:
         """Return the name of the backend in use."""
         return "fused" if self.fused else "unfused"
 
@@ -31,11 +31,11 @@ class MessageBackend:
 PLAIN = MessageBackend(False)
 
 
-def select_backend(requested: BackendName, backbone: str, team: ProcessGroup) -> MessageBackend:
+def select_backend(requested: BackendName, backbone: str, world: ProcessGroup) -> MessageBackend:
     """Return fused messages if they are requested and every rank supports them; collective if they are requested."""
     if requested == "unfused":
         return PLAIN
-    reasons = team.all_gather(find_unavailable_reason(backbone, team.device))
+    reasons = world.all_gather(find_unavailable_reason(backbone, world.device))
     reason = next((reason for reason in reasons if reason is not None), None)
     return MessageBackend(reason is None, reason)
 

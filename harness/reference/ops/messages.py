@@ -31,11 +31,12 @@ UNWEIGHTED = "Tensor phi, Tensor? v, Tensor radial, Tensor unit, Tensor receiver
 TANGENTS = "Tensor? d_phi, Tensor? d_v, Tensor d_radial, Tensor d_unit"
 SCHEMAS = {
     "messages": f"({INPUTS}) -> (Tensor, Tensor)",
-    "messages_backward": f"(Tensor to_s, Tensor to_v, {INPUTS}, bool nodes) -> (Tensor, Tensor, Tensor, Tensor)",
-    "messages_second": f"(Tensor to_s, Tensor to_v, {INPUTS}, {TANGENTS})"
+    "messages_backward": f"(Tensor grad_s, Tensor grad_v, {INPUTS}, bool needs_nodes)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "messages_second": f"(Tensor grad_s, Tensor grad_v, {INPUTS}, {TANGENTS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "filter_backward": f"(Tensor to_s, Tensor to_v, {UNWEIGHTED}) -> Tensor",
-    "filter_second": f"(Tensor to_s, Tensor to_v, {UNWEIGHTED}, {TANGENTS}) -> Tensor",
+    "filter_backward": f"(Tensor grad_s, Tensor grad_v, {UNWEIGHTED}) -> Tensor",
+    "filter_second": f"(Tensor grad_s, Tensor grad_v, {UNWEIGHTED}, {TANGENTS}) -> Tensor",
 }
 for _name, _schema in SCHEMAS.items():
     library.define(f"{NAMESPACE}::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
@@ -74,7 +75,7 @@ def _load_triton() -> None:
     try:
         from harness.reference.ops import triton_messages
 
-        triton_messages.find_device()
+        triton_messages.require_device()
     except (ImportError, RuntimeError) as error:
         raise UnsupportedKernel(f"no Triton here: {error}") from error
     triton_messages.register(GPUS)
@@ -98,25 +99,28 @@ class MessageInputs(NamedTuple):
 
 
 def messages(inputs: MessageInputs) -> tuple[Tensor, Tensor]:
-    """Return the sums of messages to each atom: s [n, F], v [3, n, F]. Call `load` for the device before."""
+    """Return the sums of messages to each atom: s [n, F], v [3, n, F]. Call `load` for the device first."""
     return _operators.messages(*inputs)
 
 
-def _gradients(to_s: Tensor, to_v: Tensor, inputs: MessageInputs, needed: Sequence[bool]) -> list[Tensor | None]:
-    """Return the gradients of sum(to_s s) + sum(to_v v) by phi, v, radial, weight, unit; None if not needed."""
+def _gradients(grad_s: Tensor, grad_v: Tensor, inputs: MessageInputs, needed: Sequence[bool]) -> list[Tensor | None]:
+    """Return the gradients of sum(grad_s s) + sum(grad_v v) with respect to phi, v, radial, weight, unit.
+
+    They are None if not needed.
+    """
     phi, v, radial, weight, unit = needed
     gradients: list[Tensor | None] = [None] * 5
     if phi or v or radial or unit:
-        by_phi, by_v, by_radial, by_unit = _operators.messages_backward(to_s, to_v, *inputs, phi or v)
+        by_phi, by_v, by_radial, by_unit = _operators.messages_backward(grad_s, grad_v, *inputs, phi or v)
         values = (by_phi, by_v, by_radial, None, by_unit)
         gradients = [value if need else None for value, need in zip(values, needed, strict=True)]
     if weight:
-        gradients[3] = _operators.filter_backward(to_s, to_v, *inputs[:3], *inputs[4:])
+        gradients[3] = _operators.filter_backward(grad_s, grad_v, *inputs[:3], *inputs[4:])
     return gradients
 
 
 def _along_tangents(inputs: MessageInputs, tangents: dict[str, Tensor]) -> Iterator[tuple[MessageInputs, set[str]]]:
-    """Yield inputs whose messages add up to the derivative along the tangents, with the names of what was replaced."""
+    """Yield inputs whose messages add up to the derivative along the tangents, and the names of the replaced ones."""
     for name in ("phi", "radial", "weight"):
         if name in tangents:
             yield inputs._replace(**{name: tangents[name]}), {name}
@@ -134,11 +138,11 @@ def _without_s(weight: Tensor, inputs: MessageInputs) -> Tensor:
 
 
 def _double_backward(
-    to_s: Tensor, to_v: Tensor, inputs: MessageInputs, tangents: dict[str, Tensor], needed: Sequence[bool]
+    grad_s: Tensor, grad_v: Tensor, inputs: MessageInputs, tangents: dict[str, Tensor], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Return the gradients of the derivative of sum(to_s s) + sum(to_v v) along tangents, differentiable further.
+    """Return the gradients of the derivative of sum(grad_s s) + sum(grad_v v) along tangents, differentiable further.
 
-    The gradients are by to_s, to_v and, as in `_gradients`, by the inputs; None if not needed.
+    The gradients are with respect to grad_s, grad_v and, as in `_gradients`, to the inputs; None if not needed.
     """
     gradients: list[Tensor | None] = [None] * 7
     for along, replaced in _along_tangents(inputs, tangents):
@@ -146,7 +150,7 @@ def _double_backward(
             s, v = _operators.messages(*along)
             gradients[0], gradients[1] = _add(gradients[0], s), _add(gradients[1], v)
         names = zip(needed[2:], MessageInputs._fields, strict=False)
-        by = _gradients(to_s, to_v, along, [need and name not in replaced for need, name in names])
+        by = _gradients(grad_s, grad_v, along, [need and name not in replaced for need, name in names])
         if "unit" in replaced and by[3] is not None:
             by[3] = _without_s(by[3], inputs)
         gradients[2:] = [_add(a, b) for a, b in zip(gradients[2:], by, strict=True)]
@@ -157,12 +161,12 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def _by_messages(ctx: Any, to_s: Tensor, to_v: Tensor) -> tuple[Tensor | None, ...]:
-    return *_gradients(to_s, to_v, MessageInputs(*ctx.saved_tensors), ctx.needs_input_grad[:5]), None, None
+def _backward_of_messages(ctx: Any, grad_s: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+    return *_gradients(grad_s, grad_v, MessageInputs(*ctx.saved_tensors), ctx.needs_input_grad[:5]), None, None
 
 
 def _fused_double_backward(
-    to_s: Tensor, to_v: Tensor, inputs: MessageInputs, tangents: dict[str, Tensor], needed: Sequence[bool]
+    grad_s: Tensor, grad_v: Tensor, inputs: MessageInputs, tangents: dict[str, Tensor], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """As `_double_backward`, for tangents of radial and unit, with or without phi and v; not differentiable."""
     nodes = "phi" in tangents or "v" in tangents
@@ -171,10 +175,10 @@ def _fused_double_backward(
     directions = (d_phi, d_v, tangents["radial"], tangents["unit"])
     gradients: list[Tensor | None] = [None] * 7
     if any(needed[:5]) or needed[6]:
-        by = _operators.messages_second(to_s, to_v, *inputs, *directions)
+        by = _operators.messages_second(grad_s, grad_v, *inputs, *directions)
         gradients = [x if need else None for x, need in zip((*by[:5], None, by[5]), needed, strict=True)]
     if needed[5]:
-        gradients[5] = _operators.filter_second(to_s, to_v, *inputs[:3], *inputs[4:], *directions)
+        gradients[5] = _operators.filter_second(grad_s, grad_v, *inputs[:3], *inputs[4:], *directions)
     return gradients
 
 
@@ -185,29 +189,30 @@ def _has_fused_double_backward(device: torch.device) -> bool:
     return all(torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key) for name in names)
 
 
-def _by_messages_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
-    to_s, to_v, *rest = ctx.saved_tensors
+def _backward_of_messages_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+    grad_s, grad_v, *rest = ctx.saved_tensors
     inputs = MessageInputs(*rest)
-    constant = () if ctx.nodes and inputs.v is not None else ("v",) if ctx.nodes else ("phi", "v")
+    # gradients that were not computed have no tangent
+    constant = () if ctx.needs_nodes and inputs.v is not None else ("v",) if ctx.needs_nodes else ("phi", "v")
     pairs = zip(("phi", "v", "radial", "unit"), directions, strict=True)
     tangents = {name: x for name, x in pairs if x is not None and name not in constant}
     differentiable = torch.is_grad_enabled() or not {"radial", "unit"} <= tangents.keys()
-    fused = not differentiable and _has_fused_double_backward(to_s.device)
+    fused = not differentiable and _has_fused_double_backward(grad_s.device)
     double_backward = _fused_double_backward if fused else _double_backward
-    return *double_backward(to_s, to_v, inputs, tangents, ctx.needs_input_grad[:7]), None, None, None
+    return *double_backward(grad_s, grad_v, inputs, tangents, ctx.needs_input_grad[:7]), None, None, None
 
 
-def _by_filter_backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
-    to_s, to_v, phi, v, radial, unit, receiver, sender = ctx.saved_tensors
+def _backward_of_filter_backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+    grad_s, grad_v, phi, v, radial, unit, receiver, sender = ctx.saved_tensors
     inputs = MessageInputs(phi, v, radial, weight, unit, receiver, sender)
     needed = [*ctx.needs_input_grad[:5], False, ctx.needs_input_grad[5]]
-    by = _double_backward(to_s, to_v, inputs, {"weight": weight}, needed)
+    by = _double_backward(grad_s, grad_v, inputs, {"weight": weight}, needed)
     return *by[:5], by[6], None, None
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     ctx.save_for_backward(*(x for x in inputs if not isinstance(x, bool)))
-    ctx.nodes = inputs[-1] is True
+    ctx.needs_nodes = inputs[-1] is True  # the last input of messages_backward; of the others it is a tensor
 
 
 def _save_without_materializing(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -224,33 +229,37 @@ def _shape_of_messages(
 
 
 def _shape_of_messages_backward(
-    to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, weight: Tensor, unit: Tensor,
-    receiver: Tensor, sender: Tensor, nodes: bool,
+    grad_s: Tensor, grad_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, weight: Tensor, unit: Tensor,
+    receiver: Tensor, sender: Tensor, needs_nodes: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    by_phi = phi.new_empty(phi.shape if nodes else (0,))
-    by_v = phi.new_empty(v.shape if nodes and v is not None else (0,))
+    by_phi = phi.new_empty(phi.shape if needs_nodes else (0,))
+    by_v = phi.new_empty(v.shape if needs_nodes and v is not None else (0,))
     return by_phi, by_v, phi.new_empty(radial.shape), phi.new_empty(unit.shape)
 
 
 def _shape_of_filter_backward(
-    to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *_: Tensor
+    grad_s: Tensor, grad_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *_: Tensor
 ) -> Tensor:
     return phi.new_empty(radial.shape[1], phi.shape[1])
 
 
 def _shape_of_messages_second(
-    to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, weight: Tensor, unit: Tensor,
+    grad_s: Tensor, grad_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, weight: Tensor, unit: Tensor,
     *_: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     by_v = phi.new_empty((0,) if v is None else v.shape)
-    return *(phi.new_empty(x.shape) for x in (to_s, to_v, phi)), by_v, *(phi.new_empty(x.shape) for x in (radial, unit))
+    return (
+        *(phi.new_empty(x.shape) for x in (grad_s, grad_v, phi)),
+        by_v,
+        *(phi.new_empty(x.shape) for x in (radial, unit)),
+    )
 
 
 for _name, _shape, _derivative in (
-    ("messages", _shape_of_messages, (_by_messages, _save)),
-    ("messages_backward", _shape_of_messages_backward, (_by_messages_backward, _save_without_materializing)),
+    ("messages", _shape_of_messages, (_backward_of_messages, _save)),
+    ("messages_backward", _shape_of_messages_backward, (_backward_of_messages_backward, _save_without_materializing)),
     ("messages_second", _shape_of_messages_second, None),
-    ("filter_backward", _shape_of_filter_backward, (_by_filter_backward, _save)),
+    ("filter_backward", _shape_of_filter_backward, (_backward_of_filter_backward, _save)),
     ("filter_second", _shape_of_filter_backward, None),
 ):
     library.register_fake(f"{NAMESPACE}::{_name}", _shape)

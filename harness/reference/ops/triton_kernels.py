@@ -59,11 +59,11 @@ def _unit(unit: tl.tensor, e: tl.tensor, valid: tl.tensor) -> Any:
 
 @triton.jit(do_not_specialize=["atoms"])
 def messages_kernel(
-    s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor, weight: tl.tensor, unit: tl.tensor,
+    s: tl.tensor, v_sum: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor, weight: tl.tensor, unit: tl.tensor,
     sender: tl.tensor, order: tl.tensor, start: tl.tensor, atoms: tl.tensor, F: tl.tensor, C: tl.constexpr,
     P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Compute s [n, F] and to_v [3, n, F], with one program per receiver and block of features."""
+    """Compute s [n, F] and v_sum [3, n, F], with one program per receiver and block of features."""
     i = tl.program_id(0).to(tl.int64)
     f, real = _features(F, BLOCK)
     zero = tl.zeros([EDGES, BLOCK], phi.dtype.element_ty)
@@ -90,14 +90,14 @@ def messages_kernel(
             of_z += across * _rows(v + 2 * plane, j, F, f, inside)
     to = i * F + f
     tl.store(s + to, tl.sum(of_s, axis=0), mask=real)
-    tl.store(to_v + to, tl.sum(of_x, axis=0), mask=real)
-    tl.store(to_v + plane + to, tl.sum(of_y, axis=0), mask=real)
-    tl.store(to_v + 2 * plane + to, tl.sum(of_z, axis=0), mask=real)
+    tl.store(v_sum + to, tl.sum(of_x, axis=0), mask=real)
+    tl.store(v_sum + plane + to, tl.sum(of_y, axis=0), mask=real)
+    tl.store(v_sum + 2 * plane + to, tl.sum(of_z, axis=0), mask=real)
 
 
 @triton.jit(do_not_specialize=["atoms"])
 def messages_of_nodes_kernel(
-    by_phi: tl.tensor, by_v: tl.tensor, to_s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor,
+    by_phi: tl.tensor, by_v: tl.tensor, grad_s: tl.tensor, grad_v: tl.tensor, phi: tl.tensor, v: tl.tensor,
     radial: tl.tensor, weight: tl.tensor, unit: tl.tensor, receiver: tl.tensor, order: tl.tensor, start: tl.tensor,
     atoms: tl.tensor, F: tl.tensor, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -116,10 +116,10 @@ def messages_of_nodes_kernel(
         i = tl.load(receiver + e, mask=valid, other=0)
         w_s, w_r, w_v = _filters(radial, weight, e, valid, f, real, F, C, P)
         x, y, z = _unit(unit, e, valid)
-        of_x = _rows(to_v, i, F, f, inside)
-        of_y = _rows(to_v + plane, i, F, f, inside)
-        of_z = _rows(to_v + 2 * plane, i, F, f, inside)
-        by_s += w_s * _rows(to_s, i, F, f, inside)
+        of_x = _rows(grad_v, i, F, f, inside)
+        of_y = _rows(grad_v + plane, i, F, f, inside)
+        of_z = _rows(grad_v + 2 * plane, i, F, f, inside)
+        by_s += w_s * _rows(grad_s, i, F, f, inside)
         by_r += w_r * (of_x * x + of_y * y + of_z * z)
         if P == 3:
             by_x += w_v * of_x
@@ -144,7 +144,7 @@ def messages_of_nodes_kernel(
 
 @triton.jit(do_not_specialize=["atoms", "edges"])
 def messages_of_edges_kernel(
-    partial: tl.tensor, to_s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor,
+    partial: tl.tensor, grad_s: tl.tensor, grad_v: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor,
     weight: tl.tensor, unit: tl.tensor, receiver: tl.tensor, sender: tl.tensor, edges: tl.tensor, atoms: tl.tensor,
     F: tl.tensor, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -157,11 +157,11 @@ def messages_of_edges_kernel(
     i = tl.load(receiver + e, mask=valid, other=0)
     j = tl.load(sender + e, mask=valid, other=0)
     x, y, z = _unit(unit, e, valid)
-    of_x = _rows(to_v, i, F, f, inside)
-    of_y = _rows(to_v + plane, i, F, f, inside)
-    of_z = _rows(to_v + 2 * plane, i, F, f, inside)
+    of_x = _rows(grad_v, i, F, f, inside)
+    of_y = _rows(grad_v + plane, i, F, f, inside)
+    of_z = _rows(grad_v + 2 * plane, i, F, f, inside)
     phi_r = _rows(phi + F, j, P * F, f, inside)
-    by_w_s = _rows(to_s, i, F, f, inside) * _rows(phi, j, P * F, f, inside)
+    by_w_s = _rows(grad_s, i, F, f, inside) * _rows(phi, j, P * F, f, inside)
     by_w_r = (of_x * x + of_y * y + of_z * z) * phi_r
     by_w_v = tl.zeros([EDGES, BLOCK], phi.dtype.element_ty)
     if P == 3:
@@ -187,7 +187,7 @@ def messages_of_edges_kernel(
 
 @triton.jit(do_not_specialize=["atoms", "edges", "chunk"])
 def messages_of_filter_kernel(
-    partial: tl.tensor, to_s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor,
+    partial: tl.tensor, grad_s: tl.tensor, grad_v: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor,
     unit: tl.tensor, receiver: tl.tensor, sender: tl.tensor, edges: tl.tensor, chunk: tl.tensor, atoms: tl.tensor,
     F: tl.tensor, C: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -204,12 +204,12 @@ def messages_of_filter_kernel(
     for e in range(first, tl.minimum(first + chunk, edges), 1):
         i, j = tl.load(receiver + e) * F + f, tl.load(sender + e)
         r = tl.load(radial + e * C + c, mask=c < C, other=0.0)[:, None]
-        x = tl.load(to_v + i, mask=real, other=0.0)
-        y = tl.load(to_v + plane + i, mask=real, other=0.0)
-        z = tl.load(to_v + 2 * plane + i, mask=real, other=0.0)
+        x = tl.load(grad_v + i, mask=real, other=0.0)
+        y = tl.load(grad_v + plane + i, mask=real, other=0.0)
+        z = tl.load(grad_v + 2 * plane + i, mask=real, other=0.0)
         of_phi = phi + j * P * F + f
         along = x * tl.load(unit + 3 * e) + y * tl.load(unit + 3 * e + 1) + z * tl.load(unit + 3 * e + 2)
-        by_w_s = tl.load(to_s + i, mask=real, other=0.0) * tl.load(of_phi, mask=real, other=0.0)
+        by_w_s = tl.load(grad_s + i, mask=real, other=0.0) * tl.load(of_phi, mask=real, other=0.0)
         of_s += r * by_w_s[None, :]
         of_r += r * (along * tl.load(of_phi + F, mask=real, other=0.0))[None, :]
         if P == 3:

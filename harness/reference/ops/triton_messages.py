@@ -19,22 +19,22 @@ TYPES = (torch.float32, torch.float64)
 # edges and features of a tile
 EDGES = 8
 MIN_FEATURES, MAX_FEATURES = 32, 128
-# bytes of one part of the weights that a program over an atom's edges holds in registers; twice as many spill in double
+# bytes of each part of the weights that a program holds in registers; in double precision, twice as many spill
 WEIGHT_BYTES = 2048
-# edges that a program sums for the gradient by weight, the maximum number of programs, columns x features of each part
+# gradient with respect to the weight: least edges of a program, most programs, columns x features of a tile
 MIN_CHUNK, MAX_CHUNKS = 64, 256
 WEIGHT_TILE = 1024
 # fused multiply-add, whatever Triton's default becomes
 OPTIONS = {"enable_fp_fusion": True}
 
 
-def register(devices: Sequence[str] | str, holder: library.Library | None = None) -> None:
-    """Register the three operators with torch for device types, for the lifetime of the holder or of the process."""
+def register(devices: Sequence[str] | str, lib: library.Library | None = None) -> None:
+    """Register the three operators with torch for device types, for the lifetime of `lib` or of the process."""
     for function in (messages, messages_backward, filter_backward):
-        library.register_kernel(f"gfm_harness::{function.__name__}", devices, function, lib=holder)
+        library.register_kernel(f"gfm_harness::{function.__name__}", devices, function, lib=lib)
 
 
-def find_device() -> None:
+def require_device() -> None:
     """Raise RuntimeError if Triton sees no device, or devices of several kinds."""
     driver.active.get_current_device()
 
@@ -62,32 +62,32 @@ def messages(
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of messages to each atom; see the module messages for shapes."""
     size = _check(phi, v, radial, unit, receiver, sender, weight)
-    s, to_v = phi.new_empty(size.atoms, size.F), phi.new_empty(3, size.atoms, size.F)
+    s, v_sum = phi.new_empty(size.atoms, size.F), phi.new_empty(3, size.atoms, size.F)
     block = size.block_of_atoms(phi)
     with torch.accelerator.device_index(phi.device.index):
         kernels.messages_kernel[size.atoms, -(-size.F // block)](
-            s, to_v, *_contiguous(phi, v, radial, weight, unit, sender), *sort_edges(receiver, size.atoms),
+            s, v_sum, *_contiguous(phi, v, radial, weight, unit, sender), *sort_edges(receiver, size.atoms),
             **size._asdict(), EDGES=EDGES, BLOCK=block, **OPTIONS,
         )  # fmt: skip
-    return s, to_v
+    return s, v_sum
 
 
 def messages_backward(
-    to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, weight: Tensor, unit: Tensor,
-    receiver: Tensor, sender: Tensor, nodes: bool,
+    grad_s: Tensor, grad_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, weight: Tensor, unit: Tensor,
+    receiver: Tensor, sender: Tensor, needs_nodes: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return gradients by phi and v, which are empty without `nodes`, and by radial and unit."""
-    size = _check(phi, v, radial, unit, receiver, sender, weight, to_s, to_v)
-    by_phi = phi.new_empty(phi.shape if nodes else (0,))
-    by_v = phi.new_empty(v.shape if nodes and v is not None else (0,))
-    tensors = _contiguous(to_s, to_v, phi, v, radial, weight, unit, receiver, sender)
+    """Return the gradients with respect to phi and v, which are empty without `needs_nodes`, and to radial and unit."""
+    size = _check(phi, v, radial, unit, receiver, sender, weight, grad_s, grad_v)
+    by_phi = phi.new_empty(phi.shape if needs_nodes else (0,))
+    by_v = phi.new_empty(v.shape if needs_nodes and v is not None else (0,))
+    tensors = _contiguous(grad_s, grad_v, phi, v, radial, weight, unit, receiver, sender)
     shared = {**size._asdict(), "EDGES": EDGES, **OPTIONS}
-    edges, block, of_atoms = radial.shape[0], size.block(), size.block_of_atoms(phi)
+    edges, block, atom_block = radial.shape[0], size.block(), size.block_of_atoms(phi)
     partial = phi.new_empty(-(-size.F // block), edges, size.C + 3)
     with torch.accelerator.device_index(phi.device.index):
-        if nodes:
-            kernels.messages_of_nodes_kernel[size.atoms, -(-size.F // of_atoms)](
-                by_phi, by_v, *tensors[:-1], *sort_edges(sender, size.atoms), **shared, BLOCK=of_atoms
+        if needs_nodes:
+            kernels.messages_of_nodes_kernel[size.atoms, -(-size.F // atom_block)](
+                by_phi, by_v, *tensors[:-1], *sort_edges(sender, size.atoms), **shared, BLOCK=atom_block
             )
         kernels.messages_of_edges_kernel[-(-edges // EDGES), partial.shape[0]](
             partial, *tensors, edges, **shared, BLOCK=block
@@ -97,11 +97,11 @@ def messages_backward(
 
 
 def filter_backward(
-    to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, unit: Tensor, receiver: Tensor,
+    grad_s: Tensor, grad_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, unit: Tensor, receiver: Tensor,
     sender: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Return the gradient by weight: sums over chunks of edges, then their sum."""
-    size = _check(phi, v, radial, unit, receiver, sender, None, to_s, to_v)
+    """Return the gradient with respect to weight: sums over chunks of edges, then their sum."""
+    size = _check(phi, v, radial, unit, receiver, sender, None, grad_s, grad_v)
     edges = radial.shape[0]
     chunk = max(MIN_CHUNK, -(-edges // MAX_CHUNKS))
     columns = _power_of_two(size.C)
@@ -109,7 +109,7 @@ def filter_backward(
     partial = phi.new_empty(-(-edges // chunk), size.C, size.P * size.F)
     with torch.accelerator.device_index(phi.device.index):
         kernels.messages_of_filter_kernel[partial.shape[0], -(-size.F // block)](
-            partial, *_contiguous(to_s, to_v, phi, v, radial, unit, receiver, sender), edges, chunk,
+            partial, *_contiguous(grad_s, grad_v, phi, v, radial, unit, receiver, sender), edges, chunk,
             **size._asdict(), COLUMNS=columns, BLOCK=block, **OPTIONS,
         )  # fmt: skip
     return partial.sum(0)
@@ -151,5 +151,5 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _power_of_two(n: int) -> int:
-    """Return the smallest power of two that is not below n."""
+    """Return the smallest power of two >= n."""
     return 1 << (n - 1).bit_length()

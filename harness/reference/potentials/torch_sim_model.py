@@ -16,7 +16,7 @@ from torch_sim.models.interface import ModelInterface
 from harness.reference.data.batch import build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
-from harness.reference.inference.prediction import batched_heads, stress
+from harness.reference.inference.prediction import batched_heads, predict_with_stress
 from harness.reference.models import checkpoints
 from harness.reference.models.coverage import check_elements
 from harness.reference.models.foundation import FoundationModel
@@ -65,7 +65,7 @@ class ReferenceModel(ModelInterface):  # type: ignore[misc]
         if not self._compute_stress:
             prediction = batched_heads(self.model, batch, weights)
             return {"energy": prediction.energy, "forces": prediction.forces}
-        prediction, tension = stress(self.model, batch, weights)
+        prediction, tension = predict_with_stress(self.model, batch, weights)
         return {"energy": prediction.energy, "forces": prediction.forces, "stress": tension}
 
 

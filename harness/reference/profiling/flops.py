@@ -1,7 +1,8 @@
 """The work of a call: floating-point operations by operand and type, and bytes read and written.
 
-The counts of matrix products are those of torch.utils.flop_counter; those of the message operators, registered here
-with it, follow the loops of ops/painn/kernels.h.
+The counts of matrix products are those of torch.utils.flop_counter; those of messages, messages_backward and
+filter_backward, registered here with it, follow the loops of ops/painn/kernels.h. Second derivatives of the fused
+messages cannot be counted.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from harness.reference.inference.bucketing import Shape
 from harness.reference.ops.messages import NAMESPACE
 
 # Matrix products with one row per edge, atom or structure (the heads), and messages by the fused operator.
-Operand = Literal["edges", "nodes", "heads", "messages"]
-Kind = tuple[Operand, str]
-# [b] m k n of products [m, k] [k, n], b of them if there are four numbers.
+Category = Literal["edges", "nodes", "heads", "messages"]
+Kind = tuple[Category, str]
+# (m, k, n) of a product [m, k] x [k, n], or (b, m, k, n) of b such products.
 Sizes = tuple[int, ...]
 _aten = torch.ops.aten
 _operators = torch.ops.gfm_harness
@@ -36,8 +37,9 @@ MIN_SHARE = 0.01
 _INDUCTOR_METRICS = logging.getLogger("torch._inductor.compile_fx.__inductor_metrics")
 
 # Operations per edge and feature besides the products with the columns of radial; the second number only with v.
-FORWARD = (9, 7)  # s: 2, along the direction: 1 + 3 x 2; of v: 1 + 3 x 2
-BACKWARD = (14, 6)  # by unit: 7, along: 5, by filter: 2; by the filter of v: 6
+FORWARD = (9, 7)  # first: 2 for s, 7 for the term along the direction; second: 7 for the term in v
+# first: 7 for the gradient of unit, 5 for the term along it, 2 for that of the filter; second: 6 for the filter of v
+BACKWARD = (14, 6)
 BACKWARD_NODES = (4, 6)
 FILTER = (7, 6)
 
@@ -60,24 +62,27 @@ def count_messages(phi: Tensor, v: Tensor | None, radial: Tensor, *_: Any, **__:
 
 @register_flop_formula(_operators.messages_backward, get_raw=True)
 def count_messages_backward(
-    to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *rest: Any, **_: Any
+    grad_s: Tensor, grad_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *rest: Any, **_: Any
 ) -> int:
-    """Count the operations of gfm_harness::messages_backward; it computes one filter for positions, all for atoms."""
+    """Count the operations of gfm_harness::messages_backward.
+
+    For radial and unit it evaluates one part of the filter, for phi and v all parts.
+    """
     edges, columns = radial.shape
     nodes = bool(rest[-1])
     filters = _count_parts(v) if nodes else 1
     counts = (BACKWARD, BACKWARD_NODES) if nodes else (BACKWARD,)
     each = 2 * columns * (filters + _count_parts(v)) + _count_per_edge_and_feature(v, *counts)
-    return edges * to_s.shape[1] * each
+    return edges * grad_s.shape[1] * each
 
 
 @register_flop_formula(_operators.filter_backward, get_raw=True)
 def count_filter_backward(
-    to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *_: Any, **__: Any
+    grad_s: Tensor, grad_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *_: Any, **__: Any
 ) -> int:
     """Count the operations of gfm_harness::filter_backward."""
     edges, columns = radial.shape
-    return edges * to_s.shape[1] * (2 * columns * _count_parts(v) + _count_per_edge_and_feature(v, FILTER))
+    return edges * grad_s.shape[1] * (2 * columns * _count_parts(v) + _count_per_edge_and_feature(v, FILTER))
 
 
 def format_dtype(dtype: torch.dtype) -> str:
@@ -124,7 +129,7 @@ class _WorkCounter(TorchDispatchMode):
         super().__init__()
         self.work = WorkCount()
         # vectors are three rows per atom
-        self._rows: dict[int, Operand] = {shape.graphs: "heads", 3 * shape.atoms: "nodes", shape.atoms: "nodes"}
+        self._rows: dict[int, Category] = {shape.graphs: "heads", 3 * shape.atoms: "nodes", shape.atoms: "nodes"}
         self._rows |= {shape.edges: "edges"}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -146,8 +151,11 @@ class _WorkCounter(TorchDispatchMode):
             self.work.bytes += sum(x.nbytes for x in (*inputs, *results))
         return out
 
-    def _operand(self, sizes: Sizes) -> Operand:
-        """Classify a product by its rows or its summed dimension; others, of elements or weights, count as nodes."""
+    def _operand(self, sizes: Sizes) -> Category:
+        """Classify a product by its rows or its summed dimension.
+
+        Products with other sizes, such as those over elements or weights, count as nodes.
+        """
         *stack, m, k, n = sizes
         transposed = [of for size in (n, k) if (of := self._rows.get(size)) != "heads"]
         candidates = [*(self._rows.get(size) for size in (m, *stack)), *transposed]

@@ -132,7 +132,7 @@ def measure_free_bytes(device: torch.device) -> int:
 
 
 def list_cgroup_free_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Return the limit less the use of the control group of this process and of each parent group with a limit.
+    """Return the limit minus the use of the control group of this process and of each parent group with a limit.
 
     Args:
         groups: The file that lists the control groups of this process.
@@ -152,7 +152,7 @@ def list_cgroup_free_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path 
 
 
 def _read_free_bytes(folder: Path, limit: str, used: str, inactive: str) -> int | None:
-    """Return the limit less the use of one group, or None if it has no limit or cannot be read."""
+    """Return the limit minus the use of one group, or None if it has no limit or cannot be read."""
     try:
         maximum, current = (folder / limit).read_text().strip(), int((folder / used).read_text())
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

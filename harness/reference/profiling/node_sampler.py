@@ -163,9 +163,10 @@ class Rapl:
         self._wraps: dict[Path, int] = dict.fromkeys(self._zones, 0)
 
     def __call__(self) -> Iterator[Reading]:
-        """Yield the joules of each package and of its memory since the machine started."""
+        """Yield the joules of each package and of its memory; only differences between samples are meaningful."""
         for zone, (name, largest) in self._zones.items():
-            kind = {"p": "cpu", "d": "memory"}.get(name[:1])  # package-0, dram; core and uncore are parts of a package
+            # core and uncore are parts of a package; psys is the whole platform
+            kind = "cpu" if name.startswith("package") else "memory" if name == "dram" else None
             if kind is None:
                 continue
             value = int(_read_text(zone / "energy_uj"))
@@ -204,7 +205,9 @@ def iter_gpu_readers(local_rank: int) -> Iterator[Reader]:
 
 
 def find_local_gpu(local_rank: int, count: int) -> int:
-    """Return the machine's number of the GPU that a rank takes among those of CUDA_VISIBLE_DEVICES.
+    """Return the machine-wide index of the GPU that a rank uses.
+
+    CUDA_VISIBLE_DEVICES may restrict the GPUs; UUIDs in it are ignored.
 
     Args:
         local_rank: The rank within the node.

@@ -38,7 +38,7 @@ def time_call(call: Call, device: torch.device) -> float:
 
 
 def measure_peak_bytes(call: Call, device: torch.device) -> int:
-    """Return the peak of the memory that tensors allocated during one call occupy, above the memory before it."""
+    """Return the peak memory of tensors during one call in bytes, less that before the call."""
     if device.type != "cpu":
         module = torch.get_device_module(device)
         module.reset_peak_memory_stats(device)
@@ -104,7 +104,7 @@ def classify_operation(operation: str) -> str:
 
 
 def profile_call(call: Call, device: torch.device, rows: int = 12) -> dict[str, list[dict[str, object]]]:
-    """Profile one call: return the time in ms by group of operations, and of the most costly operations.
+    """Profile one call: return `groups` (group, ms, share) and `rows` (operation, calls, ms, share), most costly first.
 
     Args:
         call: The call.
@@ -122,13 +122,13 @@ def profile_call(call: Call, device: torch.device, rows: int = 12) -> dict[str, 
     events = [e for e in profile.key_averages() if device.type == "cpu" or _is_device_event(e)]
     costs = sorted(((e.key, e.count, getattr(e, self_time) / 1e3) for e in events), key=lambda e: -e[2])
     total = sum(ms for *_, ms in costs) or 1.0
-    of_group: dict[str, float] = {}
+    group_ms: dict[str, float] = {}
     for name, _, ms in costs:
-        of_group[classify_operation(name)] = of_group.get(classify_operation(name), 0.0) + ms
+        group_ms[classify_operation(name)] = group_ms.get(classify_operation(name), 0.0) + ms
     return {
         "groups": [
             {"group": group, "ms": round(ms, 3), "fraction": round(ms / total, 4)}
-            for group, ms in sorted(of_group.items(), key=lambda item: -item[1])
+            for group, ms in sorted(group_ms.items(), key=lambda item: -item[1])
         ],
         "rows": [
             {"operation": name[:60], "calls": calls, "ms": round(ms, 3), "fraction": round(ms / total, 4)}

@@ -77,7 +77,7 @@ def list_earlier_stores(folder: Path) -> list[Path]:
     return sorted(stores, key=lambda path: find_source(path.stem).branch)
 
 
-SHARE_OF_MEMORY = 0.6  # of what is free
+SHARE_OF_MEMORY = 0.6  # of the free memory
 COMPARED_SAMPLES = 32  # samples whose bytes must be equal in every mode
 
 

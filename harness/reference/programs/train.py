@@ -39,7 +39,7 @@ from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import select_backend
 from harness.reference.storage.collectives import get_mpi_world
-from harness.reference.storage.sampling.sampler import DistributedSampler, SamplingSpec
+from harness.reference.storage.sampling.sampler import MixtureSampler, SamplingSpec
 from harness.reference.training import state
 from harness.reference.training.compile import CompileResult, compile_loss, count_compiled_graphs
 from harness.reference.training.evaluation import CONTACT_SAMPLE, evaluate_test_sets, find_shortest_distance
@@ -78,8 +78,8 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
     sampling = SamplingSpec(
         training.counts, config.sampling, config.sampling_temperature, config.seed, config.samples_per_epoch
     )
-    sampler = DistributedSampler(sampling, rank_info.size, config.batch_size)
-    feed = BatchLoader(
+    sampler = MixtureSampler(sampling, rank_info.size, config.batch_size)
+    loader = BatchLoader(
         training,
         sampler,
         kind.dtype,
@@ -87,16 +87,16 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
         model_config.needs_triplets,
         config.balance,
     )
-    with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+    with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as world:
         if config.resume_previous and rank_info.rank == 0:
             state.copy_state(folder)
-        team.barrier()
-        train(model.to(device), feed=feed, splits=splits, config=config, team=team, log=log, folder=folder)
-        for corpus in splits.values():
-            corpus.samples.close()
+        world.barrier()
+        train(model.to(device), loader=loader, splits=splits, config=config, world=world, log=log, folder=folder)
+        for collection in splits.values():
+            collection.samples.close()
 
 
-def open_splits(config: TrainParameters, reach: NeighbourSpec, rank_info: RankInfo) -> Splits:
+def open_splits(config: TrainParameters, neighbour_spec: NeighbourSpec, rank_info: RankInfo) -> Splits:
     """Return the datasets of the case by split; collective for stores.
 
     Raises:
@@ -109,7 +109,7 @@ def open_splits(config: TrainParameters, reach: NeighbourSpec, rank_info: RankIn
         )
         open_split = partial(
             open_dataset,
-            reach=reach,
+            neighbour_spec=neighbour_spec,
             mode=config.read_mode,
             comm=comm,
             width=config.replica_ranks,
@@ -136,36 +136,36 @@ def open_splits(config: TrainParameters, reach: NeighbourSpec, rank_info: RankIn
                 f"{source}: no dataset has a {split}; training needs one to train on, one to validate and one to test,"
                 " which `harness data convert` makes of at least three groups of structures"
             )
-    return {split: DatasetCollection(some, reach) for split, some in usable.items()}
+    return {split: DatasetCollection(some, neighbour_spec) for split, some in usable.items()}
 
 
 def train(
     model: FoundationModel,
     *,
-    feed: BatchLoader,
+    loader: BatchLoader,
     splits: Splits,
     config: TrainParameters,
-    team: ProcessGroup,
+    world: ProcessGroup,
     log: CaseLog,
     folder: Path,
 ) -> None:
     """Train on all ranks, and finish the model if no epoch remains; collective."""
     for fitted in (model.reference_energy, model.scale):
-        fitted.copy_(team.broadcast(fitted))
+        fitted.copy_(world.broadcast(fitted))
     groups = None
     complete = model
     if config.heads == "parallel":
-        complete = FoundationModel(model.config).to(feed.dtype)
+        complete = FoundationModel(model.config).to(loader.dtype)
         complete.load_state_dict(model.state_dict())
-        heads = [d.head for d in feed.corpus.datasets]
-        groups = HeadGroups(feed.sampler.assignment, heads, team)
+        heads = [d.head for d in loader.collection.datasets]
+        groups = HeadGroups(loader.sampler.assignment, heads, world)
         model.keep_heads(groups.heads)
-    example = next(feed.evaluation_batches(1000, team.device))
-    message_backend = select_backend(config.message_backend, model.config.backbone, team)
-    module, compiled = PerGraphErrors(model, fused=message_backend.fused), CompileResult(False, "not asked for")
+    example = next(loader.evaluation_batches(1000, world.device))
+    message_backend = select_backend(config.message_backend, model.config.backbone, world)
+    module, compiled = PerGraphErrors(model, fused=message_backend.fused), CompileResult(False, "not requested")
     if config.compile:
         compiled = compile_loss(module, example)
-    log.record_facts(describe_run(model, feed, {s: c.datasets for s, c in splits.items()}, config, team))
+    log.record_facts(describe_run(model, loader, {s: c.datasets for s, c in splits.items()}, config, world))
     log.record_facts(
         TrainFacts(
             runtime=observe_runtime(
@@ -174,37 +174,37 @@ def train(
                 compiled=compiled,
                 message_backend=message_backend,
                 precision=config.precision,
-                team=team,
+                world=world,
             )
         )
     )
     parameters = [*model.encoder.parameters(), *model.heads.parameters()]
-    steps = config.epochs * feed.sampler.steps
+    steps = config.epochs * loader.sampler.steps
     validation_sets = [d for d in splits[SPLITS[1]].datasets if groups is None or d.head in groups.heads]
     if not validation_sets:
         raise InputError(
-            f"heads: parallel: of the datasets of rank {team.rank} none has a {SPLITS[1]}; leave out"
+            f"heads: parallel: of the datasets of rank {world.rank} none has a {SPLITS[1]}; leave out"
             " `heads: parallel`, or convert these datasets again"
         )
-    validation = replace(feed, corpus=DatasetCollection(validation_sets, splits[SPLITS[1]].reach))
+    validation = replace(loader, collection=DatasetCollection(validation_sets, splits[SPLITS[1]].neighbour_spec))
     trainer = Trainer(
-        replica=average_gradients(module, model, team, has_all_heads=groups is None),
+        replica=average_gradients(module, model, world, has_all_heads=groups is None),
         model=model,
-        optimization=OptimizerState(model, parameters, config, steps),
-        objective=make_objective(feed, config, team),
-        feed=feed,
+        optimizer_state=OptimizerState(model, parameters, config, steps),
+        objective=make_objective(loader, config, world),
+        loader=loader,
         validation=partial(
             validation.evaluation_batches,
             config.max_validation_structures,
-            team.device,
-            share=None if groups else team.rank_info,
+            world.device,
+            share=None if groups else world.rank_info,
         ),
-        team=team,
+        world=world,
         log=log,
         folder=folder,
         limits=TrainingLimits(config.epochs, config.early_stopping_patience, config.checkpoint_s, config.minutes),
         groups=groups,
-        identity=describe_identity(model, config.model_dump(), team),
+        identity=describe_identity(model, config.model_dump(), world),
     )
     trainer.resume()
     trainer.run(config.prefetch_batches)
@@ -214,21 +214,21 @@ def train(
     if groups is not None:
         groups.merge_into(model, complete)
         complete = find_precision(config.precision).apply(complete)
-    finish(complete.to(team.device), feed=feed, splits=splits, config=config, team=team, log=log, folder=folder)
+    finish(complete.to(world.device), loader=loader, splits=splits, config=config, world=world, log=log, folder=folder)
 
 
 def average_gradients(
-    module: nn.Module, model: FoundationModel, team: ProcessGroup, *, has_all_heads: bool
+    module: nn.Module, model: FoundationModel, world: ProcessGroup, *, has_all_heads: bool
 ) -> nn.Module:
     """Wrap the module so that gradients are averaged over ranks.
 
     Args:
         module: The module.
         model: The model in it.
-        team: The ranks.
+        world: The ranks.
         has_all_heads: Whether every rank has all heads; otherwise gradients of heads are not averaged.
     """
-    if team.size == 1:
+    if world.size == 1:
         return module
     if not has_all_heads:
         of_heads = {id(p) for p in model.heads.parameters()}
@@ -237,36 +237,36 @@ def average_gradients(
     return wrap_ddp(module)
 
 
-def make_objective(feed: BatchLoader, config: TrainParameters, team: ProcessGroup) -> MultiTaskLoss:
+def make_objective(loader: BatchLoader, config: TrainParameters, world: ProcessGroup) -> MultiTaskLoss:
     """Return the loss, with errors in eV or in units of the variation of each dataset."""
     if config.loss_units == "physical":
         return MultiTaskLoss(config.force_weight, config.batch_size)
-    units = torch.ones(2, feed.references.shape[0], dtype=feed.dtype)
-    for dataset in feed.corpus.datasets:
+    units = torch.ones(2, loader.references.shape[0], dtype=loader.dtype)
+    for dataset in loader.collection.datasets:
         records = dataset.samples.get(np.arange(min(len(dataset.samples), 2000)))
         forces = [np.abs(r["forces"]).mean() for r in records if "forces" in r]
         units[0, dataset.head] = max(dataset.references.mae_ev_per_atom, MIN_UNIT)
         units[1, dataset.head] = max(float(np.mean(forces)) if forces else 1.0, MIN_UNIT)
-    shared = team.broadcast(units.to(team.device))
+    shared = world.broadcast(units.to(world.device))
     return MultiTaskLoss(config.force_weight, config.batch_size, shared[0], shared[1])
 
 
 def finish(
     model: FoundationModel,
     *,
-    feed: BatchLoader,
+    loader: BatchLoader,
     splits: Splits,
     config: TrainParameters,
-    team: ProcessGroup,
+    world: ProcessGroup,
     log: CaseLog,
     folder: Path,
 ) -> None:
     """Train the gate and write the checkpoint on rank 0, evaluate on the test sets on all ranks; collective."""
     notes: dict[str, Any] = {"training": config.model_dump()}
     model.eval().requires_grad_(False)
-    if config.gate_steps and len(feed.corpus.datasets) > 1 and team.rank == 0:
+    if config.gate_steps and len(loader.collection.datasets) > 1 and world.rank == 0:
         model.gate.requires_grad_(True)
-        batches = (batch for batch, _ in feed.evaluation_batches(GATE_LIMIT, team.device))
+        batches = (batch for batch, _ in loader.evaluation_batches(GATE_LIMIT, world.device))
         gate_errors = train_gate(
             model, batches, temperature=config.sampling_temperature, steps=config.gate_steps, seed=config.seed
         )
@@ -274,11 +274,11 @@ def finish(
         notes["gate"] = asdict(gate_errors)
         model.gate.requires_grad_(False)
     for parameter in model.parameters():
-        parameter.copy_(team.broadcast(parameter))
+        parameter.copy_(world.broadcast(parameter))
     for dataset in splits[SPLITS[0]].datasets:
-        model.closest[dataset.head] = find_shortest_distance(splits[SPLITS[0]], dataset, team)
+        model.closest[dataset.head] = find_shortest_distance(splits[SPLITS[0]], dataset, world)
     notes["closest_of"] = CONTACT_SAMPLE
-    notes["test_errors"] = evaluate_test_sets(model, splits[SPLITS[0]], splits[SPLITS[2]], feed.references, team)
+    notes["test_errors"] = evaluate_test_sets(model, splits[SPLITS[0]], splits[SPLITS[2]], loader.references, world)
     log.record_facts(TrainFacts(test_errors=msgspec.convert(notes["test_errors"], list[HeldOutErrors])))
-    if team.rank == 0:
+    if world.rank == 0:
         checkpoints.save(model, folder / state.MODEL, notes)

@@ -38,14 +38,14 @@ def open_samples(
     if mode == "on_demand":
         return OnDemandSamples(file, split, keys)
     if mode == "preload":
-        first, stop = 0, file.samples(split)
+        first, stop = 0, file.count_samples(split)
         if own_share and comm is not None:
             first, stop = split_evenly(stop, comm.Get_rank(), comm.Get_size())
         with file:
             block = collectives.run_collectively(
                 comm, lambda: file.columns(split, first, stop, keys) if first < stop else None
             )
-        total = file.samples(split)
+        total = file.count_samples(split)
         return (
             PreloadedSamples([], 0, first, total) if block is None else PreloadedSamples.from_block(block, first, total)
         )
@@ -62,5 +62,5 @@ def _open_file(path: Path | str, split: str, keys: Collection[str] | None) -> BP
     file = BPFile(path)
     for key in keys or ():
         file.shape(split, key)
-    file.samples(split)
+    file.count_samples(split)
     return file

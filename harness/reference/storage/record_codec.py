@@ -51,9 +51,11 @@ class RecordSchema:
         ]
 
     @classmethod
-    def from_file(cls, file: BPFile, label: str, keys: Collection[str] | None = None) -> RecordSchema:
+    def from_file(cls, file: BPFile, split: str, keys: Collection[str] | None = None) -> RecordSchema:
         """Return the schema of a split, or of some of its keys."""
-        return cls([RecordField(*file.field(label, key)) for key in (file.keys(label) if keys is None else keys)])
+        return cls(
+            [RecordField(*file.describe_key(split, key)) for key in (file.keys(split) if keys is None else keys)]
+        )
 
     @classmethod
     def from_record(cls, record: Record, axes: Mapping[str, int]) -> RecordSchema:

@@ -28,7 +28,7 @@ class Samples(ABC):
 
     @abstractmethod
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the order asked for, read only; raises InputError for an index that does not exist."""
+        """Return the samples in the requested order, read only; raises InputError for an index that does not exist."""
 
     def close(self) -> None:  # noqa: B027
         """Release files, memory and windows; collective if opening was."""
@@ -47,16 +47,16 @@ class Samples(ABC):
 class OnDemandSamples(Samples):
     """Samples that are read from disk on each access."""
 
-    def __init__(self, file: BPFile, label: str, keys: Collection[str] | None = None) -> None:
-        self._file, self._label, self._keys = file, label, keys
-        self._length = file.samples(label)
+    def __init__(self, file: BPFile, split: str, keys: Collection[str] | None = None) -> None:
+        self._file, self._split, self._keys = file, split, keys
+        self._length = file.count_samples(split)
 
     def __len__(self) -> int:
         return self._length
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the order asked for."""
-        return [self._file.record(self._label, int(i), self._keys) for i in indices]
+        """Return the samples in the requested order."""
+        return [self._file.record(self._split, int(i), self._keys) for i in indices]
 
     def close(self) -> None:
         """Close the file."""
@@ -89,7 +89,7 @@ class PreloadedSamples(Samples):
         return self._length
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the order asked for, as views."""
+        """Return the samples in the requested order, as views."""
         records = []
         first, count = self.indices.start, len(self.indices)
         for index in indices.tolist() if isinstance(indices, np.ndarray) else indices:
@@ -121,7 +121,7 @@ class FilteredSamples(Samples):
         return len(self._samples) - len(self._before)
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the order asked for."""
+        """Return the samples in the requested order."""
         numbers = np.asarray(indices, dtype=np.int64)
         beyond = numbers[(numbers < 0) | (numbers >= len(self))]
         if len(beyond):
@@ -156,7 +156,7 @@ class ConcatenatedSamples(Samples):
         return int(self.starts[dataset]) + sample
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the order asked for, with one access to each dataset."""
+        """Return the samples in the requested order, with one access to each dataset."""
         requests: dict[int, tuple[list[int], list[int]]] = {}
         for position, index in enumerate(indices.tolist() if isinstance(indices, np.ndarray) else indices):
             if not 0 <= index < len(self):

@@ -17,10 +17,10 @@ class Task:
     """A downstream task.
 
     target: the predicted quantity. unit: of the target and of its error. kind: energy (of the whole structure, eV),
-    energy_forces (with forces, eV/angstrom) or property (a number that does not grow with the structure). per_atom: an
-    energy's error is divided by the atoms. official: the files or keys that are read. fetch: how to get them.
-    size: structures of the benchmark, 0 where it has no fixed number. splits: how the benchmark splits them. published:
-    published results on the official data.
+    energy_forces (with forces, eV/angstrom) or property (a number that does not grow with the structure).
+    error_per_atom: whether the error of an energy is divided by the number of atoms. files: the files or keys that are
+    read. fetch: how to get them. size: structures of the benchmark, 0 where it has no fixed number. splits: how the
+    benchmark splits them. published: published results on the official data.
     """
 
     name: str
@@ -28,14 +28,14 @@ class Task:
     target: str
     unit: str
     kind: Kind
-    official: tuple[str, ...]
+    files: tuple[str, ...]
     fetch: str
     size: int
     splits: str
     licence: str
     citation: str
     url: str
-    per_atom: bool = False
+    error_per_atom: bool = False
     metric: str = "MAE"
     published: tuple[Result, ...] = ()
 
@@ -47,10 +47,10 @@ def _matbench(name: str, target: str, unit: str, size: int, citation: str) -> Ta
         target=target,
         unit=unit,
         kind="property",
-        official=(f"matbench_{name}.json.gz", f"matbench_{name}.json"),
+        files=(f"matbench_{name}.json.gz", f"matbench_{name}.json"),
         fetch=f"https://ml.materialsproject.org/projects/matbench_{name}.json.gz",
         size=size,
-        splits="five official folds (KFold, shuffled, random_state 18012019), the test sets together are all of it",
+        splits="five official folds (KFold, shuffled, random_state 18012019); their test sets cover the whole dataset",
         licence="MIT (Matbench)",
         citation=f"Dunn et al., npj Comput. Mater. 6, 138 (2020); {citation}",
         url="https://matbench.materialsproject.org",
@@ -65,10 +65,10 @@ TASKS: tuple[Task, ...] = (
         target="internal energy at 0 K (U0)",
         unit="eV",
         kind="energy",
-        official=(
-            "dsgdb9nsd.xyz.tar.bz2 (or the folder that it unfolds to) with uncharacterized.txt",
+        files=(
+            "dsgdb9nsd.xyz.tar.bz2 (or the folder that it unpacks to) with uncharacterized.txt",
             "qm9_part*.csv",
-            "gdb9.sdf with gdb9.sdf.csv and, if there, uncharacterized.txt",
+            "gdb9.sdf with gdb9.sdf.csv and, if present, uncharacterized.txt",
         ),
         fetch="https://doi.org/10.6084/m9.figshare.978904 (dsgdb9nsd.xyz.tar.bz2, uncharacterized.txt), as gdb9.sdf "
         "and gdb9.sdf.csv (qm9.zip of MoleculeNet), or as qm9_part*.csv (PyPI qm9pack)",
@@ -85,7 +85,7 @@ TASKS: tuple[Task, ...] = (
         target="energy and forces along a trajectory, each molecule by itself",
         unit="eV",
         kind="energy_forces",
-        official=("md17_*.npz (E, F, R, z)", "rmd17_*.npz (energies, forces, coords, nuclear_charges)"),
+        files=("md17_*.npz (E, F, R, z)", "rmd17_*.npz (energies, forces, coords, nuclear_charges)"),
         fetch="http://www.sgdml.org/#datasets",
         size=0,
         splits="at random, for each molecule: 1,000 to train, the rest to test",
@@ -100,7 +100,7 @@ TASKS: tuple[Task, ...] = (
         target="energy of a strained conformer above the relaxed one of its molecule (_00)",
         unit="eV",
         kind="energy",
-        official=("ct5c00015_si_003.xyz (comment lines: name and energy, kcal/mol)",),
+        files=("ct5c00015_si_003.xyz (comment lines: name and energy, kcal/mol)",),
         fetch="https://doi.org/10.1021/acs.jctc.5c00015, supporting information",
         size=0,
         splits="none fixed; at random over the conformers, as the paper's code does (70% to train)",
@@ -114,14 +114,14 @@ TASKS: tuple[Task, ...] = (
         target="energy and forces of materials systems",
         unit="eV",
         kind="energy_forces",
-        official=("<system>/**/*.traj (ASE trajectories, as in HEA/set1/train-1000.traj)",),
+        files=("<system>/**/*.traj (ASE trajectories, as in HEA/set1/train-1000.traj)",),
         fetch="the deposit that https://doi.org/10.1021/acs.jcim.5c01262 names under data availability",
         size=0,
         splits="for each system, by training images (up to 1,000)",
         licence="as deposited",
         citation="Maxson, Soyemi, Zhang, Chen, Szilvasi, J. Chem. Inf. Model. (2025)",
         url="https://doi.org/10.1021/acs.jcim.5c01262",
-        per_atom=True,
+        error_per_atom=True,
     ),
     Task(
         name="oqmd",
@@ -129,8 +129,8 @@ TASKS: tuple[Task, ...] = (
         target="formation energy",
         unit="eV/atom",
         kind="property",
-        official=(
-            "pages of the OQMD's API (*.json: entry_id, unit_cell, sites, delta_e), maybe with oqmd_data.csv",
+        files=(
+            "pages of the OQMD's API (*.json: entry_id, unit_cell, sites, delta_e), optionally with oqmd_data.csv",
             "*.extxyz (formation_energy_per_atom in the comment lines)",
         ),
         fetch="http://oqmd.org/oqmdapi/formationenergy?filter=generic=ABC3&fields=entry_id,sites,unit_cell,delta_e, "
@@ -148,7 +148,7 @@ TASKS: tuple[Task, ...] = (
         target="formation energy",
         unit="eV/atom",
         kind="property",
-        official=(
+        files=(
             "abc3_data.csv (mp_id, formation_energy (eV/atom)) with structures.json ({mp_id: structure})",
             "*.csv with a column poscar, cif or structure",
             "*.extxyz (formation_energy_per_atom in the comment lines)",
@@ -187,7 +187,10 @@ TASKS: tuple[Task, ...] = (
 
 
 def find_task(name: str) -> Task:
-    """Return the task of that name; raises InputError with the known names and the closest."""
+    """Return the task of that name.
+
+    Raises InputError with the closest name, or with the known ones if none is close.
+    """
     for entry in TASKS:
         if entry.name == name:
             return entry

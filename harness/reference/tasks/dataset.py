@@ -23,14 +23,14 @@ Fold = tuple[Indices, Indices]
 class TaskDataset:
     """g structures with their values.
 
-    frames: the structures, with forces if the task has them and energies if they are known. target: [g] the value to
+    table: the structures, with forces if the task has them and energies if they are known. target: [g] the value to
     predict, in the task's unit. role: the name of the data in reports. level: of theory. left_out: structures of the
     source that were rejected, by reason. official_ids: [g] the benchmark's names. subset: [g] the part of the task that
     a structure belongs to, trained and tested separately; "" if none. folds: (train, test) positions where the
     benchmark fixes its splits.
     """
 
-    frames: StructureTable
+    table: StructureTable
     target: Array
     role: str
     level: str
@@ -77,7 +77,7 @@ def collect_rows(
         reasons = ", ".join(f"{count} {kind}" for kind, count in rejections.most_common(3)) or "it is empty"
         raise InputError(f"{source}: no structure with a value can be read from it ({reasons})")
     return TaskDataset(
-        frames=concatenate([f for f in tabulate_rows(v.row for v in usable) if isinstance(f, StructureTable)]),
+        table=concatenate([f for f in tabulate_rows(v.row for v in usable) if isinstance(f, StructureTable)]),
         target=np.array([v.target for v in usable], dtype=np.float64),
         role=role.format(count=f"{len(usable):,}"),
         level=level,
@@ -114,7 +114,7 @@ def split_task(labelled: TaskDataset, *, seed: int, test_fraction: float) -> Fol
     chosen = np.zeros(len(labelled), dtype=bool)
     for name in np.unique(labelled.subset):
         rows = np.flatnonzero(labelled.subset == name)
-        groups, group, sizes = np.unique(labelled.frames.groups[rows], return_inverse=True, return_counts=True)
+        groups, group, sizes = np.unique(labelled.table.groups[rows], return_inverse=True, return_counts=True)
         if len(groups) < 2:
             where = f"subset {str(name)!r}" if name else "the data"
             raise InputError(f"{labelled.role}: {where} has only the group {str(groups[0])!r}, which cannot be split")

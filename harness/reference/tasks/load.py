@@ -108,7 +108,7 @@ def _decode_dataset(file: h5py.File, entry: ShippedSet, task: Task) -> TaskDatas
     target = decode_decimals(file, "target")
     ids = _decode_texts(file, "id")
     known = target if task.kind != "property" else np.full(count, np.nan)
-    frames = StructureTable(
+    table = StructureTable(
         ids=ids,
         groups=_decode_texts(file, "group"),
         sizes=sizes,
@@ -122,7 +122,7 @@ def _decode_dataset(file: h5py.File, entry: ShippedSet, task: Task) -> TaskDatas
         forces=decode_decimals(file, "forces") if "forces" in file else None,
     )
     return TaskDataset(
-        frames=frames,
+        table=table,
         target=target,
         role=entry.display_name,
         level=entry.level,
@@ -163,7 +163,7 @@ def load_task(name: str, files: Path | None = None) -> TaskDataset:
     dataset = load_shipped_task(name)
     if dataset is None:
         hint = "" if files is None else f" (looked in {files})"
-        raise TaskDataUnavailable(f"{entry.title}: needs {entry.official[0]}, from {entry.fetch}{hint}")
+        raise TaskDataUnavailable(f"{entry.title}: needs {entry.files[0]}, from {entry.fetch}{hint}")
     return dataset
 
 
@@ -174,8 +174,8 @@ def find_official_path(entry: Task, files: Path) -> Path | None:
     names = (entry.name, *(entry.name + ending for ending in ENDINGS))
     path = next((files / name for name in names if (files / name).exists()), None)
     if path is not None and path.is_dir() and READERS[entry.name] is matbench.read_matbench:
-        inside = [path / name for name in entry.official if (path / name).is_file()]
+        inside = [path / name for name in entry.files if (path / name).is_file()]
         if not inside:
-            raise InputError(f"{path}: {entry.official[0]} is not there")
+            raise InputError(f"{path}: {entry.files[0]} is missing")
         return inside[0]
     return path

@@ -39,8 +39,8 @@ def compile_loss(module: nn.Module, example: tuple[Batch, Labels]) -> CompileRes
     rng_state = torch.get_rng_state()
     try:
         module.compile(dynamic=True)
-        of_graphs: Errors = module(leaf, labels)
-        (of_graphs.energy.sum() + of_graphs.force.sum()).backward()
+        graph_errors: Errors = module(leaf, labels)
+        (graph_errors.energy.sum() + graph_errors.force.sum()).backward()
     except Exception as error:  # each compiler raises its own errors
         module._compiled_call_impl = None
         return CompileResult(False, get_first_line(error)[:300])

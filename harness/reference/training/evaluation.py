@@ -42,40 +42,45 @@ class ErrorSums:
             self.sums[name] += value
 
 
-def compute_mean_energy(dataset: Dataset, team: ProcessGroup) -> float:
+def compute_mean_energy(dataset: Dataset, world: ProcessGroup) -> float:
     """Return the mean energy per atom of a dataset in eV, from at most MEAN_SAMPLE evenly spaced structures.
 
     The ranks share the reading.
     """
     count = len(dataset.samples)
     sample = np.linspace(0, count - 1, min(count, MEAN_SAMPLE)).round().astype(np.int64)
-    indices = sample[team.rank :: team.size]
+    indices = sample[world.rank :: world.size]
     part = 0.0
     for first in range(0, len(indices), MEAN_BATCH):
         records = dataset.samples.get(indices[first : first + MEAN_BATCH])
         part += sum(float(r["energy"][0]) / len(r["atomic_numbers"]) for r in records)
-    total, number = team.all_reduce_sum(torch.tensor([part, len(indices)], dtype=torch.float64)).tolist()
+    total, number = world.all_reduce_sum(torch.tensor([part, len(indices)], dtype=torch.float64)).tolist()
     return float(total / number)
 
 
-def find_shortest_distance(corpus: DatasetCollection, dataset: Dataset, team: ProcessGroup) -> float:
+def find_shortest_distance(collection: DatasetCollection, dataset: Dataset, world: ProcessGroup) -> float:
     """Return the shortest distance in a dataset over the sum of covalent radii; see FoundationModel.closest.
 
     Only CONTACT_SAMPLE evenly spaced structures are read, which the ranks share.
     """
-    position, count = corpus.datasets.index(dataset), len(dataset.samples)
+    position, count = collection.datasets.index(dataset), len(dataset.samples)
     sample = np.linspace(0, count - 1, min(count, CONTACT_SAMPLE)).round().astype(np.int64)
-    indices = sample[team.rank :: team.size].tolist()
+    indices = sample[world.rank :: world.size].tolist()
     contacts = [
-        find_shortest_contact(corpus.graphs(SampleIndices(np.array([position]), np.array([k])))) for k in indices
+        find_shortest_contact(collection.load_graphs(SampleIndices(np.array([position]), np.array([k]))))
+        for k in indices
     ]
     smallest = min(filter(None, contacts), default=np.inf)
-    overall = -float(team.all_reduce_max(torch.tensor([-smallest], dtype=torch.float64)))
+    overall = -float(world.all_reduce_max(torch.tensor([-smallest], dtype=torch.float64)))
     return overall if np.isfinite(overall) else 0.0
 
 
 def evaluate_test_sets(
-    model: FoundationModel, training: DatasetCollection, test: DatasetCollection, references: Tensor, team: ProcessGroup
+    model: FoundationModel,
+    training: DatasetCollection,
+    test: DatasetCollection,
+    references: Tensor,
+    world: ProcessGroup,
 ) -> list[dict[str, object]]:
     """Return one row per dataset: mean absolute and root mean square errors on its test set; collective.
 
@@ -88,33 +93,33 @@ def evaluate_test_sets(
         training: The training sets.
         test: The test sets, which the ranks share.
         references: [heads, 119] eV.
-        team: The ranks.
+        world: The ranks.
     """
     rows = []
     for k, dataset in enumerate(test.datasets):
-        mean = compute_mean_energy(training.datasets[[d.head for d in training.datasets].index(dataset.head)], team)
+        mean = compute_mean_energy(training.datasets[[d.head for d in training.datasets].index(dataset.head)], world)
         errors = ErrorSums()
-        indices = np.arange(team.rank, len(dataset.samples), team.size)
+        indices = np.arange(world.rank, len(dataset.samples), world.size)
         for first in range(0, len(indices), BATCH):
             some = indices[first : first + BATCH]
-            graphs = test.graphs(SampleIndices(np.full(len(some), k), some))
+            graphs = test.load_graphs(SampleIndices(np.full(len(some), k), some))
             known = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
             errors.add(structures_with_unseen_elements=len(graphs) - len(known))
             if known:
-                errors.add(**sum_errors(model, known, references, mean, team))
+                errors.add(**sum_errors(model, known, references, mean, world))
         sums = torch.tensor([errors.sums[name] for name in SUMS], dtype=torch.float64)
-        total = dict(zip(SUMS, team.all_reduce_sum(sums).tolist(), strict=True))
+        total = dict(zip(SUMS, world.all_reduce_sum(sums).tolist(), strict=True))
         rows.append(build_error_row(dataset, total))
     return rows
 
 
 def sum_errors(
-    model: FoundationModel, graphs: Sequence[NeighbourList], references: Tensor, mean: float, team: ProcessGroup
+    model: FoundationModel, graphs: Sequence[NeighbourList], references: Tensor, mean: float, world: ProcessGroup
 ) -> dict[str, float]:
     """Return the sums of SUMS over structures of one head; mean: energy per atom of its training set in eV."""
     dtype = next(model.parameters()).dtype
     batch, labels = collate_labelled(graphs, references, dtype, with_triplets=model.config.needs_triplets)
-    batch = batch.to(team.device, dtype)
+    batch = batch.to(world.device, dtype)
     energy, forces = predict_own_head(model, batch, create_graph=False)
     atoms = np.array([len(g.structure) for g in graphs], dtype=float)
     residual = _to_numpy(labels.residual_energy) / atoms

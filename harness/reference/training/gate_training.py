@@ -34,7 +34,7 @@ def compute_head_energies(model: FoundationModel, batches: Iterable[Batch]) -> t
     """Return for s structures the residual energy per atom of every head [s, heads], composition [s, 119], head [s]."""
     rows = [
         (
-            model.residual_energies(model.encode(b, b.positions, b.shift), b) / b.atoms.unsqueeze(-1),
+            model.residual_energies(model.encode(b, b.positions, b.shift), b) / b.n_atoms.unsqueeze(-1),
             b.composition,
             b.head,
         )

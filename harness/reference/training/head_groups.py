@@ -24,7 +24,7 @@ class HeadGroups:
     Args:
         assignment: The datasets of each group of ranks.
         heads: The head of each dataset, in their order.
-        team: The ranks.
+        world: The ranks.
 
     Attributes:
         members: The ranks of each group.
@@ -32,12 +32,12 @@ class HeadGroups:
         index: The group of this rank.
     """
 
-    def __init__(self, assignment: Assignment, heads: Sequence[int], team: ProcessGroup) -> None:
-        self.team = team
+    def __init__(self, assignment: Assignment, heads: Sequence[int], world: ProcessGroup) -> None:
+        self.world = world
         self.members = [range(g.first, g.first + g.size) for g in assignment.groups]
         self.heads_of_groups = [[heads[d] for d in g.datasets] for g in assignment.groups]
         groups = [dist.new_group(list(ranks)) for ranks in self.members]
-        self.index = next(k for k, ranks in enumerate(self.members) if team.rank in ranks)
+        self.index = next(k for k, ranks in enumerate(self.members) if world.rank in ranks)
         self._group = groups[self.index]
 
     @property
@@ -48,7 +48,7 @@ class HeadGroups:
     @property
     def is_leader(self) -> bool:
         """Return whether this rank is the first of its group."""
-        return self.team.rank == self.members[self.index][0]
+        return self.world.rank == self.members[self.index][0]
 
     def reduce(self, heads: nn.Module) -> None:
         """Sum the gradients of the heads over the group, and divide them by the number of all ranks."""
@@ -57,14 +57,14 @@ class HeadGroups:
             return
         flat = torch.cat([g.reshape(-1) for g in gradients])
         dist.all_reduce(flat, group=self._group)
-        flat /= self.team.size
+        flat /= self.world.size
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def squared_norm(self, encoder: nn.Module, heads: nn.Module) -> Tensor:
         """Return the squared norm of the gradient of the encoder and of the heads of all ranks, a scalar."""
         part = _squared_norm(heads) / len(self.members[self.index])
-        return _squared_norm(encoder) + self.team.all_reduce_sum(part.reshape(1)).to(part.device, part.dtype).squeeze()
+        return _squared_norm(encoder) + self.world.all_reduce_sum(part.reshape(1)).to(part.device, part.dtype).squeeze()
 
     def merge_into(self, model: FoundationModel, complete: FoundationModel) -> None:
         """Copy the heads of all ranks, and this rank's encoder, into a model that has all heads.
@@ -76,7 +76,7 @@ class HeadGroups:
         local = {name: value.cpu() for name, value in model.heads.state_dict().items()}
         state = complete.state_dict()
         for heads, ranks in zip(self.heads_of_groups, self.members, strict=True):
-            for name, value in self.team.broadcast_object(ranks[0], local).items():
+            for name, value in self.world.broadcast_object(local, ranks[0]).items():
                 state[f"heads.{name}"][heads] = value
         state |= {n: v for n, v in model.state_dict().items() if n.startswith("encoder.")}
         complete.load_state_dict(state)

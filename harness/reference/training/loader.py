@@ -24,7 +24,7 @@ from harness.reference.datasets.reference_energies import ELEMENT_SLOTS, Element
 from harness.reference.distributed.group import synchronize
 from harness.reference.distributed.launch import RankInfo
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.storage.sampling.sampler import DistributedSampler, SampleIndices
+from harness.reference.storage.sampling.sampler import MixtureSampler, SampleIndices
 from harness.reference.training.loss import Labels, MultiTaskLoss, collate_labelled
 
 LabelledBatch = tuple[Batch, Labels]
@@ -38,7 +38,7 @@ class BatchLoader:
     """Load batches with neighbours and labels onto the device, as the sampler assigns structures to ranks.
 
     Attributes:
-        corpus: The datasets.
+        collection: The datasets.
         sampler: Samples structures, and assigns them to ranks.
         dtype: Type of batches and labels.
         references: [heads, 119] eV in double precision on the CPU, subtracted from the energies.
@@ -46,8 +46,8 @@ class BatchLoader:
         balance: "none" for equal numbers of graphs per rank, "atoms" for similar numbers of atoms.
     """
 
-    corpus: DatasetCollection
-    sampler: DistributedSampler
+    collection: DatasetCollection
+    sampler: MixtureSampler
     dtype: torch.dtype
     references: Tensor
     with_triplets: bool = False
@@ -62,7 +62,7 @@ class BatchLoader:
     def head_weights(self) -> Tensor:
         """Return [heads] the structures of each head drawn per epoch, by which its validation set is weighted."""
         weights = torch.zeros(len(HEADS), dtype=torch.float64)
-        for dataset, draws in zip(self.corpus.datasets, self.sampler.draws.tolist(), strict=True):
+        for dataset, draws in zip(self.collection.datasets, self.sampler.draws.tolist(), strict=True):
             weights[dataset.head] += draws
         return weights
 
@@ -71,7 +71,7 @@ class BatchLoader:
         return self.sampler.batch(step, rank, self._count_atoms if self.balance == "atoms" else None)
 
     def _count_atoms(self, indices: SampleIndices) -> NDArray[np.float64]:
-        return self.corpus.atoms(indices).astype(np.float64)
+        return self.collection.count_atoms(indices).astype(np.float64)
 
     def evaluation_batches(
         self, limit: int, device: torch.device, share: RankInfo | None = None
@@ -86,18 +86,18 @@ class BatchLoader:
             share: The rank whose share is returned; None for all structures.
         """
         share = share or RankInfo()
-        for k, dataset in enumerate(self.corpus.datasets):
+        for k, dataset in enumerate(self.collection.datasets):
             indices = np.arange(share.rank, min(len(dataset.samples), limit), share.size)
             for first in range(0, len(indices), EVALUATION_BATCH):
                 some = indices[first : first + EVALUATION_BATCH]
-                graphs = self.corpus.graphs(SampleIndices(np.full(len(some), k), some))
+                graphs = self.collection.load_graphs(SampleIndices(np.full(len(some), k), some))
                 known = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
                 if known:
                     yield self.collate(known, device)
 
     def batch(self, indices: SampleIndices, device: torch.device) -> LabelledBatch:
         """Load structures as one batch with labels."""
-        return self.collate(self.corpus.graphs(indices), device)
+        return self.collate(self.collection.load_graphs(indices), device)
 
     def collate(self, graphs: Sequence[NeighbourList], device: torch.device) -> LabelledBatch:
         """Collate graphs into one batch with labels on a device."""
@@ -120,13 +120,13 @@ def wrap_ddp(module: nn.Module) -> DistributedDataParallel:
         return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def set_reference_energies(model: FoundationModel, corpus: DatasetCollection) -> Tensor:
+def set_reference_energies(model: FoundationModel, collection: DatasetCollection) -> Tensor:
     """Set the reference energies of each dataset's head, and return them, [heads, 119] eV in double precision."""
     table = torch.zeros(model.config.heads, ELEMENT_SLOTS, dtype=torch.float64)
-    for dataset in corpus.datasets:
+    for dataset in collection.datasets:
         references = dataset.references
         scale = max(references.mae_ev_per_atom, SCALE_FLOOR_EV)
-        model.set_reference(dataset.head, references.energy_ev, scale, references.state > ElementState.ABSENT)
+        model.set_head_data(dataset.head, references.energy_ev, scale, references.state > ElementState.ABSENT)
         table[dataset.head] = torch.from_numpy(np.nan_to_num(references.energy_ev))
     return table
 

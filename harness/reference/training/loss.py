@@ -19,7 +19,7 @@ class Labels(NamedTuple):
     """The labels of a batch.
 
     Attributes:
-        residual_energy: [g] eV, energy less the reference energies.
+        residual_energy: [g] eV, energy minus the reference energies.
         forces: [n, 3] eV/angstrom.
         force_mask: [n, 1], 1 if the forces of the structure are known, else 0.
     """
@@ -49,7 +49,7 @@ def collate_labelled(
     Reference energies are subtracted in double precision: totals of thousands of eV would lose the last meV in single.
 
     Args:
-        graphs: Structures with neighbours.
+        graphs: Structures with neighbours and energies.
         references: [heads, 119] eV in double precision.
         dtype: Type of the batch and the labels.
         with_triplets: Whether the batch includes pairs of edges.
@@ -84,8 +84,8 @@ def predict_own_head(
     positions = batch.positions if batch.positions.requires_grad else batch.positions.detach().requires_grad_()
     energies = model.residual_energies(model.encode(batch, positions, batch.shift, fused=fused), batch)
     energy = energies.gather(1, model.head_slot[batch.head].unsqueeze(1)).squeeze(1)
-    (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=create_graph)
-    return energy, -slope
+    (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=create_graph)
+    return energy, -gradient
 
 
 def compute_errors(model: FoundationModel, batch: Batch, labels: Labels, *, fused: bool = False) -> Errors:
@@ -97,7 +97,7 @@ def compare_with_labels(energy: Tensor, forces: Tensor, batch: Batch, labels: La
     """Return the errors of residual energies [g] and forces [n, 3] for each graph."""
     per_atom = ((forces - labels.forces) * labels.force_mask).abs().mean(1)
     of_graph = torch.zeros_like(energy).index_add(0, batch.graph, per_atom)
-    return Errors(((energy - labels.residual_energy) / batch.atoms).abs(), of_graph / batch.atoms)
+    return Errors(((energy - labels.residual_energy) / batch.n_atoms).abs(), of_graph / batch.n_atoms)
 
 
 class PerGraphErrors(nn.Module):
@@ -118,9 +118,10 @@ class MultiTaskLoss:
 
     Attributes:
         force_weight: Weight of the force errors.
-        graphs: Mean number of graphs per rank. A rank with more or fewer divides its sum by this number too, so that
-            the mean over ranks is the mean over all graphs of the step.
-        energy_unit: [heads] eV by which the energy errors of each head are divided; None is 1, the paper's loss.
+        graphs_per_rank: Mean number of graphs per rank. A rank with more or fewer divides its sum by this number too,
+            so that the mean over ranks is the mean over all graphs of the step.
+        energy_unit: [heads] eV by which the energy errors of each head are divided; None is 1, the paper's loss;
+            ignored unless force_unit is given too.
         force_unit: [heads] eV/angstrom by which the force errors of each head are divided.
     """
 
@@ -129,13 +130,13 @@ class MultiTaskLoss:
     energy_unit: Tensor | None = None
     force_unit: Tensor | None = None
 
-    def __call__(self, of_graphs: Errors, head: Tensor) -> Tensor:
-        """Return the loss, a scalar, for graphs of the heads head [g]."""
-        return self.per_graph(of_graphs, head).sum() / self.graphs
+    def __call__(self, graph_errors: Errors, head: Tensor) -> Tensor:
+        """Return the loss, a scalar; head [g] is the head of each graph."""
+        return self.per_graph(graph_errors, head).sum() / self.graphs
 
-    def per_graph(self, of_graphs: Errors, head: Tensor) -> Tensor:
-        """Return the contribution of each graph to the loss, [g], for graphs of the heads head [g]."""
-        energy, force = of_graphs
+    def per_graph(self, graph_errors: Errors, head: Tensor) -> Tensor:
+        """Return the contribution of each graph to the loss, [g]; head [g] is the head of each graph."""
+        energy, force = graph_errors
         if self.energy_unit is not None and self.force_unit is not None:
             energy, force = energy / self.energy_unit[head], force / self.force_unit[head]
         return energy + self.force_weight * force

@@ -39,9 +39,9 @@ class ErrorMeter:
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(len(HEADS), 3, dtype=torch.float64))
 
-    def add(self, of_graphs: Errors, head: Tensor) -> None:
+    def add(self, graph_errors: Errors, head: Tensor) -> None:
         """Add the errors of the graphs of a batch, whose heads are head [g]."""
-        energy, force = (e.detach().double().cpu() for e in of_graphs)
+        energy, force = (e.detach().double().cpu() for e in graph_errors)
         self.sums.index_add_(0, head.cpu(), torch.stack([energy, force, torch.ones_like(energy)], dim=1))
 
     def rows(self) -> dict[int, tuple[float, float, int]]:
@@ -87,7 +87,7 @@ class TrainingProgress:
         since_best: Epochs since the best validation loss.
         skipped: Consecutive steps skipped because of a gradient that is not finite.
         seconds: Seconds spent in the current epoch.
-        means: Sums of the ErrorMeter of the current epoch.
+        error_sums: Sums of the ErrorMeter of the current epoch.
         history: Events of the completed epochs, which a resumed run writes again.
     """
 
@@ -97,5 +97,5 @@ class TrainingProgress:
     since_best: int = 0
     skipped: int = 0
     seconds: float = 0.0
-    means: Tensor = field(default_factory=lambda: ErrorMeter().sums)
+    error_sums: Tensor = field(default_factory=lambda: ErrorMeter().sums)
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -32,22 +32,22 @@ NON_IDENTITY_OPTIONS = {
 OMITTED_DEFAULTS = {"message_backend": "unfused"}
 
 
-def describe_identity(model: FoundationModel, config: Mapping[str, Any], team: ProcessGroup) -> dict[str, Any]:
+def describe_identity(model: FoundationModel, config: Mapping[str, Any], world: ProcessGroup) -> dict[str, Any]:
     """Return the plain data that a state on disk must agree with to be resumed."""
     options = {
         k: list(v) if isinstance(v, tuple) else v
         for k, v in config.items()
         if k not in NON_IDENTITY_OPTIONS and not (k in OMITTED_DEFAULTS and v == OMITTED_DEFAULTS[k])
     }
-    return options | {"model": model.config.asdict(), "ranks": team.size}
+    return options | {"model": model.config.asdict(), "ranks": world.size}
 
 
 def describe_run(
     model: FoundationModel,
-    feed: BatchLoader,
+    loader: BatchLoader,
     splits: Mapping[str, Sequence[Dataset]],
     config: TrainParameters,
-    team: ProcessGroup,
+    world: ProcessGroup,
 ) -> TrainFacts:
     """Return facts of the model, of what it is trained on, and of the ranks."""
     parts = {"encoder": model.encoder, "heads": model.heads, "gate": model.gate}
@@ -61,11 +61,11 @@ def describe_run(
                     dataset=d.name, head=HEADS[d.head], role=d.role, level=d.level, train=train.get(d.head, 0),
                     validation=validation.get(d.head, 0), test=test.get(d.head, 0), samples_per_epoch=count,
                 )
-                for d, count in zip(feed.corpus.datasets, feed.sampler.draws.tolist(), strict=True)
+                for d, count in zip(loader.collection.datasets, loader.sampler.draws.tolist(), strict=True)
             ],
             elements=np.flatnonzero(model.elements.cpu().numpy()).tolist(),
-            global_batch_size=config.batch_size * team.rank_info.size,
-            steps_per_epoch=feed.sampler.steps,
+            global_batch_size=config.batch_size * world.rank_info.size,
+            steps_per_epoch=loader.sampler.steps,
             batch_size=config.batch_size,
             epochs=config.epochs,
             sampling_temperature=config.sampling_temperature,
@@ -76,7 +76,7 @@ def describe_run(
             heads=config.heads,
             balance=config.balance,
         ),
-        ranks=team.all_gather(RankPlace(rank=team.rank_info.rank, host=platform.node(), device=str(team.device))),
+        ranks=world.all_gather(RankPlace(rank=world.rank_info.rank, host=platform.node(), device=str(world.device))),
     )  # fmt: skip
 
 
@@ -87,18 +87,18 @@ def observe_runtime(
     compiled: CompileResult,
     message_backend: MessageBackend,
     precision: str,
-    team: ProcessGroup,
+    world: ProcessGroup,
 ) -> Observed:
     """Return the requested precision, the types observed in one pass, and the backends in use."""
     return observe(
         Observed,
         model,
-        team.device,
+        world.device,
         precision=precision,
         **observe_dtypes(model, example),
         compiled=compiled.active,
         eager_reason=compiled.eager_reason,
-        message_backend=message_backend.messages,
+        message_backend=message_backend.name,
         unfused_reason=message_backend.unfused_reason,
-        world_size=team.rank_info.size,
+        world_size=world.rank_info.size,
     )

@@ -34,7 +34,7 @@ from harness.reference.training.meters import ErrorMeter, TrainingLimits, Traini
 from harness.reference.training.optimizer import OptimizerState
 
 PROGRESS_S = 2.0
-# Ranks agree on saving after this many steps only: each agreement costs a collective operation.
+# Ranks agree on saving only once every this many steps, since each agreement costs a collective operation.
 AGREEMENT_STEPS = 50
 # An unusual structure may overflow a gradient occasionally; this many in a row mean that the model has diverged.
 MAX_SKIPPED = 10
@@ -46,11 +46,11 @@ class Trainer:
     Args:
         replica: (batch, labels) -> Errors; its gradients are averaged over the ranks.
         model: The model inside the replica.
-        optimization: The optimizer with its schedule and average of weights.
+        optimizer_state: The optimizer with its schedule and average of weights.
         objective: The loss.
-        feed: The batches of this rank.
+        loader: The batches of this rank.
         validation: Returns an iterator over this rank's share of the validation batches.
-        team: The ranks.
+        world: The ranks.
         log: The event log.
         folder: The folder of states on disk.
         limits: When to stop and to save.
@@ -63,19 +63,19 @@ class Trainer:
         *,
         replica: nn.Module,
         model: FoundationModel,
-        optimization: OptimizerState,
+        optimizer_state: OptimizerState,
         objective: MultiTaskLoss,
-        feed: BatchLoader,
+        loader: BatchLoader,
         validation: Callable[[], Iterator[LabelledBatch]],
-        team: ProcessGroup,
+        world: ProcessGroup,
         log: CaseLog,
         folder: Path,
         limits: TrainingLimits,
         groups: HeadGroups | None = None,
         identity: dict[str, Any] | None = None,
     ) -> None:
-        self.replica, self.model, self.optimization, self.objective = replica, model, optimization, objective
-        self.feed, self.validation, self.team, self.log = feed, validation, team, log
+        self.replica, self.model, self.optimizer_state, self.objective = replica, model, optimizer_state, objective
+        self.loader, self.validation, self.world, self.log = loader, validation, world, log
         self.folder, self.limits, self.groups, self.identity = folder, limits, groups, identity or {}
         self.progress = TrainingProgress()
         self.best: dict[str, Tensor] = {}
@@ -86,7 +86,7 @@ class Trainer:
     @property
     def total(self) -> int:
         """Return the number of steps of the whole run."""
-        return self.limits.epochs * self.feed.steps_per_epoch
+        return self.limits.epochs * self.loader.steps_per_epoch
 
     def run(self, ahead: int) -> None:
         """Train until the limits are reached, and give the model its best weights.
@@ -101,7 +101,7 @@ class Trainer:
         if self.is_finished:
             self.model.load_state_dict(self.best)
         else:
-            why = f"{self.limits.minutes:g} minutes are up"
+            why = f"{self.limits.minutes:g} minutes have passed, the time limit"
             self.log.write(Stopped(reason=why, epoch=self.progress.epoch, step=self.progress.step))
 
     @property
@@ -118,7 +118,7 @@ class Trainer:
         )
 
     def write(self, event: EventRecord) -> None:
-        """Write an event to the log, and to the history that a resumed run writes again."""
+        """Write an event to the log, and to the history that a resumed run replays."""
         self.log.write(event)
         self.progress.history.append(msgspec.to_builtins(event))
 
@@ -128,22 +128,22 @@ class Trainer:
         Args:
             ahead: Number of batches to prepare in advance.
         """
-        sampler, progress = self.feed.sampler, self.progress
+        sampler, progress = self.loader.sampler, self.progress
         steps, first = sampler.steps, progress.step
         started, waited = time.monotonic(), self.waited_s
-        meter = ErrorMeter(progress.means)
+        meter = ErrorMeter(progress.error_sums)
 
         def load(step: int) -> tuple[SampleIndices, LabelledBatch]:
-            indices = self.feed.select_indices(step, self.team.rank)
-            return indices, self.feed.batch(indices, self.team.device)
+            indices = self.loader.select_indices(step, self.world.rank)
+            return indices, self.loader.batch(indices, self.world.device)
 
-        with Prefetch(load, range(steps), depth=ahead, samples=self.feed.corpus.samples) as batches:
+        with Prefetch(load, range(steps), depth=ahead, samples=self.loader.collection.samples) as batches:
             before = time.perf_counter()
             for indices, (batch, labels) in batches:
                 self.step(indices, batch, labels, meter)
                 progress.step += 1
                 now = time.perf_counter()
-                fom_client.post_figure_of_merit("structures_per_s", self.team.size * len(batch.head) / (now - before))
+                fom_client.post_figure_of_merit("structures_per_s", self.world.size * len(batch.head) / (now - before))
                 before = now
                 self._after_step(progress.step - first, started)
                 if self.is_out_of_time and progress.step - first < steps:
@@ -166,40 +166,43 @@ class Trainer:
         Raises:
             NotFinite: The loss is not finite, or MAX_SKIPPED steps in a row were skipped; the batch is on disk.
         """
-        self.optimization.optimizer.zero_grad()
+        self.optimizer_state.optimizer.zero_grad()
         leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
-        of_graphs: Errors = self.replica(leaf, labels)
-        loss = self.objective(of_graphs, batch.head)
+        graph_errors: Errors = self.replica(leaf, labels)
+        loss = self.objective(graph_errors, batch.head)
         if not math.isfinite(loss.item()):
-            self._raise_not_finite("loss", indices, batch, labels, of_graphs)
+            self._raise_not_finite("loss", indices, batch, labels, graph_errors)
         loss.backward()
         squared = None
         if self.groups is not None:
             self.groups.reduce(self.model.heads)
             squared = self.groups.squared_norm(self.model.encoder, self.model.heads)
-        if self.optimization.step(squared):
+        if self.optimizer_state.step(squared):
             self.progress.skipped = 0
-            meter.add(of_graphs, batch.head)
+            meter.add(graph_errors, batch.head)
             return
         self.progress.skipped += 1
         if self.progress.skipped == MAX_SKIPPED:
-            self._raise_not_finite("gradient", indices, batch, labels, of_graphs)
-        worst = int(self.objective.per_graph(of_graphs, batch.head).argmax())
+            self._raise_not_finite("gradient", indices, batch, labels, graph_errors)
+        worst = int(self.objective.per_graph(graph_errors, batch.head).argmax())
         self.write(SkippedStep(step=self.progress.step, worst=self._name_structures(indices)[worst]))
 
     def _name_structures(self, indices: SampleIndices) -> list[str]:
         """Return the names of structures, as dataset/index."""
-        return [f"{self.feed.corpus.datasets[d].name}/{k}" for d, k in zip(indices.dataset, indices.index, strict=True)]
+        return [
+            f"{self.loader.collection.datasets[d].name}/{k}"
+            for d, k in zip(indices.dataset, indices.index, strict=True)
+        ]
 
     def _raise_not_finite(
-        self, quantity: str, indices: SampleIndices, batch: Batch, labels: Labels, of_graphs: Errors
+        self, quantity: str, indices: SampleIndices, batch: Batch, labels: Labels, graph_errors: Errors
     ) -> NoReturn:
         names = self._name_structures(indices)
-        faulty = ~(of_graphs.energy.isfinite() & of_graphs.force.isfinite()).cpu().numpy()
+        faulty = ~(graph_errors.energy.isfinite() & graph_errors.force.isfinite()).cpu().numpy()
         path = training_state.save_batch(self.folder, batch, labels, names)
         examples = ", ".join(np.array(names)[faulty if faulty.any() else ~faulty][:5].tolist())
         raise NotFinite(
-            f"the {quantity} is no longer a number at step {self.progress.step} (rank {self.team.rank}): {examples};"
+            f"the {quantity} is not finite at step {self.progress.step} (rank {self.world.rank}): {examples};"
             f" the batch is in {path.name}"
         )
 
@@ -210,29 +213,29 @@ class Trainer:
             self.log.write(Progress(done=self.progress.step, total=self.total, activity="training steps"))
             self._reported = now
         is_due = now - self._saved > self.limits.checkpoint_s
-        is_up = self.limits.minutes is not None and now - self._started > 60.0 * self.limits.minutes
-        if self.team.size > 1:
+        is_out_of_time = self.limits.minutes is not None and now - self._started > 60.0 * self.limits.minutes
+        if self.world.size > 1:
             # all ranks must save at the same step
             if self.progress.step % AGREEMENT_STEPS:
                 return
-            flags = self.team.all_reduce_max(torch.tensor([float(is_due), float(is_up)]))
-            is_due, is_up = (bool(flag) for flag in flags)
-        self.is_out_of_time = is_up
-        if (is_due or is_up) and steps < self.feed.sampler.steps:
+            flags = self.world.all_reduce_max(torch.tensor([float(is_due), float(is_out_of_time)]))
+            is_due, is_out_of_time = (bool(flag) for flag in flags)
+        self.is_out_of_time = is_out_of_time
+        if (is_due or is_out_of_time) and steps < self.loader.sampler.steps:
             self.save(steps, extra_s=now - started)
 
     def _end_epoch(self, meter: ErrorMeter, waited_s: float) -> None:
         """Validate, log the errors of the epoch, and update the schedule."""
-        progress, team = self.progress, self.team
-        model = self.optimization.eval_model
+        progress, world = self.progress, self.world
+        model = self.optimizer_state.eval_model
         assert isinstance(model, FoundationModel)
         trained = self._sum_over_ranks(meter)
         validated = self._sum_over_ranks(measure_errors(model, self.validation()))
-        shares = self.feed.head_weights
+        shares = self.loader.head_weights
         loss, validation_loss = trained.loss(self.objective), validated.loss(self.objective, shares)
         is_best = validation_loss < progress.best
         if is_best:
-            self.best = {k: v.detach().clone() for k, v in self.optimization.eval_model.state_dict().items()}
+            self.best = {k: v.detach().clone() for k, v in self.optimizer_state.eval_model.state_dict().items()}
             progress.best = validation_loss
         progress.since_best = 0 if is_best else progress.since_best + 1
         graphs = trained.sums[:, 2].sum().item()
@@ -248,25 +251,25 @@ class Trainer:
         self.write(
             TrainEpoch(
                 epoch=progress.epoch, step=progress.step, loss=loss, energy_mae_ev_per_atom=energy,
-            force_mae_ev_per_a=force, validation_loss=validation_loss, validation_energy_mae_ev_per_atom=v_energy,
-            validation_force_mae_ev_per_a=v_force, learning_rate=self.optimization.learning_rate,
-            duration_s=progress.seconds, wait_s=float(team.all_reduce_max(torch.tensor([waited_s]))),
-            structures_per_s=graphs / progress.seconds, best=is_best,
+                force_mae_ev_per_a=force, validation_loss=validation_loss, validation_energy_mae_ev_per_atom=v_energy,
+                validation_force_mae_ev_per_a=v_force, learning_rate=self.optimizer_state.learning_rate,
+                duration_s=progress.seconds, wait_s=float(world.all_reduce_max(torch.tensor([waited_s]))),
+                structures_per_s=graphs / progress.seconds, best=is_best,
             )
         )  # fmt: skip
         if self.is_stale:
             self.write(
-                Stopped(reason=f"no better for {self.limits.early_stopping_patience} epochs", epoch=progress.epoch)
+                Stopped(reason=f"no improvement for {self.limits.early_stopping_patience} epochs", epoch=progress.epoch)
             )
-        self.optimization.end_epoch(validation_loss)
-        progress.epoch, progress.seconds, progress.means = progress.epoch + 1, 0.0, ErrorMeter().sums
+        self.optimizer_state.end_epoch(validation_loss)
+        progress.epoch, progress.seconds, progress.error_sums = progress.epoch + 1, 0.0, ErrorMeter().sums
 
     def _sum_over_ranks(self, meter: ErrorMeter) -> ErrorMeter:
-        return ErrorMeter(self.team.all_reduce_sum(meter.sums))
+        return ErrorMeter(self.world.all_reduce_sum(meter.sums))
 
     def _find_dataset(self, head: int) -> str:
         """Return the name of the dataset of a head."""
-        return next(d.name for d in self.feed.corpus.datasets if d.head == head)
+        return next(d.name for d in self.loader.collection.datasets if d.head == head)
 
     def save(self, steps: int, extra_s: float = 0.0) -> None:
         """Write the state to disk, in one part per group if ranks hold different heads.
@@ -275,18 +278,22 @@ class Trainer:
             steps: Number of steps since the sampler last advanced.
             extra_s: Seconds of the current epoch that the progress does not include.
         """
-        sampler = copy.copy(self.feed.sampler)
+        sampler = copy.copy(self.loader.sampler)
         sampler.advance(steps)
-        means = self._sum_over_ranks(ErrorMeter(self.progress.means)).sums
-        part = {"optimization": self.optimization.state(), "best": self.best, "random": training_state.random_state()}
+        error_sums = self._sum_over_ranks(ErrorMeter(self.progress.error_sums)).sums
+        part = {
+            "optimization": self.optimizer_state.state(),
+            "best": self.best,
+            "random": training_state.random_state(),
+        }
         if self.groups is not None:
             if self.groups.is_leader:
                 training_state.save_part(self.folder, self.groups.index, self.progress.step, part)
-            self.team.barrier()
-        if self.team.rank == 0:
-            progress: dict[str, Any] = {k: v for k, v in self.progress.__dict__.items() if k != "means"}
+            self.world.barrier()
+        if self.world.rank == 0:
+            progress: dict[str, Any] = {k: v for k, v in self.progress.__dict__.items() if k != "error_sums"}
             progress["seconds"] += extra_s
-            state = {"progress": progress, "means": means, "sampler": sampler.state()}
+            state = {"progress": progress, "means": error_sums, "sampler": sampler.state()}
             training_state.save(
                 self.folder, state | ({"own": part} if self.groups is None else {}), identity=self.identity
             )
@@ -294,22 +301,22 @@ class Trainer:
 
     def resume(self) -> bool:
         """Restore the state in the folder, and write its events again; return False if there is no state."""
-        first = self.team.rank == 0
-        state = self.team.broadcast_object(
-            0, training_state.load(self.folder, identity=self.identity) if first else None
+        is_first = self.world.rank == 0
+        state = self.world.broadcast_object(
+            training_state.load(self.folder, identity=self.identity) if is_first else None
         )
         if state is None:
             return False
         step = state["progress"]["step"]
         groups = self.groups
         part = state["own"] if groups is None else training_state.load_part(self.folder, groups.index, step)
-        self.optimization.load(part["optimization"])
+        self.optimizer_state.load(part["optimization"])
         self.best = part["best"]
         training_state.set_random_state(part["random"])
         # the sums of all ranks so far: rank 0 continues them
-        means = state["means"] if self.team.rank == 0 else ErrorMeter().sums
-        self.progress = TrainingProgress(**state["progress"], means=means)
-        self.feed.sampler.resume(state["sampler"])
+        error_sums = state["means"] if self.world.rank == 0 else ErrorMeter().sums
+        self.progress = TrainingProgress(**state["progress"], error_sums=error_sums)
+        self.loader.sampler.resume(state["sampler"])
         for event in self.progress.history:
             self.log.write_plain(convert_event("train", event))
         self.log.write(Resumed(step=self.progress.step, epoch=self.progress.epoch))

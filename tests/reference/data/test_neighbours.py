@@ -85,11 +85,17 @@ def test_isolated_atoms_have_no_neighbours() -> None:
         (replace(molecule(), positions=np.full((9, 3), np.nan)), "'molecule-0': position of atom 0 is not finite"),
         (replace(molecule(), positions=np.zeros((8, 3))), "'molecule-0': positions have shape (8, 3), expected (9, 3)"),
         (replace(molecule(), numbers=np.full(9, 119)), "'molecule-0': 119 is not an atomic number"),
-        (replace(crystal(), cell=np.zeros((3, 3))), "'crystal-1': periodic, but its cell has no volume"),
-        (replace(crystal(), cell=np.diag([5.0, 5.0, 0.05])), "'crystal-1': periodic, but its cell has no volume"),
+        (
+            replace(crystal(), cell=np.zeros((3, 3))),
+            "'crystal-1': its lattice vectors are too short or nearly parallel",
+        ),
+        (
+            replace(crystal(), cell=np.diag([5.0, 5.0, 0.05])),
+            "'crystal-1': its lattice vectors are too short or nearly parallel",
+        ),
         (
             replace(crystal(), cell=np.diag([0.0, 5.0, 5.0]), periodic=(True, False, False)),
-            "'crystal-1': periodic, but its cell has no volume",
+            "'crystal-1': its lattice vectors are too short or nearly parallel",
         ),
         (replace(crystal(), cell=np.diag([5.0, 5.0, 1e9])), "'crystal-1': its cell is longer than 100000 angstrom"),
         (

@@ -65,7 +65,7 @@ def read_content(store: Path) -> dict[str, tuple[str, bytes, float]]:
     result = {}
     with BPFile(store) as file:
         for label in file.splits:
-            for k in range(file.samples(label)):
+            for k in range(file.count_samples(label)):
                 record = file.record(label, k)
                 name = decode_text(record["id"])
                 assert name not in result
@@ -252,7 +252,7 @@ def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
     with BPFile(tmp_path / "s.bp") as file:
         assert file.attributes["missing_labels"]["missing"]["stress"] == 1
         for label in file.splits:
-            for k in range(file.samples(label)):
+            for k in range(file.count_samples(label)):
                 record = file.record(label, k)
                 whole += bool(np.isfinite(record["stress"]).all())
                 none += [decode_text(record["id"])] if np.isnan(record["stress"]).all() else []

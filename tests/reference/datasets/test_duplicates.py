@@ -22,7 +22,13 @@ from harness.reference.datasets.catalog import find_source
 from harness.reference.datasets.collection import load_shipped_splits
 from harness.reference.datasets.conversion.convert import Conversion, convert, describe_official
 from harness.reference.datasets.conversion.read_part import ConversionRules
-from harness.reference.datasets.duplicates import assign_structures, find_repeats, label_equal, note_shapes, sort_notes
+from harness.reference.datasets.duplicates import (
+    assign_structures,
+    compute_fingerprints,
+    find_repeats,
+    label_equal,
+    sort_fingerprints,
+)
 from harness.reference.datasets.readers import ani1x, qm7x
 from harness.reference.datasets.shipped_sets import SHIPPED_SETS, find_shipped_set, load_table
 from harness.reference.datasets.splits import SPLITS, assign_by_name, measure_shapes
@@ -134,9 +140,9 @@ def test_conformers_with_different_torsions_are_distinguished() -> None:
 def test_overfull_cell_is_not_measured() -> None:
     dense = Structure("dense", np.array([1]), np.zeros((1, 3)), cell=np.eye(3) * 1e-2, periodic=(True, True, True))
     sheet = Structure("sheet", np.array([1]), np.zeros((1, 3)), cell=np.eye(3) * 1e-3, periodic=(True, True, False))
-    notes = note_shapes(tabulate([dense, dense, sheet]), seed=17)
+    notes = compute_fingerprints(tabulate([dense, dense, sheet]), seed=17)
     assert np.isnan(notes["lengths"]).all()
-    assert find_repeats([sort_notes(notes)]).count == 0
+    assert find_repeats([sort_fingerprints(notes)]).count == 0
 
 
 def test_shipped_sets_are_split_as_their_names_say() -> None:
@@ -197,7 +203,7 @@ def splits_of_shapes(store: Path) -> dict[tuple[Any, ...], set[str]]:
     result: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     with BPFile(store) as file:
         for label in file.splits:
-            for k in range(file.samples(label)):
+            for k in range(file.count_samples(label)):
                 record = file.record(label, k)
                 distances = np.sort(pdist(record["pos"])).round(2)
                 result[(*sorted(record["atomic_numbers"].ravel().tolist()), *distances)].add(label)
@@ -231,10 +237,10 @@ def test_no_structure_and_no_group_is_in_two_splits(seed: int, tmp_path_factory:
     groups_of: dict[str, set[str]] = defaultdict(set)
     with BPFile(folder / "s.bp") as file:
         assert file.attributes["pna_deg"].sum() == sum(
-            len(file.record("trainset", k)["atomic_numbers"]) for k in range(file.samples("trainset"))
+            len(file.record("trainset", k)["atomic_numbers"]) for k in range(file.count_samples("trainset"))
         )
         for label in file.splits:
-            for k in range(file.samples(label)):
+            for k in range(file.count_samples(label)):
                 ids.append(decode_text(file.record(label, k)["id"]))
                 groups_of[ids[-1].rpartition("/")[0]].add(label)
     assert len(set(ids)) == total
@@ -258,7 +264,7 @@ def test_repeated_structure_is_in_one_split_and_counted(tmp_path: Path, capsys: 
         result = {
             label
             for label in file.splits
-            for k in range(file.samples(label))
+            for k in range(file.count_samples(label))
             if "alias" in decode_text(file.record(label, k)["id"])
         }
         assert len(result) == 1
@@ -287,7 +293,7 @@ def test_molecules_of_qm7x_that_are_published_twice_stay_together(tmp_path: Path
     splits: dict[int, set[str]] = defaultdict(set)
     with BPFile(tmp_path / "s.bp") as file:
         for label in file.splits:
-            for k in range(file.samples(label)):
+            for k in range(file.count_samples(label)):
                 splits[int(decode_text(file.record(label, k)["id"]).split("/")[-2]) % 5000].add(label)
     assert len(splits) == 30
     assert all(len(result) == 1 for result in splits.values())

@@ -69,7 +69,7 @@ def test_complete_file_is_not_fetched_again(server: str, tmp_path: Path) -> None
 
 def test_a_broken_connection_loses_nothing(server: str, tmp_path: Path) -> None:
     download = Download("x.h5", f"{server}/breaks", MD5)
-    with pytest.raises(InputError, match="after 2500000 of 5120008 bytes; what has come is kept"):
+    with pytest.raises(InputError, match="after 2500000 of 5120008 bytes; the part received so far is kept"):
         fetch(download, tmp_path, ignore_progress)
     assert not (tmp_path / "x.h5").exists()
     assert fetch(download, tmp_path, ignore_progress).read_bytes() == BODY
@@ -148,21 +148,24 @@ def chunked_answer(*chunks: bytes, is_whole: bool = True) -> bytes:
 
 
 WRONG = {
-    "a firewall that defers": (answer("202 Accepted"), "answers 202 Accepted in place of the file"),
-    "no content": (answer("204 No Content"), "answers 204 No Content in place of the file"),
+    "a firewall that defers": (answer("202 Accepted"), "answers 202 Accepted instead of the file"),
+    "no content": (answer("204 No Content"), "answers 204 No Content instead of the file"),
     "a login page": (answer("200 OK", PAGE, Content_Type="text/html; charset=utf-8"), "answers with a web page"),
-    "a page that calls itself a file": (answer("200 OK", PAGE), "is no .xz file but a web page; it was thrown away"),
-    "another file": (answer("200 OK", BODY), "is no .xz file; it was thrown away"),
-    "nothing at all": (answer("200 OK"), "holds no byte; it was thrown away"),
+    "a page that calls itself a file": (answer("200 OK", PAGE), "is not a .xz file but a web page; it was deleted"),
+    "another file": (answer("200 OK", BODY), "is not a .xz file; it was deleted"),
+    "nothing at all": (answer("200 OK"), "is empty; it was deleted"),
     "less than announced": (answer("200 OK", XZ, len(XZ) + 1), "the connection ended after 5120014 of 5120015 bytes"),
     "chunks that break off": (chunked_answer(XZ, is_whole=False), "IncompleteRead"),
-    "chunks without a size": (answer("200 OK", b"zz\r\nabc", -1, Transfer_Encoding="chunked"), "what has come is kept"),
+    "chunks without a size": (
+        answer("200 OK", b"zz\r\nabc", -1, Transfer_Encoding="chunked"),
+        "the part received so far is kept",
+    ),
     "an unannounced length": (answer("200 OK", XZ, -1), "does not announce the length of the file"),
     "compressed again": (answer("200 OK", XZ, Content_Encoding="gzip"), "in the coding 'gzip'"),
     "a redirection loop": (answer("302 Found", b"", Location="/x.xz"), "answers 302"),
     "a redirection to a local file": (answer("302 Found", b"", Location="file:///etc/passwd"), "answers 302"),
-    "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", "what has come is kept"),
-    "an empty answer": (b"", "what has come is kept"),
+    "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", "the part received so far is kept"),
+    "an empty answer": (b"", "the part received so far is kept"),
     "an unavailable service": (answer("503 Service Unavailable"), "answers 503 Service Unavailable"),
     "part of a file": (
         answer("206 Partial Content", XZ, Content_Range="bytes 7-9/99"),
@@ -209,7 +212,7 @@ def test_changed_file_is_not_mixed(scripted_server: str, tmp_path: Path) -> None
         remaining_answer(1000, other, ETag='"2"'),
         answer("200 OK", other, ETag='"2"'),
     )
-    for message in ("after 1000 of", "the file has changed since its first part came, which was thrown away"):
+    for message in ("after 1000 of", "the file has changed on the server, so its first part was deleted"):
         with pytest.raises(InputError, match=message):
             fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
     assert fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress).read_bytes() == other
@@ -243,7 +246,7 @@ def test_wrong_size_is_rejected_before_download(scripted_server: str, tmp_path: 
 @pytest.mark.parametrize("content", [b"", PAGE])
 def test_existing_wrong_file_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.xz").write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.xz: this file .*; remove it, and the same command downloads it"):
+    with pytest.raises(InputError, match=r"x\.xz: this file .*; remove it and run the same command again"):
         fetch(Download("x.xz", "http://127.0.0.1:9/x"), tmp_path, ignore_progress)
 
 
@@ -251,18 +254,18 @@ def test_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(http_transfer, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.xz"
-        with pytest.raises(InputError, match="timed out; what has come is kept"):
+        with pytest.raises(InputError, match="timed out; the part received so far is kept"):
             fetch(Download("x.xz", url), tmp_path, ignore_progress)
 
 
 def test_full_disk_is_reported_before_download(scripted_server: str, tmp_path: Path) -> None:
     ScriptedServer.answers = (answer("200 OK", XZ, 10**17),)
-    with pytest.raises(InputError, match=r"100000000.0 GB to come, [0-9.]+ GB free"):
+    with pytest.raises(InputError, match=r"100000000.0 GB needed, [0-9.]+ GB free"):
         fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
 
 
 def test_every_download_belongs_to_a_dataset_and_has_a_public_address() -> None:
     assert set(DOWNLOADS) <= {s.slug for s in SOURCES}
     assert all(d.url.startswith("https://") for result in DOWNLOADS.values() for d in result)
-    with pytest.raises(InputError, match=r"no file 'x' to fetch; there are 1000.xz"):
+    with pytest.raises(InputError, match=r"no file 'x' to fetch; the files are 1000.xz"):
         select_downloads("qm7x", ["x"])

@@ -121,6 +121,14 @@ def test_fit_is_independent_of_blocks_workers_and_order(seed: int, width: int, w
     assert many.rank == one.rank
 
 
+def test_fit_of_total_energies_has_no_error_per_atom() -> None:
+    fit = StreamingLeastSquares(per_atom=False)
+    fit.add(random_frames(80, 0, noise=0.2))
+    references = fit.solve()
+    assert np.isnan(references.rmse_ev_per_atom)
+    assert references.to_json()["rmse_ev_per_atom"] is None
+
+
 def test_fit_uses_constant_memory() -> None:
     result = StreamingLeastSquares()
     for seed in range(5):

@@ -13,7 +13,7 @@ from harness.reference.data.structure import Structure
 from harness.reference.data.structure_table import tabulate
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.collection import NeighbourSpec
-from harness.reference.datasets.duplicates import assign_splits, note_shapes
+from harness.reference.datasets.duplicates import assign_splits, compute_fingerprints
 from harness.reference.datasets.splits import SPLITS, assign_by_name
 from harness.reference.distributed import launch
 from harness.reference.errors import InputError
@@ -29,7 +29,7 @@ def test_three_groups_fill_every_split(groups: int) -> None:
     molecules = [Structure(f"g{k}", np.array([1, 6, 8]), rng.uniform(0, 3, (3, 3))) for k in range(groups)]
     frames = tabulate(molecules)
     for seed in range(100):
-        notes = note_shapes(frames, seed=seed)
+        notes = compute_fingerprints(frames, seed=seed)
         split = assign_splits([notes], np.zeros((0, 2), dtype=np.uint64)).find_splits(notes["place"])
         assert set(split.tolist()) == ({0, 1, 2} if groups >= 3 else set(range(groups))), seed
         by_name = assign_by_name(frames.groups, seed=seed)
@@ -61,7 +61,7 @@ def test_a_store_without_validation_is_trained_on_only_with_complete_ones(tmp_pa
         open_splits(TrainParameters(stores=str(stores)), REACH, place)
     assert main(["convert", "qcml", "--to", str(stores), "-q"]) == 0
     splits = open_splits(TrainParameters(stores=str(stores)), REACH, place)
-    names = {split: [d.name for d in corpus.datasets] for split, corpus in splits.items()}
+    names = {split: [d.name for d in collection.datasets] for split, collection in splits.items()}
     assert names == {"trainset": ["ani1x", "qcml"], "valset": ["qcml"], "testset": ["qcml"]}
-    for corpus in splits.values():
-        corpus.samples.close()
+    for collection in splits.values():
+        collection.samples.close()

@@ -58,5 +58,5 @@ def test_a_device_or_backend_that_is_not_there_is_bad_input() -> None:
         with pytest.raises(InputError):
             select_device(device, backend, RankInfo())
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="device 'cuda' is asked for and none is visible"):
+        with pytest.raises(InputError, match="device 'cuda' was requested, but none is visible"):
             select_device("cuda", "gloo", RankInfo())

@@ -217,7 +217,7 @@ def test_calculators_of_one_model_do_not_change_each_other() -> None:
     model = checkpoints.load_named(SHIPPED)[0]
     first = ReferenceCalculator(model, head="OMol25")
     energy = first.get_potential_energy(water())
-    single = ReferenceCalculator(model, head="OMol25", precision_name="fp32")
+    single = ReferenceCalculator(model, head="OMol25", precision="fp32")
     assert single.get_potential_energy(water()) == pytest.approx(energy, abs=1e-3)
     first.calculate(water())
     assert first.results["energy"] == energy

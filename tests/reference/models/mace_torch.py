@@ -117,7 +117,7 @@ def scalars(theirs: Any, config: ModelConfig, elements: list[int], batch: Batch,
     data = {
         "positions": positions, "node_attrs": one_hot, "edge_index": torch.stack([batch.sender, batch.receiver]),
         "shifts": -batch.shift, "unit_shifts": torch.zeros_like(batch.shift), "cell": batch.cell.flatten(0, 1),
-        "batch": batch.graph, "ptr": torch.tensor([0, *batch.atoms.long().cumsum(0).tolist()]),
+        "batch": batch.graph, "ptr": torch.tensor([0, *batch.n_atoms.long().cumsum(0).tolist()]),
         "head": torch.zeros(graphs, dtype=torch.long),
     }  # fmt: skip
     with double_by_default():

@@ -17,7 +17,7 @@ from harness.protocol.backbones import BACKBONES, BackboneName
 from harness.reference.data.batch import Batch, build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
-from harness.reference.inference.prediction import Prediction, batched_heads, stress
+from harness.reference.inference.prediction import Prediction, batched_heads, predict_with_stress
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
@@ -137,7 +137,7 @@ def test_forces_are_minus_the_slope_of_the_energy(model: FoundationModel, struct
 
 def test_stress_is_the_slope_of_the_energy_by_strain(model: FoundationModel) -> None:
     batch = batch_of(model, [CRYSTAL])
-    prediction, tensor = stress(model, batch, model.gate(batch.composition))
+    prediction, tensor = predict_with_stress(model, batch, model.gate(batch.composition))
     assert torch.allclose(prediction.forces, predict(model, [CRYSTAL]).forces, atol=1e-12)
     h = 1e-5
 
@@ -376,7 +376,7 @@ def test_a_batch_can_be_overfitted(model: FoundationModel) -> None:
         positions = batch.positions.clone().requires_grad_()
         energy = learner.all_energies(learner.encode(batch, positions, batch.shift), batch)[:, 0]
         slope = torch.autograd.grad(energy.sum(), positions, create_graph=True)[0]
-        loss = ((energy - target) / batch.atoms).abs().mean() + (force + slope).abs().mean()
+        loss = ((energy - target) / batch.n_atoms).abs().mean() + (force + slope).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 10.0)

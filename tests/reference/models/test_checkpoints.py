@@ -117,7 +117,7 @@ def test_faulty_keys_are_named(tmp_path: Path) -> None:
     write_tiny_checkpoint(path, config=None)
     assert "config is missing, or not a mapping" in refusal_message(path)
     write_tiny_checkpoint(path, remark="x")
-    assert "unknown key 'remark'; there are format, config, notes" in refusal_message(path)
+    assert "unknown key 'remark'; expected one of format, config, notes" in refusal_message(path)
     write_tiny_checkpoint(path, format=99)
     assert "format 3 expected" in refusal_message(path)
     sealed.write(path, "gfm-harness batch", {}, {})
@@ -199,8 +199,8 @@ def test_the_shipped_checkpoint_knows_its_training_sets() -> None:
         ]
         head, every = dataset.head, range(len(dataset.samples))
         assert model.known_elements[head].tolist() == (dataset.references.state > ElementState.ABSENT).tolist()
-        corpus = DatasetCollection([dataset], NeighbourSpec(model.config.cutoff, model.config.max_neighbours))
-        graphs = corpus.graphs(
+        collection = DatasetCollection([dataset], NeighbourSpec(model.config.cutoff, model.config.max_neighbours))
+        graphs = collection.load_graphs(
             SampleIndices(torch.zeros(len(every), dtype=torch.int64).numpy(), torch.arange(len(every)).numpy())
         )
         assert float(model.closest[head]) == pytest.approx(find_shortest_contact(graphs), rel=1e-6)

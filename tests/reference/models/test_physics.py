@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from harness.reference.data.structure import Structure
-from harness.reference.inference.prediction import stress
+from harness.reference.inference.prediction import predict_with_stress
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule, predict
@@ -39,7 +39,7 @@ def test_forces_are_minus_the_slope_of_the_energy(model: FoundationModel, struct
 def test_stress_is_the_slope_of_the_energy_by_strain(model: FoundationModel) -> None:
     structure = crystal()
     batch = batch_of([structure])
-    prediction, tensor = stress(model, batch, model.gate(batch.composition))
+    prediction, tensor = predict_with_stress(model, batch, model.gate(batch.composition))
     assert torch.allclose(prediction.forces, predict(model, [structure]).forces, atol=1e-12)
     volume = abs(np.linalg.det(structure.cell))
     h = 1e-5
@@ -65,7 +65,7 @@ def test_stress_is_the_slope_of_the_energy_by_strain(model: FoundationModel) -> 
 
 def test_a_molecule_has_no_stress(model: FoundationModel) -> None:
     batch = batch_of([molecule()])
-    assert stress(model, batch, model.gate(batch.composition))[1].isnan().all()
+    assert predict_with_stress(model, batch, model.gate(batch.composition))[1].isnan().all()
 
 
 @both

@@ -34,7 +34,7 @@ from tests.support.programs import run_program
 TRAINING: dict[str, Any] = {
     "model": {"hidden_dim": 4, "num_conv_layers": 1, "num_sharedlayers": 0, "dim_headlayers": 4, "max_neighbours": 8},
     "datasets": ["qm7x"],
-    "limit": 60,
+    "max_structures_per_dataset": 60,
     "batch_size": 8,
     "epochs": 1,
     "samples_per_epoch": 16,

@@ -24,7 +24,7 @@ from harness.reference.profiling import timing as measure
 from harness.reference.profiling.timing import measure_peak_bytes
 from harness.reference.programs.ladder import program, workload
 from harness.reference.programs.ladder.prepared_stage import apply_allocator
-from harness.reference.programs.ladder.stages import LADDER, Stage, selected_stages
+from harness.reference.programs.ladder.stages import LADDER, Stage, select_stages
 from harness.reference.programs.ladder.workload import prepare_batch
 from harness.results.runs import load_runs
 from tests.reference.conftest import make_model
@@ -51,13 +51,13 @@ def test_every_kind_of_product_has_a_ceiling_of_the_same_run(tmp_path: Path) -> 
     facts_by_name = facts(lines)
     warm = [e for e in lines if e["event"] == "warm_up"]
     assert [e["stage"] for e in warm] == CASE["stages"]
-    assert all(e["bytes"] > 0 and e["peak_bytes"] > 0 for e in warm)
+    assert all(e["memory_traffic_bytes"] > 0 and e["peak_bytes"] > 0 for e in warm)
     ceilings = {(p["operation"], p["dtype"]) for p in facts_by_name["ceilings"]["products"]}
     total = sum(f["flops"] for e in warm for f in e["flops"])
     assert all((f["operation"], f["dtype"]) in ceilings or f["flops"] < 0.01 * total for e in warm for f in e["flops"])
     assert facts_by_name["free_bytes"] > 0
     (profile,) = [e for e in lines if e["event"] == "profile"]
-    assert sum(g["share"] for g in profile["groups"]) == pytest.approx(1, abs=0.01)
+    assert sum(g["fraction"] for g in profile["groups"]) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -92,7 +92,7 @@ def test_the_stage_that_takes_most_memory_decides_the_batch_size() -> None:
     model = make_model()
     batch, _ = prepare_batch(workload.make_structures(config, workload.PROBE), model, config)
     weights = model.gate(batch.composition)
-    stages = selected_stages(config)
+    stages = select_stages(config)
     peaks = [
         measure_peak_bytes(lambda s=s: s.predict_eager()(model, batch, weights), torch.device("cpu")) for s in stages
     ]  # type: ignore[misc]
@@ -102,7 +102,7 @@ def test_the_stage_that_takes_most_memory_decides_the_batch_size() -> None:
         record_facts = recorded.append
 
     size = workload.choose_batch_size(config, model, Log())  # type: ignore[arg-type]
-    (fact,) = (of.batch_size for of in recorded)
+    (fact,) = (facts.auto_batch_size for facts in recorded)
     assert fact is not None
     assert fact.batch_size == size
     assert fact.probe_peak_bytes == pytest.approx(max(peaks), rel=0.01)
@@ -125,9 +125,9 @@ def test_each_stage_sets_its_allocator(tmp_path: Path, monkeypatch: pytest.Monke
 
         return predict
 
-    stages = tuple(Stage(name, lambda _, name=name: record_mode(name), tuned=name in "cd") for name in "abcd")  # type: ignore[misc]
+    stages = tuple(Stage(name, lambda _, name=name: record_mode(name), tuned_allocator=name in "cd") for name in "abcd")  # type: ignore[misc]
     monkeypatch.setattr(memory, "set_allocator_mode", set_mode)
-    monkeypatch.setattr(program, "selected_stages", lambda _: stages)
+    monkeypatch.setattr(program, "select_stages", lambda _: stages)
     run(tmp_path, rounds=5)
     assert modes == {"a": {"default"}, "b": {"default"}, "c": {"tuned"}, "d": {"tuned"}}
 
@@ -164,9 +164,9 @@ def count_pages_of_a_tuned_stage(folder: Path) -> list[int]:
 
         return predict
 
-    stages = (Stage("a", lambda _: allocate(12, False)), Stage("b", lambda _: allocate(6, True), tuned=True))
+    stages = (Stage("a", lambda _: allocate(12, False)), Stage("b", lambda _: allocate(6, True), tuned_allocator=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "selected_stages", lambda _: stages)
+        patch.setattr(program, "select_stages", lambda _: stages)
         patch.setattr(measure, "time_call", time_call)
         run(folder, rounds=4, batches=2)
     return pages

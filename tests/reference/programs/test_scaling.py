@@ -23,7 +23,7 @@ from harness.reference.datasets.collection import Dataset, DatasetCollection, Ne
 from harness.reference.distributed.group import process_group
 from harness.reference.distributed.launch import LostRank, RankInfo
 from harness.reference.storage.samples import Samples
-from harness.reference.storage.sampling.sampler import DistributedSampler, SampleIndices, SamplingSpec
+from harness.reference.storage.sampling.sampler import MixtureSampler, SampleIndices, SamplingSpec
 from harness.reference.storage.schema import Record
 from harness.reference.training.loader import BatchLoader, LabelledBatch
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
@@ -190,9 +190,9 @@ def wait_until(condition: Any) -> None:
 
 
 def synchronize_twice(place: RankInfo) -> None:
-    with process_group(place, backend="gloo", device=CPU, timeout_s=20) as team:
-        team.barrier()
-        team.barrier()
+    with process_group(place, backend="gloo", device=CPU, timeout_s=20) as world:
+        world.barrier()
+        world.barrier()
 
 
 def test_a_failing_rank_tells_the_others_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,12 +268,12 @@ class ListedSamples(Samples):
 
 
 def make_loader(ranks: int, batch_size: int) -> BatchLoader:
-    corpus = DatasetCollection(
+    collection = DatasetCollection(
         [load_shipped("mptrj"), without_forces(load_shipped("ani1x"))], NeighbourSpec(SMALL.cutoff, None)
     )
     references = torch.zeros(16, 119, dtype=torch.float64)
     return BatchLoader(
-        corpus, DistributedSampler(SamplingSpec(corpus.counts), ranks, batch_size), torch.float64, references
+        collection, MixtureSampler(SamplingSpec(collection.counts), ranks, batch_size), torch.float64, references
     )
 
 
@@ -296,7 +296,7 @@ def test_the_mean_over_ranks_is_the_loss_of_all_graphs_together() -> None:
         return MultiTaskLoss(10.0, graphs)(module(*labelled), labelled[0].head)
 
     indices = loader.select_indices(0, 0)
-    structures = [g.structure for g in loader.corpus.graphs(indices)]
+    structures = [g.structure for g in loader.collection.load_graphs(indices)]
     assert {s.forces is None for s in structures} == {True, False}
     assert len({len(s) for s in structures}) > 1
     whole_loss = loss(loader.batch(indices, CPU), 8)

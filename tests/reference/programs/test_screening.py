@@ -249,18 +249,18 @@ def test_global_top_k_sends_few_scores(descending: bool, count: int) -> None:
         rank_scores.append(top(Scores(tuple(COLUMNS), np.arange(first, first + size), values), retention))
         first += size
     with ThreadPoolExecutor(4) as pool:
-        team = ThreadTeam(4)
+        world = ThreadWorld(4)
         results = list(
-            pool.map(lambda rank: global_top_k(rank_scores[rank], retention, TeamRank(team, rank)), range(4))
+            pool.map(lambda rank: global_top_k(rank_scores[rank], retention, TeamRank(world, rank)), range(4))
         )  # type: ignore[arg-type]
     expected = top(concatenate_scores(tuple(COLUMNS), rank_scores), retention)
     assert results[0].index.tolist() == expected.index.tolist()
     assert [len(scores) for scores in results[1:]] == [0, 0, 0]
-    assert sum(team.sent) <= max(2 * count, 20)
+    assert sum(world.sent) <= max(2 * count, 20)
 
 
 @dataclass
-class ThreadTeam:
+class ThreadWorld:
     """Ranks that are threads of one process, and what each contributes to an exchange."""
 
     size: int
@@ -280,20 +280,20 @@ class ThreadTeam:
 
 @dataclass
 class TeamRank:
-    """One rank of a team of threads."""
+    """One of several ranks that are threads."""
 
-    team: ThreadTeam
+    world: ThreadWorld
     rank: int
 
     def all_reduce_max(self, numbers: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self.team.exchange(self.rank, numbers)).amax(0)
+        return torch.stack(self.world.exchange(self.rank, numbers)).amax(0)
 
     def all_reduce_sum(self, numbers: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self.team.exchange(self.rank, numbers)).sum(0)
+        return torch.stack(self.world.exchange(self.rank, numbers)).sum(0)
 
     def gather(self, value: Scores) -> list[Scores]:
-        self.team.sent.append(len(value))
-        values = self.team.exchange(self.rank, value)
+        self.world.sent.append(len(value))
+        values = self.world.exchange(self.rank, value)
         return values if self.rank == 0 else []
 
 

@@ -230,10 +230,10 @@ def test_other_backbones_and_devices_have_no_fused_messages() -> None:
 
 
 def test_plain_messages_keep_the_identity_of_older_states() -> None:
-    model, team = make_model(), ProcessGroup(RankInfo(), torch.device("cpu"))
-    before = describe_identity(model, SHORT, team)
-    assert describe_identity(model, SHORT | {"message_backend": "unfused"}, team) == before
-    assert describe_identity(model, SHORT | {"message_backend": "fused"}, team) != before
+    model, world = make_model(), ProcessGroup(RankInfo(), torch.device("cpu"))
+    before = describe_identity(model, SHORT, world)
+    assert describe_identity(model, SHORT | {"message_backend": "unfused"}, world) == before
+    assert describe_identity(model, SHORT | {"message_backend": "fused"}, world) != before
 
 
 def run_steps(folder: Path, **parameters: Any) -> RunRecord:

@@ -19,7 +19,7 @@ from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_events
 from harness.reference.errors import InputError
 from harness.reference.models import checkpoints
-from harness.reference.programs.transfer.finetune import Budget, fit, fit_scaling, validation_loss
+from harness.reference.programs.transfer.finetune import Budget, compute_validation_loss, fit, fit_scaling
 from harness.reference.programs.transfer.modes import MODES, MODES_BY_NAME, best_head, select_parameters, task_model
 from harness.reference.programs.transfer.splits import TaskSplits
 from harness.reference.tasks.catalog import find_task
@@ -108,7 +108,7 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept() -> None:
     model = task_model(source, MODES_BY_NAME["full"], 8, keep_task_layers=True, seed=0)
     like = next(model.parameters())
     train, validation = (splits.build_data(k, draw.scaling, like) for k in (draw.train, draw.validation))
-    before = validation_loss(model, draw.scaling, validation, 1.0)
+    before = compute_validation_loss(model, draw.scaling, validation, 1.0)
     budget = Budget(20, 4, 1e3, 2, 3, 1.0)
     outcome = fit(
         model,
@@ -121,7 +121,7 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept() -> None:
     )
     assert outcome.best_step == 0
     assert outcome.steps == 6, "three looks without a better one end it"
-    assert validation_loss(model, draw.scaling, validation, 1.0) == pytest.approx(before)
+    assert compute_validation_loss(model, draw.scaling, validation, 1.0) == pytest.approx(before)
 
 
 def test_scaling_does_not_depend_on_the_test_set() -> None:
@@ -134,7 +134,7 @@ def test_scaling_does_not_depend_on_the_test_set() -> None:
     target = splits.dataset.target.copy()
     target[draws[0].test] = 1e9
     target[draws[0].validation] = -1e9
-    frames = splits.dataset.frames
+    frames = splits.dataset.table
     again = fit_scaling(frames[draws[0].train], target[draws[0].train], extensive=True)
     assert again.energies.tolist() == draws[0].scaling.energies.tolist()
 

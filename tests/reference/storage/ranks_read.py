@@ -27,7 +27,7 @@ RANK, RANKS = COMM.Get_rank(), COMM.Get_size()
 def read_all(path: Path, backend: str) -> None:
     """Check that every mode and width returns the content of the file."""
     with BPFile(path) as file:
-        count = file.samples("trainset")
+        count = file.count_samples("trainset")
         expected = [file.record("trainset", k) for k in range(count)]
     order = [(7 * k + 3 * RANK) % count for k in range(count)] + [5, 5, 0, count - 1]
     options = [("preload", {}), ("shared", {}), ("on_demand", {})]

@@ -63,7 +63,9 @@ def frames_of_split(split: str) -> StructureTable:
 def iterate_graphs(dataset: Dataset) -> Iterator[Any]:
     count = len(dataset.samples)
     return iter(
-        DatasetCollection([dataset], REACH).graphs(SampleIndices(np.zeros(count, dtype=np.int64), np.arange(count)))
+        DatasetCollection([dataset], REACH).load_graphs(
+            SampleIndices(np.zeros(count, dtype=np.int64), np.arange(count))
+        )
     )
 
 

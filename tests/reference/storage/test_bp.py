@@ -35,7 +35,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tables_round_trip_exactly(frames: StructureTable) -> None:
     block = encode_table(frames)
     with tempfile.TemporaryDirectory() as folder, BPFile(write(Path(folder) / "a.bp", block)) as file:
-        assert file.samples("trainset") == len(frames)
+        assert file.count_samples("trainset") == len(frames)
         for k, record in enumerate(block.records()):
             assert is_same_record(file.record("trainset", k), record)
         assert all(map(is_same_record, file.columns("trainset", 0, len(frames)).records(), block.records()))
@@ -49,7 +49,7 @@ def test_blocks_of_several_splits_may_alternate(tmp_path: Path) -> None:
             writer.split("valset" if k % 3 == 2 else "trainset").put(block)
     with BPFile(tmp_path / "a.bp") as file:
         assert file.splits == ("trainset", "valset")
-        assert (file.samples("trainset"), file.samples("valset")) == (20, 10)
+        assert (file.count_samples("trainset"), file.count_samples("valset")) == (20, 10)
         assert is_same_record(file.record("valset", 7), list(blocks[5].records())[2])
         assert is_same_record(file.record("trainset", 19), list(blocks[4].records())[4])
 
@@ -111,9 +111,9 @@ def test_out_of_range_is_an_error_and_not_zeros(path: Path, read: Callable[[BPFi
 
 def test_unknown_names_are_reported(path: Path) -> None:
     with BPFile(path) as file:
-        with pytest.raises(InputError, match="no split 'validation'; there are trainset"):
-            file.samples("validation")
-        with pytest.raises(InputError, match="has no 'charge'; there are"):
+        with pytest.raises(InputError, match="no split 'validation'; its splits are trainset"):
+            file.count_samples("validation")
+        with pytest.raises(InputError, match="has no 'charge'; its keys are"):
             file.record("trainset", 0, ["charge"])
 
 

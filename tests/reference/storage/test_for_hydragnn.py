@@ -63,7 +63,7 @@ def test_its_reader_finds_all_that_it_asks_for(ours: Path, theirs: Path) -> None
             assert set(REQUIRED_KEYS) <= set(reader.keys)
             assert coefficients.shape == (118,)
             assert reader.stream.read_attribute("pna_deg").dtype == np.int64
-            assert reader.ndata == file.samples(label)
+            assert reader.ndata == file.count_samples(label)
             for k in range(0, reader.ndata, 1 + reader.ndata // 20):
                 expected = file.record(label, k)
                 if not (reader.count["edge_index"][k] and reader.count["edge_attr"][k]):
@@ -79,7 +79,7 @@ def test_its_reader_finds_all_that_it_asks_for(ours: Path, theirs: Path) -> None
 def test_each_atom_has_its_nearest_twenty_in_row_1(theirs: Path) -> None:
     with BPFile(theirs) as file:
         degrees = np.zeros(21, dtype=np.int64)
-        for k in range(file.samples("trainset")):
+        for k in range(file.count_samples("trainset")):
             record = file.record("trainset", k)
             (row, col), pos, n = record["edge_index"], record["pos"], int(record["natoms"][0])
             apart = np.linalg.norm(pos[col] - pos[row] + record["edge_shifts"], axis=1)
@@ -114,7 +114,7 @@ def test_export_round_trips(ours: Path, theirs: Path) -> None:
         assert len(opened[1].samples) == count
         picked = np.unique(np.linspace(0, count - 1, 200).astype(np.int64))
         indices = SampleIndices(np.zeros_like(picked), picked)
-        for a, b in zip(*(DatasetCollection([dataset], reach).graphs(indices) for dataset in opened), strict=True):
+        for a, b in zip(*(DatasetCollection([dataset], reach).load_graphs(indices) for dataset in opened), strict=True):
             assert b.structure.energy == pytest.approx(a.structure.energy, rel=1e-12)
             for name in ("numbers", "positions", "forces", "cell"):
                 assert np.array_equal(getattr(a.structure, name), getattr(b.structure, name))
@@ -128,7 +128,7 @@ def test_the_regression_is_that_of_total_energies_of_all_splits(tmp_path: Path) 
     assert main(["convert", "qm7x", "--for", "hydragnn", "--to", str(tmp_path), "-q"]) == 0
     assert os.listdir(tmp_path) == ["QM7X-v2.bp"]
     with BPFile(tmp_path / "QM7X-v2.bp") as file:
-        blocks = [file.columns(s, 0, file.samples(s)).columns for s in SPLITS]
+        blocks = [file.columns(s, 0, file.count_samples(s)).columns for s in SPLITS]
     rest = np.concatenate([columns["energy"].values for columns in blocks])
     composition = np.concatenate([columns["chemical_composition"].values.reshape(-1, 118) for columns in blocks])
     assert len(rest) == len(frames)

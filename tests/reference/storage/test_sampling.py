@@ -22,7 +22,7 @@ from harness.reference.storage.sampling.rank_assignment import (
     pack_batches,
     round_shares,
 )
-from harness.reference.storage.sampling.sampler import DistributedSampler, SampleIndices, SamplingSpec
+from harness.reference.storage.sampling.sampler import MixtureSampler, SampleIndices, SamplingSpec
 
 # Structures of the sixteen datasets, in millions.
 PAPER = (4.5, 5.0, 1.58, 133.9, 9.8, 7.8, 38.0, 101.0, 100.0, 60.0, 40.0, 6.57, 12.7, 33.5, 4.2, 9.6)
@@ -35,7 +35,7 @@ def list_pairs(indices: SampleIndices) -> list[tuple[int, int]]:
     return list(zip(indices.dataset.tolist(), indices.index.tolist(), strict=True))
 
 
-def draw_all(sampler: DistributedSampler, steps: int) -> list[tuple[int, int]]:
+def draw_all(sampler: MixtureSampler, steps: int) -> list[tuple[int, int]]:
     """Return what all ranks draw, in order."""
     return [p for k in range(steps) for r in range(sampler.ranks) for p in list_pairs(sampler.batch(k, r))]
 
@@ -148,7 +148,7 @@ def test_invalid_arguments_are_rejected(counts: list[int], temperature: float, r
 @settings(deadline=None)
 @given(FEW, st.integers(0, 5), st.integers(1, 4), st.integers(1, 7))
 def test_an_epoch_by_size_holds_every_sample_once(counts: tuple[int, ...], seed: int, ranks: int, batch: int) -> None:
-    sampler = DistributedSampler(SamplingSpec(counts, seed=seed), ranks, batch)
+    sampler = MixtureSampler(SamplingSpec(counts, seed=seed), ranks, batch)
     samples = draw_all(sampler, sampler.steps)[: sum(counts)]
     assert sorted(samples) == [(d, k) for d, n in enumerate(counts) for k in range(n)]
 
@@ -157,7 +157,7 @@ def test_an_epoch_by_size_holds_every_sample_once(counts: tuple[int, ...], seed:
 @given(FEW, st.sampled_from([1.0, 3.0, math.inf]), st.integers(1, 400))
 def test_no_sample_repeats_within_a_pass(counts: tuple[int, ...], temperature: float, length: int) -> None:
     """Across epochs of any length: the k-th pass over a dataset is whole before the next begins."""
-    sampler = DistributedSampler(SamplingSpec(counts, temperature=temperature, length=length), 1, length)
+    sampler = MixtureSampler(SamplingSpec(counts, temperature=temperature, length=length), 1, length)
     order_by_dataset: dict[int, list[int]] = {}
     for _ in range(4):
         for dataset, index in list_pairs(sampler.batch(0, 0)):
@@ -178,13 +178,13 @@ def test_the_sequence_is_the_same_for_any_number_of_ranks(
     counts: tuple[int, ...], ranks: int, batch: int, length: int
 ) -> None:
     spec = SamplingSpec(counts, temperature=2.0, seed=1, length=length)
-    alone, many = DistributedSampler(spec, 1, 1), DistributedSampler(spec, ranks, batch)
+    alone, many = MixtureSampler(spec, 1, 1), MixtureSampler(spec, ranks, batch)
     assert draw_all(many, many.steps)[:length] == draw_all(alone, length)
 
 
 def test_shares_hold_in_every_stretch() -> None:
     counts = [int(n * 1e6) for n in PAPER]
-    sampler = DistributedSampler(SamplingSpec(tuple(counts), temperature=2.0, seed=2), 64, 32)
+    sampler = MixtureSampler(SamplingSpec(tuple(counts), temperature=2.0, seed=2), 64, 32)
     share = compute_weights(counts, 2.0)
     for step in (0, 12_345, sampler.steps - 1):
         datasets = np.concatenate([sampler.batch(step, r).dataset for r in range(64)])
@@ -197,7 +197,7 @@ def test_resumed_sampler_continues_the_sequence(
     counts: tuple[int, ...], ranks: int, stop: int, batch: int, mode: str
 ) -> None:
     spec = SamplingSpec(counts, mode=mode, temperature=1.5, seed=4)  # type: ignore[arg-type]
-    one, other = DistributedSampler(spec, ranks, batch), DistributedSampler(spec, ranks, batch)
+    one, other = MixtureSampler(spec, ranks, batch), MixtureSampler(spec, ranks, batch)
     one.advance(stop)
     other.resume(json.loads(json.dumps(one.state())))
     for _ in range(3):
@@ -213,31 +213,31 @@ def test_a_mixture_resumes_on_other_ranks_without_loss(
     counts: tuple[int, ...], before: int, after: int, batch: int, length: int
 ) -> None:
     spec = SamplingSpec(counts, seed=9, length=length)
-    whole = draw_all(DistributedSampler(spec, 1, 1), length)
-    first = DistributedSampler(spec, before, 2)
+    whole = draw_all(MixtureSampler(spec, 1, 1), length)
+    first = MixtureSampler(spec, before, 2)
     half = first.steps // 2
     samples = draw_all(first, half)
     first.advance(half)
-    second = DistributedSampler(spec, after, batch)
+    second = MixtureSampler(spec, after, batch)
     second.resume(first.state())
     assert (samples + draw_all(second, second.steps))[:length] == whole
 
 
 def test_the_state_of_another_sequence_is_refused() -> None:
-    state = DistributedSampler(SamplingSpec((5, 6)), 2, 3).state()
+    state = MixtureSampler(SamplingSpec((5, 6)), 2, 3).state()
     with pytest.raises(InputError, match="other datasets"):
-        DistributedSampler(SamplingSpec((5, 6), seed=1), 2, 3).resume(state)
+        MixtureSampler(SamplingSpec((5, 6), seed=1), 2, 3).resume(state)
     fixed = SamplingSpec((5, 6), mode="assigned")
     with pytest.raises(InputError, match="only with 2 ranks and batches of 3"):
-        DistributedSampler(fixed, 4, 3).resume(DistributedSampler(fixed, 2, 3).state())
+        MixtureSampler(fixed, 4, 3).resume(MixtureSampler(fixed, 2, 3).state())
     with pytest.raises(InputError, match="batch_size 0"):
-        DistributedSampler(fixed, 4, 0)
+        MixtureSampler(fixed, 4, 0)
 
 
 @settings(deadline=None)
 @given(FEW, st.integers(1, 12), st.integers(1, 4))
 def test_assigned_ranks_draw_their_datasets_evenly(counts: tuple[int, ...], ranks: int, batch: int) -> None:
-    sampler = DistributedSampler(SamplingSpec(counts, mode="assigned", seed=3), ranks, batch)
+    sampler = MixtureSampler(SamplingSpec(counts, mode="assigned", seed=3), ranks, batch)
     draws: Counter[tuple[int, int]] = Counter()
     for rank in range(ranks):
         for step in range(sampler.steps):
@@ -254,7 +254,7 @@ def test_assigned_ranks_draw_their_datasets_evenly(counts: tuple[int, ...], rank
 
 
 def test_balancing_only_moves_samples_between_ranks() -> None:
-    sampler = DistributedSampler(SamplingSpec((400, 300), seed=6), 4, 8)
+    sampler = MixtureSampler(SamplingSpec((400, 300), seed=6), 4, 8)
     size = np.random.default_rng(0).lognormal(3, 1, (2, 400))
 
     def costs(indices: SampleIndices) -> np.ndarray:

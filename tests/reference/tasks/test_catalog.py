@@ -24,14 +24,14 @@ def test_unknown_name_suggests_the_closest() -> None:
 
 
 def test_only_energies_are_divided_by_atoms() -> None:
-    assert [t.name for t in TASKS if t.per_atom] == ["ms25"]
-    assert all(t.kind != "property" for t in TASKS if t.per_atom)
+    assert [t.name for t in TASKS if t.error_per_atom] == ["ms25"]
+    assert all(t.kind != "property" for t in TASKS if t.error_per_atom)
     assert {t.unit for t in TASKS if t.kind != "property"} == {"eV"}
 
 
 def test_every_task_says_where_its_data_and_its_results_come_from() -> None:
     for entry in TASKS:
-        for words in (entry.citation, entry.url, entry.fetch, entry.licence, entry.splits, *entry.official):
+        for words in (entry.citation, entry.url, entry.fetch, entry.licence, entry.splits, *entry.files):
             assert words
         for result in entry.published:
             assert result.source

@@ -75,7 +75,7 @@ def test_a_whole_table_is_read_with_its_values_and_structures(tmp_path: Path) ->
     assert not labelled.left_out
     assert labelled.official_ids[:2].tolist() == ["mb-jdft2d-001", "mb-jdft2d-002"]
     assert labelled.target[-1] == SIZE - 0.5
-    second = next(labelled.frames[1:2].structures()).check()
+    second = next(labelled.table[1:2].structures()).check()
     assert second.numbers.tolist() == [11, 17]
     assert second.positions[1] == pytest.approx([2.0005] * 3)
     assert second.periodic == (True, True, True)

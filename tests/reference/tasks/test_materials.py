@@ -42,10 +42,10 @@ def test_ms25_reads_systems_from_folders_and_files(tmp_path: Path) -> None:
     labelled = ms25.read_ms25(tmp_path)
     assert labelled.subset.tolist() == ["HEA"] * 12 + ["water"]
     assert labelled.target[:12] == pytest.approx(-3.0 - np.arange(12) / 10)
-    assert labelled.frames.forces is not None
-    assert (labelled.frames.forces == 0.25).all()
-    assert labelled.frames.groups[[0, 9, 10]].tolist() == ["HEA/train/0", "HEA/train/0", "HEA/train/1"]
-    first = next(labelled.frames.structures()).check()
+    assert labelled.table.forces is not None
+    assert (labelled.table.forces == 0.25).all()
+    assert labelled.table.groups[[0, 9, 10]].tolist() == ["HEA/train/0", "HEA/train/0", "HEA/train/1"]
+    first = next(labelled.table.structures()).check()
     assert first.positions == pytest.approx(labelled_copper(-3.0).positions)
     assert first.periodic == (True, True, True)
 
@@ -110,7 +110,7 @@ def write_page(folder: Path, entries: list[Any]) -> Path:
 
 def test_oqmd_reads_pages_of_the_api(tmp_path: Path) -> None:
     labelled = crystals.read_oqmd(write_page(tmp_path, [oqmd_entry()]))
-    crystal = next(labelled.frames.structures()).check()
+    crystal = next(labelled.table.structures()).check()
     assert labelled.official_ids.tolist() == ["4061139"]
     assert labelled.target.tolist() == [-1.1]
     assert crystal.numbers.tolist() == [55, 82, 53, 53, 53]
@@ -183,7 +183,7 @@ def test_extended_xyz_is_read_with_its_energies(tmp_path: Path) -> None:
     labelled = crystals.read_abx3(tmp_path / "abx3.extxyz")
     assert labelled.target.tolist() == [-1.0, -2.0]
     assert labelled.official_ids.tolist() == ["p0", "p1"]
-    assert set(labelled.frames.groups) == {"I3CsPb"}
+    assert set(labelled.table.groups) == {"I3CsPb"}
 
 
 @pytest.mark.parametrize("column", ["poscar", "cif", "structure"])
@@ -202,7 +202,7 @@ def test_tables_of_perovskites_are_read_from_each_kind_of_structure(tmp_path: Pa
     labelled = crystals.read_abx3(path)
     assert labelled.official_ids.tolist() == ["a"]
     assert labelled.target.tolist() == [-1.25]
-    crystal = next(labelled.frames.structures()).check()
+    crystal = next(labelled.table.structures()).check()
     assert sorted(crystal.numbers.tolist()) == [53, 53, 53, 55, 82]
     assert abs(np.linalg.det(crystal.cell)) == pytest.approx(6.3**3)
     assert labelled.left_out["value not finite"] == 1
@@ -264,7 +264,7 @@ def test_a_split_parts_no_group_and_comes_near_the_share() -> None:
     labelled = make_dataset(groups)
     pool, test = split_task(labelled, seed=1, test_fraction=0.2)
     assert sorted([*pool, *test]) == list(range(300))
-    assert not set(labelled.frames.groups[pool]) & set(labelled.frames.groups[test])
+    assert not set(labelled.table.groups[pool]) & set(labelled.table.groups[test])
     assert abs(len(test) - 60) <= 3
     assert np.array_equal(test, split_task(labelled, seed=1, test_fraction=0.2)[1])
     assert not np.array_equal(test, split_task(labelled, seed=2, test_fraction=0.2)[1])
@@ -296,7 +296,7 @@ def test_a_task_without_data_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"needs matbench_phonons.json.gz, from https://.*\(looked in "):
         load_task("matbench_phonons", tmp_path)
     (tmp_path / "matbench_phonons").mkdir()
-    with pytest.raises(InputError, match=r"matbench_phonons.json.gz is not there"):
+    with pytest.raises(InputError, match=r"matbench_phonons.json.gz is missing"):
         load_task("matbench_phonons", tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         load_task("qm9", tmp_path / "absent")

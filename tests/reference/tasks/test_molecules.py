@@ -68,10 +68,10 @@ def test_qm9_is_read_alike_from_both_of_its_forms(tmp_path: Path) -> None:
     one, other = qm9.read_qm9(first), qm9.read_qm9(second)
     assert one.official_ids.tolist() == ["gdb_1", "gdb_2"]
     assert one.target == pytest.approx([-40.47893 * HARTREE, -56.525887 * HARTREE], abs=1e-9)
-    assert one.target[0] == other.target[0] == one.frames.energy[0]
-    assert one.frames.numbers.tolist() == [6, 1, 1, 1, 1, 7, 1, 1, 1]
-    assert one.frames.positions[:5].tolist() == other.frames.positions.tolist() == [list(p) for _, p in METHANE]
-    assert one.frames.groups.tolist() == ["qm9-000001", "qm9-000002"]
+    assert one.target[0] == other.target[0] == one.table.energy[0]
+    assert one.table.numbers.tolist() == [6, 1, 1, 1, 1, 7, 1, 1, 1]
+    assert one.table.positions[:5].tolist() == other.table.positions.tolist() == [list(p) for _, p in METHANE]
+    assert one.table.groups.tolist() == ["qm9-000001", "qm9-000002"]
     assert one.left_out == {"not in the files": 130_829}
 
 
@@ -79,7 +79,7 @@ def test_tables_of_qm9_write_whole_numbers_with_a_bare_point(tmp_path: Path) -> 
     """Row 5 of qm9_part1.csv, acetylene."""
     places = "[[0.5995394918,0.,1.],[-0.5995394918,0.,1.],[-1.6616385861,0.,1.],[1.6616385861,0.,1.]]"
     write_parts(tmp_path, [{**qm9_row(4, "-77.308427"), "Elements": "['C','C','H','H']", "XYZ_Ang": places}])
-    assert qm9.read_qm9(tmp_path).frames.positions[0].tolist() == [0.5995394918, 0.0, 1.0]
+    assert qm9.read_qm9(tmp_path).table.positions[0].tolist() == [0.5995394918, 0.0, 1.0]
 
 
 def test_uncharacterized_molecules_are_left_out(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_md17_comes_in_ev_with_each_molecule_by_itself(tmp_path: Path) -> None:
     labelled = md17.read_md17(tmp_path)
     assert sorted(set(labelled.subset)) == ["benzene", "ethanol"]
     assert labelled.level == "PBE+vdW-TS"
-    ethanol = labelled.frames[labelled.subset == "ethanol"]
+    ethanol = labelled.table[labelled.subset == "ethanol"]
     assert ethanol.forces is not None
     assert labelled.target[labelled.subset == "ethanol"] == pytest.approx(arrays["E"][:, 0] * KCAL, rel=1e-8)
     assert ethanol.forces == pytest.approx(arrays["F"].reshape(-1, 3) * KCAL, rel=1e-8)
@@ -230,10 +230,10 @@ def test_qm9_is_read_as_its_authors_deposited_it(tmp_path: Path, archive: bool) 
     labelled = load_task("qm9", tmp_path)
     assert labelled.official_ids.tolist() == ["gdb_1", "gdb_2"]
     assert labelled.target == pytest.approx([-40.47893 * HARTREE] * 2, abs=1e-9)
-    assert labelled.frames.positions[1].tolist() == [0.002150416, -0.0060313176, 0.0019761204]
-    assert labelled.frames.positions[2].tolist() == [1.0117308433, 1.4637511618, 0.00027657]
+    assert labelled.table.positions[1].tolist() == [0.002150416, -0.0060313176, 0.0019761204]
+    assert labelled.table.positions[2].tolist() == [1.0117308433, 1.4637511618, 0.00027657]
     assert labelled.left_out["uncharacterized"] == 1
-    assert "dsgdb9nsd.xyz.tar.bz2" in find_task("qm9").official[0]
+    assert "dsgdb9nsd.xyz.tar.bz2" in find_task("qm9").files[0]
 
 
 def test_a_damaged_deposit_of_qm9_is_refused_and_a_damaged_molecule_counted(tmp_path: Path) -> None:
@@ -278,17 +278,17 @@ def test_md17_is_in_the_units_that_a_file_names(
     """One trajectory in several units, as sGDML's script writes it, comes out alike."""
     plain = trajectory()
     np.savez(tmp_path / "plain.npz", **plain)
-    expected = md17.read_md17(tmp_path / "plain.npz").frames
+    expected = md17.read_md17(tmp_path / "plain.npz").table
     scaled = plain | {"E": plain["E"] * e_unit, "F": plain["F"] * e_unit / r_unit, "R": plain["R"] * r_unit}
     named = {"type": "d", "name": "ethanol", "code_version": "1.0", "theory": "CCSD(T)", "md5": "0"}
     np.savez_compressed(tmp_path / "named.npz", **scaled | named, e_unit=energy, r_unit=length)
     result = md17.read_md17(tmp_path / "named.npz")
     assert result.level == "CCSD(T)"
-    assert result.frames.forces is not None
+    assert result.table.forces is not None
     assert expected.forces is not None
     assert result.target == pytest.approx(expected.energy, rel=1e-12)
-    assert result.frames.forces == pytest.approx(expected.forces, rel=1e-9)
-    assert result.frames.positions == pytest.approx(expected.positions, rel=1e-9)
+    assert result.table.forces == pytest.approx(expected.forces, rel=1e-9)
+    assert result.table.positions == pytest.approx(expected.positions, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_few_impossible_energies_are_counted(tmp_path: Path) -> None:
 def test_decompression_bomb_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "md17_ethanol.npz"
     np.savez_compressed(path, **trajectory() | {"junk": np.zeros(1 << 24)})
-    with pytest.raises(InputError, match="unfold to 134,"):
+    with pytest.raises(InputError, match="unpack to 134,"):
         md17.read_md17(path)
 
 
@@ -367,8 +367,8 @@ def test_wiggle150_is_relative_to_the_relaxed_conformer(tmp_path: Path) -> None:
     labelled = wiggle150.read_wiggle150(path)
     assert labelled.official_ids.tolist() == ["ado_00", "ado_01", "bpn_01", "bpn_00"]
     assert labelled.target == pytest.approx([0.0, 100 * KCAL, KCAL, 0.0], abs=1e-8)
-    assert labelled.frames.energy[0] == pytest.approx(-24033.7 * KCAL, rel=1e-8)
-    assert labelled.frames.groups.tolist() == labelled.official_ids.tolist()
+    assert labelled.table.energy[0] == pytest.approx(-24033.7 * KCAL, rel=1e-8)
+    assert labelled.table.groups.tolist() == labelled.official_ids.tolist()
     assert not labelled.left_out
 
 

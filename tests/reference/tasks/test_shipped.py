@@ -52,7 +52,7 @@ def test_at_least_seven_tasks_have_data_and_all_of_it_is_small() -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_is_complete_and_can_be_split(name: str) -> None:
     labelled, entry = load_set(name), find_task(name)
-    frames = labelled.frames
+    frames = labelled.table
     assert len(labelled) == len(frames) == load_table_of_sets()[name].count > 0
     assert np.isfinite(labelled.target).all()
     assert labelled.target.std() > 0
@@ -112,11 +112,11 @@ def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
 def test_qm9_is_the_published_table() -> None:
     """Rows of qm9_part1.csv by their index: XYZ to five digits, InternalEnergy_0K_au."""
     labelled = load_set("qm9")
-    assert set(np.unique(labelled.frames.numbers)) == {1, 6, 7, 8, 9}
-    assert labelled.frames.sizes.max() <= 29
+    assert set(np.unique(labelled.table.numbers)) == {1, 6, 7, 8, 9}
+    assert labelled.table.sizes.max() <= 29
     hartree = {1: -0.500273, 6: -37.846772, 7: -54.583861, 8: -75.064579, 9: -99.718730}
-    shares = [27.211386245988 * sum(hartree[int(z)] for z in s.numbers) for s in labelled.frames.structures()]
-    per_atom = (labelled.target - np.array(shares)) / labelled.frames.sizes
+    shares = [27.211386245988 * sum(hartree[int(z)] for z in s.numbers) for s in labelled.table.structures()]
+    per_atom = (labelled.target - np.array(shares)) / labelled.table.sizes
     # atomization energies per atom of molecules, with the atoms' energies that QM9 was published with
     assert (per_atom < -2.5).all()
     assert (per_atom > -6.5).all()
@@ -129,14 +129,14 @@ def test_no_molecule_or_formula_is_in_a_set_for_pretraining() -> None:
         if e.name not in CHARGE_VIEWS
         for g in load_table(find_shipped_set(e.name)).groups.tolist()
     }
-    assert not known & set(load_set("qm9").frames.groups.tolist())
-    assert not known & set(load_set("oqmd").frames.groups.tolist())
+    assert not known & set(load_set("qm9").table.groups.tolist())
+    assert not known & set(load_set("oqmd").table.groups.tolist())
 
 
 @pytest.mark.parametrize("name", ["oqmd", "abx3", "matbench_log_kvrh", "ms25"])
 def test_no_crystal_is_in_a_set_for_pretraining_in_whatever_cell(name: str) -> None:
     """By reduced composition and volume per atom, for the sets that hold crystals."""
-    mine = fingerprints(load_set(name).frames)
+    mine = fingerprints(load_set(name).table)
     for pretraining in ("mptrj", "alexandria", "omat24"):
         assert not mine & fingerprints(load_table(find_shipped_set(pretraining))), pretraining
 
@@ -144,7 +144,7 @@ def test_no_crystal_is_in_a_set_for_pretraining_in_whatever_cell(name: str) -> N
 @pytest.mark.parametrize("name", ["md17", "wiggle150", "abx3"])
 def test_no_composition_is_in_a_set_for_pretraining_of_the_same_method(name: str) -> None:
     method = load_table_of_sets()[name].level.split()[0]
-    mine = {reduce_formula(s.numbers) for s in load_set(name).frames.structures()}
+    mine = {reduce_formula(s.numbers) for s in load_set(name).table.structures()}
     same = [e for e in SHIPPED_SETS if e.name not in CHARGE_VIEWS and e.level.startswith(method)]
     assert same
     for entry in same:
@@ -165,18 +165,18 @@ def fingerprints(frames: StructureTable) -> set[tuple[tuple[int, int], ...]]:
 def test_formation_energies_are_residuals_of_composition() -> None:
     for name in ("oqmd", "abx3"):
         labelled = load_set(name)
-        shares = composition.compute_fractions(list(labelled.frames.structures()))
+        shares = composition.compute_fractions(list(labelled.table.structures()))
         assert abs(shares.T @ labelled.target).max() < 1e-5
         assert 0.02 < np.abs(labelled.target).mean() < 1.0
 
 
 def test_every_element_of_oqmd_is_covered() -> None:
-    shares = composition.compute_fractions(list(load_set("oqmd").frames.structures()))
+    shares = composition.compute_fractions(list(load_set("oqmd").table.structures()))
     assert (shares > 0).sum(axis=0).min() >= 5
 
 
 def test_perovskites_are_cubic_with_their_minimum_inside() -> None:
-    frames = load_set("abx3").frames
+    frames = load_set("abx3").table
     assert (frames.sizes == 5).all()
     for group in np.unique(frames.groups)[:10]:
         rows = np.flatnonzero(frames.groups == group)
@@ -202,7 +202,7 @@ def test_trajectories_are_at_their_temperature() -> None:
     labelled = load_set("md17")
     for name in dynamics.MD17_SMILES:
         rows = labelled.subset == name
-        modes = 3 * labelled.frames.sizes[rows][0] - 6
+        modes = 3 * labelled.table.sizes[rows][0] - 6
         expected = np.sqrt(modes / 2) * 8.617333e-5 * dynamics.MD17_KELVIN
         assert rows.sum() == dynamics.MD17_FRAMES
         assert labelled.target[rows].std() == pytest.approx(expected, rel=0.35)
@@ -210,14 +210,14 @@ def test_trajectories_are_at_their_temperature() -> None:
 
 @pytest.mark.parametrize(("name", "level"), [("md17", "GFN1-xTB"), ("wiggle150", "GFN2-xTB")])
 def test_energies_are_those_of_the_level(name: str, level: str) -> None:
-    frames = load_set(name).frames
+    frames = load_set(name).table
     for k in (0, len(frames) // 2, len(frames) - 1):
         energy, _ = levels.compute_xtb(next(frames[k : k + 1].structures()), level)
         assert energy == pytest.approx(frames.energy[k], abs=1e-4)
 
 
 def test_forces_are_minus_the_slope_of_the_energy() -> None:
-    frames = load_set("md17").frames
+    frames = load_set("md17").table
     middle = next(frames[len(frames) // 2 : len(frames) // 2 + 1].structures())
     assert middle.forces is not None
     along = np.random.default_rng(0).normal(size=middle.positions.shape)
@@ -240,13 +240,13 @@ def test_bulk_moduli_are_those_of_the_collection() -> None:
 def test_elements_of_ms25_have_no_net_force() -> None:
     labelled = load_set("ms25")
     assert set(labelled.subset) == {"Ni", "Cu", "Li", "Ge", "Si", "Mo"}
-    assert labelled.frames.forces is not None
-    net = np.add.reduceat(labelled.frames.forces, labelled.frames.ends - labelled.frames.sizes)
+    assert labelled.table.forces is not None
+    net = np.add.reduceat(labelled.table.forces, labelled.table.ends - labelled.table.sizes)
     assert np.abs(net).max() < 0.5
 
 
 def test_packing_is_deterministic(tmp_path: Path) -> None:
-    structures = list(load_set("md17").frames[:5].structures())
+    structures = list(load_set("md17").table[:5].structures())
     digests = {pack.write_set(tmp_path / f"{k}.h5", make_energy_samples(structures), pack.Decimals()) for k in range(2)}
     assert len(digests) == 1
     with h5py.File(tmp_path / "0.h5") as file:

@@ -251,7 +251,7 @@ def test_the_state_of_another_run_is_refused_by_what_differs(one: tuple[Path, Lo
 
 
 def test_a_non_finite_loss_ends_the_run_with_its_batch(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the loss is no longer a number at step \d+ \(rank 0\): \S+/\d+") as caught:
+    with pytest.raises(InputError, match=r"the loss is not finite at step \d+ \(rank 0\): \S+/\d+") as caught:
         run_training(tmp_path, learning_rate=1e30, clip_norm=None)
     path = tmp_path / "bad-batch.safetensors"
     names = sealed.read_header(path, "gfm-harness batch").about["names"]
@@ -281,7 +281,7 @@ def test_a_non_finite_gradient_is_skipped_and_recorded(tmp_path: Path, monkeypat
     assert all(math.isfinite(value) for value in event_values(log, "epoch", "loss"))
     monkeypatch.setattr(optimizer.nn.utils, "get_total_norm", lambda _: torch.tensor(math.nan))
     (tmp_path / "again").mkdir()
-    with pytest.raises(NotFinite, match="the gradient is no longer a number at step 9"):
+    with pytest.raises(NotFinite, match="the gradient is not finite at step 9"):
         run_training(tmp_path / "again", epochs=4)
 
 
@@ -298,7 +298,7 @@ def test_a_chain_of_links_ends_where_one_run_does(tmp_path: Path) -> None:
     run_training(whole)
     first = run_training(write_link(tmp_path, "a", []), minutes=1e-9)
     (stopped,) = [e for e in first if e["event"] == "stopped"]
-    assert (stopped["reason"], stopped["epoch"], stopped["step"]) == ("1e-09 minutes are up", 0, 1)
+    assert (stopped["reason"], stopped["epoch"], stopped["step"]) == ("1e-09 minutes have passed, the time limit", 0, 1)
     assert not (tmp_path / "a" / "model.safetensors").exists()
     second = run_training(write_link(tmp_path, "b", ["a"]), resume_previous=True)
     assert [e["step"] for e in second if e["event"] == "resumed"] == [1]
@@ -321,7 +321,7 @@ def test_training_ends_when_nothing_gets_better(tmp_path: Path) -> None:
         tmp_path, epochs=9, early_stopping_patience=2, learning_rate=1e-12, warmup_steps=10**9, ema_decay=None
     )
     (stopped,) = [e for e in log if e["event"] == "stopped"]
-    assert stopped["reason"] == "no better for 2 epochs"
+    assert stopped["reason"] == "no improvement for 2 epochs"
     assert len(event_values(log, "epoch", "loss")) < 9
 
 
@@ -455,11 +455,11 @@ def test_the_mean_energy_is_of_structures_spread_over_the_set(monkeypatch: pytes
     batch_sizes: list[int] = []
     get = dataset.samples.get
     monkeypatch.setattr(dataset.samples, "get", lambda which: (batch_sizes.append(len(which)), get(which))[1])
-    with process_group(RankInfo(), backend="gloo", device=torch.device("cpu"), timeout_s=60) as team:
-        assert evaluation.compute_mean_energy(dataset, team) == pytest.approx(each.mean(), rel=1e-12)
+    with process_group(RankInfo(), backend="gloo", device=torch.device("cpu"), timeout_s=60) as world:
+        assert evaluation.compute_mean_energy(dataset, world) == pytest.approx(each.mean(), rel=1e-12)
         monkeypatch.setattr(evaluation, "MEAN_SAMPLE", 25)
         monkeypatch.setattr(evaluation, "MEAN_BATCH", 10)
         batch_sizes.clear()
         picked = np.linspace(0, len(each) - 1, 25).round().astype(int)
-        assert evaluation.compute_mean_energy(dataset, team) == pytest.approx(each[picked].mean(), rel=1e-12)
+        assert evaluation.compute_mean_energy(dataset, world) == pytest.approx(each[picked].mean(), rel=1e-12)
     assert batch_sizes == [10, 10, 5]

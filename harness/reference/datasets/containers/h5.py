@@ -155,7 +155,7 @@ def iter_conformations(
 ) -> Iterator[tuple[int, Array, Array, Array]]:
     """Yield (first row, positions [c, n, 3], energy [c], forces [c, n, 3]) in runs of at most MAX_CONFORMATIONS rows.
 
-    keys: of positions, energies and forces.
+    Keys: the names of positions, energies and forces.
     """
     datasets = [open_dataset(group, key) for key in keys]
     count = count_rows(datasets[0])

@@ -13,10 +13,10 @@ from harness.reference.datasets.parsing.paths import open_file
 from harness.reference.errors import InputError, get_first_line
 
 PAGE_HEAD = 24  # bytes of the first meta page up to its magic number, with 8-byte words
-MAX_DIGITS = 16  # of a key
+MAX_DIGITS = 16  # most digits that a numeric key may have
 MAGIC = b"\xde\xc0\xef\xbe"
 _OPEN: dict[tuple[int, Path], tuple[lmdb.Environment, int]] = {}
-DATA_FILE = "data.mdb"  # of a database that has a folder of its own
+DATA_FILE = "data.mdb"  # the file in the folder of a database that is a folder
 
 
 @contextmanager

@@ -30,7 +30,7 @@ STORAGES = {
     "BoolStorage": "?",
 }
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch.save before its zip files, which tensors in pickles still use
-ITEM_BYTES = 64  # of an item in a collection
+ITEM_BYTES = 64  # charged to the budget for each item of a collection
 COLLECTIONS = (set, frozenset, dict, list, tuple)
 GRAPHS = {
     "torch_geometric.data.data": {"Data", "DataEdgeAttr", "DataTensorAttr"},
@@ -38,9 +38,9 @@ GRAPHS = {
     "torch_geometric.data": {"Data"},
 }
 PLAIN = (bool, int, float, str, np.generic)
-MAX_OPERATIONS = 200_000  # of a pickle; a graph has a few hundred
+MAX_OPERATIONS = 200_000  # operations in a pickle; a graph has a few hundred
 LINES = pickletools.UP_TO_NEWLINE
-# bytes of the length of an argument
+# number of bytes that encode the length of an argument
 PREFIX = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
     pickletools.TAKEN_FROM_ARGUMENT4: 4,
@@ -79,7 +79,7 @@ class Budget:
         """Spend some bytes; raises InvalidStructure where fewer remain."""
         self.left -= size
         if self.left < 0:
-            raise InvalidStructure("too large", f"unfolds to more than {4 * MAX_STRUCTURE_BYTES >> 20} MB")
+            raise InvalidStructure("too large", f"expands to more than {4 * MAX_STRUCTURE_BYTES >> 20} MB")
 
 
 def load_pickle(data: bytes | memoryview) -> Any:
@@ -107,8 +107,8 @@ def _load_storage(budget: Budget, data: bytes) -> NDArray[Any]:
     if not isinstance(storage, _StorageReference):
         raise InvalidStructure("corrupt", "a tensor's storage is missing")
     (count,) = np.frombuffer(data[position : position + 8], dtype="<i8").tolist()
-    if count != storage.numbers:
-        raise InvalidStructure("corrupt", f"a tensor's storage of {storage.numbers} numbers says {count}")
+    if count != storage.length:
+        raise InvalidStructure("corrupt", f"a tensor's storage of {storage.length} numbers says {count}")
     values_read = np.frombuffer(data[position + 8 :], dtype=storage.dtype)
     if len(values_read) < count:
         raise InvalidStructure("truncated", f"a tensor's storage has {len(values_read)} of {count} numbers")
@@ -117,11 +117,11 @@ def _load_storage(budget: Budget, data: bytes) -> NDArray[Any]:
 
 class _StorageReference(NamedTuple):
     dtype: str
-    numbers: int
+    length: int
 
 
 def _rebuild_tensor(budget: Budget, storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> NDArray[Any]:
-    """Return a tensor of a storage, with its bounds checked; a copy."""
+    """Return a copy of a strided view of a storage, after checking its bounds."""
     if not isinstance(storage, np.ndarray):
         raise InvalidStructure("corrupt", "a tensor without a storage")
     size, stride = tuple(map(int, size)), tuple(map(int, stride))
@@ -141,7 +141,7 @@ class _NumpyType:
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str):
-            raise InvalidStructure("corrupt", "a type of numbers without a name")
+            raise InvalidStructure("corrupt", "a numpy dtype without a name")
         self.dtype = np.dtype(code)
         if self.dtype.hasobject or self.dtype.kind not in "biufSU":
             raise InvalidStructure("corrupt", f"numbers of type {code!r}")
@@ -158,18 +158,18 @@ class _NumpyArray:
         self.values: NDArray[Any] = np.empty(0)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, column_major, raw = state
-        self.values = _rebuild_array(raw, kind, shape, "F" if column_major else "C").values
+        _, shape, numpy_type, column_major, raw = state
+        self.values = _rebuild_array(raw, numpy_type, shape, "F" if column_major else "C").values
 
 
-def _rebuild_array(raw: Any, kind: _NumpyType, shape: Any, order: Any) -> _NumpyArray:
+def _rebuild_array(raw: Any, numpy_type: _NumpyType, shape: Any, order: Any) -> _NumpyArray:
     array = _NumpyArray()
-    array.values = np.frombuffer(raw, dtype=kind.dtype).reshape(shape, order=order)
+    array.values = np.frombuffer(raw, dtype=numpy_type.dtype).reshape(shape, order=order)
     return array
 
 
-def _rebuild_scalar(kind: _NumpyType, data: bytes) -> Any:
-    return np.frombuffer(data, dtype=kind.dtype, count=1)[0]
+def _rebuild_scalar(numpy_type: _NumpyType, data: bytes) -> Any:
+    return np.frombuffer(data, dtype=numpy_type.dtype, count=1)[0]
 
 
 def _encode_latin1(budget: Budget, text: str, encoding: str = "latin1") -> bytes:
@@ -185,7 +185,8 @@ def _build_collection(kind: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-COSTLY: dict[tuple[str, str], Callable[..., Any]] = {
+# Callables whose results are charged to the budget of a pickle.
+METERED: dict[tuple[str, str], Callable[..., Any]] = {
     **{(module, k.__name__): _build_collection(k) for k in COLLECTIONS for module in ("builtins", "__builtin__")},
     ("collections", "OrderedDict"): _build_collection(OrderedDict),
     ("_codecs", "encode"): _encode_latin1,
@@ -193,6 +194,7 @@ COSTLY: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch.storage", "_load_from_bytes"): _load_storage,
 }
+# Types that pickles only name, as arguments of others, get a placeholder.
 ALLOWED: dict[tuple[str, str], Any] = {
     **{
         (module, name): InertObject
@@ -216,17 +218,17 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in GRAPHS.get(module, ()):
             return InertObject
-        if costly := COSTLY.get((module, name)):
-            return partial(costly, self.budget)
+        if metered := METERED.get((module, name)):
+            return partial(metered, self.budget)
         allowed: Callable[..., Any] | None = ALLOWED.get((module, name))
         return allowed if allowed is not None else _refuse(module, name)
 
     def persistent_load(self, saved: Any) -> _StorageReference:
         if not (isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage"):
-            raise InvalidStructure("corrupt", "a pickle that points outside itself")
+            raise InvalidStructure("corrupt", "a persistent id that is not a tensor storage")
         kind, count = saved[1], saved[4]
         if not isinstance(kind, _StorageType) or not isinstance(count, int):
-            raise InvalidStructure("corrupt", "a tensor of no plain numbers")
+            raise InvalidStructure("corrupt", "a tensor whose elements are not plain numbers")
         return _StorageReference(kind.dtype, count)
 
 
@@ -237,7 +239,10 @@ def _refuse(module: str, name: str) -> NoReturn:
 
 
 def load_graph(data: bytes | memoryview) -> dict[str, Any]:
-    """Return the named arrays of a PyTorch Geometric graph of any version; raises InvalidStructure."""
+    """Return the values of a PyTorch Geometric graph of any version by name: arrays, numbers, text and short lists.
+
+    Other values are dropped. Raises InvalidStructure if it is no graph.
+    """
     graph = load_pickle(data)
     if not isinstance(graph, InertObject):
         raise InvalidStructure("malformed", f"holds a {type(graph).__name__}, expected a graph (torch_geometric Data)")
@@ -266,8 +271,8 @@ def _is_bounded(value: Any) -> bool:
 def find_pickle_end(data: bytes, start: int = 0) -> int:
     """Return where the pickle that begins at `start` ends.
 
-    Raises InvalidStructure for one that is truncated, or that asks for more memory than its size explains: operations,
-    arguments beyond its end, places in the memo beyond the number of its operations.
+    Raises InvalidStructure if the pickle is truncated or could exhaust memory: too many operations, an argument longer
+    than the data, or a memo index beyond the number of operations.
     """
     if len(data) > MAX_STRUCTURE_BYTES:
         raise InvalidStructure("too large", f"a pickle of {len(data)} bytes, more than {MAX_STRUCTURE_BYTES}")

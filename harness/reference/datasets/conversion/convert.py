@@ -22,7 +22,7 @@ from harness.reference.datasets.catalog import SOURCES, DatasetSource
 from harness.reference.datasets.conversion.merge import merge
 from harness.reference.datasets.conversion.read_part import ConversionRules, PartRequest, read_part
 from harness.reference.datasets.conversion.spool import Spool, Summary
-from harness.reference.datasets.parsing.base import TABLE_STRUCTURES, DatasetFormat, FileChunk, Progress
+from harness.reference.datasets.parsing.base import TABLE_STRUCTURES, DatasetFormat, FileChunk, ProgressCallback
 from harness.reference.datasets.parsing.paths import count_passed_over, reject_copies
 from harness.reference.datasets.readers.registry import detect_format, get_format
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
@@ -58,7 +58,7 @@ class Conversion:
         return {"version": SPOOL_VERSION, "dataset": self.slug, "files": files, "parts": keys, "rules": rules}
 
 
-def convert(conversion: Conversion, progress: Progress) -> dict[str, Any]:
+def convert(conversion: Conversion, progress: ProgressCallback) -> dict[str, Any]:
     """Write the store and return its facts; raises InputError, and OSError if the disk is full."""
     started = time.perf_counter()
     if conversion.store.exists():
@@ -110,7 +110,9 @@ def convert(conversion: Conversion, progress: Progress) -> dict[str, Any]:
     return facts
 
 
-def _read_parts(conversion: Conversion, parts: Sequence[FileChunk], spool: Spool, progress: Progress) -> list[Summary]:
+def _read_parts(
+    conversion: Conversion, parts: Sequence[FileChunk], spool: Spool, progress: ProgressCallback
+) -> list[Summary]:
     """Return the summaries of all parts; those in the spool are not read again."""
     summaries = [spool.summary(k) for k in range(len(parts))]
     missing = [
@@ -151,7 +153,7 @@ def _read_in_parallel(requests: Sequence[PartRequest], workers: int) -> Iterator
                     yield request.number, future.result()
                 except BrokenProcessPool:
                     raise InputError(
-                        f"{request.part.path}: a worker was killed while it read this (out of memory?); the same"
+                        f"{request.chunk.path}: a worker was killed while it read this (out of memory?); the same"
                         " command carries on, with fewer --workers it needs less"
                     ) from None
 
@@ -230,7 +232,7 @@ def describe_official(entry: DatasetSource) -> dict[str, Any]:
         "head": entry.head,
         "role": "official",
         "level": entry.level,
-        "energies": f"{entry.label}; zero: {entry.zero}",
+        "energies": f"{entry.energy_kind}; zero: {entry.zero_energy_state}",
         "source": entry.url,
         "licence": entry.licence,
         "attribution": entry.citation,
@@ -261,9 +263,9 @@ def _list_shipped(paths: Sequence[Path]) -> list[FileChunk]:
 
 
 def _read_shipped(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    frames = load_table(find_shipped_set(part.key))
-    for first in range(0, len(frames), TABLE_STRUCTURES):
-        yield frames[first : first + TABLE_STRUCTURES]
+    table = load_table(find_shipped_set(part.key))
+    for first in range(0, len(table), TABLE_STRUCTURES):
+        yield table[first : first + TABLE_STRUCTURES]
 
 
 SHIPPED = DatasetFormat(

@@ -16,8 +16,8 @@ from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.conversion import read_part
 from harness.reference.datasets.conversion.read_part import TRAINING_INDEX, UNLABELLED, ConversionRules, LabelCounts
 from harness.reference.datasets.conversion.spool import Spool, Summary
-from harness.reference.datasets.duplicates import Assignment, ShapeNotes, assign_splits, find_repeats
-from harness.reference.datasets.parsing.base import Progress
+from harness.reference.datasets.duplicates import Fingerprints, SplitAssignment, assign_splits, find_repeats
+from harness.reference.datasets.parsing.base import ProgressCallback
 from harness.reference.datasets.reference_energies import References, StreamingLeastSquares
 from harness.reference.datasets.splits import SPLITS, assign_by_place, hash_texts, place_groups
 from harness.reference.datasets.summary import Statistics
@@ -25,7 +25,7 @@ from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPWriter
 from harness.reference.storage.structure_codec import encode_table
 
-MAX_IDS = 4_000_000
+MAX_IDS = 4_000_000  # ids that are compared at a time, which bounds the memory
 
 
 def merge(
@@ -35,12 +35,24 @@ def merge(
     summaries: Sequence[Summary],
     about: dict[str, Any],
     rules: ConversionRules,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> dict[str, Any]:
-    """Write the store, and return its facts: dataset, references, statistics, splits, labels, left_out, repeats.
+    """Write the store, and return its facts.
 
-    Duplicates are left out, and structures without forces if others have them. If only some have a stress, that of the
-    others is NaN. Raises InputError if nothing is left to write.
+    The facts are dataset, references, statistics, missing_labels, splits, labels, without_stress, left_out, repeats
+    (structures that repeat another's geometry) and regrouped (structures that moved to another split). Duplicates are
+    left out, and structures without forces if others have them. If only some have a stress, that of the others is NaN.
+
+    Args:
+        store: The folder of the store.
+        spool: The parts that have been read.
+        summaries: What `read_part` returned for each part.
+        about: Facts of the dataset.
+        rules: Those of the conversion.
+        progress: Called with the number of structures written, out of how many.
+
+    Raises:
+        InputError: Nothing is left to write.
     """
     expected = sum(sum(s["samples"]) for s in summaries)
     if not expected:
@@ -51,32 +63,36 @@ def merge(
             f"{_find_duplicate_name(spool, len(summaries), duplicate_ids)!r} is the id of more than one structure"
         )
     label_counts = _merge_label_counts(summaries)
-    unforced, unstressed = label_counts.without["forces"], label_counts.without["stress"]
-    stress = unstressed < expected
-    notes: list[ShapeNotes] = [spool.array(part, "notes") for part in range(len(summaries))]
-    if 0 < unforced < expected:
-        notes = [part[part["forces"]] for part in notes]
-    repeats = find_repeats(notes)
-    moves = SplitChanges(assign_splits(notes, repeats.links), notes, rules.split_seed)
-    tables = _MergedTables(spool, len(summaries), duplicate_ids, moves, forces=unforced < expected, stress=stress)
+    n_without_forces, n_without_stress = label_counts.without["forces"], label_counts.without["stress"]
+    stress = n_without_stress < expected
+    fingerprints: list[Fingerprints] = [spool.array(part, "notes") for part in range(len(summaries))]
+    if 0 < n_without_forces < expected:
+        fingerprints = [part[part["forces"]] for part in fingerprints]
+    repeats = find_repeats(fingerprints)
+    split_changes = SplitChanges(assign_splits(fingerprints, repeats.links), fingerprints, rules.split_seed)
+    tables = _MergedTables(
+        spool, len(summaries), duplicate_ids, split_changes, forces=n_without_forces < expected, stress=stress
+    )
     fit, degrees = _merge_fits(spool, summaries)
-    if duplicate_ids or 0 < unforced < expected or moves.count:
+    if duplicate_ids or 0 < n_without_forces < expected or split_changes.count:
         fit, degrees = _refit(replace(tables, left_out=Counter(), known_ids=set()))
     if not fit.structures:
-        raise InputError(f"{store.name}: no structure falls into the training set, too few groups to split")
+        raise InputError(f"{store.name}: no structure falls into the training set: there are too few groups to split")
     references = fit.solve()
-    statistics, error = Statistics(), 0.0
+    statistics, absolute_error_sum = Statistics(), 0.0
     splits: Counter[str] = Counter()
     store.parent.mkdir(parents=True, exist_ok=True)
     with BPWriter(store, _build_attributes(about, rules, references, degrees)) as writer:
         for k, label in enumerate(SPLITS):
-            for frames in tables.blocks(k):
-                writer.split(label).put(encode_table(frames))
-                statistics.add(frames, references)
-                error += float(np.nansum(np.abs(references.residual(frames)))) if k == TRAINING_INDEX else 0.0
-                splits[label] += len(frames)
+            for table in tables.blocks(k):
+                writer.split(label).put(encode_table(table))
+                statistics.add(table, references)
+                absolute_error_sum += (
+                    float(np.nansum(np.abs(references.residual(table)))) if k == TRAINING_INDEX else 0.0
+                )
+                splits[label] += len(table)
                 progress(splits.total() + tables.left_out.total(), expected, "structures written")
-        references = replace(references, mae_ev_per_atom=error / references.structures)
+        references = replace(references, mae_ev_per_atom=absolute_error_sum / references.structures)
         facts = {
             "references": references.to_json(),
             "statistics": statistics.to_json(),
@@ -91,11 +107,11 @@ def merge(
         "reference_energies": facts.pop("references"),
         **facts,
         "splits": dict(splits),
-        "labels": ["energy", *["forces"] * tables.forces, *["stress"] * stress],
-        "without_stress": unstressed if stress else 0,
-        "left_out": dict(+tables.left_out),
+        "labels": ["energy", *(["forces"] if tables.forces else []), *(["stress"] if stress else [])],
+        "without_stress": n_without_stress if stress else 0,
+        "left_out": {kind: n for kind, n in tables.left_out.items() if n},
         "repeats": repeats.count,
-        "regrouped": moves.count,
+        "regrouped": split_changes.count,
     }
 
 
@@ -107,13 +123,16 @@ def _merge_label_counts(summaries: Sequence[Summary]) -> LabelCounts:
 
 
 class SplitChanges:
-    """Structures whose final split differs from the one that they were read into. count: their number."""
+    """Structures that move to another split than the one they were read into, as equal structures must share a split.
 
-    def __init__(self, assignment: Assignment, notes: Sequence[ShapeNotes], seed: int) -> None:
+    count: their number.
+    """
+
+    def __init__(self, assignment: SplitAssignment, fingerprints: Sequence[Fingerprints], seed: int) -> None:
         self._assignment, self._seed = assignment, seed
         self._routes: list[frozenset[tuple[int, int]]] = []
         self.count = 0
-        for part in notes:
+        for part in fingerprints:
             before, after = assign_by_place(part["place"]), assignment.find_splits(part["place"])
             moved = before != after
             self.count += int(moved.sum())
@@ -123,11 +142,11 @@ class SplitChanges:
         """Return the splits of a part in the spool that contain structures of this final split."""
         return [k for k in range(len(SPLITS)) if k == split or (k, split) in self._routes[part]]
 
-    def select(self, frames: StructureTable, part: int, origin: int, split: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def select(self, table: StructureTable, part: int, origin: int, split: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Return whether each structure of a table that was read into `origin` goes to this split, [g]."""
         if all(first != origin for first, _ in self._routes[part]):
-            return np.ones(len(frames), dtype=bool)
-        return np.asarray(self._assignment.find_splits(place_groups(frames.groups, seed=self._seed)) == split)
+            return np.ones(len(table), dtype=bool)
+        return np.asarray(self._assignment.find_splits(place_groups(table.groups, seed=self._seed)) == split)
 
 
 @dataclass
@@ -141,7 +160,7 @@ class _MergedTables:
     spool: Spool
     parts: int
     duplicate_ids: frozenset[int]
-    moves: SplitChanges
+    split_changes: SplitChanges
     forces: bool
     stress: bool
     left_out: Counter[str] = field(default_factory=Counter)
@@ -150,33 +169,33 @@ class _MergedTables:
     def blocks(self, split: int) -> Iterator[StructureTable]:
         """Yield the tables of a split, part by part."""
         for part in range(self.parts):
-            for origin in self.moves.find_origins(part, split):
-                for frames in self.spool.blocks(part, origin):
-                    is_member = self.moves.select(frames, part, origin, split)
+            for origin in self.split_changes.find_origins(part, split):
+                for table in self.spool.blocks(part, origin):
+                    is_member = self.split_changes.select(table, part, origin, split)
                     if is_member.all():
-                        yield from self._iter_usable(frames)
+                        yield from self._iter_usable(table)
                     elif is_member.any():
-                        yield from self._iter_usable(frames[is_member])
+                        yield from self._iter_usable(table[is_member])
 
-    def _iter_usable(self, frames: StructureTable) -> Iterator[StructureTable]:
-        if self.forces and frames.forces is None:
-            self.left_out[UNLABELLED] += len(frames)
+    def _iter_usable(self, table: StructureTable) -> Iterator[StructureTable]:
+        if self.forces and table.forces is None:
+            self.left_out[UNLABELLED] += len(table)
             return
-        is_duplicate = self._find_duplicates(frames)
+        is_duplicate = self._find_duplicates(table)
         self.left_out["duplicate"] += int(is_duplicate.sum())
         if not is_duplicate.all():
-            yield self._fill_stress(frames[~is_duplicate] if is_duplicate.any() else frames)
+            yield self._fill_stress(table[~is_duplicate] if is_duplicate.any() else table)
 
-    def _fill_stress(self, frames: StructureTable) -> StructureTable:
+    def _fill_stress(self, table: StructureTable) -> StructureTable:
         """Return the table with the stress column that the store has; NaN marks structures without one."""
-        if not self.stress or frames.stress is not None:
-            return frames if self.stress else replace(frames, stress=None)
-        return replace(frames, stress=np.full((len(frames), 3, 3), np.nan))
+        if not self.stress or table.stress is not None:
+            return table if self.stress else replace(table, stress=None)
+        return replace(table, stress=np.full((len(table), 3, 3), np.nan))
 
-    def _find_duplicates(self, frames: StructureTable) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        is_duplicate = np.zeros(len(frames), dtype=bool)
+    def _find_duplicates(self, table: StructureTable) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        is_duplicate = np.zeros(len(table), dtype=bool)
         if self.duplicate_ids:
-            for k, digest in enumerate(hash_texts(frames.ids).tolist()):
+            for k, digest in enumerate(hash_texts(table.ids).tolist()):
                 if digest in self.duplicate_ids:
                     is_duplicate[k] = digest in self.known_ids
                     self.known_ids.add(digest)
@@ -200,8 +219,8 @@ def _find_duplicate_name(spool: Spool, parts: int, duplicate_ids: frozenset[int]
     """Return the first id whose hash is among these."""
     for part in range(parts):
         for split in range(len(SPLITS)):
-            for frames in spool.blocks(part, split):
-                for digest, name in zip(hash_texts(frames.ids).tolist(), frames.ids.tolist(), strict=True):
+            for table in spool.blocks(part, split):
+                for digest, name in zip(hash_texts(table.ids).tolist(), table.ids.tolist(), strict=True):
                     if digest in duplicate_ids:
                         return str(name)
     raise AssertionError("the spool has lost an id")
@@ -222,10 +241,10 @@ def _merge_fits(spool: Spool, summaries: Sequence[Summary]) -> tuple[StreamingLe
 def _refit(tables: _MergedTables) -> tuple[StreamingLeastSquares, Counter[int]]:
     """Fit reference energies and count neighbours again, for the structures that are kept."""
     fit, degrees = StreamingLeastSquares(), Counter[int]()
-    for frames in tables.blocks(TRAINING_INDEX):
-        fit.add(frames)
-        if frames.edge_counts is not None:
-            degrees.update(dict(enumerate(count_degrees(frames).tolist())))
+    for table in tables.blocks(TRAINING_INDEX):
+        fit.add(table)
+        if table.edge_counts is not None:
+            degrees.update(dict(enumerate(count_degrees(table).tolist())))
     return fit, degrees
 
 

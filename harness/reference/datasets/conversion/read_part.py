@@ -17,7 +17,7 @@ from harness.reference.data.neighbours import add_neighbours, count_degrees
 from harness.reference.data.structure_table import RejectedStructure, Remark, StructureTable
 from harness.reference.datasets.catalog import DatasetSource
 from harness.reference.datasets.conversion.spool import PartWriter, Summary
-from harness.reference.datasets.duplicates import SHAPE_NOTE, ShapeNotes, note_shapes, sort_notes
+from harness.reference.datasets.duplicates import FINGERPRINT, Fingerprints, compute_fingerprints, sort_fingerprints
 from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
 from harness.reference.datasets.parsing.unit_checks import check_structures
 from harness.reference.datasets.reference_energies import StreamingLeastSquares
@@ -41,15 +41,13 @@ class LabelCounts:
     left_out: Counter[str] = field(default_factory=Counter)
     remarks: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def add(self, frames: StructureTable) -> None:
+    def add(self, table: StructureTable) -> None:
         """Count usable structures and their labels."""
-        count = len(frames)
+        count = len(table)
         self.structures += count
-        self.without["forces"] += count if frames.forces is None else 0
-        self.without["stress"] += (
-            count if frames.stress is None else int(np.isnan(frames.stress).all(axis=(1, 2)).sum())
-        )
-        self.without["spin"] += int((frames.multiplicity == 0).sum())
+        self.without["forces"] += count if table.forces is None else 0
+        self.without["stress"] += count if table.stress is None else int(np.isnan(table.stress).all(axis=(1, 2)).sum())
+        self.without["spin"] += int((table.multiplicity == 0).sum())
 
     def add_remark(self, remark: Remark) -> None:
         """Count a remark of a reader."""
@@ -122,7 +120,7 @@ def describe_missing_labels(counts: LabelCounts, declared: Iterable[str]) -> lis
 
 
 MAX_EXAMPLES = 3  # faults of each kind that are reported in full
-# Structures that the source itself excludes: no fault, even where none is allowed.
+# Rejections that a strict conversion allows too, since the source itself excludes these structures.
 REJECTED_BY_SOURCE = frozenset({UNLABELLED, "outlier"})
 UNREADABLE = "unreadable"
 TRAINING_INDEX = 0
@@ -130,9 +128,11 @@ TRAINING_INDEX = 0
 
 @dataclass(frozen=True)
 class ConversionRules:
-    """The limits and additions of a conversion: forces in eV/angstrom, cutoff in angstrom (None: no neighbour lists).
+    """The options of a conversion.
 
-    charges: "all", "neutral" or "charged" structures. strict: stop at the first structure that cannot be used.
+    cutoff: angstrom (None: no neighbour lists). max_neighbours: of each atom (None: all). max_force: eV/angstrom.
+    split_seed: of the hashes that decide the split of each group. charges: "all", "neutral" or "charged" structures.
+    strict: stop at the first structure that cannot be used.
     """
 
     cutoff: float | None = None
@@ -145,10 +145,10 @@ class ConversionRules:
 
 @dataclass(frozen=True)
 class PartRequest:
-    """A part to read; source: the expected labels and units, or None."""
+    """A part to read and its number; source: the expected labels and units, or None."""
 
     number: int
-    part: FileChunk
+    chunk: FileChunk
     format: DatasetFormat
     source: DatasetSource | None
     rules: ConversionRules
@@ -159,42 +159,42 @@ class PartRequest:
 class PartResult:
     """The result of reading a part."""
 
-    read: int = 0
+    n_read: int = 0
     other_charges: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     reported: Counter[str] = field(default_factory=Counter)
-    broken: str = ""  # the first fault that a strict conversion does not allow
+    first_fault: str = ""  # the first fault that a strict conversion does not allow
     samples: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
     labels: LabelCounts = field(default_factory=LabelCounts)
     degrees: Counter[int] = field(default_factory=Counter)
     fit: StreamingLeastSquares = field(default_factory=StreamingLeastSquares)
     digests: list[NDArray[np.uint64]] = field(default_factory=list)
-    notes: list[ShapeNotes] = field(default_factory=list)
+    fingerprints: list[Fingerprints] = field(default_factory=list)
 
     def add_rejection(self, fault: RejectedStructure, rules: ConversionRules, where: Path) -> None:
         """Count a rejection; raises InputError where none is allowed."""
         message = sanitize_line(f"{where.name}: {fault.where}: {fault.reason}")
         if rules.strict and fault.kind not in REJECTED_BY_SOURCE:
             raise InputError(message)
-        self.read += fault.count * (fault.kind != UNREADABLE)
+        self.n_read += 0 if fault.kind == UNREADABLE else fault.count
         self.left_out[fault.kind] += fault.count
         self.labels.add_rejection(fault)
         self.reported[fault.kind] += 1
         if self.reported[fault.kind] <= MAX_EXAMPLES:
             self.examples.append(message)
-        if not self.broken and fault.kind not in REJECTED_BY_SOURCE:
-            self.broken = message
+        if not self.first_fault and fault.kind not in REJECTED_BY_SOURCE:
+            self.first_fault = message
 
     def summary(self) -> Summary:
         """Return the result as plain data."""
         return {
-            "read": self.read,
+            "read": self.n_read,
             "other_charges": self.other_charges,
             "left_out": dict(self.left_out),
             "examples": self.examples,
             "samples": self.samples,
-            "broken": self.broken,
+            "broken": self.first_fault,
             "labels": self.labels.to_json(),
             "degrees": sorted(self.degrees.items()),
         }
@@ -203,12 +203,12 @@ class PartResult:
 def read_part(request: PartRequest) -> Summary:
     """Read a part into the spool and return its summary.
 
-    If the rest of a part cannot be read, that counts as one fault, or ends the conversion if none is allowed.
+    If the rest of a part cannot be read, that counts as one rejection; a strict conversion raises InputError.
     """
-    result, rules, path = PartResult(), request.rules, request.part.path
+    result, rules, path = PartResult(), request.rules, request.chunk.path
     with threadpool_limits(1), PartWriter(request.spool, request.number) as writer:
         try:
-            for item in request.format.read_chunk(request.part):
+            for item in request.format.read_chunk(request.chunk):
                 if isinstance(item, Remark):
                     result.labels.add_remark(item)
                 elif isinstance(item, RejectedStructure):
@@ -218,48 +218,48 @@ def read_part(request: PartRequest) -> Summary:
         except InputError as error:
             if rules.strict:
                 raise
-            result.add_rejection(RejectedStructure("the rest of it", UNREADABLE, str(error)), rules, path)
+            result.add_rejection(RejectedStructure("rest of the file", UNREADABLE, str(error)), rules, path)
         summary = result.summary()
         ids = np.concatenate(result.digests) if result.digests else np.zeros(0, dtype=np.uint64)
-        notes = sort_notes(np.concatenate([np.zeros(0, dtype=SHAPE_NOTE), *result.notes]))
-        writer.finish(summary, {"ids": ids, "fit": result.fit.factor, "notes": notes})
+        fingerprints = sort_fingerprints(np.concatenate([np.zeros(0, dtype=FINGERPRINT), *result.fingerprints]))
+        writer.finish(summary, {"ids": ids, "fit": result.fit.factor, "notes": fingerprints})
     return summary
 
 
-def select_charges(frames: StructureTable, charges: str) -> StructureTable:
+def select_charges(table: StructureTable, charges: str) -> StructureTable:
     """Select the structures whose charges belong to a branch: "all", "neutral" or "charged"."""
-    return frames if charges == "all" else frames[(frames.charge == 0) == (charges == "neutral")]
+    return table if charges == "all" else table[(table.charge == 0) == (charges == "neutral")]
 
 
-def _process_table(frames: StructureTable, request: PartRequest, result: PartResult, writer: PartWriter) -> None:
+def _process_table(table: StructureTable, request: PartRequest, result: PartResult, writer: PartWriter) -> None:
     """Check a table, add neighbours, and write its splits."""
     rules = request.rules
-    selected = select_charges(frames, rules.charges)
-    result.other_charges += len(frames) - len(selected)
-    sound, faults = check_structures(selected, source=request.source, max_force=rules.max_force)
-    if rules.cutoff is not None and len(sound):
-        sound, close = add_neighbours(sound, cutoff=rules.cutoff, max_neighbours=rules.max_neighbours)
-        faults += close
+    selected = select_charges(table, rules.charges)
+    result.other_charges += len(table) - len(selected)
+    valid, faults = check_structures(selected, source=request.source, max_force=rules.max_force)
+    if rules.cutoff is not None and len(valid):
+        valid, coincident = add_neighbours(valid, cutoff=rules.cutoff, max_neighbours=rules.max_neighbours)
+        faults += coincident
     for fault in faults:
-        result.add_rejection(fault, rules, request.part.path)
-    if not len(sound):
+        result.add_rejection(fault, rules, request.chunk.path)
+    if not len(valid):
         return
-    result.read += len(sound)
-    result.labels.add(sound)
-    notes = note_shapes(sound, seed=rules.split_seed)
-    result.notes.append(notes)
-    split = assign_by_place(notes["place"])
+    result.n_read += len(valid)
+    result.labels.add(valid)
+    fingerprints = compute_fingerprints(valid, seed=rules.split_seed)
+    result.fingerprints.append(fingerprints)
+    split = assign_by_place(fingerprints["place"])
     for k in range(len(SPLITS)):
         is_member = split == k
         if is_member.any():
-            _write_table(k, sound[is_member], result, writer)
+            _write_table(k, valid[is_member], result, writer)
 
 
-def _write_table(split: int, frames: StructureTable, result: PartResult, writer: PartWriter) -> None:
-    writer.write(split, frames)
-    result.digests.append(hash_texts(frames.ids))
-    result.samples[split] += len(frames)
+def _write_table(split: int, table: StructureTable, result: PartResult, writer: PartWriter) -> None:
+    writer.write(split, table)
+    result.digests.append(hash_texts(table.ids))
+    result.samples[split] += len(table)
     if split == TRAINING_INDEX:
-        result.fit.add(frames)
-        if frames.edge_counts is not None:
-            result.degrees.update(dict(enumerate(count_degrees(frames).tolist())))
+        result.fit.add(table)
+        if table.edge_counts is not None:
+            result.degrees.update(dict(enumerate(count_degrees(table).tolist())))

@@ -1,4 +1,4 @@
-"""Export of a store for HydraGNN's multi-branch training: NAME-v2.bp, with edges, and energies less their references.
+"""Export of a store for HydraGNN's multi-branch training: NAME-v2.bp, with edges, and energies minus their references.
 
 The rules are those of its converters at 5 angstrom: at most the 20 nearest neighbours of each atom, whose own index is
 row 1 of `edge_index`; a linear regression of the total energies of all splits on the composition, whose 118
@@ -27,7 +27,7 @@ from harness.reference.datasets.hydragnn.stores import (
     describe_store,
     read_blocks,
 )
-from harness.reference.datasets.parsing.base import Progress
+from harness.reference.datasets.parsing.base import ProgressCallback
 from harness.reference.datasets.reference_energies import References, StreamingLeastSquares
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.datasets.summary import Statistics
@@ -56,7 +56,7 @@ def format_store_name(head: str) -> str:
     return f"{head}-v2.bp"
 
 
-def write_for_hydragnn(origin: Path, target: Path, progress: Progress) -> ExportResult:
+def write_for_hydragnn(origin: Path, target: Path, progress: ProgressCallback) -> ExportResult:
     """Write the structures of a store for HydraGNN; raises InputError if it lacks data that training needs."""
     with BPFile(origin) as file:
         facts = describe_store(file)
@@ -64,8 +64,8 @@ def write_for_hydragnn(origin: Path, target: Path, progress: Progress) -> Export
         coefficients = _stored_coefficients(facts)
         fit = StreamingLeastSquares(per_atom=False)
         for label in SPLITS:
-            for frames in _iter_tables(file, label, facts, coefficients):
-                fit.add(frames)
+            for table in _iter_tables(file, label, facts, coefficients):
+                fit.add(table)
         references = fit.solve()
         with BPWriter(target, _build_attributes(facts, references)) as writer:
             return _write(
@@ -89,10 +89,10 @@ def _iter_tables(file: BPFile, label: str, facts: StoreFacts, coefficients: Any)
     """Yield the usable structures of a split, with total energies."""
     left_out = np.array(facts.left_out.get(label, []), dtype=np.int64)
     for first, block in read_blocks(file, label):
-        frames = decode_total_energies(block, where=label, first=first, coefficients=coefficients)
-        frames = frames[~np.isin(np.arange(first, first + len(frames)), left_out)]
-        if len(frames):
-            yield frames
+        table = decode_total_energies(block, where=label, first=first, coefficients=coefficients)
+        table = table[~np.isin(np.arange(first, first + len(table)), left_out)]
+        if len(table):
+            yield table
 
 
 def _build_attributes(facts: StoreFacts, references: References) -> dict[str, Any]:
@@ -107,9 +107,15 @@ def _build_attributes(facts: StoreFacts, references: References) -> dict[str, An
 
 
 def _write(
-    file: BPFile, *, facts: StoreFacts, coefficients: Any, references: References, writer: BPWriter, progress: Progress
+    file: BPFile,
+    *,
+    facts: StoreFacts,
+    coefficients: Any,
+    references: References,
+    writer: BPWriter,
+    progress: ProgressCallback,
 ) -> ExportResult:
-    total = sum(file.samples(label) for label in SPLITS)
+    total = sum(file.count_samples(label) for label in SPLITS)
     statistics, degrees, samples = Statistics(), Counter[int](), Counter[str]()
     edges_written = isolated = coincident = 0
     error = np.zeros(2)

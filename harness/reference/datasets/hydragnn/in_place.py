@@ -10,7 +10,7 @@ from harness.reference.datasets.catalog import DatasetSource
 from harness.reference.datasets.conversion.convert import describe_official
 from harness.reference.datasets.hydragnn.inspect import Findings, examine_store
 from harness.reference.datasets.hydragnn.stores import REFERENCED, TOTAL, find_named_source
-from harness.reference.datasets.parsing.base import Progress
+from harness.reference.datasets.parsing.base import ProgressCallback
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.datasets.summary import Statistics
 from harness.reference.errors import InputError
@@ -29,7 +29,7 @@ MAX_REJECTED_SHARE = 0.1  # of all structures
 EDGES_NOTE = "edges are not used: neighbours are found from positions"
 
 
-def convert_in_place(entry: DatasetSource, path: Path, to: Path | None, progress: Progress) -> str:
+def convert_in_place(entry: DatasetSource, path: Path, to: Path | None, progress: ProgressCallback) -> str:
     """Check a store of HydraGNN and write its seal next to it, or next to a link to it in the folder `to`.
 
     Returns a summary, in lines. Raises InputError for a store of another dataset, and for one with too many faults.

@@ -33,7 +33,7 @@ from harness.reference.datasets.hydragnn.stores import (
     read_blocks,
     sum_coefficients,
 )
-from harness.reference.datasets.parsing.base import Progress
+from harness.reference.datasets.parsing.base import ProgressCallback
 from harness.reference.datasets.parsing.plausibility import find_implausible_energies, find_implausible_lengths
 from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check_structures
 from harness.reference.datasets.reference_energies import (
@@ -99,7 +99,9 @@ class Findings:
             self.examples.append(f"{where}: {reason}")
 
 
-def examine_store(path: Path, entry_of: Callable[[object], DatasetSource | None], progress: Progress) -> Findings:
+def examine_store(
+    path: Path, entry_of: Callable[[object], DatasetSource | None], progress: ProgressCallback
+) -> Findings:
     """Examine a store in a separate process; entry_of: maps its dataset_name to the expected dataset."""
 
     def work() -> Findings:
@@ -110,7 +112,7 @@ def examine_store(path: Path, entry_of: Callable[[object], DatasetSource | None]
     return run_isolated(path, work)
 
 
-def examine_file(file: BPFile, entry: DatasetSource | None, progress: Progress) -> Findings:
+def examine_file(file: BPFile, entry: DatasetSource | None, progress: ProgressCallback) -> Findings:
     """Examine all arrays of a store; entry: the dataset that its energies are compared with.
 
     Raises InputError where structures cannot be separated: counts, offsets or shapes that contradict each other.
@@ -120,17 +122,17 @@ def examine_file(file: BPFile, entry: DatasetSource | None, progress: Progress) 
     findings = _find_references(file, coefficients)
     findings.entry = entry
     subtracted = coefficients if findings.is_referenced else None
-    total, count = sum(file.samples(label) for label in file.splits), 0
+    total, count = sum(file.count_samples(label) for label in file.splits), 0
     sums = {array.name: BlockSums(array.row_bytes) for array in file.arrays()}
     for label in file.splits:
-        split = findings.splits[label] = SplitFindings(file.samples(label))
+        split = findings.splits[label] = SplitFindings(file.count_samples(label))
         for first, block in read_blocks(file, label):
             for name, column in block.columns.items():
                 sums[f"{label}/{name}"].add(move_samples_first(column.values, column.axis))
-            frames = decode_total_energies(block, where=label, first=first, coefficients=subtracted)
-            _examine_block(block, frames, first, split, findings)
+            table = decode_total_energies(block, where=label, first=first, coefficients=subtracted)
+            _examine_block(block, table, first, split, findings)
             if entry is not None:
-                _compare_with_source(frames, entry, findings)
+                _compare_with_source(table, entry, findings)
             count += block.samples
             restart_alarm()
             progress(count, total, "structures read")
@@ -148,11 +150,11 @@ def _check_layout(file: BPFile) -> None:
         if missing:
             raise InputError(f"{file.path}: {label} has no {missing!r}, which training needs")
         for key in file.keys(label):
-            ends = file.ends(label, key)
+            ends = file.bounds(label, key)
             differs = np.flatnonzero(file.offsets(label, key) != ends[:-1])
             if len(differs):
                 raise InputError(f"{file.path}: damaged, the offset of {label}/{key} of sample {differs[0]} is wrong")
-    total = sum(file.samples(label) for label in file.splits)
+    total = sum(file.count_samples(label) for label in file.splits)
     if file.attributes.get("total_ndata", total) != total:
         text = file.attributes["total_ndata"]
         raise InputError(f"{file.path}: damaged, total_ndata is {text}, its splits have {total} samples")
@@ -178,18 +180,18 @@ def _find_references(file: BPFile, coefficients: Array | None) -> Findings:
     for label in file.splits:
         for _, block in read_blocks(file, label, ("energy", "atomic_numbers")):
             restart_alarm()
-            frames = decode_compositions(block)
-            present |= count_elements(frames).any(axis=0)
+            table = decode_compositions(block)
+            present |= count_elements(table).any(axis=0)
             if coefficients is None:
                 if label == SPLITS[0]:
-                    fit.add(frames)
+                    fit.add(table)
                 continue
             regressed = sum_coefficients(block, coefficients)
-            finite = np.isfinite(frames.energy) & np.isfinite(regressed)
-            product += float(frames.energy[finite] @ regressed[finite])
+            finite = np.isfinite(table.energy) & np.isfinite(regressed)
+            product += float(table.energy[finite] @ regressed[finite])
             square += float(regressed[finite] @ regressed[finite])
             if label == SPLITS[0]:
-                residuals.add(frames, regressed)
+                residuals.add(table, regressed)
     if coefficients is None:
         return Findings(None, False, fit.solve())
     energy_ev = np.concatenate([[np.nan], coefficients])
@@ -222,12 +224,12 @@ class RegressionErrors:
         self.structures = 0
         self._sums = {True: np.zeros(2), False: np.zeros(2)}
 
-    def add(self, frames: StructureTable, regressed: Array) -> None:
+    def add(self, table: StructureTable, regressed: Array) -> None:
         """Add a block of the training split."""
-        known = np.isfinite(frames.energy) & (frames.sizes > 0)
+        known = np.isfinite(table.energy) & (table.sizes > 0)
         self.structures += int(known.sum())
         for is_referenced in self._sums:
-            rest = (frames.energy - (0.0 if is_referenced else regressed))[known] / frames.sizes[known]
+            rest = (table.energy - (0.0 if is_referenced else regressed))[known] / table.sizes[known]
             self._sums[is_referenced] += np.abs(rest).sum(), rest @ rest
 
     def errors(self, is_referenced: bool) -> tuple[float, float]:
@@ -236,30 +238,30 @@ class RegressionErrors:
         return float(absolute), float(np.sqrt(squared))
 
 
-def _examine_block(block: Block, frames: StructureTable, first: int, split: SplitFindings, findings: Findings) -> None:
+def _examine_block(block: Block, table: StructureTable, first: int, split: SplitFindings, findings: Findings) -> None:
     """Count the faults of the structures of a block, and add the others to the statistics."""
-    is_faulty: NDArray[np.bool_] = np.zeros(len(frames), dtype=bool)
-    beyond = np.abs(np.nan_to_num(findings.references.residual(frames), nan=0.0)) > MAX_RESIDUAL_EV
+    is_faulty: NDArray[np.bool_] = np.zeros(len(table), dtype=bool)
+    beyond = np.abs(np.nan_to_num(findings.references.residual(table), nan=0.0)) > MAX_RESIDUAL_EV
     energies = ("energy", beyond, f"an energy of more than {MAX_RESIDUAL_EV:g} eV per atom beyond the references")
-    for kind, mask, reason in (energies, *check_columns(block, frames)):
+    for kind, mask, reason in (energies, *check_columns(block, table)):
         for k in np.flatnonzero(mask & ~is_faulty).tolist():
-            findings.add(findings.faults, kind, str(frames.ids[k]), reason)
+            findings.add(findings.faults, kind, str(table.ids[k]), reason)
         is_faulty |= mask
-    for kind, mask, reason in find_inconsistencies(block, frames):
+    for kind, mask, reason in find_inconsistencies(block, table):
         for k in np.flatnonzero(mask & ~is_faulty).tolist():
-            findings.add(findings.notes, kind, str(frames.ids[k]), reason)
-    sound, faults = check_structures(frames[~is_faulty], source=None, max_force=MAX_FORCE)
+            findings.add(findings.notes, kind, str(table.ids[k]), reason)
+    sound, faults = check_structures(table[~is_faulty], source=None, max_force=MAX_FORCE)
     for fault in faults:
         findings.add(findings.faults, fault.kind, fault.where, fault.reason)
-    usable = np.isin(frames.ids, sound.ids)
+    usable = np.isin(table.ids, sound.ids)
     split.left_out += (first + np.flatnonzero(~usable)).tolist()
     split.edges += int(block.columns["edge_attr"].rows(block.samples).sum()) if "edge_attr" in block.columns else 0
     split.statistics.add(sound, findings.references)
 
 
-def _compare_with_source(frames: StructureTable, entry: DatasetSource, findings: Findings) -> None:
+def _compare_with_source(table: StructureTable, entry: DatasetSource, findings: Findings) -> None:
     """Count structures with energies or lengths that do not fit the dataset's level of theory."""
-    sound = frames[np.isfinite(frames.energy) & (frames.sizes > 0)]
+    sound = table[np.isfinite(table.energy) & (table.sizes > 0)]
     if not len(sound):
         return
     wrong, reason = find_implausible_energies(sound, entry)

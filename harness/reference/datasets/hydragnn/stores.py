@@ -22,8 +22,8 @@ from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.schema import ELEMENTS, Block, Column, move_samples_first
 from harness.reference.storage.structure_codec import decode_block, decode_numbers
 
-VERSION_SUFFIX = re.compile(r"-v\d+$")  # of HydraGNN: NAME-v2.bp has references subtracted
-OTHER_NAMES = {"opoly26": "opoly2026"}  # in HydraGNN's own converters
+VERSION_SUFFIX = re.compile(r"-v\d+$")  # HydraGNN's suffix: NAME-v2.bp has references subtracted
+OTHER_NAMES = {"opoly26": "opoly2026"}  # names that HydraGNN's converters use
 REFERENCED, TOTAL = "referenced", "total"
 COEFFICIENTS = "energy_linear_regression_coeff"
 BLOCK_SAMPLES = 1024
@@ -110,7 +110,7 @@ def describe_store(file: BPFile) -> StoreFacts:
     for label, indices in left_out.items():
         if label not in file.splits or len(set(indices)) < len(indices):
             raise InputError(f"{file.path}: damaged, {label[:80]!r} is no split to leave samples out of")
-        if indices and not 0 <= indices[0] <= indices[-1] < file.samples(label):
+        if indices and not 0 <= indices[0] <= indices[-1] < file.count_samples(label):
             raise InputError(f"{file.path}: damaged, it leaves out samples of {label} that are not there")
     if facts.energies not in (REFERENCED, TOTAL) or np.isinf(facts.references.energy_ev).any():
         raise InputError(f"{file.path}: damaged, its energies are neither total nor referenced")
@@ -119,7 +119,7 @@ def describe_store(file: BPFile) -> StoreFacts:
 
 def read_blocks(file: BPFile, label: str, keys: tuple[str, ...] | None = None) -> Iterator[tuple[int, Block]]:
     """Yield the samples of a split in blocks, with the index of the first of each."""
-    samples = file.samples(label)
+    samples = file.count_samples(label)
     for first in range(0, samples, BLOCK_SAMPLES):
         yield first, file.columns(label, first, min(first + BLOCK_SAMPLES, samples), keys)
 
@@ -147,7 +147,7 @@ def decode_total_energies(block: Block, *, where: str, first: int, coefficients:
     )
 
 
-def check_columns(block: Block, frames: StructureTable) -> list[ColumnFinding]:
+def check_columns(block: Block, table: StructureTable) -> list[ColumnFinding]:
     """Find structures that cannot be used: non-finite values, wrong numbers of atoms, edges to other structures."""
     g = block.samples
     findings: list[ColumnFinding] = []
@@ -160,40 +160,40 @@ def check_columns(block: Block, frames: StructureTable) -> list[ColumnFinding]:
     natoms = block.columns.get("natoms")
     if natoms is not None:
         fits = natoms.values.size == g
-        differs: Mask = natoms.values.reshape(-1) != frames.sizes if fits else np.ones(g, dtype=bool)
+        differs: Mask = natoms.values.reshape(-1) != table.sizes if fits else np.ones(g, dtype=bool)
         findings.append(("natoms", differs, "natoms is not the number of positions"))
     if "edge_index" in block.columns:
         index, owner = _read_edges(block.columns["edge_index"], g)
-        outside = np.asarray(((index < 0) | (index >= frames.sizes[owner])).any(axis=0))
+        outside = np.asarray(((index < 0) | (index >= table.sizes[owner])).any(axis=0))
         findings.append(("edges", _any_of_structure(owner, outside, g), "edge_index names an atom that is not there"))
     return findings
 
 
-def find_inconsistencies(block: Block, frames: StructureTable) -> list[ColumnFinding]:
+def find_inconsistencies(block: Block, table: StructureTable) -> list[ColumnFinding]:
     """Find columns that training does not read and that contradict those that it reads."""
-    g, n = block.samples, int(frames.sizes.sum())
+    g, n = block.samples, int(table.sizes.sum())
     findings: list[ColumnFinding] = []
     composition = block.columns.get("chemical_composition")
     if composition is not None and composition.values.size == g * ELEMENTS:
-        differs: Mask = (composition.values.reshape(g, ELEMENTS) != count_elements(frames)[:, 1:]).any(axis=1)
+        differs: Mask = (composition.values.reshape(g, ELEMENTS) != count_elements(table)[:, 1:]).any(axis=1)
         findings.append(("chemical_composition", differs, "chemical_composition is not that of atomic_numbers"))
     x = block.columns.get("x")
     if x is not None and len(x.values) == n and x.values.ndim == 2:
         differs = x.values[:, 0] != block.columns["atomic_numbers"].values.reshape(-1)
-        findings.append(("x", _any_of_structure(frames.owner, differs, g), "x has other elements than atomic_numbers"))
+        findings.append(("x", _any_of_structure(table.owner, differs, g), "x has other elements than atomic_numbers"))
     if {"edge_index", "edge_attr", "edge_shifts"} <= block.columns.keys():
-        findings += _compare_lengths(block, frames)
+        findings += _compare_lengths(block, table)
     return findings
 
 
-def _compare_lengths(block: Block, frames: StructureTable) -> list[ColumnFinding]:
+def _compare_lengths(block: Block, table: StructureTable) -> list[ColumnFinding]:
     index, owner = _read_edges(block.columns["edge_index"], block.samples)
     length, shift = block.columns["edge_attr"].values, block.columns["edge_shifts"].values
     if length.size != len(owner) or shift.size != 3 * len(owner):
         return []
-    inside = ((index >= 0) & (index < frames.sizes[owner])).all(axis=0)
-    sender, receiver = np.where(inside, index, 0) + (frames.ends - frames.sizes)[owner]
-    vector = frames.positions[receiver] - frames.positions[sender] + shift.reshape(-1, 3)
+    inside = ((index >= 0) & (index < table.sizes[owner])).all(axis=0)
+    sender, receiver = np.where(inside, index, 0) + (table.ends - table.sizes)[owner]
+    vector = table.positions[receiver] - table.positions[sender] + shift.reshape(-1, 3)
     apart = np.linalg.norm(vector, axis=1)
     differs = inside & (np.abs(apart - length.reshape(-1)) > LENGTH_TOLERANCE * (1.0 + apart))
     return [

@@ -12,9 +12,9 @@ from harness.reference.data.structure_table import RejectedStructure, StructureT
 
 TABLE_STRUCTURES = 1024  # approximate number of structures in a table of a reader
 TABLE_ATOMS = 1 << 18  # and of atoms, so that tables of the largest structures do not fill the memory
-MAX_ATOMS = 100_000  # of a structure; official ones have a few hundred
-MAX_STRUCTURE_BYTES = 16 << 20  # of a structure as text or as a record, decompressed: ten times that of MAX_ATOMS
-Progress = Callable[[int, int, str], None]  # takes a count, the total, and the name of what is counted
+MAX_ATOMS = 100_000  # atoms in a structure; official ones have a few hundred
+MAX_STRUCTURE_BYTES = 16 << 20  # a decompressed structure as text or record: ten times what MAX_ATOMS need
+ProgressCallback = Callable[[int, int, str], None]  # takes a count, the total, and the name of what is counted
 VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # positions of ASE's stress components xx yy zz yz xz xy
 
 

@@ -90,8 +90,8 @@ def _walk_folder(folder: Path) -> list[Path]:
 def list_files(paths: Sequence[Path], endings: tuple[str, ...], what: str) -> list[tuple[Path, str]]:
     """Return named files, and sorted files in folders with the endings, each with a unique label.
 
-    The label is the path below their common folder, without the ending. A compressed file is passed over
-    where it also exists decompressed.
+    The label is the path below their common folder, without the ending. A compressed file is ignored if its
+    decompressed copy is there too.
     """
     named_files: list[Path] = []
     for path in paths:

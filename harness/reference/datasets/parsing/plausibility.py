@@ -57,27 +57,28 @@ EnergySample = tuple[NDArray[np.int64], float]
 
 
 def find_implausible_energies(
-    frames: StructureTable, source: DatasetSource
+    table: StructureTable, source: DatasetSource
 ) -> tuple[NDArray[np.bool_], Callable[[int], str]]:
     """Find structures whose energy is implausible in eV on the source's scale, [g], with a function for the reason."""
-    per_atom = frames.energy / frames.sizes
-    low, high = source.per_atom
-    wrong = (per_atom < low) | ((per_atom > high) & ~_is_bound_weakly(frames))
-    if high < 0 and np.count_nonzero(wrong & (per_atom > high)) > MAX_REFERENCED_SHARE * len(frames):
+    per_atom = table.energy / table.sizes
+    low, high = source.energy_range_ev_per_atom
+    wrong = (per_atom < low) | ((per_atom > high) & ~_is_bound_weakly(table))
+    if high < 0 and np.count_nonzero(wrong & (per_atom > high)) > MAX_REFERENCED_SHARE * len(table):
         wrong[:] = True  # the others lie in the range of totals by chance
 
     def describe_range(k: int) -> str:
         if high < 0 and per_atom[k] > low:
             return (
-                f"{frames.energy[k]:.6g} eV for {frames.sizes[k]} atoms is not a {source.label} energy of {source.head}"
-                f" ({low:g} .. {high:g} eV per atom): an adsorption or otherwise referenced energy, or mixed units?"
+                f"{table.energy[k]:.6g} eV for {table.sizes[k]} atoms is not a {source.energy_kind} energy of"
+                f" {source.head} ({low:g} .. {high:g} eV per atom): an adsorption or otherwise referenced energy,"
+                " or mixed units?"
             )
         return f"{per_atom[k]:.6g} eV per atom, beyond {low:g} .. {high:g} expected of {source.head}: mixed units?"
 
-    if not source.all_electron:
+    if not source.heaviest_all_electron:
         return wrong, describe_range
-    atoms, known, is_far = _compare_with_atoms(frames, source)
-    ratio = frames.energy / atoms
+    atoms, known, is_far = _compare_with_atoms(table, source)
+    ratio = table.energy / atoms
     factors = np.array([factor for factor, _ in MIXED_ENERGIES])
     mixed = known & is_far & (np.abs(ratio[:, None] / factors - 1).min(axis=1) < 1.5 * ATOM_ENERGY_TOLERANCE)
 
@@ -85,45 +86,45 @@ def find_implausible_energies(
         if not mixed[k]:
             return describe_range(k)
         name = MIXED_ENERGIES[int(np.abs(ratio[k] / factors - 1).argmin())][1]
-        return f"{frames.energy[k]:.6g} eV where free atoms have {atoms[k]:.6g}: {name}"
+        return f"{table.energy[k]:.6g} eV where free atoms have {atoms[k]:.6g}: {name}"
 
     return wrong | mixed, describe
 
 
-def _is_bound_weakly(frames: StructureTable) -> NDArray[np.bool_]:
+def _is_bound_weakly(table: StructureTable) -> NDArray[np.bool_]:
     """Return whether noble gases and mercury dominate a structure, so that its total may be near zero, [g]."""
-    weak = np.isin(frames.numbers, WEAKLY_BOUND_ELEMENTS).astype(np.int64)
-    starts = frames.ends - frames.sizes
-    return np.asarray(np.add.reduceat(weak, starts) > frames.sizes / 2, dtype=np.bool_)
+    weak = np.isin(table.numbers, WEAKLY_BOUND_ELEMENTS).astype(np.int64)
+    starts = table.ends - table.sizes
+    return np.asarray(np.add.reduceat(weak, starts) > table.sizes / 2, dtype=np.bool_)
 
 
 def _compare_with_atoms(
-    frames: StructureTable, source: DatasetSource
+    table: StructureTable, source: DatasetSource
 ) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
     """Return the energy of the free atoms, [g] eV; whether all electrons count; whether the energy is far from it."""
-    starts = frames.ends - frames.sizes
-    atoms = np.add.reduceat(ATOM_ENERGIES_EV[frames.numbers], starts)
-    slack = ATOM_ENERGY_TOLERANCE * -atoms + ATOM_TOLERANCE_EV * (frames.sizes + 2 * np.abs(frames.charge))
-    known = np.maximum.reduceat(frames.numbers, starts) <= source.all_electron
-    return atoms, known, np.abs(frames.energy - atoms) > slack
+    starts = table.ends - table.sizes
+    atoms = np.add.reduceat(ATOM_ENERGIES_EV[table.numbers], starts)
+    slack = ATOM_ENERGY_TOLERANCE * -atoms + ATOM_TOLERANCE_EV * (table.sizes + 2 * np.abs(table.charge))
+    known = np.maximum.reduceat(table.numbers, starts) <= source.heaviest_all_electron
+    return atoms, known, np.abs(table.energy - atoms) > slack
 
 
-def find_implausible_lengths(frames: StructureTable, source: DatasetSource) -> str:
+def find_implausible_lengths(table: StructureTable, source: DatasetSource) -> str:
     """Return the reason why the block's positions are implausible in angstrom, or "".
 
     The criterion is the distance of each structure's first and last atom to its nearest neighbour over the sum of
     covalent radii, as a median over the block: a single structure may be a loose cluster, but not a whole block. Only
     blocks with energies of molecules are judged, because artificial test files may have any lengths.
     """
-    _, known, is_far = _compare_with_atoms(frames, source)
+    _, known, is_far = _compare_with_atoms(table, source)
     if known.sum() < MIN_STRUCTURES or (known & is_far).sum() > MAX_UNUSUAL_SHARE * known.sum():
         return ""
-    several = frames.sizes > 1
+    several = table.sizes > 1
     if np.count_nonzero(several) < MIN_STRUCTURES:
         return ""
-    starts = frames.ends - frames.sizes
+    starts = table.ends - table.sizes
     nearest = np.stack(
-        [_measure_nearest_distances(frames, starts, probe)[several] for probe in (starts, frames.ends - 1)]
+        [_measure_nearest_distances(table, starts, probe)[several] for probe in (starts, table.ends - 1)]
     )
     closest, farthest = float(np.median(nearest.min(axis=0))), float(np.median(nearest.max(axis=0)))
     for low, high, name in MIXED_LENGTHS:
@@ -133,11 +134,11 @@ def find_implausible_lengths(frames: StructureTable, source: DatasetSource) -> s
     return ""
 
 
-def _measure_nearest_distances(frames: StructureTable, starts: NDArray[np.int64], probe: NDArray[np.int64]) -> Array:
+def _measure_nearest_distances(table: StructureTable, starts: NDArray[np.int64], probe: NDArray[np.int64]) -> Array:
     """Return the distance of each structure's probe atom to its nearest neighbour over the sum of their radii, [g]."""
-    apart = frames.positions - np.repeat(frames.positions[probe], frames.sizes, axis=0)
-    radii = COVALENT_RADII[frames.numbers]
-    scaled = np.einsum("ij,ij->i", apart, apart) / (radii + np.repeat(radii[probe], frames.sizes)) ** 2
+    apart = table.positions - np.repeat(table.positions[probe], table.sizes, axis=0)
+    radii = COVALENT_RADII[table.numbers]
+    scaled = np.einsum("ij,ij->i", apart, apart) / (radii + np.repeat(radii[probe], table.sizes)) ** 2
     scaled[probe] = np.inf
     return np.sqrt(np.minimum.reduceat(scaled, starts))
 

@@ -18,7 +18,7 @@ from harness.reference.errors import InputError, get_first_line
 
 MAX_BYTE = 255
 MAX_CHARGE = 100
-MAX_NAMES = 8  # in a message
+MAX_NAMES = 8  # names that a message lists
 T = TypeVar("T")
 Built = TypeVar("Built")
 # Labels under these names are suggested but not read: they may differ in method, corrections or units.
@@ -29,10 +29,10 @@ SYNONYMS = {
     "charge": re.compile(r"^(\w*(tot|net|mol|sys)\w*_)?charge$|^q$", re.IGNORECASE),
     "spin": re.compile(r"^(\w+_)?(spin|multiplicity)$", re.IGNORECASE),
 }
-SYNONYMS["y"] = SYNONYMS["energy"]
+SYNONYMS["y"] = SYNONYMS["energy"]  # the key of PyTorch Geometric graphs
 
 
-class InvalidStructure(ValueError):
+class InvalidStructure(ValueError):  # `build_each` turns it into a RejectedStructure
     """A structure that cannot be used; kind as in RejectedStructure."""
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -75,9 +75,11 @@ def build_row(
     multiplicity: Any = 0,
     names: Iterable[str] = (),
 ) -> StructureRow:
-    """Return a structure from lists, flat or nested, or arrays; raises InvalidStructure for a wrong shape.
+    """Return a structure from lists, flat or nested, or arrays, in the units of StructureTable.
 
-    names: the source's names of values of this structure, among which a missing label is searched.
+    None: the source lacks the value. Raises InvalidStructure for a wrong shape or an impossible number.
+
+    names: the keys of this structure in the source, among which a name similar to a missing label is searched.
     """
     values = np.asarray(numbers).reshape(-1)
     n = len(values)
@@ -86,10 +88,12 @@ def build_row(
     if values.dtype.kind not in "iufb":
         raise InvalidStructure("atomic number", "atomic numbers are not numbers")
     if n and not (values.min() >= 0 and values.max() <= MAX_BYTE):
-        raise InvalidStructure("atomic number", f"{values.min()} .. {values.max()} are not atomic numbers")
+        raise InvalidStructure(
+            "atomic number", f"atomic numbers from {values.min()} to {values.max()}, expected 0 to {MAX_BYTE}"
+        )
     elements = values.astype(np.uint8)
     if values.dtype.kind == "f" and (elements != values).any():
-        raise InvalidStructure("atomic number", "atomic numbers are not whole")
+        raise InvalidStructure("atomic number", "atomic numbers are not integers")
     return StructureRow(
         id=name,
         group=group,
@@ -140,17 +144,20 @@ def describe_value(value: Any) -> str:
 
 
 def reshape_values(what: str, values: Any, shape: tuple[int, ...]) -> Array:
-    """Return the values as float64 of that shape, from flat or nested; raises InvalidStructure naming both shapes."""
+    """Return flat or nested values as float64 of that shape.
+
+    Raises InvalidStructure with both shapes if their number differs, ValueError if they are ragged.
+    """
     array = np.asarray(values, dtype=np.float64)
     if array.shape == shape:
         return array
     if array.size != np.prod(shape) or (array.ndim > 1 and array.shape[-1] != shape[-1]):
-        raise InvalidStructure("shape", f"{what} have shape {array.shape}, expected {shape}")
+        raise InvalidStructure("shape", f"the shape of {what} is {array.shape}, expected {shape}")
     return array.reshape(shape)
 
 
 def tabulate_rows(rows: Iterable[StructureRow | RejectedStructure]) -> Iterator[StructureTable | RejectedStructure]:
-    """Collect rows into tables; a rejection comes before the table of its neighbours, remarks come after it.
+    """Collect rows into tables; yield a rejection before the table of the rows around it, remarks after their table.
 
     If the rows end with an InputError, the rows before it are yielded first.
     """
@@ -229,7 +236,10 @@ def build_each(
 
 
 def rechunk(pieces: Iterable[StructureTable | RejectedStructure]) -> Iterator[StructureTable | RejectedStructure]:
-    """Join small tables and divide large ones into about TABLE_STRUCTURES; tables before an InputError come first."""
+    """Join small tables and divide large ones into about TABLE_STRUCTURES structures.
+
+    Pending tables are yielded before an InputError is raised.
+    """
     pending: list[StructureTable] = []
     count = atoms = 0
     failure: InputError | None = None

@@ -13,9 +13,10 @@ from harness.reference.datasets.catalog import DatasetSource
 from harness.reference.datasets.parsing.plausibility import find_implausible_energies, find_implausible_lengths
 from harness.reference.errors import InputError
 
-MAX_FORCE = 1000.0  # eV/angstrom: the bound of the original preprocessing
-COINCIDENT_ANGSTROM = 1e-4  # angstrom
+MAX_FORCE = 1000.0  # eV/angstrom: the bound of HydraGNN's preprocessing
+COINCIDENT_ANGSTROM = 1e-4  # within one image; data/neighbours.py also finds images, and to a larger distance
 MIN_VOLUME = 1e-6  # angstrom^3
+MIN_LENGTH = 1e-6  # angstrom, of a lattice vector
 MAX_LENGTH = 1e6  # angstrom from the origin, and of a lattice vector
 MIN_PLANE_DISTANCE = 0.1  # angstrom between lattice planes of a periodic cell
 MIN_ATOM_VOLUME = 0.1  # angstrom^3 for each atom; metallic hydrogen has about 1
@@ -26,15 +27,15 @@ Finding = tuple[Mask, str, Callable[[int], str]]  # structures at fault, kind, r
 
 
 def check_structures(
-    frames: StructureTable, *, source: DatasetSource | None, max_force: float = MAX_FORCE
+    table: StructureTable, *, source: DatasetSource | None, max_force: float = MAX_FORCE
 ) -> tuple[StructureTable, list[RejectedStructure]]:
     """Return the usable structures in their order, and for each other one a rejection with its first fault.
 
-    source: defines the expected units and energy scale; None: plausibility is not checked. A structure without an
-    energy, or without forces in a block where others have them, is rejected with kind "unlabelled"; stress may be
-    absent. Raises InputError for columns whose lengths disagree.
+    source: defines the expected units and energy scale; None: these are not checked. max_force: eV/angstrom. A
+    structure without an energy, or without forces in a block where others have them, is rejected with kind
+    "unlabelled"; stress may be absent. Raises InputError for columns whose lengths disagree.
     """
-    _check_shapes(frames)
+    _check_shapes(table)
     faults: list[RejectedStructure] = []
     for stage in (
         _check_identity,
@@ -42,69 +43,67 @@ def check_structures(
         lambda f: _check_values(f, max_force),
         lambda f: _check_plausibility(f, source),
     ):
-        if len(frames):
-            frames, rejected = _reject(frames, list(stage(frames)))
+        if len(table):
+            table, rejected = _reject(table, list(stage(table)))
             faults += rejected
-    return frames, faults
+    return table, faults
 
 
-def _reject(frames: StructureTable, findings: Sequence[Finding]) -> tuple[StructureTable, list[RejectedStructure]]:
+def _reject(table: StructureTable, findings: Sequence[Finding]) -> tuple[StructureTable, list[RejectedStructure]]:
     relevant = [finding for finding in findings if finding[0].any()]
     if not relevant:
-        return frames, []
+        return table, []
     is_faulty: Mask = np.any([mask for mask, _, _ in relevant], axis=0)
     faults = []
     for k in np.flatnonzero(is_faulty).tolist():
         _, kind, reason = next(finding for finding in relevant if finding[0][k])
-        faults.append(RejectedStructure(str(frames.ids[k]), kind, reason(k)))
-    return frames[~is_faulty], faults
+        faults.append(RejectedStructure(str(table.ids[k]), kind, reason(k)))
+    return table[~is_faulty], faults
 
 
-def _check_shapes(frames: StructureTable) -> None:
-    g, n = len(frames), int(frames.sizes.sum())
+def _check_shapes(table: StructureTable) -> None:
+    g, n = len(table), int(table.sizes.sum())
     expected = {
         "ids": (g,), "groups": (g,), "numbers": (n,), "positions": (n, 3), "energy": (g,), "cell": (g, 3, 3),
         "periodic": (g, 3), "charge": (g,), "multiplicity": (g,), "forces": (n, 3), "stress": (g, 3, 3),
     }  # fmt: skip
     for name, shape in expected.items():
-        column = getattr(frames, name)
+        column = getattr(table, name)
         if column is not None and column.shape != shape:
-            where = f"block from {frames.ids[0]}" if len(frames.ids) else "empty block"
-            raise InputError(f"{where}: {name} have shape {column.shape}, expected {shape}")
+            where = f"block from {table.ids[0]}" if len(table.ids) else "empty block"
+            raise InputError(f"{where}: the shape of {name} is {column.shape}, expected {shape}")
 
 
-def _check_identity(frames: StructureTable) -> Iterator[Finding]:
-    yield frames.sizes <= 0, "empty", lambda k: "no atoms"
-    ids = frames.ids.tolist()
+def _check_identity(table: StructureTable) -> Iterator[Finding]:
+    yield table.sizes <= 0, "empty", lambda k: "no atoms"
+    ids = table.ids.tolist()
     if len(set(ids)) < len(ids):
         is_repeated = np.ones(len(ids), dtype=bool)
-        is_repeated[np.unique(frames.ids, return_index=True)[1]] = False
-        yield is_repeated, "duplicate", lambda k: "the same id stands for an earlier structure"
+        is_repeated[np.unique(table.ids, return_index=True)[1]] = False
+        yield is_repeated, "duplicate", lambda k: "an earlier structure has the same id"
 
 
-def _check_bounds(frames: StructureTable, max_force: float) -> Iterator[Finding]:
+def _check_bounds(table: StructureTable, max_force: float) -> Iterator[Finding]:
     """Yield structures with values so large that later checks would overflow; NaN is checked later."""
-    starts = frames.ends - frames.sizes
-    far = _exceeds(frames.positions, MAX_LENGTH)
+    starts = table.ends - table.sizes
+    far = _exceeds(table.positions, MAX_LENGTH)
     if far.any():
         yield (
             _any_atom(far, starts),
             "out of bounds",
-            lambda k: (
-                f"atom {_find_first_atom(frames, far, k)} is farther than {MAX_LENGTH:g} angstrom from the origin"
-            ),
+            lambda k: f"atom {_find_first_atom(table, far, k)} is farther than {MAX_LENGTH:g} angstrom from the origin",
         )
-    wide = f"a lattice vector of more than {MAX_LENGTH:g} angstrom"
-    yield _exceeds(frames.cell, MAX_LENGTH), "out of bounds", lambda k: wide
-    if frames.forces is not None:
+    cell_reason = f"a lattice vector of more than {MAX_LENGTH:g} angstrom"
+    yield _exceeds(table.cell, MAX_LENGTH), "out of bounds", lambda k: cell_reason
+    if table.forces is not None:
         yield (
-            _any_atom(_exceeds(frames.forces, max_force), starts),
+            _any_atom(_exceeds(table.forces, max_force), starts),
             "out of bounds",
             lambda k: f"a force of more than {max_force:g} eV/angstrom; damaged, or in other units",
         )
-    if frames.stress is not None:
+    if table.stress is not None:
         reason = f"a stress of more than {STRESS_BOUND:g} eV/angstrom^3"
-        yield _exceeds(frames.stress, STRESS_BOUND), "out of bounds", lambda k: reason
+        yield _exceeds(table.stress, STRESS_BOUND), "out of bounds", lambda k: reason
 
 
 def _exceeds(values: Array, bound: float) -> Mask:
@@ -112,33 +111,33 @@ def _exceeds(values: Array, bound: float) -> Mask:
     return np.array((np.isfinite(values) & (np.abs(values) > bound)).reshape(len(values), -1).any(axis=1), dtype=bool)
 
 
-def _find_first_atom(frames: StructureTable, atoms: Mask, k: int) -> int:
+def _find_first_atom(table: StructureTable, atoms: Mask, k: int) -> int:
     """Return the first of structure k's atoms that the mask holds for, counted within it."""
-    stop = int(frames.ends[k])
-    return int(np.flatnonzero(atoms[stop - int(frames.sizes[k]) : stop])[0])
+    stop = int(table.ends[k])
+    return int(np.flatnonzero(atoms[stop - int(table.sizes[k]) : stop])[0])
 
 
-def _check_values(frames: StructureTable, max_force: float) -> Iterator[Finding]:
-    starts = frames.ends - frames.sizes
-    is_invalid = (frames.numbers < 1) | (frames.numbers > MAX_ATOMIC_NUMBER)
+def _check_values(table: StructureTable, max_force: float) -> Iterator[Finding]:
+    starts = table.ends - table.sizes
+    is_invalid = (table.numbers < 1) | (table.numbers > MAX_ATOMIC_NUMBER)
     if is_invalid.any():
         yield (
             _any_atom(is_invalid, starts),
             "atomic number",
-            lambda k: f"{_find_invalid_number(frames, k)} is not an atomic number (1..{MAX_ATOMIC_NUMBER})",
+            lambda k: f"{_find_invalid_number(table, k)} is not an atomic number (1..{MAX_ATOMIC_NUMBER})",
         )
-    for name, values in (("position", frames.positions), ("forces", frames.forces)):
+    for name, values in (("position", table.positions), ("forces", table.forces)):
         if values is not None and not np.isfinite(values).all():
             yield from _check_finite(name, values, starts)
-    yield np.isnan(frames.energy), "unlabelled", lambda k: "no energy"
-    yield np.isinf(frames.energy), "not finite", lambda k: "the energy is not finite"
-    yield _not_all(np.isfinite(frames.cell)), "not finite", lambda k: "the cell is not finite"
-    if frames.stress is not None:
-        some = _not_all(np.isnan(frames.stress))
-        yield _not_all(np.isfinite(frames.stress)) & some, "not finite", lambda k: "the stress is not finite"
-    if frames.forces is not None:
+    yield np.isnan(table.energy), "unlabelled", lambda k: "no energy"
+    yield np.isinf(table.energy), "not finite", lambda k: "the energy is not finite"
+    yield _not_all(np.isfinite(table.cell)), "not finite", lambda k: "the cell is not finite"
+    if table.stress is not None:
+        some = _not_all(np.isnan(table.stress))
+        yield _not_all(np.isfinite(table.stress)) & some, "not finite", lambda k: "the stress is not finite"
+    if table.forces is not None:
         with np.errstate(over="ignore"):
-            squared = np.einsum("ij,ij->i", frames.forces, frames.forces)
+            squared = np.einsum("ij,ij->i", table.forces, table.forces)
         if squared.max() >= max_force**2 or np.isnan(squared).any():
             largest = np.sqrt(np.maximum.reduceat(np.nan_to_num(squared, posinf=np.inf), starts))
             yield (
@@ -146,19 +145,19 @@ def _check_values(frames: StructureTable, max_force: float) -> Iterator[Finding]
                 "force norm",
                 lambda k: f"a force of {largest[k]:.6g} eV/angstrom, {max_force:g} or more",
             )
-    if frames.periodic.any():
-        yield _has_no_volume(frames), "no volume", lambda k: "periodic, but its cell has no volume"
+    if table.periodic.any():
+        yield _has_no_volume(table), "no volume", lambda k: "periodic, but its cell has no volume"
         yield (
-            _is_crowded(frames),
+            _is_crowded(table),
             "crowded",
-            lambda k: f"its cell is flat, or has less than {MIN_ATOM_VOLUME:g} angstrom^3 an atom",
+            lambda k: f"its cell is flat, or has less than {MIN_ATOM_VOLUME:g} angstrom^3 per atom",
         )
 
 
-def _find_invalid_number(frames: StructureTable, k: int) -> int:
+def _find_invalid_number(table: StructureTable, k: int) -> int:
     """Return the first atomic number of structure k that is not an element's."""
-    stop = int(frames.ends[k])
-    atoms = frames.numbers[stop - int(frames.sizes[k]) : stop]
+    stop = int(table.ends[k])
+    atoms = table.numbers[stop - int(table.sizes[k]) : stop]
     return int(atoms[(atoms < 1) | (atoms > MAX_ATOMIC_NUMBER)][0])
 
 
@@ -170,7 +169,7 @@ def _check_finite(name: str, values: Array, starts: NDArray[np.int64]) -> Iterat
     yield (
         _any_atom(rows, starts),
         "not finite",
-        lambda k: f"{name} of atom {int(np.flatnonzero(rows[starts[k] : ends[k]])[0])} not finite",
+        lambda k: f"{name} of atom {int(np.flatnonzero(rows[starts[k] : ends[k]])[0])}: not finite",
     )
 
 
@@ -184,53 +183,54 @@ def _any_atom(atoms: Mask, starts: NDArray[np.int64]) -> Mask:
     return np.asarray(np.logical_or.reduceat(atoms, starts), dtype=bool)
 
 
-def _has_no_volume(frames: StructureTable) -> Mask:
-    cell = np.nan_to_num(frames.cell)
+def _has_no_volume(table: StructureTable) -> Mask:
+    cell = np.nan_to_num(table.cell)
     volume = np.abs(np.linalg.det(cell))
     along = np.linalg.norm(cell, axis=2)
-    short = ((along < MIN_VOLUME) & frames.periodic).any(axis=1)
-    return short | (frames.periodic.all(axis=1) & (volume < MIN_VOLUME))
+    short = ((along < MIN_LENGTH) & table.periodic).any(axis=1)
+    return short | (table.periodic.all(axis=1) & (volume < MIN_VOLUME))
 
 
-def _is_crowded(frames: StructureTable) -> Mask:
+def _is_crowded(table: StructureTable) -> Mask:
     """Return which periodic cells are so small or flat that every atom has thousands of neighbours, [g]."""
-    cell = np.nan_to_num(frames.cell)
+    cell = np.nan_to_num(table.cell)
     volume = np.abs(np.linalg.det(cell))
-    full = frames.periodic.all(axis=1) & (volume >= MIN_VOLUME)
+    full = table.periodic.all(axis=1) & (volume >= MIN_VOLUME)
     faces = np.linalg.norm(np.cross(np.roll(cell, -1, axis=1), np.roll(cell, -2, axis=1)), axis=2)
     flat = (faces * MIN_PLANE_DISTANCE > volume[:, None]).any(axis=1)
-    return np.asarray(full & (flat | (volume < MIN_ATOM_VOLUME * frames.sizes)), dtype=bool)
+    return np.asarray(full & (flat | (volume < MIN_ATOM_VOLUME * table.sizes)), dtype=bool)
 
 
-def _check_plausibility(frames: StructureTable, source: DatasetSource | None) -> Iterator[Finding]:
+def _check_plausibility(table: StructureTable, source: DatasetSource | None) -> Iterator[Finding]:
     yield (
-        _find_coincident(frames),
+        _find_coincident(table),
         "coincident",
         lambda k: f"two atoms within {COINCIDENT_ANGSTROM:g} angstrom of each other",
     )
     if source is None:
         return
-    wrong, reason = find_implausible_energies(frames, source)
+    wrong, reason = find_implausible_energies(table, source)
     yield wrong, "units", reason
-    lengths = find_implausible_lengths(frames, source) if source.molecular else None
+    lengths = find_implausible_lengths(table, source) if source.molecular else None
     if lengths:
-        yield np.ones(len(frames), dtype=bool), "units", lambda k: lengths
+        yield np.ones(len(table), dtype=bool), "units", lambda k: lengths
 
 
-def _find_coincident(frames: StructureTable) -> Mask:
-    """Return structures with two atoms in one place, [g].
+def _find_coincident(table: StructureTable) -> Mask:
+    """Return which structures have two atoms in one place, [g].
 
-    Coincident atoms have the same projection on any line, so only neighbours in the sorted projections are compared.
+    Coincident atoms have the same projection on any line, so only structures with two nearly equal projections are
+    searched pair by pair. Periodic images are not considered.
     """
-    along = frames.positions @ np.array([0.5363, 0.6217, 0.5706])
+    along = table.positions @ np.array([0.5363, 0.6217, 0.5706])
     along -= along.min()
     span = float(along.max()) + 1.0
-    order = np.sort(frames.owner * span + along)
+    order = np.sort(table.owner * span + along)
     near = np.flatnonzero(np.diff(order) < COINCIDENT_ANGSTROM)
-    is_coincident = np.zeros(len(frames), dtype=bool)
+    is_coincident = np.zeros(len(table), dtype=bool)
     for k in np.unique((order[near] // span).astype(np.int64)).tolist():
-        stop = int(frames.ends[k])
-        points = frames.positions[stop - int(frames.sizes[k]) : stop]
+        stop = int(table.ends[k])
+        points = table.positions[stop - int(table.sizes[k]) : stop]
         apart = np.linalg.norm(points[:, None] - points[None], axis=2)
         is_coincident[k] = bool((apart[np.triu_indices(len(points), 1)] < COINCIDENT_ANGSTROM).any())
     return is_coincident

@@ -16,7 +16,7 @@ from harness.reference.datasets.parsing.structure_builder import InvalidStructur
 from harness.reference.errors import InputError, get_first_line
 
 HEAD_BYTES = 512
-MAX_DICTIONARY_BYTES = 256 << 20  # of an xz file; `xz -9` needs 65 MB
+MAX_DICTIONARY_BYTES = 256 << 20  # dictionary of an xz file; `xz -9` needs 65 MB
 CHUNK = 1 << 20
 XZ, GZIP, BZIP2 = "xz", "gzip", "bzip2"
 MAGIC = (
@@ -144,7 +144,7 @@ def inflate(data: bytes | memoryview, limit: int) -> bytes:
     except zlib.error as error:
         raise InvalidStructure("corrupt", f"not compressed JSON ({get_first_line(error)})") from None
     if decoder.unconsumed_tail or (len(result) == limit and not decoder.eof):
-        raise InvalidStructure("too large", f"unfolds to more than {limit >> 20} MB")
+        raise InvalidStructure("too large", f"expands to more than {limit >> 20} MB")
     if not decoder.eof:
         raise InvalidStructure("corrupt", "not compressed JSON (truncated)")
     return result

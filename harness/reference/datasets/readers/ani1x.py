@@ -50,9 +50,9 @@ def _count_conformations(root: h5.Group, name: str) -> int:
     return max(h5.count_dataset_rows(group, key) for key in KEYS)
 
 
-def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield conformations by group; those without a wB97X/6-31G(d) label are one rejection per group."""
-    yield from rechunk(_iter_tables(part))
+    yield from rechunk(_iter_tables(chunk))
 
 
 def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:

@@ -105,13 +105,13 @@ def _find_address(path: Path) -> str:
     return f"file:{quote(os.fsencode(path))}?mode=ro{'' if has_log else '&immutable=1'}"
 
 
-def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield rows in the order of their ids, labels converted from the units of the metadata to eV and angstrom."""
-    label, first, stop = parse_chunk_bounds(part)
-    with _open_database(part.path) as database:
-        units = _read_units(part.path, database)
+    label, first, stop = parse_chunk_bounds(chunk)
+    with _open_database(chunk.path) as database:
+        units = _read_units(chunk.path, database)
         if units.assumed:
-            yield Remark(part.path.name, "units", units.assumed, 0)
+            yield Remark(chunk.path.name, "units", units.assumed, 0)
         rows = database.execute(f"{_QUERY} WHERE id >= ? AND id < ? ORDER BY id", (first, stop))
         yield from tabulate_rows(
             build_each(((f"{label}/{record[0]}", record) for record in rows), lambda w, r: _build_row(w, r, units))

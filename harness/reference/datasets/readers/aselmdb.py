@@ -81,12 +81,12 @@ def _read_entry(path: Path, transaction: lmdb.Transaction, key: bytes) -> Any:
         raise InputError(f"{path}: {key.decode()!r} is neither JSON nor compressed JSON") from None
 
 
-def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield rows in the order of their ids without deleted ones; absent rows and unknown entries are rejected."""
-    label, first, stop = parse_chunk_bounds(part)
-    with open_transaction(part.path) as transaction:
-        deleted = set(_read_deleted_ids(part.path, transaction))
-        for name in _find_irregular_keys(part.path, transaction)[1] if first == 1 else ():
+    label, first, stop = parse_chunk_bounds(chunk)
+    with open_transaction(chunk.path) as transaction:
+        deleted = set(_read_deleted_ids(chunk.path, transaction))
+        for name in _find_irregular_keys(chunk.path, transaction)[1] if first == 1 else ():
             yield RejectedStructure(
                 f"{label}/{name[:40]}", "unknown entry", "its key is not a row's, which are whole numbers"
             )

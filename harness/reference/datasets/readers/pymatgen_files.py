@@ -36,7 +36,7 @@ from harness.reference.errors import InputError
 
 CHUNK_SPAN_BYTES = 256 << 20  # about 35,000 frames
 MAX_KEY_BYTES = 128
-NAME = rb"(?:mp|mvc)-\d+"  # of a material; frames are named mp-1234-0-1
+NAME = rb"(?:mp|mvc)-\d+"  # the name of a material; frames are named mp-1234-0-1
 MATERIAL = re.compile(rb'"(' + NAME + rb')"\s*:\s*\{')
 FRAME = b'"structure"'  # a key that every frame has once
 ANY_KEY = re.compile(rb'"([^"]{1,%d})"\s*:\s*$' % MAX_KEY_BYTES)

@@ -64,9 +64,9 @@ def _check_features(folder: Path) -> None:
             raise InputError(f"{path}: not qcml/dft_force_field, {describe_missing_key(feature, named)}")
 
 
-def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield molecules in the order of the shard; those that the authors flag as outliers are rejected."""
-    yield from tabulate_rows(build_each(_iter_samples(part), _build_row))
+    yield from tabulate_rows(build_each(_iter_samples(chunk), _build_row))
 
 
 def _iter_samples(part: FileChunk) -> Iterator[tuple[str, Any]]:

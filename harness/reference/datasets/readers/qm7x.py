@@ -27,11 +27,15 @@ from harness.reference.datasets.parsing.unpacking import (
 from harness.reference.errors import InputError, get_first_line
 
 WHOLE = "all"  # in place of a range: every molecule of a compressed file
-MIN_LIMIT_BYTES, MAX_COMPRESSION = 1 << 30, 50  # limits of the decompressed size: bytes, or times the file's size
+# the decompressed size may reach the larger of this many bytes and this many times the compressed size
+MIN_LIMIT_BYTES, MAX_COMPRESSION = 1 << 30, 50
 
 
 def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
-    """Return ranges of each file's molecules; a compressed file is one chunk, ignored if it is also decompressed."""
+    """Return ranges of each file's molecules.
+
+    A compressed file is one chunk, ignored if its decompressed copy is there too.
+    """
     listed = list_files(paths, (".xz", ".hdf5", ".h5"), "QM7-X files (1000.xz .. 8000.xz or 1000.hdf5 ..)")
     chunks = []
     for path, label in listed:
@@ -56,9 +60,9 @@ def _count_conformations(root: h5.Group, name: str) -> int:
         return 0
 
 
-def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield conformations molecule by molecule, PBE0+MBD energies and forces."""
-    yield from rechunk(_iter_tables(part))
+    yield from rechunk(_iter_tables(chunk))
 
 
 def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
@@ -86,7 +90,7 @@ def _decompress(path: Path) -> Iterator[Path]:
                 while chunk := plain.read(CHUNK):
                     file.write(chunk)
                     if file.tell() > limit:
-                        raise InputError(f"{path}: unfolds to more than {limit >> 20} MB; not QM7-X")
+                        raise InputError(f"{path}: is larger than {limit >> 20} MB when decompressed; not QM7-X")
         except DECODING_ERRORS as error:
             if isinstance(error, OSError) and error.errno:
                 raise InputError(f"{path}: cannot be decompressed into {folder} ({get_first_line(error)})") from None
@@ -137,7 +141,7 @@ def _read_conformation(group: h5.Group) -> tuple[NDArray[np.uint8], Array, Array
 def _build_table(
     molecule: str, conformations: list[tuple[str, NDArray[np.uint8], Array, Array, Array]]
 ) -> StructureTable:
-    """Return the table of one molecule's conformations, whose isomers may differ in size."""
+    """Return the table of one molecule's conformations, which need not all have the same number of atoms."""
     ids, numbers, positions, energy, forces = zip(*conformations, strict=True)
     count = len(ids)
     return StructureTable(

@@ -14,8 +14,8 @@ from harness.reference.datasets.readers.asedb import SQLITE
 from harness.reference.errors import InputError
 
 FORMATS: dict[str, DatasetFormat] = {
-    form.name: form
-    for form in (
+    dataset_format.name: dataset_format
+    for dataset_format in (
         pymatgen_files.ALEXANDRIA,
         ani1x.FORMAT,
         asedb.FORMAT,
@@ -29,7 +29,7 @@ FORMATS: dict[str, DatasetFormat] = {
     )
 }
 LMDB_ENDINGS = (".lmdb", ".aselmdb", DATA_FILE)
-# endings of formats that only one dataset has
+# endings of formats that belong to one dataset each (in contrast to the containers below)
 SINGLE_DATASET_ENDINGS = (".h5", ".hdf5", ".json", ".json.bz2", ".json.gz", ".json.xz", ".xz")
 CONTAINER_NAMES = {
     "s2ef_text": "extended XYZ",
@@ -73,6 +73,7 @@ def detect_format(paths: Sequence[Path], default: str) -> str:
 
 
 def _find_ending(file: Path) -> str:
+    """Return the longest known ending of a file name, else its suffix; two suffixes if one is .tfrecord-*."""
     known = (*s2ef.ENDINGS, ".db", *LMDB_ENDINGS, *SINGLE_DATASET_ENDINGS, ".txt.xz")
     matches = [ending for ending in known if file.name.endswith(ending)]
     return (

@@ -56,9 +56,9 @@ def _count_points(root: h5.Group, reaction: tuple[str, str, str]) -> int:
     return max(h5.count_dataset_rows(group, key) for key in KEYS)
 
 
-def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield the points of reactions; separate copies of reactant, product and transition state are not read."""
-    yield from rechunk(_iter_tables(part))
+    yield from rechunk(_iter_tables(chunk))
 
 
 def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:

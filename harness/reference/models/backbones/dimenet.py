@@ -79,7 +79,7 @@ class Embedding(EmbeddingBlock):  # type: ignore[misc]
 
 
 class Interaction(InteractionPPBlock):  # type: ignore[misc]
-    """A message receives those that arrive at the atom where it starts (the interaction block)."""
+    """Interaction block: each message is updated by the messages that arrive at the atom from which it starts."""
 
     def forward(self, m: Tensor, radial: Tensor, spherical: Tensor, incoming: Tensor, outgoing: Tensor) -> Tensor:
         """Return the new messages [e, F].

@@ -33,7 +33,8 @@ from harness.reference.models.clebsch_gordan import (
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import DistanceTransform, ModelConfig, RadialType
 
-# Sums over neighbours are divided by this constant of the model: the paper's graphs have at most 20 neighbours.
+# Sums over neighbours are divided by this constant of the model: in the harness's paper (arXiv 2604.15380), atoms have
+# at most 20 neighbours.
 NEIGHBOURS = 20.0
 RADIAL_HIDDEN = (64, 64, 64)
 ENVELOPE_POWER = 5
@@ -51,7 +52,7 @@ def make_linear(n_in: int, n_out: int, gain: float = 1.0) -> nn.Linear:
 
 
 class Radial(nn.Module):
-    """Functions of the distance, times a polynomial that vanishes at the cutoff with two derivatives.
+    """Functions of the distance, times a polynomial that vanishes at the cutoff with its first two derivatives.
 
     Each type is a family over 0 <= x <= r_cut of the transformed distance x: Bessel functions sqrt(2 / r_cut)
     sin(k pi x / r_cut) / x (eq. 7 of arXiv 2003.03123, with its envelope), Gaussians on a grid, Chebyshev polynomials.
@@ -68,8 +69,9 @@ class Radial(nn.Module):
     def transform_distance(self, r: Tensor, radii: Tensor) -> Tensor:
         """Return the transformed distance x [e, 1] in angstrom.
 
-        Agnesi (Witt et al., J. Chem. Phys. 159, 164101 (2023)) falls from r_cut at r = 0, fastest about the bond
-        length; constants are those of mace-torch. Soft is r, but levels off at 3/4 of the bond length for closer atoms.
+        Agnesi (Witt et al., J. Chem. Phys. 159, 164101 (2023)) falls from r_cut at r = 0, fastest at about 0.4 of the
+        bond length; constants are those of mace-torch. Soft is r, but levels off at 3/4 of the bond length for closer
+        atoms.
 
         Args:
             r: [e, 1] distances in angstrom.
@@ -117,9 +119,9 @@ class Radial(nn.Module):
 class ChannelMix(nn.Module):
     """Mix channels by one matrix [C, C] per degree, the same for all its components."""
 
-    def __init__(self, highest: int, width: int) -> None:
+    def __init__(self, max_ell: int, width: int) -> None:
         super().__init__()
-        self.degrees = nn.ModuleList(make_linear(width, width) for _ in range(highest + 1))
+        self.degrees = nn.ModuleList(make_linear(width, width) for _ in range(max_ell + 1))
 
     def forward(self, h: Tensor) -> Tensor:
         """Return the mixed features h [n, (L + 1)^2, C]."""
@@ -129,11 +131,11 @@ class ChannelMix(nn.Module):
 class SelfConnection(nn.Module):
     """The second term of the update: an atom's own features, mixed and scaled by its element."""
 
-    def __init__(self, highest: int, width: int) -> None:
+    def __init__(self, max_ell: int, width: int) -> None:
         super().__init__()
-        self.mix = ChannelMix(highest, width)
-        self.element = nn.Parameter(torch.ones(MAX_ATOMIC_NUMBER + 1, highest + 1, width))
-        self.sizes = [2 * d + 1 for d in range(highest + 1)]
+        self.mix = ChannelMix(max_ell, width)
+        self.element = nn.Parameter(torch.ones(MAX_ATOMIC_NUMBER + 1, max_ell + 1, width))
+        self.sizes = [2 * d + 1 for d in range(max_ell + 1)]
 
     def forward(self, h: Tensor, numbers: Tensor) -> Tensor:
         """Return the term [n, (L + 1)^2, C] for h of the same shape and numbers [n]."""
@@ -181,7 +183,7 @@ class Interaction(nn.Module):
 
 
 class Product(nn.Module):
-    """Eqs. 10 and 11: products of up to `correlation` factors A, weighed by element, and mixed for the update."""
+    """Eqs. 10 and 11: products of up to `correlation` factors A, weighted by element, and mixed for the update."""
 
     component: Tensor
     coupling: Tensor
@@ -197,7 +199,7 @@ class Product(nn.Module):
         for order in orders[1:]:
             for name, index in zip(("variable", "lower"), factor_monomials((max_ell + 1) ** 2, order), strict=True):
                 self.register_buffer(f"{name}_{order}", index, persistent=False)
-        # the coupling and the component of the result of each row of the tables
+        # for each row of the tables: which coupling it belongs to, and which component of the result it adds to
         degrees = [d for of_order in couplings for d, table in enumerate(of_order) for _ in table]
         coupling = [k for k, d in enumerate(degrees) for _ in range(2 * d + 1)]
         component = [c for d in degrees for c in range(d**2, (d + 1) ** 2)]

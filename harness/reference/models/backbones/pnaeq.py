@@ -18,9 +18,9 @@ from harness.reference.models.backbones.painn import (
     RadialBasis,
     Update,
     apply_filter,
-    filter_features,
-    filter_weight,
+    build_radial_features,
     fused_messages,
+    stack_filter_weight,
 )
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
@@ -47,7 +47,7 @@ class Message(nn.Module):
     def filter_weights(self, radial: Tensor) -> tuple[Tensor, ...]:
         """Return the factor [C, F] of radial [e, C] for each part of W."""
         parts = [part for part in self.filters if isinstance(part, nn.Linear)]
-        return tuple(filter_weight(part.weight, part.bias, radial) for part in parts)
+        return tuple(stack_filter_weight(part.weight, part.bias, radial) for part in parts)
 
     def forward(self, s: Tensor, v: Tensor, edges: Edges, *, fused: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return the messages for s [e, F], their sums [n, F], and v [3, n, F] with its messages added."""
@@ -160,7 +160,7 @@ class PNAEq(nn.Module):
         """
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         basis, envelope = self.radial(r)
-        radial = filter_features(basis, envelope, fused=fused)
+        radial = build_radial_features(basis, envelope, fused=fused)
         edges = Edges(batch.sender, batch.receiver, radial, (vector / r).split(1, dim=1))
         state = self.state(batch.charge, batch.multiplicity)
         s: Tensor = self.embedding(batch.numbers)

@@ -47,7 +47,7 @@ class Gaussians(nn.Module):
 
 
 class Interaction(InteractionBlock):  # type: ignore[misc]
-    """Interaction block: an atom-wise layer, a convolution with filters of the distance, two atom-wise layers.
+    """Interaction block: an atom-wise layer, a convolution with distance-dependent filters, two atom-wise layers.
 
     Layers, their names and initial weights are torch_geometric's. The convolution is our own, as torch_geometric's
     computes the cutoff again in each layer, lets it rise again beyond the cutoff, and rounds ln 2 to single precision.

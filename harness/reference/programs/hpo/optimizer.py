@@ -48,12 +48,12 @@ class WarmStartCounts:
     Attributes:
         received: Results that the optimizer received.
         failed: Failed trials, which are left out.
-        outside: Points outside the space, which are left out.
+        outside_space: Points outside the space, which are left out.
     """
 
     received: int = 0
     failed: int = 0
-    outside: int = 0
+    outside_space: int = 0
 
 
 @dataclass
@@ -158,7 +158,7 @@ def _read_table(
     expected = [*(f"p:{name}" for name in names), *objective_columns(n_objectives)]
     absent = [column for column in expected if column not in table.columns]
     if absent:
-        raise InputError(f"{path}: no column {absent[0]!r}; there are {', '.join(map(str, table.columns[:12]))}")
+        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(str, table.columns[:12]))}")
     numbers = table[objective_columns(n_objectives)].apply(pd.to_numeric, errors="coerce")
     rows = []
     for (_, row), (_, values) in zip(table.iterrows(), numbers.iterrows(), strict=True):

@@ -53,7 +53,7 @@ from harness.reference.programs.hpo.trial import (
 
 TRIALS, RESULTS, ORDER = "trials", "results.csv", "order"
 FIRST_PORT, PORTS = 20000, 40000
-MAX_ATTEMPTS = 2  # of a trial whose nodes fail
+MAX_ATTEMPTS = 2  # attempts at a trial whose nodes fail
 
 
 def run(config: HpoParameters, log: CaseLog, folder: Path) -> None:
@@ -132,17 +132,20 @@ class Search:
                 for future in done:
                     self._finish_trial(running.pop(future), future)
         if self.stop.is_set():
-            raise InputError("interrupted; the same job continues from here")
+            raise InputError("interrupted; submit the same job again to continue")
         states = [result.state for _, result in self.results.values()]
         if len(states) < self.config.max_trials and not self._has_time():
-            self.log.record_facts(HpoFacts(early_stop_reason=f"{self.config.minutes:g} minutes are up"))
+            self.log.record_facts(
+                HpoFacts(early_stop_reason=f"{self.config.minutes:g} minutes have passed, the time limit")
+            )
         elif len(states) < self.config.max_trials:
             raise InputError(
-                f"{self.pool.capacity} trials can run on the nodes that are left; {len(states)} have ended"
+                f"{self.pool.capacity} trials fit on the remaining healthy nodes;"
+                f" {len(states)} of {self.config.max_trials} have ended"
             )
         if not any(state in ("done", "pruned") for state in states):
             reasons = {result.reason for _, result in self.results.values()}
-            raise InputError(f"none of {len(states)} trials came to an objective: {'; '.join(map(str, reasons))[:300]}")
+            raise InputError(f"none of {len(states)} trials reached an objective: {'; '.join(map(str, reasons))[:300]}")
         overhead = Overhead(optimizer_s=self.optimizer.seconds, search_s=time.monotonic() - self.started)
         self.log.record_facts(HpoFacts(overhead=overhead))
 
@@ -172,7 +175,7 @@ class Search:
         self.next_number = max(trials, default=-1) + 1
 
     def _restore_rungs(self, number: int, folder: Path) -> None:
-        """Enter the accuracies of a trial at the rungs of the halving."""
+        """Tell the successive halving the accuracies that a trial had at its rungs."""
         if self.halving is not None:
             for epochs, accuracy in read_accuracies(folder / EVENTS_FILE):
                 self.halving.should_continue(number, epochs, accuracy)
@@ -241,7 +244,7 @@ class Search:
     def _record(self, trial: Trial, result: Result) -> None:
         """Count a trial as ended: tell the optimizer, log the event, and write results.csv."""
         self.results[trial.number] = (trial, result)
-        self.optimizer.tell(trial.configuration, objective_values(result))
+        self.optimizer.tell(trial.configuration, compute_objectives(result))
         metrics = asdict(result.measured) if result.measured else {}
         nodes = self.config.nodes_per_trial if result.nodes else 1.0 / self.config.max_concurrent_trials
         self.log.write(
@@ -272,7 +275,7 @@ class Search:
         writer.writerow([*columns, "job_id", "job_status", "m:timestamp_submit", "m:timestamp_gather", "m:reason"])
         first_s = min(result.start_time_s for _, result in self.results.values())
         for trial, result in self.results.values():
-            values = objective_values(result)
+            values = compute_objectives(result)
             failure = f"F_{result.state.replace(' ', '_')}"
             objectives = [values[objective] if values else failure for objective in self.config.objectives]
             times = (result.start_time_s - first_s, result.end_time_s - first_s)
@@ -291,7 +294,7 @@ OBJECTIVES: Mapping[Objective, Callable[[TrialMetrics], float]] = {
 }
 
 
-def objective_values(result: Result) -> dict[str, float] | None:
+def compute_objectives(result: Result) -> dict[str, float] | None:
     """Return the value of each objective, or None for a trial without metrics."""
     if result.measured is None:
         return None

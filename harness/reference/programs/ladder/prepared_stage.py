@@ -65,7 +65,7 @@ def prepare_stage(stage: Stage, model: FoundationModel, batches: Sequence[Batch]
         apply_allocator(stage, batches[0].head.device)
         _warm_up(prepared, model, batches, log)
     except Exception as error:  # each compiler raises its own errors
-        if stage.compiled is None:
+        if stage.compiler is None:
             raise
         log.write(Unavailable(stage=stage.name, reason=get_first_line(error)[:300]))
         return None
@@ -81,7 +81,7 @@ def apply_allocator(stage: Stage, device: torch.device) -> bool:
     try:
         if device.type != "cpu":
             raise memory.NotGlibc(f"memory on {device.type} is managed by torch itself")
-        return memory.set_allocator_mode("tuned" if stage.tuned else "default")
+        return memory.set_allocator_mode("tuned" if stage.tuned_allocator else "default")
     except memory.NotGlibc:
         if stage.name == "tuned_allocator":
             raise
@@ -95,18 +95,18 @@ def _warm_up(prepared: PreparedStage, model: FoundationModel, batches: Sequence[
     traffic = count_compiled_bytes(lambda: prepared(model, first))
     synchronize(device)
     first_s = time.perf_counter() - started
-    for batch in batches[1:] if prepared.stage.compiled else []:
+    for batch in batches[1:] if prepared.stage.compiler else []:
         prepared(model, batch)
     eager = PreparedStage(prepared.stage, prepared.stage.predict_eager())
 
     def count() -> None:
         prepared.work = count_work(lambda: eager(model, first), eager.shape(first))
 
-    if prepared.stage.compiled:
+    if prepared.stage.compiler:
         count()
     # for an uncompiled stage, one call both counts and measures the memory
     prepared.peak_bytes = timing.measure_peak_bytes(
-        (lambda: prepared(model, first)) if prepared.stage.compiled else count, device
+        (lambda: prepared(model, first)) if prepared.stage.compiler else count, device
     )
     log.write(
         WarmUp(
@@ -114,7 +114,7 @@ def _warm_up(prepared: PreparedStage, model: FoundationModel, batches: Sequence[
             first_call_s=first_s,
             matrix_flops=prepared.work.matrix_flops,
             flops=[Flops(operation=of, dtype=dtype, flops=n) for (of, dtype), n in prepared.work.flops.items()],
-            memory_traffic_bytes=traffic if prepared.stage.compiled else prepared.work.bytes,
+            memory_traffic_bytes=traffic if prepared.stage.compiler else prepared.work.bytes,
             peak_bytes=prepared.peak_bytes,
         )
     )

@@ -39,7 +39,7 @@ from harness.reference.profiling.memory import measure_free_bytes
 from harness.reference.profiling.timing import observe
 from harness.reference.programs.ladder.physics import log_physics
 from harness.reference.programs.ladder.prepared_stage import PreparedStage, apply_allocator, prepare_stage
-from harness.reference.programs.ladder.stages import selected_stages
+from harness.reference.programs.ladder.stages import select_stages
 from harness.reference.programs.ladder.workload import make_groups, make_model, neighbour_limit, prepare_batch
 
 SQUARE = (1024, 1024, 1024)
@@ -125,7 +125,7 @@ def run(config: LadderParameters, log: CaseLog, folder: Path) -> None:
     log.record_facts(describe_workload(batches, model, config))
     stages: list[PreparedStage] = []
     total = len(config.stages) * (config.rounds + 1)
-    for k, stage in enumerate(selected_stages(config)):
+    for k, stage in enumerate(select_stages(config)):
         log.write(Progress(done=k, total=total, activity=f"warm-up: {stage.name}"))
         prepared = prepare_stage(stage, model, batches, log)
         if prepared is not None:
@@ -156,7 +156,7 @@ def time_round(
     config: LadderParameters,
     log: CaseLog,
 ) -> None:
-    """Run every stage once on every batch, starting with another stage each round, and log samples after each batch."""
+    """Run every stage once on every batch, each round from a different stage on, and log samples after each batch."""
     device = torch.device(config.device)
     start = number % len(stages)
     total = len(stages) * (config.rounds + 1)
@@ -165,7 +165,7 @@ def time_round(
         times: dict[str, tuple[float, float]] = {}
         outputs: dict[str, Prediction] = {}
         load = os.getloadavg()[0]
-        batch, preparation_s = prepare_batch(group, model, config)
+        batch, preparation_times = prepare_batch(group, model, config)
         for prepared in [*stages[start:], *stages[:start]]:
             reset_allocator(prepared, stages, model, batch)
             device_s = timing.time_call(partial(store_output, outputs, prepared, model, batch), device)
@@ -173,12 +173,12 @@ def time_round(
             fom_client.post_figure_of_merit("structures_per_s", len(group) / device_s)
         reference = outputs.get("baseline")
         for name, (device_s, end_time_s) in times.items():
-            errors = output_errors(outputs[name], reference, batch) if reference is not None else {}
+            errors = compute_output_errors(outputs[name], reference, batch) if reference is not None else {}
             log.write(
                 LadderSample(
                     stage=name, round=number, batch=index, structures=len(group), device_s=device_s,
                     end_time_s=round(end_time_s, 6), load_1min=load, energy_dtype=str(outputs[name].energy.dtype),
-                    force_dtype=str(outputs[name].forces.dtype), **preparation_s, **errors,
+                    force_dtype=str(outputs[name].forces.dtype), **preparation_times, **errors,
                 )
             )  # fmt: skip
 
@@ -188,12 +188,12 @@ def reset_allocator(
 ) -> None:
     """Set the allocator mode of a stage; after a switch to the tuned mode, restore the pages that it would have kept.
 
-    Untimed calls of the tuned stages restore them. A large buffer then overwrites the caches that these calls have
-    filled, since no other stage starts with warm caches.
+    To restore them, the tuned stages are called untimed; then a large buffer is written to evict their data from the
+    caches, since the other stages start with cold caches too.
     """
-    if apply_allocator(prepared.stage, batch.head.device) and prepared.stage.tuned:
+    if apply_allocator(prepared.stage, batch.head.device) and prepared.stage.tuned_allocator:
         for other in stages:
-            if other.stage.tuned:
+            if other.stage.tuned_allocator:
                 other(model, batch)
         torch.ones(timing.COPY_BYTES, dtype=torch.uint8)
 
@@ -203,15 +203,15 @@ def store_output(outputs: dict[str, Prediction], prepared: PreparedStage, model:
     outputs[prepared.stage.name] = prepared(model, batch)
 
 
-def output_errors(prediction: Prediction, expected: Prediction, batch: Batch) -> dict[str, Any]:
+def compute_output_errors(prediction: Prediction, expected: Prediction, batch: Batch) -> dict[str, Any]:
     """Return the largest errors of a prediction and their scales, or only finite=False if it is not finite."""
     if not all(bool(t.isfinite().all()) for t in (*prediction, *expected)):
         return {"finite": False}
-    energy_error = ((prediction.energy - expected.energy).double().abs() / batch.atoms.double()).max()
+    energy_error = ((prediction.energy - expected.energy).double().abs() / batch.n_atoms.double()).max()
     return {
         "finite": True,
         "energy_error_ev_per_atom": float(energy_error),
         "force_error_ev_per_a": float((prediction.forces - expected.forces).double().abs().max()),
-        "energy_scale_ev_per_atom": float((expected.energy.double().abs() / batch.atoms.double()).max()),
+        "energy_scale_ev_per_atom": float((expected.energy.double().abs() / batch.n_atoms.double()).max()),
         "force_scale_ev_per_a": float(expected.forces.double().abs().max()),
     }

@@ -21,7 +21,7 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages
 
 Function = Callable[..., Prediction]
-Wrap = Callable[[Function], Function]
+Compiler = Callable[[Function], Function]
 MAX_COMPILED_SHAPES = 64  # a static stage compiles each shape
 
 
@@ -61,13 +61,13 @@ def _formulation(function: Function, fused: bool) -> Function:
     return partial(function, fused=fused)
 
 
-def fused_messages(wrap: Wrap = compile_dynamic) -> Predict:
-    """Return the batched heads around PaiNN's messages as one operator that writes no tensor of edges x features.
+def fused_messages(compiler: Compiler = compile_dynamic) -> Predict:
+    """Return `batched_heads` with fused messages: one operator that writes no tensor of edges x features.
 
     The function that is returned raises BuildError without a compiler, and UnsupportedKernel for another model or
     device.
     """
-    run = wrap(_formulation(batched_heads, True))
+    run = compiler(_formulation(batched_heads, True))
 
     def predict(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
         messages.check(model.config.backbone, batch.positions.device)
@@ -101,7 +101,7 @@ class StaticGraphs:
     buckets: ShapeBuckets = field(default_factory=ShapeBuckets)
 
     def __call__(self, model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        """Pad the batch, run, and cut off the padding; raise StageUnavailable for models of pairs of edges."""
+        """Pad the batch, run, and cut off the padding; raise StageUnavailable for models that need pairs of edges."""
         if model.config.needs_triplets:
             raise StageUnavailable("pairs of edges have no static shape")
         shape = self.buckets.assign(get_shape(batch))
@@ -124,7 +124,7 @@ class MixedPrecision:
         low: The copy of the model in low precision, made by the first call.
     """
 
-    wrap: Wrap
+    wrap: Compiler
     products: Literal["bf16", "tf32"]
     low: FoundationModel | None = None
 
@@ -144,18 +144,18 @@ class MixedPrecision:
             torch.set_float32_matmul_precision(before)
 
 
-def static_graphs(wrap: Wrap = compile_static) -> Predict:
+def static_graphs(compiler: Compiler = compile_static) -> Predict:
     """Return the batched heads on static shapes."""
 
     def run(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        return wrap(_formulation(batched_heads, _can_fuse(model, batch)))(model, batch, weights)
+        return compiler(_formulation(batched_heads, _can_fuse(model, batch)))(model, batch, weights)
 
     return StaticGraphs(run)
 
 
-def mixed_precision(wrap: Wrap = compile_static, products: Literal["bf16", "tf32"] = "bf16") -> Predict:
+def mixed_precision(compiler: Compiler = compile_static, products: Literal["bf16", "tf32"] = "bf16") -> Predict:
     """Return mixed precision on static shapes."""
-    return StaticGraphs(MixedPrecision(wrap, products))
+    return StaticGraphs(MixedPrecision(compiler, products))
 
 
 @dataclass(frozen=True)
@@ -166,19 +166,19 @@ class Stage:
         name: Name of the stage.
         make: Returns the function of the stage for a way to compile it.
         exact: Whether it must agree with the baseline to rounding.
-        compiled: The way to compile it, None for eager code; a compiled stage may be unavailable.
-        tuned: Whether it runs with the tuned allocator.
+        compiler: The way to compile it, None for eager code; a compiled stage may be unavailable.
+        tuned_allocator: Whether it runs with the tuned allocator.
     """
 
     name: str
-    make: Callable[[Wrap], Predict]
+    make: Callable[[Compiler], Predict]
     exact: bool = True
-    compiled: Wrap | None = None
-    tuned: bool = False
+    compiler: Compiler | None = None
+    tuned_allocator: bool = False
 
     def predict(self) -> Predict:
         """Return the function of the stage."""
-        return self.make(self.compiled or leave_eager)
+        return self.make(self.compiler or leave_eager)
 
     def predict_eager(self) -> Predict:
         """Return the same arithmetic as eager code, which can be counted."""
@@ -186,7 +186,7 @@ class Stage:
 
 
 # Stage -> its function for a way to compile it, that way, and whether the allocator is tuned.
-IMPLEMENTATIONS: dict[StageName, tuple[Callable[[Wrap], Predict], Wrap | None, bool]] = {
+IMPLEMENTATIONS: dict[StageName, tuple[Callable[[Compiler], Predict], Compiler | None, bool]] = {
     "baseline": (lambda _: prediction.baseline, None, False),
     "encoder_reuse": (lambda _: prediction.encoder_reuse, None, False),
     "branch_skip": (lambda _: prediction.branch_skip, None, False),
@@ -204,7 +204,7 @@ LADDER: tuple[Stage, ...] = tuple(
 )
 
 
-def selected_stages(parameters: LadderParameters) -> tuple[Stage, ...]:
+def select_stages(parameters: LadderParameters) -> tuple[Stage, ...]:
     """Return the stages of a case, in the order of the ladder."""
     make = partial(mixed_precision, products=parameters.matmul_precision)
     stages = [stage for stage in LADDER if stage.name in parameters.stages]

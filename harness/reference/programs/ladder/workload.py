@@ -29,7 +29,7 @@ from harness.reference.models.coverage import check_elements
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import timing
 from harness.reference.profiling.memory import estimate_largest_batch, measure_free_bytes
-from harness.reference.programs.ladder.stages import selected_stages
+from harness.reference.programs.ladder.stages import select_stages
 
 CRYSTAL_SETS = ("mptrj", "alexandria")
 CLOSED_LOGIT = -7.0  # logit of a branch that the gate closes
@@ -118,7 +118,7 @@ def choose_batch_size(config: LadderParameters, model: FoundationModel, log: Cas
     device = torch.device(config.device)
     batch, _ = prepare_batch(make_structures(config, PROBE), model, config)
     weights = model.gate(batch.composition)
-    eager: list[Predict] = [s.predict_eager() for s in selected_stages(config) if s.compiled is None]
+    eager: list[Predict] = [s.predict_eager() for s in select_stages(config) if s.compiler is None]
     eager = eager or [prediction.fused_gradient]
     peak = max(timing.measure_peak_bytes(lambda p=p: p(model, batch, weights), device) for p in eager)  # type: ignore[misc]
     free, structures = measure_free_bytes(device), len(batch.head)

@@ -14,7 +14,9 @@ from harness.reference.models.foundation import FoundationModel
 Activations = dict[str, tuple[list[Tensor], list[Tensor]]]
 
 
-def module_errors(exact: FoundationModel, low: FoundationModel, batch: Batch, low_batch: Batch) -> list[dict[str, Any]]:
+def compute_module_errors(
+    exact: FoundationModel, low: FoundationModel, batch: Batch, low_batch: Batch
+) -> list[dict[str, Any]]:
     """Return the errors of each module of encoder and heads, in the order in which they run.
 
     The error is |x - x_64| / |x_64| in Frobenius norms. The last call counts of a module that is called repeatedly.

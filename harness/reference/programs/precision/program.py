@@ -46,8 +46,8 @@ from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import timing
 from harness.reference.profiling.timing import observe
-from harness.reference.programs.precision.module_errors import module_errors
-from harness.reference.storage.sampling.sampler import DistributedSampler, SamplingSpec
+from harness.reference.programs.precision.module_errors import compute_module_errors
+from harness.reference.storage.sampling.sampler import MixtureSampler, SamplingSpec
 from harness.reference.training.evaluation import evaluate_test_sets
 from harness.reference.training.loader import BatchLoader, LabelledBatch, set_reference_energies
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, predict_own_head
@@ -61,15 +61,15 @@ class PrecisionRun:
     Attributes:
         kind: The precision.
         model: The model.
-        feed: The training batches.
-        optimization: The optimizer.
+        loader: The training batches.
+        optimizer_state: The optimizer.
         finite: Whether the loss has been finite so far.
     """
 
     kind: Precision
     model: FoundationModel
-    feed: BatchLoader
-    optimization: OptimizerState
+    loader: BatchLoader
+    optimizer_state: OptimizerState
     finite: bool = True
 
 
@@ -77,7 +77,7 @@ def run(config: PrecisionParameters, log: CaseLog, folder: Path) -> None:
     """Train in every precision, then predict with one set of weights, cast to every precision."""
     device = select_device(config.device, config.backend, RankInfo())
     model_config = ModelConfig.from_parameters(config.model)
-    reach = NeighbourSpec(model_config.cutoff, model_config.max_neighbours)
+    neighbour_spec = NeighbourSpec(model_config.cutoff, model_config.max_neighbours)
     names = config.datasets or [s.name for s in SHIPPED_SETS]
     parts = [
         load_shipped_splits(
@@ -85,16 +85,18 @@ def run(config: PrecisionParameters, log: CaseLog, folder: Path) -> None:
         )
         for s in names
     ]
-    splits = {split: DatasetCollection([p[split] for p in parts if len(p[split].samples)], reach) for split in SPLITS}
+    splits = {
+        split: DatasetCollection([p[split] for p in parts if len(p[split].samples)], neighbour_spec) for split in SPLITS
+    }
     runs = [
         make_run(find_precision(name), model_config, splits[SPLITS[0]], config, device) for name in config.precisions
     ]
-    with process_group(RankInfo(), backend=config.backend, device=device, timeout_s=600) as team:
+    with process_group(RankInfo(), backend=config.backend, device=device, timeout_s=600) as world:
         log.record_facts(describe(runs, splits, config, device))
         train(runs, config, log, device)
-        evaluate(runs, splits, log, team)
+        evaluate(runs, splits, log, world)
         predict(
-            inference_model(runs[0], config, log),
+            load_inference_model(runs[0], config, log),
             runs=runs,
             test=splits[SPLITS[2]],
             config=config,
@@ -110,21 +112,21 @@ def make_run(
     config: PrecisionParameters,
     device: torch.device,
 ) -> PrecisionRun:
-    """Return a run of one precision; all runs start from the same weights, which single precision represents."""
+    """Return a run of one precision; all start from the same weights, which single precision represents exactly."""
     torch.manual_seed(config.seed)
     model = kind.apply(FoundationModel(model_config))
     sampling = SamplingSpec(
         training.counts, "mixed", config.sampling_temperature, config.seed, config.steps * config.batch_size
     )
-    sampler = DistributedSampler(sampling, 1, config.batch_size)
-    feed = BatchLoader(
+    sampler = MixtureSampler(sampling, 1, config.batch_size)
+    loader = BatchLoader(
         training, sampler, kind.dtype, set_reference_energies(model, training), model_config.needs_triplets
     )
     model.gate.requires_grad_(False)
     model.to(device)
     weights = [*model.encoder.parameters(), *model.heads.parameters()]
     parameters = OptimizerParameters(learning_rate=config.learning_rate, clip_norm=10.0)
-    return PrecisionRun(kind, model, feed, OptimizerState(model, weights, parameters, config.steps))
+    return PrecisionRun(kind, model, loader, OptimizerState(model, weights, parameters, config.steps))
 
 
 def describe(
@@ -136,17 +138,23 @@ def describe(
     """Return facts of model and data, the observed types, and the memory of one step and one prediction."""
     first = runs[0].model
     types, memory = {}, []
-    for c in runs:
-        labelled = c.feed.batch(c.feed.select_indices(0, 0), device)
-        types[c.kind.name] = msgspec.convert(observe_dtypes(c.model, labelled[0]), ObservedTypes)
+    for precision_run in runs:
+        labelled = precision_run.loader.batch(precision_run.loader.select_indices(0, 0), device)
+        types[precision_run.kind.name] = msgspec.convert(
+            observe_dtypes(precision_run.model, labelled[0]), ObservedTypes
+        )
         calls: dict[Literal["training", "inference"], timing.Call] = {
-            "training": lambda c=c, x=labelled: compute_loss(c, x, config).backward(),  # type: ignore[misc]
-            "inference": lambda c=c, x=labelled: predict_own_head(c.model, x[0], create_graph=False),  # type: ignore[misc]
+            "training": lambda precision_run=precision_run, x=labelled: compute_loss(
+                precision_run, x, config
+            ).backward(),  # type: ignore[misc]
+            "inference": lambda precision_run=precision_run, x=labelled: predict_own_head(
+                precision_run.model, x[0], create_graph=False
+            ),  # type: ignore[misc]
         }
         for phase, call in calls.items():
             peak_bytes = timing.measure_peak_bytes(call, device)
-            memory.append(PeakMemory(phase=phase, precision=c.kind.name, peak_bytes=peak_bytes))
-        c.optimization.optimizer.zero_grad()
+            memory.append(PeakMemory(phase=phase, precision=precision_run.kind.name, peak_bytes=peak_bytes))
+        precision_run.optimizer_state.optimizer.zero_grad()
     return PrecisionFacts(
         model=PrecisionModel(config=first.config.asdict(), parameters=sum(p.numel() for p in first.parameters())),
         workload=PrecisionWorkload(
@@ -163,56 +171,61 @@ def describe(
     )
 
 
-def compute_loss(c: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters) -> Tensor:
+def compute_loss(precision_run: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters) -> Tensor:
     """Return the paper's loss of one batch."""
     batch, labels = labelled
     objective = MultiTaskLoss(config.force_weight, config.batch_size)
-    return objective(PerGraphErrors(c.model)(batch, labels), batch.head)
+    return objective(PerGraphErrors(precision_run.model)(batch, labels), batch.head)
 
 
 def train(runs: Sequence[PrecisionRun], config: PrecisionParameters, log: CaseLog, device: torch.device) -> None:
     """Take every step in every precision, starting with another one each time; a non-finite loss ends a run."""
     for step in range(config.steps):
         first = step % len(runs)
-        indices = runs[0].feed.select_indices(step, 0)
-        for c in [*runs[first:], *runs[:first]]:
-            if not c.finite:
+        indices = runs[0].loader.select_indices(step, 0)
+        for precision_run in [*runs[first:], *runs[:first]]:
+            if not precision_run.finite:
                 continue
-            labelled = c.feed.batch(indices, device)
+            labelled = precision_run.loader.batch(indices, device)
             losses: list[float] = []
-            seconds = timing.time_call(partial(take_step, c, labelled, config, losses), device)
-            c.finite = math.isfinite(losses[0])
+            seconds = timing.time_call(partial(take_step, precision_run, labelled, config, losses), device)
+            precision_run.finite = math.isfinite(losses[0])
             log.write(
                 PrecisionSample(
-                    phase="training", precision=c.kind.name, round=step, is_warmup=step < config.timing_warmup_steps,
-                    structures=config.batch_size, duration_s=seconds, loss=losses[0] if c.finite else None,
+                    phase="training", precision=precision_run.kind.name, round=step, structures=config.batch_size,
+                    is_warmup=step < config.timing_warmup_steps, duration_s=seconds,
+                    loss=losses[0] if precision_run.finite else None,
                 )
             )  # fmt: skip
         if step % 10 == 0:
             log.write(Progress(done=step, total=config.steps, activity="training steps in each precision"))
 
 
-def take_step(c: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters, losses: list[float]) -> None:
+def take_step(
+    precision_run: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters, losses: list[float]
+) -> None:
     """Run forward pass, backward pass and update, and append the loss to `losses`."""
-    c.optimization.optimizer.zero_grad()
-    loss = compute_loss(c, labelled, config)
+    precision_run.optimizer_state.optimizer.zero_grad()
+    loss = compute_loss(precision_run, labelled, config)
     loss.backward()
-    c.optimization.step()
+    precision_run.optimizer_state.step()
     losses.append(loss.item())
 
 
 def evaluate(
-    runs: Sequence[PrecisionRun], splits: dict[str, DatasetCollection], log: CaseLog, team: ProcessGroup
+    runs: Sequence[PrecisionRun], splits: dict[str, DatasetCollection], log: CaseLog, world: ProcessGroup
 ) -> None:
     """Log the test errors of each trained model in its own precision."""
-    for c in runs:
-        c.model.eval().requires_grad_(False)
-        if c.finite:
-            rows = evaluate_test_sets(c.model, splits[SPLITS[0]], splits[SPLITS[2]], c.feed.references, team)
-            log.write(TrainedErrors(precision=c.kind.name, rows=msgspec.convert(rows, list[HeldOutErrors])))
+    for precision_run in runs:
+        precision_run.model.eval().requires_grad_(False)
+        if precision_run.finite:
+            rows = evaluate_test_sets(
+                precision_run.model, splits[SPLITS[0]], splits[SPLITS[2]], precision_run.loader.references, world
+            )
+            log.write(TrainedErrors(precision=precision_run.kind.name, rows=msgspec.convert(rows, list[HeldOutErrors])))
 
 
-def inference_model(trained: PrecisionRun, config: PrecisionParameters, log: CaseLog) -> FoundationModel:
+def load_inference_model(trained: PrecisionRun, config: PrecisionParameters, log: CaseLog) -> FoundationModel:
     """Return the model whose predictions are compared: the checkpoint, or the model of a run."""
     steps = None if config.checkpoint else config.steps
     log.record_facts(PrecisionFacts(weights=WeightSource(checkpoint=config.checkpoint, steps=steps)))
@@ -233,17 +246,19 @@ def predict(
 ) -> None:
     """Predict with one model in every precision: log the errors first, then time rounds in turn."""
     models, batches = {}, {}
-    for c in runs:
-        models[c.kind.name] = c.kind.apply(copy.deepcopy(model))
+    for precision_run in runs:
+        models[precision_run.kind.name] = precision_run.kind.apply(copy.deepcopy(model))
         references = model.reference_energy.double().cpu()
-        feed = BatchLoader(test, c.feed.sampler, c.kind.dtype, references, model.config.needs_triplets)
-        batches[c.kind.name] = list(feed.evaluation_batches(config.predictions, device))
+        loader = BatchLoader(
+            test, precision_run.loader.sampler, precision_run.kind.dtype, references, model.config.needs_triplets
+        )
+        batches[precision_run.kind.name] = list(loader.evaluation_batches(config.predictions, device))
     exact = [predict_own_head(models[REFERENCE], batch, create_graph=False) for batch, _ in batches[REFERENCE]]
     for name, cast in models.items():
         for k, labelled in enumerate(batches[name]):
-            log.write(prediction_errors(name, cast, labelled, exact[k], batches[REFERENCE][k]))
+            log.write(compute_prediction_errors(name, cast, labelled, exact[k], batches[REFERENCE][k]))
         if name != REFERENCE:
-            for row in module_errors(models[REFERENCE], cast, batches[REFERENCE][0][0], batches[name][0][0]):
+            for row in compute_module_errors(models[REFERENCE], cast, batches[REFERENCE][0][0], batches[name][0][0]):
                 log.write(ModuleErrors(precision=name, **row))
     names = list(models)
     total = sum(len(batch.head) for batch, _ in batches[REFERENCE])
@@ -269,7 +284,7 @@ def predict_all(model: FoundationModel, batches: Sequence[LabelledBatch]) -> Non
         predict_own_head(model, batch, create_graph=False)
 
 
-def prediction_errors(
+def compute_prediction_errors(
     precision_name: str,
     model: FoundationModel,
     labelled: LabelledBatch,
@@ -282,12 +297,12 @@ def prediction_errors(
     batch, labels = reference
     known = labels.force_mask.squeeze(1) > 0
     values = {
-        "energy_deviation_mean_ev_per_atom": ((energy - exact_energy).abs() / batch.atoms).mean(),
-        "energy_deviation_max_ev_per_atom": ((energy - exact_energy).abs() / batch.atoms).max(),
+        "energy_deviation_mean_ev_per_atom": ((energy - exact_energy).abs() / batch.n_atoms).mean(),
+        "energy_deviation_max_ev_per_atom": ((energy - exact_energy).abs() / batch.n_atoms).max(),
         "force_deviation_mean_ev_per_a": (forces - exact_forces).abs().mean(),
         "force_deviation_max_ev_per_a": (forces - exact_forces).abs().max(),
         "force_scale_ev_per_a": exact_forces.abs().max(),
-        "energy_mae_ev_per_atom": ((energy - labels.residual_energy).abs() / batch.atoms).mean(),
+        "energy_mae_ev_per_atom": ((energy - labels.residual_energy).abs() / batch.n_atoms).mean(),
         "force_mae_ev_per_a": (forces - labels.forces)[known].abs().mean(),
     }
     plain = {name: value.item() if bool(value.isfinite()) else None for name, value in values.items()}

@@ -48,10 +48,10 @@ from harness.reference.inference.precision import find_precision
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling.timing import observe
-from harness.reference.programs.scaling.run import Scaling, graph_sizes
+from harness.reference.programs.scaling.run import ScalingRun, measure_graph_sizes
 from harness.reference.storage.collectives import get_mpi_world
 from harness.reference.storage.prefetch import Prefetch
-from harness.reference.storage.sampling.sampler import DistributedSampler, SampleIndices, SamplingSpec
+from harness.reference.storage.sampling.sampler import MixtureSampler, SampleIndices, SamplingSpec
 from harness.reference.training.loader import BatchLoader, LabelledBatch, flatten, set_reference_energies, wrap_ddp
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 
@@ -60,7 +60,7 @@ CHECKED_GRAPHS = 2
 
 
 def gradient_error(
-    replica: DistributedDataParallel, objective: MultiTaskLoss, feed: BatchLoader, team: ProcessGroup
+    replica: DistributedDataParallel, objective: MultiTaskLoss, loader: BatchLoader, world: ProcessGroup
 ) -> tuple[float, int, int]:
     """Compare the exchanged gradient of one small batch with that which rank 0 computes alone; collective.
 
@@ -72,20 +72,20 @@ def gradient_error(
     Raises:
         InputError: The gradient is not finite, or 0.
     """
-    rank_info = team.rank_info
+    rank_info = world.rank_info
     counted = min(rank_info.size, CHECKED_RANKS)
-    parts = [feed.select_indices(0, rank)[:CHECKED_GRAPHS] for rank in range(counted)]
+    parts = [loader.select_indices(0, rank)[:CHECKED_GRAPHS] for rank in range(counted)]
     indices = parts[rank_info.rank] if rank_info.rank < counted else parts[0]
     weight = rank_info.size / counted if rank_info.rank < counted else 0.0
     parameters = [p for p in replica.parameters() if p.requires_grad]
-    batch, labels = feed.batch(indices, team.device)
+    batch, labels = loader.batch(indices, world.device)
     (weight * replace(objective, graphs=len(indices))(replica(batch, labels), batch.head)).backward()
     exchanged = flatten([p.grad for p in parameters if p.grad is not None])
     if rank_info.rank > 0:
         return 0.0, 0, 0
     combined = SampleIndices(np.concatenate([p.dataset for p in parts]), np.concatenate([p.index for p in parts]))
     # autograd.grad, not backward(), whose DDP hooks would wait for the other ranks.
-    batch, labels = feed.batch(combined, team.device)
+    batch, labels = loader.batch(combined, world.device)
     loss = replace(objective, graphs=len(combined))(replica.module(batch, labels), batch.head)
     alone = flatten(torch.autograd.grad(loss, parameters))
     error = float((exchanged - alone).abs().max() / alone.abs().max())
@@ -94,17 +94,17 @@ def gradient_error(
     return error, counted, len(combined)
 
 
-def parameter_divergence(model: nn.Module, team: ProcessGroup) -> float:
+def parameter_divergence(model: nn.Module, world: ProcessGroup) -> float:
     """Return the largest difference of any rank's parameters from those of rank 0, relative to the largest; collective.
 
     Raises:
         InputError: The parameters of a rank are not finite.
     """
     local = flatten([p.detach() for p in model.parameters()])
-    first = team.broadcast(local)
+    first = world.broadcast(local)
     # A maximum over ranks may ignore NaN, but never an infinity.
     difference = ((local - first).abs().max() / first.abs().max()).nan_to_num(nan=math.inf)
-    divergence = float(team.all_reduce_max(difference.reshape(1)))
+    divergence = float(world.all_reduce_max(difference.reshape(1)))
     if not math.isfinite(divergence):
         raise InputError("the parameters are no longer finite after training")
     return divergence
@@ -115,75 +115,81 @@ def run(config: DataParallelParameters, log: CaseLog, folder: Path) -> None:
     rank_info = launch.detect_rank(os.environ)
     device = select_device(config.device, config.backend, rank_info)
     model_config = ModelConfig.from_parameters(config.model, max_neighbours=config.max_neighbours)
-    corpus = open_corpus(config, NeighbourSpec(model_config.cutoff, config.max_neighbours), rank_info)
+    collection = open_collection(config, NeighbourSpec(model_config.cutoff, config.max_neighbours), rank_info)
     kind = find_precision(config.precision)
-    sampling = SamplingSpec(corpus.counts, config.sampling, config.sampling_temperature, config.seed)
+    sampling = SamplingSpec(collection.counts, config.sampling, config.sampling_temperature, config.seed)
     torch.manual_seed(config.seed)
     model = kind.apply(FoundationModel(model_config))
     model.gate.requires_grad_(False)
-    sampler = DistributedSampler(sampling, rank_info.size, config.batch_size)
-    feed = BatchLoader(corpus, sampler, kind.dtype, set_reference_energies(model, corpus), model_config.needs_triplets)
+    sampler = MixtureSampler(sampling, rank_info.size, config.batch_size)
+    loader = BatchLoader(
+        collection, sampler, kind.dtype, set_reference_energies(model, collection), model_config.needs_triplets
+    )
     with (
-        corpus.samples,
-        process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team,
+        collection.samples,
+        process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as world,
     ):
-        scale(model.to(device), feed, config, team, log)
+        scale(model.to(device), loader, config, world, log)
 
 
-def open_corpus(config: DataParallelParameters, reach: NeighbourSpec, rank_info: RankInfo) -> DatasetCollection:
+def open_collection(
+    config: DataParallelParameters, neighbour_spec: NeighbourSpec, rank_info: RankInfo
+) -> DatasetCollection:
     """Return the datasets of the case; collective for stores."""
     if not config.stores:
         names = config.datasets or [s.name for s in SHIPPED_SETS]
-        return DatasetCollection([load_shipped(name, config.atoms) for name in names], reach)
+        return DatasetCollection([load_shipped(name, config.atoms) for name in names], neighbour_spec)
     comm = get_mpi_world(rank_info) if rank_info.size > 1 and config.read_mode in ("shared", "distributed") else None
     paths = find_stores(Path(config.stores).expanduser())
     datasets = [
-        open_dataset(path, reach, config.read_mode, comm=comm, width=config.replica_ranks, backend=config.store_backend)
+        open_dataset(
+            path, neighbour_spec, config.read_mode, comm=comm, width=config.replica_ranks, backend=config.store_backend
+        )
         for path in paths
     ]
     require_forces(datasets, config.force_weight)
-    return DatasetCollection(datasets, reach)
+    return DatasetCollection(datasets, neighbour_spec)
 
 
 def scale(
-    model: FoundationModel, feed: BatchLoader, config: DataParallelParameters, team: ProcessGroup, log: CaseLog
+    model: FoundationModel, loader: BatchLoader, config: DataParallelParameters, world: ProcessGroup, log: CaseLog
 ) -> None:
     """Run and log all measurements of the case; collective."""
     for fitted in (model.reference_energy, model.scale):
-        fitted.copy_(team.broadcast(fitted))
-    log.record_facts(describe(model, feed, config, team))
+        fitted.copy_(world.broadcast(fitted))
+    log.record_facts(describe(model, loader, config, world))
     replica = wrap_ddp(PerGraphErrors(model))
     error, counted, structures = gradient_error(
-        replica, MultiTaskLoss(config.force_weight, config.batch_size), feed, team
+        replica, MultiTaskLoss(config.force_weight, config.batch_size), loader, world
     )
     check = GradientCheck(ranks=counted, structures=structures)
     log.record_facts(DataParallelFacts(gradient_error=error, gradient_check=check))
 
     def load_batch(step: int) -> LabelledBatch:
-        return feed.batch(feed.select_indices(step, team.rank), team.device)
+        return loader.batch(loader.select_indices(step, world.rank), world.device)
 
     steps = range((config.epochs + 1) * config.steps)
-    with Prefetch(load_batch, steps, depth=config.prefetch_batches, samples=feed.corpus.samples) as ahead:
-        scaling = Scaling(replica, ahead, config, team, log)
+    with Prefetch(load_batch, steps, depth=config.prefetch_batches, samples=loader.collection.samples) as ahead:
+        scaling = ScalingRun(replica, ahead, config, world, log)
         batches: list[LabelledBatch] = []
         for number in range(config.epochs):
             batches = scaling.run_epoch(number)
-        divergence = parameter_divergence(model, team)
+        divergence = parameter_divergence(model, world)
         log.record_facts(
             DataParallelFacts(throughput_structures_per_s=scaling.throughput, parameter_divergence=divergence)
         )
         scaling.time_computation(batches)
         scaling.time_exchange()
-        scaling.time_regions(model, feed)
-    log.record_facts(DataParallelFacts(graph_sizes=graph_sizes(batches)))
+        scaling.time_regions(model, loader)
+    log.record_facts(DataParallelFacts(graph_sizes=measure_graph_sizes(batches)))
 
 
 def describe(
-    model: FoundationModel, feed: BatchLoader, config: DataParallelParameters, team: ProcessGroup
+    model: FoundationModel, loader: BatchLoader, config: DataParallelParameters, world: ProcessGroup
 ) -> DataParallelFacts:
     """Return facts of model, workload and ranks; collective."""
-    rank_info, corpus, host = team.rank_info, feed.corpus, platform.node()
-    structures = sum(corpus.counts)
+    rank_info, collection, host = world.rank_info, loader.collection, platform.node()
+    structures = sum(collection.counts)
     return DataParallelFacts(
         model=ScalingModel(
             config=model.config.asdict(),
@@ -193,7 +199,7 @@ def describe(
         workload=ScalingWorkload(
             datasets=[
                 ScalingSet(dataset=d.name, role=d.role, level=d.level, structures=len(d.samples), samples_per_epoch=n)
-                for d, n in zip(corpus.datasets, feed.sampler.draws.tolist(), strict=True)
+                for d, n in zip(collection.datasets, loader.sampler.draws.tolist(), strict=True)
             ],
             structures=structures,
             atoms=list(config.atoms) if config.atoms else None,
@@ -216,13 +222,13 @@ def describe(
             world_size=rank_info.size,
             backend=config.backend,
         ),
-        ranks=team.all_gather(
+        ranks=world.all_gather(
             RankPlace(
                 rank=rank_info.rank,
                 host=host,
                 node=os.environ.get("SLURMD_NODENAME", host),
                 local_rank=rank_info.local_rank,
-                device=str(team.device),
+                device=str(world.device),
                 cores=len(os.sched_getaffinity(0)),
             )
         ),

@@ -1,4 +1,4 @@
-"""The measurements of a scaling run on one rank: timed epochs, computation alone, exchange alone, and regions.
+"""The measurements of a scaling run on one rank: timed epochs, computation alone, exchange alone, and phases.
 
 For the time of regions, a step is repeated with time marks between its kinds of work, without prefetch and exchange of
 gradients, so that each region is one kind of work. On a device the marks are events in its queue, which do not
@@ -43,7 +43,7 @@ def time_regions(
     *,
     objective: MultiTaskLoss,
     optimizer: torch.optim.Optimizer,
-    feed: BatchLoader,
+    loader: BatchLoader,
     indices: SampleIndices,
     device: torch.device,
 ) -> Tensor:
@@ -53,17 +53,17 @@ def time_regions(
         model: The model.
         objective: The loss.
         optimizer: The optimizer.
-        feed: Loads the batch.
+        loader: Loads the batch.
         indices: The structures of the batch.
         device: The device of the model.
     """
-    corpus: DatasetCollection = feed.corpus
+    collection: DatasetCollection = loader.collection
     times = [time.perf_counter()]
-    records = corpus.records(indices)
+    records = collection.load_records(indices)
     times.append(time.perf_counter())
-    graphs = corpus.build_graphs(indices, records)
+    graphs = collection.build_graphs(indices, records)
     times.append(time.perf_counter())
-    batch, labels = feed.collate(graphs, device)
+    batch, labels = loader.collate(graphs, device)
     synchronize(device)
     times.append(time.perf_counter())
     optimizer.zero_grad()
@@ -73,9 +73,9 @@ def time_regions(
     residuals = model.residual_energies(model.encode(batch, positions, batch.shift), batch)
     energy = residuals.gather(1, model.head_slot[batch.head].unsqueeze(1)).squeeze(1)
     watch.mark()
-    (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
+    (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
     watch.mark()
-    objective(compare_with_labels(energy, -slope, batch, labels), batch.head).backward()
+    objective(compare_with_labels(energy, -gradient, batch, labels), batch.head).backward()
     watch.mark()
     optimizer.step()
     watch.mark()
@@ -89,18 +89,21 @@ REGION_STEPS = 11
 EXCHANGES = 7
 
 
-class Scaling:
-    """A model on every rank, its optimizer and its batches; every method is collective."""
+class ScalingRun:
+    """A model on every rank, its optimizer and its batches; every method is collective.
+
+    replica: the model, wrapped for the exchange of gradients. batches: those of this rank, at least epochs x steps.
+    """
 
     def __init__(
         self,
         replica: DistributedDataParallel,
         batches: Iterator[LabelledBatch],
         config: DataParallelParameters,
-        team: ProcessGroup,
+        world: ProcessGroup,
         log: CaseLog,
     ) -> None:
-        self.replica, self.batches, self.config, self.team, self.log = replica, batches, config, team, log
+        self.replica, self.batches, self.config, self.world, self.log = replica, batches, config, world, log
         self.objective = MultiTaskLoss(config.force_weight, config.batch_size)
         parameters = [p for p in replica.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate)
@@ -108,22 +111,22 @@ class Scaling:
 
     def run_epoch(self, number: int) -> list[LabelledBatch]:
         """Train one epoch, log its samples, and return its batches."""
-        config, team = self.config, self.team
+        config, world = self.config, self.world
         self.log.write(
             Progress(done=number * config.steps, total=config.epochs * config.steps, activity="training steps")
         )
         batches: list[LabelledBatch] = []
-        team.barrier()
+        world.barrier()
         timing = time_epoch(
             self.replica,
             self.objective,
             self.optimizer,
             record_batches(islice(self.batches, config.steps), batches),
-            team.device,
+            world.device,
         )
         times = torch.tensor([timing.seconds, timing.waits.sum()], dtype=torch.float64)
-        slowest, mean = team.all_reduce_max(times).tolist(), team.all_reduce_mean(times).tolist()
-        structures = team.size * config.batch_size * config.steps
+        slowest, mean = world.all_reduce_max(times).tolist(), world.all_reduce_mean(times).tolist()
+        structures = world.size * config.batch_size * config.steps
         is_warmup = number == 0
         self.log.write(
             ScalingEpoch(
@@ -135,7 +138,7 @@ class Scaling:
             self.throughput.append(structures / slowest[0])
             fom_client.post_figure_of_merit("structures_per_s", structures / slowest[0])
         self._log_samples(number, timing, batches)
-        self._log_local_steps(number, timing.busy, batches, synchronized=team.size > 1)
+        self._log_local_steps(number, timing.busy, batches, synchronized=world.size > 1)
         return batches
 
     def _log_local_steps(
@@ -154,13 +157,13 @@ class Scaling:
         """Log each step of an epoch, reduced over ranks; raise InputError if a loss is not finite."""
         sizes = torch.tensor([[len(b.numbers), len(b.receiver)] for b, _ in batches])
         columns = zip(
-            self.team.all_reduce_max(timing.steps).tolist(),
-            self.team.all_reduce_mean(timing.steps).tolist(),
-            self.team.all_reduce_max(timing.busy).tolist(),
-            self.team.all_reduce_mean(timing.waits).tolist(),
-            self.team.all_reduce_mean(timing.losses).tolist(),
-            self.team.all_reduce_sum(sizes).long().tolist(),
-            self.team.all_reduce_max(sizes).long().tolist(),
+            self.world.all_reduce_max(timing.steps).tolist(),
+            self.world.all_reduce_mean(timing.steps).tolist(),
+            self.world.all_reduce_max(timing.busy).tolist(),
+            self.world.all_reduce_mean(timing.waits).tolist(),
+            self.world.all_reduce_mean(timing.losses).tolist(),
+            self.world.all_reduce_sum(sizes).long().tolist(),
+            self.world.all_reduce_max(sizes).long().tolist(),
             strict=True,
         )
         for step, (slowest, mean, busy, wait, loss, (atoms, edges), largest) in enumerate(columns):
@@ -169,7 +172,7 @@ class Scaling:
             self.log.write(
                 ScalingSample(
                     epoch=epoch, step=step, is_warmup=epoch == 0, duration_s=slowest, duration_mean_s=mean, busy_s=busy,
-                    wait_mean_s=wait, structures=self.team.size * self.config.batch_size, atoms=atoms, edges=edges,
+                    wait_mean_s=wait, structures=self.world.size * self.config.batch_size, atoms=atoms, edges=edges,
                     atoms_max=largest[0], edges_max=largest[1], loss=loss,
                 )
             )  # fmt: skip
@@ -179,52 +182,52 @@ class Scaling:
 
         Other batches are loaded meanwhile, since in training too the loader uses some of the cores.
         """
-        self.team.barrier()
+        self.world.barrier()
         repeated = (batch for batch, _ in zip(batches, self.batches, strict=False))
         seconds = time_epoch(
-            self.replica, self.objective, self.optimizer, repeated, self.team.device, exchange=False
+            self.replica, self.objective, self.optimizer, repeated, self.world.device, exchange=False
         ).busy
-        slowest, mean = self.team.all_reduce_max(seconds).tolist(), self.team.all_reduce_mean(seconds).tolist()
+        slowest, mean = self.world.all_reduce_max(seconds).tolist(), self.world.all_reduce_mean(seconds).tolist()
         for step in range(len(batches)):
             self.log.write(ComputeOnly(step=step, duration_s=slowest[step], duration_mean_s=mean[step]))
         self._log_local_steps(self.config.epochs, seconds, batches, synchronized=False)
 
     def time_exchange(self) -> None:
         """Time all-reduces alone: of the whole gradient, and of one number, for the latency."""
-        if self.team.size == 1:
+        if self.world.size == 1:
             return
         parameters = [p for p in self.replica.parameters() if p.requires_grad]
         for count in (sum(p.numel() for p in parameters), 1):
-            values = torch.zeros(count, dtype=parameters[0].dtype, device=self.team.device)
+            values = torch.zeros(count, dtype=parameters[0].dtype, device=self.world.device)
             for repeat in range(EXCHANGES + 1):
-                self.team.barrier()
-                seconds = self.team.time_all_reduce(values)
+                self.world.barrier()
+                seconds = self.world.time_all_reduce(values)
                 if repeat:  # the first one includes one-time costs
                     self.log.write(AllReduce(bytes=values.nbytes, duration_s=seconds))
 
-    def time_regions(self, model: FoundationModel, feed: BatchLoader) -> None:
+    def time_regions(self, model: FoundationModel, loader: BatchLoader) -> None:
         """Time the regions of some steps; the first step, which includes one-time costs, is discarded."""
         times = []
         for step in range(min(self.config.steps, REGION_STEPS)):
-            self.team.barrier()
+            self.world.barrier()
             times.append(
                 time_regions(
                     model,
                     objective=self.objective,
                     optimizer=self.optimizer,
-                    feed=feed,
-                    indices=feed.select_indices(step, self.team.rank),
-                    device=self.team.device,
+                    loader=loader,
+                    indices=loader.select_indices(step, self.world.rank),
+                    device=self.world.device,
                 )
             )
-        slowest, mean = self.team.all_reduce_max(torch.stack(times)), self.team.all_reduce_mean(torch.stack(times))
+        slowest, mean = self.world.all_reduce_max(torch.stack(times)), self.world.all_reduce_mean(torch.stack(times))
         for step in range(1, len(times)):
             for k, name in enumerate(REGIONS):
                 seconds, seconds_mean = slowest[step, k].item(), mean[step, k].item()
                 self.log.write(Region(step=step, name=name, duration_s=seconds, duration_mean_s=seconds_mean))
 
 
-def graph_sizes(batches: Sequence[LabelledBatch]) -> list[tuple[float, float]]:
+def measure_graph_sizes(batches: Sequence[LabelledBatch]) -> list[tuple[float, float]]:
     """Return the atoms and edges of each graph of the batches, of at most MAX_GRAPHS."""
     sizes: list[tuple[float, float]] = []
     for batch, _ in batches:

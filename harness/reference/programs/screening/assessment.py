@@ -39,8 +39,8 @@ from harness.reference.programs.screening.ood_distance import (
     calibrate,
     embed,
     fit_distance,
-    ood_structures,
-    training_structures,
+    load_training_structures,
+    make_ood_structures,
 )
 from harness.reference.programs.screening.result_segments import IndexPartition
 from harness.reference.programs.screening.scoring import MahalanobisDistance
@@ -53,7 +53,7 @@ from harness.reference.programs.screening.spot_checks import (
 
 COMPONENTS = 8
 MAX_DEVIATION = 10.0  # standard deviations
-MAX_POINTS = 300  # of a kind in the figure of embeddings
+MAX_POINTS = 300  # points of each kind in the figure of embeddings
 OOD_STRUCTURES = 200
 
 
@@ -86,7 +86,7 @@ def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folde
     training, validation, test = (
         [
             s
-            for structures in training_structures(split, config.reference_structures_per_dataset).values()
+            for structures in load_training_structures(split, config.reference_structures_per_dataset).values()
             for s in structures
         ]
         for split in (0, 1, 2)
@@ -97,7 +97,7 @@ def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folde
     finite = np.asarray(np.isfinite(others["candidates"]).all(axis=1))
     candidates = [candidates[k] for k in np.flatnonzero(finite)]
     others["candidates"] = others["candidates"][finite]
-    ood = {kind: embed(model, s) for kind, s in ood_structures(test, OOD_STRUCTURES, config.seed).items()}
+    ood = {kind: embed(model, s) for kind, s in make_ood_structures(test, OOD_STRUCTURES, config.seed).items()}
     ood = {kind: e[np.isfinite(e).all(axis=1)] for kind, e in ood.items()}
     calibration = calibrate(
         compute_distances(distance, embed(model, validation)),
@@ -228,13 +228,13 @@ def estimate_uncertainty(
                         with_triplets=model.config.needs_triplets)  # fmt: skip
         weights = model.gate_weights(batch.composition)
         pooled = model.encode(batch, batch.positions, batch.shift)
-        heads = model.residual_energies(pooled, batch)[0] / batch.atoms
+        heads = model.residual_energies(pooled, batch)[0] / batch.n_atoms
         mean = (weights[0] * heads).sum()
         spread = (weights[0] * (heads - mean).square()).sum().sqrt()
         keep = torch.rand(config.draws, pooled.shape[1], generator=generator) > config.dropout
         dropped = pooled * keep / (1.0 - config.dropout)
         many = batch._replace(composition=batch.composition.expand(config.draws, -1))
-        energies = (weights * model.residual_energies(dropped, many)).sum(1) / batch.atoms
+        energies = (weights * model.residual_energies(dropped, many)).sum(1) / batch.n_atoms
         rows.append([float(spread), float(energies.std()), _ensemble_deviation(models, batch)])
     table = np.array(rows)
     for name, mask in (("flagged", flagged), ("not flagged", ~flagged)):
@@ -257,7 +257,7 @@ def _ensemble_deviation(models: Sequence[FoundationModel], batch: Batch) -> floa
     energies = []
     for model in models:
         residuals = model.residual_energies(model.encode(batch, batch.positions, batch.shift), batch)
-        energies.append(float((model.gate_weights(batch.composition) * residuals).sum() / batch.atoms))
+        energies.append(float((model.gate_weights(batch.composition) * residuals).sum() / batch.n_atoms))
     return float(np.std(energies))
 
 

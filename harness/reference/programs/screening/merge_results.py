@@ -42,7 +42,7 @@ def screening_identity(
     return digest.hexdigest()[:32]
 
 
-def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str, team: ProcessGroup) -> Verification:
+def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str, world: ProcessGroup) -> Verification:
     """Verify that the files cover every selected part once; collective.
 
     Each rank reads its share of the files. The sum of their checksums is compared with that of the indices themselves,
@@ -52,20 +52,22 @@ def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str,
         files: The files of all ranks.
         parts: The partition.
         identity: The identity of the screening.
-        team: The ranks.
+        world: The ranks.
 
     Raises:
         InputError: A file is damaged, or parts are missing or repeated.
     """
     entries = [
-        e for path in shard(files, team.rank, team.size) for e in result_segments.read_summary(path, identity).values()
+        e
+        for path in shard(files, world.rank, world.size)
+        for e in result_segments.read_summary(path, identity).values()
     ]
-    recomputed = [checksum_of_range(*parts.bounds(k)) for k in shard(parts.selected, team.rank, team.size)]
+    recomputed = [checksum_of_range(*parts.bounds(k)) for k in shard(parts.selected, world.rank, world.size)]
     sums = (
         len(entries), sum(e.candidates for e in entries), sum(e.evaluated for e in entries),
         sum(e.checksum for e in entries) & MASK, sum(recomputed) & MASK,
     )  # fmt: skip
-    count, candidates, evaluated, actual, expected = (sum(each) for each in zip(*team.all_gather(sums), strict=True))
+    count, candidates, evaluated, actual, expected = (sum(each) for each in zip(*world.all_gather(sums), strict=True))
     actual, expected = actual & MASK, expected & MASK
     if count != len(parts.selected) or actual != expected:
         raise InputError(
@@ -90,7 +92,7 @@ def merge_segments(
         files: The segments.
         number: Number of the node.
         names: Names of the columns.
-        retention: The retention.
+        retention: Which results are kept.
         identity: The identity of the screening.
     """
     best = concatenate_scores(names, [])
@@ -111,29 +113,29 @@ def merge_segments(
     return best
 
 
-def global_top_k(local: Scores, retention: Retention, team: ProcessGroup) -> Scores:
+def global_top_k(local: Scores, retention: Retention, world: ProcessGroup) -> Scores:
     """Return the best results of all ranks on rank 0, and nothing on the others; collective.
 
     Ranks send results below a bound, which bisection lowers until at most twice as many as requested remain.
 
     Args:
         local: The best results of this rank.
-        retention: The retention.
-        team: The ranks.
+        retention: Which results are kept.
+        world: The ranks.
     """
     values = local.column(retention.column).astype(float) * (-1 if retention.descending else 1)
-    ends = team.all_reduce_max(torch.tensor([-values.min(initial=np.inf), values.max(initial=-np.inf)])).tolist()
+    ends = world.all_reduce_max(torch.tensor([-values.min(initial=np.inf), values.max(initial=-np.inf)])).tolist()
     low, high = -ends[0], ends[1]
     for _ in range(MAX_BISECTIONS):
         middle = low + (high - low) / 2
-        within = float(team.all_reduce_sum(torch.tensor([(values <= middle).sum()])))
+        within = float(world.all_reduce_sum(torch.tensor([(values <= middle).sum()])))
         if within >= retention.count:
             high = middle
         else:
             low = middle
         if retention.count <= within <= 2 * retention.count:
             break
-    return top(concatenate_scores(local.names, team.gather(local[values <= high])), retention)
+    return top(concatenate_scores(local.names, world.gather(local[values <= high])), retention)
 
 
 def top(scores: Scores, retention: Retention) -> Scores:

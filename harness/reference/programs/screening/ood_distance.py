@@ -62,7 +62,7 @@ def embed(model: FoundationModel, structures: Sequence[Structure]) -> Array:
         graphs = [build_neighbour_list(s, cutoff=limits[0], max_neighbours=limits[1]) for s in chunk]
         batch = build_batch(graphs, with_triplets=model.config.needs_triplets).to(weight.device, weight.dtype)
         with torch.no_grad():
-            pooled = model.encode(batch, batch.positions, batch.shift) / batch.atoms.unsqueeze(-1)
+            pooled = model.encode(batch, batch.positions, batch.shift) / batch.n_atoms.unsqueeze(-1)
         rows.append(pooled.double().cpu().numpy())
     return np.concatenate(rows)
 
@@ -77,20 +77,20 @@ def fit_distance(embedding: Array) -> MahalanobisDistance:
     return MahalanobisDistance(torch.from_numpy(fit.location_), torch.from_numpy(whitening))
 
 
-def fit_training_distance(model: FoundationModel, limit: int, team: ProcessGroup, path: Path) -> MahalanobisDistance:
+def fit_training_distance(model: FoundationModel, limit: int, world: ProcessGroup, path: Path) -> MahalanobisDistance:
     """Fit the distance from the training sets on rank 0, and load it on all ranks; collective.
 
     Args:
         model: The model on the CPU.
         limit: Structures of each training set.
-        team: The ranks.
+        world: The ranks.
         path: The file that rank 0 writes.
     """
-    if team.rank == 0:
-        known = [s for structures in training_structures(0, limit).values() for s in structures]
+    if world.rank == 0:
+        known = [s for structures in load_training_structures(0, limit).values() for s in structures]
         fit = fit_distance(embed(model, known))
         sealed.write(path, "gfm-harness embeddings", {"mean": fit.mean, "whitening": fit.whitening}, {})
-    team.barrier()
+    world.barrier()
     return MahalanobisDistance(**sealed.read_tensors(path))
 
 
@@ -114,7 +114,7 @@ def calibrate(known: Array, test: Array, ood: dict[str, Array], false_alarm: flo
     )
 
 
-def training_structures(split: int, limit: int) -> dict[str, list[Structure]]:
+def load_training_structures(split: int, limit: int) -> dict[str, list[Structure]]:
     """Return the first structures of a split of each shipped set.
 
     Args:
@@ -140,7 +140,7 @@ def training_structures(split: int, limit: int) -> dict[str, list[Structure]]:
     return structures
 
 
-def ood_structures(known: Sequence[Structure], count: int, seed: int) -> dict[str, list[Structure]]:
+def make_ood_structures(known: Sequence[Structure], count: int, seed: int) -> dict[str, list[Structure]]:
     """Return structures that no dataset contains: random atoms in a box, and known structures with displaced atoms."""
     rng = np.random.default_rng(seed)
     selected = [known[k] for k in rng.permutation(len(known))[:count]]

@@ -66,7 +66,7 @@ from harness.reference.training import state
 
 BEST = "best.csv"
 LOGGED_ROWS = 20
-DISTANCE_FILE = "familiar.safetensors"
+DISTANCE_FILE = "training_distance.safetensors"
 
 
 def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
@@ -81,8 +81,8 @@ def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
     workload = build_workload(config.workload, model)
     retention = Retention.from_parameters(config.retention)
     parts = IndexPartition.for_candidates(workload.total, config.part, config.candidates)
-    with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
-        scorer = build_scorer(model, config, device, team, folder)
+    with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as world:
+        scorer = build_scorer(model, config, device, world, folder)
         if retention.column not in scorer.names:
             raise InputError(f"retention.column {retention.column!r}: expected one of {', '.join(scorer.names)}")
         if retention.max_distance < float("inf") and not config.distance:
@@ -92,12 +92,12 @@ def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
         screen(
             Screening(
                 config=config, workload=workload, parts=parts, scorer=scorer, retention=retention, folder=folder,
-                identity=identity, team=team, log=log,
+                identity=identity, world=world, log=log,
             )
         )  # fmt: skip
         if config.assessment is not None and rank_info.rank == 0:
             assess(config.assessment, FinishedScreening(model, notes, workload, parts, read_best(folder)), log, folder)
-        team.barrier()
+        world.barrier()
 
 
 def assess_earlier(earlier: Path, assessment: Assessment, log: CaseLog, folder: Path) -> None:
@@ -127,15 +127,15 @@ def load_model(config: ScreeningParameters) -> tuple[FoundationModel, dict[str, 
 
 
 def build_scorer(
-    model: FoundationModel, config: ScreeningParameters, device: torch.device, team: ProcessGroup, folder: Path
+    model: FoundationModel, config: ScreeningParameters, device: torch.device, world: ProcessGroup, folder: Path
 ) -> ModelScorer:
     """Build the scorer of batches on the device of this rank; collective."""
-    message_backend = select_backend(config.message_backend, model.config.backbone, team)
+    message_backend = select_backend(config.message_backend, model.config.backbone, world)
     score: Score = partial(energies_only if config.energy_only else with_forces, fused=message_backend.fused)
     torch._dynamo.config.trace_autograd_ops = True
     compiled = torch.compile(score, dynamic=True) if config.compile else None
     distance = (
-        fit_training_distance(model, config.reference_structures_per_dataset, team, folder / DISTANCE_FILE)
+        fit_training_distance(model, config.reference_structures_per_dataset, world, folder / DISTANCE_FILE)
         if config.distance
         else None
     )
@@ -150,7 +150,7 @@ def build_scorer(
         distance=distance,
         device=device,
         dtype=dtype,
-        messages=message_backend,
+        message_backend=message_backend,
         compiled=compiled,
     )
 
@@ -169,7 +169,7 @@ def describe(
                 checkpoint=config.checkpoint, config=model.config.asdict(), precision=config.precision,
                 parameters=sum(p.numel() for p in model.parameters()), columns=list(scorer.names),
                 compiled=config.compile, device=str(scorer.device), threads=torch.get_num_threads(),
-                message_backend=scorer.messages.messages, unfused_reason=scorer.messages.unfused_reason,
+                message_backend=scorer.message_backend.name, unfused_reason=scorer.message_backend.unfused_reason,
             ),
         )
     )  # fmt: skip
@@ -184,10 +184,10 @@ class Screening:
         workload: The candidates.
         parts: The partition.
         scorer: Scores batches.
-        retention: The retention of results.
+        retention: Which results are kept.
         folder: The folder of the case.
-        identity: The identity of the screening.
-        team: The ranks.
+        identity: Hash of everything that results must have in common to be merged (`screening_identity`).
+        world: The ranks.
         log: The log of the case.
     """
 
@@ -198,17 +198,17 @@ class Screening:
     retention: Retention
     folder: Path
     identity: str
-    team: ProcessGroup
+    world: ProcessGroup
     log: CaseLog
 
 
 def screen(screening: Screening) -> None:
     """Screen the remaining parts on all ranks, verify the coverage, and merge the results; collective."""
-    rank_info, folder = screening.team.rank_info, screening.folder / result_segments.FOLDER
+    rank_info, folder = screening.world.rank_info, screening.folder / result_segments.FOLDER
     is_merged = rank_info.rank == 0 and not folder.exists() and bool(results_files(screening.folder))
-    if screening.team.broadcast_object(0, is_merged):
+    if screening.world.broadcast_object(is_merged):
         verification = verify_coverage(
-            results_files(screening.folder), screening.parts, screening.identity, screening.team
+            results_files(screening.folder), screening.parts, screening.identity, screening.world
         )
         screening.log.write(msgspec.structs.replace(verification, finished_earlier=True))
         return
@@ -228,11 +228,11 @@ def screen(screening: Screening) -> None:
         ahead=screening.config.prefetch_batches, commit_s=screening.config.commit_s, on_progress=report_progress,
     )  # fmt: skip
     stats = worker.run(shard(remaining, rank_info.rank, rank_info.size))
-    for number, plain in enumerate(screening.team.gather(stats.plain())):
+    for number, plain in enumerate(screening.world.gather(stats.to_dict())):
         screening.log.write(msgspec.convert({"event": "rank_summary", "rank": number, **plain}, RankWork))
-    screening.team.barrier()
-    files = screening.team.broadcast_object(0, sorted(folder.glob("*.bp")) if rank_info.rank == 0 else [])
-    screening.log.write(verify_coverage(files, screening.parts, screening.identity, screening.team))
+    screening.world.barrier()
+    files = screening.world.broadcast_object(sorted(folder.glob("*.bp")) if rank_info.rank == 0 else [])
+    screening.log.write(verify_coverage(files, screening.parts, screening.identity, screening.world))
     merge_results(screening, files)
 
 
@@ -241,14 +241,14 @@ def scan_earlier_results(screening: Screening, folder: Path) -> dict[int, int]:
 
     Each rank checks its share of the files. Merged results are deleted and merged again, as all segments still exist.
     """
-    rank_info = screening.team.rank_info
+    rank_info = screening.world.rank_info
     if rank_info.rank == 0:
         result_segments.remove(results_files(screening.folder))
-    paths = screening.team.broadcast_object(0, sorted(folder.glob("*")) if rank_info.rank == 0 else [])
+    paths = screening.world.broadcast_object(sorted(folder.glob("*")) if rank_info.rank == 0 else [])
     scan = result_segments.scan_segments(shard(paths, rank_info.rank, rank_info.size), screening.identity)
     parts: dict[int, int] = {}
     unusable_files: list[str] = []
-    for parts_of_rank, unusable_of_rank in screening.team.all_gather(scan):
+    for parts_of_rank, unusable_of_rank in screening.world.all_gather(scan):
         parts |= parts_of_rank
         unusable_files += unusable_of_rank
     if paths:
@@ -260,12 +260,12 @@ def scan_earlier_results(screening: Screening, folder: Path) -> dict[int, int]:
 
 def merge_results(screening: Screening, files: list[Path]) -> None:
     """Merge the segments into one file per node, and write the best results; collective."""
-    hosts = screening.team.all_gather(platform.node())
+    hosts = screening.world.all_gather(platform.node())
     first_rank_of = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
     leaders = sorted(first_rank_of.values())
     best = concatenate_scores(screening.scorer.names, [])
-    if screening.team.rank in leaders:
-        number = leaders.index(screening.team.rank)
+    if screening.world.rank in leaders:
+        number = leaders.index(screening.world.rank)
         segments = shard(files, number, len(leaders))
         if segments:
             best = merge_segments(
@@ -276,15 +276,15 @@ def merge_results(screening: Screening, files: list[Path]) -> None:
                 retention=screening.retention,
                 identity=screening.identity,
             )
-    best_of_all = global_top_k(best, screening.retention, screening.team)
-    rank_info = screening.team.rank_info
+    best_of_all = global_top_k(best, screening.retention, screening.world)
+    rank_info = screening.world.rank_info
     folder, trash = screening.folder / result_segments.FOLDER, screening.folder / f"{result_segments.FOLDER}.done"
     if rank_info.rank == 0:
         write_best(screening, best_of_all)
         os.replace(folder, trash)  # in one step, as some of the segments alone would look like unfinished work
-    screening.team.barrier()
+    screening.world.barrier()
     result_segments.remove(trash / path.name for path in shard(files, rank_info.rank, rank_info.size))
-    screening.team.barrier()
+    screening.world.barrier()
     if rank_info.rank == 0:
         result_segments.remove([trash])
 

@@ -155,7 +155,7 @@ def read_summary(path: Path, identity: str) -> dict[int, SegmentEntry]:
         if file.attributes.get("identity") != identity:
             raise ForeignResults(f"{path}: results of another screening (other candidates, model or columns)")
         file.verify()
-        block = file.columns(LABEL, 0, file.samples(LABEL), ["summary"])
+        block = file.columns(LABEL, 0, file.count_samples(LABEL), ["summary"])
     rows = [record["summary"].tolist() for record in block.records()]
     return {part: SegmentEntry(part, total, evaluated, signed & MASK) for part, total, evaluated, signed in rows}
 
@@ -164,7 +164,7 @@ def read(path: Path) -> list[SegmentEntry]:
     """Return the parts in a file with their results."""
     with BPFile(path) as file:
         names = tuple(file.attributes["columns"])
-        block = file.columns(LABEL, 0, file.samples(LABEL))
+        block = file.columns(LABEL, 0, file.count_samples(LABEL))
     entries = []
     for record in block.records():
         part, total, evaluated, signed = record["summary"].tolist()

@@ -17,7 +17,7 @@ from harness.reference.models.foundation import FoundationModel
 
 COLUMNS: dict[str, str] = {
     "energy_ev_per_atom": "the gate's weighted energy of the heads that know all elements",
-    "residual_energy_ev_per_atom": "the same less the reference energies of the elements",
+    "residual_energy_ev_per_atom": "the same minus the reference energies of the elements",
     "spread_ev_per_atom": "weighted standard deviation of the heads about it, references left off",
     "force_max_ev_per_a": "largest force on an atom",
     "distance": "of the embedding from the training sets",
@@ -99,9 +99,9 @@ def with_forces(
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
         scores = _compute_scores(model, batch, positions, distance, fused=fused)
-        (slope,) = torch.autograd.grad((scores["residual_energy_ev_per_atom"] * batch.atoms).sum(), positions)
-    size = torch.linalg.vector_norm(slope, dim=1)
-    largest = size.new_zeros(len(batch.atoms)).scatter_reduce(0, batch.graph, size, "amax", include_self=True)
+        (gradient,) = torch.autograd.grad((scores["residual_energy_ev_per_atom"] * batch.n_atoms).sum(), positions)
+    size = torch.linalg.vector_norm(gradient, dim=1)
+    largest = size.new_zeros(len(batch.n_atoms)).scatter_reduce(0, batch.graph, size, "amax", include_self=True)
     scores["force_max_ev_per_a"] = largest
     return torch.stack([scores[name].detach() for name in COLUMNS if name in scores], dim=1)
 
@@ -110,13 +110,13 @@ def _compute_scores(
     model: FoundationModel, batch: Batch, positions: Tensor, distance: MahalanobisDistance | None, *, fused: bool
 ) -> dict[str, Tensor]:
     pooled = model.encode(batch, positions, batch.shift, fused=fused)
-    atoms = batch.atoms.unsqueeze(-1)
+    atoms = batch.n_atoms.unsqueeze(-1)
     residual = model.residual_energies(pooled, batch) / atoms
     weights = model.gate_weights(batch.composition)
     mean = (weights * residual).sum(1)
     spread = (weights * (residual - mean.unsqueeze(-1)).square()).sum(1).clamp_min(0).sqrt()
     # a head that lacks an element has a reference energy of 0 for it, and a weight of 0
-    reference = (weights * (batch.composition @ model.reference_energy.T)).sum(1) / batch.atoms
+    reference = (weights * (batch.composition @ model.reference_energy.T)).sum(1) / batch.n_atoms
     scores = {
         "energy_ev_per_atom": mean + reference,
         "residual_energy_ev_per_atom": mean,

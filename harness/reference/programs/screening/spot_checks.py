@@ -67,7 +67,7 @@ def relax(
     Returns:
         The relaxations, and the number of candidates that failed, by reason.
     """
-    calculator = ReferenceCalculator(model, precision_name="fp64")
+    calculator = ReferenceCalculator(model, precision="fp64")
     (folder / FOLDER).mkdir(exist_ok=True)
     failed: Counter[str] = Counter()
     relaxations, frames = [], []
@@ -179,7 +179,7 @@ def label_candidates(
         count: Number of labels.
         seconds: Time limit.
     """
-    calculator = ReferenceCalculator(model, head=head, precision_name="fp64")
+    calculator = ReferenceCalculator(model, head=head, precision="fp64")
     labels = SpotLabels(head, GFN1_METAL.name)
     deadline = time.monotonic() + seconds
     for index in indices:

@@ -40,7 +40,7 @@ class ModelScorer:
         distance: The distance from the training sets, or None.
         device: The device.
         dtype: Type of the batches.
-        messages: The message backend.
+        message_backend: The message backend.
         compiled: The compiled score function; batches of one structure or edge, which would need another compilation,
             use `score`.
         eager_reason: Why compilation failed, if it did.
@@ -52,7 +52,7 @@ class ModelScorer:
     distance: MahalanobisDistance | None
     device: torch.device
     dtype: torch.dtype
-    messages: MessageBackend = PLAIN
+    message_backend: MessageBackend = PLAIN
     compiled: Score | None = None
     eager_reason: str | None = None
 
@@ -86,7 +86,10 @@ class WorkerStats:
 
     Attributes:
         candidates: Candidates of the parts that are done.
-        evaluated: Candidates that the model scored with finite results.
+        evaluated: Candidates with finite results, and those outside the training sets.
+        atoms: Atoms of the scored batches.
+        edges: Edges of the scored batches.
+        batches: Scored batches.
         generation_s: Seconds in the thread that generates candidates.
         wait_s: Seconds of waiting for that thread.
         transfer_s: Seconds of copying batches to the device.
@@ -117,7 +120,7 @@ class WorkerStats:
     memory_bytes: list[int] = field(default_factory=list)
     eager_reason: str | None = None
 
-    def plain(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain data for an event, with the first, median, largest and last sample of the memory."""
         memory = sorted(self.memory_bytes) or [0]
         values = {k: v for k, v in vars(self).items() if k not in ("left_out", "unranked", "memory_bytes")}
@@ -140,9 +143,9 @@ class ScreeningWorker:
         workload: The candidates.
         parts: The partition.
         scorer: Scores batches.
-        retention: The retention of results.
+        retention: Which results are kept.
         folder: The folder of segments.
-        identity: The identity of the screening.
+        identity: Hash of everything that results must have in common to be merged (`screening_identity`).
         rank: The rank of this process.
         edges: Approximate maximum number of edges of a batch.
         ahead: Number of batches to generate in advance.
@@ -162,13 +165,13 @@ class ScreeningWorker:
     commit_s: float
     on_progress: Callable[[int], None]
 
-    def run(self, numbers: Sequence[int]) -> WorkerStats:
+    def run(self, part_numbers: Sequence[int]) -> WorkerStats:
         """Screen the parts of these numbers."""
         stats = WorkerStats()
         pending: list[SegmentEntry] = []
         results: list[Scores] = []
         started = committed = time.perf_counter()
-        with Prefetch(_identity, self._generate(numbers, stats), depth=self.ahead) as ahead:
+        with Prefetch(_identity, self._generate(part_numbers, stats), depth=self.ahead) as ahead:
             for item in ahead:
                 if isinstance(item, CandidateBatch):
                     results.append(self._evaluate(item, stats))

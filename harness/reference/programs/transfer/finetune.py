@@ -51,41 +51,41 @@ class TargetScaling:
     unit_force: float
     known: NDArray[np.bool_]
 
-    def baseline(self, frames: StructureTable) -> Array:
+    def baseline(self, table: StructureTable) -> Array:
         """Return the prediction without a model, [g]."""
         if not self.extensive:
-            return np.full(len(frames), self.offset)
-        return np.asarray(count_elements(frames) @ self.energies)
+            return np.full(len(table), self.offset)
+        return np.asarray(count_elements(table) @ self.energies)
 
-    def knows(self, frames: StructureTable) -> NDArray[np.bool_]:
+    def knows(self, table: StructureTable) -> NDArray[np.bool_]:
         """Return [g] whether the baseline is defined: an energy needs training labels with all of its elements."""
         if not self.extensive:
-            return np.ones(len(frames), dtype=bool)
-        return np.asarray((count_elements(frames)[:, ~self.known] == 0).all(axis=1))
+            return np.ones(len(table), dtype=bool)
+        return np.asarray((count_elements(table)[:, ~self.known] == 0).all(axis=1))
 
 
-def fit_scaling(frames: StructureTable, target: Array, *, extensive: bool) -> TargetScaling:
+def fit_scaling(table: StructureTable, target: Array, *, extensive: bool) -> TargetScaling:
     """Fit the scaling to training structures and their target [g]; the unit of forces is their mean magnitude."""
-    unit_force = 1.0 if frames.forces is None else max(float(np.abs(frames.forces).mean()), MIN_UNIT)
+    unit_force = 1.0 if table.forces is None else max(float(np.abs(table.forces).mean()), MIN_UNIT)
     everything = np.ones(ELEMENT_SLOTS, dtype=bool)
     if not extensive:
         unit = max(float(np.abs(target - target.mean()).mean()), MIN_UNIT)
         return TargetScaling(False, np.zeros(ELEMENT_SLOTS), float(target.mean()), unit, unit_force, everything)
-    references = reference_energies.fit(lambda: iter([replace(frames, energy=target)]))
+    references = reference_energies.fit(lambda: iter([replace(table, energy=target)]))
     unit = max(references.mae_ev_per_atom, MIN_UNIT)
     known = references.state > ElementState.ABSENT
     return TargetScaling(True, np.nan_to_num(references.energy_ev), 0.0, unit, unit_force, known)
 
 
-def composition_baseline(frames: StructureTable, target: Array, test: StructureTable, *, extensive: bool) -> Array:
+def composition_baseline(table: StructureTable, target: Array, test: StructureTable, *, extensive: bool) -> Array:
     """Return the predictions of a linear model of composition for test structures, [t].
 
     It is fitted to element counts for an extensive target, and to element fractions by ridge regression otherwise.
     """
     mean = target.mean()
     if extensive:
-        return fit_scaling(frames, target, extensive=True).baseline(test)
-    x, y = (count_elements(f) / f.sizes[:, None] for f in (frames, test))
+        return fit_scaling(table, target, extensive=True).baseline(test)
+    x, y = (count_elements(f) / f.sizes[:, None] for f in (table, test))
     kernel = x @ x.T + RIDGE * np.eye(len(x))
     return np.asarray(mean + (y @ x.T) @ np.linalg.solve(kernel, target - mean))
 
@@ -100,7 +100,7 @@ class TaskBatch(NamedTuple):
 
     Attributes:
         batch: The structures.
-        target: [g] values less the baseline.
+        target: [g] values minus those of the composition baseline (`TargetScaling`).
         forces: [n, 3], or None if the task has none.
         pooled: [g, F] features of a frozen encoder, or None if it must run.
     """
@@ -113,18 +113,18 @@ class TaskBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class FitResult:
-    """The result of a training.
+    """The result of a training run.
 
     Attributes:
         steps: Number of steps.
         best_step: The step whose weights the model has.
-        error: Validation loss at that step.
+        validation_loss: Validation loss at that step.
         seconds: Duration.
     """
 
     steps: int
     best_step: int
-    error: float
+    validation_loss: float
     seconds: float
 
 
@@ -133,7 +133,7 @@ class TaskData:
 
     Args:
         graphs: The structures with their neighbours.
-        residuals: [s] values less the baseline.
+        residuals: [s] values minus the baseline.
         with_forces: Whether batches include forces.
         with_triplets: Whether batches include pairs of edges.
         like: A tensor of the type and on the device of the batches.
@@ -144,7 +144,7 @@ class TaskData:
     ) -> None:
         self.graphs, self.residuals, self.like = list(graphs), residuals, like
         self.with_forces, self.with_triplets = with_forces, with_triplets
-        self.pooled: Tensor | None = None
+        self.cached_features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.graphs)
@@ -158,7 +158,11 @@ class TaskData:
         if self.with_forces:
             labels = [g.structure.forces for g in graphs]
             forces = torch.from_numpy(np.concatenate([f for f in labels if f is not None])).to(self.like)
-        pooled = None if self.pooled is None else self.pooled[torch.from_numpy(indices).to(self.like.device)]
+        pooled = (
+            None
+            if self.cached_features is None
+            else self.cached_features[torch.from_numpy(indices).to(self.like.device)]
+        )
         return TaskBatch(batch, torch.from_numpy(self.residuals[indices]).to(self.like), forces, pooled)
 
     def batches(self) -> Iterator[TaskBatch]:
@@ -167,7 +171,10 @@ class TaskData:
             yield self.batch(np.arange(first, min(len(self), first + EVALUATION_BATCH)))
 
     def random_batches(self, size: int, steps: int, rng: np.random.Generator) -> Iterator[TaskBatch]:
-        """Yield random batches of `size` structures, or of all if there are fewer, without repeats within a pass."""
+        """Yield random batches of at most `size` structures, in passes over all of them.
+
+        A batch that spans two passes holds no structure twice, and may be smaller.
+        """
         order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         size = min(size, len(self))
         for _ in range(steps):
@@ -179,13 +186,15 @@ class TaskData:
     @torch.no_grad()
     def cache_features(self, model: FoundationModel) -> None:
         """Store the pooled features of all structures, so that a frozen encoder runs once."""
-        self.pooled = torch.cat([model.encode(b.batch, b.batch.positions, b.batch.shift) for b in self.batches()])
+        self.cached_features = torch.cat(
+            [model.encode(b.batch, b.batch.positions, b.batch.shift) for b in self.batches()]
+        )
 
 
 def predict(
     model: FoundationModel, scaling: TargetScaling, labelled: TaskBatch, *, create_graph: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Predict values less the baseline [g], and forces [n, 3] if the batch has some."""
+    """Predict values minus the baseline [g], and forces [n, 3] if the batch has some."""
     batch = labelled.batch
     if labelled.forces is None:
         pooled = labelled.pooled
@@ -195,14 +204,14 @@ def predict(
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
         value = _predict_value(model, scaling, model.encode(batch, positions, batch.shift), batch)
-        (slope,) = torch.autograd.grad(value.sum(), positions, create_graph=create_graph)
-    return value, -slope
+        (gradient,) = torch.autograd.grad(value.sum(), positions, create_graph=create_graph)
+    return value, -gradient
 
 
 def _predict_value(model: FoundationModel, scaling: TargetScaling, pooled: Tensor, batch: Batch) -> Tensor:
     if scaling.extensive:
         return model.residual_energies(pooled, batch).squeeze(1)
-    return model.scale[0] * model.heads.forward_one(0, pooled / batch.atoms.unsqueeze(-1))
+    return model.scale[0] * model.heads.forward_one(0, pooled / batch.n_atoms.unsqueeze(-1))
 
 
 def compute_loss(
@@ -212,14 +221,16 @@ def compute_loss(
     value, forces = predict(model, scaling, labelled, create_graph=train)
     error = (value - labelled.target).abs()
     if scaling.extensive:
-        error = error / labelled.batch.atoms
+        error = error / labelled.batch.n_atoms
     loss = error.mean() / scaling.unit
     if forces is not None and labelled.forces is not None:
         loss = loss + force_weight * (forces - labelled.forces).abs().mean() / scaling.unit_force
     return loss
 
 
-def validation_loss(model: FoundationModel, scaling: TargetScaling, data: TaskData, force_weight: float) -> float:
+def compute_validation_loss(
+    model: FoundationModel, scaling: TargetScaling, data: TaskData, force_weight: float
+) -> float:
     """Return the mean loss over all structures of the data."""
     with torch.no_grad():
         parts = [
@@ -251,7 +262,7 @@ def fit(
     """
     started = time.monotonic()
     rng = np.random.default_rng(seed)
-    best, best_step = validation_loss(model, scaling, validation, budget.force_weight), 0
+    best, best_step = compute_validation_loss(model, scaling, validation, budget.force_weight), 0
     best_state = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, budget.steps))
@@ -265,7 +276,7 @@ def fit(
         schedule.step()
         if step % budget.validation_interval_steps and step < budget.steps:
             continue
-        error = validation_loss(model, scaling, validation, budget.force_weight)
+        error = compute_validation_loss(model, scaling, validation, budget.force_weight)
         stale = 0 if error < best else stale + 1
         if error < best:
             best, best_step, best_state = error, step, copy.deepcopy(model.state_dict())

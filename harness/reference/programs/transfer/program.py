@@ -67,11 +67,11 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
         return
     source, notes = checkpoints.load_named(config.checkpoint)
     source = find_precision(config.precision).apply(source).eval().requires_grad_(False)
-    unseen = sum(not bool(source.elements[s.numbers].all()) for s in dataset.frames.structures())
+    unseen = sum(not bool(source.elements[s.numbers].all()) for s in dataset.table.structures())
     log.write(
         TaskEvent(
             **description, available=True, role=dataset.role, level=dataset.level, kind=task.kind,
-            per_atom=task.per_atom, structures=len(dataset), excluded=dict(dataset.left_out),
+            per_atom=task.error_per_atom, structures=len(dataset), excluded=dict(dataset.left_out),
             folds=len(dataset.folds), splits=task.splits, structures_with_unseen_elements=unseen,
             published=[PublishedResult(**asdict(p)) for p in task.published],
         )
@@ -84,12 +84,12 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
     device = select_device(config.device, config.backend, rank_info)
     splits = TaskSplits(task, dataset, source.config, config.test_fraction, config.max_test_structures, config.seed)
     study = TransferStudy(config, budget, splits, source.to(device), folder / FITS)
-    with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+    with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as world:
         draws = study.list_draws()
         for k, draw in enumerate(shard(draws, rank_info.rank, rank_info.size), start=1):
             study.run_draw(*draw)
             log.write(Progress(done=min(len(draws), k * rank_info.size), total=len(draws), activity="draws of labels"))
-        team.barrier()
+        world.barrier()
     for path in sorted((folder / FITS).glob("*.json")):
         log.write_plain(convert_event("transfer", json.loads(path.read_text(encoding="utf-8"))))
 
@@ -151,8 +151,8 @@ class TransferStudy:
 
     def _baseline_errors(self, split: LabelSplit) -> dict[str, Any]:
         """Return the test errors of predictors that ignore the geometry."""
-        frames, target = self.splits.dataset.frames, self.splits.dataset.target
-        train, test = frames[split.train], frames[split.test]
+        table, target = self.splits.dataset.table, self.splits.dataset.target
+        train, test = table[split.train], table[split.test]
         labels, expected = target[split.train], target[split.test]
         extensive = self.splits.extensive
         by_composition = composition_baseline(train, labels, test, extensive=extensive)
@@ -165,9 +165,9 @@ class TransferStudy:
             "mean_mae": self._mean_absolute(mean - expected, test), "zero_force_mae": zero,
         }  # fmt: skip
 
-    def _mean_absolute(self, errors: Array, frames: StructureTable) -> float:
+    def _mean_absolute(self, errors: Array, table: StructureTable) -> float:
         """Return the mean absolute error in the unit of the task, per atom if the task is reported so."""
-        return float(np.abs(errors / frames.sizes if self.splits.task.per_atom else errors).mean())
+        return float(np.abs(errors / table.sizes if self.splits.task.error_per_atom else errors).mean())
 
     def _fit_mode(
         self, mode: Mode, key: dict[str, Any], head: int, split: LabelSplit, data: dict[str, TaskData]
@@ -199,7 +199,7 @@ class TransferStudy:
             split = self._refit_scaling(model, split, data["train"])
         errors = self._test(model, split, data["test"], path.with_suffix(".npz"))
         for part in data.values():
-            part.pooled = None
+            part.cached_features = None
         event = Fit(
             **key, mode=mode.name, train=len(split.train), validation=len(split.validation),
             parameters=sum(p.numel() for p in parameters), head=head, steps=result.steps, best_step=result.best_step,
@@ -208,11 +208,11 @@ class TransferStudy:
         self._write(event, path)
 
     def _refit_scaling(self, model: FoundationModel, split: LabelSplit, data: TaskData) -> LabelSplit:
-        """Return the split with reference energies fitted to the training labels less the model's predictions."""
+        """Return the split with reference energies fitted to the training labels minus the model's predictions."""
         with torch.no_grad():
             values = [predict(model, split.scaling, b)[0].double().cpu().numpy() for b in data.batches()]
-        frames, target = self.splits.dataset.frames[split.train], self.splits.dataset.target[split.train]
-        return replace(split, scaling=fit_scaling(frames, target - np.concatenate(values), extensive=True))
+        table, target = self.splits.dataset.table[split.train], self.splits.dataset.target[split.train]
+        return replace(split, scaling=fit_scaling(table, target - np.concatenate(values), extensive=True))
 
     def _test(self, model: FoundationModel, split: LabelSplit, data: TaskData, path: Path) -> dict[str, Any]:
         """Return the errors on the test set, and write the predictions to a file."""
@@ -224,10 +224,10 @@ class TransferStudy:
                 if forces is not None and labelled.forces is not None:
                     force_errors.append((forces - labelled.forces).double().cpu().numpy())
         dataset = self.splits.dataset
-        frames, target = dataset.frames[split.test], dataset.target[split.test]
-        predicted = np.concatenate(values) + split.scaling.baseline(frames)
+        table, target = dataset.table[split.test], dataset.target[split.test]
+        predicted = np.concatenate(values) + split.scaling.baseline(table)
         np.savez_compressed(path, ids=dataset.official_ids[split.test], target=target, predicted=predicted)
-        error = (predicted - target) / (frames.sizes if self.splits.task.per_atom else 1)
+        error = (predicted - target) / (table.sizes if self.splits.task.error_per_atom else 1)
         return {
             "test": len(target),
             "mae": float(np.abs(error).mean()),

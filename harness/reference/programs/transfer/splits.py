@@ -94,21 +94,21 @@ class TaskSplits:
         indices = np.random.default_rng([self.seed, number]).permutation(pool)[:labels]
         count = min(MAX_VALIDATION, max(2, round(VALIDATION_SHARE * len(indices))))
         validation, train = np.sort(indices[:count]), np.sort(indices[count:])
-        frames, target = self.dataset.frames, self.dataset.target
-        scaling = fit_scaling(frames[train], target[train], extensive=self.extensive)
-        validation, test = (k[scaling.knows(frames[k])] for k in (validation, test))
+        table, target = self.dataset.table, self.dataset.target
+        scaling = fit_scaling(table[train], target[train], extensive=self.extensive)
+        validation, test = (k[scaling.knows(table[k])] for k in (validation, test))
         return LabelSplit(train, validation, test, scaling)
 
     def build_data(self, indices: Indices, scaling: TargetScaling, like: Tensor) -> TaskData:
-        """Return structures with their labels less the baseline, in the type and on the device of `like`."""
-        frames = self.dataset.frames[indices]
-        for k, structure in zip(indices.tolist(), frames.structures(head=0), strict=True):
+        """Return structures with their labels minus the baseline, in the type and on the device of `like`."""
+        table = self.dataset.table[indices]
+        for k, structure in zip(indices.tolist(), table.structures(head=0), strict=True):
             if k not in self.graphs:
                 limit = self.model.max_neighbours
                 self.graphs[k] = build_neighbour_list(structure, cutoff=self.model.cutoff, max_neighbours=limit)
         return TaskData(
             [self.graphs[k] for k in indices.tolist()],
-            self.dataset.target[indices] - scaling.baseline(frames),
+            self.dataset.target[indices] - scaling.baseline(table),
             with_forces=self.with_forces,
             with_triplets=self.model.needs_triplets,
             like=like,

@@ -23,7 +23,7 @@ from harness.reference.errors import InputError
 
 ATTRIBUTE_PREFIX = "harness/"
 TYPES = {"double": "float64", "float": "float32"} | {f"{t}_t": t for t in ("int64", "int32", "uint8", "int8", "int16")}
-MAX_CLOSE_ATTEMPTS = 20  # to close on a full disk
+MAX_CLOSE_ATTEMPTS = 20  # attempts to close a file on a full disk
 
 
 @dataclass(frozen=True)

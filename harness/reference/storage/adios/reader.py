@@ -33,6 +33,7 @@ TABLES = ("count", "offset")
 class BPFile:
     """A finished BP file, opened once for each process and thread that reads; it pickles as its path.
 
+    unfinished: open a file that its writer has not finished.
     attributes: those of the file, without this project's prefix, and the facts of its seal.
     is_sealed: whether there are checksums; if so, each block is compared with its own when it is first read.
     Raises InputError for a folder that is not a complete BP file, for samples that do not exist, and for damage.
@@ -41,7 +42,7 @@ class BPFile:
     def __init__(self, path: Path | str, *, unfinished: bool = False) -> None:
         self.path = Path(path)
         if self.path.name.endswith(PART) and not unfinished:
-            raise InputError(f"{self.path}: half-written, its writer did not finish")
+            raise InputError(f"{self.path}: incomplete: its writer did not finish")
         self._seal = check_folder(self.path, unfinished=unfinished)
         self._handles: dict[tuple[int, int], Handle] = {}
         self._ends: dict[str, dict[str, list[int]]] = {}
@@ -55,28 +56,28 @@ class BPFile:
             raise InputError(f"{self.path}: damaged, it cannot be described ({extract_reason(error)})") from None
         if self._seal is not None:
             self._sum_positions = self._locate_sums(self._seal)
-        elif not self.is_original and not unfinished:
+        elif not self.is_from_hydragnn and not unfinished:
             raise InputError(f"{self.path}: harness.json is missing; restore it, or convert the dataset again")
 
     def _describe(self) -> None:
         """List the variables of the file; raises InputError where they contradict each other."""
         variables = self._handle.io.AvailableVariables()
         attributes, keys, axes = self._read_attributes()
-        self.is_original = "format" not in attributes
+        self.is_from_hydragnn = "format" not in attributes
         self.attributes = attributes | dict(self._seal.facts if self._seal else {})
         self._arrays: dict[str, dict[str, StoredArray]] = {}
-        for (label, name), axis in axes.items():
-            stem = f"{label}/{name}"
-            if label in keys and all(n in variables for n in (stem, *(f"{stem}/variable_{t}" for t in TABLES))):
-                self._arrays.setdefault(label, {})[name] = self._describe_array(variables, stem, axis)
+        for (split, name), axis in axes.items():
+            stem = f"{split}/{name}"
+            if split in keys and all(n in variables for n in (stem, *(f"{stem}/variable_{t}" for t in TABLES))):
+                self._arrays.setdefault(split, {})[name] = self._describe_array(variables, stem, axis)
                 for table in (f"{stem}/variable_{t}" for t in TABLES):
                     self._tables[table] = self._describe_array(variables, table, 0)
-                    if (rows := self._tables[table].rows) != self._samples[label]:
-                        raise InputError(f"{self.path}: damaged, {table} has {rows} rows, not {self._samples[label]}")
-        for label, names in keys.items():
-            missing = [n for n in names if n not in self._arrays.get(label, {}) and n != "dataset_name"]
-            if missing or label not in self._arrays:
-                raise InputError(f"{self.path}: damaged, {label}/{'/'.join(missing[:1])} is listed and not there")
+                    if (rows := self._tables[table].rows) != self._samples[split]:
+                        raise InputError(f"{self.path}: damaged, {table} has {rows} rows, not {self._samples[split]}")
+        for split, names in keys.items():
+            missing = [n for n in names if n not in self._arrays.get(split, {}) and n != "dataset_name"]
+            if missing or split not in self._arrays:
+                raise InputError(f"{self.path}: damaged, {split}/{'/'.join(missing[:1])} is listed but missing")
         if not keys:
             raise InputError(f"{self.path}: has no splits; not a store")
         check_payload(self.path, sum(map(parse_size, variables.values())))
@@ -126,7 +127,7 @@ class BPFile:
                 keys[words[0]] = [value] if isinstance(value, str) else list(value)
             else:
                 facts[name] = value
-        return facts, {label: names for label, names in keys.items() if self._samples.get(label)}, axes
+        return facts, {split: names for split, names in keys.items() if self._samples.get(split)}, axes
 
     def __reduce__(self) -> tuple[type[BPFile], tuple[Path]]:
         return BPFile, (self.path,)
@@ -146,69 +147,74 @@ class BPFile:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Labels of the splits that have samples."""
+        """Names of the splits that have samples."""
         return tuple(self._arrays)
 
-    def samples(self, label: str) -> int:
+    def count_samples(self, split: str) -> int:
         """Return the number of samples in a split."""
-        self._split(label)
-        return self._samples[label]
+        self._split(split)
+        return self._samples[split]
 
-    def keys(self, label: str) -> tuple[str, ...]:
+    def keys(self, split: str) -> tuple[str, ...]:
         """Return the keys of a split's samples."""
-        return tuple(self._split(label))
+        return tuple(self._split(split))
 
-    def shape(self, label: str, key: str) -> tuple[int, ...]:
+    def shape(self, split: str, key: str) -> tuple[int, ...]:
         """Return the shape of a key over all samples of a split."""
-        return self._array(label, key).shape
+        return self._array(split, key).shape
 
-    def nbytes(self, label: str, keys: Collection[str]) -> int:
+    def nbytes(self, split: str, keys: Collection[str]) -> int:
         """Return the size in bytes of some keys over all samples of a split."""
-        arrays = (self._array(label, key) for key in keys)
+        arrays = (self._array(split, key) for key in keys)
         return sum(a.rows * a.row_bytes for a in arrays)
 
-    def field(self, label: str, key: str) -> tuple[str, str, int, tuple[int, ...]]:
+    def describe_key(self, split: str, key: str) -> tuple[str, str, int, tuple[int, ...]]:
         """Return the name, type, samples' axis and lengths of the other axes of a key."""
-        array = self._array(label, key)
+        array = self._array(split, key)
         return key, array.dtype, array.axis, array.shape[: array.axis] + array.shape[array.axis + 1 :]
 
-    def counts(self, label: str, key: str, first: int, stop: int) -> Counts:
+    def counts(self, split: str, key: str, first: int, stop: int) -> Counts:
         """Return the rows of consecutive samples, [stop - first]."""
-        self._check_range(label, first, stop)
-        return self._table(self._array(label, key), "count", first, stop - first)
+        self._check_range(split, first, stop)
+        return self._table(self._array(split, key), "count", first, stop - first)
 
-    def ends(self, label: str, key: str) -> Counts:
+    def bounds(self, split: str, key: str) -> Counts:
         """Return where each sample begins and the last one ends along the axis, [samples + 1]."""
-        array, samples = self._array(label, key), self.samples(label)
+        array, samples = self._array(split, key), self.count_samples(split)
         table = np.concatenate([[0], np.cumsum(self._table(array, "count", 0, samples))])
         if table[-1] != array.rows:
             raise InputError(f"{self.path}: damaged, {array.name} has {array.rows} rows, not {table[-1]}")
         return table
 
-    def offsets(self, label: str, key: str) -> Counts:
+    def offsets(self, split: str, key: str) -> Counts:
         """Return the recorded start of each sample along the axis, [samples]."""
-        return self._table(self._array(label, key), "offset", 0, self.samples(label))
+        return self._table(self._array(split, key), "offset", 0, self.count_samples(split))
 
-    def _check_range(self, label: str, first: int, stop: int) -> None:
-        if not 0 <= first < stop <= self.samples(label):
-            raise InputError(f"{self.path}: {label} has samples 0..{self.samples(label) - 1}, not {first}..{stop - 1}")
+    def _check_range(self, split: str, first: int, stop: int) -> None:
+        if not 0 <= first < stop <= self.count_samples(split):
+            raise InputError(
+                f"{self.path}: {split} has samples 0..{self.count_samples(split) - 1}, not {first}..{stop - 1}"
+            )
 
-    def record(self, label: str, index: int, keys: Collection[str] | None = None) -> Record:
+    def record(self, split: str, index: int, keys: Collection[str] | None = None) -> Record:
         """Read one sample from disk."""
-        if not 0 <= index < self.samples(label):
-            raise InputError(f"{self.path}: {label} has samples 0..{self.samples(label) - 1}, not {index}")
+        if not 0 <= index < self.count_samples(split):
+            raise InputError(f"{self.path}: {split} has samples 0..{self.count_samples(split) - 1}, not {index}")
         record = {}
-        for key in self.keys(label) if keys is None else keys:
-            ends = self._ends.get(label, {}).get(key) or self._load_ends(label, key)
-            record[key] = self._read(self._array(label, key), ends[index], ends[index + 1] - ends[index])
+        for key in self.keys(split) if keys is None else keys:
+            ends = self._ends.get(split, {}).get(key) or self._load_ends(split, key)
+            record[key] = self._read(self._array(split, key), ends[index], ends[index + 1] - ends[index])
         return record
 
-    def columns(self, label: str, first: int, stop: int, keys: Collection[str] | None = None) -> Block:
-        """Read consecutive samples, each key at once."""
-        self._check_range(label, first, stop)
+    def columns(self, split: str, first: int, stop: int, keys: Collection[str] | None = None) -> Block:
+        """Read the samples first .. stop - 1, each key in one read; keys: None for all.
+
+        Raises InputError for a range that the split does not have.
+        """
+        self._check_range(split, first, stop)
         columns = {}
-        for key in self.keys(label) if keys is None else keys:
-            array = self._array(label, key)
+        for key in self.keys(split) if keys is None else keys:
+            array = self._array(split, key)
             counts = self._table(array, "count", first, stop - first)
             start = int(self._table(array, "offset", first, 1)[0])
             rows = int(counts.sum())
@@ -281,15 +287,15 @@ class BPFile:
             self._handles[key] = Handle(self.path)
         return self._handles[key]
 
-    def _split(self, label: str) -> dict[str, StoredArray]:
-        if label not in self._arrays:
-            raise InputError(f"{self.path}: no split {label!r}; there are {', '.join(self._arrays)}")
-        return self._arrays[label]
+    def _split(self, split: str) -> dict[str, StoredArray]:
+        if split not in self._arrays:
+            raise InputError(f"{self.path}: no split {split!r}; its splits are {', '.join(self._arrays)}")
+        return self._arrays[split]
 
-    def _array(self, label: str, key: str) -> StoredArray:
-        arrays = self._split(label)
+    def _array(self, split: str, key: str) -> StoredArray:
+        arrays = self._split(split)
         if key not in arrays:
-            raise InputError(f"{self.path}: {label} has no {key!r}; there are {', '.join(arrays)}")
+            raise InputError(f"{self.path}: {split} has no {key!r}; its keys are {', '.join(arrays)}")
         return arrays[key]
 
     def _table(self, array: StoredArray, name: str, first: int, rows: int) -> Counts:
@@ -299,8 +305,8 @@ class BPFile:
             raise InputError(f"{self.path}: damaged, {array.name}/variable_{name} has negative numbers")
         return table
 
-    def _load_ends(self, label: str, key: str) -> list[int]:
+    def _load_ends(self, split: str, key: str) -> list[int]:
         """Return where the samples of a key begin and end; keys with equal numbers of rows share the table."""
-        table = self.ends(label, key)
-        known = self._ends.setdefault(label, {})
+        table = self.bounds(split, key)
+        known = self._ends.setdefault(split, {})
         return known.setdefault(key, next((t for t in known.values() if np.array_equal(t, table)), table.tolist()))

@@ -25,7 +25,8 @@ Values = NDArray[Any]
 class GrowingColumn:
     """One key that is being written. rows: written so far by this rank, after the `before` rows of the ranks before it.
 
-    whole: rows of all ranks, None if one rank writes. ends: the first and the last sample, to compare when read back.
+    whole: rows of all ranks together, None if one rank writes. ends: the first and the last sample, to compare when
+    read back.
     """
 
     dtype: str
@@ -59,8 +60,8 @@ class GrowingColumn:
 class Split:
     """One split that is being written; each block continues the previous one."""
 
-    def __init__(self, engine: Engine, label: str, samples: int | None, totals: Mapping[str, int] | None) -> None:
-        self.label = label
+    def __init__(self, engine: Engine, name: str, samples: int | None, totals: Mapping[str, int] | None) -> None:
+        self.name = name
         self.samples = 0
         self.all_samples = 0
         self._engine = engine
@@ -73,7 +74,7 @@ class Split:
         self._shares: list[Mapping[str, int]] = []
         if engine.comm is not None:
             if samples is None or totals is None:
-                raise InputError(f"{label}: ranks that write together must announce samples and totals")
+                raise InputError(f"{name}: ranks that write together must announce samples and totals")
             shares = engine.comm.allgather((samples, dict(totals)))
             self._before = sum(s for s, _ in shares[: engine.comm.Get_rank()])
             self.all_samples = sum(s for s, _ in shares)
@@ -85,7 +86,7 @@ class Split:
             block.check(self.samples)
             self._check_like(block)
         except InputError as error:
-            raise InputError(f"{self.label}: {error}") from None
+            raise InputError(f"{self.name}: {error}") from None
         chunk = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self._engine.written // CHUNKS))
         for piece in block.pieces(max(1, chunk * block.samples // max(1, block.nbytes))):
             is_large = piece.nbytes >= chunk and not self._pending
@@ -133,7 +134,7 @@ class Split:
         starts = growing.before + growing.rows + np.cumsum(counts) - counts
         rows = values.shape[growing.axis]
         if not growing.variables:
-            stem = f"{self.label}/{name}"
+            stem = f"{self.name}/{name}"
             growing.variables = [
                 self._engine.define(stem, values, growing.shape(growing.whole or rows)),
                 self._engine.define(stem + "/variable_count", counts, [self.all_samples or len(counts)]),
@@ -165,17 +166,17 @@ class Split:
             return False
         for name, growing in self._keys.items():
             if not (growing.whole or growing.rows):
-                raise InputError(f"{self.label}: {name} has no rows in any sample")
-            self._engine.define_attribute(f"{self.label}/{name}/variable_dim", np.array(growing.axis))
+                raise InputError(f"{self.name}: {name} has no rows in any sample")
+            self._engine.define_attribute(f"{self.name}/{name}/variable_dim", np.array(growing.axis))
         listed = [name for name in self._keys if name not in KEYS or KEYS[name].listed]
-        self._engine.define_attribute(f"{self.label}/keys", listed)
-        self._engine.define_attribute(f"{self.label}/ndata", np.array(self.all_samples))
+        self._engine.define_attribute(f"{self.name}/keys", listed)
+        self._engine.define_attribute(f"{self.name}/ndata", np.array(self.all_samples))
         return True
 
     def tables(self) -> dict[str, Table]:
         """Return the checksums of each array of a finished split that this rank alone has written."""
         return {
-            f"{self.label}/{name}{ending}": sums.table()
+            f"{self.name}/{name}{ending}": sums.table()
             for name, growing in self._keys.items()
             for ending, sums in zip(("", *(f"/variable_{t}" for t in TABLES)), growing.sums, strict=True)
         }
@@ -183,28 +184,28 @@ class Split:
     def _check_announced(self) -> None:
         samples, totals = self._announced
         if samples is not None and samples != self.samples:
-            raise InputError(f"{self.label}: {samples} samples were announced, {self.samples} were put")
+            raise InputError(f"{self.name}: {samples} samples were announced, {self.samples} were put")
         for name, rows in (totals or {}).items():
             written = self._keys[name].rows if name in self._keys else 0
             if written != rows:
-                raise InputError(f"{self.label}: {rows} rows of {name} were announced, {written} were put")
+                raise InputError(f"{self.name}: {rows} rows of {name} were announced, {written} were put")
 
     def _share_keys(self, comm: Any) -> None:
         """Share the keys with ranks without samples; raises InputError where the keys of ranks differ."""
         columns = {name: growing.signature() for name, growing in self._keys.items()}
         all_keys = [keys for keys in comm.allgather(columns) if keys]
         if any(keys != all_keys[0] for keys in all_keys):
-            raise InputError(f"{self.label}: the ranks put different keys, types or shapes")
+            raise InputError(f"{self.name}: the ranks put different keys, types or shapes")
         if all_keys and not self._keys:
             self._keys = {name: self._start_column(name, *like) for name, like in all_keys[0].items()}
 
     def matches(self, file: BPFile) -> bool:
         """Return whether the file has the totals and this rank's first and last sample as they were put."""
         for name, growing in self._keys.items():
-            if file.shape(self.label, name) != tuple(growing.shape(growing.whole or growing.rows)):
+            if file.shape(self.name, name) != tuple(growing.shape(growing.whole or growing.rows)):
                 return False
         for which, sample in (("first", self._before), ("last", self._before + self.samples - 1)):
-            columns = file.columns(self.label, sample, sample + 1).columns if self.samples else {}
+            columns = file.columns(self.name, sample, sample + 1).columns if self.samples else {}
             if any(not _is_same(self._keys[name].ends[which], c.values) for name, c in columns.items()):
                 return False
         return True

@@ -96,17 +96,17 @@ class BPWriter:
     def _first_rank(self) -> bool:
         return self.comm is None or self.comm.Get_rank() == 0
 
-    def split(self, label: str, *, samples: int | None = None, totals: Mapping[str, int] | None = None) -> Split:
+    def split(self, name: str, *, samples: int | None = None, totals: Mapping[str, int] | None = None) -> Split:
         """Return the split of this name, to which blocks are put in any order among splits.
 
         samples and totals (rows of each key along its axis) are those that this rank announces: checked at the end,
         and needed where ranks write together.
         """
-        if label not in self._splits:
-            if not label or "/" in label:
-                raise InputError(f"{self.path}: {label!r} is not the name of a split")
-            self._splits[label] = Split(self._engine, label, samples, totals)
-        return self._splits[label]
+        if name not in self._splits:
+            if not name or "/" in name:
+                raise InputError(f"{self.path}: {name!r} is not the name of a split")
+            self._splits[name] = Split(self._engine, name, samples, totals)
+        return self._splits[name]
 
     def note(self, name: str, value: Any) -> None:
         """Set an attribute of the file; pna_deg and energy_linear_regression_coeff go where HydraGNN looks for them."""
@@ -174,5 +174,5 @@ def _verify_written(part: Path, splits: Sequence[Split]) -> None:
     """Raise OSError unless the file reads back as written: all totals, the first and the last sample of each split."""
     with BPFile(part, unfinished=True) as file:
         for split in splits:
-            if file.samples(split.label) != split.all_samples or not split.matches(file):
-                raise OSError(errno.EIO, f"{split.label} does not read back as it was written", str(part))
+            if file.count_samples(split.name) != split.all_samples or not split.matches(file):
+                raise OSError(errno.EIO, f"{split.name} does not read back as it was written", str(part))

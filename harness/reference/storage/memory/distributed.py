@@ -229,16 +229,16 @@ class DistributedStore(Samples):
 
     @classmethod
     def load(
-        cls, file: BPFile, label: str, keys: Collection[str] | None, *, comm: Any, width: int | None, backend: str
+        cls, file: BPFile, split: str, keys: Collection[str] | None, *, comm: Any, width: int | None, backend: str
     ) -> DistributedStore:
         """Read each rank's share of a split from the file. Collective: if one rank fails, all do."""
         comm, group = _split_communicator(comm, width)
-        schema = RecordSchema.from_file(file, label, keys)
-        first, stop = split_evenly(file.samples(label), group.Get_rank(), group.Get_size())
+        schema = RecordSchema.from_file(file, split, keys)
+        first, stop = split_evenly(file.count_samples(split), group.Get_rank(), group.Get_size())
 
         def measure() -> tuple[MemoryBackend, Units]:
             names = [field.name for field in schema.fields] if first < stop else []
-            counts: Mapping[str, Any] = {name: file.counts(label, name, first, stop) for name in names}
+            counts: Mapping[str, Any] = {name: file.counts(split, name, first, stop) for name in names}
             return make_backend(backend), schema.units(counts) if names else np.zeros(0, np.int64)
 
         memory, lengths = collectives.run_collectively(comm, measure)
@@ -249,7 +249,7 @@ class DistributedStore(Samples):
             ends = np.concatenate([[0], np.cumsum(lengths)])
             for start in range(first, stop, step):
                 end = min(start + step, stop)
-                block = file.columns(label, start, end, [field.name for field in schema.fields])
+                block = file.columns(split, start, end, [field.name for field in schema.fields])
                 schema.pack_block(block, local[ends[start - first] : ends[end - first]])
 
         collectives.run_collectively(comm, fill)
@@ -259,7 +259,7 @@ class DistributedStore(Samples):
         return len(self.directory)
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the order asked for: this rank's as views of its memory, the others in one fetch."""
+        """Return the samples in the requested order: this rank's as views of its memory, the others in one fetch."""
         numbers = np.asarray(indices, dtype=np.int64)
         if self._local is None:
             raise InputError("the distributed store is closed")

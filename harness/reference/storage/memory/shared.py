@@ -68,22 +68,22 @@ class SharedSamples(Samples):
         self._reader = self._build_reader()
 
     @classmethod
-    def load(cls, file: BPFile, label: str, keys: Collection[str] | None, comm: Any) -> SharedSamples:
+    def load(cls, file: BPFile, split: str, keys: Collection[str] | None, comm: Any) -> SharedSamples:
         """Read the split into the node's memory, each rank of the node its part. Collective."""
         if comm is None:
-            memory = cls(*_create_memory(file, label, keys))
-            _fill_memory(memory, file, label, 0, memory.layout.samples)
+            memory = cls(*_create_memory(file, split, keys))
+            _fill_memory(memory, file, split, 0, memory.layout.samples)
             return memory
         from mpi4py import MPI
 
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         first = collectives.run_collectively(
-            comm, lambda: _create_memory(file, label, keys) if node.Get_rank() == 0 else None
+            comm, lambda: _create_memory(file, split, keys) if node.Get_rank() == 0 else None
         )
         layout = node.bcast(None if first is None else first[0])
         result = collectives.run_collectively(comm, lambda: cls(layout, None if first is None else first[1]))
         part = split_evenly(layout.samples, node.Get_rank(), node.Get_size())
-        collectives.run_collectively(comm, lambda: _fill_memory(result, file, label, *part))
+        collectives.run_collectively(comm, lambda: _fill_memory(result, file, split, *part))
         node.Free()
         return result
 
@@ -107,7 +107,7 @@ class SharedSamples(Samples):
         return self.layout.samples
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the order asked for, as views of the shared memory."""
+        """Return the samples in the requested order, as views of the shared memory."""
         return self._reader.get(indices)
 
     def __reduce__(self) -> tuple[type[SharedSamples], tuple[MemoryLayout]]:
@@ -121,14 +121,14 @@ class SharedSamples(Samples):
             self._handle = None
 
 
-def _create_memory(file: BPFile, label: str, keys: Collection[str] | None) -> tuple[MemoryLayout, int]:
+def _create_memory(file: BPFile, split: str, keys: Collection[str] | None) -> tuple[MemoryLayout, int]:
     """Create memory of the right size, and return its layout and file descriptor."""
-    samples = file.samples(label)
-    names = file.keys(label) if keys is None else tuple(keys)
+    samples = file.count_samples(split)
+    names = file.keys(split) if keys is None else tuple(keys)
     tables: list[Counts] = []
     table_of: dict[str, int] = {}
     for name in names:
-        ends = file.ends(label, name)
+        ends = file.bounds(split, name)
         table_of[name] = next((k for k, t in enumerate(tables) if np.array_equal(t, ends)), len(tables))
         if table_of[name] == len(tables):
             tables.append(ends)
@@ -138,8 +138,8 @@ def _create_memory(file: BPFile, label: str, keys: Collection[str] | None) -> tu
         placements.append(ArrayPlacement("", "int64", (samples + 1,), axis=0, start=size, ends=k))
         size += -(-8 * (samples + 1) // ALIGN) * ALIGN
     for name in names:
-        _, dtype, axis, _ = file.field(label, name)
-        shape = file.shape(label, name)
+        _, dtype, axis, _ = file.describe_key(split, name)
+        shape = file.shape(split, name)
         placements.append(ArrayPlacement(name, dtype, shape, axis=axis, start=size, ends=table_of[name]))
         size += -(-int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize // ALIGN) * ALIGN
     handle = os.memfd_create(NAME, os.MFD_CLOEXEC)
@@ -165,14 +165,14 @@ def _attach_memory(layout: MemoryLayout) -> int:
         raise InputError(f"the shared samples of process {layout.owner} are out of reach ({error.strerror})") from None
 
 
-def _fill_memory(shared: SharedSamples, file: BPFile, label: str, first: int, stop: int) -> None:
+def _fill_memory(shared: SharedSamples, file: BPFile, split: str, first: int, stop: int) -> None:
     """Copy samples first..stop from the file, a piece at a time."""
     layout = shared.layout
     step = max(1, CHUNK_BYTES * layout.samples // max(1, layout.nbytes))
     names = [placement.name for placement in layout.placements[layout.tables :]]
     for start in range(first, stop, step):
         end = min(start + step, stop)
-        block = file.columns(label, start, end, names)
+        block = file.columns(split, start, end, names)
         for placement in layout.placements[layout.tables :]:
             ends = shared.array(layout.placements[placement.ends])
             cut = (slice(None),) * placement.axis + (slice(int(ends[start]), int(ends[end])),)

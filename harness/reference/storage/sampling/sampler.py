@@ -1,7 +1,8 @@
 """The samples of each rank at each step: reproducible mixtures of datasets of very different sizes.
 
 All ranks share one sequence, which depends on the specification and its seed alone; step k distributes its next
-ranks x batch_size places in blocks of batch_size, in the order of the ranks. Any place is computed directly.
+ranks x batch_size places in blocks of batch_size, in the order of the ranks. Any position of the sequence can be
+computed without those before it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class SampleIndices:
 
 @dataclass(frozen=True)
 class MixtureStream:
-    """An endless mixture of datasets, which can be computed from any place on.
+    """An endless mixture of datasets, which can be computed from any position.
 
     datasets: [d] ids. counts: [d] samples. draws: [d] draws of each per epoch; an epoch has draws.sum() places. Each
     dataset is drawn in passes, each with a new shuffle, that continue from one epoch to the next: no sample repeats
@@ -91,25 +92,29 @@ class MixtureStream:
         before = self._count_draws_before(window)
         counts = self._count_draws_before(window + 1) - before
         plain = np.repeat(np.arange(len(counts)), counts)
-        disorder = splitmix64(
+        sort_keys = splitmix64(
             hash_key(self.seed, int(self.datasets[0]), window) + np.arange(len(plain)).astype(np.uint64)
         )
-        which = plain[np.argsort(disorder, kind="stable")]
-        turn = np.empty(len(plain), dtype=np.int64)
-        turn[np.argsort(which, kind="stable")] = np.arange(len(plain)) + (before - np.cumsum(counts) + counts)[plain]
-        return which, turn
+        dataset_position = plain[np.argsort(sort_keys, kind="stable")]
+        ordinal = np.empty(len(plain), dtype=np.int64)
+        ordinal[np.argsort(dataset_position, kind="stable")] = (
+            np.arange(len(plain)) + (before - np.cumsum(counts) + counts)[plain]
+        )
+        return dataset_position, ordinal
 
     def draw(self, place: int, count: int) -> SampleIndices:
-        """Return the `count` draws from a position of the sequence on."""
+        """Return `count` draws, starting at a position of the sequence."""
         window = self._find_window(place)
         skipped = place - int(self._count_draws_before(window).sum())
         parts = [self._shuffle_window(window)]
-        while sum(len(which) for which, _ in parts) < skipped + count:
+        while sum(len(dataset_position) for dataset_position, _ in parts) < skipped + count:
             window += 1
             parts.append(self._shuffle_window(window))
-        which, turn = (np.concatenate(columns)[skipped : skipped + count] for columns in zip(*parts, strict=True))
-        ids, sizes = self.datasets[which], self.counts[which]
-        return SampleIndices(ids, permute_indices(turn % sizes, sizes, hash_key(self.seed, ids, turn // sizes)))
+        dataset_position, ordinal = (
+            np.concatenate(columns)[skipped : skipped + count] for columns in zip(*parts, strict=True)
+        )
+        ids, sizes = self.datasets[dataset_position], self.counts[dataset_position]
+        return SampleIndices(ids, permute_indices(ordinal % sizes, sizes, hash_key(self.seed, ids, ordinal // sizes)))
 
 
 @dataclass(frozen=True)
@@ -123,12 +128,12 @@ class SamplingSpec:
 
     counts: tuple[int, ...]
     mode: SamplingMode = "mixed"
-    temperature: float = 1.0
+    temperature: float = 1.0  # weight of a dataset: count ** (1 / temperature)
     seed: int = 0
     length: int | None = None
 
 
-class DistributedSampler:
+class MixtureSampler:
     """The batches of every rank, step by step, with a position that can be saved and resumed.
 
     The last step of an epoch is filled with the first places of the next, so that all ranks make whole steps.
@@ -213,7 +218,9 @@ class DistributedSampler:
         Raises InputError for the state of another sequence.
         """
         if state["recipe"] != self._compute_digest():
-            raise InputError("sampling: the state is that of other datasets, or of another mode, seed or length")
+            raise InputError(
+                "sampling: the state is that of other datasets, or of another mode, temperature, seed or length"
+            )
         if self.spec.mode == "assigned" and (state["ranks"], state["batch_size"]) != (self.ranks, self.batch_size):
             raise InputError(
                 f"sampling: each rank has its dataset, so it continues only with {state['ranks']} ranks and batches of"

@@ -39,28 +39,26 @@ def check_molecules(labelled: TaskDataset, path: object) -> TaskDataset:
 
     Raises InputError, naming the likely unit, if most energies of a subset are implausible, or its lengths are.
     """
-    frames = labelled.frames
-    wrong, reason = find_implausible_energies(frames, ALL_ELECTRON)
-    far = _is_far_from_atoms(frames)
+    table = labelled.table
+    wrong, reason = find_implausible_energies(table, ALL_ELECTRON)
+    far = _is_far_from_atoms(table)
 
     def describe(k: int) -> str:
-        atoms = float(_sum_atom_energies(frames)[k])
+        atoms = float(_sum_atom_energies(table)[k])
         if wrong[k]:
             return reason(k)
         units = next(
-            (name for factor, name in MIXED if abs(frames.energy[k] / atoms / factor - 1) < ATOM_ENERGY_TOLERANCE), ""
+            (name for factor, name in MIXED if abs(table.energy[k] / atoms / factor - 1) < ATOM_ENERGY_TOLERANCE), ""
         )
-        return f"{frames.energy[k]:.6g} eV where free atoms have {atoms:.6g}" + (f": {units}" if units else "")
+        return f"{table.energy[k]:.6g} eV where free atoms have {atoms:.6g}" + (f": {units}" if units else "")
 
     for name in np.unique(labelled.subset):
         part = labelled.subset == name
         if (wrong | far)[part].mean() > MAX_IMPLAUSIBLE_SHARE:
             first = int(np.flatnonzero(part & (wrong | far))[0])
-            raise InputError(
-                f"{path}: {frames.ids[first]}: {describe(first)}; expected total energies of all electrons"
-            )
-        if lengths := find_implausible_lengths(frames[part], ALL_ELECTRON):
-            raise InputError(f"{path}: {name or frames.ids[0]}: {lengths}")
+            raise InputError(f"{path}: {table.ids[first]}: {describe(first)}; expected total energies of all electrons")
+        if lengths := find_implausible_lengths(table[part], ALL_ELECTRON):
+            raise InputError(f"{path}: {name or table.ids[0]}: {lengths}")
     return remove_structures(labelled, wrong | far, IMPLAUSIBLE)
 
 
@@ -69,15 +67,15 @@ def check_materials(labelled: TaskDataset, path: object) -> TaskDataset:
 
     Raises InputError if most energies of a subset are implausible.
     """
-    frames = labelled.frames
-    per_atom = frames.energy / frames.sizes
-    wrong = ((per_atom < PSEUDO[0]) | (per_atom > PSEUDO[1])) & _is_far_from_atoms(frames)
+    table = labelled.table
+    per_atom = table.energy / table.sizes
+    wrong = ((per_atom < PSEUDO[0]) | (per_atom > PSEUDO[1])) & _is_far_from_atoms(table)
     for name in np.unique(labelled.subset):
         part = labelled.subset == name
         if wrong[part].mean() > MAX_IMPLAUSIBLE_SHARE:
             first = int(np.flatnonzero(part & wrong)[0])
             raise InputError(
-                f"{path}: {frames.ids[first]}: {per_atom[first]:.6g} eV per atom is neither near that of free atoms nor"
+                f"{path}: {table.ids[first]}: {per_atom[first]:.6g} eV per atom is neither near that of free atoms nor"
                 f" within {PSEUDO[0]:g} .. {PSEUDO[1]:g}: are the energies in eV?"
             )
     return remove_structures(labelled, wrong, IMPLAUSIBLE)
@@ -98,13 +96,13 @@ def check_formation(labelled: TaskDataset, path: object) -> TaskDataset:
     return remove_structures(labelled, wrong, IMPLAUSIBLE)
 
 
-def _sum_atom_energies(frames: StructureTable) -> Array:
-    return np.asarray(np.add.reduceat(ATOM_ENERGIES_EV[frames.numbers], frames.ends - frames.sizes))
+def _sum_atom_energies(table: StructureTable) -> Array:
+    return np.asarray(np.add.reduceat(ATOM_ENERGIES_EV[table.numbers], table.ends - table.sizes))
 
 
-def _is_far_from_atoms(frames: StructureTable) -> NDArray[np.bool_]:
-    atoms = _sum_atom_energies(frames)
-    return np.asarray(np.abs(frames.energy - atoms) > ATOM_ENERGY_TOLERANCE * -atoms + ATOM_TOLERANCE_EV * frames.sizes)
+def _is_far_from_atoms(table: StructureTable) -> NDArray[np.bool_]:
+    atoms = _sum_atom_energies(table)
+    return np.asarray(np.abs(table.energy - atoms) > ATOM_ENERGY_TOLERANCE * -atoms + ATOM_TOLERANCE_EV * table.sizes)
 
 
 def remove_structures(labelled: TaskDataset, wrong: NDArray[np.bool_], reason: str) -> TaskDataset:
@@ -114,7 +112,7 @@ def remove_structures(labelled: TaskDataset, wrong: NDArray[np.bool_], reason: s
     retained = ~wrong
     return replace(
         labelled,
-        frames=labelled.frames[retained],
+        table=labelled.table[retained],
         target=labelled.target[retained],
         official_ids=labelled.official_ids[retained],
         subset=labelled.subset[retained],

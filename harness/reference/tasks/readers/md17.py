@@ -109,9 +109,9 @@ def _open_trajectory(path: Path) -> Trajectory:
 def _check_size(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    packed, unfolded = sum(e.compress_size for e in entries), sum(e.file_size for e in entries)
-    if unfolded > MAX_COMPRESSION * packed + ALWAYS_ALLOWED:
-        raise InputError(f"{path}: {packed:,} bytes that unfold to {unfolded:,} cannot be a trajectory")
+    packed, unpacked = sum(e.compress_size for e in entries), sum(e.file_size for e in entries)
+    if unpacked > MAX_COMPRESSION * packed + ALWAYS_ALLOWED:
+        raise InputError(f"{path}: {packed:,} bytes that unpack to {unpacked:,} cannot be a trajectory")
 
 
 def _find_key(path: Path, quantity: str, archive: Mapping[str, Any]) -> str:

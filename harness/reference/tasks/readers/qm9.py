@@ -37,7 +37,7 @@ ENERGY, POSITIONS, ELEMENTS, INDEX = "InternalEnergy_0K_au", "XYZ_Ang", "Element
 SDF, SDF_TABLE, UNCHARACTERIZED = "gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt"
 ARCHIVES = ("dsgdb9nsd.xyz.tar.bz2", "dsgdb9nsd.xyz.tar", "dsgdb9nsd.tar.bz2")
 FILES = "dsgdb9nsd_*.xyz"
-LARGEST_BYTES = 1 << 20  # of one molecule; the official ones have a few kilobytes
+LARGEST_BYTES = 1 << 20  # largest file of one molecule; the official ones have a few kilobytes
 U0 = 12  # among the words of the second line
 
 

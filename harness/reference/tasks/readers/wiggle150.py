@@ -16,7 +16,7 @@ from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_ro
 from harness.reference.tasks.readers.energy_checks import check_molecules
 
 REFERENCE = "_00"
-MAX_DIGITS = 10  # of a number of atoms
+MAX_DIGITS = 10  # most digits that a number of atoms may have
 
 
 def read_wiggle150(path: Path) -> TaskDataset:

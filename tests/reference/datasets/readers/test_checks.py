@@ -79,9 +79,9 @@ def test_an_empty_block_passes() -> None:
     [
         ("numbers", 13, 0, "atomic number", "0 is not an atomic number (1..118)"),
         ("numbers", 13, 119, "atomic number", "119 is not"),
-        ("positions", (13, 1), np.nan, "not finite", "position of atom 1 not finite"),
-        ("positions", (13, 1), np.inf, "not finite", "position of atom 1 not finite"),
-        ("forces", (17, 2), np.nan, "not finite", "forces of atom 5 not finite"),
+        ("positions", (13, 1), np.nan, "not finite", "position of atom 1: not finite"),
+        ("positions", (13, 1), np.inf, "not finite", "position of atom 1: not finite"),
+        ("forces", (17, 2), np.nan, "not finite", "forces of atom 5: not finite"),
         ("forces", slice(12, 18), np.nan, "unlabelled", "no forces"),
         ("energy", 2, np.nan, "unlabelled", "no energy"),
         ("energy", 2, -np.inf, "not finite", "the energy is not finite"),
@@ -89,7 +89,7 @@ def test_an_empty_block_passes() -> None:
         ("forces", (14, 0), 1000.0, "force norm", "a force of 100"),
         ("periodic", 2, True, "no volume", "periodic, but its cell has no volume"),
         ("periodic", (2, 0), True, "no volume", "periodic, but its cell has no volume"),
-        ("ids", 2, "m1", "duplicate", "the same id stands for an earlier structure"),
+        ("ids", 2, "m1", "duplicate", "an earlier structure has the same id"),
         ("energy", 2, -115.7, "units", "hartree taken for eV"),
         ("energy", 2, -115.7 * 27.2114**2, "units", "eV taken for hartree"),
         ("energy", 2, -115.7 * 627.5, "units", "kcal/mol taken for eV"),
@@ -136,7 +136,7 @@ def test_stress_may_be_absent_but_not_broken() -> None:
 
 def test_inconsistent_columns_raise_errors() -> None:
     frames = molecules()
-    with pytest.raises(InputError, match=r"block from m0: forces have shape \(3, 3\), expected \(36, 3\)"):
+    with pytest.raises(InputError, match=r"block from m0: the shape of forces is \(3, 3\), expected \(36, 3\)"):
         check_structures(replace(frames, forces=np.zeros((3, 3))), source=None)
 
 

@@ -17,11 +17,13 @@ def test_one_source_for_each_branch_in_their_order() -> None:
     for branch, entry in enumerate(SOURCES):
         assert entry.branch == branch
         assert entry.format in FORMATS
-        assert entry.label in ("total", "formation")
+        assert entry.energy_kind in ("total", "formation")
         assert entry.charges in ("all", "neutral", "charged")
-        assert entry.per_atom[0] < entry.per_atom[1]
+        assert entry.energy_range_ev_per_atom[0] < entry.energy_range_ev_per_atom[1]
         assert entry.url.startswith("https://")
-        assert all((entry.files, entry.units, entry.level, entry.zero, entry.licence, entry.citation, entry.fetch))
+        assert all(
+            (entry.files, entry.units, entry.level, entry.zero_energy_state, entry.licence, entry.citation, entry.fetch)
+        )
 
 
 def test_every_format_is_used_and_has_its_name() -> None:

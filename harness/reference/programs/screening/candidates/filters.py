@@ -18,7 +18,7 @@ from harness.reference.programs.screening.candidates.prototypes import Prototype
 ELEMENTS = MAX_ATOMIC_NUMBER + 1
 LARGEST_STATE = 9
 WORD_BITS = 64
-MAX_TABLES = 64  # of up to 0.7 MB; a prototype of four species needs eight
+MAX_TABLES = 64  # tables in memory, up to 0.7 MB each; a prototype of four species needs eight
 
 
 def is_duplicate(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]:

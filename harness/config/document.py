@@ -171,7 +171,7 @@ def cache_source(path: Path, text: str) -> None:
 
 
 def quote_line(path: Path, line: int) -> str:
-    """Return `\\n    7 | text of line 7`, or nothing if the line is empty."""
+    """Return a new line with `7 | text of line 7`, or nothing if the line is empty."""
     lines = _sources.get(path, "").split("\n")
     text = lines[line - 1].rstrip()[:MAX_LINE_LENGTH] if line <= len(lines) else ""
     return f"\n    {line} | {sanitize(text)}" if text.strip() else ""

@@ -67,7 +67,8 @@ def _read_definition(document: Document, name: str) -> tuple[dict[str, Any] | No
     if definition.checkpoint is not None and definition.checkpoint not in resources.list_checkpoints():
         problems += _make_absolute(part, data, ("checkpoint",), folder)
     if definition.hydragnn is not None:
-        for key in ("checkpoint", "config"):
+        files = ("checkpoint", "config", *(("gate",) if definition.hydragnn.gate is not None else ()))
+        for key in files:
             problems += _make_absolute(part, data, ("hydragnn", key), folder)
     if definition.python is not None:
         problems += _make_absolute(part, data, ("python",), folder)

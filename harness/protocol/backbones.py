@@ -38,7 +38,7 @@ BACKBONES: dict[BackboneName, Backbone] = {
         "harness.reference.models.backbones.painn:PaiNN",
         "#0072b2",
         "o",
-        {"num_radial": 6, "norm_epsilon": 1e-8},
+        {"num_radial": 6, "norm_epsilon": 1e-8, "hydragnn": None},
         has_fused_messages=True,
     ),
     "pnaeq": Backbone(

@@ -133,8 +133,10 @@ def find_pareto_front(first: NDArray[np.float64], second: NDArray[np.float64]) -
 
 
 def _list_points(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per trial and hyperparameter; normalized_value: the position of the value in its range, from 0 to
-    1."""
+    """Return a row per trial and hyperparameter.
+
+    normalized_value: the position of the value in its range, from 0 to 1.
+    """
     space = record.facts.get("search", {}).get("space", {})
     return [
         {

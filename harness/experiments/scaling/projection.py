@@ -123,8 +123,9 @@ class Run:
 
 
 def build_projection_table(records: Sequence[RunRecord]) -> Table:
-    """Return a row for each run that smaller runs predict (basis "cross-validated"), and for ranks beyond the largest
-    run.
+    """Return a row for each run that smaller runs predict, and for ranks beyond the largest run.
+
+    basis: "cross-validated" for the former.
 
     error: projected over measured seconds, minus one. Runs whose ranks share cores, or whose nodes are emulated, are
     left out, since their times are not representative.

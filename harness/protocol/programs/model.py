@@ -16,6 +16,18 @@ Width = Annotated[int, Field(ge=1, le=65_536)]
 Depth = Annotated[int, Field(ge=0, le=256)]
 
 
+class HydraGNNOptions(ParameterGroup):
+    """The options of a network of HydraGNN."""
+
+    activation: Literal["relu", "silu"] = "relu"
+    """Activation after each layer and in the heads."""
+    conditioning: bool = True
+    """Whether charge and multiplicity are mixed into the features of atoms after each layer."""
+    vector_bias: bool = False
+    """Whether linear maps of vectors have biases, as in versions before August 2026. Biases are fixed directions in
+    space: with them, forces do not turn with the structure."""
+
+
 class ModelParameters(ParameterGroup):
     """Hyperparameters of a model, with the names of the paper's search spaces (arXiv 2604.15380).
 
@@ -48,6 +60,8 @@ class ModelParameters(ParameterGroup):
     """Radial basis functions (PaiNN, PNAEq, DimeNet, MACE)."""
     norm_epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
     """Constant that is added under the root of a norm of vectors (PaiNN, PNAEq)."""
+    hydragnn: HydraGNNOptions | None = None
+    """The network as HydraGNN has it, with these options (PaiNN). Null: as its paper has it."""
     num_filters: Width | None = None
     """Filters of a continuous convolution (SchNet)."""
     num_gaussians: Annotated[int, Field(ge=2, le=65_536)] | None = None

@@ -44,6 +44,10 @@ class HydraFiles(ParameterGroup):
     """Its `.pk` file."""
     config: str
     """Its `config.json`."""
+    gate: str | None = None
+    """The weights of its branches, `mlp_branch_weights.pt`."""
+    head: str | None = None
+    """The dataset of one branch, such as MPTrj. Null: the gate weighs all branches."""
 
 
 class ModelDefinition(ParameterGroup):

@@ -26,7 +26,7 @@ from harness.reference.datasets.user_files import read_electronic_state, structu
 from harness.reference.errors import InputError
 from harness.reference.inference.precision import find_precision
 from harness.reference.inference.prediction import batched_heads, predict_with_stress
-from harness.reference.models import checkpoints
+from harness.reference.models import checkpoints, hydragnn
 from harness.reference.models.coverage import check_distances, check_elements
 from harness.reference.models.foundation import FoundationModel
 
@@ -135,6 +135,36 @@ class ReferenceCalculator(Calculator):
         forces = prediction.forces.double().cpu().numpy()
         self.results |= {"energy": energy, "free_energy": energy, "forces": forces}
         self.electronic_state = structure.charge, structure.multiplicity
+
+
+def build_hydragnn_calculator(
+    checkpoint: Path | str,
+    config: Path | str,
+    *,
+    gate: Path | str | None = None,
+    head: str | None = None,
+    precision_name: str = "fp64",
+    device: str = "cpu",
+) -> ReferenceCalculator:
+    """Return the calculator of a checkpoint of HydraGNN.
+
+    Args:
+        checkpoint: The `.pk` file.
+        config: Its `config.json`.
+        gate: The weights of its branches, `mlp_branch_weights.pt`.
+        head: The dataset of one branch; None for the gate's weighted sum of all of them.
+        precision_name: "fp64" or "fp32".
+        device: As torch names it.
+
+    Raises:
+        InputError: The files do not fit each other or have options that are not supported, or there are several
+            branches and neither a gate nor a head.
+    """
+    model = hydragnn.load_hydragnn(Path(checkpoint), Path(config), None if gate is None else Path(gate))
+    branches = int(model.trained.sum())
+    if branches > 1 and gate is None and head is None:
+        raise InputError(f"{checkpoint}: it has {branches} branches, so that it needs a gate or a head")
+    return ReferenceCalculator(model, head=head, precision_name=precision_name, device=device)
 
 
 def format_jump_warning(graph: NeighbourList, cutoff: float, max_neighbours: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Charge and spin: every layer's features are scaled and shifted by the electronic state of their structure."""
+"""Charge and spin: every layer's features are changed by the electronic state of their structure."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class ChargeSpinEmbedding(nn.Module):
 
 
 class FiLM(nn.Module):
-    """Modulate features: x -> x (1 + gamma) + beta, gamma and beta linear in the state (Perez et al., arXiv
-    1709.07871).
+    """Modulate features: x -> x (1 + gamma) + beta, with gamma and beta linear in the state.
 
+    Source: Perez et al., arXiv 1709.07871.
     Features of a neutral singlet pass unchanged: for it the backbone is that of its paper.
     """
 
@@ -48,3 +48,24 @@ class FiLM(nn.Module):
         """
         gamma, beta = self.film(state)[graph].chunk(2, dim=-1)
         return x + x * gamma + beta
+
+
+class Concatenation(nn.Module):
+    """Mix charge and multiplicity into features by one linear layer, as HydraGNN does."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features + 2, features)
+
+    def forward(self, x: Tensor, charge: Tensor, multiplicity: Tensor, graph: Tensor) -> Tensor:
+        """Return the linear layer of (x, charge, 2S + 1), [m, F].
+
+        Args:
+            x: [m, F] features of atoms.
+            charge: [g] in e.
+            multiplicity: [g] 2S + 1; 0 if it is unknown, which counts as 1.
+            graph: [m] the structure of each row.
+        """
+        state = torch.stack([charge, multiplicity.clamp(min=1.0)], dim=-1).to(x.dtype)
+        mixed: Tensor = self.linear(torch.cat([x, state[graph]], dim=-1))
+        return mixed

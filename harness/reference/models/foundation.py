@@ -16,10 +16,13 @@ from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.heads import Gate, Heads
 
+HYDRAGNN_PAINN = "harness.reference.models.backbones.hydragnn:HydraGNNPaiNN"
+
 
 def build_backbone(config: ModelConfig) -> nn.Module:
     """Build the encoder of a configuration; the libraries that other backbones need are not imported."""
-    module, _, name = BACKBONES[config.backbone].network.partition(":")
+    network = BACKBONES[config.backbone].network if config.hydragnn is None else HYDRAGNN_PAINN
+    module, _, name = network.partition(":")
     encoder: nn.Module = getattr(importlib.import_module(module), name)(config)
     return encoder
 
@@ -51,8 +54,10 @@ class FoundationModel(nn.Module):
         self.config = config
         self.autocast: torch.dtype | None = None
         self.encoder = build_backbone(config)
-        self.heads = Heads(config.heads, config.hidden_dim, config.head_sizes)
-        self.gate = Gate(config.heads)
+        hydragnn = config.hydragnn
+        activation = "silu" if hydragnn is None else hydragnn.activation
+        self.heads = Heads(config.heads, config.hidden_dim, config.head_sizes, activation=activation)
+        self.gate = Gate(config.heads, counts=hydragnn is not None)
         self.register_buffer("reference_energy", torch.zeros(config.heads, MAX_ATOMIC_NUMBER + 1))
         self.register_buffer("scale", torch.ones(config.heads))
         self.register_buffer("trained", torch.zeros(config.heads, dtype=torch.bool))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import relu, silu
 
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 
@@ -32,49 +33,61 @@ class StackedLinear(nn.Module):
 
 
 class Heads(nn.Module):
-    """A multilayer perceptron for each dataset: width -> hidden sizes -> 1, with SiLU between the layers."""
+    """A multilayer perceptron for each dataset: width -> hidden sizes -> 1, with activations between the layers."""
 
-    def __init__(self, n_heads: int, width: int, hidden: Sequence[int]) -> None:
+    def __init__(
+        self, n_heads: int, width: int, hidden: Sequence[int], *, activation: Literal["relu", "silu"] = "silu"
+    ) -> None:
         super().__init__()
         self.count = n_heads
+        self.activation = activation
         self.sizes = (width, *hidden, 1)
         self.layers = nn.ModuleList(StackedLinear(n_heads, a, b) for a, b in pairwise(self.sizes))
 
     def subset(self, heads: Sequence[int]) -> Heads:
         """Return a new module with copies of the given heads."""
-        subset = Heads(len(heads), self.sizes[0], self.sizes[1:-1])
-        subset.load_state_dict({name: value[list(heads)] for name, value in self.state_dict().items()})
+        subset = Heads(len(heads), self.sizes[0], self.sizes[1:-1], activation=self.activation)
         weight = next(self.parameters())
-        return subset.to(weight.device, weight.dtype)
+        subset.to(weight.device, weight.dtype)  # before the values, which another type would round
+        subset.load_state_dict({name: value[list(heads)] for name, value in self.state_dict().items()})
+        return subset
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Apply the activation."""
+        return relu(x) if self.activation == "relu" else silu(x)
 
     def forward_one(self, head: int, pooled: Tensor) -> Tensor:
         """Evaluate one head: pooled [g, F] -> [g]."""
         x = pooled
         for k, layer in enumerate(self.layers):
             assert isinstance(layer, StackedLinear)
-            x = layer.forward_one(head, x if k == 0 else silu(x))
+            x = layer.forward_one(head, x if k == 0 else self.activate(x))
         return x.squeeze(-1)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Evaluate all heads in one batched product per layer: pooled [g, F] -> [g, heads]."""
         x = pooled.expand(self.count, *pooled.shape)
         for k, layer in enumerate(self.layers):
-            x = layer(x if k == 0 else silu(x))
+            x = layer(x if k == 0 else self.activate(x))
         return x.squeeze(-1).transpose(0, 1)
 
 
 class Gate(nn.Module):
-    """Weight the heads by composition alone: 118 element fractions -> 128 -> 64 -> heads, with ReLU, then softmax."""
+    """Weight the heads by composition alone: 118 element fractions -> 128 -> 64 -> heads, with ReLU, then softmax.
 
-    def __init__(self, n_heads: int) -> None:
+    HydraGNN's gate reads the numbers of atoms of each element instead of fractions (`counts`).
+    """
+
+    def __init__(self, n_heads: int, *, counts: bool = False) -> None:
         super().__init__()
+        self.counts = counts
         self.hidden = nn.Sequential(nn.Linear(MAX_ATOMIC_NUMBER, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
         self.last = nn.Linear(64, n_heads)
 
     def logits(self, composition: Tensor) -> Tensor:
         """Return the logits [g, heads] for a composition [g, 119], atoms of each element (element 0 does not count)."""
         counts = composition[:, 1:]
-        logits: Tensor = self.last(self.hidden(counts / counts.sum(1, keepdim=True)))
+        logits: Tensor = self.last(self.hidden(counts if self.counts else counts / counts.sum(1, keepdim=True)))
         return logits
 
     def forward(self, composition: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def build_spec(definition: ModelDefinition, precision: PotentialPrecision, devic
             kwargs["model"] = definition.checkpoint
             return {"module": CALCULATORS, "class_name": "ReferenceCalculator", "kwargs": kwargs}
         assert definition.hydragnn is not None
-        kwargs |= {"checkpoint": definition.hydragnn.checkpoint, "config": definition.hydragnn.config}
+        kwargs |= definition.hydragnn.model_dump(exclude_none=True)
         return {"module": CALCULATORS, "class_name": "build_hydragnn_calculator", "kwargs": kwargs}
     if precision != "published" and precision not in definition.precisions:
         offered = ", ".join(definition.precisions) or "none but the published one"

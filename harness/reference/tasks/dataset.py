@@ -103,9 +103,9 @@ def _find_rejection_kind(value: LabelledRow) -> str:
 
 
 def split_task(labelled: TaskDataset, *, seed: int, test_fraction: float) -> Fold:
-    """Return (pool, test): positions of structures, with about test_fraction of each subset in test and no group in
-    both.
+    """Return (pool, test): positions of structures, with no group in both.
 
+    About test_fraction of each subset is in test.
     Groups are selected by their names, so that the choice of a group does not depend on the others. Raises InputError
     if a subset has only one group, or the share leaves one side empty.
     """

@@ -185,11 +185,11 @@ class Update(nn.Module):
     1e-8, and 3e-5 for 1e-5.
     """
 
-    def __init__(self, width: int, epsilon: float = 1e-8) -> None:
+    def __init__(self, width: int, epsilon: float = 1e-8, *, vector_bias: bool = False) -> None:
         super().__init__()
         self.width = width
         self.epsilon = epsilon
-        self.mix = nn.Linear(width, 2 * width, bias=False)
+        self.mix = nn.Linear(width, 2 * width, bias=vector_bias)
         self.a_hidden = nn.Linear(2 * width, width)
         self.a = nn.Linear(width, 3 * width)
 

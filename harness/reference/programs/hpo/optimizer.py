@@ -121,7 +121,7 @@ class Optimizer:
         self.seconds += time.monotonic() - started
 
     def warm_up(self, files: Sequence[Path]) -> WarmStartCounts:
-        """Tell the results of earlier searches, without failures and points outside the space.
+        """Add the results of earlier searches to the optimizer, without failures and points outside the space.
 
         Args:
             files: Tables with columns p:NAME and objective, as DeepHyper and this program write them.

@@ -1,0 +1,411 @@
+"""Checkpoints of HydraGNN give the energies and forces of its own code, and every tensor of theirs is accounted for."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from torch import nn
+
+from harness.protocol.programs.models import ModelDefinition
+from harness.reference.data.batch import build_batch
+from harness.reference.data.neighbours import build_neighbour_list
+from harness.reference.data.structure import Structure
+from harness.reference.errors import InputError
+from harness.reference.inference.calculator import ReferenceCalculator, build_hydragnn_calculator
+from harness.reference.inference.prediction import batched_heads
+from harness.reference.models import checkpoints, hydragnn
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.models.hydragnn import load_hydragnn
+from harness.reference.ops import messages
+from harness.reference.potentials.physics import Violation, check_physics
+from harness.reference.potentials.process import PotentialPrediction, PotentialProcess, build_spec
+from harness.reference.potentials.structures import CRYSTALS, MOLECULES
+
+RECORDS = Path(__file__).parent / "recorded_hydragnn"
+NAMES = ("biased", "unbiased", "silu")
+
+
+def load(name: str) -> FoundationModel:
+    folder = RECORDS / name
+    return load_hydragnn(folder / "model.pk", folder / "config.json").eval().requires_grad_(False)
+
+
+def read_structures(name: str) -> list[tuple[Structure, np.ndarray, np.ndarray]]:
+    """Return each recorded structure, with energy [branches] and forces [branches, n, 3] of HydraGNN's code."""
+    recorded = json.loads((RECORDS / name / "structures.json").read_text(encoding="utf-8"))["structures"]
+    return [
+        (
+            Structure(
+                s["name"], np.array(s["numbers"]), np.array(s["positions"]), np.array(s["cell"]), tuple(s["periodic"]),
+                charge=s["charge"], multiplicity=s["multiplicity"],
+            ),
+            np.array(s["energy"]), np.array(s["forces"]),
+        )
+        for s in recorded
+    ]  # fmt: skip
+
+
+def predict(
+    model: FoundationModel, structures: Sequence[Structure], *, fused: bool = False
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the energy [branches] and the forces [branches, n, 3] of each structure, predicted in one batch."""
+    config = model.config
+    graphs = [build_neighbour_list(s, cutoff=config.cutoff, max_neighbours=config.max_neighbours) for s in structures]
+    batch = build_batch(graphs).to("cpu", next(model.parameters()).dtype)
+    positions = batch.positions.clone().requires_grad_()
+    energies = model.residual_energies(model.encode(batch, positions, batch.shift, fused=fused), batch)
+    energies = energies[:, : int(model.trained[model.kept_heads].sum())]
+    slopes = [torch.autograd.grad(e.sum(), positions, retain_graph=True)[0] for e in energies.T]
+    forces = torch.stack(slopes).neg().split([len(s) for s in structures], dim=1)
+    return [(e.detach().numpy(), f.numpy()) for e, f in zip(energies, forces, strict=True)]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_energies_and_forces_are_those_recorded_from_hydragnn(name: str, fused: bool) -> None:
+    if fused:
+        messages.load(torch.device("cpu"))
+    recorded = read_structures(name)
+    predicted = predict(load(name), [s for s, _, _ in recorded], fused=fused)
+    for (structure, energy, forces), (our_energy, our_forces) in zip(recorded, predicted, strict=True):
+        assert np.abs(our_energy - energy).max() / len(structure) < 1e-13, structure.name
+        assert np.abs(our_forces - forces).max() < 1e-11 * np.abs(forces).max(), structure.name
+        assert np.ptp(our_energy) > 0.1 or len(our_energy) == 1
+
+
+def test_the_direction_of_limited_neighbours_matters_to_the_records() -> None:
+    structure = next(s for s, _, _ in read_structures("unbiased") if s.name == "slab")
+    graph = build_neighbour_list(structure, cutoff=5.0, max_neighbours=20)
+    assert graph.n_dropped > 0
+    assert len(np.unique(np.bincount(graph.sender))) > 2
+
+
+def test_single_precision_and_a_part_of_the_heads_agree() -> None:
+    model = load("biased")
+    structures = [s for s, _, _ in read_structures("biased")]
+    exact, single = predict(model, structures), predict(copy.deepcopy(model).float(), structures)
+    for (energy, forces), (rounded_energy, rounded_forces) in zip(exact, single, strict=True):
+        assert np.abs(energy - rounded_energy).max() < 1e-4
+        assert np.abs(forces - rounded_forces).max() < 2e-3 * np.abs(forces).max()
+    subset = copy.deepcopy(model)
+    subset.keep_heads([2])
+    (energy, _), *_ = predict(subset, structures[:1])
+    assert np.allclose(energy, exact[0][0][2], rtol=0, atol=1e-13)
+
+
+def test_compiled_predictions_are_those_of_eager_code() -> None:
+    model = load("biased")
+    torch._dynamo.reset()
+    torch._dynamo.config.trace_autograd_ops = True
+    run = torch.compile(batched_heads, dynamic=True, fullgraph=True, backend="aot_eager")
+    structures = [s for s, _, _ in read_structures("biased")]
+    for some in (structures, structures[1:]):
+        batch = build_batch([build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in some])
+        weights = model.gate(batch.composition)
+        compiled, expected = run(model, batch, weights), batched_heads(model, batch, weights)
+        assert torch.allclose(compiled.energy, expected.energy, rtol=1e-11)
+        assert torch.allclose(compiled.forces, expected.forces, rtol=1e-9, atol=1e-11)
+
+
+def test_bfloat16_products_run() -> None:
+    model = load("unbiased").float()
+    model.autocast = torch.bfloat16
+    assert all(np.isfinite(f).all() for _, f in predict(model, [s for s, _, _ in read_structures("unbiased")]))
+
+
+def copy_files(tmp_path: Path, name: str = "biased") -> tuple[Path, Path]:
+    """Return copies of a recorded checkpoint and its configuration."""
+    for file in ("model.pk", "config.json"):
+        shutil.copy(RECORDS / name / file, tmp_path / file)
+    return tmp_path / "model.pk", tmp_path / "config.json"
+
+
+def edit_state(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    change(content["model_state_dict"])
+    torch.save(content, checkpoint)
+
+
+def edit_architecture(config: Path, **changes: Any) -> None:
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["NeuralNetwork"]["Architecture"] |= changes
+    config.write_text(json.dumps(content), encoding="utf-8")
+
+
+def list_tensors(name: str) -> list[str]:
+    return list(torch.load(RECORDS / name / "model.pk", weights_only=True)["model_state_dict"])
+
+
+@pytest.mark.parametrize("tensor", list_tensors("biased"))
+def test_a_dropped_tensor_is_named(tmp_path: Path, tensor: str) -> None:
+    checkpoint, config = copy_files(tmp_path)
+    edit_state(checkpoint, lambda state: state.pop(tensor))
+    with pytest.raises(InputError, match=rf"{re.escape(tensor.removeprefix('model.'))} is missing$"):
+        load_hydragnn(checkpoint, config)
+
+
+@pytest.mark.parametrize("tensor", list_tensors("unbiased"))
+def test_every_tensor_changes_a_weight_of_the_model(tmp_path: Path, tensor: str) -> None:
+    before = load("unbiased").state_dict()
+    checkpoint, config = copy_files(tmp_path, "unbiased")
+    edit_state(checkpoint, lambda state: state[tensor].add_(1.0))
+    after = load_hydragnn(checkpoint, config).state_dict()
+    assert sum(not torch.equal(before[name], after[name]) for name in before) == 1
+
+
+def test_every_weight_comes_from_the_checkpoint() -> None:
+    """A second model, built from other random numbers, has the same weights."""
+    torch.manual_seed(1)
+    first = load("biased").state_dict()
+    torch.manual_seed(2)
+    second = load("biased").state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update({"model.extra.weight": torch.zeros(2).double()}), r"describes is extra\.weight$"),
+        (lambda s: s.update({"model.graph_convs.0.module_3.weight": torch.zeros(3, 1).double()}),
+         r"graph_convs\.0\.module_3\.weight has the shape \[3, 1\], expected \[10, 1\]"),
+        (lambda s: s["model.graph_concat_projector.bias"].fill_(float("nan")),
+         r"graph_concat_projector\.bias holds numbers that are not finite"),
+        (lambda s: s.update({"model.graph_concat_projector.bias": torch.zeros(10)}),
+         "the weights are of type float32, float64, expected float32 or float64 for all of them"),
+        (lambda s: s.clear(), "it has no model_state_dict, as files of HydraGNN have"),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_does_not_belong_is_named(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    checkpoint, config = copy_files(tmp_path)
+    edit_state(checkpoint, change)
+    with pytest.raises(InputError, match=message):
+        load_hydragnn(checkpoint, config)
+
+
+def test_names_of_data_parallel_models_are_understood(tmp_path: Path) -> None:
+    checkpoint, config = copy_files(tmp_path)
+    content = torch.load(checkpoint, weights_only=True)
+    for prefix in ("module.", "module.model.", ""):
+        state = {f"{prefix}{k.removeprefix('model.')}": v for k, v in content["model_state_dict"].items()}
+        torch.save({"model_state_dict": state}, checkpoint)
+        loaded = load_hydragnn(checkpoint, config).state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in load("biased").state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mpnn_type": "MACE"}, "mpnn_type is 'MACE'; only PAINN is supported"),
+        ({"global_attn_engine": "GPS"}, 'global_attn_engine is "GPS"; only null and "" is supported'),
+        ({"graph_pooling": "mean"}, 'graph_pooling is "mean"; only "add" and "sum" is supported'),
+        ({"activation_function": "elu"}, 'activation_function is "elu"'),
+        ({"graph_attr_conditioning_mode": "film"}, 'graph_attr_conditioning_mode is "film"'),
+        ({"output_type": ["node"]}, r'output_type is \["node"\]'),
+        ({"input_dim": 2}, "input_dim is 2; only 1 is supported"),
+        ({"output_heads": {"graph": []}}, "the branches are"),
+        ({"hidden_dim": None}, "hidden_dim is null, expected a whole number"),
+        ({"hidden_dim": 60_000}, r"has the shape \[10, 1\], expected \[60000, 1\]"),
+        ({"num_radial": "x"}, "num_radial is 'x', expected a whole number"),
+        ({"radius": None}, "Architecture is incomplete"),
+        ({"num_conv_layers": 2}, r"graph_convs\.1\.module_1\.update_mlp\.2\.weight has the shape"),
+        ({"use_graph_attr_conditioning": False}, r"describes is graph_concat_projector\.bias \(and 1 more\)"),
+    ],
+)
+def test_an_option_that_is_not_supported_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    checkpoint, config = copy_files(tmp_path)
+    edit_architecture(config, **changes)
+    with pytest.raises(InputError, match=message):
+        load_hydragnn(checkpoint, config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", '{"NeuralNetwork": []}', '{"NeuralNetwork": {"Architecture": "x"}}', '{"NeuralNetwork": 1}'],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> None:
+    checkpoint, config = copy_files(tmp_path)
+    config.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="not a configuration of HydraGNN"):
+        load_hydragnn(checkpoint, config)
+
+
+@pytest.mark.parametrize("graph", [[{}], [1], "x", None, {"dim_headlayers": 3}, {"dim_headlayers": []}])
+def test_heads_that_are_no_branches_are_refused(tmp_path: Path, graph: Any) -> None:
+    checkpoint, config = copy_files(tmp_path)
+    edit_architecture(config, output_heads={"graph": graph})
+    with pytest.raises(InputError, match=r"config\.json: "):
+        load_hydragnn(checkpoint, config)
+
+
+def test_a_checkpoint_in_single_precision_stays_so(tmp_path: Path) -> None:
+    checkpoint, config = copy_files(tmp_path)
+    edit_state(checkpoint, lambda state: state.update({name: value.float() for name, value in state.items()}))
+    single, double = load_hydragnn(checkpoint, config).state_dict(), load("biased").state_dict()
+    assert all(torch.equal(value, double[name].to(value.dtype)) for name, value in single.items())
+    assert {value.dtype for value in single.values()} == {torch.float32, torch.bool}
+
+
+def test_branches_of_different_sizes_are_refused(tmp_path: Path) -> None:
+    checkpoint, config = copy_files(tmp_path)
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["NeuralNetwork"]["Architecture"]["output_heads"]["graph"][1]["architecture"]["dim_sharedlayers"] = 7
+    config.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match="dim_sharedlayers of branch-1 differs from that of branch-0"):
+        load_hydragnn(checkpoint, config)
+
+
+class Malicious:
+    """An object whose pickle writes a file when it is loaded."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    checkpoint, config = copy_files(tmp_path)
+    torch.save({"model_state_dict": Malicious(tmp_path / "ran")}, checkpoint)
+    with pytest.raises(InputError, match="not a readable file of tensors"):
+        load_hydragnn(checkpoint, config)
+    assert not (tmp_path / "ran").exists()
+    checkpoint.write_bytes(b"\x80\x04nonsense")
+    with pytest.raises(InputError, match="not a readable file of tensors"):
+        load_hydragnn(checkpoint, config)
+    with pytest.raises(InputError, match="no such file"):
+        load_hydragnn(tmp_path / "none.pk", config)
+    with pytest.raises(InputError, match="no such file"):
+        load_hydragnn(RECORDS / "biased/model.pk", tmp_path / "none.json")
+
+
+def make_gate(path: Path, heads: int) -> nn.Sequential:
+    """Write a file as HydraGNN writes the weights of branches, and return the network in it."""
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(118, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, heads))
+    torch.save({"mlp_state_dict": {f"net.{name}": value for name, value in net.state_dict().items()}}, path)
+    return net.double()
+
+
+def test_the_gate_weighs_the_branches_by_numbers_of_atoms(tmp_path: Path) -> None:
+    net = make_gate(tmp_path / "gate.pt", 3)
+    folder = RECORDS / "biased"
+    files = {"checkpoint": folder / "model.pk", "config": folder / "config.json"}
+    calculator = build_hydragnn_calculator(**files, gate=tmp_path / "gate.pt")
+    for structure, energies, forces in read_structures("biased"):
+        predicted = calculate(calculator, structure)
+        counts = torch.from_numpy(np.bincount(structure.numbers, minlength=119)[1:]).double()
+        weights = torch.softmax(net(counts), dim=-1).detach().numpy()
+        assert weights.max() < 0.9
+        assert predicted.energy == pytest.approx(float(weights @ energies), abs=1e-10)
+        assert np.allclose(predicted.forces, np.tensordot(weights, forces, axes=1), rtol=0, atol=1e-10)
+
+
+def test_heads_without_a_branch_have_no_weight() -> None:
+    model = load("biased")
+    composition = torch.eye(119).double()[[8, 78]]
+    for weights in (model.gate(composition), model.gate_weights(composition)):
+        assert weights.tolist() == [pytest.approx([1 / 3] * 3 + [0.0] * 13, abs=0)] * 2
+
+
+def test_a_gate_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    make_gate(tmp_path / "gate.pt", 4)
+    folder = RECORDS / "biased"
+    with pytest.raises(InputError, match=r"net\.4\.weight has the shape \[4, 64\], expected \[3, 64\]"):
+        load_hydragnn(folder / "model.pk", folder / "config.json", tmp_path / "gate.pt")
+
+
+def calculate(calculator: ReferenceCalculator, structure: Structure) -> PotentialPrediction:
+    atoms = Atoms(numbers=structure.numbers, positions=structure.positions, cell=structure.cell, pbc=structure.periodic)
+    atoms.info |= {"charge": structure.charge, "multiplicity": structure.multiplicity}
+    atoms.calc = calculator
+    return PotentialPrediction(float(atoms.get_potential_energy()), np.array(atoms.get_forces()))
+
+
+def test_the_calculator_has_the_forces_of_one_branch() -> None:
+    folder = RECORDS / "biased"
+    calculator = build_hydragnn_calculator(str(folder / "model.pk"), str(folder / "config.json"), head="MPTrj")
+    for structure, energies, forces in read_structures("biased"):
+        predicted = calculate(calculator, structure)
+        assert predicted.energy == pytest.approx(energies[2], abs=1e-10)
+        assert np.allclose(predicted.forces, forces[2], rtol=0, atol=1e-10)
+
+
+def test_a_definition_of_files_of_hydragnn_is_a_potential(tmp_path: Path) -> None:
+    folder = RECORDS / "biased"
+    files = {"checkpoint": str(folder / "model.pk"), "config": str(folder / "config.json"), "head": "ANI1x"}
+    spec = build_spec(ModelDefinition.model_validate({"hydragnn": files}), "published", "cpu")
+    recorded = read_structures("biased")
+    with PotentialProcess(spec, python=None, threads=1, timeout_s=120.0, log=tmp_path / "log") as process:
+        predictions = process.predict([s for s, _, _ in recorded])
+    for prediction, (_, energies, forces) in zip(predictions, recorded, strict=True):
+        assert prediction.energy == pytest.approx(energies[1], abs=1e-10)
+        assert np.allclose(prediction.forces, forces[1], rtol=0, atol=1e-10)
+
+
+def test_several_branches_need_a_gate_or_a_head() -> None:
+    folder = RECORDS / "biased"
+    with pytest.raises(InputError, match="it has 3 branches, so that it needs a gate or a head"):
+        build_hydragnn_calculator(folder / "model.pk", folder / "config.json")
+    with pytest.raises(InputError, match="head 'OC2020' of this model was never trained"):
+        build_hydragnn_calculator(folder / "model.pk", folder / "config.json", head="OC2020")
+    build_hydragnn_calculator(RECORDS / "silu/model.pk", RECORDS / "silu/config.json")
+
+
+def test_the_command_converts_a_checkpoint_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RECORDS / "biased"
+    target = tmp_path / "model.safetensors"
+    arguments = [str(folder / "model.pk"), str(folder / "config.json"), str(target)]
+    assert hydragnn.main(arguments) == 0
+    assert "its 3 branches have equal weights" in capsys.readouterr().out
+    model, notes = checkpoints.load(target)
+    expected = load("biased").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    digest = hashlib.sha256((folder / "model.pk").read_bytes()).hexdigest()
+    assert notes["hydragnn"]["checkpoint"] == {"file": "model.pk", "sha256": digest}  # type: ignore[index]
+    make_gate(tmp_path / "gate.pt", 3)
+    assert hydragnn.main([*arguments, str(tmp_path / "gate.pt")]) == 0
+    assert "equal" not in capsys.readouterr().out
+    assert hydragnn.main(arguments[:2]) == 2
+    assert hydragnn.main([arguments[1], arguments[1], arguments[2]]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def check_rotations(name: str) -> list[Violation]:
+    folder = RECORDS / name
+    calculator = build_hydragnn_calculator(folder / "model.pk", folder / "config.json", head="Alexandria")
+
+    def predict_all(structures: Sequence[Structure]) -> list[PotentialPrediction]:
+        return [calculate(calculator, s) for s in structures]
+
+    checks = check_physics(
+        predict_all, CRYSTALS[0](1), MOLECULES[0](), dtype="float64", transformations=20, dynamics_steps=0
+    )
+    return [check for check in checks if check.check.startswith("rotation")]
+
+
+def test_forces_of_biased_vectors_do_not_turn_with_the_structure() -> None:
+    biased, unbiased = check_rotations("biased"), check_rotations("unbiased")
+    assert [check.passed for check in unbiased] == [True] * 4
+    assert [check.passed for check in biased] == [False] * 4
+    assert all(check.value > 0.1 for check in biased if check.check == "rotation: forces")
+
+
+def test_the_records_are_those_of_the_readme() -> None:
+    text = (RECORDS / "README.md").read_text(encoding="utf-8")
+    sums = dict(re.findall(r"`(\w+/[\w.]+)` \| `([0-9a-f]{64})`", text))
+    files = {str(p.relative_to(RECORDS)): p for p in RECORDS.rglob("*.*") if p.name != "README.md"}
+    assert sums == {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files.items()}

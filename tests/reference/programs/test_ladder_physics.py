@@ -1,0 +1,76 @@
+"""The physics of each stage of the ladder: planted faults are found by name, and withhold the speed-up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.experiments.ladder.metrics import build_ladder_table
+from harness.reference.programs.ladder.prepared_stage import PreparedStage
+from harness.results.runs import load_runs
+from tests.support.programs import run_program
+
+pytestmark = pytest.mark.slow
+SIZES = {"hidden_dim": 8, "num_conv_layers": 2, "num_sharedlayers": 0, "dim_headlayers": 4, "readout": "sum"}
+CASE: dict[str, Any] = {
+    "workload": "random", "precision": "fp64", "model": SIZES, "stages": ["baseline", "branch_skip", "batched_heads"],
+    "batch_size": 2, "batches": 1, "rounds": 2, "atoms": [2, 6], "transformations": 4, "max_neighbours": None,
+}  # fmt: skip
+
+
+def run_ladder(out: Path, **parameters: Any) -> dict[str, dict[str, Any]]:
+    """Run a small ladder and return the rows of its table by stage."""
+    folder = out / "runs" / "ladder-local" / "case"
+    folder.mkdir(parents=True)
+    case: dict[str, Any] = {
+        "id": "",
+        "name": "case",
+        "suite": "ladder",
+        "program": "ladder",
+        "version": 2,
+        "parameters": CASE | parameters,
+    }
+    (folder / "case.json").write_text(json.dumps(case))
+    run_program("ladder", CASE | parameters, folder)
+    return {row["stage"]: row for row in build_ladder_table(load_runs(out / "runs")).to_dict("records")}
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, *stages: str) -> None:
+    """Make forces of these stages one per cent too large, with equal energies."""
+    call = PreparedStage.__call__
+
+    def call_with_fault(self: PreparedStage, *arguments: Any) -> Any:
+        result = call(self, *arguments)
+        return result._replace(forces=1.01 * result.forces) if self.stage.name in stages else result
+
+    monkeypatch.setattr(PreparedStage, "__call__", call_with_fault)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+def test_sound_stages_pass(tmp_path: Path, precision: str) -> None:
+    rows = run_ladder(tmp_path, precision=precision)
+    for stage in ("baseline", "batched_heads"):
+        assert rows[stage]["verdict"] == "ok"
+        assert (
+            "checks passed" in rows[stage]["physics"] or "violated by the model: smoothness" in rows[stage]["physics"]
+        )
+
+
+def test_fault_of_a_stage_withholds_its_speedup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "batched_heads")
+    row = run_ladder(tmp_path)["batched_heads"]
+    assert row["verdict"] == "WRONG"
+    assert "forces from energies" in row["physics"]
+    assert row["speedup"] != row["speedup"]
+
+
+def test_fault_that_the_baseline_shares_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal outputs of both stages hide it from every comparison with the baseline."""
+    plant(monkeypatch, "baseline", "batched_heads")
+    rows = run_ladder(tmp_path)
+    for stage in ("baseline", "batched_heads"):
+        assert rows[stage]["verdict"] == "WRONG"
+        assert "forces from energies" in rows[stage]["physics"]

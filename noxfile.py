@@ -30,7 +30,7 @@ QUICK = (
     ("precision", "-n", "painn"),
     ("hpo", "-n", "painn"),
     ("transfer", "-n", "kvrh"),
-    ("screening", "-n", "prototypes-all"),
+    ("screening", "-n", "prototypes-full"),
     ("pretrain-short",),
 )
 # Benchmarks, and clusters of eight nodes on one machine, must not share the machine with other tests.

@@ -89,7 +89,7 @@ def test_run_reports_and_does_not_rerun_done_cases(harness: Harness, tmp_path: P
     assert all((out / folder / "case.json").exists() for folder in table["folder"])
     assert set(table.loc[table["stage"] != "branch_skip", "verdict"]) == {"ok"}
     assert (table["samples"] == 6).all()
-    assert (table["ci_low"] <= table["structures_per_s"]).all()
+    assert (table["structures_per_s_low"] <= table["structures_per_s"]).all()
     assert (table["end_to_end_structures_per_s"] < table["structures_per_s"]).all()
     assert (table["peak_bytes"] > 0).all()
     assert (table["matrix_gflop"] > 0).all()

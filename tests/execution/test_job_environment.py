@@ -233,9 +233,9 @@ def test_structure_file_keeps_the_links_in_the_users_path(tmp_path: Path) -> Non
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "frames.extxyz").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    text = SUITE.replace("workload: random", "workload: file\n  structures: link/frames.extxyz")
+    text = SUITE.replace("workload: random", "workload: file\n  structure_file: link/frames.extxyz")
     (tmp_path / "suite.yaml").write_text(text)
-    assert suite.load_suite(tmp_path / "suite.yaml").parameters["structures"] == str(
+    assert suite.load_suite(tmp_path / "suite.yaml").parameters["structure_file"] == str(
         tmp_path / "link" / "frames.extxyz"
     )
 

@@ -13,7 +13,7 @@ import pytest
 from harness.experiments.hpo import metrics
 from harness.protocol.events import Event, find_invalid_event
 from harness.report.render import write_report
-from tests.support.kept_results import CASES, copy_case, save_nothing
+from tests.support.kept_results import CASES, convert_to_present, copy_case, save_nothing
 
 pytestmark = pytest.mark.slow
 FieldPath = tuple[str, ...]
@@ -27,6 +27,7 @@ def test_report_shows_a_log_without_an_optional_field(
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save_nothing)
     monkeypatch.setattr(metrics, "PERMUTATIONS", 20)
     folder = copy_case(result, case, tmp_path / "runs" / "campaign")
+    convert_to_present(folder)
     log = folder / "events.jsonl"
     events = [orjson.loads(line) for line in log.read_bytes().splitlines()]
     program = orjson.loads((folder / "case.json").read_bytes())["program"]

@@ -10,6 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import orjson
+
+from harness.protocol.case import upgrade_case
+from harness.protocol.events import EVENTS_FILE, VERSION
+from harness.protocol.upgrade import convert_event
 from harness.results.bundles import unpack_bundle
 from tests.conftest import ROOT
 
@@ -50,6 +55,15 @@ def copy_case(result: str, case: str, campaign: Path) -> Path:
     rest = [x for k, x in enumerate(lines) if k % 8 == 0 or not any(word in x for word in many)]
     (folder / "events.jsonl").write_bytes(b"".join(rest))
     return folder
+
+
+def convert_to_present(folder: Path) -> None:
+    """Rewrite the case and the log of a folder with the present names of fields."""
+    case = upgrade_case(orjson.loads((folder / "case.json").read_bytes())) | {"version": VERSION}
+    (folder / "case.json").write_bytes(orjson.dumps(case))
+    events = [convert_event(case["program"], orjson.loads(line)) for line in (folder / EVENTS_FILE).open("rb")]
+    events = [event | ({"version": VERSION} if event["event"] == "start" else {}) for event in events]
+    (folder / EVENTS_FILE).write_bytes(b"".join(orjson.dumps(event) + b"\n" for event in events))
 
 
 def save_nothing(figure: Any, file: Any, **options: Any) -> None:

@@ -125,3 +125,11 @@ def test_every_command_of_the_guide_is_valid(
             continue
         assert main(argv) in (0, 3), line
     capsys.readouterr()
+
+
+def test_each_part_of_the_quick_reproduction_has_cases() -> None:
+    """`-n` selects by a part of a case's name, which changes when an axis gets another name."""
+    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    (quick,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "QUICK")
+    for name, *options in ast.literal_eval(quick):
+        assert main(["plan", name, *options]) == 0, (name, options)

@@ -76,7 +76,7 @@ def test_telemetry_of_a_job_is_exported_and_becomes_energy(harness: Harness, tmp
     assert {m["name"] for m in series if m["__name__"] == "omnistat_fom"} == {"structures_per_s"}
     assert not (folder / "telemetry").exists()
     assert float(row["energy_j"]) == pytest.approx(200 * float(row["seconds"]), rel=0.05)
-    assert float(row["energy_per_result_j"]) == pytest.approx(float(row["energy_j"]) / float(row["results"]))
+    assert float(row["energy_per_result_j"]) == pytest.approx(float(row["energy_j"]) / float(row["work_units"]))
     assert (row["energy_method"], row["energy_scope"]) == ("power integrated", "accelerators")
     assert "power integrated" in (tmp_path / "results/cost.html").read_text()
 

@@ -30,6 +30,8 @@ from harness.reference.models import checkpoints, hydragnn
 from harness.reference.models.coverage import check_distances, check_elements
 from harness.reference.models.foundation import FoundationModel
 
+# The arguments of ASE's Calculator.
+ASE_ARGUMENTS = {"restart", "label", "atoms", "directory"}
 DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
@@ -77,6 +79,9 @@ class ReferenceCalculator(Calculator):
         device: str = "cpu",
         **kwargs: Any,
     ) -> None:
+        if unknown := kwargs.keys() - ASE_ARGUMENTS:
+            # ASE's class would store them, and the calculation would go on without them
+            raise TypeError(f"ReferenceCalculator has no argument {', '.join(sorted(unknown))}")
         super().__init__(**kwargs)
         arithmetic = find_precision(precision)
         torch_device = find_device(device, arithmetic.dtype)
@@ -143,7 +148,7 @@ def build_hydragnn_calculator(
     *,
     gate: Path | str | None = None,
     head: str | None = None,
-    precision_name: str = "fp64",
+    precision: str = "fp64",
     device: str = "cpu",
 ) -> ReferenceCalculator:
     """Return the calculator of a checkpoint of HydraGNN.
@@ -153,7 +158,7 @@ def build_hydragnn_calculator(
         config: Its `config.json`.
         gate: The weights of its branches, `mlp_branch_weights.pt`.
         head: The dataset of one branch; None for the gate's weighted sum of all of them.
-        precision_name: "fp64" or "fp32".
+        precision: "fp64" or "fp32".
         device: As torch names it.
 
     Raises:
@@ -164,7 +169,7 @@ def build_hydragnn_calculator(
     branches = int(model.trained.sum())
     if branches > 1 and gate is None and head is None:
         raise InputError(f"{checkpoint}: it has {branches} branches, so that it needs a gate or a head")
-    return ReferenceCalculator(model, head=head, precision_name=precision_name, device=device)
+    return ReferenceCalculator(model, head=head, precision=precision, device=device)
 
 
 def format_jump_warning(graph: NeighbourList, cutoff: float, max_neighbours: int | None) -> str:

@@ -56,7 +56,7 @@ def build_spec(definition: ModelDefinition, precision: PotentialPrecision, devic
     """Return what the worker has to import and call; raise PotentialError if the precision is not offered."""
     if definition.checkpoint is not None or definition.hydragnn is not None:
         kwargs: dict[str, Any] = {"device": device}
-        kwargs["precision_name"] = "fp64" if precision == "published" else precision
+        kwargs["precision"] = "fp64" if precision == "published" else precision
         if precision == "bf16":
             raise PotentialError("the calculator has no precision bf16", is_absence=True)
         if definition.checkpoint is not None:

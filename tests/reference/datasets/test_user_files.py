@@ -47,7 +47,7 @@ def test_structures_come_as_they_are(tmp_path: Path) -> None:
 def test_the_ladder_names_the_structure_that_it_cannot_use(tmp_path: Path, bad: Atoms, message: str) -> None:
     path = tmp_path / "mine.extxyz"
     write(path, [molecule("H2O"), bad])
-    parameters: dict[str, object] = {"workload": "file", "structures": str(path), "precision": "fp64"}
+    parameters: dict[str, object] = {"workload": "file", "structure_file": str(path), "precision": "fp64"}
     with pytest.raises(InputError) as caught:
         run_program("ladder", parameters | {"checkpoint": "painn-64"}, tmp_path)
     assert message in str(caught.value)
@@ -68,7 +68,7 @@ def test_unreadable_structure_file_is_rejected(tmp_path: Path, content: str | No
         ({"precision": "fp16"}, "precision is 'fp16'"),
         ({"stages": ["baseline", "fused_massages"]}, "stages.1 is 'fused_massages' (did you mean 'fused_messages'?)"),
         ({"workload": "liquids"}, "workload is 'liquids' (there are: crystals, file, random)"),
-        ({"workload": "file"}, "workload 'file' needs 'structures'"),
+        ({"workload": "file"}, "workload 'file' needs 'structure_file'"),
         ({"batchsize": 3}, "unknown parameter 'batchsize' (did you mean 'batch_size'?)"),
         ({"model": {"hiden_dim": 3}}, "unknown parameter 'model.hiden_dim' (did you mean 'hidden_dim'?)"),
     ],

@@ -315,3 +315,9 @@ def test_unsupported_requests_are_refused() -> None:
         ReferenceCalculator(checkpoint, head="OC2022")
     with pytest.raises(InputError, match="'OC2022' of this model was never trained"):
         ReferenceCalculator(FoundationModel(ModelConfig(hidden_dim=8, heads=1)), head="OC2022")
+
+
+def test_misspelt_argument_is_refused() -> None:
+    """ASE's class would accept any, and compute in another precision than the one that was asked for."""
+    with pytest.raises(TypeError, match="no argument precison"):
+        ReferenceCalculator("painn-64", precison="fp32")

@@ -74,7 +74,7 @@ def test_random_models_pass_all_checks(precision: str, seed: int) -> None:
     torch.manual_seed(seed)
     model = FoundationModel(ModelConfig(hidden_dim=8, num_conv_layers=2))
     model.mark_all_elements_known()
-    calculator = ReferenceCalculator(model, precision_name=precision)
+    calculator = ReferenceCalculator(model, precision=precision)
     dtype = {"fp64": "float64", "fp32": "float32"}[precision]
     structures = make_alloy(), make_cluster()
     checks = list(

@@ -30,4 +30,4 @@ def test_ceilings_and_hot_spots_are_numbers_of_this_machine() -> None:
     assert profile["rows"][0]["operation"] in ("aten::mm", "aten::matmul")
     assert profile["groups"][0]["group"] == "matrix products"
     for rows in profile.values():
-        assert sum(float(str(r["share"])) for r in rows) <= 1.001
+        assert sum(float(str(r["fraction"])) for r in rows) <= 1.001

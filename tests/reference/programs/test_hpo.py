@@ -107,11 +107,11 @@ def test_each_failure_of_a_trial_has_its_own_state(tmp_path: Path) -> None:
     trials = trials_by_number(log)
     assert [trials[k]["state"] for k in range(5)] == ["failed", "diverged", "timeout", "failed", "done"]
     assert "num_conv_layers is 0" in trials[0]["reason"]
-    assert "no longer a number" in trials[1]["reason"]
+    assert "the loss is not finite" in trials[1]["reason"]
     assert trials[2]["reason"] == "not ended within 45 s"
     assert trials[3]["reason"] == "killed by SIGKILL"
     table = pd.read_csv(tmp_path / "results.csv", index_col="job_id")
-    assert table.loc[[0, 1, 2], "objective"].tolist() == ["F_failed", "F_not_finite", "F_timeout"]
+    assert table.loc[[0, 1, 2], "objective"].tolist() == ["F_failed", "F_diverged", "F_timeout"]
     assert not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(list_arguments(p))]
 
 
@@ -213,7 +213,7 @@ def test_points_outside_the_space_are_left_out_and_counted(tmp_path: Path) -> No
         HpoParameters(space=SPACE).space, ["accuracy"], seed=1, initial_points=2, folder=tmp_path
     )
     counts = optimizer.warm_up([tmp_path / "old.csv"])
-    assert (counts.received, counts.outside, counts.failed) == (1, 3, 1)
+    assert (counts.received, counts.outside_space, counts.failed) == (1, 3, 1)
     (tmp_path / "odd.csv").write_text("p:hidden_dim,objective\n4,-1\n")
     with pytest.raises(InputError, match=r"odd\.csv: no column 'p:learning_rate'"):
         optimizer.warm_up([tmp_path / "odd.csv"])

@@ -209,7 +209,7 @@ def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
     words = [sys.executable, "-c", KILLED, str(tmp_path / "a.bp")]
     assert subprocess.run(words, cwd=ROOT, timeout=60, check=False).returncode == -signal.SIGKILL
     assert {p.name for p in tmp_path.iterdir()} == {"a.bp.part", "a.bp.reserve"}
-    assert "half-written" in refusal_message(tmp_path / "a.bp.part")
+    assert "incomplete" in refusal_message(tmp_path / "a.bp.part")
     (tmp_path / "a.bp.part").rename(tmp_path / "b.bp")
     assert "holds no finished step" in refusal_message(tmp_path / "b.bp")
 

@@ -363,7 +363,7 @@ def test_the_observed_precision_is_recorded(tmp_path: Path, name: str, layers: s
     log = run_training(tmp_path, precision=name, epochs=1, samples_per_epoch=16)
     observed = fact(log, "runtime")
     parameter_dtype = "float64" if name == "fp64" else "float32"
-    assert observed["requested"] == name
+    assert observed["precision"] == name
     assert observed["matrix_layers"] == [f"torch.{layers}"]
     assert {*observed["parameters"], observed["energies"], observed["forces"], observed["pooled"]} == {
         f"torch.{parameter_dtype}"

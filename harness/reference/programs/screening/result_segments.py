@@ -184,7 +184,7 @@ def scan_segments(paths: Iterable[Path], identity: str) -> tuple[dict[int, int],
     for path in paths:
         try:
             if path.suffix != ".bp":
-                raise InputError(f"{path.name}: half-written")
+                raise InputError(f"{path.name}: incomplete")
             parts |= {number: entry.candidates for number, entry in read_summary(path, identity).items()}
         except ForeignResults:
             raise

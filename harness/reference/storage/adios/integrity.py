@@ -178,7 +178,7 @@ def _check_index(path: Path) -> None:
     """Check the steps that md.idx lists, and for BP5 that the metadata they point to exist."""
     index = (path / "md.idx").read_bytes()
     if len(index) <= HEADER_BYTES:
-        raise InputError(f"{path}: half-written, it holds no finished step")
+        raise InputError(f"{path}: incomplete: it holds no finished step")
     if index[VERSION_BYTE] != 5:
         return
     if not (path / "mmd.0").is_file():

@@ -113,7 +113,7 @@ def test_thirty_cases_finish_while_everything_dies(
     text = FLEET.replace("  seed: [1, 2, 3, 4]", f"  seed: [{', '.join(map(str, range(28)))}]")
     odd = text[: text.index("matrix:")].replace("name: fleet", "name: odd")
     odd = odd.replace("  datasets: [mptrj]\n", "").replace("  steps: 1\n", "")
-    odd += "zips: {kinds: {sets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {minutes: 5}\n"
+    odd += "zips: {kinds: {datasets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {minutes: 5}\n"
     fleet, odd_campaign = write_suite(tmp_path, text), write_suite(tmp_path, odd, "odd")
     argv = ["run", "odd.yaml", "--system", "slurm", "--submit"]
     assert call(*argv).returncode == 0

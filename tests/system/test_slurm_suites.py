@@ -26,9 +26,14 @@ scale:
   slurm:
     variables: {trial_nodes: 1}
     parameters:
-      evaluations: 5
+      max_trials: 5
       space: {learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}}
-      trial: {sets: [qm7x], limit: 60, epochs: 40, samples_per_epoch: 64, model: {hidden_dim: 4, num_conv_layers: 1}}
+      trial:
+        datasets: [qm7x]
+        max_structures_per_dataset: 60
+        epochs: 40
+        samples_per_epoch: 64
+        model: {hidden_dim: 4, num_conv_layers: 1}
     resources: {nodes: 3, minutes: 20}
 """
 
@@ -36,7 +41,7 @@ CHAIN = """\
 name: links
 title: A chain of jobs
 extends: pretrain-chain
-parameters: {sets: [qm7x], limit: 60, max_validation_structures: 8}
+parameters: {datasets: [qm7x], max_structures_per_dataset: 60, max_validation_structures: 8}
 matrix: {link: [1, 2, 3, 4]}
 scale:
   slurm:

@@ -46,9 +46,10 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, Table]:
     """Return the tables on interatomic potentials.
 
     models: a row per case and model. verdict: "incorrect" if the model violates a property that every potential has,
-    "unchecked" if the checks were turned off; `reason` names what failed. us_per_atom is the median over rounds for the
-    largest cell, with its interval; exponent is the slope of log(time) over log(atoms). model_speed: a row per cell.
-    model_errors: errors against labels, and deviations from the model's own FP64. model_physics: a row per check.
+    "unchecked" if no check has a value; `reason` names what failed, or what could not be measured. us_per_atom is the
+    median over rounds for the largest cell, with its interval; exponent is the slope of log(time) over log(atoms).
+    model_speed: a row per cell. model_errors: errors against labels, and deviations from the model's own FP64.
+    model_physics: a row per check.
     """
     runs = [r for r in records if r.program == "models"]
     return {
@@ -144,13 +145,19 @@ def _judge(record: RunRecord, name: str) -> dict[str, Any]:
         reason += f", tolerance {worst['tolerance']:.1g}"
     elif failed:
         verdict, reason = "failed", f"{failed[0]['step']}: {failed[0]['reason']}"
-    elif checks:
-        verdict, reason = "ok", ""
+    elif columns["checks"]:
+        verdict, reason = "ok", describe_unmeasured(checks)
     elif _find(record, "model_loaded", name):
-        verdict, reason = "unchecked", ""
+        verdict, reason = "unchecked", describe_unmeasured(checks)
     else:
         verdict, reason = "not run", ""
     return columns | {"verdict": verdict, "reason": reason}
+
+
+def describe_unmeasured(checks: Sequence[Event]) -> str:
+    """Return how many checks have no value, with the first reason; empty if all have one."""
+    reasons = [c.get("reason") or "no reason is known" for c in checks if c["passed"] is None]
+    return f"{len(reasons)} of {len(checks)} checks could not be measured: {reasons[0]}" if reasons else ""
 
 
 def _summarize_memory(record: RunRecord, name: str) -> dict[str, Any]:

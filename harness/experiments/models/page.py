@@ -75,9 +75,11 @@ def describe_models(rows: pd.DataFrame) -> list[str]:
         ("incorrect", "Incorrect physics"),
         ("failed", "Failed"),
         ("unavailable", "Unavailable here"),
+        ("ok", "Checked in part"),
+        ("unchecked", "Not checked"),
     ):
         group = rows[rows["verdict"] == verdict]
-        texts += [f"{text}: {row['model']}, {row['reason']}." for _, row in group.iterrows()]
+        texts += [f"{text}: {row['model']}, {row['reason']}." for _, row in group.iterrows() if row["reason"]]
     return texts
 
 

@@ -210,7 +210,7 @@ class _Checker:
         for axis in range(3):
             double = repeat_cell(structure, axis)
             base, large = self.predict([structure, double])
-            halved = replace_energy(large, large.energy / 2)
+            halved = replace(large, energy=large.energy / 2)
             yield from self.compare(
                 f"supercell {'abc'[axis]}", structure, base, [halved], [np.concatenate([base.forces] * 2)]
             )
@@ -390,8 +390,3 @@ def repeat_cell(structure: Structure, axis: int) -> Structure:
         positions=np.concatenate([structure.positions, structure.positions + structure.cell[axis]]),
         cell=cell,
     )
-
-
-def replace_energy(prediction: PotentialPrediction, energy: float) -> PotentialPrediction:
-    """Return the prediction with another energy."""
-    return replace(prediction, energy=energy)

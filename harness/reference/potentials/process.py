@@ -124,6 +124,11 @@ class PotentialProcess:
         """End the process."""
         self.close()
 
+    def raise_if_ended(self) -> None:
+        """Raise PotentialError if the process has ended."""
+        if self._process.poll() is not None:
+            raise PotentialError(self._describe_end())
+
     def close(self) -> None:
         """End the process."""
         if self._process.poll() is None:

@@ -353,3 +353,4 @@ def log_physics(model: _Model, config: ModelsParameters, log: CaseLog) -> None:
         )
         for violation in violations:
             log.write(to_event(violation, model=model.name))
+            model.process.raise_if_ended()

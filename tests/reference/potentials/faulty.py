@@ -27,7 +27,7 @@ class Faulty(EMT):  # type: ignore[misc]
     ) -> None:
         assert atoms is not None
         self.calls += 1
-        if self.fault == "dies" and self.calls > 6:
+        if self.calls > {"dies": 6, "dies_later": 40}.get(self.fault, self.calls):
             os._exit(3)
         if self.fault == "raises":
             raise RuntimeError("no such element")

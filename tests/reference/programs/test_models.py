@@ -122,3 +122,31 @@ def test_run_folder_is_read_as_valid(tmp_path: Path) -> None:
     (tmp_path / "case.json").write_text('{"program": "models", "id": "1", "name": "case", "suite": "models"}')
     record = load_run_folder(str(tmp_path))
     assert record.state != "unreadable", record.error
+
+
+@pytest.mark.parametrize(
+    ("passed", "verdict"), [((None, None), "unchecked"), ((True, None), "ok"), ((True, False), "incorrect")]
+)
+def test_checks_without_a_value_are_no_proof(passed: tuple[bool | None, ...], verdict: str) -> None:
+    checks = [
+        {"event": "physics_check", "model": "m", "check": "rotation", "structure": "s", "value": 1.0, "tolerance": 1.0,
+         "unit": "", "passed": value, "reason": "no answer" if value is None else None}
+        for value in passed
+    ]  # fmt: skip
+    loaded = {"event": "model_loaded", "model": "m"}
+    record = RunRecord(
+        "folder", {"name": "case", "program": "models", "parameters": {"definitions": {"m": EMT_CLASS}}}, "done",
+        events_by_kind={"physics_check": checks, "model_loaded": [loaded]},
+    )  # fmt: skip
+    (row,) = build_tables([record])["models"].to_dict("records")
+    assert row["verdict"] == verdict
+    if None in passed:
+        assert "could not be measured: no answer" in row["reason"]
+
+
+def test_model_that_dies_in_its_physics_has_failed(tmp_path: Path) -> None:
+    """It answered every timed request before."""
+    dying = FAULTY | {"kwargs": {"fault": "dies_later"}}
+    row = compare(tmp_path, {"dying": dying}, datasets=["qm7x"], structures_per_dataset=1, rounds=1)["dying"]
+    assert row["verdict"] == "failed"
+    assert "physics: its process ended (exit code 3)" in row["reason"]

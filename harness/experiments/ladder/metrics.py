@@ -151,7 +151,11 @@ def list_stage_violations(record: RunRecord, stage: str) -> list[Event]:
 
 def describe_physics(record: RunRecord, stage: str, violations: Sequence[Event]) -> str:
     """Return what the checks of a stage's physics found, in a few words; empty without checks."""
-    checks = [e for e in record.events("physics_check") if e["stage"] == stage and e["passed"] is not None]
+    events = [e for e in record.events("physics_check") if e["stage"] == stage]
+    checks = [e for e in events if e["passed"] is not None]
+    if len(checks) < len(events) and not violations:
+        reason = next(e.get("reason") for e in events if e["passed"] is None)
+        return f"{len(events) - len(checks)} of {len(events)} checks could not be measured: {reason}"
     if not checks:
         return ""
     if violations:

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from harness.experiments.ladder.metrics import build_ladder_table
+from harness.protocol.programs.ladder import LadderParameters
+from harness.reference.potentials.process import PotentialError
+from harness.reference.potentials.structures import make_alloy
+from harness.reference.programs.ladder.physics import build_predict
 from harness.reference.programs.ladder.prepared_stage import PreparedStage
+from harness.reference.programs.ladder.stages import LADDER
+from harness.reference.programs.ladder.workload import make_model
 from harness.results.runs import load_runs
 from tests.support.programs import run_program
 
@@ -74,3 +80,17 @@ def test_fault_that_the_baseline_shares_is_found(tmp_path: Path, monkeypatch: py
     for stage in ("baseline", "batched_heads"):
         assert rows[stage]["verdict"] == "WRONG"
         assert "forces from energies" in rows[stage]["physics"]
+
+
+@pytest.mark.parametrize(("name", "error"), [("torch_compile", PotentialError), ("batched_heads", RuntimeError)])
+def test_stage_that_fails_on_another_shape(name: str, error: type[Exception]) -> None:
+    """A compiler may refuse a new shape after the stage was timed: that is a check without a value, not a lost case."""
+
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("no kernel for this shape")
+
+    config = LadderParameters(**CASE)
+    prepared = PreparedStage(next(stage for stage in LADDER if stage.name == name), refuse)
+    crystal = make_alloy()
+    with pytest.raises(error, match="no kernel for this shape"):
+        build_predict(prepared, make_model(config)[0], config, [crystal])([crystal])

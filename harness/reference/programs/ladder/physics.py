@@ -10,6 +10,7 @@ from harness.protocol.events import CaseLog
 from harness.protocol.programs.ladder import LadderParameters
 from harness.protocol.records import Progress
 from harness.reference.data.structure import Structure
+from harness.reference.errors import get_first_line
 from harness.reference.inference.precision import find_precision
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.potentials.physics import Predict, check_physics, to_event
@@ -70,7 +71,12 @@ def build_predict(
             for structure in group:  # each takes the place of a filler of its size
                 del rest[next((k for k, filler in enumerate(rest) if len(filler) == len(structure)), -1)]
             batch = [*group, *rest]
-            result = prepared(model, prepare_batch(batch, model, config)[0])
+            try:
+                result = prepared(model, prepare_batch(batch, model, config)[0])
+            except Exception as error:  # each compiler raises its own errors, and for a new shape only now
+                if prepared.stage.compiler is None:
+                    raise
+                raise PotentialError(get_first_line(error)[:300]) from None
             energies = result.energy.double().tolist()
             forces = result.forces.double().cpu().split([len(s) for s in batch])
             for structure, energy, force in zip(group, energies, forces, strict=False):

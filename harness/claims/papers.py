@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -44,11 +45,16 @@ def load_papers(extra: Sequence[Path] = ()) -> dict[str, Paper]:
         UsageError: a file has mistakes; the message lists all of them, with the nearest name for each unknown one.
     """
     documents = {name: yaml_loader.load_yaml(path) for name, path in find_files(extra).items()}
-    tables = {
-        name: list(table.columns) for name, table in collect_tables(build_results([])).items() if len(table.columns)
-    }
+    tables = _list_columns()
     raise_problems(problem for document in documents.values() for problem in _check_paper(document, tables))
     return {name: Paper.model_validate(document.data) for name, document in documents.items()}
+
+
+@cache
+def _list_columns() -> Tables:
+    """Return the columns of all tables that a claim can select."""
+    tables = collect_tables(build_results([]))
+    return {name: list(table.columns) for name, table in tables.items() if len(table.columns)}
 
 
 def _check_paper(document: Document, tables: Tables) -> Iterator[Problem]:

@@ -10,8 +10,10 @@ import matplotlib.figure
 import orjson
 import pytest
 
+from harness.claims.papers import load_papers
 from harness.experiments.hpo import metrics
 from harness.protocol.events import Event, find_invalid_event
+from harness.report import render
 from harness.report.render import write_report
 from tests.support.kept_results import CASES, convert_to_present, copy_case, save_nothing
 
@@ -26,6 +28,8 @@ def test_report_shows_a_log_without_an_optional_field(
 ) -> None:
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save_nothing)
     monkeypatch.setattr(metrics, "PERMUTATIONS", 20)
+    papers = load_papers()
+    monkeypatch.setattr(render, "load_papers", lambda files: papers)
     folder = copy_case(result, case, tmp_path / "runs" / "campaign")
     convert_to_present(folder)
     log = folder / "events.jsonl"

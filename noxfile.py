@@ -97,7 +97,7 @@ def reproduce(session: nox.Session) -> None:
 
 @nox.session
 def data(session: nox.Session) -> None:
-    """Convert the sixteen datasets to stores and time reading: shipped sets, or your files with `-- -S data=DIR`."""
+    """Convert the sixteen datasets to stores and time reading (your files: `-- -S dataset_folder=DIR`)."""
     run_harness(session, "run", "data")
 
 
@@ -127,7 +127,7 @@ def precision(session: nox.Session) -> None:
 
 @nox.session
 def transfer(session: nox.Session) -> None:
-    """Learn twelve downstream tasks from few labels: shipped data, or your files with `-- -S tasks=DIR`."""
+    """Learn twelve downstream tasks from few labels: shipped data, or your files with `-- -S task_folder=DIR`."""
     run_harness(session, "run", "transfer")
 
 

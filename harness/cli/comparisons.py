@@ -74,7 +74,7 @@ def matches_metric(observation: Observation, parts: Sequence[str]) -> bool:
 
 
 def do_regression(arguments: Namespace) -> int:
-    """Measure a range of commits; return 1 if a benchmark became worse or broke, 3 if one never ran."""
+    """Measure a range of commits; return 1 if a benchmark became worse or broke, 3 if one was not run."""
     from harness.report.render import write_report
     from harness.tracking import asv_runner, git_commits
     from harness.tracking.asv_runner import check_patterns, load_project
@@ -97,4 +97,4 @@ def do_regression(arguments: Namespace) -> int:
     print(f"report: {arguments.out / 'regression.html'}")
     if any(verdict.is_bad for verdict in verdicts):
         return CHECK_FAILED
-    return INCOMPLETE if not verdicts or any(verdict.state == "never ran" for verdict in verdicts) else DONE
+    return INCOMPLETE if not verdicts or any(verdict.state == "not run" for verdict in verdicts) else DONE

@@ -124,7 +124,7 @@ def load_plans(arguments: Namespace) -> list[Plan]:
     system = load_system(arguments)
     plans = []
     for name in arguments.suites:
-        suite = load_suite(resources.find_resource("suites", name), system.definition.scale or system.definition.name)
+        suite = load_suite(resources.find_resource("suites", name), system.definition.overlay or system.definition.name)
         whole = expand_suite(suite, system, arguments.repeat)
         plan = filter_cases(whole, arguments.name, arguments.tag, arguments.exclude)
         if not plan.cases:

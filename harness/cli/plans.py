@@ -41,7 +41,7 @@ def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
         names = [case.name for case in job.cases]
         listed = names if verbose else names[:MAX_CASES_SHOWN]
         more = f", and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
-        nodes = f"{job.nodes}" + (f"+{job.spares}" if job.spares else "")
+        nodes = f"{job.nodes}" + (f"+{job.spare_nodes}" if job.spare_nodes else "")
         cases = ", ".join(listed) + more
         print(f"  {job.name:<{width}}  {nodes:>5}  {job.walltime:>8}  {job.node_hours:>10.4g}  {cases}")
 

@@ -111,8 +111,9 @@ class Document:
     ) -> Iterator[Problem]:
         for key, value in top.items():
             if value is None and key not in base:
-                message = f"null removes a key, and the base has no such key{did_you_mean(key, base)}"
-                yield self.make_problem((*key_path, key), f"{format_key_path((*key_path, key))}: {message}")
+                unknown = f"null removes a key, and the base has no such key{did_you_mean(key, base)}"
+                message = describe_renamed(key, base) or f"{format_key_path((*key_path, key))}: {unknown}"
+                yield self.make_problem((*key_path, key), message)
             elif isinstance(value, dict) and isinstance(base.get(key), dict):
                 yield from self._find_invalid_removals(value, base[key], (*key_path, key))
 

@@ -27,6 +27,7 @@ from harness.config.evaluation import (
     build_function,
 )
 from harness.protocol.errors import CONTROL, MAX_VALUE_LENGTH, did_you_mean, shorten
+from harness.protocol.upgrade import find_new_name
 
 ALLOWED = (
     nodes.Name, nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.BinExpr, nodes.UnaryExpr,
@@ -83,7 +84,7 @@ class Expression:
         text = _quote(self.text)
         for name in sorted(self.names):
             if name not in known and name not in namespaces:
-                return f"unknown name {name!r}{did_you_mean(name, [*known, *namespaces])} in {text}"
+                return f"unknown name {name!r}{_hint(name, [*known, *namespaces])} in {text}"
         for name in sorted(self.value_names & set(namespaces)):
             example = min(namespaces[name] or (), default="NAME")
             return f"{name!r} is a namespace; use an attribute such as {name}.{example} in {text}"
@@ -92,8 +93,14 @@ class Expression:
                 return f"only {', '.join(namespaces)} have attributes, got {space}.{attribute} in {text}"
             attributes = namespaces[space]
             if attributes is not None and attribute not in attributes:
-                return f"{space} has no {attribute!r}{did_you_mean(attribute, attributes)} in {text}"
+                return f"{space} has no {attribute!r}{_hint(attribute, attributes)} in {text}"
         return None
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    """Return the present name of an unknown name, or the nearest known ones, as a remark."""
+    new = find_new_name(name, known)
+    return did_you_mean(name, known) if new is None else f" (it is now called {new!r})"
 
 
 def is_expression(value: Any) -> bool:

@@ -33,7 +33,9 @@ TEMPLATE = "-template"
 EXPRESSION: Schema = {"type": "string", "pattern": r"\{\{[\s\S]*\}\}"}
 NO_EXPRESSION: Schema = {"pattern": r"\{[{%#]"}
 EXTENDS = "A {} that this one extends, by name or file: mappings are merged, null removes a key."
-SCALE = "The keys that differ on a system, by its name: they overlay the suite on that system, and null removes a key."
+OVERLAYS = (
+    "The keys that differ on a system, by its name: they overlay the suite on that system, and null removes a key."
+)
 
 
 class Generator(GenerateJsonSchema):
@@ -83,7 +85,7 @@ def build_suite_schema() -> Schema:
     }
     definitions["Overlay"] = {"type": "object", "properties": keys, "additionalProperties": False}
     overlays = {"propertyNames": {"pattern": NAME}, "additionalProperties": {"$ref": f"{REF}Overlay"}}
-    properties["scale"] = {"type": "object", "description": SCALE, **overlays}
+    properties["overlays"] = {"type": "object", "description": OVERLAYS, **overlays}
     for program, model in models.items():
         definitions[program] = _build_program(model, definitions)
     root["allOf"] = [

@@ -28,7 +28,7 @@ from harness.config.suite_file import NAMESPACES, RESERVED, Resources, Suite, ch
 from harness.config.yaml_loader import load_with_bases
 from harness.protocol.errors import did_you_mean, shorten
 from harness.protocol.registry import load_programs
-from harness.protocol.upgrade import describe_renamed
+from harness.protocol.upgrade import describe_renamed, list_old_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,12 +37,12 @@ __all__ = ["Suite", "load_suite"]
 
 # The sections that may contain expressions.
 EXPRESSION_SECTIONS = ("variables", "parameters", "resources", "sanity", "performance")
-# Keys that an overlay of `scale` may not change.
-FIXED_KEYS = ("name", "scale", "extends", "program")
+# Keys that an overlay may not change.
+FIXED_KEYS = ("name", "overlays", "extends", "program")
 
 
 def load_suite(path: Path, system: str | None = None) -> Suite:
-    """Load and check a suite, with the overlay that its section `scale` has for a system, if there is one.
+    """Load and check a suite, with the overlay that its section `overlays` has for a system, if there is one.
 
     All overlays are checked, whichever is selected.
 
@@ -50,44 +50,46 @@ def load_suite(path: Path, system: str | None = None) -> Suite:
         UsageError: the file has problems; the message has all of them.
     """
     document = load_with_bases(path, "suites")
-    base = document.drop("scale")
+    renamed = {key: message for key in document.data if (message := describe_renamed(key, ("overlays",)))}
+    base = document.drop("overlays", *renamed)
     suite, problems = check_suite(base)
+    problems += [document.make_problem((key,), message) for key, message in renamed.items()]
     known = {problem.message for problem in problems}
-    overlays, scale_problems = _find_overlays(document)
-    problems += scale_problems
-    scaled: dict[str, Suite | None] = {}
+    overlays, overlay_problems = _find_overlays(document)
+    problems += overlay_problems
+    overlaid: dict[str, Suite | None] = {}
     for name, part in overlays.items():
         fixed = [key for key in FIXED_KEYS if key in part.data]
         problems += [
-            part.make_problem((key,), f"scale.{name}: {key!r} must be the same on all systems") for key in fixed
+            part.make_problem((key,), f"overlays.{name}: {key!r} must be the same on all systems") for key in fixed
         ]
         overlay = part.drop(*FIXED_KEYS)
-        scaled[name], overlay_problems = check_suite(overlay.overlay_on(base))
+        overlaid[name], new_problems = check_suite(overlay.overlay_on(base))
         problems += [
-            Problem(p.location, f"{p.message} (scale.{name})")
-            for p in (*overlay.find_invalid_removals(base), *overlay_problems)
+            Problem(p.location, f"{p.message} (overlays.{name})")
+            for p in (*overlay.find_invalid_removals(base), *new_problems)
             if p.message not in known
         ]
     raise_problems(problems)
-    selected = scaled.get(system or "") or suite
+    selected = overlaid.get(system or "") or suite
     assert selected is not None, "a suite without problems is valid"
     return selected
 
 
 def _find_overlays(document: Document) -> tuple[dict[str, Document], list[Problem]]:
-    """Return the overlays of `scale` by system, and the problems of invalid ones."""
-    scale, systems = document.data.get("scale", {}), resources.list_resources("systems")
-    if not isinstance(scale, dict):
-        return {}, [document.make_problem(("scale",), "scale: expected a mapping from systems to overlays")]
+    """Return the overlays by system, and the problems of invalid ones."""
+    by_system, systems = document.data.get("overlays", {}), resources.list_resources("systems")
+    if not isinstance(by_system, dict):
+        return {}, [document.make_problem(("overlays",), "overlays: expected a mapping from systems to overlays")]
     overlays, problems = {}, []
-    for name, value in scale.items():
-        key_path = ("scale", name)
+    for name, value in by_system.items():
+        key_path = ("overlays", name)
         if name not in systems:
-            message = f"scale: unknown system {shorten(name)}{did_you_mean(name, systems)}"
+            message = f"overlays: unknown system {shorten(name)}{did_you_mean(name, systems)}"
             problems.append(document.make_problem(key_path, message))
         elif not isinstance(value, dict):
             problems.append(
-                document.make_problem(key_path, f"scale.{name}: expected a mapping of the keys that differ")
+                document.make_problem(key_path, f"overlays.{name}: expected a mapping of the keys that differ")
             )
         else:
             overlays[name] = document.subdocument(key_path)
@@ -141,7 +143,8 @@ def _check_names(document: Document, by_path: Mapping[KeyPath, Expression], used
             yield document.make_problem(key_path, f"{format_key_path(key_path)}: {message}")
     for name in _get_section(document.data, "variables"):
         if name not in used and name not in RESERVED:
-            yield document.make_problem(("variables", name), f"no expression uses the variable {name!r}")
+            message = describe_renamed(name, used) or f"no expression uses the variable {name!r}"
+            yield document.make_problem(("variables", name), message)
 
 
 def _get_section(data: Any, *key_path: str) -> dict[str, Any]:
@@ -165,7 +168,7 @@ def _check_program_values(
     if not isinstance(program, str) or program not in programs:
         return problems
     model = programs[program].parameters
-    problems += _check_section(document, "parameters", model, expression_paths)
+    problems += [*_check_section(document, "parameters", model, expression_paths), *_check_old_names(document, program)]
     for key_path in _list_axis_sections(document.data):
         for axis, values in _get_section(document.data, *key_path).items():
             if not isinstance(values, list) or not values:
@@ -177,9 +180,19 @@ def _check_program_values(
                     problems += describe_errors(document, error.errors(include_url=False), model, (*key_path, axis))
             elif axis not in used:
                 unknown = f"unknown key {shorten(axis)}{did_you_mean(axis, model.model_fields)}"
-                message = describe_renamed(axis, model.model_fields) or unknown
+                message = describe_renamed(axis, {*model.model_fields, *used}) or unknown
                 problems.append(document.make_problem((*key_path, axis), message))
     return problems
+
+
+def _check_old_names(document: Document, program: str) -> Iterator[Problem]:
+    """Yield the old names of events, fields and values in sanity checks and figures of merit."""
+    for section in ("sanity", "performance"):
+        rows = document.data.get(section)
+        for k, row in enumerate(rows) if isinstance(rows, list) else ():
+            for key_path, message in list_old_names(program, row) if isinstance(row, dict) else ():
+                path = (section, k, *key_path)
+                yield document.make_problem(path, f"{format_key_path(path)}: {message}")
 
 
 @cache

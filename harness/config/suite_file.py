@@ -46,20 +46,20 @@ class Resources(StrictModel):
     """Nodes of one case."""
     ranks_per_node: NodeCount = 1
     """Processes on each node."""
-    minutes: Minutes = 60.0
+    walltime_minutes: Minutes = 60.0
     """Wall time after which the case is stopped."""
     expected_minutes: Minutes | None = None
     """Wall time that the case should take, for cost estimates."""
 
 
 class DependencyRule(StrictModel):
-    """Cases that match `cases` start after the cases that match `needs` and agree with them on every other axis."""
+    """Cases that match `cases` start after those that match `required_cases` and agree with them on all other axes."""
 
     cases: dict[Identifier, Scalar] = Field(default_factory=dict)
     """Values of axes of the dependent cases; if empty, all other cases are dependent."""
-    needs: Annotated[dict[Identifier, Scalar], Field(min_length=1)]
+    required_cases: Annotated[dict[Identifier, Scalar], Field(min_length=1)]
     """Values of axes of the cases that must have ended well."""
-    across: list[Identifier] = Field(default_factory=list)
+    ignored_axes: list[Identifier] = Field(default_factory=list)
     """Axes on which the cases need not agree."""
 
 
@@ -77,23 +77,26 @@ class EventSelector(StrictModel):
 class Check(EventSelector):
     """What must be true of the events of a case that ended well; otherwise the case counts as failed."""
 
-    at_least: NonNegativeInt = 1
+    min_events: NonNegativeInt = 1
     """The minimum number of matching events."""
-    at_most: NonNegativeInt | None = None
+    max_events: NonNegativeInt | None = None
     """The maximum number of matching events."""
     equals: Any = None
     """The value of the field."""
-    above: Number | None = None
-    """An exclusive lower bound of the field."""
-    below: Number | None = None
-    """An exclusive upper bound of the field."""
+    at_least: Number | None = None
+    """The smallest value that the field may have."""
+    at_most: Number | None = None
+    """The largest value that the field may have."""
 
     @model_validator(mode="after")
     def _check_field(self) -> Check:
-        if self.field is None and (self.equals, self.above, self.below) != (None, None, None):
-            raise ValueError("equals, above and below need `field`, the name of the field to compare")
-        if self.at_most is not None and self.at_most < self.at_least:
-            raise ValueError(f"at_most {self.at_most} is below at_least {self.at_least}")
+        if self.field is None and (self.equals, self.at_least, self.at_most) != (None, None, None):
+            raise ValueError(
+                "equals, at_least and at_most need `field`, the name of the field to compare;"
+                " min_events and max_events bound the number of events"
+            )
+        if self.max_events is not None and self.max_events < self.min_events:
+            raise ValueError(f"max_events {self.max_events} is below min_events {self.min_events}")
         return self
 
 
@@ -147,7 +150,7 @@ class Suite(StrictModel):
     """The maximum number of cases in one allocation."""
     retries: Annotated[int, Field(ge=0, le=100)] = 1
     """How often a case that was lost (a dead node, a vanished job) is submitted again."""
-    after: list[DependencyRule] = Field(default_factory=list)
+    depends_on: list[DependencyRule] = Field(default_factory=list)
     """Which cases start only after others have ended well."""
     sanity: list[Check] = Field(default_factory=list)
     """What must be true of the events of a case."""
@@ -257,17 +260,20 @@ def _check_required(suite: Suite) -> Iterator[Problem]:
 
 
 def _check_choices(suite: Suite) -> Iterator[Problem]:
-    """Yield names in `exclude` and `after` that are not axes, and values that their axes do not have."""
+    """Yield names in `exclude` and `depends_on` that are not axes, and values that their axes do not have."""
     axes = {name: values for name, (_, values) in suite.axes.items()}
     known = {name: {json.dumps(value) for value in values} for name, values in axes.items()}
     choices: list[tuple[KeyPath, Mapping[str, Any]]] = [(("exclude", k), row) for k, row in enumerate(suite.exclude)]
-    for k, rule in enumerate(suite.after):
-        choices += [(("after", k, "cases"), rule.cases), (("after", k, "needs"), rule.needs)]
-        choices += [(("after", k, "across", j), {name: []}) for j, name in enumerate(rule.across)]
+    for k, rule in enumerate(suite.depends_on):
+        choices += [
+            (("depends_on", k, "cases"), rule.cases),
+            (("depends_on", k, "required_cases"), rule.required_cases),
+        ]
+        choices += [(("depends_on", k, "ignored_axes", j), {name: []}) for j, name in enumerate(rule.ignored_axes)]
     for key_path, row in choices:
         for name, value in row.items():
             if name not in axes:
-                where = key_path if "across" in key_path else (*key_path, name)
+                where = key_path if "ignored_axes" in key_path else (*key_path, name)
                 message = f"{key_path[0]}: {name!r} is not an axis of matrix or zips{did_you_mean(name, axes)}"
                 yield suite.document.make_problem(where, message)
                 continue

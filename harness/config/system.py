@@ -34,8 +34,8 @@ SECTION_ATTRIBUTES: dict[str, dict[str, Collection[str]]] = {
     "chunk": {"node": ("ranks_per_node", "cores", "accelerators")},
 }
 # Sections that are rendered before there is a case, sections of job scripts, and all that may contain expressions.
-PRE_CASE_SECTIONS = ("directives", "modules", "prepare", "stage")
-JOB_SECTIONS = ("modules", "prepare", "environment", "stage", "launch", "telemetry")
+PRE_CASE_SECTIONS = ("directives", "modules", "prepare", "stage_in")
+JOB_SECTIONS = ("modules", "prepare", "environment", "stage_in", "launch", "telemetry")
 EXPRESSION_SECTIONS = ("node", "chunk", "environment", "install", "launch", "telemetry", *PRE_CASE_SECTIONS)
 Collector = Literal["omnistat", "sampler", "none"]
 COLLECTORS: tuple[Collector, ...] = ("omnistat", "sampler", "none")
@@ -98,13 +98,13 @@ class ResolvedSystem:
     @cached_property
     def identifying_settings(self) -> dict[str, Any]:
         """The settings that change what is measured."""
-        return {name: value for name, value in self.settings.items() if self.definition.settings[name].identity}
+        return {name: value for name, value in self.settings.items() if self.definition.settings[name].affects_results}
 
     @property
     def max_nodes(self) -> int | None:
         """The maximum number of nodes of a case, without spare nodes; None if no limit is known."""
         limit = self.definition.limits.nodes
-        return None if limit is None else limit - self.spares
+        return None if limit is None else limit - self.spare_nodes
 
     def get_max_minutes(self, nodes: int) -> float | None:
         """Return the site's walltime limit for a job with this number of nodes, or None if no limit is known."""
@@ -212,12 +212,12 @@ class ResolvedSystem:
         return TelemetryConfig(collector, interval_s, modules, text["omnistat"], config)
 
     @property
-    def spares(self) -> int:
+    def spare_nodes(self) -> int:
         """Spare nodes that each job requests."""
-        value = str(self.settings.get("spares", 0))
+        value = str(self.settings.get("spare_nodes", 0))
         if not (value.isascii() and value.isdigit() and len(value) < 10):
             message = f"expected a whole number of at least 0, got {shorten(value)}"
-            raise self._make_error(("settings", "spares"), message)
+            raise self._make_error(("settings", "spare_nodes"), message)
         return int(value)
 
     def _find_missing_settings(self, text: object) -> list[str]:
@@ -258,7 +258,7 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
     """
     document = load_with_bases(path, "systems")
     definition, problems = check_model(document, System)
-    raise_problems([*problems, *_check_expressions(document), *_check_scale(document)])
+    raise_problems([*problems, *_check_expressions(document), *_check_overlay(document)])
     assert definition is not None, "a system without problems is valid"
     source = document.locate(("template",)).path
     if not any(
@@ -269,15 +269,15 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
     values, missing = system_file.resolve_settings(definition.name, definition.settings, options)
     resolved = ResolvedSystem(definition, values, missing, source.parent, document)
     # everything that does not depend on a case is rendered now, so that its errors appear
-    _ = resolved.ranks_per_node, resolved.spares, resolved.chunk, resolved.environment, resolved.telemetry
+    _ = resolved.ranks_per_node, resolved.spare_nodes, resolved.chunk, resolved.environment, resolved.telemetry
     _ = [resolved.render_section(name) for name in PRE_CASE_SECTIONS]
     return resolved
 
 
-def _check_scale(document: Document) -> Iterator[Problem]:
-    name, known = document.data.get("scale"), resources.list_resources("systems")
+def _check_overlay(document: Document) -> Iterator[Problem]:
+    name, known = document.data.get("overlay"), resources.list_resources("systems")
     if isinstance(name, str) and name not in known and name != document.data.get("name"):
-        yield document.make_problem(("scale",), f"scale: unknown system {shorten(name)}{did_you_mean(name, known)}")
+        yield document.make_problem(("overlay",), f"overlay: unknown system {shorten(name)}{did_you_mean(name, known)}")
 
 
 def _check_expressions(document: Document) -> Iterator[Problem]:

@@ -14,7 +14,9 @@ from pydantic import AfterValidator, Field, model_validator
 from harness.config import yaml_loader
 from harness.config.document import FILE, ONE_LINE, VARIABLE, KeyPath, raise_problems
 from harness.protocol.errors import UsageError, did_you_mean, shorten
+from harness.protocol.renamed import SETTINGS
 from harness.protocol.types import Identifier, Minutes, Name, NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
+from harness.protocol.upgrade import find_new_name
 
 PREFIX = "HARNESS_"
 # Values become words of job scripts, in which a shell may only expand variables.
@@ -40,13 +42,13 @@ class Setting(StrictModel):
     """What it is, in one line."""
     default: Annotated[Value | None, AfterValidator(check_safe)] = None
     """Its value unless the user sets another, which must have the same type."""
-    identity: bool = False
+    affects_results: bool = False
     """Whether it changes what is measured, so that cases with another value are other cases."""
 
     @model_validator(mode="after")
-    def _check_identity(self) -> Setting:
-        if self.identity and self.default is None:
-            raise ValueError("a setting with identity needs a default, as the ids of cases depend on its value")
+    def _check_default(self) -> Setting:
+        if self.affects_results and self.default is None:
+            raise ValueError("a setting with affects_results needs a default, as the ids of cases depend on its value")
         return self
 
 
@@ -76,11 +78,10 @@ def resolve_settings(
         declared: The settings of the system.
         options: The settings on the command line.
     """
-    errors = [
-        f"-S {name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
-        for name in options
-        if name not in declared
-    ]
+    errors = [f"-S {_describe_unknown(name, system, declared)}" for name in options if name not in declared]
+    for old, new in SETTINGS.items():
+        if new in declared and old not in declared and get_variable_name(old) in os.environ:
+            errors.append(f"{get_variable_name(old)} is now called {get_variable_name(new)}")
     user_values = _load_user_values(system, declared)
     values: dict[str, Value] = {}
     missing = {}
@@ -115,14 +116,17 @@ def _load_user_values(system: str, declared: Mapping[str, Setting]) -> dict[str,
     if not isinstance(system_values, dict):
         problems.append(document.make_problem((system,), f"{system}: expected a mapping from settings to values"))
         system_values = {}
-    raw = {(k,): v for k, v in document.data.items() if k in declared and k not in system_values}
+    raw = {
+        (k,): v
+        for k, v in document.data.items()
+        if (k in declared or find_new_name(k, declared)) and k not in system_values
+    }
     raw_values: dict[KeyPath, Any] = raw | {(system, name): value for name, value in system_values.items()}
     values = {}
     for key_path, value in raw_values.items():
         name = str(key_path[-1])
         if name not in declared:
-            message = f"{name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
-            problems.append(document.make_problem(key_path, message))
+            problems.append(document.make_problem(key_path, _describe_unknown(name, system, declared)))
         elif not isinstance(value, str):
             problems.append(document.make_problem(key_path, f"{name}: expected text or a number, got {shorten(value)}"))
         else:
@@ -132,6 +136,12 @@ def _load_user_values(system: str, declared: Mapping[str, Setting]) -> dict[str,
                 problems.append(document.make_problem(key_path, str(error)))
     raise_problems(problems)
     return values
+
+
+def _describe_unknown(name: str, system: str, declared: Mapping[str, Setting]) -> str:
+    if new := find_new_name(name, declared):
+        return f"{name}: the setting is now called {new!r}"
+    return f"{name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
 
 
 def _parse_value(source: str, setting: Setting, text: str) -> Value:
@@ -228,8 +238,8 @@ class System(StrictModel):
 
     name: Name
     """Name by which the system is selected."""
-    scale: Name | None = None
-    """System whose overlay in a suite's `scale` applies here; without it, the system itself."""
+    overlay: Name | None = None
+    """System whose overlay in a suite applies here; without it, the system itself."""
     title: SingleLine
     """The name of the machine, in one line."""
     source: str = ""
@@ -256,16 +266,16 @@ class System(StrictModel):
     """Shell lines that load software."""
     prepare: list[SingleLine] = Field(default_factory=list)
     """Shell lines that run first in a job."""
-    stage: list[SingleLine] = Field(default_factory=list)
+    stage_in: list[SingleLine] = Field(default_factory=list)
     """Shell lines that copy the environment to the nodes."""
     install: list[SingleLine] = Field(default_factory=list)
     """Shell lines with which `harness setup` creates the environment."""
     environment: dict[Variable, SingleLine] = Field(default_factory=dict)
     """Variables that every job exports; values are text, so numbers are in quotes."""
-    check: SingleLine = ""
+    health_check: SingleLine = ""
     """Shell line that succeeds on a healthy node."""
-    probe: SingleLine = ""
-    """Command that starts `check` once on each node."""
+    health_check_launcher: SingleLine = ""
+    """Command that starts `health_check` once on each node."""
     launch: list[SingleLine]
     """Command that starts a case."""
     telemetry: TelemetryTemplate = Field(default_factory=TelemetryTemplate)

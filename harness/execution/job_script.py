@@ -155,7 +155,7 @@ class JobScriptWriter:
             "chunk": system.chunk,
             "modules": system.render_section("modules"),
             "prepare": system.render_section("prepare"),
-            "stage": system.render_section("stage"),
+            "stage_in": system.render_section("stage_in"),
             "launch": self._make_launcher(),
             "min_nodes": get_min_nodes,
         }

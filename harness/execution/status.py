@@ -68,14 +68,14 @@ class CampaignStatus:
         folder = f"{self.folder}/{case.folder_name}"
         if case.id in self.journal.results:
             return not os.path.isdir(folder)
-        if case.after and self.find_failed_dependencies(case):
+        if case.depends_on and self.find_failed_dependencies(case):
             return False
         result = case_files.read_result(Path(folder))
         return result is None or result.state != "done"
 
     def find_failed_dependencies(self, case: Case) -> list[str]:
         """Return the folders of the cases that this one depends on and that ended without being done."""
-        results = {name: self.journal.results.get(id_) for name in case.after if (id_ := self._ids.get(name))}
+        results = {name: self.journal.results.get(id_) for name in case.depends_on if (id_ := self._ids.get(name))}
         return [name for name, result in results.items() if result is not None and result.state != "done"]
 
     def _find_outcome(self, case: Case, queue: Mapping[str, QueueEntry] | None, has_folder: bool) -> Outcome:

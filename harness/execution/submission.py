@@ -152,7 +152,7 @@ class Submission:
         """Return whether the cases that the job depends on are done, and which of them are active in other jobs."""
         inside = {case.folder_name for case in job.cases}
         active = []
-        for folder in dict.fromkeys(name for case in job.cases for name in case.after if name not in inside):
+        for folder in dict.fromkeys(name for case in job.cases for name in case.depends_on if name not in inside):
             case = self._ids.get(folder, "")
             exit_code = case_files.read_exit_code(self.folder / folder)
             is_successful = exit_code is not None and exit_code[0] == 0

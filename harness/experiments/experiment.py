@@ -6,14 +6,17 @@ MetricsModule, of which only `build_tables` is required; its module `page` has t
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from harness.protocol.errors import UsageError
 from harness.protocol.types import Scope
+from harness.protocol.upgrade import find_new_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 Direction = Literal["higher", "lower"]
 WorkCount = tuple[float, str]
+# From this similarity on, the name of a function counts as a misspelt one.
+SIMILARITY = 0.8
 
 
 @dataclass(frozen=True)
@@ -153,11 +158,27 @@ class Experiment:
     def _import(self, module: str) -> Any:
         name = f"{self.package}.{module}"
         try:
-            return importlib.import_module(name)
+            imported = importlib.import_module(name)
+            _check_functions(imported, MetricsModule if module == "metrics" else PageModule)
+            return imported
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise
             raise UsageError(f"the experiment {self.package} has no module {module}.py") from None
+
+
+def _check_functions(module: ModuleType, protocol: type) -> None:
+    """Raise UsageError for a function of a module whose name is an old or a misspelt one of a protocol's functions."""
+    known = [name for name in vars(protocol) if not name.startswith("_")]
+    absent = [name for name in known if not hasattr(module, name)]
+    for name, value in vars(module).items():
+        if name in known or name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
+            continue
+        if new := find_new_name(name, known):
+            raise UsageError(f"{module.__file__}: the function {name!r} is now called {new!r}")
+        if close := difflib.get_close_matches(name, absent, n=1, cutoff=SIMILARITY):
+            hint = f"did you mean {close[0]!r}? Otherwise begin its name with an underscore"
+            raise UsageError(f"{module.__file__}: the harness does not call {name!r} ({hint})")
 
 
 def select_numbers(values: Iterable[Any]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Resolution of `after`: which cases of a suite start only when others have ended well."""
+"""Resolution of `depends_on`: which cases of a suite start only when others have ended well."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from harness.protocol.case import Case
 
 def resolve_dependencies(suite: Suite, cases: tuple[Case, ...]) -> tuple[Case, ...]:
     """Set the dependencies of the cases and sort each case after its dependencies; raise UsageError."""
-    if not suite.after:
+    if not suite.depends_on:
         return cases
     needs: dict[str, list[Case]] = defaultdict(list)
-    for number, rule in enumerate(suite.after):
+    for number, rule in enumerate(suite.depends_on):
         _apply_rule(suite, rule, number, cases, needs)
     by_id = {case.id: case for case in cases}
     sorter = TopologicalSorter({case.id: [needed.id for needed in needs[case.id]] for case in cases})
@@ -25,9 +25,9 @@ def resolve_dependencies(suite: Suite, cases: tuple[Case, ...]) -> tuple[Case, .
         order = list(sorter.static_order())
     except CycleError as error:
         cycle = " needs ".join(by_id[i].name for i in error.args[1])
-        raise suite.document.make_error(("after",), f"after: circular dependency: {cycle}") from None
+        raise suite.document.make_error(("depends_on",), f"depends_on: circular dependency: {cycle}") from None
     return tuple(
-        replace(by_id[i], after=tuple(dict.fromkeys(needed.folder_name for needed in needs[i])))
+        replace(by_id[i], depends_on=tuple(dict.fromkeys(needed.folder_name for needed in needs[i])))
         if needs[i]
         else by_id[i]
         for i in order
@@ -38,18 +38,18 @@ def _apply_rule(
     suite: Suite, rule: DependencyRule, number: int, cases: tuple[Case, ...], needs: dict[str, list[Case]]
 ) -> None:
     """Add the dependencies of one rule to `needs`."""
-    constrained = {*rule.needs, *rule.across}
+    constrained = {*rule.required_cases, *rule.ignored_axes}
     providers: dict[Any, list[Case]] = defaultdict(list)
     for case in cases:
-        if _matches(case, rule.needs):
+        if _matches(case, rule.required_cases):
             providers[_unconstrained_axes(case, constrained)].append(case)
     for case in cases:
-        if _matches(case, rule.cases) and not _matches(case, rule.needs):
+        if _matches(case, rule.cases) and not _matches(case, rule.required_cases):
             matching = providers[_unconstrained_axes(case, constrained)]
             if not matching:
-                values = ", ".join(f"{axis}: {value}" for axis, value in rule.needs.items())
-                message = f"after: {case.name} needs a case with {values}, and there is none"
-                raise suite.document.make_error(("after", number), message)
+                values = ", ".join(f"{axis}: {value}" for axis, value in rule.required_cases.items())
+                message = f"depends_on: {case.name} needs a case with {values}, and there is none"
+                raise suite.document.make_error(("depends_on", number), message)
             needs[case.id] += matching
 
 

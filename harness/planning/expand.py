@@ -26,7 +26,7 @@ from harness.protocol.registry import load_programs
 MAX_LABEL_LENGTH = 32
 MAX_CASE_NAME_LENGTH = 120
 # Fields of sanity checks and figures of merit that must be numbers after rendering.
-NUMERIC_FIELDS = ("above", "below", "reference")
+NUMERIC_FIELDS = ("at_least", "at_most", "reference")
 Point = dict[str, Any]
 
 
@@ -186,8 +186,8 @@ class _SuiteExpander:
             settings=self.settings,
             nodes=resources.nodes,
             ranks_per_node=resources.ranks_per_node,
-            minutes=resources.minutes,
-            expected_minutes=resources.expected_minutes or resources.minutes,
+            walltime_minutes=resources.walltime_minutes,
+            expected_minutes=resources.expected_minutes or resources.walltime_minutes,
             repeat=repeat,
             tags=self.tags,
             sanity=self.render_checks("sanity", self.sanity, values, name),

@@ -23,7 +23,7 @@ class Job:
     name: str
     cases: tuple[Case, ...]
     nodes: int
-    spares: int
+    spare_nodes: int
     minutes: float
     expected_minutes: float
 
@@ -41,17 +41,17 @@ class Job:
     @property
     def node_hours(self) -> float:
         """The node-hours that the job reserves."""
-        return (self.nodes + self.spares) * self.minutes / 60
+        return (self.nodes + self.spare_nodes) * self.minutes / 60
 
     @property
     def expected_node_hours(self) -> float:
         """The node-hours that its cases are expected to take."""
-        return (self.nodes + self.spares) * self.expected_minutes / 60
+        return (self.nodes + self.spare_nodes) * self.expected_minutes / 60
 
     @property
     def shape(self) -> tuple[int, int, float]:
         """The reserved resources; jobs of equal shape may share an array."""
-        return (self.nodes, self.spares, self.minutes)
+        return (self.nodes, self.spare_nodes, self.minutes)
 
 
 def pack_jobs(
@@ -90,7 +90,7 @@ def drop_oversized_cases(plan: Plan) -> tuple[Plan, tuple[Case, ...]]:
     limit = plan.system.max_nodes
     dropped: dict[str, Case] = {}
     for case in plan.cases:  # each case is after those that it depends on
-        if (limit is not None and case.nodes > limit) or not dropped.keys().isdisjoint(case.after):
+        if (limit is not None and case.nodes > limit) or not dropped.keys().isdisjoint(case.depends_on):
             dropped[case.folder_name] = case
     if len(dropped) == len(plan.cases):
         return plan, ()
@@ -104,20 +104,20 @@ def sum_node_hours(jobs: Sequence[Job]) -> tuple[float, float]:
 
 def _fits(system: ResolvedSystem, cases: Sequence[Case], max_cases: int) -> bool:
     nodes = [case.nodes for case in cases]
-    allowed = system.get_max_minutes(max(nodes) + system.spares)
+    allowed = system.get_max_minutes(max(nodes) + system.spare_nodes)
     fits_time = allowed is None or _walltime(system, cases) <= allowed
     return len(cases) <= max_cases and min(nodes) * 2 >= max(nodes) and fits_time
 
 
 def _walltime(system: ResolvedSystem, cases: Sequence[Case]) -> float:
-    return math.ceil(sum(case.minutes for case in cases) + system.definition.overhead_minutes)
+    return math.ceil(sum(case.walltime_minutes for case in cases) + system.definition.overhead_minutes)
 
 
 def _raise_if_oversized(plan: Plan, case: Case) -> None:
     system, name, document = plan.system, plan.system.definition.name, plan.suite.document
-    nodes, limit = case.nodes + system.spares, system.definition.limits.nodes
+    nodes, limit = case.nodes + system.spare_nodes, system.definition.limits.nodes
     if limit is not None and nodes > limit:
-        spare = f", {system.spares} of them spare" if system.spares else ""
+        spare = f", {system.spare_nodes} of them spare" if system.spare_nodes else ""
         message = f"case {case.name} needs {nodes} nodes{spare}, but a job on {name} has at most {limit}"
         raise document.make_error(("resources", "nodes"), message)
     allowed, minutes = system.get_max_minutes(nodes), _walltime(system, [case])
@@ -126,7 +126,7 @@ def _raise_if_oversized(plan: Plan, case: Case) -> None:
             f"case {case.name} needs {minutes:g} minutes including the overhead of a job, but {name} allows"
             f" {allowed:g} for {nodes} nodes; -x {case.name} excludes it"
         )
-        raise document.make_error(("resources", "minutes"), message)
+        raise document.make_error(("resources", "walltime_minutes"), message)
     is_limited = "ranks_per_node" in system.definition.settings and system.definition.scheduler == "local"
     if is_limited and case.ranks_per_node > system.ranks_per_node:
         message = f"case {case.name} needs {case.ranks_per_node} ranks, but ranks_per_node of this machine is"
@@ -143,7 +143,7 @@ def _build_job(system: ResolvedSystem, cases: tuple[Case, ...], folder: str, sec
         name=f"{cases[0].name[:MAX_JOB_NAME_LENGTH].rstrip('-')}-{digest}",
         cases=cases,
         nodes=nodes,
-        spares=system.spares,
+        spare_nodes=system.spare_nodes,
         minutes=minutes,
         expected_minutes=min(minutes, expected + system.definition.overhead_minutes),
     )

@@ -39,7 +39,7 @@ class Case:
     settings: dict[str, Any]
     nodes: int
     ranks_per_node: int
-    minutes: float
+    walltime_minutes: float
     """The walltime to request."""
     expected_minutes: float
     """The time that the case is expected to take."""
@@ -47,7 +47,7 @@ class Case:
     tags: tuple[str, ...]
     sanity: tuple[dict[str, Any], ...] = ()
     performance: tuple[dict[str, Any], ...] = ()
-    after: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
     """Folders, in the same campaign, of the cases that must have succeeded before this one starts."""
 
     @property
@@ -72,8 +72,8 @@ class SelectedEvents(Struct, kw_only=True):
 class SanityRow(SelectedEvents, kw_only=True):
     """A sanity check of the events."""
 
-    at_least: Count | None = None
-    at_most: Count | None = None
+    min_events: Count | None = None
+    max_events: Count | None = None
 
 
 class PerformanceRow(SelectedEvents, kw_only=True):

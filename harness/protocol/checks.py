@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,10 +62,10 @@ def find_sanity_failure(check: Mapping[str, Any], events: Iterable[Event]) -> st
     """Return a message about the first violation of a check, or None."""
     matching = select_events(check, events)
     description = check["event"] + (f" {dict(check['where'])}" if check.get("where") else "")
-    if len(matching) < check.get("at_least", 1):
-        return f"{len(matching)} events {description}, expected at least {check.get('at_least', 1)}"
-    if check.get("at_most") is not None and len(matching) > check["at_most"]:
-        return f"{len(matching)} events {description}, expected at most {check['at_most']}"
+    if len(matching) < check.get("min_events", 1):
+        return f"{len(matching)} events {description}, expected at least {check.get('min_events', 1)}"
+    if check.get("max_events") is not None and len(matching) > check["max_events"]:
+        return f"{len(matching)} events {description}, expected at most {check['max_events']}"
     if check.get("field") is None:
         return None
     for event in matching:
@@ -82,14 +83,14 @@ def _find_violation(check: Mapping[str, Any], value: Any) -> str | None:
         return f"is {value!r}, expected {check['equals']!r}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}"
-    for bound, holds in (("above", lambda v, b: v > b), ("below", lambda v, b: v < b)):
+    for bound, words, holds in (("at_least", "at least", operator.ge), ("at_most", "at most", operator.le)):
         limit = check.get(bound)
         if limit is not None:
             try:
                 if not holds(float(value), float(limit)):
-                    return f"is {value}, expected {bound} {limit}"
+                    return f"is {value}, expected {words} {limit}"
             except (TypeError, ValueError):
-                return f"is {value!r}, expected a number {bound} {limit}"
+                return f"is {value!r}, expected a number of {words} {limit}"
     return None
 
 

@@ -90,24 +90,24 @@ class HeldOutErrors(Part):
 
     head: str
     dataset: str
-    role: str
-    level: str
+    data_origin: str
+    level_of_theory: str
     structures: Count
     energy_mae_ev_per_atom: Error | None
-    force_mae_ev_per_a: Error | None
+    force_mae_ev_per_angstrom: Error | None
     atoms: Count | None = None
     structures_with_unseen_elements: Count | None = None
     """Structures with elements that the head's training set lacks; the errors do not include them."""
     energy_rmse_ev_per_atom: Error | None = None
-    force_rmse_ev_per_a: Error | None = None
+    force_rmse_ev_per_angstrom: Error | None = None
     composition_mae_ev_per_atom: Error | None = None
     """Errors of a linear model of the composition that was fitted to the training set."""
     composition_rmse_ev_per_atom: Error | None = None
     mean_mae_ev_per_atom: Error | None = None
     """Error of the mean energy per atom of the training set."""
-    zero_force_mae_ev_per_a: Error | None = None
+    zero_force_mae_ev_per_angstrom: Error | None = None
     """Errors of predicting zero forces."""
-    zero_force_rmse_ev_per_a: Error | None = None
+    zero_force_rmse_ev_per_angstrom: Error | None = None
 
 
 class ObservedTypes(Part):

@@ -1,7 +1,7 @@
-"""Old names of events, facts, fields, values, parameters and keys of suites, and the present ones: tables alone.
+"""Old names of events, facts, fields, values, parameters, keys and functions, and the present ones: tables alone.
 
 Logs and cases of an older version are converted with them when they are read (harness.protocol.upgrade); in a suite, a
-system or a file of claims an old name is an error that names the present one.
+system, a file of claims or an experiment of the user an old name is an error that names the present one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Group:
 
 
 EVERY = ""
-_ERRORS = {"set": "dataset", "unseen_elements": "structures_with_unseen_elements"}
+_ORIGIN = {"role": "data_origin", "level": "level_of_theory"}
+_ERRORS = {**_ORIGIN, "set": "dataset", "unseen_elements": "structures_with_unseen_elements"}
 _RUNTIME = {
     "requested": "precision",
     "why_eager": "eager_reason",
@@ -54,27 +55,39 @@ _TRAIN = {
     "stop_after": "early_stopping_patience", "read": "read_mode", "width": "replica_ranks", "ahead": "prefetch_batches",
     "limit": "max_structures_per_dataset", "validation_limit": "max_validation_structures", "units": "loss_units",
     "epoch_length": "samples_per_epoch", "temperature": "sampling_temperature", "messages": "message_backend",
-    "continues": "resume_previous",
+    "continues": "resume_previous", "stores": "store_folder", "minutes": "time_limit_minutes",
+    "checkpoint_s": "checkpoint_interval_s", "link": "chain_index",
 }  # fmt: skip
 _TRAIN_VALUES = {"loss_units": {"plain": "physical", "head": "per_head"}, "message_backend": _UNFUSED}
 _HPO = {
     "own_space": "search_specific_space", "evaluations": "max_trials", "at_once": "max_concurrent_trials",
-    "least_epochs": "min_epochs",
+    "least_epochs": "min_epochs", "trial_minutes": "trial_timeout_minutes",
 }  # fmt: skip
 _SCREENING = {
     "keep": "retention", "what": "mode", "by": "column", "highest": "descending", "low": "min", "high": "max",
     "most_distance": "max_distance", "known_limit": "reference_structures_per_dataset", "ahead": "prefetch_batches",
-    "trust": "assessment", "judges": "assess_only", "messages": "message_backend",
+    "trust": "assessment", "judges": "assess_only", "messages": "message_backend", "candidates": "max_candidates",
+    "part": "part_size", "edges": "edges_per_batch", "commit_s": "write_interval_s", "labelled": "n_labels",
+    "label_seconds": "label_time_limit_s", "draws": "dropout_samples", "relaxed": "n_relaxations",
 }  # fmt: skip
-_SCORES = {"beyond_ev_per_atom": "residual_energy_ev_per_atom"}
+_SCORES = {
+    "beyond_ev_per_atom": "residual_energy_ev_per_atom", "force_max_ev_per_a": "force_max_ev_per_angstrom",
+}  # fmt: skip
 _DEVIATIONS = {
-    f"{quantity}_off_{statistic}": f"{quantity}_deviation_{statistic}"
-    for quantity, unit in (("energy", "ev_per_atom"), ("force", "ev_per_a"))
-    for statistic in (f"mean_{unit}", f"max_{unit}")
+    f"{old}_ev_per_{unit}": f"{new}_ev_per_{new_unit}"
+    for old, new, unit, new_unit in (
+        ("energy_off_mean", "energy_deviation_mean", "atom", "atom"),
+        ("energy_off_max", "energy_deviation_max", "atom", "atom"),
+        ("force_off_mean", "force_deviation_mean", "a", "angstrom"),
+        ("force_off_max", "force_deviation_max", "a", "angstrom"),
+    )
 }
 _WARMUP = {"discarded": "is_warmup"}
-_DATASETS = {"sets": "datasets", "set": "dataset", "drawn": "samples_per_epoch"}
+_DATASETS = {**_ORIGIN, "sets": "datasets", "set": "dataset", "drawn": "samples_per_epoch"}
+_SPLITS = {"trainset": "train", "valset": "validation", "testset": "test"}
 
+# Ends of names of fields in all events and facts.
+SUFFIXES: Names = {"_ev_per_a": "_ev_per_angstrom", "_ev_per_a3": "_ev_per_angstrom3"}
 RECORDS: tuple[Record, ...] = (
     Record(EVERY, "progress", fields={"what": "activity"}),
     Record(EVERY, "fact observed", "runtime", _RUNTIME, {"message_backend": _UNFUSED}),
@@ -137,16 +150,23 @@ RECORDS: tuple[Record, ...] = (
     Record("hpo", "fact ended_early", "early_stop_reason"),
     # data
     Record("data", "sample", fields={**_TIMES, "batch": "batch_size", "mode": "read_mode"}),
-    Record("data", "fact dataset", fields={"slug": "name"}),
-    Record("data", "fact conversion", fields={"read": "structures_read", "stress_withheld": "stress_without_label",
-        "without": "missing", "left_out": "excluded", "other_charges": "excluded_by_charge",
-        "passed_over": "skipped_files"}),
-    Record("data", "fact references", "reference_energies"),
-    Record("data", "fact reading", fields={"sets": "datasets", "mode": "read_mode", "width": "replica_ranks",
-        "what": "description"}),
+    Record("data", "fact dataset", fields={**_ORIGIN, "slug": "name", "energies": "energy_kind",
+        "original_count": "published_structures", "part_of": "subset_of"}),
+    Record("data", "fact conversion", fields={**_SPLITS, "read": "structures_read", "written": "structures_written",
+        "stress_withheld": "stress_without_label", "without": "missing", "left_out": "excluded",
+        "other_charges": "excluded_by_charge", "passed_over": "skipped_files", "read_s": "read_time_s",
+        "repeats": "duplicate_structures"}),
+    Record("data", "fact references", "reference_energies", {"undetermined": "undetermined_elements",
+        "absent_count": "absent_elements"}),
+    Record("data", "fact statistics", fields={"sizes": "atoms_per_structure", "periodic": "structures_by_periodicity",
+        "multiplicities": "spin_multiplicities", "groups_registers": "sketch_registers", "sd": "std",
+        "number": "count"}),
+    Record("data", "fact reading", "", {"sets": "datasets", "mode": "read_mode", "width": "replica_ranks",
+        "what": "description", "roles": "data_origins"}, {"split": _SPLITS}),
     Record("data", "fact out_of_reach", "unavailable_modes"),
     # transfer
-    Record("transfer", "task", fields={"left_out": "excluded", "unseen_elements": "structures_with_unseen_elements"}),
+    Record("transfer", "task", fields={**_ORIGIN, "left_out": "excluded",
+        "unseen_elements": "structures_with_unseen_elements"}),
     Record("transfer", "baseline", fields={"why": "reason"}),
     Record("transfer", "fit", fields=_TIMES),
     Record("transfer", "fact budget", fields={"every": "validation_interval_steps",
@@ -157,7 +177,7 @@ RECORDS: tuple[Record, ...] = (
         "unranked": "outside_coverage", "memory_bytes": "memory_median_bytes", "why_eager": "eager_reason"}),
     Record("screening", "proof", "verification", {"before": "finished_earlier"}),
     Record("screening", "best", fields={**_SCORES, "place": "position"}),
-    Record("screening", "fact screened", "scope"),
+    Record("screening", "fact screened", "scope", {"part": "part_size"}),
     Record("screening", "fact judged", "assessed_folder"),
     Record(
         "screening", "fact model", "",
@@ -173,45 +193,67 @@ RECORDS: tuple[Record, ...] = (
     Record("screening", "unrelaxed", fields={"of": "candidates"}),
     Record("screening", "overlap", fields={"beyond": "outside_range_fraction"}),
     Record("screening", "elements", fields={"never_seen": "unseen_elements"}),
-    Record("screening", "label", fields={"off_ev_per_atom": "energy_error_ev_per_atom",
-        "force_off_ev_per_a": "force_error_ev_per_a"}),
+    Record("screening", "label", fields={"level": "level_of_theory", "off_ev_per_atom": "energy_error_ev_per_atom",
+        "force_off_ev_per_a": "force_error_ev_per_angstrom"}),
     Record("screening", "unlabelled", fields={"why": "reason"}),
     Record(
         "screening", "relaxed", "relaxation",
         {"before_ev_per_atom": "initial_energy_ev_per_atom", "after_ev_per_atom": "final_energy_ev_per_atom",
-         "volume_before": "initial_volume_a3_per_atom", "volume_after": "final_volume_a3_per_atom"},
+         "volume_before": "initial_volume_angstrom3_per_atom", "volume_after": "final_volume_angstrom3_per_atom"},
     ),
     # imported
     Record("hydragnn", "tasks", "task_errors"),
     Record("hydragnn", "timer", fields=_TIMES),
     Record("hydragnn", "region", fields=_TIMES),
+    Record("hydragnn", "energy", fields={"joule": "energy_j"}),
 )  # fmt: skip
 PARAMETERS: dict[str, Group] = {
     "train": Group(_TRAIN, _TRAIN_VALUES),
     "hpo": Group({**_TRAIN, **_HPO}, _TRAIN_VALUES),
     "data_parallel": Group({
-        **{k: _TRAIN[k] for k in ("sets", "read", "width", "ahead", "temperature")},
-        "bandwidth_gb_s": "bandwidth_gb_per_s",
+        **{k: _TRAIN[k] for k in ("sets", "read", "width", "ahead", "temperature", "stores")},
+        "bandwidth_gb_s": "bandwidth_gb_per_s", "per_node": "ranks_per_node",
     }),
     "precision": Group({
         **{k: _TRAIN[k] for k in ("sets", "held_out", "limit", "temperature")}, "discard": "timing_warmup_steps",
     }),
     "ladder": Group({"structures": "structure_file", "open_heads": "active_heads", "products": "matmul_precision"}),
-    "data": Group({"task": "action", "modes": "read_modes", "width": "replica_ranks"}),
+    "data": Group({"task": "action", "modes": "read_modes", "width": "replica_ranks", "source": "dataset_folder",
+        "per_node": "ranks_per_node"}),
     "transfer": Group({
         "test_share": "test_fraction", "test_limit": "max_test_structures", "every": "validation_interval_steps",
-        "patience": "early_stopping_patience",
+        "patience": "early_stopping_patience", "files": "task_folder",
     }),
     "screening": Group({**_SCREENING, "load": "variant"}, {
         "message_backend": _UNFUSED, "column": _SCORES, "variant": {"few": "half", "all": "full",
         "judged": "assessment"},
     }),
 }  # fmt: skip
-# Keys of case.json.
-CASE_KEYS: Names = {"point": "axis_values"}
-# Keys and values of suites, systems and claims.
-YAML_KEYS: Names = {
+SETTINGS: Names = {
+    "data": "dataset_folder", "tasks": "task_folder", "stores": "store_folder", "spares": "spare_nodes",
+    "omnistat": "omnistat_folder", "telemetry_s": "telemetry_interval_s",
+}  # fmt: skip
+# Keys of case.json, and of its sanity checks, whose bounds of a value were exclusive.
+CASE_KEYS: Names = {"point": "axis_values", "after": "depends_on", "minutes": "walltime_minutes"}
+CHECK_KEYS: Names = {"at_least": "min_events", "at_most": "max_events", "above": "at_least", "below": "at_most"}
+# Keys of suites, systems and claims, and values.
+SUITE_KEYS: Names = {
+    "scale": "overlays", "after": "depends_on", "needs": "required_cases", "across": "ignored_axes",
+    "minutes": "walltime_minutes", "above": "at_least", "below": "at_most",
+}  # fmt: skip
+SYSTEM_KEYS: Names = {
+    "scale": "overlay", "stage": "stage_in", "check": "health_check", "probe": "health_check_launcher",
+    "identity": "affects_results",
+}  # fmt: skip
+CLAIM_KEYS: Names = {
     "how": "measurement", "needs": "conditions", "numbers": "measures", "missing": "missing_reason",
     "incomplete": "incomplete_reason",
 }  # fmt: skip
 YAML_VALUES: Names = {"share": "fraction"}
+# Axes and variables of the shipped suites.
+SUITE_NAMES: Names = {
+    "per_node": "ranks_per_node", "each": "samples_per_dataset", "everything": "all_datasets", "all": "full_ranks",
+    "few": "half_ranks", "link": "chain_index",
+}  # fmt: skip
+# Functions of a user's experiment.
+FUNCTIONS: Names = {"sample_metrics": "list_metric_samples"}

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from functools import cache
+import math
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache, lru_cache
 from typing import Any
 
-from harness.protocol.renamed import CASE_KEYS, PARAMETERS, RECORDS, YAML_KEYS, YAML_VALUES, Group, Names, Record
+from harness.protocol.renamed import (
+    CASE_KEYS,
+    CHECK_KEYS,
+    CLAIM_KEYS,
+    FUNCTIONS,
+    PARAMETERS,
+    RECORDS,
+    SETTINGS,
+    SUFFIXES,
+    SUITE_KEYS,
+    SUITE_NAMES,
+    SYSTEM_KEYS,
+    YAML_VALUES,
+    Group,
+    Names,
+    Record,
+)
 
 
 @cache
@@ -28,16 +45,35 @@ def _collect_records(program: str) -> dict[str, Record]:
 
 def convert_event(program: str, event: dict[str, Any]) -> dict[str, Any]:
     """Return an event of any older version with the present names."""
-    records, kind = _collect_records(program), event["event"]
+    kind = event["event"]
     if kind == "fact":
-        record = records.get(f"fact {event.get('name')}")
-        if record is None or "value" not in event:
+        if not isinstance(event.get("name"), str) or "value" not in event:
             return event
-        return {**event, "name": record.new or event["name"], "value": _rename(event["value"], record)}
-    record = records.get(kind)
-    if record is None:
-        return event
+        name, value = convert_fact(program, event["name"], event["value"])
+        return {**event, "name": name, "value": value}
+    record = _find_record(program, kind)
     return {**_rename(event, record), "event": record.new or kind}
+
+
+def convert_fact(program: str, name: str, value: Any) -> tuple[str, Any]:
+    """Return name and value of a fact of any older version with the present names."""
+    record = _find_record(program, f"fact {name}")
+    return record.new or name, _rename(value, record)
+
+
+def _find_record(program: str, old: str) -> Record:
+    """Return what has a new name in an event, or in `fact NAME`."""
+    return _collect_records(program).get(old) or Record(program, old)
+
+
+def _find_field(old: str, fields: Names) -> str:
+    """Return the present name of a field."""
+    return fields.get(old) or _replace_suffix(old)
+
+
+@lru_cache(4096)
+def _replace_suffix(old: str) -> str:
+    return next((old.removesuffix(end) + new for end, new in SUFFIXES.items() if old.endswith(end)), old)
 
 
 def _rename(value: Any, names: Record | Group, values: Names | None = None) -> Any:
@@ -46,7 +82,7 @@ def _rename(value: Any, names: Record | Group, values: Names | None = None) -> A
         fields = names.fields if isinstance(names, Record) else names.names
         present = {}
         for old, inner in value.items():
-            new = fields.get(old, old)
+            new = _find_field(old, fields)
             name = old if new in value else new
             present[name] = _rename(inner, names, names.values.get(name))
         return present
@@ -68,20 +104,31 @@ def convert_case(case: dict[str, Any]) -> dict[str, Any]:
     for key in ("parameters", "axis_values"):
         if key in case:
             case[key] = convert_parameters(program, case[key])
+    if isinstance(case.get("settings"), dict):
+        case["settings"] = {SETTINGS.get(name, name): value for name, value in case["settings"].items()}
     for key in ("sanity", "performance"):
         if isinstance(case.get(key), list):
             case[key] = [_convert_check(program, row) if isinstance(row, dict) else row for row in case[key]]
+    if isinstance(case.get("sanity"), list):
+        case["sanity"] = [_convert_bounds(row) if isinstance(row, dict) else row for row in case["sanity"]]
     return case
+
+
+def _convert_bounds(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a check of events with the present bounds, which a value may equal."""
+    row = dict(row)
+    for name, limit in (("above", math.inf), ("below", -math.inf)):
+        if isinstance(row.get(name), (int, float)):
+            row[name] = math.nextafter(row[name], limit)
+    return {CHECK_KEYS.get(key, key): value for key, value in row.items()}
 
 
 def _convert_check(program: str, row: dict[str, Any]) -> dict[str, Any]:
     """Return a check of events, or a figure of merit, with the present names of what it reads."""
     kind, where = row.get("event"), row.get("where")
     name = where.get("name") if kind == "fact" and isinstance(where, dict) else None
-    record = _collect_records(program).get(f"fact {name}" if name else str(kind))
-    if record is None:
-        return row
-    row = {**row, "event": record.new or kind} if name is None else row
+    record = _find_record(program, f"fact {name}" if name else str(kind))
+    row = {**row, "event": record.new} if record.new and name is None else dict(row)
     if isinstance(where, dict):
         where = {_convert_path(at, record): _convert_value(at, value, record) for at, value in where.items()}
         row["where"] = where if name is None else {**where, "name": record.new or name}
@@ -93,7 +140,7 @@ def _convert_check(program: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert_path(path: str, record: Record) -> str:
-    return ".".join(record.fields.get(part, part) for part in path.split("."))
+    return ".".join(_find_field(part, record.fields) for part in path.split("."))
 
 
 def _convert_value(path: str, value: Any, record: Record) -> Any:
@@ -101,12 +148,37 @@ def _convert_value(path: str, value: Any, record: Record) -> Any:
     return values.get(value, value) if isinstance(value, str) else value
 
 
+def list_old_names(program: str, row: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the key path and the message for each old name of an event, a field or a value in a check of a suite."""
+    present = _convert_check(program, dict(row))
+    for key, kind in (("event", "event"), ("field", "field"), ("equals", "value")):
+        if row.get(key) != present.get(key):
+            yield (key,), f"{kind} {row[key]!r} is now called {present[key]!r}"
+    where = row["where"] if isinstance(row.get("where"), dict) else {}
+    name = {"name": where["name"]} if "name" in where else {}
+    for old, old_value in where.items():
+        converted = _convert_check(program, {**row, "where": {**name, old: old_value}})["where"]
+        new, value = list(converted.items())[-1]
+        if old != new:
+            yield ("where", old), f"field {old!r} is now called {new!r}"
+        elif old_value != value:
+            yield ("where", old), f"{old_value!r} is now called {value!r}"
+
+
 def find_new_name(old: str, known: Collection[str]) -> str | None:
-    """Return which of the known names of parameters or keys an old name has now, or None.
+    """Return which of the known names of parameters, keys, settings or functions an old name has now, or None.
 
     Programs may differ: the answer is from the table that has the most of the known names.
     """
-    tables = [YAML_KEYS, *(group.names for group in PARAMETERS.values())]
+    tables = [
+        SUITE_KEYS,
+        SYSTEM_KEYS,
+        CLAIM_KEYS,
+        FUNCTIONS,
+        SETTINGS,
+        SUITE_NAMES,
+        *(group.names for group in PARAMETERS.values()),
+    ]
     tables = [names for names in tables if names.get(old) in known]
     return max(tables, key=lambda names: len(set(names.values()) & set(known)))[old] if tables else None
 
@@ -125,10 +197,10 @@ def describe_renamed(old: str, known: Collection[str]) -> str | None:
 
 def convert_notes(notes: dict[str, Any]) -> dict[str, Any]:
     """Return the notes of a checkpoint of any older version with the present names."""
-    notes = dict(notes)
-    if "held_out" in notes and "test_errors" not in notes:
-        event = convert_event("train", {"event": "fact", "name": "held_out", "value": notes.pop("held_out")})
-        notes[event["name"]] = event["value"]
+    notes = dict(
+        convert_fact("train", name, value) if name in ("held_out", "test_errors") else (name, value)
+        for name, value in notes.items()
+    )
     if isinstance(notes.get("training"), dict):
         notes["training"] = convert_parameters("train", notes["training"])
     return notes

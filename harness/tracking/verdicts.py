@@ -21,7 +21,7 @@ from harness.tracking.history import Measurement, Source
 # The probability of a false alarm in one unchanged benchmark, and in all benchmarks that are judged together.
 ALPHA, FAMILY_ALPHA, MIN_ALPHA = 0.01, 0.05, 0.001
 BenchmarkState = Literal[
-    "regression", "broken", "improvement", "reverted", "no change", "too noisy", "too few", "never ran"
+    "regression", "broken", "improvement", "reverted", "no change", "too noisy", "too few", "not run"
 ]
 
 
@@ -97,8 +97,8 @@ class BenchmarkVerdict:
         match self.state:
             case "broken":
                 return f"broken{since}"
-            case "never ran":
-                return "never ran"
+            case "not run":
+                return "not run"
             case "too few":
                 return f"too few rounds to tell (n = {n})"
             case "too noisy":
@@ -160,7 +160,7 @@ def judge(series: Series, alpha: float = ALPHA) -> BenchmarkVerdict:
     state: BenchmarkState
     change, since = None, None
     if not measured:
-        state, changes = "never ran", ()
+        state, changes = "not run", ()
     elif (since := _find_break(series)) is not None:
         state = "broken"
     elif (change := _find_worst_lasting_change(series, changes)) is not None:

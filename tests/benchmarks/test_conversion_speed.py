@@ -44,7 +44,7 @@ def make_timed_conversion(
 def check_rate(benchmark: Any, slug: str, file: Path, rules: ConversionRules, target: float) -> None:
     convert_once, cpu_times = make_timed_conversion(slug, file, rules)
     facts = benchmark.pedantic(convert_once, rounds=3, warmup_rounds=1)
-    rate = facts["conversion"]["written"] / min(cpu_times)
+    rate = facts["conversion"]["structures_written"] / min(cpu_times)
     benchmark.extra_info["structures_per_cpu_s"] = rate
     benchmark.extra_info["target"] = target
     assert rate > target / 2, f"{rate:,.0f} structures/s of one core, target {target:,.0f}"

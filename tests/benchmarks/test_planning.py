@@ -31,7 +31,7 @@ matrix:
   batch_size: [1, 2, 3, 4, 5]
   seed: [{seeds}]
 where: [rounds > 0]
-resources: {{minutes: 5}}
+resources: {{walltime_minutes: 5}}
 """
 
 

@@ -81,7 +81,7 @@ def test_claims_of_other_papers_follow_from_the_same_tables() -> None:
     assert (scores["painn-inference-time"].verdict, scores["painn-inference-time"].basis) == ("reproduced", "stand-in")
     training = judgement.results.tables()["precision_training"]
     exact = training[training["precision"] == "fp64"].pivot(
-        index="dataset", columns="backbone", values="force_mae_ev_per_a"
+        index="dataset", columns="backbone", values="force_mae_ev_per_angstrom"
     )
     molecules = exact.loc[["omol25-non-neutral", "qm7x", "transition1x"]]
     share = (molecules["painn"] <= molecules["schnet"]).mean()

@@ -22,7 +22,7 @@ ROWS = pd.DataFrame(
         "high": [1.1, 2.2, 4.4, 3.3, 5.5, 11.0],
         "width": ["width 64", "width 337", "width 128", "width 9", "width 64", "unknown"],
         "ranks": [1, 2, 4, 8, 16, 32],
-        "role": ["stand-in for a", "official a", None, "sample of b", "stand-in for c", "x"],
+        "data_origin": ["stand-in for a", "official a", None, "sample of b", "stand-in for c", "x"],
         "campaign": "c",
         "case": "case",
     }
@@ -37,10 +37,10 @@ ROWS = pd.DataFrame(
         ({"error": "> 3"}, [2, 4, 5]),
         ({"error": ">= 3", "ranks": "<= 8"}, [2, 3]),
         ({"head": "!= a"}, [2, 3, 4, 5]),
-        ({"role": "stand-in*"}, [0, 4]),
-        ({"role": "missing"}, [2]),
-        ({"role": "present"}, [0, 1, 3, 4, 5]),
-        ({"role": ["missing", "official*"]}, [1, 2]),
+        ({"data_origin": "stand-in*"}, [0, 4]),
+        ({"data_origin": "missing"}, [2]),
+        ({"data_origin": "present"}, [0, 1, 3, 4, 5]),
+        ({"data_origin": ["missing", "official*"]}, [1, 2]),
         ({}, [0, 1, 2, 3, 4, 5]),
     ],
 )

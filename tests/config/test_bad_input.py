@@ -65,9 +65,9 @@ def test_long_and_invisible_text_is_reported_briefly(get_errors: GetErrors, old:
 
 def test_all_errors_of_a_file_are_reported_in_order(get_errors: GetErrors) -> None:
     text = SUITE.replace("title", "titel").replace("workload", "worklod").replace("fp32", "fp23")
-    text += "variables: {a: '{{ nope }}'}\nresources: {nodes: x}\nscale: {nowhere: 3, aurora: {pack: 0}}\n"
+    text += "variables: {a: '{{ nope }}'}\nresources: {nodes: x}\noverlays: {nowhere: 3, aurora: {pack: 0}}\n"
     lines = [line for line in get_errors("plan", "suite.yaml", suite=text) if line.startswith("error")]
-    places = ["1:1", "2:1", "5:3", "8:21", "9:13", "9:13", "10:13", "11:9", "11:30"]
+    places = ["1:1", "2:1", "5:3", "8:21", "9:13", "9:13", "10:13", "11:12", "11:33"]
     assert [":".join(line.split(":")[2:4]) for line in lines] == places
 
 
@@ -79,8 +79,8 @@ def test_at_most_forty_problems_are_reported(get_errors: GetErrors) -> None:
 
 
 def test_overlays_of_other_systems_are_checked(get_errors: GetErrors) -> None:
-    text = SUITE + "scale:\n  aurora:\n    parameters: {seed: x}\n"
-    message = "error: suite.yaml:11:18: parameters.seed: expected a whole number, got 'x' (scale.aurora)"
+    text = SUITE + "overlays:\n  aurora:\n    parameters: {seed: x}\n"
+    message = "error: suite.yaml:11:18: parameters.seed: expected a whole number, got 'x' (overlays.aurora)"
     for system in ("local", "perlmutter", "aurora"):
         assert get_errors("plan", "suite.yaml", "--system", system, suite=text)[0] == message
 
@@ -111,7 +111,11 @@ def test_a_null_that_removes_no_key_is_refused(get_errors: GetErrors) -> None:
     ("resources", "system", "message"),
     [
         ("{nodes: 3000}", "perlmutter", "case mine-fp64 needs 3000 nodes, but a job on perlmutter has at most 1536"),
-        ("{minutes: 1438}", "aurora", "case mine-fp64 needs 1441 minutes including the overhead of a job, but aurora"),
+        (
+            "{walltime_minutes: 1438}",
+            "aurora",
+            "case mine-fp64 needs 1441 minutes including the overhead of a job, but aurora",
+        ),
     ],
 )
 def test_cases_beyond_the_limits_of_a_site_are_refused(

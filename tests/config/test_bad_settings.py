@@ -96,7 +96,10 @@ def test_all_missing_settings_are_reported(get_errors: GetErrors, tmp_path: Path
         ("local: {threads: 0x10}", "1:9: threads: expected a whole number, such as 1, got '0x10'"),
         ("local: {threads: 1_000}", "1:9: threads: expected a whole number, such as 1, got '1_000'"),
         ("local: {threads: 1e3}", "1:9: threads: expected a whole number, such as 1, got '1e3'"),
-        ("local: {telemetry_s: 1_0.5}", "1:9: telemetry_s: expected a number, such as 1.0, got '1_0.5'"),
+        (
+            "local: {telemetry_interval_s: 1_0.5}",
+            "1:9: telemetry_interval_s: expected a number, such as 1.0, got '1_0.5'",
+        ),
         ("- threads", "1:1: expected a mapping of keys at the top of the file"),
         ("threads: [", "1:11: while parsing a flow node: expected the node content, but found the end of the file"),
         ("threads: !!python/object:os.system x", "1:10: tags are not supported, got 'tag:yaml.org,2002:python/obj"),

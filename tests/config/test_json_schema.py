@@ -33,10 +33,10 @@ GOOD_SUITES = [
     SUITE + "matrix: {mode: [a, 2, 2.5, true]}\nwhere: [mode != 'a']",
     SUITE + "zips: {both: {seed: [1, 2], rounds: [2, 3]}}",
     SUITE + 'variables: {n: 1, m: {k: ["{{ repeat }}"]}}\nwhere: [n == 1, "{{ m != 2 }}"]',
-    SUITE + 'resources: {nodes: "{{ 1 + 1 }}", minutes: 2.5, expected_minutes: null}',
-    SUITE + 'sanity: [{event: fact, field: value, above: "{{ repeat }}", below: 3, equals: [x]}]',
+    SUITE + 'resources: {nodes: "{{ 1 + 1 }}", walltime_minutes: 2.5, expected_minutes: null}',
+    SUITE + 'sanity: [{event: fact, field: value, at_least: "{{ repeat }}", at_most: 3, equals: [x]}]',
     SUITE + "performance: [{name: p, event: e, field: f, reference: 1, tolerance: 0.1, direction: equal, unit: s}]",
-    SUITE + "scale: {local: {title: Other, parameters: {precision: fp32}}}",
+    SUITE + "overlays: {local: {title: Other, parameters: {precision: fp32}}}",
     PARTIAL + "matrix: {workload: [random]}\nzips: {z: {precision: [fp64], seed: [1]}}",
     PARTIAL + 'parameters: {workload: "{{ w }}", precision: fp64}\nmatrix: {w: [random, crystals]}',
     PARTIAL + 'parameters: {workload: random, precision: fp64, stages: ["{{ s }}"]}\nmatrix: {s: [baseline]}',
@@ -46,7 +46,7 @@ GOOD_SUITES = [
     PARTIAL + "parameters: {workload: random, precision: fp64, atoms: [2, 9], stages: [baseline]}",
     OVERLAY,
     OVERLAY + "parameters: {rounds: null, atoms: [2, 9]}\nresources: null\ntags: null",
-    OVERLAY + "matrix: {workload: null}\nparameters: {workload: crystals}\nscale: {local: {repeats: 2}}",
+    OVERLAY + "matrix: {workload: null}\nparameters: {workload: crystals}\noverlays: {local: {repeats: 2}}",
     "name: t\ntitle: T\nprogram: train",
 ]
 BAD_SUITES = [
@@ -66,18 +66,18 @@ BAD_SUITES = [
     SUITE + "zips: {Both: {seed: [1]}}",
     SUITE + "zips: {both: {seed: 1}}",
     SUITE + "exclude: [{}]",
-    SUITE + "after: [{cases: {seed: 1}}]",
+    SUITE + "depends_on: [{cases: {seed: 1}}]",
     SUITE + "variables: {UPPER: 1}\nwhere: [UPPER]",
-    SUITE + "resources: {minutes: long}",
+    SUITE + "resources: {walltime_minutes: long}",
     SUITE + "resources: {minute: 5}",
     SUITE + "resources: {nodes: 0}",
     SUITE + 'resources: "{{ repeat }}"',
-    SUITE + "sanity: [{event: fact, field: value, above: much}]",
+    SUITE + "sanity: [{event: fact, field: value, at_least: much}]",
     SUITE + "performance: [{name: p, event: e, field: f, reference: 1, tolerance: 0, direction: equal, unit: s}]",
     SUITE + "performance: [{name: p, event: e, field: f, reference: 1, tolerance: 1, direction: up, unit: s}]",
-    SUITE + "scale: {local: {name: other}}",
-    SUITE + "scale: {local: 1}",
-    SUITE + "scale: [local]",
+    SUITE + "overlays: {local: {name: other}}",
+    SUITE + "overlays: {local: 1}",
+    SUITE + "overlays: [local]",
     SUITE.replace("random", "randm"),
     SUITE.replace("ladder", "lader"),
     SUITE.replace("fp64", "64"),
@@ -92,7 +92,7 @@ BAD_SUITES = [
     SUITE.replace("fp64", "fp64, model: {widht: 8}"),
     "program: train\nname: t\ntitle: T\nparameters: {workload: random}",
     OVERLAY + "repeat: 2",
-    SUITE + "scale: {local: {repeat: 2}}",
+    SUITE + "overlays: {local: {repeat: 2}}",
     "extends: [ladder]\nname: mine",
 ]
 # The schema cannot check names, consistency between parts, other files, and values in overlays.
@@ -102,8 +102,8 @@ BEYOND_SUITES = [
     SUITE + "variables: {unused: 1}",
     SUITE + "matrix: {precision: [fp32]}",
     SUITE + "zips: {both: {seed: [1, 2], rounds: [2]}}",
-    SUITE + "scale: {nowhere: {repeats: 2}}",
-    SUITE + "sanity: [{event: fact, above: 1}]",
+    SUITE + "overlays: {nowhere: {repeats: 2}}",
+    SUITE + "sanity: [{event: fact, at_least: 1}]",
     SUITE.replace("fp64", "fp64, checkpoint: nothing"),
     OVERLAY.replace("ladder", "nothing"),
     OVERLAY + "parameters: {seed: null}",
@@ -111,14 +111,14 @@ BEYOND_SUITES = [
     OVERLAY + "matrix: {precision: []}",
     OVERLAY + "repeats: many",
     OVERLAY + "program: lader",
-    SUITE + "scale: {local: {parameters: {rouns: 3}}}",
+    SUITE + "overlays: {local: {parameters: {rouns: 3}}}",
 ]
 GOOD_SYSTEMS = [
     SYSTEM,
-    SYSTEM.replace("1}", '"{{ settings.n }}"}') + "settings: {n: {help: ranks, default: 2, identity: true}}",
+    SYSTEM.replace("1}", '"{{ settings.n }}"}') + "settings: {n: {help: ranks, default: 2, affects_results: true}}",
     SYSTEM + 'environment: {OMP_NUM_THREADS: "1"}\nlimits: {nodes: null, walltime: [{nodes: 1, minutes: 5}]}',
     "extends: slurm\nname: here",
-    "extends: slurm\nname: here\nsettings: {threads: {default: 4}, spares: null}\nlimits: {array: null}",
+    "extends: slurm\nname: here\nsettings: {threads: {default: 4}, spare_nodes: null}\nlimits: {array: null}",
 ]
 BAD_SYSTEMS = [
     SYSTEM + "nodes: 3",
@@ -129,7 +129,7 @@ BAD_SYSTEMS = [
     SYSTEM + "settings: {n: {default: 2}}",
     SYSTEM + "settings: {n: 2}",
     SYSTEM + "overhead_minutes: -1",
-    SYSTEM + 'check: "{{ settings.n }}"\nsettings: {n: {help: ranks, default: 2}}',
+    SYSTEM + 'health_check: "{{ settings.n }}"\nsettings: {n: {help: ranks, default: 2}}',
     SYSTEM.replace("scheduler: local", "scheduler: lsf"),
     SYSTEM.replace("job.sh.j2", "../job.sh.j2"),
     SYSTEM.replace("node: {ranks_per_node: 1}\n", ""),
@@ -160,15 +160,15 @@ matrix: {mode: [a, b], seed: [1, 2]}
 zips: {z: {batches: [1, 2], k: [3, 4]}}
 where: [k == 3 or mode == 'a']
 exclude: [{mode: a, seed: [1]}]
-after: [{cases: {mode: b}, needs: {mode: a}}]
-sanity: [{event: e, where: {x: 1}, field: f, at_least: 1, at_most: 4, equals: 1, above: 1, below: 2}]
+depends_on: [{cases: {mode: b}, required_cases: {mode: a}}]
+sanity: [{event: e, where: {x: 1}, field: f, min_events: 1, max_events: 4, equals: 1, at_least: 1, at_most: 2}]
 performance: [{name: p, event: e, field: f, reference: 1, tolerance: 0.1, direction: equal, unit: s}]
 repeats: 2
-resources: {nodes: 1, ranks_per_node: 1, minutes: 5, expected_minutes: 1}
+resources: {nodes: 1, ranks_per_node: 1, walltime_minutes: 5, expected_minutes: 1}
 pack: 2
 retries: 0
 tags: [t]
-scale: {local: {matrix: {seed: [1]}, repeats: 1, parameters: {batch_size: 3}}}
+overlays: {local: {matrix: {seed: [1]}, repeats: 1, parameters: {batch_size: 3}}}
 """
 )
 REPLACEMENTS: list[Any] = [None, "word", "{{ repeat }}", -1, 3.5, [], [1], {}, {"a": 1}]
@@ -218,14 +218,15 @@ def test_the_command_writes_both_schemas(tmp_path: Path, monkeypatch: pytest.Mon
 def test_every_key_has_a_description(kind: str) -> None:
     root: Any = VALIDATORS[kind].schema
     model = suite.Suite if kind == "suites" else system.System
-    assert set(root["properties"]) == {*model.model_fields, "extends", "scale"}
+    more = {"extends", "overlays"} if kind == "suites" else {"extends"}
+    assert set(root["properties"]) == {*model.model_fields, *more}
     assert all(value["description"] for value in root["properties"].values())
     assert all(value["description"] for value in root["$defs"][model.__name__]["properties"].values())
 
 
 def test_descriptions_are_the_docstrings_of_the_fields() -> None:
     parts = VALIDATORS["suites"].schema["$defs"]
-    minutes = parts["Resources-template"]["properties"]["minutes"]
+    minutes = parts["Resources-template"]["properties"]["walltime_minutes"]
     assert minutes["description"] == "Wall time after which the case is stopped."
     assert parts["Check"]["properties"]["event"]["description"] == "The kind of event."
 

@@ -41,10 +41,10 @@ def expand_points(**parts: Any) -> list[dict[str, Any]]:
 def load(tmp_path: Path) -> Load:
     """Return a function that writes files and loads the first with load_suite."""
 
-    def call(scale_for: str | None = None, **files: dict[str, Any]) -> Suite:
+    def call(system: str | None = None, **files: dict[str, Any]) -> Suite:
         for name, data in files.items():
             (tmp_path / f"{name}.yaml").write_text(json.dumps(data))
-        return load_suite(tmp_path / f"{next(iter(files))}.yaml", scale_for)
+        return load_suite(tmp_path / f"{next(iter(files))}.yaml", system)
 
     return call
 
@@ -160,7 +160,7 @@ def test_keys_that_do_not_affect_measurements_do_not_change_ids() -> None:
     annotated = expand_cases(
         matrix={"seed": [1, 2]},
         description="longer",
-        resources={"minutes": 5},
+        resources={"walltime_minutes": 5},
         tags=["fast"],
         pack=2,
         sanity=[{"event": "sample"}],
@@ -178,75 +178,78 @@ def test_the_first_repeat_has_the_id_of_the_case_without_repeats() -> None:
     assert len({c.id for c in thrice}) == len({c.name for c in thrice}) == 6
 
 
-def test_after_adds_dependencies_between_cases_that_differ_in_one_axis() -> None:
+def test_depends_on_adds_dependencies_between_cases_that_differ_in_one_axis() -> None:
     result = expand_cases(
-        matrix={"rounds": [2, 1], "seed": [1, 2]}, after=[{"cases": {"rounds": 2}, "needs": {"rounds": 1}}]
+        matrix={"rounds": [2, 1], "seed": [1, 2]},
+        depends_on=[{"cases": {"rounds": 2}, "required_cases": {"rounds": 1}}],
     )
     by_name = {c.name: c for c in result}
     for seed in (1, 2):
         first, second = by_name[f"s-rounds_1-seed_{seed}"], by_name[f"s-rounds_2-seed_{seed}"]
-        assert first.after == ()
-        assert second.after == (first.folder_name,)
+        assert first.depends_on == ()
+        assert second.depends_on == (first.folder_name,)
         assert result.index(first) < result.index(second)
 
 
-def test_across_adds_dependencies_on_every_value_of_an_axis() -> None:
-    rule = {"cases": {"rounds": 2, "seed": 3}, "needs": {"rounds": 1}, "across": ["seed"]}
-    result = expand_cases(matrix={"rounds": [2, 1], "seed": [1, 2, 3]}, after=[rule])
+def test_ignored_axes_add_dependencies_on_every_value_of_an_axis() -> None:
+    rule = {"cases": {"rounds": 2, "seed": 3}, "required_cases": {"rounds": 1}, "ignored_axes": ["seed"]}
+    result = expand_cases(matrix={"rounds": [2, 1], "seed": [1, 2, 3]}, depends_on=[rule])
     required = {c.folder_name for c in result if c.axis_values["rounds"] == 1}
-    (waiting,) = (c for c in result if c.after)
+    (waiting,) = (c for c in result if c.depends_on)
     assert waiting.axis_values == {"rounds": 2, "seed": 3}
-    assert set(waiting.after) == required
+    assert set(waiting.depends_on) == required
     assert len(required) == 3
 
 
-def test_after_without_cases_applies_to_all_others_and_rules_chain() -> None:
-    result = expand_cases(matrix={"rounds": [3, 2, 1]}, after=[{"needs": {"rounds": 1}}])
+def test_depends_on_without_cases_applies_to_all_others_and_rules_chain() -> None:
+    result = expand_cases(matrix={"rounds": [3, 2, 1]}, depends_on=[{"required_cases": {"rounds": 1}}])
     first = next(c for c in result if c.axis_values["rounds"] == 1)
-    assert [c.after for c in result if c is not first] == [(first.folder_name,)] * 2
-    rules = [{"cases": {"rounds": k + 1}, "needs": {"rounds": k}} for k in (1, 2)]
-    assert [c.axis_values["rounds"] for c in expand_cases(matrix={"rounds": [3, 2, 1]}, after=rules)] == [1, 2, 3]
+    assert [c.depends_on for c in result if c is not first] == [(first.folder_name,)] * 2
+    rules = [{"cases": {"rounds": k + 1}, "required_cases": {"rounds": k}} for k in (1, 2)]
+    assert [c.axis_values["rounds"] for c in expand_cases(matrix={"rounds": [3, 2, 1]}, depends_on=rules)] == [1, 2, 3]
 
 
 def test_dependencies_match_repeats() -> None:
-    result = expand_cases(matrix={"rounds": [1, 2]}, repeats=2, after=[{"needs": {"rounds": 1}}])
+    result = expand_cases(matrix={"rounds": [1, 2]}, repeats=2, depends_on=[{"required_cases": {"rounds": 1}}])
     folder = {(c.axis_values["rounds"], c.repeat): c.folder_name for c in result}
-    assert {c.repeat: c.after for c in result if c.axis_values["rounds"] == 2} == {k: (folder[1, k],) for k in (0, 1)}
+    assert {c.repeat: c.depends_on for c in result if c.axis_values["rounds"] == 2} == {
+        k: (folder[1, k],) for k in (0, 1)
+    }
 
 
-FILE: dict[str, Any] = {**BASE, "parameters": {**PARAMETERS, "seed": 1}, "resources": {"minutes": 10}}
+FILE: dict[str, Any] = {**BASE, "parameters": {**PARAMETERS, "seed": 1}, "resources": {"walltime_minutes": 10}}
 
 
-def test_scale_overlays_the_suite_only_for_the_selected_system(load: Load) -> None:
+def test_an_overlay_changes_the_suite_only_for_the_selected_system(load: Load) -> None:
     parts = {
         "local": {"parameters": {"seed": 2}},
         "slurm": {"parameters": {"seed": None}, "matrix": {"rounds": [1, 2]}},
     }
-    data = FILE | {"scale": parts}
+    data = FILE | {"overlays": parts}
     assert load(None, s=data).parameters == load("aurora", s=data).parameters == FILE["parameters"]
     assert load("local", s=data).parameters == {**PARAMETERS, "seed": 2}
     slurm = load("slurm", s=data)
     assert slurm.parameters == PARAMETERS
     assert slurm.matrix == {"rounds": [1, 2]}
-    assert slurm.resources == {"minutes": 10}
+    assert slurm.resources == {"walltime_minutes": 10}
 
 
-def test_a_shipped_system_names_its_scale() -> None:
+def test_a_shipped_system_names_its_overlay() -> None:
     frontier, scaling = find_resource("systems", "frontier"), find_resource("suites", "scaling")
-    assert load_system(frontier, {"account": "abc"}).definition.scale == "frontier"
+    assert load_system(frontier, {"account": "abc"}).definition.overlay == "frontier"
     assert load_suite(scaling, "perlmutter").matrix["nodes"] == [1, 2, 4, 8, 16, 32, 64, 128]
     assert load_suite(scaling, "frontier").matrix["nodes"] == [8, 16, 32, 64, 128, 256, 512, 1024]
 
 
-def test_a_user_system_uses_the_scale_that_it_names(
+def test_a_user_system_uses_the_overlay_that_it_names(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from harness.cli.main import main
 
-    load(s=FILE | {"scale": {"perlmutter": {"matrix": {"rounds": [1, 2, 3]}}}})
+    load(s=FILE | {"overlays": {"perlmutter": {"matrix": {"rounds": [1, 2, 3]}}}})
     monkeypatch.chdir(tmp_path)
     for name, count in (("perlmutter", 3), ("slurm", 1)):
-        (tmp_path / "mine.yaml").write_text(f"extends: slurm\nname: mine\nscale: {name}\n")
+        (tmp_path / "mine.yaml").write_text(f"extends: slurm\nname: mine\noverlay: {name}\n")
         assert main(["list", "s.yaml", "--system", "mine.yaml"]) == 0
         assert len(capsys.readouterr().out.splitlines()) == count
 

@@ -19,7 +19,20 @@ FILES = [
     for kind in KINDS
     for name in sorted(resources.list_resources(kind))
 ]
-WORDS = ("name", "title", "nodes", "local", "slurm", "ladder", "fp64", "precision", "minutes", "settings", "scale", "")
+WORDS = (
+    "name",
+    "title",
+    "nodes",
+    "local",
+    "slurm",
+    "ladder",
+    "fp64",
+    "precision",
+    "minutes",
+    "settings",
+    "overlays",
+    "",
+)
 TEXTS = st.one_of(
     st.sampled_from(WORDS),
     st.text(max_size=8),

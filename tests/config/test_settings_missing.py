@@ -19,7 +19,7 @@ extends: BASE
 python: python3
 modules: ["load {{ settings.tool }}"]
 prepare: ["folder={{ settings.folder }}/x"]
-stage: ["source '{{ settings.tool }}' \\"{{ settings.folder }}/bin\\""]
+stage_in: ["source '{{ settings.tool }}' \\"{{ settings.folder }}/bin\\""]
 environment: {WHERE: "{{ settings.folder }}/y", SIZE: "{{ settings.count | int * 2 }}"}
 directives: ["-A {{ settings.account }}", "{{ '-q ' ~ settings.queue if settings.queue == 'x' else '' }}", -k doe]
 launch: ["run {{ settings.folder }} {{ case.ranks }}"]
@@ -169,7 +169,7 @@ def test_setup_prints_commands_that_check_missing_settings(tmp_path: Path, capsy
 def test_a_suite_that_reads_a_missing_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A job cannot decide what a case measures."""
     write_files(tmp_path, "pbs")
-    (tmp_path / "suite.yaml").write_text(SUITE + 'resources: {minutes: "{{ settings.count }}"}\n')
+    (tmp_path / "suite.yaml").write_text(SUITE + 'resources: {walltime_minutes: "{{ settings.count }}"}\n')
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 2
     assert "the setting 'count' has no value (give -S count=...)" in capsys.readouterr().err
 

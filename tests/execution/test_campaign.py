@@ -34,7 +34,7 @@ parameters:
 matrix:
   workload: [random, crystals]
   precision: [fp64]
-resources: {{minutes: 5}}
+resources: {{walltime_minutes: 5}}
 """
 
 
@@ -267,13 +267,13 @@ def test_stage_that_cannot_run_is_shown_as_not_available(
     result = harness("run", "tiny.yaml", "--out", "out")
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv").set_index("stage")
-    assert table.loc["torch_compile", "verdict"].startswith("not available: ")
-    assert table.loc["fused_messages", "verdict"] == "not available: no C++ compiler 'no-such-compiler'"
+    assert table.loc["torch_compile", "verdict"].startswith("unavailable: ")
+    assert table.loc["fused_messages", "verdict"] == "unavailable: no C++ compiler 'no-such-compiler'"
     assert table.loc["batched_heads", "verdict"] == "ok"
     scores = json.loads((tmp_path / "out" / "scorecard.json").read_text())
     (score,) = [s for s in scores if s["id"] == "ladder-speedup-fp64"]
     assert score["verdict"] == "not run"
-    assert "not available" in score["reason"]
+    assert "unavailable" in score["reason"]
 
 
 def test_run_over_the_node_hour_limit_starts_no_job(harness: Harness, tmp_path: Path) -> None:
@@ -308,8 +308,8 @@ def test_run_of_one_case_keeps_the_results_of_others(harness: Harness, tmp_path:
 def test_sanity_checks_and_figures_of_merit_judge_a_case(harness: Harness, tmp_path: Path) -> None:
     checks = """\
 sanity:
-  - {event: sample, at_least: 12}
-  - {event: sample, field: device_s, above: LIMIT}
+  - {event: sample, min_events: 12}
+  - {event: sample, field: device_s, at_least: LIMIT}
 performance:
   - {name: time, event: sample, field: device_s, reference: 1.0e-9, tolerance: 0.5, direction: lower_is_better, unit: s}
 """

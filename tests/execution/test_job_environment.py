@@ -246,8 +246,8 @@ title: Up to eight nodes
 program: data_parallel
 parameters: {precision: fp32, batch_size: 1, datasets: [mptrj]}
 matrix: {nodes: [1, 2, 4, 8], seed: [1, 2]}
-resources: {nodes: "{{ nodes }}", minutes: 5}
-after: [{cases: {nodes: 2}, needs: {nodes: 8}}]
+resources: {nodes: "{{ nodes }}", walltime_minutes: 5}
+depends_on: [{cases: {nodes: 2}, required_cases: {nodes: 8}}]
 """
 
 
@@ -264,7 +264,7 @@ def test_plan_names_cases_that_are_too_large(
         "scaling-small: left out, since a job has at most 4 nodes: scaling-weak-nodes_8, scaling-strong-nodes_8"
     )
     assert len(list((tmp_path / "results").rglob("case.json"))) == 6
-    assert main(["plan", "large.yaml", "--system", "small.yaml", "-S", "spares=1"]) == 0
+    assert main(["plan", "large.yaml", "--system", "small.yaml", "-S", "spare_nodes=1"]) == 0
     left_out, first, *_ = capsys.readouterr().out.splitlines()
     assert left_out == (
         "large-small: left out, since a job has at most 3 nodes: " + ", ".join(

@@ -43,7 +43,7 @@ def load_site(name: str, **settings: str) -> ResolvedSystem:
 
 def load_plan(suite: str, system: str, **settings: str) -> Plan:
     site = load_site(system, **settings)
-    return expand_suite(load_suite(find_resource("suites", suite), site.definition.scale or system), site)
+    return expand_suite(load_suite(find_resource("suites", suite), site.definition.overlay or system), site)
 
 
 def pack(plan: Plan, folder: Path = CAMPAIGN) -> list[Job]:
@@ -67,7 +67,7 @@ def every_script(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[P
     scripts: dict[Path, tuple[Plan, Job]] = {}
     for system in SYSTEMS:
         for suite in list_resources("suites"):
-            plan = load_plan(suite, system, spares="2", nccl_plugin="/sw/librccl-net.so", archive="$HOME/a.tar.gz")
+            plan = load_plan(suite, system, spare_nodes="2", nccl_plugin="/sw/librccl-net.so", archive="$HOME/a.tar.gz")
             folder = tmp_path_factory.mktemp(plan.campaign_name)
             writer = JobScriptWriter(plan, folder)
             scripts |= {writer.write(job): (plan, job) for job in pack(plan, folder)}
@@ -124,7 +124,7 @@ def test_walltime_is_the_sum_of_cases_and_overhead(
         request = re.search(r"^#(?:SBATCH --time|PBS -l walltime)=(\d+):(\d\d):00$", path.read_text(), re.MULTILINE)
         if plan.system.definition.scheduler != "local":
             assert request, path
-            minutes = sum(case.minutes for case in job.cases) + plan.system.definition.overhead_minutes
+            minutes = sum(case.walltime_minutes for case in job.cases) + plan.system.definition.overhead_minutes
             assert int(request[1]) * 60 + int(request[2]) == minutes
 
 
@@ -138,7 +138,7 @@ def test_every_case_starts_with_its_nodes_and_ranks(every_script: dict[Path, tup
             if PROGRAMS[case.program].is_driver:
                 n = case.parameters["nodes_per_trial"]
                 ranks = n * each
-            assert shlex.split(line)[3:5] == [str(n), str(round(case.minutes * 60))]
+            assert shlex.split(line)[3:5] == [str(n), str(round(case.walltime_minutes * 60))]
             assert line.endswith(f'"$python" -P -m harness.reference "$campaign"/{case.folder_name}')
             started = line
             if PROGRAMS[case.program].is_driver:
@@ -228,7 +228,7 @@ def test_real_slurm_accepts_every_script(every_script: dict[Path, tuple[Plan, Jo
 
 @pytest.mark.slow
 def test_campaign_in_a_folder_with_odd_name_runs_on_real_slurm(planner: Cluster, tmp_path: Path) -> None:
-    job = make_job(tmp_path, "slurm", spares="0")
+    job = make_job(tmp_path, "slurm", spare_nodes="0")
     planner.call("sbatch", str(job.script))
     wait_until("all cases have ended", lambda: job.exit_codes == ["0", "0", "0"], 120)
     assert "three-seed_3" in job.script.with_suffix(".log").read_text()

@@ -24,9 +24,9 @@ program: data_parallel
 parameters: {precision: fp32, batch_size: 1, datasets: [mptrj]}
 matrix:
   seed: [1, 2, 3]
-after: [{cases: {seed: 3}, needs: {seed: 2}}]
+depends_on: [{cases: {seed: 3}, required_cases: {seed: 2}}]
 pack: 3
-resources: {minutes: MINUTES}
+resources: {walltime_minutes: MINUTES}
 """
 # Fake `srun` and `mpiexec`: a node check runs once per node; a case runs once, and its nodes are recorded.
 LAUNCHER = """\
@@ -61,7 +61,7 @@ SINFO = "#!/bin/sh\necho 'n1 alloc\nn2 mix\nn3 down*'\n"
 SYSTEMS = {
     "local": "extends: local\n",
     "slurm": "extends: slurm\n",
-    "pbs": "extends: aurora\nmodules: []\nstage: []\nlimits: {walltime: []}\n",
+    "pbs": "extends: aurora\nmodules: []\nstage_in: []\nlimits: {walltime: []}\n",
 }
 FOLDER = "it's a $HOME of 100%, `mine` & yours"
 
@@ -107,11 +107,11 @@ def make_job(
     for name, text in fakes.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    system = system if "check:" in system else f"check: test -w /tmp\n{system}"
+    system = system if "health_check:" in system else f"health_check: test -w /tmp\n{system}"
     (folder / "here.yaml").write_text(f"name: here\n{SYSTEMS[kind]}python: {tools}/python\n{system}")
     (folder / "three.yaml").write_text(SUITE.replace("TITLE", title).replace("MINUTES", str(minutes)))
     (folder / "asked").write_text("n2.site\nn1.site\n")
-    settings = {"account": "abc", "spares": spares} if kind != "local" else {}
+    settings = {"account": "abc", "spare_nodes": spares} if kind != "local" else {}
     site = load_system(folder / "here.yaml", settings)
     plan = expand_suite(load_suite(folder / "three.yaml"), site)
     campaign = folder / FOLDER
@@ -154,7 +154,7 @@ def test_cases_run_in_order_and_write_exit_code_and_seconds(job: ScriptedJob) ->
 def test_case_uses_the_first_healthy_nodes(tmp_path: Path) -> None:
     for kind, node in (("slurm", "n2"), ("pbs", "n2.site")):
         (tmp_path / kind).mkdir()
-        job = make_job(tmp_path / kind, kind, system='check: test "$(uname -n)" != n1\n')
+        job = make_job(tmp_path / kind, kind, system='health_check: test "$(uname -n)" != n1\n')
         result = job.run()
         assert "1 of 2 nodes passed the check" in result.stdout, result
         assert job.exit_codes == ["0", "0", "0"]
@@ -165,7 +165,7 @@ def test_case_uses_the_first_healthy_nodes(tmp_path: Path) -> None:
 def test_job_without_enough_healthy_nodes_runs_nothing(tmp_path: Path) -> None:
     for kind in ("slurm", "pbs"):
         (tmp_path / kind).mkdir()
-        job = make_job(tmp_path / kind, kind, system="check: 'false'\n")
+        job = make_job(tmp_path / kind, kind, system="health_check: 'false'\n")
         result = job.run()
         assert (result.returncode, job.runs, job.exit_codes) == (75, [0, 0, 0], [None, None, None])
         assert "takes 1 nodes and 0 passed the check" in result.stderr

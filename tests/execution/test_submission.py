@@ -23,7 +23,7 @@ title: Many small cases
 program: data_parallel
 parameters: {datasets: [mptrj], batch_size: 1, precision: fp32}
 matrix: {seed: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}
-resources: {minutes: 5}
+resources: {walltime_minutes: 5}
 """
 ARGV = ("run", "fleet.yaml", "--system", "slurm")
 LIMIT = "sbatch: error: AssocMaxSubmitJobLimit"
@@ -116,7 +116,9 @@ def test_unclear_rejection_mentions_both_causes(queue: Queue, capsys: pytest.Cap
 
 
 def test_rejected_job_does_not_stop_others(queue: Queue, campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("fleet.yaml").write_text(SUITE.replace("{minutes: 5}", "{minutes: 5, nodes: '{{ 2 if seed > 7 else 1 }}'}"))
+    Path("fleet.yaml").write_text(
+        SUITE.replace("{walltime_minutes: 5}", "{walltime_minutes: 5, nodes: '{{ 2 if seed > 7 else 1 }}'}")
+    )
     body = (queue.folder / "sbatch.1").read_text()
     refusal = print_error("sbatch: error: Batch job submission failed: Node count specification invalid", 1)
     queue.set_answers(

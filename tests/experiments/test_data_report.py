@@ -33,12 +33,12 @@ ORGANIC = ["H", "C", "N", "O", "F", "P", "S", "Cl"]
 
 def make_distribution(values: np.ndarray) -> dict[str, Any]:
     """Return the fact of a distribution as the converter writes it."""
-    fact: dict[str, Any] = {"number": len(values), "bins_per_octave": 32, "zero": int((values == 0).sum())}
+    fact: dict[str, Any] = {"count": len(values), "bins_per_octave": 32, "zero": int((values == 0).sum())}
     for sign, magnitudes in (("negative", -values[values < 0]), ("positive", values[values > 0])):
         bins, counts = np.unique(np.floor(np.log2(magnitudes) * 32).astype(int), return_counts=True)
         fact[sign] = [[int(k), int(n)] for k, n in zip(bins, counts, strict=True)]
     if len(values):
-        fact |= {"mean": values.mean(), "sd": values.std(), "rms": math.sqrt((values**2).mean())}
+        fact |= {"mean": values.mean(), "std": values.std(), "rms": math.sqrt((values**2).mean())}
         fact |= {"min": values.min(), "max": values.max()}
         fact["quantiles"] = {str(q): float(np.quantile(values, q)) for q in (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)}
     return json.loads(json.dumps(fact, default=float))
@@ -50,13 +50,14 @@ def make_statistics(rng: np.random.Generator, structures: int, molecules: bool, 
     counts = {s: int(max(1, structures * rng.uniform() ** 5)) for s in chosen}
     force = rng.lognormal(-1 if molecules else -3, 1.2, structures * 3) if labelled else np.zeros(0)
     return {
-        "structures": structures, "atoms": int(sizes.sum()), "groups_estimate": structures // 3, "groups_registers": "",
+        "structures": structures, "atoms": int(sizes.sum()), "groups_estimate": structures // 3, "sketch_registers": "",
         "elements": {s: {"structures": n, "atoms": 3 * n} for s, n in counts.items()},
-        "sizes": make_distribution(sizes.astype(float)),
+        "atoms_per_structure": make_distribution(sizes.astype(float)),
         "energy_ev_per_atom": make_distribution(rng.normal(0, 0.06 if molecules else 0.6, structures)),
-        "force_norm_ev_per_a": make_distribution(force), "stress_ev_per_a3": make_distribution(np.zeros(0)),
-        "charges": {"0": structures}, "multiplicities": {"1": structures},
-        "periodic": [structures, 0, 0, 0] if molecules else [0, 0, 0, structures],
+        "force_norm_ev_per_angstrom": make_distribution(force),
+        "stress_ev_per_angstrom3": make_distribution(np.zeros(0)),
+        "charges": {"0": structures}, "spin_multiplicities": {"1": structures},
+        "structures_by_periodicity": [structures, 0, 0, 0] if molecules else [0, 0, 0, structures],
         "edges": 0, "edge_atoms": 0, "neighbours_mean": None if molecules else 18.2,
     }  # fmt: skip
 
@@ -78,20 +79,20 @@ def write_conversion(out: Path, k: int = 3, *, count: int = 900, name: str = "",
     head, original, sample = HEADS[k]
     log = start_case(out, "data-local", name or f"convert-{head.lower()}", "convert", time_s)
     dataset = {
-        "name": head.lower(), "head": head, "role": f"sample of {head}" if sample else "stand-in",
-        "level": "PBE <& co>",
+        "name": head.lower(), "head": head, "data_origin": f"sample of {head}" if sample else "stand-in",
+        "level_of_theory": "PBE <& co>",
         "source": "a package", "licence": "CC-BY-4.0", "attribution": "Somebody et al. (2020)",
-        "original_count": original, "store_bytes": 12_345_678,
+        "published_structures": original, "store_bytes": 12_345_678,
     }  # fmt: skip
     log.write_fact("dataset", dataset)
     conversion = {
-        "structures_read": count + 4, "written": count, "excluded": {"not finite": 3, "duplicate": 1}, "examples": [],
-        "seconds": 2.0, "structures_per_s": count / 2.0, "workers": 2,
-        "splits": {"trainset": count - 20, "valset": 10, "testset": 10}, "edges": True, "cutoff": 5.0,
+        "structures_read": count + 4, "structures_written": count, "excluded": {"not finite": 3, "duplicate": 1},
+        "examples": [], "seconds": 2.0, "structures_per_s": count / 2.0, "workers": 2,
+        "splits": {"train": count - 20, "validation": 10, "test": 10}, "edges": True, "cutoff": 5.0,
         "max_neighbours": 20,
     }  # fmt: skip
     log.write_fact("conversion", conversion)
-    energies = {"energy_ev": {"H": -13.6}, "undetermined": ["Na", "Cl"], "absent_count": 115, "rank": 2}
+    energies = {"energy_ev": {"H": -13.6}, "undetermined_elements": ["Na", "Cl"], "absent_elements": 115, "rank": 2}
     log.write_fact("reference_energies", energies | {"mae_ev_per_atom": 0.25})
     molecules = k in (1, 8, 9, 10, 11, 12, 13, 14, 15)
     log.write_fact("statistics", make_statistics(np.random.default_rng(k), count, molecules, labelled=k != 14))
@@ -103,8 +104,8 @@ def write_reading(out: Path, mode: str, ranks: int, us_per_sample: float, floor_
     reading: dict[str, Any] = {
         "read_mode": mode, "ranks": ranks, "replica_ranks": ranks if mode == "distributed" else None,
         "datasets": ["oc2020", "mptrj"],
-        "split": "trainset", "samples": 1800, "bytes_per_sample_mean": 2000.0, "open_s": 0.01,
-        "nodes": 1, "rss_bytes": 2**28, "roles": ["stand-in for OC2020", "sample of MPTrj"],
+        "split": "train", "samples": 1800, "bytes_per_sample_mean": 2000.0, "open_s": 0.01,
+        "nodes": 1, "rss_bytes": 2**28, "data_origins": ["stand-in for OC2020", "sample of MPTrj"],
     }  # fmt: skip
     if floor_us:
         reading["floor"] = {"us_per_sample": floor_us, "description": "a copy of as many bytes in memory"}
@@ -130,12 +131,12 @@ def test_tables_hold_values_of_facts(tmp_path: Path) -> None:
     write_reading(tmp_path, "disk", 4, 100.0, floor_us=2.0)
     tables = build_tables(load_runs(tmp_path / "runs"))
     row = tables["datasets"].iloc[0]
-    assert (row["dataset"], row["role"], row["structures"], row["excluded"]) == ("oc2020", "stand-in", 900, 4)
+    assert (row["dataset"], row["data_origin"], row["structures"], row["excluded"]) == ("oc2020", "stand-in", 900, 4)
     assert row["excluded_kinds"] == "3 not finite, 1 duplicate"
     assert row["elements"] == len(tables["elements"])
-    assert row["elements_undetermined"] == "Na, Cl"
+    assert row["undetermined_elements"] == "Na, Cl"
     assert row["periodic_fraction"] == 1.0
-    sizes = tables["distributions"][tables["distributions"]["quantity"] == "sizes"]
+    sizes = tables["distributions"][tables["distributions"]["quantity"] == "atoms_per_structure"]
     assert sizes["count"].sum() == 900
     assert (sizes["low"] < sizes["high"]).all()
     energies = tables["distributions"][tables["distributions"]["quantity"] == "energy_ev_per_atom"]

@@ -25,7 +25,7 @@ name: small-data
 title: Two datasets
 program: data
 parameters:
-  source: "{{ settings.data }}"
+  dataset_folder: "{{ settings.dataset_folder }}"
   cutoff: 5.0
   max_neighbours: 20
   workers: 1
@@ -35,13 +35,13 @@ parameters:
 matrix:
   action: [convert, read]
   dataset: [mptrj, ani1x, all]
-  per_node: [1, 2]
+  ranks_per_node: [1, 2]
 where:
   - (action == 'read') == (dataset == 'all')
-  - action == 'read' or per_node == 1
-after:
-  - {cases: {action: read}, needs: {action: convert, per_node: 1}, across: [dataset]}
-resources: {ranks_per_node: "{{ per_node }}", minutes: 10}
+  - action == 'read' or ranks_per_node == 1
+depends_on:
+  - {cases: {action: read}, required_cases: {action: convert, ranks_per_node: 1}, ignored_axes: [dataset]}
+resources: {ranks_per_node: "{{ ranks_per_node }}", walltime_minutes: 10}
 """
 
 
@@ -52,7 +52,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_ani1x_folder(folder / "official" / "ani1x")
     (folder / "small.yaml").write_text(SUITE)
     words = ["run", str(folder / "small.yaml"), "--out", str(folder / "out"), "-q"]
-    assert main([*words, "-S", f"data={folder / 'official'}"]) == 0
+    assert main([*words, "-S", f"dataset_folder={folder / 'official'}"]) == 0
     return folder / "out"
 
 
@@ -74,8 +74,8 @@ def test_data_suite_converts_all_datasets_and_reads_them_together() -> None:
 
 def test_data_suite_prefers_official_files_to_stand_ins(out: Path) -> None:
     table = pd.read_csv(out / "tables" / "datasets.csv").set_index("dataset")
-    assert table.loc["ani1x", "role"] == "official"
-    assert table.loc["mptrj", "role"] == "sample"
+    assert table.loc["ani1x", "data_origin"] == "official"
+    assert table.loc["mptrj", "data_origin"] == "sample"
     assert table.loc["ani1x", "structures"] == 300
     assert sum(read_facts(out, "convert-ani1x")["conversion"]["splits"].values()) == 300  # type: ignore[index]
 
@@ -87,7 +87,7 @@ def test_data_suite_measures_every_mode_with_one_and_two_ranks(out: Path) -> Non
     }
     assert (table["us_per_sample"] > 0).all()
     assert (table["batches"] == 6).all()
-    assert read_facts(out, "read-all-per_node_2")["reading"][0]["datasets"] == ["ani1x", "mptrj"]  # type: ignore[index]
+    assert read_facts(out, "read-all-ranks_per_node_2")["reading"][0]["datasets"] == ["ani1x", "mptrj"]  # type: ignore[index]
 
 
 def test_data_page_names_sets_roles_and_modes(out: Path) -> None:
@@ -104,22 +104,25 @@ title: On stores
 program: data_parallel
 parameters: {precision: fp32, batch_size: 2, steps: 2, epochs: 2,
   model: {hidden_dim: 8, num_conv_layers: 1, dim_headlayers: 8},
-  stores: "{{ settings.stores }}", read_mode: distributed, sampling: assigned}
-resources: {ranks_per_node: 2, minutes: 5}
+  store_folder: "{{ settings.store_folder }}", read_mode: distributed, sampling: assigned}
+resources: {ranks_per_node: 2, walltime_minutes: 5}
 """
     (out / "on-stores.yaml").write_text(suite)
     stores = out / "runs" / "small-data-local"
-    words = ["run", str(out / "on-stores.yaml"), "--out", str(out / "second"), "-q", "-S", f"stores={stores}"]
+    words = ["run", str(out / "on-stores.yaml"), "--out", str(out / "second"), "-q", "-S", f"store_folder={stores}"]
     assert main(words) == 0
     (log,) = (out / "second" / "runs" / "on-stores-local").glob("*/events.jsonl")
     (workload,) = (e["value"] for e in events.read(log) if e["event"] == "fact" and e["name"] == "workload")
-    assert {s["dataset"]: s["role"] for s in workload["datasets"]} == {"ani1x": "official", "mptrj": "sample of MPTrj"}
+    assert {s["dataset"]: s["data_origin"] for s in workload["datasets"]} == {
+        "ani1x": "official",
+        "mptrj": "sample of MPTrj",
+    }
 
 
 def test_reading_without_stores_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from harness.reference import __main__ as program
 
-    case = {"id": "1", "program": "data", "parameters": {"action": "read", "dataset": "all"}, "after": []}
+    case = {"id": "1", "program": "data", "parameters": {"action": "read", "dataset": "all"}, "depends_on": []}
     (tmp_path / "case.json").write_text(json.dumps(case))
     assert program.main([str(tmp_path)]) == 2
     assert (

@@ -27,14 +27,14 @@ LEARN: dict[str, Any] = {
     "validation_interval_steps": 2, "batch_size": 4,
 }  # fmt: skip
 SCREEN: dict[str, Any] = {
-    "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part": 32, "candidates": 96,
+    "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part_size": 32, "max_candidates": 96,
     "compile": False, "distance": True, "reference_structures_per_dataset": 4, "retention": {"mode": "top",
     "count": 10},
 }  # fmt: skip
 JUDGE = {
     "assess_only": True,
-    "assessment": {"sample": 30, "reference_structures_per_dataset": 6, "labelled": 2, "relaxed": 1, "relax_steps": 3,
-    "label_seconds": 60},
+    "assessment": {"sample": 30, "reference_structures_per_dataset": 6, "n_labels": 2, "n_relaxations": 1,
+    "relax_steps": 3, "label_time_limit_s": 60},
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def run_case(out: Path, name: str, kind: str, parameters: dict[str, Any], *after
     folder = out / "runs" / f"{kind}-local" / f"{name}-1"
     folder.mkdir(parents=True)
     case = {"id": "1", "name": name, "suite": kind, "program": kind, "system": "local", "parameters": parameters}
-    case |= {"after": after}
+    case |= {"depends_on": after}
     (folder / "case.json").write_text(json.dumps(case))
     run_program(kind, parameters, folder).write(Done())
     (folder / "exit_code").write_text("0\n")

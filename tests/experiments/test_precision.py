@@ -82,12 +82,12 @@ def test_killed_and_repeated_study_has_same_tables(out: Path, tmp_path: Path) ->
 
 def test_errors_grow_with_lower_precision(out: Path) -> None:
     inference = build_tables(load_runs(out / "runs"))["precision_inference"]
-    for column in ("energy_deviation_mean_ev_per_atom", "force_deviation_mean_ev_per_a"):
+    for column in ("energy_deviation_mean_ev_per_atom", "force_deviation_mean_ev_per_angstrom"):
         off = inference.groupby("precision")[column].mean()
         assert off["fp64"] == 0
         assert 0 < off["fp32"] < 1e-4
         assert off["fp32"] < off["bf16"]
-    labels = inference.pivot_table(index="head", columns="precision", values="force_mae_ev_per_a")
+    labels = inference.pivot_table(index="head", columns="precision", values="force_mae_ev_per_angstrom")
     assert labels["fp32"].tolist() == pytest.approx(labels["fp64"].tolist(), rel=1e-3)
 
 
@@ -141,9 +141,9 @@ def test_diverged_precision_stops_and_is_reported(tmp_path: Path) -> None:
 def test_judge_inference_compares_with_error_against_labels() -> None:
     row = {"precision": "bf16", "energy_fraction": 0.05, "force_fraction": math.nan,
     "energy_deviation_mean_ev_per_atom": 1e-3,
-           "force_deviation_mean_ev_per_a": 1e-3}  # fmt: skip
+           "force_deviation_mean_ev_per_angstrom": 1e-3}  # fmt: skip
     assert judge_inference(row) == "harmless"
-    assert judge_inference(row | {"force_fraction": 0.2}) == "adds to the error"
+    assert judge_inference(row | {"force_fraction": 0.2}) == "harmful"
     assert judge_inference(row | {"energy_deviation_mean_ev_per_atom": math.nan}) == "not finite"
 
 

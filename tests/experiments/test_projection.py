@@ -44,7 +44,7 @@ def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **c
     hosts = changes.get("hosts", ranks)
     ranks_fact = [{"rank": k, "host": f"h{k % hosts}", "node": f"n{k}", "cores": 1} for k in range(ranks)]
     log.write_fact("ranks", ranks_fact)
-    sets = [{"dataset": "qm7x", "role": "stand-in for QM7X"}]
+    sets = [{"dataset": "qm7x", "data_origin": "stand-in for QM7X"}]
     log.write_fact("workload", {"batch_size": batch, "global_batch_size": batch * ranks, "datasets": sets})
     log.write_fact("runtime", {"precision": "fp64", "device_name": None, "device": "cpu"})
     log.write_fact("model", {"trained_parameters": PARAMETERS})

@@ -26,11 +26,11 @@ extends: pretrain-short
 parameters:
   model: {hidden_dim: 8, num_conv_layers: 1, dim_headlayers: 8}
   datasets: [qm7x, transition1x, oc2022]
-scale:
+overlays:
   local:
     resources: {ranks_per_node: 1}
     parameters: {model: {hidden_dim: 8, dim_headlayers: 8}, batch_size: 4, epochs: 3, samples_per_epoch: 1200,
-      checkpoint_s: 0.000001, max_validation_structures: 8, gate_steps: 10}
+      checkpoint_interval_s: 0.000001, max_validation_structures: 8, gate_steps: 10}
 """
 
 

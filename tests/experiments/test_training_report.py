@@ -30,6 +30,7 @@ HEADS = (
     "OMol25-non-neutral", "OPoly2026", "Nabla2DFT", "QCML", "QM7X", "transition1x",
 )  # fmt: skip
 SAMPLES = ("Alexandria", "MPTrj")
+ZERO_FORCES = ("zero_force_mae_ev_per_angstrom", "zero_force_rmse_ev_per_angstrom")
 T2 = 4.302652729749458  # 97.5% quantile of Student's distribution with two degrees of freedom
 Errors = dict[str, tuple[float | None, float | None]]
 
@@ -38,12 +39,12 @@ def make_row(head: str, energy: float | None, force: float | None, **changes: An
     """Return errors of a head; baselines are 90 meV/atom for the composition and 400 meV/angstrom for zero forces."""
     return {
         "head": head, "dataset": head.lower(),
-        "role": f"sample of {head}" if head in SAMPLES else f"stand-in for {head}",
-        "level": "PBE <& co>", "structures": 50, "atoms": 700, "structures_with_unseen_elements": 0,
+        "data_origin": f"sample of {head}" if head in SAMPLES else f"stand-in for {head}",
+        "level_of_theory": "PBE <& co>", "structures": 50, "atoms": 700, "structures_with_unseen_elements": 0,
         "energy_mae_ev_per_atom": energy, "energy_rmse_ev_per_atom": None if energy is None else 2 * energy,
-        "force_mae_ev_per_a": force, "force_rmse_ev_per_a": None if force is None else 3 * force,
+        "force_mae_ev_per_angstrom": force, "force_rmse_ev_per_angstrom": None if force is None else 3 * force,
         "composition_mae_ev_per_atom": 0.09, "composition_rmse_ev_per_atom": 0.12, "mean_mae_ev_per_atom": 0.5,
-        "zero_force_mae_ev_per_a": 0.4, "zero_force_rmse_ev_per_a": 0.7,
+        "zero_force_mae_ev_per_angstrom": 0.4, "zero_force_rmse_ev_per_angstrom": 0.7,
     } | changes  # fmt: skip
 
 
@@ -51,8 +52,8 @@ def make_epoch(number: int, loss: float = 1.0, **changes: Any) -> dict[str, Any]
     """Return the event of an epoch of ten steps."""
     return {
         "epoch": number, "step": 10 * (number + 1), "loss": loss, "energy_mae_ev_per_atom": 0.1 * loss,
-        "force_mae_ev_per_a": loss, "validation_loss": 1.5 * loss, "validation_energy_mae_ev_per_atom": 0.1,
-        "validation_force_mae_ev_per_a": 0.2, "learning_rate": 1e-3, "duration_s": 2.0, "wait_s": 0.1,
+        "force_mae_ev_per_angstrom": loss, "validation_loss": 1.5 * loss, "validation_energy_mae_ev_per_atom": 0.1,
+        "validation_force_mae_ev_per_angstrom": 0.2, "learning_rate": 1e-3, "duration_s": 2.0, "wait_s": 0.1,
         "structures_per_s": 80.0 + number, "best": True,
     } | changes  # fmt: skip
 
@@ -69,7 +70,10 @@ def start_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **cha
     log.write("start")
     config = {"backbone": "painn", "hidden_dim": 64, "num_conv_layers": 3, "heads": len(rows)}
     log.write_fact("model", {"config": config, "parameters": 123_456})
-    sets = [{k: r[k] for k in ("dataset", "head", "role", "level")} | {"train": 400, "test": 50} for r in rows]
+    sets = [
+        {k: r[k] for k in ("dataset", "head", "data_origin", "level_of_theory")} | {"train": 400, "test": 50}
+        for r in rows
+    ]
     workload = {
         "datasets": sets, "elements": list(range(1, 90)), "batch_size": 8, "global_batch_size": 8, "epochs": 3,
         "steps_per_epoch": 10, "temperature": 2.0, "seed": seed, "sampling": "mixed", "split_seed": 7,
@@ -99,9 +103,9 @@ def write_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int = 0, *
                     "split": split,
                     "structures": 40,
                 }
-                force = None if row["force_mae_ev_per_a"] is None else row["force_mae_ev_per_a"] * loss
+                force = None if row["force_mae_ev_per_angstrom"] is None else row["force_mae_ev_per_angstrom"] * loss
                 energy = (row["energy_mae_ev_per_atom"] or 0.1) * loss
-                log.write("head_errors", **fields, energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force)
+                log.write("head_errors", **fields, energy_mae_ev_per_atom=energy, force_mae_ev_per_angstrom=force)
     log.write_fact("test_errors", rows)
     if len(rows) > 1:
         log.write_fact("gate", {"energy_error_ev_per_atom": 0.02, "accuracy": 0.9 + 0.01 * seed})
@@ -123,7 +127,7 @@ def write_all_runs(out: Path) -> None:
         noise = rng.lognormal(0, 0.05, (len(HEADS), 2))
         return [
             make_row(h, level[h][0] * scale[h] * e, None if h == "QM7X" else level[h][1] * scale[h] * f,
-                     **({"zero_force_mae_ev_per_a": None, "zero_force_rmse_ev_per_a": None} if h == "QM7X" else {}))
+                     **(dict.fromkeys(ZERO_FORCES) if h == "QM7X" else {}))
             for h, (e, f) in zip(HEADS, noise, strict=True)
         ]  # fmt: skip
 
@@ -195,7 +199,7 @@ def test_training_tables_skip_failed_and_unfinished_runs(tmp_path: Path) -> None
 
 
 def test_head_without_force_labels_has_no_force_verdict(tmp_path: Path) -> None:
-    without = {"zero_force_mae_ev_per_a": None, "zero_force_rmse_ev_per_a": None}
+    without = dict.fromkeys(ZERO_FORCES)
     for seed in range(2):
         write_run(tmp_path, f"run-{seed}", [make_row("QM7X", 0.01, None, **without), make_row("QCML", 0.01, 0.1)], seed)
     errors = load_tables(tmp_path)["training_errors"].set_index(["head", "quantity"])
@@ -317,7 +321,7 @@ def test_ablation_page_states_budgets(tmp_path: Path) -> None:
     sentences = {
         "equal": "Equal budgets: every run samples 240 structures in training",
         "each": "Equal budgets: both kinds of training sample 240 structures of each dataset",
-        "unequal": "WRONG: budgets",
+        "unequal": "Incorrect: budgets",
     }
     for name, sentence in sentences.items():
         write_report(tmp_path / name)
@@ -354,7 +358,7 @@ def test_page_reports_wrong_precision(tmp_path: Path, observed: dict[str, Any], 
     runs = load_tables(tmp_path)["training_runs"]
     assert bool(runs["dtypes_match_request"].iloc[0]) == is_as_requested
     sentences = describe_runs(runs)
-    assert any(text.startswith("WRONG: run requested") for text in sentences) != is_as_requested
+    assert any(text.startswith("Incorrect: run requested") for text in sentences) != is_as_requested
     assert "Not compiled, 1 run: no compiler." in sentences
     assert "Plain messages in place of fused ones, 1 run: no C++ compiler." in sentences
 
@@ -386,7 +390,8 @@ def test_runs_table_holds_time_and_rate(tmp_path: Path) -> None:
 def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
     """After a restart, the log repeats the epochs before the checkpoint; events before the last start do not count."""
     rows = [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)]
-    fields = {"head": "MPTrj", "dataset": "mptrj", "split": "validation", "structures": 9, "force_mae_ev_per_a": 0.1}
+    fields = {"head": "MPTrj", "dataset": "mptrj", "split": "validation", "structures": 9}
+    fields |= {"force_mae_ev_per_angstrom": 0.1}
 
     def write_epochs(log: JsonLinesLog, *losses: tuple[int, float]) -> None:
         for number, loss in losses:
@@ -424,7 +429,7 @@ def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
 def test_claims_on_joint_training_follow_from_runs(
     tmp_path: Path, heads: int, role: str, elements: int, verdicts: tuple[str, str]
 ) -> None:
-    rows = [make_row(h, 0.01, 0.1, role=f"{role} {h}") for h in HEADS[:heads]]
+    rows = [make_row(h, 0.01, 0.1, data_origin=f"{role} {h}") for h in HEADS[:heads]]
     write_run(tmp_path, "run", rows, workload={"elements": list(range(1, elements + 1))})
     scores = {s.id: s for s in judge_papers(load_papers(), build_results(load_runs(tmp_path / "runs")), tmp_path)}
     assert (scores["datasets"].verdict, scores["elements"].verdict) == verdicts

@@ -6,11 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from harness.experiments.experiment import Experiment
+from harness.protocol.errors import UsageError
 from tests.conftest import Harness
 
 EXAMPLE = Path(__file__).parent / "user_folder"
@@ -49,6 +53,33 @@ def test_experiment_of_user_is_planned_run_and_reported(user_folder: Path, harne
     assert set(costs["work_unit"]) == {"number"}
     compared = harness("compare", "results@size=1000", "results@size=20000")
     assert "sorting rate" in compared.stdout, compared.stdout + compared.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "message"),
+    [
+        ("metrics", "list_metric_samples", "sample_metrics",
+         "the function 'sample_metrics' is now called 'list_metric_samples'"),
+        ("metrics", "count_work", "count_works",
+         "the harness does not call 'count_works' (did you mean 'count_work'? Otherwise begin its name with an"
+         " underscore)"),
+        ("page", "build_sections", "build_section",
+         "the harness does not call 'build_section' (did you mean 'build_sections'? Otherwise begin its name with an"
+         " underscore)"),
+        ("metrics", "list_rates", "count_rates", ""),
+    ],
+)  # fmt: skip
+def test_function_that_the_harness_would_not_call_is_refused(
+    user_folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, before: str, after: str, message: str
+) -> None:
+    package = f"lab_{after}"
+    (user_folder / "experiments/sorting").rename(user_folder / package)
+    replace_text(user_folder / package / f"{file}.py", before, after)
+    monkeypatch.syspath_prepend(user_folder)
+    experiment = Experiment(package=package, title="Sorting", programs=("sorting",))
+    expected: Any = pytest.raises(UsageError, match=re.escape(f"{file}.py: {message}")) if message else nullcontext()
+    with expected:
+        _ = experiment.metrics if file == "metrics" else experiment.page_module
 
 
 def test_job_script_names_folder_of_experiments(user_folder: Path, harness: Harness) -> None:

@@ -36,7 +36,7 @@ title: Many small cases
 program: data_parallel
 parameters: {datasets: [mptrj], batch_size: 1, precision: fp32}
 matrix: {seed: [1, 2, 3, 4, 5]}
-resources: {minutes: 5}
+resources: {walltime_minutes: 5}
 """
 FOREIGN = [
     "*** maintenance on Tuesday; be ready ***",

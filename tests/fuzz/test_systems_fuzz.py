@@ -89,7 +89,9 @@ def mutate(rng: random.Random, tree: Any) -> None:
         case _ if isinstance(node, list):
             node.extend([draw_value(rng)] * rng.randrange(1, 50))
         case _:
-            node[rng.choice(("settings", "chunk", "scale", "extends", "matrix", "where", "after"))] = draw_value(rng)
+            node[rng.choice(("settings", "chunk", "overlay", "extends", "matrix", "where", "depends_on"))] = draw_value(
+                rng
+            )
 
 
 def _list_nodes(node: Any) -> list[Any]:
@@ -130,7 +132,7 @@ def examine_files(rng: random.Random, folder: Path) -> None:
         words += ["--quiet"]
         words += ["--dry-run"] if "local" in (folder / "system.yaml").read_text(errors="replace") else []
     if rng.random() < 0.3:
-        words += ["-S", f"{rng.choice(('account', 'threads', 'spares', 'telemetry'))}={rng.choice(WORDS)}"]
+        words += ["-S", f"{rng.choice(('account', 'threads', 'spare_nodes', 'telemetry'))}={rng.choice(WORDS)}"]
     out, err = io.StringIO(), io.StringIO()
     with chdir(folder), redirect_stdout(out), redirect_stderr(err):
         code = main([word.replace("\0", "") for word in words])

@@ -44,7 +44,7 @@ def test_logs_become_tables_figures_and_a_page(logs: Path, tmp_path: Path) -> No
     out = tmp_path / "results"
     assert main(["import", "hydragnn", str(logs), "--out", str(out)]) == 0
     tables = build_tables(load_runs(out / "runs"))
-    epochs = tables["original_epochs"].set_index("epoch")
+    epochs = tables["hydragnn_epochs"].set_index("epoch")
     assert epochs["validation_loss"].tolist() == [0.4, 0.3]
     assert epochs["loss"].isna().tolist() == [False, True]
     assert epochs.loc[0, ["validation_energy", "validation_energy_per_atom", "validation_force"]].tolist() == [
@@ -53,15 +53,15 @@ def test_logs_become_tables_figures_and_a_page(logs: Path, tmp_path: Path) -> No
         0.3,
     ]
     assert epochs["line"].tolist() == [2, 4]
-    regions = tables["original_regions"].set_index("region")
-    assert regions.loc["train", ["ranks", "duration_mean_s", "duration_max_s", "joule"]].tolist() == [
+    regions = tables["hydragnn_regions"].set_index("region")
+    assert regions.loc["train", ["ranks", "duration_mean_s", "duration_max_s", "energy_j"]].tolist() == [
         2,
         12.0,
         14.0,
         2.0,
     ]
     assert regions.loc["forward", "calls"] == 400
-    (rate,) = tables["original_rates"].to_dict("records")
+    (rate,) = tables["hydragnn_rates"].to_dict("records")
     assert (rate["structures_per_s"], rate["train_s"]) == (738.1, 125.0)
     page = read_pages(out)
     assert "1 run of HydraGNN, from its logs and in their units" in page

@@ -70,17 +70,17 @@ def test_tracer_rows_are_calls_and_files_are_ranks(tmp_path: Path) -> None:
     table = "Stats for thread 0:\n      Called  Recurse  Wall  max  min\n  train   3   -   30.0  10.0  10.0\n"
     write_file(tmp_path / "GFM/gp_timing.p0", table)
     tables = import_tables(tmp_path / "GFM", tmp_path)
-    regions = tables["original_regions"].set_index("region")
-    columns = ["ranks", "calls", "duration_mean_s", "duration_max_s", "imbalance", "joule"]
+    regions = tables["hydragnn_regions"].set_index("region")
+    columns = ["ranks", "calls", "duration_mean_s", "duration_max_s", "imbalance", "energy_j"]
     assert regions.loc["train", columns].tolist() == pytest.approx([2, 6, 37.5, 45.0, 1.2, 6000.0])
     assert regions.loc["forward", columns[:-1]].tolist() == pytest.approx([2, 120, 7.5, 9.0, 1.2])
-    assert pd.isna(regions.loc["forward", "joule"])
-    assert "2 rows that are not an energy" in tables["original_rates"].loc[0, "notes"]
+    assert pd.isna(regions.loc["forward", "energy_j"])
+    assert "2 rows that are not an energy" in tables["hydragnn_rates"].loc[0, "notes"]
 
 
 def test_run_with_parameters_has_a_training_throughput(tmp_path: Path) -> None:
     write_scaling_run(tmp_path / "GFM")
-    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["original_rates"].to_dict("records")
+    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["hydragnn_rates"].to_dict("records")
     assert rate["train_structures_per_s"] == pytest.approx(2 * 200 * 60 / 45.0)
     assert rate["steps"] == 60
     case = json.loads((tmp_path / "out/runs/hydragnn-original/GFM/case.json").read_text())
@@ -98,7 +98,7 @@ def test_tracer_table_is_used_without_rows(tmp_path: Path) -> None:
         "Stats for thread 1:\n  train               9     -       99.000   10.500   10.000\n"
     )
     write_file(tmp_path / "logs/gp_timing.p0", table)
-    regions = import_tables(tmp_path / "logs", tmp_path)["original_regions"].set_index("region")
+    regions = import_tables(tmp_path / "logs", tmp_path)["hydragnn_regions"].set_index("region")
     assert regions.loc["train", ["calls", "duration_mean_s"]].tolist() == [3, 30.5]
     assert regions.loc["opt_step", ["calls", "duration_mean_s"]].tolist() == [1_200_000, 12.25]
 
@@ -125,7 +125,7 @@ def test_throughput_without_sufficient_data_is_withheld(
             write_file(tmp_path / "GFM" / name, content)
     for path in tmp_path.glob("GFM/rocm*"):
         path.unlink()
-    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["original_rates"].to_dict("records")
+    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["hydragnn_rates"].to_dict("records")
     assert pd.isna(rate["train_structures_per_s"])
     assert reason in rate["unavailable_reason"]
 
@@ -136,7 +136,7 @@ def test_rank_count_is_read_from_the_launcher(tmp_path: Path) -> None:
     (folder / "gp_full.p1").unlink()
     line = "srun --nodelist=frontier[1-4] -N4 -n32 -c7 python -u /x/gfm_mlip_all_mpnn.py --log=GFM --batch_size=200\n"
     write_file(tmp_path / "job-7.out", line + COMMAND.format(name="GFM", more="--batch_size=200"))
-    (rate,) = import_tables(tmp_path, tmp_path)["original_rates"].to_dict("records")
+    (rate,) = import_tables(tmp_path, tmp_path)["hydragnn_rates"].to_dict("records")
     assert (rate["ranks"], rate["nodes"]) == (32, 4)
     assert rate["train_structures_per_s"] == pytest.approx(32 * 200 * 60 / 30.0)
     assert rate["unavailable_reason"] == "from the tracer files of 1 of 32 ranks"
@@ -153,9 +153,9 @@ def test_copies_of_a_log_count_once(tmp_path: Path, has_command: bool) -> None:
     with gzip.open(folder / "old.log.gz", "wt") as file:
         file.write(text)
     tables = import_tables(folder, tmp_path)
-    assert get_losses(tables["original_epochs"]) == {0: 0.5, 1: 0.25}
-    assert len(tables["original_epochs"]) == 2
-    (rate,) = tables["original_rates"].to_dict("records")
+    assert get_losses(tables["hydragnn_epochs"]) == {0: 0.5, 1: 0.25}
+    assert len(tables["hydragnn_epochs"]) == 2
+    (rate,) = tables["hydragnn_rates"].to_dict("records")
     assert (rate["samples"], rate["notes"]) == (1, "")
 
 
@@ -166,9 +166,9 @@ def test_restarted_run_keeps_the_last_version_of_each_epoch(tmp_path: Path) -> N
     write_file(folder / "job-10.out", second)
     write_file(folder / "run.log", first + second)
     tables = import_tables(folder, tmp_path)
-    assert get_losses(tables["original_epochs"]) == {0: 0.5, 1: 0.4, 2: 0.29, 3: 0.2}
-    assert len(tables["original_epochs"]) == 4
-    assert "epoch 2 was repeated after a restart" in tables["original_rates"].loc[0, "notes"]
+    assert get_losses(tables["hydragnn_epochs"]) == {0: 0.5, 1: 0.4, 2: 0.29, 3: 0.2}
+    assert len(tables["hydragnn_epochs"]) == 4
+    assert "epoch 2 was repeated after a restart" in tables["hydragnn_rates"].loc[0, "notes"]
 
 
 def test_two_runs_in_one_file_become_two_cases(tmp_path: Path) -> None:
@@ -182,10 +182,10 @@ def test_two_runs_in_one_file_become_two_cases(tmp_path: Path) -> None:
             tmp_path / f"logs/{name}/run.log", COMMAND.format(name=name, more="") + format_epochs(0, loss, loss / 2)
         )
     tables = import_tables(tmp_path, tmp_path)
-    batch = tables["original_rates"].set_index("case")["batch_size"].to_dict()
+    batch = tables["hydragnn_rates"].set_index("case")["batch_size"].to_dict()
     assert sorted(batch.values()) == [50, 200]
     assert all(name.endswith(("logs-weak", "logs-strong")) for name in batch)
-    assert {case: list(rows["loss"]) for case, rows in tables["original_epochs"].groupby("case")} == {
+    assert {case: list(rows["loss"]) for case, rows in tables["hydragnn_epochs"].groupby("case")} == {
         case: [0.8, 0.4] if case.endswith("weak") else [0.6, 0.3] for case in batch
     }
 
@@ -194,14 +194,14 @@ def test_two_unnamed_runs_in_one_file_become_two_cases(tmp_path: Path) -> None:
     tables = import_tables(
         write_file(tmp_path / "two.log", format_epochs(0, 0.5, 0.4) + format_epochs(0, 0.7, 0.6)), tmp_path
     )
-    assert [list(rows["loss"]) for _, rows in tables["original_epochs"].groupby("case")] == [[0.5, 0.4], [0.7, 0.6]]
+    assert [list(rows["loss"]) for _, rows in tables["hydragnn_epochs"].groupby("case")] == [[0.5, 0.4], [0.7, 0.6]]
 
 
 def test_losses_of_several_ranks_count_once(tmp_path: Path) -> None:
     text = "".join(
         format_epochs(k, loss, prefix=f"{r}: {r}: ") for k, loss in enumerate((0.5, 0.4)) for r in (3, 0, 11)
     )
-    assert get_losses(import_tables(write_file(tmp_path / "job.o1", text), tmp_path)["original_epochs"]) == {
+    assert get_losses(import_tables(write_file(tmp_path / "job.o1", text), tmp_path)["hydragnn_epochs"]) == {
         0: 0.5,
         1: 0.4,
     }
@@ -215,7 +215,7 @@ def test_losses_by_component_are_read(tmp_path: Path) -> None:
         for epoch in (0, 1)
         for split, total in (("train", 4.0 - epoch), ("validation", 5.0 - epoch), ("test", 6.0 - epoch))
     )
-    row = import_tables(write_file(tmp_path / "run.log", text), tmp_path)["original_epochs"].to_dict("records")[1]
+    row = import_tables(write_file(tmp_path / "run.log", text), tmp_path)["hydragnn_epochs"].to_dict("records")[1]
     assert [row[k] for k in ("epoch", "loss", "validation_loss", "test_loss")] == [1, 3.0, 4.0, 5.0]
     assert [row[k] for k in ("validation_energy", "validation_energy_per_atom", "validation_force")] == [4.0, 0.11, 0.3]
 
@@ -229,9 +229,9 @@ def test_truncated_last_line_gives_no_number(tmp_path: Path) -> None:
         format_trace(1, {"train": [10.0, 10.0]}) + "1,train,3,-4\n1,train,9" + "9" * 5000 + ",1\n",
     )
     tables = import_tables(folder, tmp_path)
-    assert list(tables["original_epochs"]["epoch"]) == [0]
-    assert tables["original_regions"].set_index("region").loc["train", "duration_max_s"] == 20.0
-    notes = tables["original_rates"].loc[0, "notes"]
+    assert list(tables["hydragnn_epochs"]["epoch"]) == [0]
+    assert tables["hydragnn_regions"].set_index("region").loc["train", "duration_max_s"] == 20.0
+    notes = tables["hydragnn_rates"].loc[0, "notes"]
     for fault in ("1 last line cut off", "1 rows cut off", "2 rows that are not a call"):
         assert fault in notes
 
@@ -245,12 +245,12 @@ def test_linked_folders_become_one_case_each(tmp_path: Path) -> None:
     (folder / "linked").symlink_to(elsewhere)
     (folder / "b/latest").symlink_to(folder / "a")
     (folder / "b/loop").symlink_to(folder)
-    losses = import_tables(folder, tmp_path)["original_epochs"].set_index("case")["loss"].to_dict()
+    losses = import_tables(folder, tmp_path)["hydragnn_epochs"].set_index("case")["loss"].to_dict()
     assert losses == {"all-a": 0.5, "all-b-c": 0.4, "all-linked": 0.9}
     link = tmp_path / "link"
     link.symlink_to(folder)
     shutil.rmtree(tmp_path / "out")
-    assert len(import_tables(link, tmp_path)["original_rates"]) == 3
+    assert len(import_tables(link, tmp_path)["hydragnn_rates"]) == 3
 
 
 def test_skipped_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,7 +266,7 @@ def test_skipped_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert name in output
     assert (
         "1 lines that could not be read"
-        in build_tables(load_runs(tmp_path / "out/runs"))["original_rates"].loc[0, "notes"]
+        in build_tables(load_runs(tmp_path / "out/runs"))["hydragnn_rates"].loc[0, "notes"]
     )
 
 
@@ -274,7 +274,7 @@ def test_skipped_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_unreadable_configuration_is_noted(tmp_path: Path, content: str) -> None:
     write_file(tmp_path / "GFM/run.log", format_epochs(0, 0.5))
     write_file(tmp_path / "GFM/config.json", content)
-    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["original_rates"].to_dict("records")
+    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["hydragnn_rates"].to_dict("records")
     assert "config.json: expected JSON with `NeuralNetwork`" in rate["notes"]
 
 
@@ -292,8 +292,8 @@ def test_impossible_energy_is_dropped(tmp_path: Path) -> None:
     text = (tmp_path / "GFM/rocm_energy.p1").read_text().replace("3e9", "1e23")
     write_file(tmp_path / "GFM/rocm_energy.p1", text)
     tables: Any = import_tables(tmp_path / "GFM", tmp_path)
-    assert tables["original_regions"].set_index("region").loc["train", ["joule", "energy_ranks"]].tolist() == [
+    assert tables["hydragnn_regions"].set_index("region").loc["train", ["energy_j", "energy_ranks"]].tolist() == [
         3000.0,
         1,
     ]
-    assert "1 energies of more than 5,000 W" in tables["original_rates"].loc[0, "notes"]
+    assert "1 energies of more than 5,000 W" in tables["hydragnn_rates"].loc[0, "notes"]

@@ -32,7 +32,7 @@ def make_plan(max_cases: int, shapes: list[tuple[int, int]], site: ResolvedSyste
         program="ladder",
         parameters={"workload": "random", "precision": "fp64"},
         zips=zips,
-        resources={"nodes": "{{ nodes }}", "minutes": "{{ minutes }}"},
+        resources={"nodes": "{{ nodes }}", "walltime_minutes": "{{ minutes }}"},
         pack=max_cases,
     )
     return expand_suite(suite, site)
@@ -57,8 +57,8 @@ def test_jobs_respect_all_limits_and_contain_every_case(max_cases: int, shapes: 
         used = [case.nodes for case in job.cases]
         assert len(job.cases) <= max_cases
         assert job.nodes == max(used) <= 2 * min(used)
-        assert job.minutes == sum(c.minutes for c in job.cases) + FRONTIER.definition.overhead_minutes
-        allowed = FRONTIER.get_max_minutes(job.nodes + job.spares)
+        assert job.minutes == sum(c.walltime_minutes for c in job.cases) + FRONTIER.definition.overhead_minutes
+        allowed = FRONTIER.get_max_minutes(job.nodes + job.spare_nodes)
         assert allowed is not None
         assert job.minutes <= allowed
         assert job.expected_minutes <= job.minutes
@@ -78,16 +78,16 @@ def test_cases_are_packed_up_to_each_limit() -> None:
 def test_spare_nodes_count_for_the_walltime_of_a_job() -> None:
     shapes = [(91, 100), (91, 100)]
     assert [len(job.cases) for job in pack(2, [(91, 50), (91, 50)])] == [2]
-    site = load_system(find_resource("systems", "frontier"), {"account": "abc", "spares": "1"})
+    site = load_system(find_resource("systems", "frontier"), {"account": "abc", "spare_nodes": "1"})
     plan = make_plan(2, shapes, site)
     (job,) = pack_jobs(plan, plan.cases, FOLDER)
-    assert (job.nodes, job.spares, job.minutes) == (91, 1, 205)
+    assert (job.nodes, job.spare_nodes, job.minutes) == (91, 1, 205)
 
 
 def test_a_name_depends_on_the_cases_and_the_folder_alone() -> None:
     plan = make_plan(2, [(1, 1), (1, 2), (1, 3)])
     names = [job.name for job in pack_jobs(plan, plan.cases, FOLDER)]
-    renamed: list[Case] = [replace(case, minutes=9.0) for case in plan.cases]
+    renamed: list[Case] = [replace(case, walltime_minutes=9.0) for case in plan.cases]
     assert [job.name for job in pack_jobs(plan, renamed, FOLDER)] == names
     assert not set(names) & {job.name for job in pack_jobs(plan, plan.cases, Path("elsewhere"))}
     assert names != [job.name for job in pack_jobs(plan, plan.cases[1:], FOLDER)]

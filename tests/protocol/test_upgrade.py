@@ -13,13 +13,23 @@ from pydantic import BaseModel
 
 from harness.cli.main import main
 from harness.experiments.training import metrics
-from harness.protocol import case
+from harness.protocol import case, checks
 from harness.protocol.errors import UsageError
 from harness.protocol.events import COMMON_EVENTS, VERSION
 from harness.protocol.parameters import _iter_members
 from harness.protocol.registry import IMPORTED, PROGRAMS, find_log_types, parse_parameters
-from harness.protocol.renamed import CASE_KEYS, PARAMETERS, RECORDS, YAML_KEYS, Record
-from harness.protocol.upgrade import convert_notes, convert_parameters
+from harness.protocol.renamed import (
+    CASE_KEYS,
+    CHECK_KEYS,
+    CLAIM_KEYS,
+    PARAMETERS,
+    RECORDS,
+    SETTINGS,
+    SUFFIXES,
+    SYSTEM_KEYS,
+    Record,
+)
+from harness.protocol.upgrade import convert_event, convert_notes, convert_parameters
 from harness.results.runs import RunRecord, load_run_folder
 
 CONFIG = {"readout": "sum", "cutoff": 5.0}
@@ -55,11 +65,18 @@ def restore_names(value: Any, record: Record, name: str = "") -> Any:
     """Return plain data with the old names and values."""
     names = {new: old for old, new in record.fields.items()}
     if isinstance(value, dict):
-        return {names.get(key, key): restore_names(inner, record, key) for key, inner in value.items()}
+        return {
+            names.get(key) or restore_suffix(key): restore_names(inner, record, key) for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [restore_names(inner, record, name) for inner in value]
     values = {new: old for old, new in record.values.get(name, {}).items()}
     return values.get(value, value) if isinstance(value, str) else value
+
+
+def restore_suffix(name: str) -> str:
+    """Return the name of a field with the old unit at its end."""
+    return next((name.removesuffix(new) + old for old, new in SUFFIXES.items() if name.endswith(new)), name)
 
 
 def merge_records(program: str, old: str) -> Record:
@@ -111,6 +128,22 @@ def test_log_with_old_names_is_read_like_one_with_the_present_names(tmp_path: Pa
     assert old_event != new_event
 
 
+@pytest.mark.parametrize(("old", "new"), SUFFIXES.items())
+def test_unit_at_the_end_of_a_field_has_its_present_name_in_every_event(tmp_path: Path, old: str, new: str) -> None:
+    """Events and facts without a row in the table, sanity checks and figures of merit."""
+    event = {"event": "mine", f"force{old}": 1.0, "rows": [{f"stress{old}": 2.0, f"a{old}_b": 3.0}]}
+    fact = {"event": "fact", "name": "mine", "value": {f"force{old}": 1.0}}
+    assert convert_event("none", event) == {
+        "event": "mine", f"force{new}": 1.0, "rows": [{f"stress{new}": 2.0, f"a{old}_b": 3.0}],
+    }  # fmt: skip
+    assert convert_event("none", fact) == fact | {"value": {f"force{new}": 1.0}}
+    row = {"event": "mine", "where": {f"force{old}": 1.0}, "field": f"rows.0.stress{old}", "below": 3.0}
+    (tmp_path / "case.json").write_text(json.dumps({"program": "none", "sanity": [row], "performance": []}))
+    assert case.read_case(tmp_path)["sanity"] == [
+        {"event": "mine", "where": {f"force{new}": 1.0}, "field": f"rows.0.stress{new}", "below": 3.0}
+    ]
+
+
 def test_every_renamed_record_belongs_to_a_program() -> None:
     known = {old for _, old in list_renamed()}
     assert {record.old for record in RECORDS} == known
@@ -151,10 +184,21 @@ def test_case_of_a_newer_version_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_runs_before_and_after_the_renaming_have_equal_digests() -> None:
-    old = {"sets": ["qm7x"], "epoch_length": 800, "units": "head", "messages": "plain", "temperature": 2.0, "seed": 1}
+    old = {
+        "sets": ["qm7x"],
+        "epoch_length": 800,
+        "units": "head",
+        "messages": "plain",
+        "temperature": 2.0,
+        "seed": 1,
+        "stores": "",
+        "minutes": 5.0,
+        "checkpoint_s": 9.0,
+    }
     new = convert_parameters("train", old) | {"seed": 2}
     assert new == {"datasets": ["qm7x"], "samples_per_epoch": 800, "loss_units": "per_head",
-                   "message_backend": "unfused", "sampling_temperature": 2.0, "seed": 2}  # fmt: skip
+                   "message_backend": "unfused", "sampling_temperature": 2.0, "store_folder": "",
+                   "time_limit_minutes": 5.0, "checkpoint_interval_s": 9.0, "seed": 2}  # fmt: skip
     facts = {"workload": {"datasets": [{"dataset": "qm7x"}]}}
     records = [
         RunRecord("c/a", case.upgrade_case({"program": "train", "parameters": p, **v}), "done", facts=facts)
@@ -219,5 +263,92 @@ def test_old_hyperparameter_of_a_search_is_refused_with_the_present_one() -> Non
         parse_parameters("hpo", {"space": {"temperature": [1.0]}})
 
 
-def test_every_old_key_names_a_present_one() -> None:
-    assert not YAML_KEYS.keys() & set(YAML_KEYS.values())
+@pytest.mark.parametrize("keys", [CASE_KEYS, CLAIM_KEYS, SETTINGS, SYSTEM_KEYS])
+def test_every_old_key_names_a_present_one(keys: Mapping[str, str]) -> None:
+    assert not keys.keys() & set(keys.values())
+
+
+def test_checks_of_old_cases_count_events_and_bound_values_as_before(tmp_path: Path) -> None:
+    row = {"event": "epoch", "field": "loss", "at_least": 2, "at_most": 3, "above": 0, "below": 1.5}
+    old = {
+        "program": "train",
+        "minutes": 5,
+        "after": ["a"],
+        "settings": {"stores": "/s", "threads": 1},
+        "sanity": [row],
+    }
+    (tmp_path / "case.json").write_text(json.dumps(old))
+    new = case.read_case(tmp_path)
+    assert (new["walltime_minutes"], new["depends_on"]) == (5, ["a"])
+    assert new["settings"] == {"store_folder": "/s", "threads": 1}
+    (check,) = new["sanity"]
+    assert check.keys() == {"event", "field", *CHECK_KEYS.values()}
+    for losses, holds in (
+        ([0.5, 1], True), ([5e-324, 1.4999999], True), ([0, 1], False), ([1, 1.5], False), ([1], False),
+        ([1] * 4, False),
+    ):  # fmt: skip
+        failure = checks.find_sanity_failure(check, [{"event": "epoch", "loss": loss} for loss in losses])
+        assert (failure is None) is holds, losses
+
+
+SUITE = "name: old\ntitle: Old\nprogram: train\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scale: {local: {repeats: 2}}", "1: key 'scale' is now called 'overlays'"),
+        ("resources: {minutes: 5}", "13: key 'minutes' is now called 'walltime_minutes'"),
+        ("matrix: {link: [1, 2]}\nparameters: {seed: '{{ chain_index }}'}",
+         "10: key 'link' is now called 'chain_index'"),
+        ("parameters: {seed: '{{ per_node }}'}\nvariables: {ranks_per_node: 1}",
+         "14: parameters.seed: unknown name 'per_node' (it is now called 'ranks_per_node')"),
+        ("parameters: {store_folder: '{{ settings.stores }}'}",
+         "settings has no 'stores' (it is now called 'store_folder')"),
+        ("sanity: [{event: head}]", "11: sanity.0.event: event 'head' is now called 'head_errors'"),
+        ("sanity: [{event: fact, where: {name: held_out}}]",
+         "sanity.0.where.name: 'held_out' is now called 'test_errors'"),
+        ("sanity: [{event: epoch, field: seconds}]", "sanity.0.field: field 'seconds' is now called 'duration_s'"),
+        ("sanity: [{event: fact, where: {name: workload, value.units: head}}]",
+         "sanity.0.where.value.units: field 'value.units' is now called 'value.loss_units'"),
+        ("sanity: [{event: fact, where: {name: workload, value.loss_units: head}}]",
+         "sanity.0.where.value.loss_units: 'head' is now called 'per_head'"),
+        ("sanity: [{event: epoch, where: {seconds: 1, duration_s: 1}}]",
+         "sanity.0.where.seconds: field 'seconds' is now called 'duration_s'"),
+        ("performance: [{event: fact, where: {name: observed}, field: value.world_size, name: n, reference: 1,"
+         " tolerance: 0.1, direction: equal, unit: ''}]",
+         "performance.0.where.name: 'observed' is now called 'runtime'"),
+    ],
+)  # fmt: skip
+def test_old_names_in_a_suite_are_refused_with_the_present_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (tmp_path / "old.yaml").write_text(SUITE + text + "\n")
+    assert main(["plan", str(tmp_path / "old.yaml"), "--system", "local"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_checks_with_present_names_are_accepted(tmp_path: Path) -> None:
+    rows = (
+        "[{event: head_errors}, {event: epoch, field: duration_s, at_least: 0}, {event: fact, where: {name: runtime}}]"
+    )
+    (tmp_path / "new.yaml").write_text(f"{SUITE}sanity: {rows}\n")
+    assert main(["plan", str(tmp_path / "new.yaml"), "--system", "local"]) == 0
+
+
+def test_old_settings_are_refused_wherever_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    words = ["plan", "scaling", "--system", "local"]
+    assert main([*words, "-S", "stores=/s"]) == 2
+    assert capsys.readouterr().err == "error: -S stores: the setting is now called 'store_folder'\n"
+    (tmp_path / "gfm-harness").mkdir()
+    for text, place in (("stores: /s", "1:1"), ("local: {stores: /s}", "1:9")):
+        (tmp_path / "gfm-harness" / "settings.yaml").write_text(text)
+        assert main(words) == 2
+        assert f"{place}: stores: the setting is now called 'store_folder'" in capsys.readouterr().err
+    (tmp_path / "gfm-harness" / "settings.yaml").unlink()
+    monkeypatch.setenv("HARNESS_STORES", "/s")
+    assert main(words) == 2
+    assert capsys.readouterr().err == "error: HARNESS_STORES is now called HARNESS_STORE_FOLDER\n"

@@ -55,7 +55,7 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
                 "sample", stage=stage, round=number, batch=0, structures=16, device_s=(8.0 + number) / factor,
                 energy_dtype=RESULT_DTYPES[precision], force_dtype=RESULT_DTYPES[precision], finite=True,
                 neighbour_lists_s=0.1, collation_s=0.05, transfer_s=0.05, load_1min=0.5,
-                force_error_ev_per_a=wrong * 20.0, force_scale_ev_per_a=20.0,
+                force_error_ev_per_angstrom=wrong * 20.0, force_scale_ev_per_angstrom=20.0,
                 energy_error_ev_per_atom=wrong * 3.0, energy_scale_ev_per_atom=3.0,
             )  # fmt: skip
     log.write("done")
@@ -70,7 +70,7 @@ def test_ladder_table_follows_from_samples(tmp_path: Path) -> None:
     assert (last["structures_per_s_low"], last["structures_per_s_high"]) == pytest.approx((16 * 40 / 13, 16 * 40 / 8))
     assert last["speedup"] == last["speedup_low"] == pytest.approx(40)
     assert table.loc["baseline", "end_to_end_structures_per_s"] == pytest.approx((16 / 10.2 + 16 / 11.2) / 2)
-    assert last["max_force_error_ev_per_a"] == pytest.approx(2e-11)
+    assert last["max_force_error_ev_per_angstrom"] == pytest.approx(2e-11)
     assert last["matrix_gflop_per_s"] == pytest.approx(4 / (10.5 / 40))
     assert last["matrix_peak_fraction"] == pytest.approx(4 / (10.5 / 40) / 50)
     assert table["verdict"].to_dict() == {
@@ -171,10 +171,10 @@ def test_one_bad_sample_makes_stage_wrong(tmp_path: Path, field: str, value: obj
     sample[field] = value
     log.write_text("".join(json.dumps(e) + "\n" for e in lines))
     table = build_ladder_table(load_runs(tmp_path / "runs")).set_index("stage")
-    assert table.loc["batched_heads", "verdict"] == "WRONG"
+    assert table.loc["batched_heads", "verdict"] == "incorrect"
     assert pd.isna(table.loc["batched_heads", "speedup"])
-    assert not table.loc["batched_heads", "counts"]
-    assert table.loc["torch_compile", "counts"]
+    assert not table.loc["batched_heads", "is_valid"]
+    assert table.loc["torch_compile", "is_valid"]
 
 
 def test_case_repeated_by_hand_counts_once(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_laptop_reproduces_no_claim_about_a_supercomputer(tmp_path: Path) -> N
     for backbone in ("painn", "mace", "egnn", "schnet", "pnaeq", "dimenet"):
         value = -0.1 if backbone == "painn" else -0.2
         write_search(tmp_path, backbone, [make_trial(0, value, backbone)])
-    write_training(tmp_path, "run", [make_row(h, 0.01, 0.1, role=f"stand-in for {h}") for h in HEADS])
+    write_training(tmp_path, "run", [make_row(h, 0.01, 0.1, data_origin=f"stand-in for {h}") for h in HEADS])
     scores = judge_runs(tmp_path)
     assert scores["hpo-campaigns"].measured_value == 6
     assert (scores["hpo-campaigns"].verdict, scores["hpo-campaigns"].basis) == ("not applicable", "stand-in")

@@ -57,7 +57,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a report with content on most pages, including a case that failed."""
     folder = tmp_path_factory.mktemp("site")
     write_run(folder)
-    write_training(folder, "run", [make_row(h, 0.01, 0.1, role=f"stand-in for {h}") for h in HEADS])
+    write_training(folder, "run", [make_row(h, 0.01, 0.1, data_origin=f"stand-in for {h}") for h in HEADS])
     write_search(folder, "mace", [make_trial(k, v) for k, v in enumerate([-3.0, None, -1.0, -2.0, -0.5, -0.4])])
     write_search(folder, "painn", [make_trial(0, -0.2, "painn")], exit_code=1)
     for ranks in (1, 2, 4):

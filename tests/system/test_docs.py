@@ -44,7 +44,7 @@ def test_example_suite_has_every_key_and_expands(
     assert len(names) == 2 * (3 * 2 * 2 - 2)
     assert main(["plan", "example.yaml"]) == 0
     text = read_example("suites/README.md")
-    for key in set(Suite.model_fields) - {"description"} | {"scale"}:
+    for key in set(Suite.model_fields) - {"description"} | {"overlays"}:
         assert re.search(rf"^{key}:", text, re.MULTILINE), f"the example does not show {key}"
 
 

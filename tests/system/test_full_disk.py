@@ -23,7 +23,7 @@ parameters:
   {precision: fp32, batch_size: 1, datasets: [mptrj], epochs: 2, steps: 1,
    model: {hidden_dim: 4, num_conv_layers: 1, num_sharedlayers: 0, dim_headlayers: 4}}
 matrix: {seed: [1, 2, 3]}
-resources: {minutes: 5}
+resources: {walltime_minutes: 5}
 """
 
 
@@ -112,8 +112,9 @@ def test_conversion_continues_after_a_full_disk(harness: Harness, tmp_path: Path
 def test_screening_continues_after_a_full_disk(tmp_path: Path, leave: int) -> None:
     """The disk becomes full before the first segment or later; no candidate is screened twice."""
     parameters = {
-        "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part": 256,
-        "candidates": 4096, "retention": {"mode": "all"}, "energy_only": True, "compile": False, "commit_s": 0.0,
+        "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part_size": 256,
+        "max_candidates": 4096, "retention": {"mode": "all"}, "energy_only": True, "compile": False,
+        "write_interval_s": 0.0,
     }  # fmt: skip
     argv = [sys.executable, "-m", "harness.reference"]
     with mount_disk(tmp_path / "disk", "16m") as disk:

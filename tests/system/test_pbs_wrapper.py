@@ -33,8 +33,8 @@ prepare:
   - export -f uname
   - PBS_NODEFILE=$(generate_pbs_nodefile)
 python: {sys.executable}
-check: test -w /tmp
-probe: srun --ntasks="$there" --ntasks-per-node=1
+health_check: test -w /tmp
+health_check_launcher: srun --ntasks="$there" --ntasks-per-node=1
 launch:
   - env MASTER_ADDR=127.0.0.1
   - srun --nodes={{{{ case.nodes }}}} --ntasks={{{{ case.ranks }}}} --nodelist="$(first {{{{ case.nodes }}}})"
@@ -57,7 +57,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def call(cluster: Cluster, tmp_path: Path) -> Call:
     """Run the harness in the test's folder, with a system and a suite of two seeds, on two nodes and on one."""
     (tmp_path / "torque.yaml").write_text(SYSTEM)
-    text = FLEET.replace("[1, 2, 3, 4]", "[1, 2]").replace("{minutes: 5}", "{minutes: 5, nodes: '{{ 3 - seed }}'}")
+    text = FLEET.replace("[1, 2, 3, 4]", "[1, 2]").replace(
+        "{walltime_minutes: 5}", "{walltime_minutes: 5, nodes: '{{ 3 - seed }}'}"
+    )
     (tmp_path / "fleet.yaml").write_text(text)
     environment = cluster.environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
 

@@ -31,7 +31,7 @@ parameters:
   steps: 1
 matrix:
   seed: [1, 2, 3, 4]
-resources: {minutes: 5}
+resources: {walltime_minutes: 5}
 """
 
 
@@ -113,7 +113,7 @@ def test_thirty_cases_finish_while_everything_dies(
     text = FLEET.replace("  seed: [1, 2, 3, 4]", f"  seed: [{', '.join(map(str, range(28)))}]")
     odd = text[: text.index("matrix:")].replace("name: fleet", "name: odd")
     odd = odd.replace("  datasets: [mptrj]\n", "").replace("  steps: 1\n", "")
-    odd += "zips: {kinds: {datasets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {minutes: 5}\n"
+    odd += "zips: {kinds: {datasets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {walltime_minutes: 5}\n"
     fleet, odd_campaign = write_suite(tmp_path, text), write_suite(tmp_path, odd, "odd")
     argv = ["run", "odd.yaml", "--system", "slurm", "--submit"]
     assert call(*argv).returncode == 0
@@ -217,7 +217,7 @@ def test_unavailable_controller_interrupts_and_recovers(call: Call, cluster: Clu
 def test_case_waits_for_an_unavailable_controller(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     """srun ends with exit code 1, like a program, if it does not reach the controller in MessageTimeout seconds."""
     stage = f"touch {tmp_path}/staged; until [ -e {tmp_path}/go ]; do sleep 0.2; done"
-    (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nstage: ['{stage}']\n")
+    (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nstage_in: ['{stage}']\n")
     write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
     campaign = tmp_path / "results" / "runs" / "fleet-here"
     argv = ["run", "fleet.yaml", "--system", "here.yaml"]
@@ -246,7 +246,7 @@ def test_rejection_is_reported_and_can_be_corrected(call: Call, tmp_path: Path) 
 
 
 def test_cases_start_after_their_dependencies(call: Call, tmp_path: Path) -> None:
-    text = FLEET.replace("matrix:", "after: [{cases: {seed: 2}, needs: {seed: 1}}]\nmatrix:").replace(
+    text = FLEET.replace("matrix:", "depends_on: [{cases: {seed: 2}, required_cases: {seed: 1}}]\nmatrix:").replace(
         "1, 2, 3, 4", "2, 1"
     )
     campaign = write_suite(tmp_path, text)
@@ -260,7 +260,7 @@ def test_cases_start_after_their_dependencies(call: Call, tmp_path: Path) -> Non
 
 def test_case_with_failed_dependency_is_blocked(call: Call, tmp_path: Path) -> None:
     text = FLEET.replace("[mptrj]", "[no-such-set]")
-    text = text.replace("matrix:", "after: [{cases: {seed: 2}, needs: {seed: 1}}]\nmatrix:").replace(
+    text = text.replace("matrix:", "depends_on: [{cases: {seed: 2}, required_cases: {seed: 1}}]\nmatrix:").replace(
         "1, 2, 3, 4", "1, 2"
     )
     campaign = write_suite(tmp_path, text)
@@ -273,10 +273,13 @@ def test_case_with_failed_dependency_is_blocked(call: Call, tmp_path: Path) -> N
 
 def test_spare_nodes_replace_unhealthy_ones(call: Call, tmp_path: Path) -> None:
     """A node that fails the check is not used; the job requested one more than its case needs."""
-    (tmp_path / "here.yaml").write_text('name: here\nextends: slurm\ncheck: test "$SLURMD_NODENAME" != n1\n')
-    write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]").replace("{minutes: 5}", "{minutes: 5, nodes: 1}"))
+    (tmp_path / "here.yaml").write_text('name: here\nextends: slurm\nhealth_check: test "$SLURMD_NODENAME" != n1\n')
+    write_suite(
+        tmp_path,
+        FLEET.replace("[1, 2, 3, 4]", "[1]").replace("{walltime_minutes: 5}", "{walltime_minutes: 5, nodes: 1}"),
+    )
     argv = ["run", "fleet.yaml", "--system", "here.yaml", "--wait"]
-    result = call(*argv, "-S", "spares=7")
+    result = call(*argv, "-S", "spare_nodes=7")
     assert result.returncode == 0, result.stderr
     campaign = tmp_path / "results" / "runs" / "fleet-here"
     assert "7 of 8 nodes passed the check" in next(campaign.glob("jobs/*.log")).read_text()
@@ -286,8 +289,8 @@ def test_spare_nodes_replace_unhealthy_ones(call: Call, tmp_path: Path) -> None:
 def test_spare_node_takes_over_in_the_same_job(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     """The second of two nodes dies under a case, and the job continues with the spare node."""
     text = FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 1000")
-    campaign = write_suite(tmp_path, text.replace("{minutes: 5}", "{minutes: 5, nodes: 2}"))
-    argv = ["run", "fleet.yaml", "--system", "slurm", "-S", "spares=1"]
+    campaign = write_suite(tmp_path, text.replace("{walltime_minutes: 5}", "{walltime_minutes: 5, nodes: 2}"))
+    argv = ["run", "fleet.yaml", "--system", "slurm", "-S", "spare_nodes=1"]
     assert call(*argv, "--submit").returncode == 0
     log = next(campaign.glob("fleet-seed_1-*")) / "events.jsonl"
     wait_until("the case runs", lambda: any(e.get("name") == "ranks" for e in events.read(log)))

@@ -22,7 +22,7 @@ name: hunt
 title: A search of minutes
 extends: hpo
 matrix: {search: [painn]}
-scale:
+overlays:
   slurm:
     variables: {trial_nodes: 1}
     parameters:
@@ -34,7 +34,7 @@ scale:
         epochs: 40
         samples_per_epoch: 64
         model: {hidden_dim: 4, num_conv_layers: 1}
-    resources: {nodes: 3, minutes: 20}
+    resources: {nodes: 3, walltime_minutes: 20}
 """
 
 CHAIN = """\
@@ -42,18 +42,18 @@ name: links
 title: A chain of jobs
 extends: pretrain-chain
 parameters: {datasets: [qm7x], max_structures_per_dataset: 60, max_validation_structures: 8}
-matrix: {link: [1, 2, 3, 4]}
-scale:
+matrix: {chain_index: [1, 2, 3, 4]}
+overlays:
   slurm:
     parameters:
       model: {hidden_dim: 4, num_conv_layers: 1, num_sharedlayers: 0, dim_headlayers: 4, max_neighbours: 8}
-      minutes: 0.15
+      time_limit_minutes: 0.15
       batch_size: 4
       epochs: 3
       samples_per_epoch: 4000
       gate_steps: 10
       compile: false
-    resources: {nodes: 2, ranks_per_node: 1, minutes: 10}
+    resources: {nodes: 2, ranks_per_node: 1, walltime_minutes: 10}
 """
 
 

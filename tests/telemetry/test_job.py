@@ -63,7 +63,9 @@ def run_suite(harness: Harness, tmp_path: Path, *settings: str) -> tuple[Path, d
 @pytest.mark.slow
 def test_telemetry_of_a_job_is_exported_and_becomes_energy(harness: Harness, tmp_path: Path, programs: Path) -> None:
     require_program("victoria-metrics")
-    campaign, row, _ = run_suite(harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5")
+    campaign, row, _ = run_suite(
+        harness, tmp_path, "telemetry=omnistat", f"omnistat_folder={programs}/", "telemetry_interval_s=0.5"
+    )
     calls = [line.split()[:2] for line in (tmp_path / "calls").read_text().splitlines()]
     assert [c for c in calls if c[0] != "collect"] == [
         ["usermode", "--start"], ["annotate", "--mode"], ["annotate", "--mode"], ["usermode", "--stopexporters"],
@@ -91,7 +93,7 @@ def test_failure_of_telemetry_does_not_fail_the_job(
     else:
         (programs / "omnistat-usermode").write_text("#!/bin/sh\ntrue\n")
     campaign, row, output = run_suite(
-        harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5"
+        harness, tmp_path, "telemetry=omnistat", f"omnistat_folder={programs}/", "telemetry_interval_s=0.5"
     )
     assert row["state"] == "done"
     assert not list(campaign.glob("jobs/*.jsonl*"))
@@ -102,7 +104,7 @@ def test_failure_of_telemetry_does_not_fail_the_job(
 
 @pytest.mark.slow
 def test_sampler_uses_less_than_one_percent_of_a_core(harness: Harness, tmp_path: Path) -> None:
-    campaign, row, _ = run_suite(harness, tmp_path, "telemetry_s=0.5")
+    campaign, row, _ = run_suite(harness, tmp_path, "telemetry_interval_s=0.5")
     assert next(campaign.glob("*/telemetry/*-0.jsonl")).stat().st_size > 500
     assert 0 < float(row["sampler_core_fraction"]) < 0.01
     assert int(row["samples"]) >= 3

@@ -157,7 +157,7 @@ def test_commits_are_in_history_order_whatever_their_dates() -> None:
         ([1, 1, None, None], ("broken",), 2),
         ([1, None, 1, 1], ("no change", "too noisy"), None),
         ([None, None, 1, 1.2], ("regression",), 3),
-        ([None, None], ("never ran",), None),
+        ([None, None], ("not run",), None),
     ],
 )
 def test_verdict_has_the_state_and_first_commit(

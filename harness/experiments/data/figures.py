@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from harness.document.figures import STYLE, Figure, format_count, save_figure
 from harness.experiments.data.metrics import exclude_subsets
 
-ROLE_COLOURS = {"official": "#009e73", "sample": "#0072b2", "stand-in": "#e69f00"}
+ORIGIN_COLOURS = {"official": "#009e73", "sample": "#0072b2", "stand-in": "#e69f00"}
 ORIGINAL_COLOUR = "#bdbdbd"
 MODE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 EMPTY = "#eef0f2"
 TITLES = {
-    "sizes": "size",
+    "atoms_per_structure": "size",
     "energy_ev_per_atom": "energy beyond the references",
-    "force_norm_ev_per_a": "force on an atom",
+    "force_norm_ev_per_angstrom": "force on an atom",
 }
 SYMBOLS: list[str] = re.findall(
     "[A-Z][a-z]?",
@@ -43,12 +43,12 @@ def draw_imbalance(datasets: pd.DataFrame, folder: Path, name: str) -> Figure:
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.6, 0.9 + 0.32 * len(datasets)), layout="constrained")
         y = np.arange(len(datasets))
-        original = datasets["original_count"].astype(float)
+        original = datasets["published_structures"].astype(float)
         axes.barh(y - 0.19, original, 0.36, color=ORIGINAL_COLOUR, label="original dataset")
-        for role, colour in ROLE_COLOURS.items():
-            group = np.flatnonzero(datasets["role"] == role)
+        for origin, colour in ORIGIN_COLOURS.items():
+            group = np.flatnonzero(datasets["data_origin"] == origin)
             if len(group):
-                axes.barh(group + 0.19, datasets["structures"].iloc[group], 0.36, color=colour, label=f"here, {role}")
+                axes.barh(group + 0.19, datasets["structures"].iloc[group], 0.36, color=colour, label=f"here, {origin}")
         for k, (published, converted) in enumerate(zip(original, datasets["structures"], strict=True)):
             for position, count in ((k - 0.19, published), (k + 0.19, converted)):
                 if count > 0:
@@ -85,7 +85,7 @@ def draw_elements(datasets: pd.DataFrame, elements: pd.DataFrame, folder: Path, 
                 axes.text(column, row + 0.27, format_count(count), ha="center", va="center", fontsize=5.5, color=colour)
         bar = figure.colorbar(mpl.cm.ScalarMappable(norm, "cividis"), ax=axes, fraction=0.025, pad=0.01)
         bar.set_label("structures that hold the element")
-        stand_ins = int((datasets["role"] == "stand-in").sum())
+        stand_ins = int((datasets["data_origin"] == "stand-in").sum())
         suffix = f" ({stand_ins} of them stand-ins)" if stand_ins else ""
         caption = f"The {len(totals)} elements in all {len(datasets)} datasets{suffix}. Grey: in no dataset."
         return save_figure(figure, folder, name, caption)
@@ -105,7 +105,7 @@ def draw_elements_by_dataset(datasets: pd.DataFrame, elements: pd.DataFrame, fol
         for axes, row in zip(grid.flat, datasets.to_dict("records"), strict=False):
             group = elements[elements["dataset"] == row["dataset"]].set_index("element")["structures"]
             _draw_cells(axes, group, norm)
-            mark = ", stand-in" if row["role"] == "stand-in" else ""
+            mark = ", stand-in" if row["data_origin"] == "stand-in" else ""
             axes.set_title(f"{row['head']}{mark}: {len(group)}", fontsize=8, pad=2)
         bar = figure.colorbar(mpl.cm.ScalarMappable(norm, "cividis"), ax=grid, fraction=0.02, pad=0.01)
         bar.set_label("structures")
@@ -152,7 +152,9 @@ def draw_distributions(datasets: pd.DataFrame, bins: pd.DataFrame, folder: Path,
         for column, (quantity, label, edges) in enumerate(_choose_bins(bins)):
             for axes, row in zip(grid[:, column], datasets.to_dict("records"), strict=True):
                 group = bins[(bins["dataset"] == row["dataset"]) & (bins["quantity"] == quantity)]
-                _draw_histogram(axes, group, edges, ROLE_COLOURS[row["role"]], describe_histogram(row, quantity))
+                _draw_histogram(
+                    axes, group, edges, ORIGIN_COLOURS[row["data_origin"]], describe_histogram(row, quantity)
+                )
                 axes.tick_params(axis="x", which="both", bottom=axes is grid[-1, column], labelsize=8)
             last = grid[-1, column]
             last.set_xlabel(label)
@@ -162,7 +164,7 @@ def draw_distributions(datasets: pd.DataFrame, bins: pd.DataFrame, folder: Path,
             last.set_xlim(edges[0], edges[-1])
         for axes, head in zip(grid[:, 0], datasets["head"], strict=True):
             axes.set_ylabel(head, rotation=0, ha="right", va="center", fontsize=8)
-        colours = {r: c for r, c in ROLE_COLOURS.items() if r in set(datasets["role"])}
+        colours = {r: c for r, c in ORIGIN_COLOURS.items() if r in set(datasets["data_origin"])}
         handles = [mpl.patches.Patch(color=c, label=r) for r, c in colours.items()]
         figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8)
         caption = (
@@ -177,15 +179,17 @@ def _choose_bins(bins: pd.DataFrame) -> list[tuple[str, str, NDArray[np.float64]
     """Return for each quantity its label and the edges of coarser bins, shared by all datasets."""
     edges_by_quantity = []
     for quantity, label, per_octave in (
-        ("sizes", "atoms", 2), ("energy_ev_per_atom", "eV/atom", 0), ("force_norm_ev_per_a", "eV/\N{ANGSTROM SIGN}", 4)
-    ):  # fmt: skip
+        ("atoms_per_structure", "atoms", 2),
+        ("energy_ev_per_atom", "eV/atom", 0),
+        ("force_norm_ev_per_angstrom", "eV/\N{ANGSTROM SIGN}", 4),
+    ):
         group = bins[(bins["quantity"] == quantity) & (bins["high"] != 0 if per_octave else True)]
         low, high = (-1.0, 1.0) if group.empty else (float(group["low"].min()), float(group["high"].max()))
         if not per_octave:
             ends = [_quantile(b, q) for _, b in group.groupby("dataset") for q in (0.01, 0.99)] or [low, high]
             edges = np.linspace(min(ends), max(ends), 60)
         else:
-            least = max(low, 1.0 if quantity == "sizes" else 1e-4) if not group.empty else 1.0
+            least = max(low, 1.0 if quantity == "atoms_per_structure" else 1e-4) if not group.empty else 1.0
             first, last = np.floor(np.log2(least) * per_octave), np.ceil(np.log2(max(high, 2 * least)) * per_octave)
             edges = 2.0 ** (np.arange(first, last + 1) / per_octave)
         edges_by_quantity.append((quantity, label, edges))
@@ -216,9 +220,9 @@ def _draw_histogram(axes: Axes, group: pd.DataFrame, edges: NDArray[np.float64],
 def describe_histogram(row: dict[Hashable, Any], quantity: str) -> str:
     """Return the number that is printed in a histogram."""
     formats = {
-        "sizes": ("median {:.0f}", "size_median"),
+        "atoms_per_structure": ("median {:.0f}", "size_median"),
         "energy_ev_per_atom": ("sd {:.2g}", "energy_std_ev_per_atom"),
-        "force_norm_ev_per_a": ("rms {:.2g}", "force_rms_ev_per_a"),
+        "force_norm_ev_per_angstrom": ("rms {:.2g}", "force_rms_ev_per_angstrom"),
     }
     text, key = formats[quantity]
     return "" if pd.isna(row[key]) else text.format(float(row[key]))

@@ -19,12 +19,13 @@ from harness.stats.intervals import compute_median_interval
 DATASETS = Columns(
     "datasets",
     run="campaign system case id",
-    about="dataset head role level source licence attribution original_count part_of",
+    about="dataset head data_origin level_of_theory source licence attribution published_structures subset_of",
     content="structures_read structures excluded excluded_kinds splits atoms groups size_median size_max elements"
     " periodic_fraction"
     " neighbours energy_std_ev_per_atom energy_low_ev_per_atom energy_high_ev_per_atom reference_mae_ev_per_atom"
-    " reference_rank elements_undetermined"
-    " force_median_ev_per_a force_rms_ev_per_a force_max_ev_per_a stress_rms_ev_per_a3 charged_fraction",
+    " reference_rank undetermined_elements"
+    " force_median_ev_per_angstrom force_rms_ev_per_angstrom force_max_ev_per_angstrom stress_rms_ev_per_angstrom3"
+    " charged_fraction",
     conversion="seconds structures_per_s workers store_bytes edges cutoff max_neighbours",
     folder="folder",
 )
@@ -39,11 +40,11 @@ READING = Columns(
     machine="floor_us floor open_s rss_bytes coverage batches",
     folder="folder",
 )
-ROLES = ("official", "sample", "stand-in")
+ORIGINS = ("official", "sample", "stand-in")
 QUANTITIES = {
-    "sizes": "atoms",
+    "atoms_per_structure": "atoms",
     "energy_ev_per_atom": "energy relative to the references, eV/atom",
-    "force_norm_ev_per_a": "norm of forces, eV/angstrom",
+    "force_norm_ev_per_angstrom": "norm of forces, eV/angstrom",
 }
 
 
@@ -59,7 +60,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     for record in sorted(finished, key=lambda r: float(r.provenance.get("time_s", 0.0))):
         if {"dataset", "conversion"} <= record.facts.keys():
             latest[record.facts["dataset"]["name"]] = record
-    by_size = sorted(latest.values(), key=lambda r: -float(r.facts["dataset"].get("original_count") or 0))
+    by_size = sorted(latest.values(), key=lambda r: -float(r.facts["dataset"].get("published_structures") or 0))
     reading = READING.build(row for r in finished if "reading" in r.facts for row in _describe_reading(r))
     return {
         "datasets": DATASETS.build(_describe_dataset(r) for r in by_size),
@@ -77,7 +78,7 @@ def list_unreachable(records: Sequence[RunRecord]) -> list[str]:
 
 def exclude_subsets(datasets: pd.DataFrame) -> pd.DataFrame:
     """Return the datasets without those that are subsets of another one in the table."""
-    return datasets[~datasets["part_of"].isin(datasets["dataset"])]
+    return datasets[~datasets["subset_of"].isin(datasets["dataset"])]
 
 
 def _identify(record: RunRecord) -> dict[str, Any]:
@@ -92,13 +93,13 @@ def _describe_dataset(record: RunRecord) -> dict[str, Any]:
     return {
         **_identify(record),
         "dataset": about.get("name"),
-        **{k: about.get(k) for k in ("head", "level", "source", "licence", "attribution", "part_of")},
-        "role": next((r for r in ROLES if about["role"].startswith(r)), about["role"]),
-        "original_count": about.get("original_count") or None,
+        **{k: about.get(k) for k in ("head", "level_of_theory", "source", "licence", "attribution", "subset_of")},
+        "data_origin": next((o for o in ORIGINS if about["data_origin"].startswith(o)), about["data_origin"]),
+        "published_structures": about.get("published_structures") or None,
         "store_bytes": about.get("store_bytes"),
         **{k: conversion.get(k) for k in ("structures_read", "seconds", "structures_per_s", "workers", "cutoff")},
         "edges": conversion.get("edges", conversion.get("cutoff") is not None),
-        "structures": conversion["written"],
+        "structures": conversion["structures_written"],
         "excluded": sum(left_out.values()),
         "excluded_kinds": _format_counts(left_out),
         "splits": _format_counts(conversion.get("splits", {})),
@@ -109,7 +110,7 @@ def _describe_dataset(record: RunRecord) -> dict[str, Any]:
 
 
 def _format_counts(counts: dict[str, int]) -> str:
-    """Return `900 trainset, 50 valset`."""
+    """Return `900 train, 50 validation`."""
     return ", ".join(f"{n} {name}" for name, n in counts.items())
 
 
@@ -117,7 +118,7 @@ def _describe_references(fact: dict[str, Any]) -> dict[str, Any]:
     return {
         "reference_mae_ev_per_atom": fact.get("mae_ev_per_atom"),
         "reference_rank": fact.get("rank"),
-        "elements_undetermined": ", ".join(fact.get("undetermined", [])),
+        "undetermined_elements": ", ".join(fact.get("undetermined_elements", [])),
     }
 
 
@@ -132,15 +133,15 @@ def _describe_statistics(fact: dict[str, Any]) -> dict[str, Any]:
         "size_median": _quantile(sizes, "0.5"),
         "size_max": sizes.get("max"),
         "elements": len(fact["elements"]),
-        "periodic_fraction": 1.0 - fact["periodic"][0] / structures if structures else None,
+        "periodic_fraction": 1.0 - fact["structures_by_periodicity"][0] / structures if structures else None,
         "neighbours": fact["neighbours_mean"],
-        "energy_std_ev_per_atom": energy.get("sd"),
+        "energy_std_ev_per_atom": energy.get("std"),
         "energy_low_ev_per_atom": _quantile(energy, "0.01"),
         "energy_high_ev_per_atom": _quantile(energy, "0.99"),
-        "force_median_ev_per_a": _quantile(forces, "0.5"),
-        "force_rms_ev_per_a": forces.get("rms"),
-        "force_max_ev_per_a": forces.get("max"),
-        "stress_rms_ev_per_a3": fact["stress_ev_per_a3"].get("rms"),
+        "force_median_ev_per_angstrom": _quantile(forces, "0.5"),
+        "force_rms_ev_per_angstrom": forces.get("rms"),
+        "force_max_ev_per_angstrom": forces.get("max"),
+        "stress_rms_ev_per_angstrom3": fact["stress_ev_per_angstrom3"].get("rms"),
         "charged_fraction": 1.0 - fact["charges"].get("0", 0) / structures if structures else None,
     }
 
@@ -198,7 +199,7 @@ def _describe_mode(about: dict[str, Any], samples: list[dict[str, Any]]) -> dict
             for k in ("read_mode", "nodes", "ranks", "replica_ranks", "split", "samples", "open_s", "rss_bytes")
         },
         "datasets": ", ".join(about.get("datasets", [])),
-        "stand_ins": sum(role.startswith("stand-in") for role in about.get("roles", [])),
+        "stand_ins": sum(origin.startswith("stand-in") for origin in about.get("data_origins", [])),
         "batch_size": int(np.median(batch)),
         "bytes_per_sample": about.get("bytes_per_sample_mean"),
         "us_per_sample": time_us.value,

@@ -34,7 +34,7 @@ from harness.experiments.experiment import PageContext
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
-ROLE_MEANINGS = {
+ORIGIN_MEANINGS = {
     "sample": "A sample is a random part of the dataset itself.",
     "stand-in": (
         "A stand-in is real labelled data of other chemistry or another level of theory than the dataset whose head it"
@@ -63,15 +63,15 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def describe_datasets(datasets: pd.DataFrame) -> str:
-    """Return a paragraph on the number of datasets of each role, and on the meaning of the roles."""
-    counts = datasets["role"].value_counts(sort=False)
-    kinds = [f"{n} {role}{'s' if n > 1 and role != 'official' else ''}" for role, n in counts.items()]
+    """Return a paragraph on the number of datasets of each origin, and on the meaning of these words."""
+    counts = datasets["data_origin"].value_counts(sort=False)
+    kinds = [f"{n} {origin}{'s' if n > 1 and origin != 'official' else ''}" for origin, n in counts.items()]
     counted = exclude_subsets(datasets)
     total = pluralize(counted["structures"].sum(), "structure")
     text = f"{total} in {pluralize(len(datasets), 'dataset')}: {', '.join(kinds)}."
     if len(counted) < len(datasets):
         text += f" {len(datasets) - len(counted)} of them are subsets of another, and are counted once."
-    return " ".join([text, *(meaning for role, meaning in ROLE_MEANINGS.items() if role in counts)])
+    return " ".join([text, *(meaning for origin, meaning in ORIGIN_MEANINGS.items() if origin in counts)])
 
 
 def draw_datasets(
@@ -87,9 +87,9 @@ def draw_datasets(
     return figures
 
 
-def describe_role(row: Mapping[str, Any]) -> str:
+def describe_origin(row: Mapping[str, Any]) -> str:
     """Return `stand-in for OC2020`."""
-    return f"{row['role']} {PREPOSITIONS[row['role']]} {row['head']}"
+    return f"{row['data_origin']} {PREPOSITIONS[row['data_origin']]} {row['head']}"
 
 
 def describe_source(row: Mapping[str, Any]) -> str:
@@ -100,11 +100,11 @@ def describe_source(row: Mapping[str, Any]) -> str:
 def build_datasets_block(rows: list[Row]) -> TableBlock:
     """Return a row per dataset on its origin and content."""
     columns: list[Column] = [
-        ("data", describe_role),
+        ("data", describe_origin),
         ("source", describe_source),
-        ("level of theory", text_cell("level")),
+        ("level of theory", text_cell("level_of_theory")),
         ("structures", number_cell("structures", ",")),
-        ("original", number_cell("original_count", ",.0f")),
+        ("published", number_cell("published_structures", ",.0f")),
         ("left out", number_cell("excluded", ",")),
         ("atoms", number_cell("atoms", ",.0f")),
         ("groups (estimate)", number_cell("groups", ",.0f")),
@@ -113,13 +113,13 @@ def build_datasets_block(rows: list[Row]) -> TableBlock:
         ("periodic", number_cell("periodic_fraction", ".0%")),
         (
             "|F| rms, max (eV/\N{ANGSTROM SIGN})",
-            lambda r: format_pair(r["force_rms_ev_per_a"], r["force_max_ev_per_a"]),
+            lambda r: format_pair(r["force_rms_ev_per_angstrom"], r["force_max_ev_per_angstrom"]),
         ),
-        ("stress rms (eV/\N{ANGSTROM SIGN}\N{SUPERSCRIPT THREE})", number_cell("stress_rms_ev_per_a3", ".2g")),
+        ("stress rms (eV/\N{ANGSTROM SIGN}\N{SUPERSCRIPT THREE})", number_cell("stress_rms_ev_per_angstrom3", ".2g")),
         ("neighbours", number_cell("neighbours", ".1f")),
     ]
     note = (
-        "Original: structures of the dataset that the head is named after, as published or listed. Groups are"
+        "Published: structures of the dataset that the head is named after, as published or listed. Groups are"
         " molecules, materials or trajectories, which no split divides. Medians are accurate to 1%, numbers of groups"
         " to about 3%. A dash marks absent labels or unknown values. Digests of the sources are in tables/datasets.csv."
     )
@@ -129,9 +129,9 @@ def build_datasets_block(rows: list[Row]) -> TableBlock:
 def build_energies_block(rows: list[Row]) -> TableBlock:
     """Return a row per dataset on its reference energies, and on the energies relative to them."""
     columns: list[Column] = [
-        ("data", describe_role),
+        ("data", describe_origin),
         ("elements determined", number_cell("reference_rank", ".0f")),
-        ("not determined separately", text_cell("elements_undetermined", "none")),
+        ("not determined separately", text_cell("undetermined_elements", "none")),
         ("MAE of the references (eV/atom)", number_cell("reference_mae_ev_per_atom")),
         ("sd relative to them (eV/atom)", number_cell("energy_std_ev_per_atom")),
         (
@@ -150,7 +150,7 @@ def build_energies_block(rows: list[Row]) -> TableBlock:
 def build_conversions_block(rows: list[Row]) -> TableBlock:
     """Return a row per dataset on its licence and its conversion."""
     columns: list[Column] = [
-        ("data", describe_role),
+        ("data", describe_origin),
         ("licence", text_cell("licence")),
         ("attribution", text_cell("attribution")),
         ("read", number_cell("structures_read", ",")),

@@ -33,7 +33,8 @@ SEARCHES = Columns(
 TRIALS = Columns(
     "hpo_trials",
     search="campaign case search",
-    event="trial backbone state reason objective energy_mae_ev_per_atom force_mae_ev_per_a structures_per_s epochs",
+    event="trial backbone state reason objective energy_mae_ev_per_atom force_mae_ev_per_angstrom structures_per_s"
+    " epochs",
     times="start_h end_h node_hours cumulative_node_hours",
     standing="best_so_far is_pareto_optimal",
     run="nodes configuration folder",
@@ -184,7 +185,7 @@ def _describe_search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
         "trial_s": busy,
         "optimizer_s": overhead.get("optimizer_s"),
         "optimizer_time_fraction": overhead["optimizer_s"] / busy if overhead and busy else None,
-        "stand_ins": not fixed.get("stores"),
+        "stand_ins": not fixed.get("store_folder"),
         "folder": record.location,
     }
 

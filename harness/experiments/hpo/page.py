@@ -234,7 +234,7 @@ def build_best_block(best: pd.DataFrame) -> TableBlock:
         ("backbone", lambda r: get_backbone_title(r["backbone"])),
         ("trial", "trial"),
         ("MAE(E) (meV/atom)", number_cell("energy_mae_ev_per_atom", scale=1e3)),
-        ("MAE(F) (meV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_a", scale=1e3)),
+        ("MAE(F) (meV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_angstrom", scale=1e3)),
         ("structures/s", number_cell("structures_per_s")),
         ("configuration", lambda r: format_point(r["configuration"])),
         ("raw records", lambda r: link_run_folder(r["folder"], 5)),

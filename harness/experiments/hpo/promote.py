@@ -17,7 +17,7 @@ from harness.protocol.programs.model import ModelParameters
 from harness.results.runs import load_runs
 
 NAME = "pretrain-promoted"
-SCALES = ("slurm", "local")
+OVERLAYS = ("slurm", "local")
 HEAD = """\
 # Written by `harness promote {campaign}`: the trial of each backbone with the best objective.
 {lines}
@@ -65,7 +65,7 @@ def build_suite(points: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "variables": {"best": {k: dict(v) for k, v in points.items()}},
         "parameters": chosen,
         "matrix": {"backbone": list(points)},
-        "scale": {name: {"parameters": dict(chosen)} for name in SCALES},
+        "overlays": {name: {"parameters": dict(chosen)} for name in OVERLAYS},
     }
 
 

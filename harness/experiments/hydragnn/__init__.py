@@ -2,4 +2,4 @@
 
 from harness.experiments.experiment import Experiment
 
-EXPERIMENT = Experiment(package=__name__, title="Original runs", programs=("hydragnn",), page="original")
+EXPERIMENT = Experiment(package=__name__, title="HydraGNN", programs=("hydragnn",), page="hydragnn")

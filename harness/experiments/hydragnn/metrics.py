@@ -15,17 +15,17 @@ from harness.results.tables import Columns
 
 PROGRAM = "hydragnn"
 EPOCHS = Columns(
-    "original_epochs",
+    "hydragnn_epochs",
     case="case",
     losses="epoch loss validation_loss test_loss",
     tasks="validation_energy validation_energy_per_atom validation_force",
     line="source line",
 )
 REGIONS = Columns(
-    "original_regions", columns="case region ranks calls duration_mean_s duration_max_s imbalance joule energy_ranks"
+    "hydragnn_regions", columns="case region ranks calls duration_mean_s duration_max_s imbalance energy_j energy_ranks"
 )
 RATES = Columns(
-    "original_rates",
+    "hydragnn_rates",
     case="case",
     rates="structures_per_s samples train_s train_structures_per_s steps unavailable_reason notes",
     parameters="mpnn_type hidden_dim num_conv_layers batch_size precision num_epoch datasets ranks nodes",
@@ -39,16 +39,16 @@ STEP_REGIONS = ("opt_step", "backward", "forward")
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on runs of the original code; missing values are NaN.
 
-    original_epochs: a row per epoch with losses and errors of the tasks [E, E/atom, F] in the original's units, and the
-    line of the log. original_regions: the regions of its tracer, aggregated over ranks. original_rates: a row per run
+    hydragnn_epochs: a row per epoch with losses and errors of the tasks [E, E/atom, F] in the original's units, and the
+    line of the log. hydragnn_regions: the regions of its tracer, aggregated over ranks. hydragnn_rates: a row per run
     with its parameters; train_structures_per_s is derived as batch size x steps of all ranks / seconds of the slowest
     rank in `train`.
     """
     runs = [r for r in records if r.program == PROGRAM]
     return {
-        "original_epochs": EPOCHS.build(row for r in runs for row in _list_epochs(r)),
-        "original_regions": REGIONS.build(row for r in runs for row in _list_regions(r)),
-        "original_rates": RATES.build(_describe_rates(r) for r in runs),
+        "hydragnn_epochs": EPOCHS.build(row for r in runs for row in _list_epochs(r)),
+        "hydragnn_regions": REGIONS.build(row for r in runs for row in _list_regions(r)),
+        "hydragnn_rates": RATES.build(_describe_rates(r) for r in runs),
     }
 
 
@@ -66,7 +66,7 @@ def _list_epochs(record: RunRecord) -> list[dict[str, Any]]:
 def _list_regions(record: RunRecord) -> list[dict[str, Any]]:
     joules: dict[str, list[float]] = defaultdict(list)
     for e in record.events("energy"):
-        joules[e["name"]].append(e["joule"])
+        joules[e["name"]].append(e["energy_j"])
     by_name = _group_regions(record)
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys([*by_name, *joules]):
@@ -77,7 +77,7 @@ def _list_regions(record: RunRecord) -> list[dict[str, Any]]:
                 "case": record.case["name"], "region": name, "ranks": len(seconds),
                 "calls": sum(e["calls"] for e in by_name.get(name, [])), "duration_mean_s": mean,
                 "duration_max_s": max(seconds, default=None), "imbalance": max(seconds) / mean if mean else None,
-                "joule": sum(joules[name]) if joules[name] else None, "energy_ranks": len(joules[name]),
+                "energy_j": sum(joules[name]) if joules[name] else None, "energy_ranks": len(joules[name]),
             }
         )  # fmt: skip
     return rows

@@ -29,7 +29,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 
 def build_sections(context: PageContext) -> list[Section]:
     """Return one section, or none if no run was imported."""
-    rates, epochs, regions = (context.tables[f"original_{name}"] for name in ("rates", "epochs", "regions"))
+    rates, epochs, regions = (context.tables[f"hydragnn_{name}"] for name in ("rates", "epochs", "regions"))
     if rates.empty:
         return []
     runs = len(rates)
@@ -42,7 +42,7 @@ def build_sections(context: PageContext) -> list[Section]:
     blocks = [build_runs_block(rates, epochs), build_parameters_block(rates)]
     if len(regions):
         blocks.append(build_regions_block(regions))
-    return [Section("Runs of the original code", "original", text, figures, blocks)]
+    return [Section("Runs of HydraGNN", "hydragnn", text, figures, blocks)]
 
 
 def draw_losses(epochs: pd.DataFrame, folder: Path) -> Figure:
@@ -82,7 +82,7 @@ def build_runs_block(rates: pd.DataFrame, epochs: pd.DataFrame) -> TableBlock:
                 format_number(r["structures_per_s"]) if r["samples"] else EN_DASH,
             ]
         )
-    return TableBlock("Runs", columns, body, "Every epoch with its line in the log: tables/original_epochs.csv.")
+    return TableBlock("Runs", columns, body, "Every epoch with its line in the log: tables/hydragnn_epochs.csv.")
 
 
 def build_parameters_block(rates: pd.DataFrame) -> TableBlock:
@@ -126,4 +126,4 @@ def _format_energy(region: Row) -> str:
     """Return joules, with the number of ranks if some have no energy."""
     ranks = region["energy_ranks"]
     suffix = f" ({ranks} of {region['ranks']} ranks)" if 0 < ranks < region["ranks"] else ""
-    return format_number(region["joule"]) + suffix
+    return format_number(region["energy_j"]) + suffix

@@ -39,7 +39,8 @@ LADDER = Columns(
     rates="structures_per_s structures_per_s_low structures_per_s_high coverage",
     speedup="speedup speedup_low speedup_high",
     end_to_end="end_to_end_structures_per_s end_to_end_structures_per_s_low end_to_end_structures_per_s_high",
-    errors="max_energy_error_ev_per_atom max_force_error_ev_per_a counts force_error_relative energy_error_relative",
+    errors="max_energy_error_ev_per_atom max_force_error_ev_per_angstrom is_valid force_error_relative"
+    " energy_error_relative",
     memory="peak_bytes max_batch_size",
     work="matrix_gflop matrix_gflop_per_s matrix_peak_fraction gflop gflop_per_s memory_traffic_gb"
     " attainable_gflop_per_s"
@@ -81,10 +82,10 @@ def build_ladder_table(records: Sequence[RunRecord]) -> Table:
     """Return one row per case and stage, in the order of the ladder; missing values are NaN.
 
     Columns of note:
-        verdict: "ok" (agrees with the baseline to rounding), "approximate" (is not meant to agree), "WRONG" (is meant
-            to agree and does not, is not finite, or not in the requested precision: its speed-up is withheld),
-            "unchecked" (the run has no baseline), "not available: reason", or "not run".
-        counts: whether the speed-up may be quoted.
+        verdict: "ok" (agrees with the baseline to rounding), "approximate" (is not meant to agree), "incorrect" (is
+            meant to agree and does not, is not finite, or not in the requested precision: its speed-up is withheld),
+            "not checked" (the run has no baseline), "unavailable: reason", or "not run".
+        is_valid: whether the speed-up may be quoted.
     """
     return LADDER.build(row for r in records if r.program == "ladder" for row in _list_rows(r))
 
@@ -114,7 +115,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
         "on_cpu": not observed.get("device_name"),
         "device": observed.get("device_name") or record.provenance.get("cpu"),
         "state": record.state,
-        "counts": False,
+        "is_valid": False,
         "folder": record.location,
     }
 
@@ -124,7 +125,7 @@ def _describe_stage(record: RunRecord, stage: str, stages: Mapping[str, Sequence
     row = {"stage": stage, "samples": len({s["round"] for s in samples})}
     event = record.stages.get(stage, {})
     if event.get("event") == "unavailable":
-        return row | {"verdict": f"not available: {event['reason']}"}
+        return row | {"verdict": f"unavailable: {event['reason']}"}
     if not samples:
         return row | {"verdict": "not run"}
     # Ratios to the baseline within each round compare the same batches at about the same time.
@@ -132,7 +133,7 @@ def _describe_stage(record: RunRecord, stage: str, stages: Mapping[str, Sequence
     errors = _check_errors(samples, stage, record.case["parameters"]["precision"])
     violations = list_stage_violations(record, stage)
     if violations and stage not in APPROXIMATE:
-        errors |= {"verdict": "WRONG", "counts": False} | dict.fromkeys(LADDER["speedup"], math.nan)
+        errors |= {"verdict": "incorrect", "is_valid": False} | dict.fromkeys(LADDER["speedup"], math.nan)
         speedup = {}
     row |= {"physics": describe_physics(record, stage, violations)}
     return row | _compute_rates(samples) | speedup | errors | _describe_work(record, stage, samples)
@@ -186,23 +187,23 @@ def _compute_rates(samples: Sequence[Event]) -> dict[str, Any]:
 def _check_errors(samples: Sequence[Event], stage: str, precision: str) -> dict[str, Any]:
     withheld = dict.fromkeys(LADDER["speedup"], math.nan)
     if any(s.get("finite") is None for s in samples):
-        return {"verdict": "unchecked"} | withheld
+        return {"verdict": "not checked"} | withheld
     dtypes = {s[name] for s in samples for name in ("energy_dtype", "force_dtype")}
     if not all(s["finite"] for s in samples) or dtypes != {RESULT_DTYPES[precision]}:
-        return {"verdict": "WRONG"} | withheld
-    force = max(s["force_error_ev_per_a"] / max(s["force_scale_ev_per_a"], FORCE_FLOOR) for s in samples)
+        return {"verdict": "incorrect"} | withheld
+    force = max(s["force_error_ev_per_angstrom"] / max(s["force_scale_ev_per_angstrom"], FORCE_FLOOR) for s in samples)
     energy = max(s["energy_error_ev_per_atom"] / max(s["energy_scale_ev_per_atom"], ENERGY_FLOOR) for s in samples)
     errors: dict[str, Any] = {
         "max_energy_error_ev_per_atom": max(s["energy_error_ev_per_atom"] for s in samples),
-        "max_force_error_ev_per_a": max(s["force_error_ev_per_a"] for s in samples),
+        "max_force_error_ev_per_angstrom": max(s["force_error_ev_per_angstrom"] for s in samples),
         "force_error_relative": force,
         "energy_error_relative": energy,
     }
     if stage in APPROXIMATE:
-        return errors | {"verdict": "approximate", "counts": True}
+        return errors | {"verdict": "approximate", "is_valid": True}
     if max(force, energy) <= TOLERANCE[precision]:
-        return errors | {"verdict": "ok", "counts": True}
-    return errors | {"verdict": "WRONG"} | withheld
+        return errors | {"verdict": "ok", "is_valid": True}
+    return errors | {"verdict": "incorrect"} | withheld
 
 
 def _describe_work(record: RunRecord, stage: str, samples: Sequence[Event]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
             ),
         ),
         ("max |dE| (eV/atom)", number_cell("max_energy_error_ev_per_atom", ".1e")),
-        ("max |dF| (eV/\N{ANGSTROM SIGN})", number_cell("max_force_error_ev_per_a", ".1e")),
+        ("max |dF| (eV/\N{ANGSTROM SIGN})", number_cell("max_force_error_ev_per_angstrom", ".1e")),
         ("max |dF| / largest force", number_cell("force_error_relative", ".1e")),
         ("first call (s)", number_cell("first_call_s", ".1f")),
         ("n", "samples"),
@@ -245,13 +245,13 @@ def build_model_section(records: Sequence[RunRecord]) -> list[Section]:
         return []
     columns: list[Column] = [
         ("head", "head"),
-        ("data", "role"),
-        ("level of theory", "level"),
+        ("data", "data_origin"),
+        ("level of theory", "level_of_theory"),
         ("held-out structures", "structures"),
         ("MAE E (eV/atom)", lambda r: format_number(r.get("energy_mae_ev_per_atom"), ".3f")),
         ("composition only", lambda r: format_number(r.get("composition_mae_ev_per_atom"), ".3f")),
-        ("MAE F (eV/\N{ANGSTROM SIGN})", lambda r: format_number(r.get("force_mae_ev_per_a"), ".3f")),
-        ("zero forces", lambda r: format_number(r.get("zero_force_mae_ev_per_a"), ".3f")),
+        ("MAE F (eV/\N{ANGSTROM SIGN})", lambda r: format_number(r.get("force_mae_ev_per_angstrom"), ".3f")),
+        ("zero forces", lambda r: format_number(r.get("zero_force_mae_ev_per_angstrom"), ".3f")),
     ]
     paragraphs = [
         "Stand-ins are real labelled data of other chemistry or another level of theory than the dataset whose head"

@@ -45,9 +45,9 @@ def build_training_steps_table(records: Sequence[RunRecord]) -> Table:
         step_s: the time of one batch, median over rounds.
         speedup, over_compiled: ratio to the baseline and to torch_compile, each of the same round.
         load: the highest load of the machine.
-        verdict: "ok" (loss and gradient equal the baseline's to rounding), "WRONG" (they do not, are not finite, or not
-            in the requested precision: ratios are withheld), "unchecked" (the run has no baseline), "not available:
-            reason", or "not run".
+        verdict: "ok" (loss and gradient equal the baseline's to rounding), "incorrect" (they do not, are not finite, or
+            not in the requested precision: ratios are withheld), "not checked" (the run has no baseline),
+            "unavailable: reason", or "not run".
     """
     return STEPS.build(row for r in records if r.program == "training_steps" for row in _list_rows(r))
 
@@ -82,7 +82,7 @@ def _describe_stage(record: RunRecord, stage: str, stages: Mapping[str, Sequence
     event, samples = record.stages.get(stage, {}), stages.get(stage, ())
     row = {"stage": stage, "samples": 0}
     if event.get("event") == "unavailable":
-        return row | {"verdict": f"not available: {event['reason']}"}
+        return row | {"verdict": f"unavailable: {event['reason']}"}
     if not samples:
         return row | {"verdict": "not run"}
     row |= {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_call_s")}
@@ -109,11 +109,11 @@ def _compute_times(samples: Sequence[Event]) -> dict[str, Any]:
 def _check_errors(samples: Sequence[Event], precision: str) -> dict[str, Any]:
     withheld = dict.fromkeys(STEPS["ratios"], math.nan)
     if any(s.get("finite") is None for s in samples):
-        return {"verdict": "unchecked"} | withheld
+        return {"verdict": "not checked"} | withheld
     if not all(s["finite"] for s in samples):
-        return {"verdict": "WRONG"} | withheld
+        return {"verdict": "incorrect"} | withheld
     errors: dict[str, Any] = {name: max(s[name] for s in samples) for name in STEPS["errors"]}
     has_right_type = all(s["dtype"] == RESULT_DTYPES.get(precision, RESULT_DTYPES["fp32"]) for s in samples)
     if has_right_type and all(error <= TOLERANCE[precision] for error in errors.values()):
         return errors | {"verdict": "ok"}
-    return errors | {"verdict": "WRONG"} | withheld
+    return errors | {"verdict": "incorrect"} | withheld

@@ -15,14 +15,14 @@ from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import compute_median_interval
 
-Verdict = Literal["ok", "incorrect", "unchecked", "failed", "unavailable", "not run"]
+Verdict = Literal["ok", "incorrect", "not checked", "failed", "unavailable", "not run"]
 MODELS = Columns(
     "models",
     case="campaign case model verdict reason",
     model="class_name version python precision dtype parameters properties load_s",
     speed="atoms us_per_atom us_per_atom_low us_per_atom_high structures_per_s exponent",
     memory="peak_bytes device_peak_bytes largest_atoms largest_limit",
-    errors="force_mae_ev_per_a energy_mae_ev_per_atom force_deviation_max_ev_per_a",
+    errors="force_mae_ev_per_angstrom energy_mae_ev_per_atom force_deviation_max_ev_per_angstrom",
     physics="checks violations violated",
     run="threads device load case_state folder",
 )
@@ -33,8 +33,8 @@ SPEED = Columns(
 )
 ERRORS = Columns(
     "model_errors",
-    columns="campaign case model precision threads reference dataset level structures energy_mae_ev_per_atom"
-    " force_mae_ev_per_a force_max_ev_per_a stress_mae_ev_per_a3 excluded folder",
+    columns="campaign case model precision threads reference dataset level_of_theory structures energy_mae_ev_per_atom"
+    " force_mae_ev_per_angstrom force_max_ev_per_angstrom stress_mae_ev_per_angstrom3 excluded folder",
 )
 PHYSICS = Columns(
     "model_physics", columns="campaign case model threads check structure value tolerance unit passed reason folder"
@@ -46,7 +46,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, Table]:
     """Return the tables on interatomic potentials.
 
     models: a row per case and model. verdict: "incorrect" if the model violates a property that every potential has,
-    "unchecked" if no check has a value; `reason` names what failed, or what could not be measured. us_per_atom is the
+    "not checked" if no check has a value; `reason` names what failed, or what could not be measured. us_per_atom is the
     median over rounds for the largest cell, with its interval; exponent is the slope of log(time) over log(atoms).
     model_speed: a row per cell. model_errors: errors against labels, and deviations from the model's own FP64.
     model_physics: a row per check.
@@ -148,7 +148,7 @@ def _judge(record: RunRecord, name: str) -> dict[str, Any]:
     elif columns["checks"]:
         verdict, reason = "ok", describe_unmeasured(checks)
     elif _find(record, "model_loaded", name):
-        verdict, reason = "unchecked", describe_unmeasured(checks)
+        verdict, reason = "not checked", describe_unmeasured(checks)
     else:
         verdict, reason = "not run", ""
     return columns | {"verdict": verdict, "reason": reason}
@@ -175,12 +175,12 @@ def _summarize_errors(record: RunRecord, name: str) -> dict[str, Any]:
     events = _find(record, "potential_errors", name)
     labels = [e for e in events if e["reference"] == "labels"]
     columns: dict[str, Any] = {}
-    for key in ("energy_mae_ev_per_atom", "force_mae_ev_per_a"):
+    for key in ("energy_mae_ev_per_atom", "force_mae_ev_per_angstrom"):
         known = [e for e in labels if e.get(key) is not None]
         weights = [e["structures"] for e in known]
         columns[key] = float(np.average([e[key] for e in known], weights=weights)) if known else math.nan
-    deviations = [e["force_max_ev_per_a"] for e in events if e["reference"] == "fp64"]
-    return columns | {"force_deviation_max_ev_per_a": max(deviations, default=math.nan)}
+    deviations = [e["force_max_ev_per_angstrom"] for e in events if e["reference"] == "fp64"]
+    return columns | {"force_deviation_max_ev_per_angstrom": max(deviations, default=math.nan)}
 
 
 def _fit_exponent(rows: Sequence[Mapping[str, Any]]) -> float:

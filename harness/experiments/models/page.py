@@ -76,7 +76,7 @@ def describe_models(rows: pd.DataFrame) -> list[str]:
         ("failed", "Failed"),
         ("unavailable", "Unavailable here"),
         ("ok", "Checked in part"),
-        ("unchecked", "Not checked"),
+        ("not checked", "Not checked"),
     ):
         group = rows[rows["verdict"] == verdict]
         texts += [f"{text}: {row['model']}, {row['reason']}." for _, row in group.iterrows() if row["reason"]]
@@ -97,9 +97,9 @@ def build_summary_block(rows: pd.DataFrame) -> TableBlock:
         ("exponent over atoms", number_cell("exponent", ".2f")),
         ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 1 / MIB)),
         ("largest cell (atoms)", number_cell("largest_atoms", ",.0f")),
-        ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_a")),
+        ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_angstrom")),
         ("energy MAE (eV/atom)", number_cell("energy_mae_ev_per_atom")),
-        ("force deviation from own FP64", number_cell("force_deviation_max_ev_per_a", ".1e")),
+        ("force deviation from own FP64", number_cell("force_deviation_max_ev_per_angstrom", ".1e")),
         ("physics checks passed", format_checks),
         ("load (s)", number_cell("load_s", ".1f")),
         ("raw records", lambda r: link_run_folder(r["folder"])),
@@ -123,12 +123,12 @@ def build_errors_block(errors: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         ("model", "model"),
         ("against", lambda r: "labels" if r["reference"] == "labels" else "its own FP64"),
-        ("data", lambda r: f"{r['dataset']} ({r['level']})"),
+        ("data", lambda r: f"{r['dataset']} ({r['level_of_theory']})"),
         ("structures", number_cell("structures", ".0f")),
-        ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_a")),
-        ("largest force error", number_cell("force_max_ev_per_a")),
+        ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_angstrom")),
+        ("largest force error", number_cell("force_max_ev_per_angstrom")),
         ("energy MAE (eV/atom)", number_cell("energy_mae_ev_per_atom")),
-        ("stress MAE (eV/\N{ANGSTROM SIGN}\u00b3)", number_cell("stress_mae_ev_per_a3")),
+        ("stress MAE (eV/\N{ANGSTROM SIGN}\u00b3)", number_cell("stress_mae_ev_per_angstrom3")),
         ("not predicted", text_cell("excluded")),
     ]
     return build_block("Errors", list_rows(errors), columns)

@@ -27,17 +27,17 @@ COSTS = Columns(
 INFERENCE = Columns(
     "precision_inference",
     run="campaign case backbone precision head structures",
-    errors="energy_deviation_mean_ev_per_atom energy_deviation_max_ev_per_atom force_deviation_mean_ev_per_a"
-    " force_deviation_max_ev_per_a"
-    " force_scale_ev_per_a energy_mae_ev_per_atom force_mae_ev_per_a",
+    errors="energy_deviation_mean_ev_per_atom energy_deviation_max_ev_per_atom force_deviation_mean_ev_per_angstrom"
+    " force_deviation_max_ev_per_angstrom"
+    " force_scale_ev_per_angstrom energy_mae_ev_per_atom force_mae_ev_per_angstrom",
     verdict="energy_fraction force_fraction verdict weights",
 )
 # The largest of these over all batches counts, and the mean over structures of the other errors.
-MAXIMA = {"energy_deviation_max_ev_per_atom", "force_deviation_max_ev_per_a", "force_scale_ev_per_a"}
+MAXIMA = {"energy_deviation_max_ev_per_atom", "force_deviation_max_ev_per_angstrom", "force_scale_ev_per_angstrom"}
 TRAINING = Columns(
     "precision_training",
     run="campaign case backbone precision",
-    event="head dataset role structures energy_mae_ev_per_atom force_mae_ev_per_a",
+    event="head dataset data_origin structures energy_mae_ev_per_atom force_mae_ev_per_angstrom",
     ratios="energy_ratio force_ratio",
 )
 LOSSES = Columns("precision_losses", run="campaign case backbone precision", step="step loss relative_deviation")
@@ -153,7 +153,7 @@ def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
             values = [math.nan if e[key] is None else e[key] for e in batches]
             row[key] = max(values) if key in MAXIMA else statistics.fmean(values, counts)
         row["energy_fraction"] = row["energy_deviation_mean_ev_per_atom"] / row["energy_mae_ev_per_atom"]
-        row["force_fraction"] = row["force_deviation_mean_ev_per_a"] / row["force_mae_ev_per_a"]
+        row["force_fraction"] = row["force_deviation_mean_ev_per_angstrom"] / row["force_mae_ev_per_angstrom"]
         rows.append(row | {"weights": weights, "verdict": judge_inference(row)})
     return rows
 
@@ -163,9 +163,9 @@ def judge_inference(row: dict[str, Any]) -> str:
     if row["precision"] == REFERENCE:
         return "reference"
     shares = [s for s in (row["energy_fraction"], row["force_fraction"]) if not math.isnan(s)]
-    if math.isnan(row["energy_deviation_mean_ev_per_atom"]) or math.isnan(row["force_deviation_mean_ev_per_a"]):
+    if math.isnan(row["energy_deviation_mean_ev_per_atom"]) or math.isnan(row["force_deviation_mean_ev_per_angstrom"]):
         return "not finite"
-    return "harmless" if all(s <= HARMLESS for s in shares) else "adds to the error"
+    return "harmless" if all(s <= HARMLESS for s in shares) else "harmful"
 
 
 def _list_training(record: RunRecord) -> list[dict[str, Any]]:
@@ -175,7 +175,8 @@ def _list_training(record: RunRecord) -> list[dict[str, Any]]:
     for e in events:
         for r in e["rows"]:
             row = {**_identify(record), "precision": e["precision"], **{k: r.get(k) for k in TRAINING["event"]}}
-            for ratio, key in (("energy_ratio", "energy_mae_ev_per_atom"), ("force_ratio", "force_mae_ev_per_a")):
+            keys = {"energy_ratio": "energy_mae_ev_per_atom", "force_ratio": "force_mae_ev_per_angstrom"}
+            for ratio, key in keys.items():
                 error, reference = r.get(key), exact.get(r["head"], {}).get(key)
                 row[ratio] = error / reference if error is not None and reference else math.nan
             rows.append(row)

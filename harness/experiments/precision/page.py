@@ -39,7 +39,7 @@ def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder
     groups = inference[inference["precision"] != REFERENCE].groupby(["backbone", "precision"], sort=False)
     with mpl.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
-        columns = ("energy_deviation_mean_ev_per_atom", "force_deviation_mean_ev_per_a")
+        columns = ("energy_deviation_mean_ev_per_atom", "force_deviation_mean_ev_per_angstrom")
         labels = ("energy, meV/atom from FP64", "forces, meV/\N{ANGSTROM SIGN} from FP64")
         rates = costs[costs["phase"] == "inference"].set_index(["backbone", "precision"])
         for axes, column, label in zip(panels, columns, labels, strict=True):
@@ -119,7 +119,7 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
     )
     figures: list[Figure] = []
     low = inference[inference["precision"] != REFERENCE]
-    if (low["force_deviation_mean_ev_per_a"] > 0).any() and (low["energy_deviation_mean_ev_per_atom"] > 0).any():
+    if (low["force_deviation_mean_ev_per_angstrom"] > 0).any() and (low["energy_deviation_mean_ev_per_atom"] > 0).any():
         figures.append(draw_error_against_rate(costs, inference, context.figures, f"{campaign}-errors"))
     if (losses["relative_deviation"] > 0).any():
         figures.append(draw_drift(losses, context.figures, f"{campaign}-drift"))
@@ -148,7 +148,7 @@ def describe_study(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.Da
             f"{str(precision).upper()} in inference adds at most {HARMLESS:.0%} of the model's error against labels for"
             f" {harmless} of {len(rows)} backbones and heads."
         )
-    if training["role"].astype(str).str.startswith("stand-in").any():
+    if training["data_origin"].astype(str).str.startswith("stand-in").any():
         text.append(
             "Labels are those of the shipped datasets, which include stand-ins, and training is brief: except for the"
             " shipped model, the errors against labels are those of hardly trained models."
@@ -204,8 +204,8 @@ def build_inference_block(inference: pd.DataFrame) -> TableBlock:
                 *names,
                 format_number(MEV * rows["energy_deviation_mean_ev_per_atom"].mean(), ".2g"),
                 format_number(MEV * rows["energy_deviation_max_ev_per_atom"].max(), ".2g"),
-                format_number(MEV * rows["force_deviation_mean_ev_per_a"].mean(), ".2g"),
-                format_number(MEV * rows["force_deviation_max_ev_per_a"].max(), ".2g"),
+                format_number(MEV * rows["force_deviation_mean_ev_per_angstrom"].mean(), ".2g"),
+                format_number(MEV * rows["force_deviation_max_ev_per_angstrom"].max(), ".2g"),
                 format_number(rows["energy_fraction"].max(), ".2%"),
                 format_number(rows["force_fraction"].max(), ".2%"),
                 worst["head"],

@@ -95,7 +95,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "divergence": facts.get("parameter_divergence"),
         "precision": observed["precision"],
         "device": observed["device_name"] or observed["device"],
-        "data": ", ".join(f"{s['dataset']} ({s['role']})" for s in workload["datasets"]),
+        "data": ", ".join(f"{s['dataset']} ({s['data_origin']})" for s in workload["datasets"]),
         "folder": record.location,
     }
 

@@ -32,21 +32,21 @@ BEST = Columns(
     "screening_best",
     case="campaign case",
     candidate="position candidate formula prototype volume stream energy_ev_per_atom residual_energy_ev_per_atom"
-    " spread_ev_per_atom force_max_ev_per_a distance",
+    " spread_ev_per_atom force_max_ev_per_angstrom distance",
 )
 ASSESSMENT = Columns("screening_assessment", case="campaign case", value="quantity kind value unit n")
 LABELS = Columns(
     "screening_labels",
     columns="campaign case flagged candidates mae_ev_per_atom median_ev_per_atom max_error_ev_per_atom"
-    " force_mae_ev_per_a"
-    " force_median_ev_per_a head level",
+    " force_mae_ev_per_angstrom"
+    " force_median_ev_per_angstrom head level_of_theory",
 )
 RELAXED = Columns(
     "screening_relaxed",
     case="campaign case",
     candidate="candidate formula prototype converged steps initial_energy_ev_per_atom final_energy_ev_per_atom"
-    " initial_volume_a3_per_atom"
-    " final_volume_a3_per_atom force_max_ev_per_a file",
+    " initial_volume_angstrom3_per_atom"
+    " final_volume_angstrom3_per_atom force_max_ev_per_angstrom file",
 )
 PLACES = Columns("screening_embedding", columns="campaign case kind x y")
 DEVICE_RATE = Metric("device throughput", "candidates/s", "higher")
@@ -195,13 +195,13 @@ def _list_label_errors(record: RunRecord) -> list[dict[str, Any]]:
         return []
     errors = []
     for flagged, group in rows.groupby("flagged"):
-        energy, force = group["energy_error_ev_per_atom"], group["force_error_ev_per_a"]
+        energy, force = group["energy_error_ev_per_atom"], group["force_error_ev_per_angstrom"]
         errors.append(
             {
                 **_case(record), "flagged": bool(flagged), "candidates": len(group), "mae_ev_per_atom": energy.mean(),
                 "median_ev_per_atom": energy.median(), "max_error_ev_per_atom": energy.max(),
-                "force_mae_ev_per_a": force.mean(), "force_median_ev_per_a": force.median(),
-                "head": group["head"].iloc[0], "level": group["level"].iloc[0],
+                "force_mae_ev_per_angstrom": force.mean(), "force_median_ev_per_angstrom": force.median(),
+                "head": group["head"].iloc[0], "level_of_theory": group["level_of_theory"].iloc[0],
             }
         )  # fmt: skip
     return errors

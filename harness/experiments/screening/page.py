@@ -163,10 +163,10 @@ def build_labels_block(labels: pd.DataFrame) -> TableBlock:
         ("MAE (eV/atom)", number_cell("mae_ev_per_atom")),
         ("median", number_cell("median_ev_per_atom")),
         ("worst", number_cell("max_error_ev_per_atom")),
-        ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_a")),
-        ("median", number_cell("force_median_ev_per_a")),
+        ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_angstrom")),
+        ("median", number_cell("force_median_ev_per_angstrom")),
         ("head", "head"),
-        ("calculated at", "level"),
+        ("calculated at", "level_of_theory"),
     ]
     note = "A random subset of the candidates with elements that this head was trained on, calculated at its level."
     return build_block("Errors against reference calculations", list_rows(labels), columns, note)
@@ -202,7 +202,7 @@ def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
         ),
         (
             "volume before, after",
-            lambda r: f"{r['initial_volume_a3_per_atom']:.2f}, {r['final_volume_a3_per_atom']:.2f}",
+            lambda r: f"{r['initial_volume_angstrom3_per_atom']:.2f}, {r['final_volume_angstrom3_per_atom']:.2f}",
         ),
         ("file", "file"),
     ]

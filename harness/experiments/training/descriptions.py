@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from harness.document.blocks import EN_DASH, count_by_reason, format_number, list_rows, number_cell
-from harness.experiments.data.page import ROLE_MEANINGS, describe_role
-from harness.experiments.training.figures import classify_role
+from harness.experiments.data.page import ORIGIN_MEANINGS, describe_origin
+from harness.experiments.training.figures import classify_origin
 from harness.protocol.backbones import get_backbone_title
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
@@ -33,7 +33,7 @@ def describe_model(runs: pd.DataFrame) -> str:
 def describe_setup(runs: pd.DataFrame, errors: pd.DataFrame) -> str:
     """Return a paragraph on datasets, parameters and seeds."""
     about = errors.drop_duplicates("head")
-    counts = about["role"].map(classify_role).value_counts(sort=False)
+    counts = about["data_origin"].map(classify_origin).value_counts(sort=False)
     kinds = [f"{n} {kind}{'s' if n > 1 and kind != 'official' else ''}" for kind, n in counts.items()]
     first = runs.iloc[0]
     is_joint = first["regime"] == "multi-task"
@@ -43,7 +43,7 @@ def describe_setup(runs: pd.DataFrame, errors: pd.DataFrame) -> str:
             f"{pluralize(len(about), 'dataset')}, {how}: {', '.join(kinds)};"
             f" {'' if is_joint else 'at most '}{runs['elements'].max()} elements,"
             f" {format_number(first['parameters'], ',.0f')} parameters, {list_seeds(runs)}.",
-            *(text for kind, text in ROLE_MEANINGS.items() if kind in counts),
+            *(text for kind, text in ORIGIN_MEANINGS.items() if kind in counts),
         ]
     )
 
@@ -62,7 +62,7 @@ def join_unique(values: pd.Series[Any]) -> str:
 def describe_runs(runs: pd.DataFrame) -> list[str]:
     """Return paragraphs on the runs: wrong precisions, compilation, early stops, resumptions, the gate."""
     text = [
-        f"WRONG: {r['case']} requested {r['precision']} and ran with {r['observed_dtypes']}."
+        f"Incorrect: {r['case']} requested {r['precision']} and ran with {r['observed_dtypes']}."
         for r in list_rows(runs[~runs["dtypes_match_request"].astype(bool)])
     ]
     text += count_by_reason(runs, "eager_reason", "Not compiled", "run")
@@ -100,4 +100,4 @@ def estimate_cell(name: str, scale: float = 1.0, spec: str = ".3g") -> Callable[
 
 def describe_dataset(row: Row) -> str:
     """Return `stand-in for OC2020`."""
-    return describe_role({"role": classify_role(row["role"]), "head": row["head"]})
+    return describe_origin({"data_origin": classify_origin(row["data_origin"]), "head": row["head"]})

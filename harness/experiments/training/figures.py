@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
-from harness.experiments.data.figures import ROLE_COLOURS
-from harness.experiments.data.metrics import ROLES
+from harness.experiments.data.figures import ORIGIN_COLOURS
+from harness.experiments.data.metrics import ORIGINS
 from harness.experiments.training.multitask import TOLERANCE
 from harness.experiments.training.quantities import ENERGY, FORCES, QUANTITIES
 
@@ -25,9 +25,9 @@ FRACTIONS = {1 / 3: "1/3", 1 / 2: "1/2", 1.0: "1"}
 VERDICT_TEXTS = {"no labels": "no force labels", "not finite": "not finite", "no structures": "no test structures"}
 
 
-def classify_role(role: str) -> str:
+def classify_origin(data_origin: str) -> str:
     """Return `stand-in` for `stand-in for OC2020`."""
-    return next((kind for kind in ROLES if role.startswith(kind)), role)
+    return next((kind for kind in ORIGINS if data_origin.startswith(kind)), data_origin)
 
 
 def draw_error_ratios(errors: pd.DataFrame, folder: Path, name: str) -> Figure:
@@ -36,7 +36,7 @@ def draw_error_ratios(errors: pd.DataFrame, folder: Path, name: str) -> Figure:
         figure, panels = _create_panels(errors)
         for axes, quantity in zip(panels, (FORCES, ENERGY), strict=True):
             group = errors[errors["quantity"] == quantity.name]
-            colours = [ROLE_COLOURS.get(classify_role(role), SOFT) for role in group["role"]]
+            colours = [ORIGIN_COLOURS.get(classify_origin(origin), SOFT) for origin in group["data_origin"]]
             _draw_dots(axes, group, colours, quantity.target)
             axes.set_title(TITLES[quantity.name], fontsize=9, pad=14)
             for position, style in ((quantity.target, "--"), (1.0, "-")):
@@ -44,8 +44,8 @@ def draw_error_ratios(errors: pd.DataFrame, folder: Path, name: str) -> Figure:
                 text = "target " * (position < 1) + FRACTIONS[position]
                 _label_above(axes, position, text)
             axes.set_xlabel("MAE over that of the baseline")
-        kinds = [kind for kind in ROLE_COLOURS if kind in set(map(classify_role, errors["role"]))]
-        handles = [mpl.lines.Line2D([], [], marker="o", ls="", color=ROLE_COLOURS[k], label=k) for k in kinds]
+        kinds = [kind for kind in ORIGIN_COLOURS if kind in set(map(classify_origin, errors["data_origin"]))]
+        handles = [mpl.lines.Line2D([], [], marker="o", ls="", color=ORIGIN_COLOURS[k], label=k) for k in kinds]
         figure.legend(handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=8)
         caption = (
             "Errors on held-out structures over those of a trivial baseline: mean of"
@@ -148,7 +148,7 @@ def draw_head_curves(heads: pd.DataFrame, errors: pd.DataFrame, folder: Path, na
         for axes, head in zip(grid.flat, names, strict=False):
             rows = heads[(heads["head"] == head) & (heads["split"] == "validation")]
             about = errors[errors["head"] == head].set_index("quantity")
-            mark = ", stand-in" if classify_role(about["role"].iloc[0]) == "stand-in" else ""
+            mark = ", stand-in" if classify_origin(about["data_origin"].iloc[0]) == "stand-in" else ""
             axes.set_title(f"{head}{mark}", fontsize=8, pad=2)
             for quantity in QUANTITIES:
                 baseline = float(about.loc[quantity.name, "baseline_mae"])

@@ -40,10 +40,10 @@ RUNS = Columns(
 HELD_OUT = Columns(
     "training_test_errors",
     run="experiment recipe regime seed case",
-    head="head dataset role level structures atoms structures_with_unseen_elements",
-    errors="energy_mae_ev_per_atom energy_rmse_ev_per_atom force_mae_ev_per_a force_rmse_ev_per_a"
-    " composition_mae_ev_per_atom composition_rmse_ev_per_atom mean_mae_ev_per_atom zero_force_mae_ev_per_a"
-    " zero_force_rmse_ev_per_a",
+    head="head dataset data_origin level_of_theory structures atoms structures_with_unseen_elements",
+    errors="energy_mae_ev_per_atom energy_rmse_ev_per_atom force_mae_ev_per_angstrom force_rmse_ev_per_angstrom"
+    " composition_mae_ev_per_atom composition_rmse_ev_per_atom mean_mae_ev_per_atom zero_force_mae_ev_per_angstrom"
+    " zero_force_rmse_ev_per_angstrom",
     folder="folder",
 )
 ERRORS = Columns(
@@ -58,15 +58,16 @@ EPOCHS = Columns(
     "training_epochs",
     run="experiment regime seed case",
     counts="epoch",
-    curves="step loss energy_mae_ev_per_atom force_mae_ev_per_a validation_loss validation_energy_mae_ev_per_atom"
-    " validation_force_mae_ev_per_a learning_rate duration_s wait_s structures_per_s",
+    curves="step loss energy_mae_ev_per_atom force_mae_ev_per_angstrom validation_loss"
+    " validation_energy_mae_ev_per_atom validation_force_mae_ev_per_angstrom learning_rate duration_s wait_s"
+    " structures_per_s",
     best="best",
 )
 HEADS = Columns(
     "training_heads",
     run="experiment regime seed case",
     head="epoch step head dataset split",
-    errors="energy_mae_ev_per_atom force_mae_ev_per_a structures",
+    errors="energy_mae_ev_per_atom force_mae_ev_per_angstrom structures",
 )
 VALIDATION_LOSS = Metric("validation loss", "", "lower")
 # Parameters in which multi-task training and its single-task baselines may differ: those of the budget, and those
@@ -176,15 +177,15 @@ def _remove_keys(value: Any, keys: Set[str]) -> Any:
 def _describe_run(record: RunRecord) -> dict[str, Any]:
     case, facts = record.case, record.facts
     workload, about, observed, gate = (facts.get(k) or {} for k in ("workload", "model", "runtime", "gate"))
-    epochs, roles = record.events("epoch"), [s["role"] for s in workload["datasets"]]
+    epochs, origins = record.events("epoch"), [s["data_origin"] for s in workload["datasets"]]
     waits = [e["wait_s"] for e in epochs if e.get("wait_s") is not None]
     best = next((e for e in reversed(epochs) if e.get("best")), {})
     return {
         "campaign": record.campaign,
         **{k: case.get(k) for k in ("suite", "system", "id")},
-        "datasets": len(roles),
-        "data": ", ".join(f"{s['dataset']} ({s['role']})" for s in workload["datasets"]),
-        "stand_ins": sum(role.startswith("stand-in") for role in roles),
+        "datasets": len(origins),
+        "data": ", ".join(f"{s['dataset']} ({s['data_origin']})" for s in workload["datasets"]),
+        "stand_ins": sum(origin.startswith("stand-in") for origin in origins),
         "evaluated_heads": sum(row.get(ENERGY.mae) is not None for row in facts["test_errors"]),
         "structures": sum(s.get("train") or 0 for s in workload["datasets"]),
         "elements": len(workload.get("elements", [])),

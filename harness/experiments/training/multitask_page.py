@@ -68,7 +68,7 @@ def describe_budget(runs: pd.DataFrame) -> str:
             f"Equal budgets: both kinds of training sample {per_set[0]:,} structures of each dataset, so that the"
             f" single-task runs in total cost as much as a multi-task run ({totals[-1]:,} structures)."
         )
-    return f"WRONG: budgets differ, from {totals[0]:,} to {totals[-1]:,} structures sampled in training."
+    return f"Incorrect: budgets differ, from {totals[0]:,} to {totals[-1]:,} structures sampled in training."
 
 
 def describe_verdicts(rows: pd.DataFrame, overall: pd.DataFrame) -> list[str]:
@@ -96,7 +96,8 @@ def build_errors_block(errors: pd.DataFrame, rows: pd.DataFrame) -> TableBlock:
     by_head = {(r["head"], r["quantity"]): r for r in list_rows(rows)}
     body = []
     for about in list_rows(errors.drop_duplicates("head")):
-        line = [describe_dataset(about), about["level"] or EN_DASH, format_number(about["structures"], ",.0f")]
+        structures = format_number(about["structures"], ",.0f")
+        line = [describe_dataset(about), about["level_of_theory"] or EN_DASH, structures]
         for q in QUANTITIES:
             row = by_head.get((about["head"], q.name))
             line += [EN_DASH] * 4 if row is None else format_comparison(row)

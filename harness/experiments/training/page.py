@@ -94,7 +94,7 @@ def build_errors_block(errors: pd.DataFrame, quantity: Quantity) -> TableBlock:
     mean: list[Column] = [("predict the mean, MAE", number_cell("mean_mae", scale=MEV))] if quantity.mean_mae else []
     columns: list[Column] = [
         ("data", describe_dataset),
-        ("level of theory", text_cell("level")),
+        ("level of theory", text_cell("level_of_theory")),
         ("test structures", number_cell("structures", ",.0f")),
         (f"MAE ({unit}) [95%]", estimate_cell("mae", MEV)),
         (f"RMSE ({unit}) [95%]", estimate_cell("rmse", MEV)),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 # The columns that describe a head in the tables of errors.
-HEAD = ("head", "dataset", "role", "level", "structures", "structures_with_unseen_elements")
+HEAD = ("head", "dataset", "data_origin", "level_of_theory", "structures", "structures_with_unseen_elements")
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ ENERGY = Quantity(
 )
 FORCES = Quantity(
     name="forces",
-    mae="force_mae_ev_per_a",
-    rmse="force_rmse_ev_per_a",
-    baseline_mae="zero_force_mae_ev_per_a",
-    baseline_rmse="zero_force_rmse_ev_per_a",
+    mae="force_mae_ev_per_angstrom",
+    rmse="force_rmse_ev_per_angstrom",
+    baseline_mae="zero_force_mae_ev_per_angstrom",
+    baseline_rmse="zero_force_rmse_ev_per_angstrom",
     target=1 / 2,
 )
 QUANTITIES = (ENERGY, FORCES)

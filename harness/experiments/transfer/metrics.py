@@ -17,7 +17,7 @@ from harness.stats.intervals import compute_geometric_mean_interval, compute_mea
 TASKS = Columns(
     "transfer_tasks",
     campaign="campaign",
-    task="task title target unit available role level structures",
+    task="task title target unit available data_origin level_of_theory structures",
     excluded="excluded",
     data="structures_with_unseen_elements folds splits needs",
     run="state folder",

@@ -90,7 +90,7 @@ def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, 
         panels[0][-1].legend(frameon=False, fontsize=7.5)
         seeds, n_test = int(errors["seeds"].max()), int(errors["test"].median())
         caption = (
-            f"{task['title']}, {task['target']} ({task['role']}): error on {n_test} held-out structures, mean of"
+            f"{task['title']}, {task['target']} ({task['data_origin']}): error on {n_test} held-out structures, mean of"
             f" {seeds} seeds with the 95% interval of their geometric mean."
             + (" Stars: published results on the official data." if has_stars else "")
         )
@@ -154,7 +154,7 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
 def describe_transfer(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
     """Return paragraphs on the tasks, and on fine-tuning compared with training from scratch."""
     finished = tasks[(tasks["available"] == True) & (tasks["state"] == "done")]  # noqa: E712
-    stand_ins = sum(str(role).startswith("stand-in") for role in finished["role"])
+    stand_ins = sum(str(origin).startswith("stand-in") for origin in finished["data_origin"])
     text = [
         f"Models were trained on {len(finished)} of {len(tasks)} tasks, {stand_ins} of them with stand-ins for the"
         " official data. All modes of training have the same budget of steps, use a fifth of their labels for early"
@@ -188,8 +188,8 @@ def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         ("task", lambda r: str(r["title"] or r["task"])),
         ("target", lambda r: f"{r['target']} ({r['unit']})" if r["target"] else EN_DASH),
-        ("data", text_cell("role", "not run: see above")),
-        ("level", text_cell("level")),
+        ("data", text_cell("data_origin", "not run: see above")),
+        ("level", text_cell("level_of_theory")),
         ("structures", number_cell("structures", ".0f")),
         ("left out", text_cell("excluded")),
         ("splits", text_cell("splits")),

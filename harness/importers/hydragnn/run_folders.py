@@ -88,7 +88,7 @@ def make_events(run: Run) -> Iterator[dict[str, Any]]:
             if name in regions.seconds:
                 yield {"event": "region", **region, "duration_s": regions.seconds[name]}
             if name in regions.joules:
-                yield {"event": "energy", "tool": regions.tool, **region, "joule": regions.joules[name]}
+                yield {"event": "energy", "tool": regions.tool, **region, "energy_j": regions.joules[name]}
 
 
 def _rates(run: Run) -> list[float]:

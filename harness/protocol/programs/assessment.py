@@ -16,17 +16,17 @@ class Assessment(ParameterGroup):
     """Structures of each training set that are compared with."""
     false_alarm: Fraction = 0.05
     """Share of held-out structures that may be flagged."""
-    labelled: NonNegativeInt = 50
+    n_labels: NonNegativeInt = 50
     """Candidates to label with a reference calculation."""
-    label_seconds: PositiveFloat = 120.0
+    label_time_limit_s: PositiveFloat = 120.0
     """Maximum seconds for labelling them."""
     dropout: Fraction = 0.1
     """Share of the pooled features that dropout removes."""
-    draws: PositiveInt = 16
+    dropout_samples: PositiveInt = 16
     """Number of dropout samples."""
     ensemble: tuple[str, ...] = ()
     """Checkpoints of the other members of an ensemble."""
-    relaxed: NonNegativeInt = 10
+    n_relaxations: NonNegativeInt = 10
     """Number of the best candidates to relax."""
     relax_steps: PositiveInt = 200
     """Maximum number of steps of a relaxation."""
@@ -103,9 +103,9 @@ class SpotLabel(EventRecord, tag="label"):
     """One candidate with a calculated label, and the errors of the model."""
 
     head: str
-    level: str
+    level_of_theory: str
     energy_error_ev_per_atom: Error
-    force_error_ev_per_a: Error
+    force_error_ev_per_angstrom: Error
     flagged: bool
     formula: str | None = None
     distance: NonNegative | None = None
@@ -126,9 +126,9 @@ class RelaxedCandidate(EventRecord, tag="relaxation"):
     steps: Count
     initial_energy_ev_per_atom: Energy
     final_energy_ev_per_atom: Energy
-    initial_volume_a3_per_atom: NonNegative
-    final_volume_a3_per_atom: NonNegative
-    force_max_ev_per_a: Error
+    initial_volume_angstrom3_per_atom: NonNegative
+    final_volume_angstrom3_per_atom: NonNegative
+    force_max_ev_per_angstrom: Error
     file: str | None = None
     formula: str | None = None
     prototype: str | None = None

@@ -32,7 +32,7 @@ class DataParameters(Parameters):
     """What the case does."""
     dataset: str
     """The dataset to convert, by its name in the catalog."""
-    source: str = ""
+    dataset_folder: str = ""
     """A folder with one folder of official files per dataset; a stand-in replaces an absent one."""
     cutoff: PositiveFloat | None = None
     """Radius of the stored neighbour lists, angstrom; null: none are stored."""
@@ -79,15 +79,18 @@ class Dataset(Part):
 
     name: str
     head: str
-    role: str
-    level: str | None = None
-    """Level of theory."""
-    energies: str | None = None
+    data_origin: str
+    """Official files, or a sample of the dataset, or a stand-in for it."""
+    level_of_theory: str | None = None
+    energy_kind: str | None = None
+    """What the energies are, and where their zero is."""
     source: str | None = None
     licence: str | None = None
     attribution: str | None = None
-    original_count: Count | None = None
-    part_of: str | None = None
+    published_structures: Count | None = None
+    """Size of the whole dataset."""
+    subset_of: str | None = None
+    """The dataset that contains all of its structures."""
     store_bytes: Bytes | None = None
 
 
@@ -103,7 +106,7 @@ class MissingLabels(Part):
 class ConversionCounts(Part):
     """Numbers of structures that a conversion read, left out and wrote."""
 
-    written: Count
+    structures_written: Count
     structures_read: Count | None = None
     excluded: Counts | None = None
     """Structures that were left out, by reason."""
@@ -112,18 +115,19 @@ class ConversionCounts(Part):
     """Examples of structures that were left out."""
     parts: Count | None = None
     workers: Count | None = None
-    read_s: Seconds | None = None
+    read_time_s: Seconds | None = None
     seconds: Seconds | None = None
     resumed: bool | None = None
     structures_per_s: Rate | None = None
     labels: list[str] | None = None
-    repeats: Count | None = None
+    duplicate_structures: Count | None = None
     regrouped: Count | None = None
     stress_without_label: Count | None = None
     stress_dropped: Count | None = None
     missing_labels: MissingLabels | None = None
     skipped_files: Counts | None = None
     splits: Counts | None = None
+    """Structures of train, validation and test."""
     cutoff: NonNegative | None = None
     max_neighbours: Count | None = None
     max_force: NonNegative | None = None
@@ -136,8 +140,8 @@ class ReferenceEnergies(Part):
     """The linear model of composition that was fitted to the training split."""
 
     energy_ev: dict[str, Number | None] | None = None
-    undetermined: list[str] | None = None
-    absent_count: Count | None = None
+    undetermined_elements: list[str] | None = None
+    absent_elements: Count | None = None
     rank: Count | None = None
     structures: Count | None = None
     mae_ev_per_atom: Error | None = None
@@ -152,12 +156,12 @@ class Spread(Part):
     negative: list[Any]
     positive: list[Any]
     mean: Number | None = None
-    sd: Number | None = None
+    std: Number | None = None
     rms: Number | None = None
     min: Number | None = None
     max: Number | None = None
     quantiles: dict[str, Number] | None = None
-    number: Count | None = None
+    count: Count | None = None
 
 
 class ElementCounts(Part):
@@ -173,16 +177,18 @@ class Statistics(Part):
     structures: Count
     atoms: Count
     groups_estimate: Count
-    periodic: list[Count]
+    structures_by_periodicity: list[Count]
+    """Structures that are periodic in none, one, two and three directions."""
     elements: dict[str, ElementCounts]
     charges: Counts
     neighbours_mean: NonNegative | None
-    sizes: Spread
+    atoms_per_structure: Spread
     energy_ev_per_atom: Spread
-    force_norm_ev_per_a: Spread
-    stress_ev_per_a3: Spread
-    groups_registers: str | None = None
-    multiplicities: Counts | None = None
+    force_norm_ev_per_angstrom: Spread
+    stress_ev_per_angstrom3: Spread
+    sketch_registers: str | None = None
+    """Registers of the sketch that estimates the number of groups (HyperLogLog), in base64."""
+    spin_multiplicities: Counts | None = None
     edges: Count | None = None
     edge_atoms: Count | None = None
 
@@ -201,7 +207,7 @@ class Reading(Part):
     ranks: PositiveCount
     nodes: PositiveCount | None = None
     datasets: list[str] | None = None
-    roles: list[str] | None = None
+    data_origins: list[str] | None = None
     split: str | None = None
     samples: Count | None = None
     open_s: Seconds | None = None

@@ -71,7 +71,7 @@ class DataParallelParameters(Parameters):
     """Shipped datasets; null: all."""
     atoms: AtomRange | None = None
     """Minimum and maximum number of atoms of the structures that are used of shipped sets."""
-    stores: str = ""
+    store_folder: str = ""
     """A folder of stores, instead of shipped sets."""
     read_mode: ReadMode = "preload"
     """How stores are read."""
@@ -105,7 +105,7 @@ class DataParallelParameters(Parameters):
     @model_validator(mode="after")
     def check_stores(self) -> Self:
         """Raise ValueError if stores are to be limited to some sizes, which only shipped sets can be."""
-        if self.stores and self.atoms is not None:
+        if self.store_folder and self.atoms is not None:
             raise ValueError("atoms: only shipped sets can be limited to some sizes, not stores")
         return self
 
@@ -200,8 +200,8 @@ class ScalingSet(Part):
     """A dataset, and how many of its structures an epoch draws."""
 
     dataset: str
-    role: str
-    level: str | None = None
+    data_origin: str
+    level_of_theory: str | None = None
     structures: Count | None = None
     samples_per_epoch: Count | None = None
     head: str | None = None

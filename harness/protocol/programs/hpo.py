@@ -40,7 +40,7 @@ class HalvingParameters(ParameterGroup):
 
 def check_space(space: dict[str, Any]) -> dict[str, Any]:
     """Return the space unchanged; raise ValueError for a name that training does not know or an empty range."""
-    known = {*ModelParameters.model_fields, *TrainParameters.model_fields} - {"model", "datasets", "stores"}
+    known = {*ModelParameters.model_fields, *TrainParameters.model_fields} - {"model", "datasets", "store_folder"}
     for name, choices in space.items():
         if name not in known and (new := find_new_name(name, known)) is not None:
             raise ValueError(f"hyperparameter {name!r} is now called {new!r}")
@@ -73,9 +73,9 @@ class HpoParameters(Parameters):
     """Nodes per trial, on a machine with a scheduler."""
     max_concurrent_trials: PositiveInt = 1
     """Concurrent trials, on a machine without a scheduler."""
-    trial_minutes: PositiveFloat = 60.0
+    trial_timeout_minutes: PositiveFloat = 60.0
     """Minutes after which a trial counts as hung."""
-    minutes: PositiveFloat | None = None
+    time_limit_minutes: PositiveFloat | None = None
     """Minutes of the whole search, in which every trial must be able to end; null: no limit."""
     initial_points: PositiveInt = 10
     """Number of random points before the optimizer chooses."""
@@ -107,7 +107,7 @@ class TrialEvent(EventRecord, tag="trial"):
     """The reason if it did not end well."""
     energy_mae_ev_per_atom: Error | None = None
     """Validation errors of its best epoch."""
-    force_mae_ev_per_a: Error | None = None
+    force_mae_ev_per_angstrom: Error | None = None
     structures_per_s: Rate | None = None
     epochs: Count | None = None
 
@@ -115,7 +115,7 @@ class TrialEvent(EventRecord, tag="trial"):
         if self.start_time_s > self.end_time_s:
             raise ValueError(f"start_time_s is {self.start_time_s:g}, expected at most end_time_s, {self.end_time_s:g}")
         if self.objective is not None:
-            for name in ("energy_mae_ev_per_atom", "force_mae_ev_per_a", "structures_per_s"):
+            for name in ("energy_mae_ev_per_atom", "force_mae_ev_per_angstrom", "structures_per_s"):
                 if getattr(self, name) is None:
                     raise ValueError(f"{name} is missing, and objective is {self.objective:g}")
 
@@ -153,8 +153,8 @@ class SearchFact(Part):
     max_trials: Count | None = None
     nodes_per_trial: Count | None = None
     max_concurrent_trials: Count | None = None
-    trial_minutes: NonNegative | None = None
-    minutes: NonNegative | None = None
+    trial_timeout_minutes: NonNegative | None = None
+    time_limit_minutes: NonNegative | None = None
     initial_points: Count | None = None
     objectives: list[str] | None = None
     warm_start: list[str] | None = None

@@ -56,7 +56,7 @@ class HydraEnergy(EventRecord, tag="energy"):
     rank: Count
     name: str
     calls: Count
-    joule: NonNegative
+    energy_j: NonNegative
 
 
 class HydraGnnFacts(Facts):

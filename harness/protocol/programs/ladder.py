@@ -128,10 +128,10 @@ class LadderSample(EventRecord, tag="sample"):
     force_dtype: str | None = None
     finite: bool | None = None
     energy_error_ev_per_atom: Error | None = None
-    force_error_ev_per_a: Error | None = None
+    force_error_ev_per_angstrom: Error | None = None
     energy_scale_ev_per_atom: Error | None = None
     """Largest energy of the baseline, to which the error is related."""
-    force_scale_ev_per_a: Error | None = None
+    force_scale_ev_per_angstrom: Error | None = None
 
 
 class Padding(EventRecord, tag="padding"):

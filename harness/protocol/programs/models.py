@@ -192,13 +192,13 @@ class PotentialErrors(EventRecord, tag="potential_errors"):
     model: str
     reference: Literal["labels", "fp64"]
     dataset: str
-    level: str
-    """Level of theory of the labels."""
+    level_of_theory: str
+    """That of the labels."""
     structures: Count
     energy_mae_ev_per_atom: Error | None = None
-    force_mae_ev_per_a: Error | None = None
-    force_max_ev_per_a: Error | None = None
-    stress_mae_ev_per_a3: Error | None = None
+    force_mae_ev_per_angstrom: Error | None = None
+    force_max_ev_per_angstrom: Error | None = None
+    stress_mae_ev_per_angstrom3: Error | None = None
     excluded: dict[str, Count] | None = None
     """Structures that the model refused, by reason."""
 

@@ -111,12 +111,12 @@ class PredictionErrors(EventRecord, tag="prediction"):
     head: str
     structures: PositiveCount
     energy_mae_ev_per_atom: Error | None
-    force_mae_ev_per_a: Error | None
-    force_scale_ev_per_a: Error | None
+    force_mae_ev_per_angstrom: Error | None
+    force_scale_ev_per_angstrom: Error | None
     energy_deviation_mean_ev_per_atom: Error | None
     energy_deviation_max_ev_per_atom: Error | None
-    force_deviation_mean_ev_per_a: Error | None
-    force_deviation_max_ev_per_a: Error | None
+    force_deviation_mean_ev_per_angstrom: Error | None
+    force_deviation_max_ev_per_angstrom: Error | None
 
 
 class TrainedErrors(EventRecord, tag="trained_errors"):

@@ -37,7 +37,7 @@ from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt, c
 
 FilterName = Literal["charge_balance", "no_duplicates"]
 ScoreColumn = Literal[
-    "energy_ev_per_atom", "residual_energy_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_a", "distance"
+    "energy_ev_per_atom", "residual_energy_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_angstrom", "distance"
 ]
 
 
@@ -97,9 +97,9 @@ class ScreeningParameters(Parameters):
     """The model: a file, or the name of a shipped one; null for an untrained one of the sizes of `model`."""
     model: ModelParameters = ModelParameters()
     """Sizes of an untrained model."""
-    candidates: PositiveInt | None = None
+    max_candidates: PositiveInt | None = None
     """Approximate number of candidates, in parts evenly spread over the space; null: all."""
-    part: PositiveInt = 4096
+    part_size: PositiveInt = 4096
     """Candidates per part."""
     retention: Selection = Selection()
     """The candidates whose results are kept."""
@@ -109,11 +109,11 @@ class ScreeningParameters(Parameters):
     """Whether the distance of each candidate from the training sets is computed."""
     reference_structures_per_dataset: PositiveInt = 200
     """Structures of each training set from which the distance is computed."""
-    edges: PositiveInt = 20_000
+    edges_per_batch: PositiveInt = 20_000
     """Approximate number of edges per batch."""
     prefetch_batches: NonNegativeInt = 2
     """Batches that are prepared in advance."""
-    commit_s: Annotated[float, Field(ge=0)] = 60.0
+    write_interval_s: Annotated[float, Field(ge=0)] = 60.0
     """Seconds between writes of results."""
     assessment: Assessment | None = None
     """Assessment of the results by rank 0; null: none."""
@@ -195,7 +195,7 @@ class BestCandidate(EventRecord, tag="best"):
     position: PositiveCount
     candidate: Count
     energy_ev_per_atom: Energy
-    force_max_ev_per_a: Error | None = None
+    force_max_ev_per_angstrom: Error | None = None
     formula: str | None = None
     prototype: str | None = None
     volume: str | None = None
@@ -241,7 +241,7 @@ class ScreeningScope(Part):
     """The part of the space that is screened."""
 
     parts: Count
-    part: Count
+    part_size: Count
     candidates: Count
 
 

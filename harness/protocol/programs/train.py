@@ -75,7 +75,7 @@ class TrainParameters(OptimizerParameters):
     """Sizes of the model."""
     datasets: Names | None = None
     """Shipped datasets; null: all."""
-    stores: str = ""
+    store_folder: str = ""
     """A folder of stores, which contain their splits, instead of shipped sets."""
     read_mode: ReadMode = "preload"
     """How stores are read."""
@@ -122,7 +122,7 @@ class TrainParameters(OptimizerParameters):
     """Whether PyTorch uses deterministic algorithms."""
     gate_steps: NonNegativeInt = 3000
     """Steps of training the gate; 0 leaves it untrained."""
-    checkpoint_s: PositiveFloat = 300.0
+    checkpoint_interval_s: PositiveFloat = 300.0
     """Seconds between checkpoints of the training state."""
     backend: BackendName = "gloo"
     """Library by which ranks exchange gradients."""
@@ -132,7 +132,7 @@ class TrainParameters(OptimizerParameters):
     """Seed of weights and of the order of structures."""
     timeout_s: PositiveFloat = 600.0
     """Seconds that a rank waits for the others before the run fails."""
-    minutes: PositiveFloat | None = None
+    time_limit_minutes: PositiveFloat | None = None
     """Minutes after which the run writes its state and ends, as one link of a chain; null: no limit."""
     resume_previous: bool = False
     """Whether the run resumes from the state of the case that it depends on."""
@@ -154,10 +154,10 @@ class TrainEpoch(EventRecord, tag="epoch"):
     structures_per_s: Rate
     loss: Number | None = None
     energy_mae_ev_per_atom: Error | None = None
-    force_mae_ev_per_a: Error | None = None
+    force_mae_ev_per_angstrom: Error | None = None
     validation_loss: Number | None = None
     validation_energy_mae_ev_per_atom: Error | None = None
-    validation_force_mae_ev_per_a: Error | None = None
+    validation_force_mae_ev_per_angstrom: Error | None = None
     learning_rate: Number | None = None
     wait_s: Seconds | None = None
     """Time that the slowest rank waited for data."""
@@ -173,7 +173,7 @@ class HeadErrors(EventRecord, tag="head_errors"):
     dataset: str
     split: str
     energy_mae_ev_per_atom: Error | None
-    force_mae_ev_per_a: Error | None
+    force_mae_ev_per_angstrom: Error | None
     structures: Count | None = None
 
 
@@ -214,9 +214,9 @@ class TrainSet(Part):
     """A dataset: numbers of structures in its splits, and how many an epoch draws."""
 
     dataset: str
-    role: str
+    data_origin: str
     head: str | None = None
-    level: str | None = None
+    level_of_theory: str | None = None
     train: Count | None = None
     validation: Count | None = None
     test: Count | None = None

@@ -35,7 +35,7 @@ class TransferParameters(Parameters):
 
     task: TaskName
     """The task, by its name in the catalog."""
-    files: str = ""
+    task_folder: str = ""
     """A folder of official files, instead of the shipped ones."""
     checkpoint: str = "painn-64"
     """The pretrained model: a file, or the name of a shipped one."""
@@ -98,8 +98,8 @@ class TaskEvent(EventRecord, tag="task"):
     title: str | None = None
     target: str | None = None
     needs: str | None = None
-    role: str | None = None
-    level: str | None = None
+    data_origin: str | None = None
+    level_of_theory: str | None = None
     kind: str | None = None
     per_atom: bool | None = None
     structures: Count | None = None

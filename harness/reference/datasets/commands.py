@@ -14,7 +14,7 @@ from harness.protocol.text import sanitize, sanitize_line
 from harness.reference.datasets.catalog import SOURCES, DatasetSource, find_source
 from harness.reference.datasets.hydragnn.stores import is_bp_folder, require_seal
 from harness.reference.datasets.shipped_sets import find_shipped_set
-from harness.reference.datasets.splits import SPLITS
+from harness.reference.datasets.splits import SPLIT_NAMES
 from harness.reference.errors import InputError
 
 DONE, FAILED = 0, 1
@@ -195,13 +195,13 @@ def summarize_conversion(facts: dict[str, object]) -> str:
     rate = "" if c["structures_per_s"] is None else f"; {c['structures_per_s']:,.0f}/s"
     others = f"; {c['excluded_by_charge']:,} of other charges passed over" if c["excluded_by_charge"] else ""
     others += "".join(f"; passed over: {what}: {n:,}" for what, n in c["skipped_files"].items())
-    empty = [name for name in SPLITS if name not in c["splits"]]
+    empty = [name for name in SPLIT_NAMES.values() if name not in c["splits"]]
     if empty:
         others += f"; no {' and no '.join(empty)}, too few groups to part"
-    if c["repeats"]:
-        others += f"; {c['repeats']:,} structures repeat another's geometry and are in its split"
+    if c["duplicate_structures"]:
+        others += f"; {c['duplicate_structures']:,} structures repeat another's geometry and are in its split"
     return (
-        f"{c['written']:,} structures ({splits}) of {about['role']} {about['level']};"
+        f"{c['structures_written']:,} structures ({splits}) of {about['data_origin']} {about['level_of_theory']};"
         f" {'left out: ' + left_out if left_out else 'none left out'}{others}{rate}"
     )
 

@@ -23,7 +23,8 @@ from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.reference_energies import count_elements
 from harness.reference.storage.sampling.permutations import hash_key, splitmix64
 
-SPLITS = ("trainset", "valset", "testset")
+SPLIT_NAMES = {"trainset": "train", "valset": "validation", "testset": "test"}  # by the label in stores, HydraGNN's
+SPLITS = tuple(SPLIT_NAMES)
 SHARES = (0.9, 0.05, 0.05)
 SEED = 17  # with which every shipped set, of as few as 15 groups, has some in every split
 

@@ -226,7 +226,7 @@ class Statistics:
         return self.sizes, self.energy, self.forces, self.stress
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data for an event log, which `from_json` reads."""
+        """Return plain data for the notes of a store, which `from_json` reads."""
         return {
             "structures": self.sizes.number,
             "atoms": int(self.atoms_of.sum()),

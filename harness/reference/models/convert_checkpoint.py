@@ -61,7 +61,7 @@ def convert(path: Path) -> Path:
 def set_shortest_distances(model: FoundationModel, training: dict[str, Any]) -> None:
     """Set the shortest distance of each head whose training set is a shipped set that has not changed."""
     spec = NeighbourSpec(model.config.cutoff, model.config.max_neighbours)
-    for name in () if training.get("stores") else training.get("datasets", ()):
+    for name in () if training.get("store_folder") else training.get("datasets", ()):
         options = {
             "test_fraction": training["test_fraction"],
             "seed": training["split_seed"],

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import psutil
 
+from harness.protocol.case import upgrade_case
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.data import CopyFloor, DataFacts, DataParameters, Reading, ReadSample
 from harness.protocol.records import Failure, Progress
@@ -24,6 +25,7 @@ from harness.reference.datasets.catalog import find_source
 from harness.reference.datasets.collection import TRAINING_SPLIT
 from harness.reference.datasets.conversion.convert import convert, find_official_files, plan_conversion
 from harness.reference.datasets.conversion.read_part import ConversionRules
+from harness.reference.datasets.splits import SPLIT_NAMES
 from harness.reference.distributed import launch
 from harness.reference.distributed.launch import RankInfo, describe_error
 from harness.reference.errors import InputError
@@ -60,7 +62,7 @@ def convert_dataset(parameters: DataParameters, log: CaseLog, folder: Path) -> N
     target = folder / "store" / f"{entry.slug}.bp"
     shutil.rmtree(target, ignore_errors=True)  # an earlier attempt may have left one without its facts
     workers = parameters.workers or len(os.sched_getaffinity(0))
-    plan = plan_conversion(entry, find_official_files(parameters.source, entry), target, rules, workers)
+    plan = plan_conversion(entry, find_official_files(parameters.dataset_folder, entry), target, rules, workers)
 
     def report(done: int, total: int, what: str) -> None:
         log.write(Progress(done=done, total=total, activity=what))
@@ -70,7 +72,7 @@ def convert_dataset(parameters: DataParameters, log: CaseLog, folder: Path) -> N
 
 def list_earlier_stores(folder: Path) -> list[Path]:
     """Return the stores of the cases that this one waited for, in the order of their heads."""
-    needed = json.loads((folder / "case.json").read_text(encoding="utf-8"))["after"]
+    needed = upgrade_case(json.loads((folder / "case.json").read_text(encoding="utf-8")))["depends_on"]
     stores = [path for name in needed for path in (folder.resolve().parent / name / "store").glob("*.bp")]
     if not stores:
         raise InputError("no store: this case reads the stores of the conversions that it waits for")
@@ -120,8 +122,9 @@ def _benchmark(config: DataParameters, stores: Sequence[Path], log: CaseLog, com
     def describe(mode: ReadMode) -> Reading:
         reading = Reading(
             read_mode=mode, open_s=open_costs[mode][0], rss_bytes=open_costs[mode][1], ranks=comm.size, nodes=nodes,
-            datasets=[s.stem for s in stores], roles=[_role(s) for s in stores], split=TRAINING_SPLIT,
-            samples=len(datasets[modes[0]]), bytes_per_sample_mean=sample_bytes, floor=floor,
+            datasets=[s.stem for s in stores], data_origins=[_read_origin(s) for s in stores],
+            split=SPLIT_NAMES[TRAINING_SPLIT], samples=len(datasets[modes[0]]),
+            bytes_per_sample_mean=sample_bytes, floor=floor,
         )  # fmt: skip
         if mode == "distributed":
             parts = [p for p in datasets[mode].parts if isinstance(p, DistributedStore)]
@@ -163,8 +166,8 @@ def modes_that_fit(
     return fitting, skipped
 
 
-def _role(store: Path) -> str:
-    """Return the role of the store's data, official or stand-in, for the report."""
+def _read_origin(store: Path) -> str:
+    """Return whether the store's data are official or a stand-in, for the report."""
     with BPFile(store) as file:
         about = file.attributes.get("about")
     return str(about["role"]) if isinstance(about, dict) else "unknown"

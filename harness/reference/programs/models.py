@@ -217,12 +217,12 @@ def compare_with_labels(name: str, dataset: str, level: str, pairs: Pairs, exclu
         model=name,
         reference="labels",
         dataset=dataset,
-        level=level,
+        level_of_theory=level,
         structures=len(pairs),
         energy_mae_ev_per_atom=compute_energy_error(with_energy),
-        force_mae_ev_per_a=float(np.concatenate(forces).mean()) if forces else None,
-        force_max_ev_per_a=float(np.concatenate(forces).max()) if forces else None,
-        stress_mae_ev_per_a3=float(np.mean(stresses)) if stresses else None,
+        force_mae_ev_per_angstrom=float(np.concatenate(forces).mean()) if forces else None,
+        force_max_ev_per_angstrom=float(np.concatenate(forces).max()) if forces else None,
+        stress_mae_ev_per_angstrom3=float(np.mean(stresses)) if stresses else None,
         excluded=excluded or None,
     )
 
@@ -250,11 +250,11 @@ def compare_with_fp64(
         model=name,
         reference="fp64",
         dataset=dataset,
-        level=level,
+        level_of_theory=level,
         structures=len(pairs),
         energy_mae_ev_per_atom=float(np.mean(energies)),
-        force_mae_ev_per_a=float(np.concatenate(forces).mean()),
-        force_max_ev_per_a=float(np.concatenate(forces).max()),
+        force_mae_ev_per_angstrom=float(np.concatenate(forces).mean()),
+        force_max_ev_per_angstrom=float(np.concatenate(forces).max()),
     )
 
 

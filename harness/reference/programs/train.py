@@ -103,7 +103,7 @@ def open_splits(config: TrainParameters, neighbour_spec: NeighbourSpec, rank_inf
         InputError: There is no dataset for one of the splits, or forces are missing.
     """
     datasets: list[dict[str, Dataset]]
-    if config.stores:
+    if config.store_folder:
         comm = (
             get_mpi_world(rank_info) if rank_info.size > 1 and config.read_mode in ("shared", "distributed") else None
         )
@@ -115,7 +115,7 @@ def open_splits(config: TrainParameters, neighbour_spec: NeighbourSpec, rank_inf
             width=config.replica_ranks,
             backend=config.store_backend,
         )
-        paths = find_stores(Path(config.stores).expanduser())
+        paths = find_stores(Path(config.store_folder).expanduser())
         datasets = [{split: open_split(path, split=split) for split in list_splits(path)} for path in paths]
     else:
         datasets = [
@@ -131,7 +131,7 @@ def open_splits(config: TrainParameters, neighbour_spec: NeighbourSpec, rank_inf
     usable = {split: [d[split] for d in datasets if split in d and len(d[split].samples)] for split in SPLITS}
     for split, some in usable.items():
         if not some:
-            source = config.stores or ", ".join(config.datasets or ())
+            source = config.store_folder or ", ".join(config.datasets or ())
             raise InputError(
                 f"{source}: no dataset has a {split}; training needs one to train on, one to validate and one to test,"
                 " which `harness data convert` makes of at least three groups of structures"
@@ -202,7 +202,9 @@ def train(
         world=world,
         log=log,
         folder=folder,
-        limits=TrainingLimits(config.epochs, config.early_stopping_patience, config.checkpoint_s, config.minutes),
+        limits=TrainingLimits(
+            config.epochs, config.early_stopping_patience, config.checkpoint_interval_s, config.time_limit_minutes
+        ),
         groups=groups,
         identity=describe_identity(model, config.model_dump(), world),
     )

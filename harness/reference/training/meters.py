@@ -23,14 +23,14 @@ class TrainingLimits:
     Attributes:
         epochs: Maximum number of epochs.
         early_stopping_patience: Epochs without a better validation loss that end the run, or None.
-        checkpoint_s: Seconds between states on disk, in addition to the one after every epoch.
-        minutes: Wall time after which the run saves its state and ends, so that another can continue it.
+        checkpoint_interval_s: Seconds between states on disk, in addition to the one after every epoch.
+        time_limit_minutes: Wall time after which the run saves its state and ends, so that another can continue it.
     """
 
     epochs: int
     early_stopping_patience: int | None = None
-    checkpoint_s: float = 300.0
-    minutes: float | None = None
+    checkpoint_interval_s: float = 300.0
+    time_limit_minutes: float | None = None
 
 
 @dataclass

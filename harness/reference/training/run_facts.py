@@ -24,8 +24,8 @@ from harness.reference.training.loader import BatchLoader
 
 # Options that change neither the model nor the sequence of steps: a resumed run may change them.
 NON_IDENTITY_OPTIONS = {
-    "prefetch_batches", "checkpoint_s", "timeout_s", "max_validation_structures", "gate_steps", "read_mode",
-    "replica_ranks", "store_backend", "minutes",
+    "prefetch_batches", "checkpoint_interval_s", "timeout_s", "max_validation_structures", "gate_steps", "read_mode",
+    "replica_ranks", "store_backend", "time_limit_minutes",
     "resume_previous",
 }  # fmt: skip
 # Defaults from before an option existed are omitted, so that earlier states can be resumed.
@@ -58,8 +58,9 @@ def describe_run(
         workload=TrainWorkload(
             datasets=[
                 TrainSet(
-                    dataset=d.name, head=HEADS[d.head], role=d.role, level=d.level, train=train.get(d.head, 0),
-                    validation=validation.get(d.head, 0), test=test.get(d.head, 0), samples_per_epoch=count,
+                    dataset=d.name, head=HEADS[d.head], data_origin=d.role, level_of_theory=d.level,
+                    train=train.get(d.head, 0), validation=validation.get(d.head, 0), test=test.get(d.head, 0),
+                    samples_per_epoch=count,
                 )
                 for d, count in zip(loader.collection.datasets, loader.sampler.draws.tolist(), strict=True)
             ],

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.protocol.case import upgrade_case
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.train import TrainFacts
 from harness.protocol.upgrade import convert_parameters
@@ -134,10 +135,10 @@ MODEL = "model.safetensors"
 
 def find_previous_case(folder: Path) -> Path:
     """Return the folder of the case that this one continues; raise InputError if it does not depend on exactly one."""
-    case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-    required = case.get("after") or []
+    case = upgrade_case(json.loads((folder / "case.json").read_text(encoding="utf-8")))
+    required = case.get("depends_on") or []
     if len(required) != 1:
-        raise InputError(f"expected one case before this one (`after`), got {len(required)}")
+        raise InputError(f"expected one case before this one (`depends_on`), got {len(required)}")
     return folder.resolve().parent / str(required[0])
 
 

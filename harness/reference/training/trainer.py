@@ -101,7 +101,7 @@ class Trainer:
         if self.is_finished:
             self.model.load_state_dict(self.best)
         else:
-            why = f"{self.limits.minutes:g} minutes have passed, the time limit"
+            why = f"{self.limits.time_limit_minutes:g} minutes have passed, the time limit"
             self.log.write(Stopped(reason=why, epoch=self.progress.epoch, step=self.progress.step))
 
     @property
@@ -212,8 +212,10 @@ class Trainer:
         if now - self._reported > PROGRESS_S:
             self.log.write(Progress(done=self.progress.step, total=self.total, activity="training steps"))
             self._reported = now
-        is_due = now - self._saved > self.limits.checkpoint_s
-        is_out_of_time = self.limits.minutes is not None and now - self._started > 60.0 * self.limits.minutes
+        is_due = now - self._saved > self.limits.checkpoint_interval_s
+        is_out_of_time = (
+            self.limits.time_limit_minutes is not None and now - self._started > 60.0 * self.limits.time_limit_minutes
+        )
         if self.world.size > 1:
             # all ranks must save at the same step
             if self.progress.step % AGREEMENT_STEPS:
@@ -244,15 +246,16 @@ class Trainer:
                 self.write(
                     HeadErrors(
                         epoch=progress.epoch, head=HEADS[head], dataset=self._find_dataset(head), split=split,
-                        energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force, structures=count,
+                        energy_mae_ev_per_atom=energy, force_mae_ev_per_angstrom=force, structures=count,
                     )
                 )  # fmt: skip
         (energy, force), (v_energy, v_force) = trained.overall(), validated.overall(shares)
         self.write(
             TrainEpoch(
                 epoch=progress.epoch, step=progress.step, loss=loss, energy_mae_ev_per_atom=energy,
-                force_mae_ev_per_a=force, validation_loss=validation_loss, validation_energy_mae_ev_per_atom=v_energy,
-                validation_force_mae_ev_per_a=v_force, learning_rate=self.optimizer_state.learning_rate,
+                force_mae_ev_per_angstrom=force, validation_loss=validation_loss,
+                validation_energy_mae_ev_per_atom=v_energy, validation_force_mae_ev_per_angstrom=v_force,
+                learning_rate=self.optimizer_state.learning_rate,
                 duration_s=progress.seconds, wait_s=float(world.all_reduce_max(torch.tensor([waited_s]))),
                 structures_per_s=graphs / progress.seconds, best=is_best,
             )

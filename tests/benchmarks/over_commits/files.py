@@ -32,7 +32,8 @@ def folders() -> Any:
                     "event": "sample", "stage": stage, "round": number, "batch": 0, "structures": 16,
                     "device_s": seconds * (8 + number), "energy_dtype": "torch.float64",
                     "force_dtype": "torch.float64", "finite": True, "neighbour_lists_s": 0.1, "collation_s": 0.05,
-                    "transfer_s": 0.05, "load_1min": 0.5, "force_error_ev_per_a": 0.0, "force_scale_ev_per_a": 20.0,
+                    "transfer_s": 0.05, "load_1min": 0.5, "force_error_ev_per_angstrom": 0.0,
+                    "force_scale_ev_per_angstrom": 20.0,
                     "energy_error_ev_per_atom": 0.0, "energy_scale_ev_per_atom": 3.0,
                 })  # fmt: skip
         events.append({"event": "done"})

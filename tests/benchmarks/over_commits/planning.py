@@ -21,7 +21,7 @@ def plan(suite: str, system: str) -> Any:
         load_system = find("harness.config.system.load_system", "harness.config.system.load", "harness.systems.load")
     site = load_system(locate("systems", system), {"account": "none"} if system == "frontier" else {})
     definition = getattr(site, "definition", None) or site.system  # earlier commits
-    return expand(load_suite(locate("suites", suite), definition.scale or definition.name), site)
+    return expand(load_suite(locate("suites", suite), definition.overlay or definition.name), site)
 
 
 class Plan(Sampled):

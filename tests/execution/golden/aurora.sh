@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-#PBS -N scaling-weak-nodes_512-60d95034
+#PBS -N scaling-weak-nodes_512-1676731f
 #PBS -S /bin/bash
 #PBS -l select=1024
 #PBS -l place=scatter:excl
 #PBS -l walltime=01:03:00
 #PBS -j oe
-#PBS -o "/campaign/jobs/scaling-weak-nodes_512-60d95034.log"
+#PBS -o "/campaign/jobs/scaling-weak-nodes_512-1676731f.log"
 #PBS -r y
 #PBS -A abc123
 #PBS -q prod
@@ -14,16 +14,16 @@
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on Aurora (ALCF):
-#   scaling-weak-nodes_512 (id 01e73c60e0ef162f): 512 nodes x 12 ranks, 30 min at most
-#   scaling-weak-nodes_1024 (id a72f83eb00cfa10e): 1024 nodes x 12 ranks, 30 min at most
+#   scaling-weak-nodes_512 (id 53ce66e600294ee5): 512 nodes x 12 ranks, 30 min at most
+#   scaling-weak-nodes_1024 (id 2b16df96450b451a): 1024 nodes x 12 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system aurora`.
-# By hand: `qsub jobs/scaling-weak-nodes_512-60d95034.sh`, or with `-v GFM_HARNESS_AGAIN=again` to have ended cases run anew.
+# By hand: `qsub jobs/scaling-weak-nodes_512-1676731f.sh`, or with `-v GFM_HARNESS_AGAIN=again` to have ended cases run anew.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
 
 campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_512-60d95034
+job=scaling-weak-nodes_512-1676731f
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
@@ -184,14 +184,14 @@ run_case() {
     if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
-run_case scaling-weak-nodes_512-01e73c60e0 '' 512 1800 \
+run_case scaling-weak-nodes_512-53ce66e600 '' 512 1800 \
     env WORLD_SIZE=6144 mpiexec -n 6144 --ppn 12 --hostfile "$(first 512)" \
     --cpu-bind=list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100 \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_512-01e73c60e0
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_512-53ce66e600
 
-run_case scaling-weak-nodes_1024-a72f83eb00 '' 1024 1800 \
+run_case scaling-weak-nodes_1024-2b16df9645 '' 1024 1800 \
     env WORLD_SIZE=12288 mpiexec -n 12288 --ppn 12 --hostfile "$(first 1024)" \
     --cpu-bind=list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100 \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_1024-a72f83eb00
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_1024-2b16df9645
 
 exit "$exit_status"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-#SBATCH --job-name=scaling-weak-nodes_512-bcda06f1
+#SBATCH --job-name=scaling-weak-nodes_512-fe9868f1
 #SBATCH --nodes=1024
 #SBATCH --time=01:05:00
-#SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-bcda06f1.log"
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-fe9868f1.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --exclusive
@@ -12,16 +12,16 @@
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on Frontier (OLCF):
-#   scaling-weak-nodes_512 (id be0696403f2c8c85): 512 nodes x 8 ranks, 30 min at most
-#   scaling-weak-nodes_1024 (id 4ec0af771f0c9561): 1024 nodes x 8 ranks, 30 min at most
+#   scaling-weak-nodes_512 (id 39e2b0b5cccf2c34): 512 nodes x 8 ranks, 30 min at most
+#   scaling-weak-nodes_1024 (id dffd31543d0c11e0): 1024 nodes x 8 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system frontier`.
-# By hand: `sbatch jobs/scaling-weak-nodes_512-bcda06f1.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `sbatch jobs/scaling-weak-nodes_512-fe9868f1.sh`, or with the word `again` to have ended cases run anew.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
 
 campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_512-bcda06f1
+job=scaling-weak-nodes_512-fe9868f1
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
@@ -333,16 +333,16 @@ run_case() {
     if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
-run_case scaling-weak-nodes_512-be0696403f '' 512 1800 \
+run_case scaling-weak-nodes_512-39e2b0b5cc '' 512 1800 \
     srun --nodes=512 --ntasks=4096 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 512)" \
     --kill-on-bad-exit=1 --label \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_512-be0696403f
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_512-39e2b0b5cc
 
-run_case scaling-weak-nodes_1024-4ec0af771f '' 1024 1800 \
+run_case scaling-weak-nodes_1024-dffd31543d '' 1024 1800 \
     srun --nodes=1024 --ntasks=8192 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 1024)" \
     --kill-on-bad-exit=1 --label \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_1024-4ec0af771f
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_1024-dffd31543d
 
 exit "$exit_status"

@@ -2,15 +2,15 @@
 #
 # Weak and strong scaling of data-parallel training
 # 1 case on This machine:
-#   scaling-weak-per_node_2 (id 3b79fa04ee1bf9d6): 1 node x 2 ranks, 10 min at most
+#   scaling-weak-ranks_per_node_2 (id a8f6f40a4ab49c78): 1 node x 2 ranks, 10 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system local`.
-# By hand: `bash jobs/scaling-weak-per_node_2-8627d40e.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `bash jobs/scaling-weak-ranks_per_node_2-54280785.sh`, or with the word `again` to have ended cases run anew.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
 
 campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
-job=scaling-weak-per_node_2-8627d40e
+job=scaling-weak-ranks_per_node_2-54280785
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
@@ -145,9 +145,9 @@ run_case() {
     if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
-run_case scaling-weak-per_node_2-3b79fa04ee '' 1 600 \
+run_case scaling-weak-ranks_per_node_2-a8f6f40a4a '' 1 600 \
     mpiexec -n 2 \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-per_node_2-3b79fa04ee
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-ranks_per_node_2-a8f6f40a4a
 
 rm -f "$held"
 exit "$exit_status"

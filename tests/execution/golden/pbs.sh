@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-#PBS -N scaling-weak-nodes_4-29dd838d
+#PBS -N scaling-weak-nodes_4-2c7b9928
 #PBS -S /bin/bash
 #PBS -l select=8:ncpus=2:mpiprocs=2
 #PBS -l place=scatter:excl
 #PBS -l walltime=00:22:00
 #PBS -j oe
-#PBS -o "/campaign/jobs/scaling-weak-nodes_4-29dd838d.log"
+#PBS -o "/campaign/jobs/scaling-weak-nodes_4-2c7b9928.log"
 #PBS -r y
 #PBS -A abc123
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on A PBS cluster:
-#   scaling-weak-nodes_4 (id 2fbee8467382911f): 4 nodes x 2 ranks, 10 min at most
-#   scaling-weak-nodes_8 (id 5704cf83238a997a): 8 nodes x 2 ranks, 10 min at most
+#   scaling-weak-nodes_4 (id db89bde36a96133b): 4 nodes x 2 ranks, 10 min at most
+#   scaling-weak-nodes_8 (id 9859d4fdef3e8f26): 8 nodes x 2 ranks, 10 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system pbs`.
-# By hand: `qsub jobs/scaling-weak-nodes_4-29dd838d.sh`, or with `-v GFM_HARNESS_AGAIN=again` to have ended cases run anew.
+# By hand: `qsub jobs/scaling-weak-nodes_4-2c7b9928.sh`, or with `-v GFM_HARNESS_AGAIN=again` to have ended cases run anew.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
 
 campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_4-29dd838d
+job=scaling-weak-nodes_4-2c7b9928
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
@@ -172,12 +172,12 @@ run_case() {
     if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
-run_case scaling-weak-nodes_4-2fbee84673 '' 4 600 \
+run_case scaling-weak-nodes_4-db89bde36a '' 4 600 \
     env WORLD_SIZE=8 mpiexec -n 8 --ppn 2 --hostfile "$(first 4)" \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_4-2fbee84673
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_4-db89bde36a
 
-run_case scaling-weak-nodes_8-5704cf8323 '' 8 600 \
+run_case scaling-weak-nodes_8-9859d4fdef '' 8 600 \
     env WORLD_SIZE=16 mpiexec -n 16 --ppn 2 --hostfile "$(first 8)" \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_8-5704cf8323
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_8-9859d4fdef
 
 exit "$exit_status"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-#SBATCH --job-name=scaling-weak-nodes_64-ae407c7c
+#SBATCH --job-name=scaling-weak-nodes_64-8941d6e3
 #SBATCH --nodes=128
 #SBATCH --time=01:03:00
-#SBATCH --output="/campaign/jobs/scaling-weak-nodes_64-ae407c7c.log"
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_64-8941d6e3.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --exclusive
@@ -13,16 +13,16 @@
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on Perlmutter (NERSC):
-#   scaling-weak-nodes_64 (id 95b6f26cde0d6964): 64 nodes x 4 ranks, 30 min at most
-#   scaling-weak-nodes_128 (id 70d7ff7c99397fab): 128 nodes x 4 ranks, 30 min at most
+#   scaling-weak-nodes_64 (id c15c6db95d0c7354): 64 nodes x 4 ranks, 30 min at most
+#   scaling-weak-nodes_128 (id 2c60885467b317f8): 128 nodes x 4 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system perlmutter`.
-# By hand: `sbatch jobs/scaling-weak-nodes_64-ae407c7c.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `sbatch jobs/scaling-weak-nodes_64-8941d6e3.sh`, or with the word `again` to have ended cases run anew.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
 
 campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_64-ae407c7c
+job=scaling-weak-nodes_64-8941d6e3
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
@@ -203,16 +203,16 @@ run_case() {
     if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
-run_case scaling-weak-nodes_64-95b6f26cde '' 64 1800 \
+run_case scaling-weak-nodes_64-c15c6db95d '' 64 1800 \
     srun --nodes=64 --ntasks=256 --ntasks-per-node=4 \
     --cpus-per-task=32 --gpus-per-node=4 --gpu-bind=none --nodelist="$(first 64)" \
     --kill-on-bad-exit=1 --label \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_64-95b6f26cde
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_64-c15c6db95d
 
-run_case scaling-weak-nodes_128-70d7ff7c99 '' 128 1800 \
+run_case scaling-weak-nodes_128-2c60885467 '' 128 1800 \
     srun --nodes=128 --ntasks=512 --ntasks-per-node=4 \
     --cpus-per-task=32 --gpus-per-node=4 --gpu-bind=none --nodelist="$(first 128)" \
     --kill-on-bad-exit=1 --label \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_128-70d7ff7c99
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_128-2c60885467
 
 exit "$exit_status"

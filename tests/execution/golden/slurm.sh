@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-#SBATCH --job-name=scaling-weak-nodes_4-373fae7f
+#SBATCH --job-name=scaling-weak-nodes_4-36070756
 #SBATCH --nodes=8
 #SBATCH --time=00:22:00
-#SBATCH --output="/campaign/jobs/scaling-weak-nodes_4-373fae7f.log"
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_4-36070756.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --exclusive
@@ -10,16 +10,16 @@
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on A Slurm cluster:
-#   scaling-weak-nodes_4 (id dcb1b016669df8eb): 4 nodes x 2 ranks, 10 min at most
-#   scaling-weak-nodes_8 (id 22044ef97654c8ad): 8 nodes x 2 ranks, 10 min at most
+#   scaling-weak-nodes_4 (id 644a979cdeaf8b1b): 4 nodes x 2 ranks, 10 min at most
+#   scaling-weak-nodes_8 (id ef0ebd1fb53518d6): 8 nodes x 2 ranks, 10 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system slurm`.
-# By hand: `sbatch jobs/scaling-weak-nodes_4-373fae7f.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `sbatch jobs/scaling-weak-nodes_4-36070756.sh`, or with the word `again` to have ended cases run anew.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
 
 campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_4-373fae7f
+job=scaling-weak-nodes_4-36070756
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
@@ -187,14 +187,14 @@ run_case() {
     if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
-run_case scaling-weak-nodes_4-dcb1b01666 '' 4 600 \
+run_case scaling-weak-nodes_4-644a979cde '' 4 600 \
     srun --nodes=4 --ntasks=8 --ntasks-per-node=2 \
     --cpus-per-task=1 --nodelist="$(first 4)" --kill-on-bad-exit=1 --label \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_4-dcb1b01666
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_4-644a979cde
 
-run_case scaling-weak-nodes_8-22044ef976 '' 8 600 \
+run_case scaling-weak-nodes_8-ef0ebd1fb5 '' 8 600 \
     srun --nodes=8 --ntasks=16 --ntasks-per-node=2 \
     --cpus-per-task=1 --nodelist="$(first 8)" --kill-on-bad-exit=1 --label \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_8-22044ef976
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_8-ef0ebd1fb5
 
 exit "$exit_status"

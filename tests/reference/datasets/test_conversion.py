@@ -78,7 +78,12 @@ def test_store_holds_every_structure_once_and_exactly(files: list[Path], tmp_pat
     frames, faults = read_all_files(ani1x.FORMAT, *files)
     stored = read_content(tmp_path / "s.bp")
     assert not faults
-    assert len(stored) == len(frames) == facts["conversion"]["written"] == sum(facts["conversion"]["splits"].values())
+    assert (
+        len(stored)
+        == len(frames)
+        == facts["conversion"]["structures_written"]
+        == sum(facts["conversion"]["splits"].values())
+    )
     for s in frames.structures():
         assert stored[s.name][1:] == (s.positions.tobytes(), s.energy)
     splits: dict[str, set[str]] = {}
@@ -175,7 +180,7 @@ def test_bad_structures_are_counted_or_end_a_strict_conversion(files: list[Path]
     group_size = 5 + 8
     assert left_out["unlabelled"] == 1
     assert sum(left_out.values()) in (4 + group_size, 5)  # a group without elements is one fault, or one a frame
-    assert facts["conversion"]["written"] == FILES * sum(range(5, 5 + GROUPS)) - 4 - group_size
+    assert facts["conversion"]["structures_written"] == FILES * sum(range(5, 5 + GROUPS)) - 4 - group_size
     assert all(text.startswith("ani-2.h5: ") for text in facts["conversion"]["examples"])
     with pytest.raises(InputError, match=r"^ani-2.h5: "):
         convert(make_conversion(files, tmp_path / "strict.bp", strict=True), ignore_progress)
@@ -237,7 +242,7 @@ def test_structures_without_forces_are_left_out_where_others_have_them(tmp_path:
     assert facts["conversion"]["excluded"] == {"unlabelled": 100}
     assert facts["conversion"]["labels"] == ["energy", "forces", "stress"]
     assert len(read_content(tmp_path / "s.bp")) == 60
-    assert facts["reference_energies"]["structures"] == facts["conversion"]["splits"]["trainset"]
+    assert facts["reference_energies"]["structures"] == facts["conversion"]["splits"]["train"]
 
 
 def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:

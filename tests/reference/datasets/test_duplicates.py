@@ -229,10 +229,10 @@ def test_no_structure_and_no_group_is_in_two_splits(seed: int, tmp_path_factory:
     facts = convert_files([folder / "0.h5", folder / "1.h5"], folder / "s.bp")
     result = splits_of_shapes(folder / "s.bp")
     assert all(len(splits) == 1 for splits in result.values())
-    assert facts["conversion"]["written"] == total
-    assert facts["conversion"]["repeats"] == total - len(result)
+    assert facts["conversion"]["structures_written"] == total
+    assert facts["conversion"]["duplicate_structures"] == total - len(result)
     assert facts["statistics"]["structures"] == total
-    assert facts["reference_energies"]["structures"] == facts["conversion"]["splits"]["trainset"]
+    assert facts["reference_energies"]["structures"] == facts["conversion"]["splits"]["train"]
     ids = []
     groups_of: dict[str, set[str]] = defaultdict(set)
     with BPFile(folder / "s.bp") as file:
@@ -289,7 +289,7 @@ def test_molecules_of_qm7x_that_are_published_twice_stay_together(tmp_path: Path
                     group["totFOR"] = np.zeros((6, 3))
     files = [tmp_path / "1000.hdf5", tmp_path / "6000.hdf5"]
     facts = convert_files(files, tmp_path / "s.bp", qm7x.FORMAT, "qm7x")
-    assert facts["conversion"]["repeats"] == 30
+    assert facts["conversion"]["duplicate_structures"] == 30
     splits: dict[int, set[str]] = defaultdict(set)
     with BPFile(tmp_path / "s.bp") as file:
         for label in file.splits:

@@ -46,10 +46,10 @@ def convert(folder: Path, slug: str, groups: int) -> Path:
 
 def test_two_groups_are_converted_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(tmp_path, "two", 2)
-    assert "8 structures (4 trainset, 4 valset)" in (message := capsys.readouterr().out)
-    assert "no testset, too few groups to part" in message
+    assert "8 structures (4 train, 4 validation)" in (message := capsys.readouterr().out)
+    assert "no test, too few groups to part" in message
     convert(tmp_path, "three", 3)
-    assert "12 structures (4 trainset, 4 valset, 4 testset)" in capsys.readouterr().out
+    assert "12 structures (4 train, 4 validation, 4 test)" in capsys.readouterr().out
 
 
 def test_a_store_without_validation_is_trained_on_only_with_complete_ones(tmp_path: Path) -> None:
@@ -58,9 +58,9 @@ def test_a_store_without_validation_is_trained_on_only_with_complete_ones(tmp_pa
     shutil.move(convert(tmp_path, "one", 1), stores / "ani1x.bp")
     place = launch.detect_rank({})
     with pytest.raises(InputError, match=r"stores: no dataset has a valset; training needs .* at least three groups"):
-        open_splits(TrainParameters(stores=str(stores)), REACH, place)
+        open_splits(TrainParameters(store_folder=str(stores)), REACH, place)
     assert main(["convert", "qcml", "--to", str(stores), "-q"]) == 0
-    splits = open_splits(TrainParameters(stores=str(stores)), REACH, place)
+    splits = open_splits(TrainParameters(store_folder=str(stores)), REACH, place)
     names = {split: [d.name for d in collection.datasets] for split, collection in splits.items()}
     assert names == {"trainset": ["ani1x", "qcml"], "valset": ["qcml"], "testset": ["qcml"]}
     for collection in splits.values():

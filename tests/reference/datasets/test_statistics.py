@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from harness.experiments.data.metrics import build_tables
 from harness.protocol.events import JsonLinesLog
+from harness.protocol.upgrade import convert_fact
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.reference_energies import StreamingLeastSquares
 from harness.reference.datasets.summary import DistinctCounter, Histogram, Statistics, from_json
@@ -176,10 +177,12 @@ def test_the_report_reads_what_a_conversion_writes(tmp_path: Path, block: Struct
     (folder / "exit_code").write_text("0\n")
     log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
-    log.write_fact("dataset", {"name": "oc25", "head": "OC25", "role": "stand-in", "original_count": 7_800_000})
-    log.write_fact("conversion", {"written": len(block)})
-    log.write_fact("reference_energies", fit.solve().to_json())
-    log.write_fact("statistics", result.to_json())
+    log.write_fact(
+        "dataset", {"name": "oc25", "head": "OC25", "data_origin": "stand-in", "published_structures": 7_800_000}
+    )
+    log.write_fact("conversion", {"structures_written": len(block)})
+    for name, note in (("references", fit.solve().to_json()), ("statistics", result.to_json())):
+        log.write_fact(*convert_fact("data", name, note))
     log.write("done")
     tables = build_tables(load_runs(tmp_path))
     (row,) = tables["datasets"].to_dict("records")
@@ -187,7 +190,7 @@ def test_the_report_reads_what_a_conversion_writes(tmp_path: Path, block: Struct
     assert row["size_median"] == pytest.approx(np.median(block.sizes), rel=0.02)
     assert row["neighbours"] == 20
     assert row["reference_rank"] == 8
-    for quantity, values in (("sizes", block.sizes), ("energy_ev_per_atom", fit.solve().residual(block))):
+    for quantity, values in (("atoms_per_structure", block.sizes), ("energy_ev_per_atom", fit.solve().residual(block))):
         bins = tables["distributions"].set_index("quantity").loc[[quantity]]
         assert bins["count"].sum() == len(block)
         assert bins["low"].min() <= values.min() <= values.max() <= bins["high"].max()

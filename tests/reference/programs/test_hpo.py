@@ -49,7 +49,7 @@ SMALL = {
     "trial": TRAINING,
     "max_trials": 2,
     "max_concurrent_trials": 2,
-    "trial_minutes": 10.0,
+    "trial_timeout_minutes": 10.0,
     "initial_points": 2,
 }
 
@@ -79,7 +79,7 @@ def test_a_search_runs_trials_and_writes_a_table(tmp_path: Path) -> None:
         epochs = [
             e for e in read_last_events(tmp_path / "trials" / f"{number:04d}" / "events.jsonl") if e["event"] == "epoch"
         ]
-        errors = epochs[-1]["validation_energy_mae_ev_per_atom"], epochs[-1]["validation_force_mae_ev_per_a"]
+        errors = epochs[-1]["validation_energy_mae_ev_per_atom"], epochs[-1]["validation_force_mae_ev_per_angstrom"]
         assert event["objective"] == pytest.approx(-sum(errors) / 2)
         assert contains_point(HpoParameters(space=SPACE).space, event["configuration"])
     with (tmp_path / "results.csv").open() as file:
@@ -102,7 +102,7 @@ def test_each_failure_of_a_trial_has_its_own_state(tmp_path: Path) -> None:
     write_trial(tmp_path, 4)
     killer = threading.Thread(target=kill_when_started, args=(tmp_path / "trials" / "0003",))
     killer.start()
-    log = run_search(tmp_path, space=WIDE, max_trials=5, trial_minutes=0.75)
+    log = run_search(tmp_path, space=WIDE, max_trials=5, trial_timeout_minutes=0.75)
     killer.join()
     trials = trials_by_number(log)
     assert [trials[k]["state"] for k in range(5)] == ["failed", "diverged", "timeout", "failed", "done"]

@@ -68,7 +68,7 @@ def test_sound_stages_pass(tmp_path: Path, precision: str) -> None:
 def test_fault_of_a_stage_withholds_its_speedup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, "batched_heads")
     row = run_ladder(tmp_path)["batched_heads"]
-    assert row["verdict"] == "WRONG"
+    assert row["verdict"] == "incorrect"
     assert "forces from energies" in row["physics"]
     assert row["speedup"] != row["speedup"]
 
@@ -78,7 +78,7 @@ def test_fault_that_the_baseline_shares_is_found(tmp_path: Path, monkeypatch: py
     plant(monkeypatch, "baseline", "batched_heads")
     rows = run_ladder(tmp_path)
     for stage in ("baseline", "batched_heads"):
-        assert rows[stage]["verdict"] == "WRONG"
+        assert rows[stage]["verdict"] == "incorrect"
         assert "forces from energies" in rows[stage]["physics"]
 
 

@@ -81,10 +81,10 @@ def test_reference_checkpoint_and_calculator_are_measured_alike(tmp_path: Path) 
     ours, emt = rows["painn-64"], rows["emt"]
     assert ours["dtype"] == "float64"
     assert ours["parameters"] > 600_000
-    assert ours["force_mae_ev_per_a"] > 0
-    assert np.isnan(emt["force_mae_ev_per_a"]), "EMT knows no oxides"
+    assert ours["force_mae_ev_per_angstrom"] > 0
+    assert np.isnan(emt["force_mae_ev_per_angstrom"]), "EMT knows no oxides"
     for row in rows.values():
-        assert row["verdict"] == "unchecked"
+        assert row["verdict"] == "not checked"
         assert row["us_per_atom_low"] <= row["us_per_atom"] <= row["us_per_atom_high"]
         assert row["peak_bytes"] > 2**20
 
@@ -92,7 +92,7 @@ def test_reference_checkpoint_and_calculator_are_measured_alike(tmp_path: Path) 
 def test_lower_precision_is_compared_with_fp64(tmp_path: Path) -> None:
     definitions = {"painn-64": {"checkpoint": "painn-64"}, "emt": EMT_CLASS}
     rows = compare(tmp_path, definitions, physics=False, precision="fp32")
-    assert 0 < rows["painn-64"]["force_deviation_max_ev_per_a"] < 1e-2
+    assert 0 < rows["painn-64"]["force_deviation_max_ev_per_angstrom"] < 1e-2
     assert rows["emt"]["verdict"] == "unavailable"
     assert "precision fp32 is not among those of its definition" in rows["emt"]["reason"]
 
@@ -125,7 +125,7 @@ def test_run_folder_is_read_as_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("passed", "verdict"), [((None, None), "unchecked"), ((True, None), "ok"), ((True, False), "incorrect")]
+    ("passed", "verdict"), [((None, None), "not checked"), ((True, None), "ok"), ((True, False), "incorrect")]
 )
 def test_checks_without_a_value_are_no_proof(passed: tuple[bool | None, ...], verdict: str) -> None:
     checks = [

@@ -240,7 +240,7 @@ def test_other_ranks_leave_the_folder_alone(
         {"steps": 0},
         {"datasets": []},
         {"widht": 3},
-        {"stores": "x", "atoms": (1, 2)},
+        {"store_folder": "x", "atoms": (1, 2)},
     ],
 )
 def test_parameters_out_of_bounds_are_bad_input(wrong: dict[str, object]) -> None:
@@ -308,9 +308,9 @@ def test_the_mean_over_ranks_is_the_loss_of_all_graphs_together() -> None:
 
 @pytest.mark.parametrize("mode", ["preload", "on_demand", "shared", "distributed"])
 def test_stores_are_trained_on_in_every_mode_alike(tmp_path: Path, mode: str, stores: Path, plain: Log) -> None:
-    log = run_case(tmp_path, 2, batch_size=BATCH // 2, stores=str(stores), read_mode=mode)
+    log = run_case(tmp_path, 2, batch_size=BATCH // 2, store_folder=str(stores), read_mode=mode)
     assert fact(log, "workload")["read_mode"] == mode
-    assert {s["dataset"]: s["role"] for s in fact(log, "workload")["datasets"]} == {
+    assert {s["dataset"]: s["data_origin"] for s in fact(log, "workload")["datasets"]} == {
         "mptrj": "sample of MPTrj",
         "ani1x": "stand-in for ANI1x",
     }
@@ -331,11 +331,11 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, stores: Path) -> Log:
     """Return the events of one rank that has read all into memory."""
-    return run_case(tmp_path_factory.mktemp("plain"), 1, stores=str(stores))
+    return run_case(tmp_path_factory.mktemp("plain"), 1, store_folder=str(stores))
 
 
 def test_a_rank_that_serves_one_dataset_repeats_it(tmp_path: Path, stores: Path) -> None:
-    log = run_case(tmp_path, 2, stores=str(stores), sampling="assigned")
+    log = run_case(tmp_path, 2, store_folder=str(stores), sampling="assigned")
     assert fact(log, "workload")["sampling"] == "assigned"
     assert fact(log, "parameter_divergence") == 0.0
 

@@ -42,7 +42,8 @@ from tests.support.programs import run_program
 
 FEW: dict[str, Any] = {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"], "volumes": [1.1, 1.3]}
 SMALL: dict[str, Any] = {
-    "workload": FEW, "part": 64, "candidates": 640, "retention": {"mode": "all"}, "compile": False, "edges": 5000,
+    "workload": FEW, "part_size": 64, "max_candidates": 640, "retention": {"mode": "all"}, "compile": False,
+    "edges_per_batch": 5000,
 }  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def test_scores_match_the_models_predictions(whole: Path) -> None:
         "energy_ev_per_atom",
         "residual_energy_ev_per_atom",
         "spread_ev_per_atom",
-        "force_max_ev_per_a",
+        "force_max_ev_per_angstrom",
     )
     for place in (0, 101, 333, len(scores) - 1):
         structure = workload.structure(int(scores.index[place]))
@@ -86,7 +87,7 @@ def test_scores_match_the_models_predictions(whole: Path) -> None:
         assert row["energy_ev_per_atom"] == pytest.approx(
             float(prediction.energy[0]) / len(structure), rel=2e-5, abs=1e-3
         )
-        assert row["force_max_ev_per_a"] == pytest.approx(
+        assert row["force_max_ev_per_angstrom"] == pytest.approx(
             float(prediction.forces.norm(dim=1).max()), rel=1e-3, abs=1e-3
         )
 
@@ -137,7 +138,7 @@ def test_a_predicate_keeps_scores_within_its_bounds(whole: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_killed_ranks_lose_no_results(whole: Path, tmp_path: Path) -> None:
     """Two ranks, killed twice, have the results of an uninterrupted run."""
-    case = {"id": "1", "program": "screening", "parameters": SMALL | {"commit_s": 0.0}}
+    case = {"id": "1", "program": "screening", "parameters": SMALL | {"write_interval_s": 0.0}}
     (tmp_path / "case.json").write_text(json.dumps(case))
     words = [find_mpiexec(), "-n", "2", sys.executable, "-m", "harness.reference", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -219,7 +220,7 @@ def test_fused_messages_give_the_same_scores(whole: Path, tmp_path: Path, energy
 
 def test_backbones_without_fused_messages_record_the_reason(tmp_path: Path) -> None:
     model = {"backbone": "egnn", "hidden_dim": 8, "num_conv_layers": 2, "cutoff": 5.0, "dim_headlayers": 8}
-    log = run_screening(tmp_path, message_backend="fused", checkpoint=None, model=model, candidates=64)
+    log = run_screening(tmp_path, message_backend="fused", checkpoint=None, model=model, max_candidates=64)
     (fact,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == "model"]
     assert fact["message_backend"] == "unfused"
     assert "not egnn" in fact["unfused_reason"]
@@ -335,7 +336,7 @@ def test_candidates_outside_the_training_data_are_counted_and_not_ranked(tmp_pat
 
 def test_a_screening_without_ranked_candidates_has_no_best(tmp_path: Path) -> None:
     log = run_screening(
-        tmp_path, workload=FEW | {"volumes": [0.05]}, retention={"mode": "top", "count": 5}, candidates=128
+        tmp_path, workload=FEW | {"volumes": [0.05]}, retention={"mode": "top", "count": 5}, max_candidates=128
     )
     (rank,) = [e for e in log if e["event"] == "rank_summary"]
     assert rank["outside_coverage"] == {"atoms closer than in training": 128}
@@ -345,7 +346,7 @@ def test_a_screening_without_ranked_candidates_has_no_best(tmp_path: Path) -> No
 
 def test_random_structures_are_screened(tmp_path: Path) -> None:
     workload = {"kind": "random", "streams": 2, "per_stream": 12, "atoms": [2, 20]}
-    log = run_screening(tmp_path, workload=workload, part=12, candidates=None, energy_only=True)
+    log = run_screening(tmp_path, workload=workload, part_size=12, max_candidates=None, energy_only=True)
     (verification,) = [e for e in log if e["event"] == "verification"]
     assert verification["candidates"] == 24
     (rank,) = [e for e in log if e["event"] == "rank_summary"]
@@ -367,7 +368,7 @@ def test_random_structures_are_screened(tmp_path: Path) -> None:
             "retention.column 'distance': expected one of energy_ev_per_atom",
         ),
         ({"workload": FEW | {"kind": "crystals"}}, r"workload\.kind is 'crystals' \(there are: prototypes, random\)$"),
-        ({"part": 0}, "^part is 0, expected at least 1$"),
+        ({"part_size": 0}, "^part_size is 0, expected at least 1$"),
         ({"message_backend": "fussed"}, r"^message_backend is 'fussed' \(did you mean 'fused'\?\)$"),
     ],
 )

@@ -273,7 +273,7 @@ def test_every_stage_is_timed_and_correct_in_every_round(tmp_path: Path, quick_c
 def test_a_stage_without_a_compiler_is_not_available_and_the_others_go_on(tmp_path: Path, no_compiler: None) -> None:
     record = run_steps(tmp_path, stages=["baseline", "fused_messages"], rounds=1)
     table = build_training_steps_table([record]).set_index("stage")
-    assert table.loc["fused_messages", "verdict"] == "not available: no C++ compiler 'no-such-compiler'"
+    assert table.loc["fused_messages", "verdict"] == "unavailable: no C++ compiler 'no-such-compiler'"
     assert table.loc["baseline", "verdict"] == "ok"
 
 
@@ -286,11 +286,11 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     ("other", "verdict"),
     [
         ({}, "ok"),
-        ({"gradient_error": 2e-9}, "WRONG"),
-        ({"loss_error": 2e-9}, "WRONG"),
-        ({"gradient_error": math.nan}, "WRONG"),
-        ({"finite": False, "gradient_error": None}, "WRONG"),
-        ({"dtype": "torch.float32"}, "WRONG"),
+        ({"gradient_error": 2e-9}, "incorrect"),
+        ({"loss_error": 2e-9}, "incorrect"),
+        ({"gradient_error": math.nan}, "incorrect"),
+        ({"finite": False, "gradient_error": None}, "incorrect"),
+        ({"dtype": "torch.float32"}, "incorrect"),
     ],
     ids=str,
 )

@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"task is 'qm8' \(did you mean 'qm9'\?\)"):
         run_study(tmp_path / "b", task="qm8")
     with pytest.raises(InputError, match="no such folder"):
-        run_study(tmp_path / "c", task="qm9", files=str(tmp_path / "nowhere"))
+        run_study(tmp_path / "c", task="qm9", task_folder=str(tmp_path / "nowhere"))
 
 
 def test_the_gate_picks_a_head_that_was_trained() -> None:

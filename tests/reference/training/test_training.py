@@ -120,8 +120,8 @@ def test_held_out_errors_are_those_of_a_plain_count(one: tuple[Path, Log]) -> No
     records = parts[SPLITS[2]].samples.get(range(len(parts[SPLITS[2]].samples)))
     assert row["structures"] == len(records)
     forces = np.concatenate([r["forces"].ravel() for r in records])
-    assert row["zero_force_mae_ev_per_a"] == pytest.approx(np.abs(forces).mean(), rel=1e-9)
-    assert row["zero_force_rmse_ev_per_a"] == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-9)
+    assert row["zero_force_mae_ev_per_angstrom"] == pytest.approx(np.abs(forces).mean(), rel=1e-9)
+    assert row["zero_force_rmse_ev_per_angstrom"] == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-9)
     reference = parts[SPLITS[0]].references.energy_ev
     errors = [
         abs(r["energy"][0] - reference[r["atomic_numbers"][:, 0].astype(int)].sum()) / len(r["pos"]) for r in records
@@ -165,7 +165,7 @@ def test_parallel_heads_learn_like_replicated_ones(tmp_path: Path) -> None:
     ]
     for kind, field in (("epoch", "loss"), ("epoch", "energy_mae_ev_per_atom")):
         assert event_values(logs[1], kind, field) == pytest.approx(event_values(logs[0], kind, field), rel=1e-10)
-    errors = [[r["force_mae_ev_per_a"] for r in fact(log, "test_errors")] for log in logs]
+    errors = [[r["force_mae_ev_per_angstrom"] for r in fact(log, "test_errors")] for log in logs]
     assert errors[1] == pytest.approx(errors[0], rel=1e-9)
     models = [
         checkpoints.load(tmp_path / kind / "model.safetensors")[0].state_dict() for kind in ("replicated", "parallel")
@@ -177,7 +177,7 @@ def test_parallel_heads_learn_like_replicated_ones(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_in_mid_epoch_resumes_bit_for_bit(tmp_path: Path) -> None:
-    options = {"epochs": 3, "checkpoint_s": 1e-6, "precision": "fp32"}
+    options = {"epochs": 3, "checkpoint_interval_s": 1e-6, "precision": "fp32"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = launch_training(whole, 1, **options)
     killed.mkdir()
@@ -204,7 +204,7 @@ def test_a_run_killed_in_mid_epoch_resumes_bit_for_bit(tmp_path: Path) -> None:
 def test_a_killed_run_with_parallel_heads_resumes(tmp_path: Path) -> None:
     """The state has one part for each group of ranks; it is saved every fifty steps and after every epoch."""
     options = {"sampling": "assigned", "heads": "parallel", "batch_size": 4, "epochs": 3, "samples_per_epoch": 480}
-    options |= {"checkpoint_s": 1e-6}
+    options |= {"checkpoint_interval_s": 1e-6}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = launch_training(whole, 2, **options)
     killed.mkdir()
@@ -288,7 +288,7 @@ def test_a_non_finite_gradient_is_skipped_and_recorded(tmp_path: Path, monkeypat
 def write_link(root: Path, name: str, after: list[str]) -> Path:
     """Write the case of one link of a chain and return its folder."""
     (root / name).mkdir(parents=True)
-    (root / name / "case.json").write_text(json.dumps({"id": name, "program": "train", "after": after}))
+    (root / name / "case.json").write_text(json.dumps({"id": name, "program": "train", "depends_on": after}))
     return root / name
 
 
@@ -296,7 +296,7 @@ def test_a_chain_of_links_ends_where_one_run_does(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     run_training(whole)
-    first = run_training(write_link(tmp_path, "a", []), minutes=1e-9)
+    first = run_training(write_link(tmp_path, "a", []), time_limit_minutes=1e-9)
     (stopped,) = [e for e in first if e["event"] == "stopped"]
     assert (stopped["reason"], stopped["epoch"], stopped["step"]) == ("1e-09 minutes have passed, the time limit", 0, 1)
     assert not (tmp_path / "a" / "model.safetensors").exists()
@@ -441,7 +441,8 @@ def test_the_shipped_checkpoint_has_learnt() -> None:
     test_errors = json.loads(json.dumps(notes["test_errors"]))
     assert [r["head"] for r in test_errors] == list(HEADS)
     assert model.trained.all()
-    forces = [r["head"] for r in test_errors if r["force_mae_ev_per_a"] <= r["zero_force_mae_ev_per_a"] / 2]
+    mae, zero_mae = "force_mae_ev_per_angstrom", "zero_force_mae_ev_per_angstrom"
+    forces = [r["head"] for r in test_errors if r[mae] <= r[zero_mae] / 2]
     energies = [r["head"] for r in test_errors if r["energy_mae_ev_per_atom"] <= r["composition_mae_ev_per_atom"] / 3]
     assert len(forces) >= 12, test_errors
     assert len(energies) >= 6, test_errors

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.protocol.upgrade import convert_fact
 from harness.reference.data.neighbours import count_degrees
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 from harness.reference.data.structure_table import StructureTable
@@ -19,7 +20,7 @@ from harness.reference.datasets.conversion.spool import Spool, Summary
 from harness.reference.datasets.duplicates import Fingerprints, SplitAssignment, assign_splits, find_repeats
 from harness.reference.datasets.parsing.base import ProgressCallback
 from harness.reference.datasets.reference_energies import References, StreamingLeastSquares
-from harness.reference.datasets.splits import SPLITS, assign_by_place, hash_texts, place_groups
+from harness.reference.datasets.splits import SPLIT_NAMES, SPLITS, assign_by_place, hash_texts, place_groups
 from harness.reference.datasets.summary import Statistics
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPWriter
@@ -93,20 +94,20 @@ def merge(
                 splits[label] += len(table)
                 progress(splits.total() + tables.left_out.total(), expected, "structures written")
         references = replace(references, mae_ev_per_atom=absolute_error_sum / references.structures)
-        facts = {
+        notes = {
             "references": references.to_json(),
             "statistics": statistics.to_json(),
             "missing_labels": label_counts.to_json(),
         }
-        for name, fact in facts.items():
-            writer.note(name, fact)
+        for name, note in notes.items():
+            writer.note(name, note)
         writer.note("left_out", sum(sum(s["left_out"].values()) for s in summaries) + tables.left_out.total())
     size = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
+    notes["dataset"] = {**about, "store_bytes": size}
     return {
-        "dataset": {("name" if key == "slug" else key): value for key, value in about.items()} | {"store_bytes": size},
-        "reference_energies": facts.pop("references"),
-        **facts,
-        "splits": dict(splits),
+        # The notes of stores keep the names of their first version.
+        **dict(convert_fact("data", name, note) for name, note in notes.items()),
+        "splits": {SPLIT_NAMES[label]: n for label, n in splits.items()},
         "labels": ["energy", *(["forces"] if tables.forces else []), *(["stress"] if stress else [])],
         "without_stress": n_without_stress if stress else 0,
         "left_out": {kind: n for kind, n in tables.left_out.items() if n},

@@ -136,7 +136,7 @@ class Search:
         states = [result.state for _, result in self.results.values()]
         if len(states) < self.config.max_trials and not self._has_time():
             self.log.record_facts(
-                HpoFacts(early_stop_reason=f"{self.config.minutes:g} minutes have passed, the time limit")
+                HpoFacts(early_stop_reason=f"{self.config.time_limit_minutes:g} minutes have passed, the time limit")
             )
         elif len(states) < self.config.max_trials:
             raise InputError(
@@ -182,14 +182,14 @@ class Search:
 
     def _make_trial(self, number: int, configuration: dict[str, Any]) -> Trial:
         folder = self.folder / TRIALS / f"{number:04d}"
-        return Trial(number, configuration, folder, 60.0 * self.config.trial_minutes)
+        return Trial(number, configuration, folder, 60.0 * self.config.trial_timeout_minutes)
 
     def _has_time(self) -> bool:
         """Return whether a trial that starts now would end within the time of the search."""
-        if self.config.minutes is None:
+        if self.config.time_limit_minutes is None:
             return True
         minutes = (time.monotonic() - self.started) / 60.0
-        return minutes + self.config.trial_minutes <= self.config.minutes
+        return minutes + self.config.trial_timeout_minutes <= self.config.time_limit_minutes
 
     def _next_trial(self, running: int) -> Trial | None:
         """Return the next trial, or None if none may start now."""

@@ -42,20 +42,20 @@ class TrialMetrics:
 
     Attributes:
         energy_mae_ev_per_atom: Validation error in the best epoch.
-        force_mae_ev_per_a: Validation error in the best epoch.
+        force_mae_ev_per_angstrom: Validation error in the best epoch.
         structures_per_s: Median throughput of all ranks over epochs.
         epochs: Number of epochs.
     """
 
     energy_mae_ev_per_atom: float
-    force_mae_ev_per_a: float
+    force_mae_ev_per_angstrom: float
     structures_per_s: float
     epochs: int
 
     @property
     def accuracy(self) -> float:
         """Return the objective of the paper, -(MAE(E/atom) + MAE(F)) / 2."""
-        return -0.5 * (self.energy_mae_ev_per_atom + self.force_mae_ev_per_a)
+        return -0.5 * (self.energy_mae_ev_per_atom + self.force_mae_ev_per_angstrom)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def read_metrics(log: Sequence[events.Event]) -> TrialMetrics | None:
     if best is None:
         return None
     rate = statistics.median(e["structures_per_s"] for e in epochs)
-    energy_mae, force_mae = best["validation_energy_mae_ev_per_atom"], best["validation_force_mae_ev_per_a"]
+    energy_mae, force_mae = best["validation_energy_mae_ev_per_atom"], best["validation_force_mae_ev_per_angstrom"]
     return TrialMetrics(energy_mae, force_mae, rate, len(epochs))
 
 

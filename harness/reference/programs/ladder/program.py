@@ -211,7 +211,7 @@ def compute_output_errors(prediction: Prediction, expected: Prediction, batch: B
     return {
         "finite": True,
         "energy_error_ev_per_atom": float(energy_error),
-        "force_error_ev_per_a": float((prediction.forces - expected.forces).double().abs().max()),
+        "force_error_ev_per_angstrom": float((prediction.forces - expected.forces).double().abs().max()),
         "energy_scale_ev_per_atom": float((expected.energy.double().abs() / batch.n_atoms.double()).max()),
-        "force_scale_ev_per_a": float(expected.forces.double().abs().max()),
+        "force_scale_ev_per_angstrom": float(expected.forces.double().abs().max()),
     }

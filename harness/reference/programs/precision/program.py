@@ -159,7 +159,7 @@ def describe(
         model=PrecisionModel(config=first.config.asdict(), parameters=sum(p.numel() for p in first.parameters())),
         workload=PrecisionWorkload(
             datasets=[
-                TrainSet(dataset=d.name, head=HEADS[d.head], role=d.role, level=d.level)
+                TrainSet(dataset=d.name, head=HEADS[d.head], data_origin=d.role, level_of_theory=d.level)
                 for d in splits[SPLITS[0]].datasets
             ],
             batch_size=config.batch_size,
@@ -299,11 +299,11 @@ def compute_prediction_errors(
     values = {
         "energy_deviation_mean_ev_per_atom": ((energy - exact_energy).abs() / batch.n_atoms).mean(),
         "energy_deviation_max_ev_per_atom": ((energy - exact_energy).abs() / batch.n_atoms).max(),
-        "force_deviation_mean_ev_per_a": (forces - exact_forces).abs().mean(),
-        "force_deviation_max_ev_per_a": (forces - exact_forces).abs().max(),
-        "force_scale_ev_per_a": exact_forces.abs().max(),
+        "force_deviation_mean_ev_per_angstrom": (forces - exact_forces).abs().mean(),
+        "force_deviation_max_ev_per_angstrom": (forces - exact_forces).abs().max(),
+        "force_scale_ev_per_angstrom": exact_forces.abs().max(),
         "energy_mae_ev_per_atom": ((energy - labels.residual_energy).abs() / batch.n_atoms).mean(),
-        "force_mae_ev_per_a": (forces - labels.forces)[known].abs().mean(),
+        "force_mae_ev_per_angstrom": (forces - labels.forces)[known].abs().mean(),
     }
     plain = {name: value.item() if bool(value.isfinite()) else None for name, value in values.items()}
     return PredictionErrors(

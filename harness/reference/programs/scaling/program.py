@@ -136,11 +136,11 @@ def open_collection(
     config: DataParallelParameters, neighbour_spec: NeighbourSpec, rank_info: RankInfo
 ) -> DatasetCollection:
     """Return the datasets of the case; collective for stores."""
-    if not config.stores:
+    if not config.store_folder:
         names = config.datasets or [s.name for s in SHIPPED_SETS]
         return DatasetCollection([load_shipped(name, config.atoms) for name in names], neighbour_spec)
     comm = get_mpi_world(rank_info) if rank_info.size > 1 and config.read_mode in ("shared", "distributed") else None
-    paths = find_stores(Path(config.stores).expanduser())
+    paths = find_stores(Path(config.store_folder).expanduser())
     datasets = [
         open_dataset(
             path, neighbour_spec, config.read_mode, comm=comm, width=config.replica_ranks, backend=config.store_backend
@@ -198,12 +198,18 @@ def describe(
         ),
         workload=ScalingWorkload(
             datasets=[
-                ScalingSet(dataset=d.name, role=d.role, level=d.level, structures=len(d.samples), samples_per_epoch=n)
+                ScalingSet(
+                    dataset=d.name,
+                    data_origin=d.role,
+                    level_of_theory=d.level,
+                    structures=len(d.samples),
+                    samples_per_epoch=n,
+                )
                 for d, n in zip(collection.datasets, loader.sampler.draws.tolist(), strict=True)
             ],
             structures=structures,
             atoms=list(config.atoms) if config.atoms else None,
-            read_mode=config.read_mode if config.stores else "preload",
+            read_mode=config.read_mode if config.store_folder else "preload",
             sampling=config.sampling,
             sampling_temperature=config.sampling_temperature,
             batch_size=config.batch_size,

@@ -113,7 +113,7 @@ def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folde
     flagged = compute_distances(distance, others["candidates"])[covered] > threshold
     estimate_uncertainty(config, model, [candidates[k] for k in covered], flagged, log)
     log_labels(config, model, screening.notes, workload, near=distance, threshold=threshold, rng=rng, log=log)
-    best = [(k, workload.structure(k)) for k in screening.best[: config.relaxed]]
+    best = [(k, workload.structure(k)) for k in screening.best[: config.n_relaxations]]
     relaxations, failed = relax(model, best, steps=config.relax_steps, folder=folder)
     for relaxation in relaxations:
         row = {"event": "relaxation", **asdict(relaxation), **workload.describe(relaxation.candidate)}
@@ -231,9 +231,9 @@ def estimate_uncertainty(
         heads = model.residual_energies(pooled, batch)[0] / batch.n_atoms
         mean = (weights[0] * heads).sum()
         spread = (weights[0] * (heads - mean).square()).sum().sqrt()
-        keep = torch.rand(config.draws, pooled.shape[1], generator=generator) > config.dropout
+        keep = torch.rand(config.dropout_samples, pooled.shape[1], generator=generator) > config.dropout
         dropped = pooled * keep / (1.0 - config.dropout)
-        many = batch._replace(composition=batch.composition.expand(config.draws, -1))
+        many = batch._replace(composition=batch.composition.expand(config.dropout_samples, -1))
         energies = (weights * model.residual_energies(dropped, many)).sum(1) / batch.n_atoms
         rows.append([float(spread), float(energies.std()), _ensemble_deviation(models, batch)])
     table = np.array(rows)
@@ -273,7 +273,7 @@ def log_labels(
     log: CaseLog,
 ) -> None:
     """Log the errors of the model on candidates that are calculated at the level of theory of one of its heads."""
-    if not config.labelled:
+    if not config.n_labels:
         return
     head = find_labelled_head(notes)
     if not isinstance(workload, CrystalWorkload) or head is None:
@@ -281,27 +281,27 @@ def log_labels(
         log.write(Unlabelled(reason=why))
         return
     space = restrict_to_head(workload.space, model, head)
-    indices = rng.integers(0, len(space), 20 * config.labelled).tolist()
+    indices = rng.integers(0, len(space), 20 * config.n_labels).tolist()
     try:
-        labels = label_candidates(model, space, indices, head, count=config.labelled, seconds=config.label_seconds)
+        labels = label_candidates(model, space, indices, head, count=config.n_labels, seconds=config.label_time_limit_s)
     except ModuleNotFoundError as error:
         log.write(Unlabelled(reason=f"{error}: pip install 'gfm-harness[labels]'"))
         return
     structures = [space.structure(k) for k in labels.index]
     distances = compute_distances(near, embed(model, structures)) if structures else np.zeros(0)
-    columns = (labels.index, labels.energy_error_ev_per_atom, labels.force_error_ev_per_a, distances.tolist())
+    columns = (labels.index, labels.energy_error_ev_per_atom, labels.force_error_ev_per_angstrom, distances.tolist())
     for index, off, force_off, distance in zip(*columns, strict=True):
         log.write(
             SpotLabel(
                 head=labels.head,
-                level=labels.level,
+                level_of_theory=labels.level,
                 formula=space.formula(space.block(index, index + 1)[0])[0],
                 energy_error_ev_per_atom=off,
-                force_error_ev_per_a=force_off,
+                force_error_ev_per_angstrom=force_off,
                 distance=distance,
                 flagged=distance > threshold,
             )
         )
-    if labels.failed or len(labels.index) < config.labelled:
-        why = f"{len(labels.index)} of {config.labelled} labelled"
+    if labels.failed or len(labels.index) < config.n_labels:
+        why = f"{len(labels.index)} of {config.n_labels} labelled"
         log.write(Unlabelled(reason=why, failed=dict(labels.failed)))

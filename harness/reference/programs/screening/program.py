@@ -80,7 +80,7 @@ def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
     model, notes = load_model(config)
     workload = build_workload(config.workload, model)
     retention = Retention.from_parameters(config.retention)
-    parts = IndexPartition.for_candidates(workload.total, config.part, config.candidates)
+    parts = IndexPartition.for_candidates(workload.total, config.part_size, config.max_candidates)
     with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as world:
         scorer = build_scorer(model, config, device, world, folder)
         if retention.column not in scorer.names:
@@ -109,7 +109,7 @@ def assess_earlier(earlier: Path, assessment: Assessment, log: CaseLog, folder: 
     assert isinstance(config, ScreeningParameters)
     model, notes = load_model(config)
     workload = build_workload(config.workload, model)
-    parts = IndexPartition.for_candidates(workload.total, config.part, config.candidates)
+    parts = IndexPartition.for_candidates(workload.total, config.part_size, config.max_candidates)
     log.record_facts(ScreeningFacts(assessed_folder=earlier.name))
     assess(assessment, FinishedScreening(model, notes, workload, parts, read_best(earlier)), log, folder)
 
@@ -164,7 +164,7 @@ def describe(
     log.record_facts(
         ScreeningFacts(
             workload=msgspec.convert(plain, ScreeningWorkload),
-            scope=ScreeningScope(parts=len(parts.selected), part=parts.size, candidates=parts.candidates),
+            scope=ScreeningScope(parts=len(parts.selected), part_size=parts.size, candidates=parts.candidates),
             model=ScreeningModel(
                 checkpoint=config.checkpoint, config=model.config.asdict(), precision=config.precision,
                 parameters=sum(p.numel() for p in model.parameters()), columns=list(scorer.names),
@@ -224,8 +224,9 @@ def screen(screening: Screening) -> None:
 
     worker = ScreeningWorker(
         workload=screening.workload, parts=screening.parts, scorer=screening.scorer, retention=screening.retention,
-        folder=folder, identity=screening.identity, rank=rank_info.rank, edges=screening.config.edges,
-        ahead=screening.config.prefetch_batches, commit_s=screening.config.commit_s, on_progress=report_progress,
+        folder=folder, identity=screening.identity, rank=rank_info.rank, edges=screening.config.edges_per_batch,
+        ahead=screening.config.prefetch_batches,
+        write_interval_s=screening.config.write_interval_s, on_progress=report_progress,
     )  # fmt: skip
     stats = worker.run(shard(remaining, rank_info.rank, rank_info.size))
     for number, plain in enumerate(screening.world.gather(stats.to_dict())):

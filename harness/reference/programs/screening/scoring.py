@@ -19,14 +19,14 @@ COLUMNS: dict[str, str] = {
     "energy_ev_per_atom": "the gate's weighted energy of the heads that know all elements",
     "residual_energy_ev_per_atom": "the same minus the reference energies of the elements",
     "spread_ev_per_atom": "weighted standard deviation of the heads about it, references left off",
-    "force_max_ev_per_a": "largest force on an atom",
+    "force_max_ev_per_angstrom": "largest force on an atom",
     "distance": "of the embedding from the training sets",
 }
 
 
 def column_names(*, forces: bool, distance: bool) -> tuple[str, ...]:
     """Return the names of the columns, with or without forces and distances."""
-    is_omitted = {"force_max_ev_per_a": not forces, "distance": not distance}
+    is_omitted = {"force_max_ev_per_angstrom": not forces, "distance": not distance}
     return tuple(name for name in COLUMNS if not is_omitted.get(name, False))
 
 
@@ -102,7 +102,7 @@ def with_forces(
         (gradient,) = torch.autograd.grad((scores["residual_energy_ev_per_atom"] * batch.n_atoms).sum(), positions)
     size = torch.linalg.vector_norm(gradient, dim=1)
     largest = size.new_zeros(len(batch.n_atoms)).scatter_reduce(0, batch.graph, size, "amax", include_self=True)
-    scores["force_max_ev_per_a"] = largest
+    scores["force_max_ev_per_angstrom"] = largest
     return torch.stack([scores[name].detach() for name in COLUMNS if name in scores], dim=1)
 
 

@@ -36,9 +36,9 @@ class Relaxation:
         steps: Steps of the optimizer.
         initial_energy_ev_per_atom: Energy at the start.
         final_energy_ev_per_atom: Energy at the end.
-        initial_volume_a3_per_atom: Cubic angstrom per atom; 0 without a periodic cell.
-        final_volume_a3_per_atom: Cubic angstrom per atom; 0 without a periodic cell.
-        force_max_ev_per_a: Largest force component at the end.
+        initial_volume_angstrom3_per_atom: Cubic angstrom per atom; 0 without a periodic cell.
+        final_volume_angstrom3_per_atom: Cubic angstrom per atom; 0 without a periodic cell.
+        force_max_ev_per_angstrom: Largest force component at the end.
         file: The CIF or XYZ file of the relaxed structure.
     """
 
@@ -47,9 +47,9 @@ class Relaxation:
     steps: int
     initial_energy_ev_per_atom: float
     final_energy_ev_per_atom: float
-    initial_volume_a3_per_atom: float
-    final_volume_a3_per_atom: float
-    force_max_ev_per_a: float
+    initial_volume_angstrom3_per_atom: float
+    final_volume_angstrom3_per_atom: float
+    force_max_ev_per_angstrom: float
     file: str
 
 
@@ -100,9 +100,9 @@ def relax(
                 steps=optimizer.nsteps,
                 initial_energy_ev_per_atom=before,
                 final_energy_ev_per_atom=after,
-                initial_volume_a3_per_atom=volume,
-                final_volume_a3_per_atom=_volume(atoms),
-                force_max_ev_per_a=force,
+                initial_volume_angstrom3_per_atom=volume,
+                final_volume_angstrom3_per_atom=_volume(atoms),
+                force_max_ev_per_angstrom=force,
                 file=file,
             )
         )
@@ -128,7 +128,7 @@ class SpotLabels:
         level: The level of theory of the labels.
         index: [k] numbers of the candidates.
         energy_error_ev_per_atom: [k] absolute error of the energy.
-        force_error_ev_per_a: [k] mean absolute error of force components.
+        force_error_ev_per_angstrom: [k] mean absolute error of force components.
         failed: Number of candidates without a label, by reason.
     """
 
@@ -136,7 +136,7 @@ class SpotLabels:
     level: str
     index: list[int] = field(default_factory=list)
     energy_error_ev_per_atom: list[float] = field(default_factory=list)
-    force_error_ev_per_a: list[float] = field(default_factory=list)
+    force_error_ev_per_angstrom: list[float] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
 
 
@@ -144,7 +144,7 @@ def find_labelled_head(notes: dict[str, object]) -> str | None:
     """Return a head that was trained on labels of the available level of theory, according to the checkpoint."""
     rows = notes.get("test_errors")
     for row in rows if isinstance(rows, list) else ():
-        if row.get("level") == GFN1_METAL.name:
+        if row.get("level_of_theory") == GFN1_METAL.name:
             return str(row["head"])
     return None
 
@@ -201,7 +201,7 @@ def label_candidates(
             continue
         labels.index.append(index)
         labels.energy_error_ev_per_atom.append(abs(predicted_energy - energy) / len(structure))
-        labels.force_error_ev_per_a.append(float(np.abs(predicted_forces - forces).mean()))
+        labels.force_error_ev_per_angstrom.append(float(np.abs(predicted_forces - forces).mean()))
     return labels
 
 

@@ -149,7 +149,7 @@ class ScreeningWorker:
         rank: The rank of this process.
         edges: Approximate maximum number of edges of a batch.
         ahead: Number of batches to generate in advance.
-        commit_s: Seconds between writes of finished parts.
+        write_interval_s: Seconds between writes of finished parts.
         on_progress: Receives the number of candidates of each finished part.
     """
 
@@ -162,7 +162,7 @@ class ScreeningWorker:
     rank: int
     edges: int
     ahead: int
-    commit_s: float
+    write_interval_s: float
     on_progress: Callable[[int], None]
 
     def run(self, part_numbers: Sequence[int]) -> WorkerStats:
@@ -178,7 +178,7 @@ class ScreeningWorker:
                     continue
                 pending.append(self._finish_part(item, results, stats))
                 results = []
-                if time.perf_counter() - committed > self.commit_s:
+                if time.perf_counter() - committed > self.write_interval_s:
                     self._commit(pending, stats)
                     pending, committed = [], time.perf_counter()
             stats.wait_s = ahead.waited_s

@@ -61,7 +61,7 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
     task = find_task(config.task)
     description: dict[str, Any] = {k: getattr(task, k) for k in ("title", "target", "unit")} | {"task": task.name}
     try:
-        dataset = load_task(task.name, Path(config.files).expanduser() if config.files else None)
+        dataset = load_task(task.name, Path(config.task_folder).expanduser() if config.task_folder else None)
     except TaskDataUnavailable as error:
         log.write(TaskEvent(**description, available=False, needs=str(error)))
         return
@@ -70,7 +70,7 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
     unseen = sum(not bool(source.elements[s.numbers].all()) for s in dataset.table.structures())
     log.write(
         TaskEvent(
-            **description, available=True, role=dataset.role, level=dataset.level, kind=task.kind,
+            **description, available=True, data_origin=dataset.role, level_of_theory=dataset.level, kind=task.kind,
             per_atom=task.error_per_atom, structures=len(dataset), excluded=dict(dataset.left_out),
             folds=len(dataset.folds), splits=task.splits, structures_with_unseen_elements=unseen,
             published=[PublishedResult(**asdict(p)) for p in task.published],

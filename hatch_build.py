@@ -9,10 +9,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[misc, type-arg]
-    """Writes the schemas; an editable installation does so too, so that editors find them in a clone."""
+    """A build hook that also runs for an editable installation, so that editors find the schemas in a clone."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Run before the build."""
+        """Write the schemas; hatchling calls this method before the build."""
         sys.path.insert(0, self.root)
         from harness.config import json_schema
 

@@ -1,4 +1,4 @@
-"""Sessions for users and developers: `python3 -m nox -s reproduce`, `-s tests`, ... (`nox -l`).
+"""Sessions for users and developers: `python3 -m nox -s reproduce`, `-s tests`, ... (`nox -l` lists them).
 
 All sessions share one environment, .nox/shared, created on first use from pyproject.toml and constraints.txt, so that
 torch is installed once. For systems whose jobs have their own environment, a small one without torch is enough:
@@ -21,7 +21,7 @@ nox.options.sessions = ["tests"]
 ROOT = Path(__file__).parent
 SHARED, PLAN = (ROOT / ".nox" / name for name in ("shared", "plan"))
 EXTRAS = {SHARED: "[reference,mpi,dev]", PLAN: ""}
-# Without a GPU, its kernels are interpreted by Triton, and compiled but not run.
+# Without a GPU, the tests interpret the GPU kernels with Triton, or compile them without running them.
 TRITON = "triton==3.9.0; sys_platform == 'linux'"
 # The arguments of `harness run` for `reproduce -- --quick`: one case of most suites.
 QUICK = (
@@ -33,7 +33,7 @@ QUICK = (
     ("screening", "-n", "prototypes-full"),
     ("pretrain-short",),
 )
-# Benchmarks, and clusters of eight nodes on one machine, must not share the machine with other tests.
+# Tests that must not share the machine with others: benchmarks, and clusters of eight nodes on one machine.
 ALONE = (
     "tests/system/test_cluster.py",
     "tests/system/test_slurm.py",
@@ -41,11 +41,12 @@ ALONE = (
     "tests/system/test_slurm_suites.py",
     "tests/benchmarks",
 )
+# Systems whose jobs have their own Python environment.
 WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
 
 
 def install_environment(session: nox.Session, folder: Path = SHARED) -> str:
-    """Return the folder of an environment's programs; create the environment if its definition has changed."""
+    """Return the folder of an environment's programs; create the environment again if its definition has changed."""
     definition = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
     digest = hashlib.sha256(b"".join([*definition, sys.version.encode(), str(ROOT).encode()])).hexdigest()
     stamp = folder / "made-from"
@@ -61,7 +62,7 @@ def install_environment(session: nox.Session, folder: Path = SHARED) -> str:
 
 
 def install_triton(session: nox.Session) -> str:
-    """Return a folder with only Triton (1 GB); in the environment, it would change what torch compiles for."""
+    """Return a folder with only Triton (1 GB); in the shared environment, it would change how torch compiles."""
     folder = ROOT / ".nox" / "triton"
     stamp = folder / "made-from"
     if not stamp.exists() or stamp.read_text() != TRITON + sys.version:
@@ -75,20 +76,20 @@ def install_triton(session: nox.Session) -> str:
     return str(folder)
 
 
-def run_harness(session: nox.Session, *words: str) -> None:
-    """Run the harness command with the arguments of the session after `words`."""
-    arguments = {word.removeprefix("--system=") for word in session.posargs}
-    folder = PLAN if WITH_OWN_ENVIRONMENT & arguments else SHARED
-    session.run(f"{install_environment(session, folder)}/harness", *words, *session.posargs)
+def run_harness(session: nox.Session, *arguments: str) -> None:
+    """Run the harness command with the arguments of the session after `arguments`."""
+    values = {argument.removeprefix("--system=") for argument in session.posargs}
+    folder = PLAN if WITH_OWN_ENVIRONMENT & values else SHARED
+    session.run(f"{install_environment(session, folder)}/harness", *arguments, *session.posargs)
 
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Run eight suites at laptop scale and write results/index.html; `-- --quick` runs a part of most."""
+    """Run eight suites at laptop scale and write results/index.html; `-- --quick` runs a part of most suites."""
     if "--quick" in session.posargs:
         session.posargs.remove("--quick")
-        for words in QUICK:
-            run_harness(session, "run", *words)
+        for arguments in QUICK:
+            run_harness(session, "run", *arguments)
         return
     run_harness(
         session, "run", "data", "ladder", "scaling", "pretrain-short", "precision", "hpo", "transfer", "screening"
@@ -121,7 +122,7 @@ def hpo(session: nox.Session) -> None:
 
 @nox.session
 def precision(session: nox.Session) -> None:
-    """Compare BF16, FP32 and FP64 for six backbones: rates, memory, and both kinds of error."""
+    """Compare BF16, FP32 and FP64 for six backbones: rates, memory, errors against FP64 and against labels."""
     run_harness(session, "run", "precision")
 
 
@@ -157,7 +158,7 @@ def multitask(session: nox.Session) -> None:
 
 @nox.session
 def regression(session: nox.Session) -> None:
-    """Run benchmarks over commits, `-- A..B`; exit code 1 if one is slower. `--here` installs nothing (minutes)."""
+    """Run benchmarks over the commits `-- A..B`; exit with 1 if one is slower. `--here` installs nothing (minutes)."""
     run_harness(session, "regression")
 
 
@@ -217,8 +218,8 @@ def check_style(session: nox.Session) -> str:
     return programs
 
 
-def run_tests(session: nox.Session, marker: str, *words: str) -> None:
+def run_tests(session: nox.Session, marker: str, *arguments: str) -> None:
     """Run the tests with a marker, except ALONE, in two workers: most tests wait for processes that they start."""
-    ignored = [word for path in ALONE for word in ("--ignore", path)]
+    ignored = [option for path in ALONE for option in ("--ignore", path)]
     pytest = (f"{install_environment(session)}/python", "-m", "pytest", "-m", marker, "-n", "2", "--dist", "loadfile")
-    session.run(*pytest, *ignored, *words, env={"OMP_NUM_THREADS": "1"})
+    session.run(*pytest, *ignored, *arguments, env={"OMP_NUM_THREADS": "1"})

@@ -1,4 +1,4 @@
-"""Judge claims by result tables, without writing files or drawing figures.
+"""Judgement of claims by result tables, without writing files or drawing figures.
 
 A verdict that rests on stand-in data, emulated nodes or an extrapolation has that word as its basis. If the evidence
 cannot decide a claim, the verdict is the one that the claim's `conditions` name, and the measured value is reported
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.claims.model import Basis, Claim, Need, Paper, Verdict
+from harness.claims.model import Basis, Claim, Condition, Paper, Verdict
 from harness.claims.notes import format_note
 from harness.claims.query import (
     Answer,
@@ -53,13 +53,13 @@ class _Finding:
 
 
 def judge_folder(out: Path, papers: Mapping[str, Paper]) -> Judgement:
-    """Judge every claim by the runs below out/runs, and mark those that the last report counts as reproduced."""
+    """Judge every claim by the runs below out/runs, and mark the claims that the last report counts as reproduced."""
     results = build_results(load_runs(out / "runs"))
     return Judgement(results, mark_previously_reproduced(judge_papers(papers, results, out), out / SCORECARD))
 
 
 def collect_tables(results: Results) -> dict[str, pd.DataFrame]:
-    """Return the tables that a query can read: those of the report, and one of all cases."""
+    """Return the tables that a query can read: the tables of the report, and a table of all cases."""
     return results.tables() | {"cases": build_cases_table(results.records)}
 
 
@@ -76,8 +76,8 @@ def judge_papers(papers: Mapping[str, Paper], results: Results, root: Path) -> l
 def judge_claim(
     claim: Claim, tables: Mapping[str, pd.DataFrame], *, root: Path, paper: str = "", citation: str = ""
 ) -> Score:
-    """Return the score of one claim; evidence paths are relative to root where they lie below it."""
-    finding = _judge(claim, tables)
+    """Return the score of one claim; evidence paths are relative to root if they are below it."""
+    finding = _find_verdict(claim, tables)
     value, low, high = finding.value
     return Score(
         **claim.model_dump(include={"id", "statement", "source", "measurement", "unit", "program", "suites"}),
@@ -90,12 +90,12 @@ def judge_claim(
         verdict=finding.verdict,
         basis=finding.basis,
         reason=sanitize_line(finding.reason),
-        evidence=[_name_log(folder, root) for folder in finding.folders],
+        evidence=[_get_log_path(folder, root) for folder in finding.folders],
     )
 
 
-def _judge(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> _Finding:
-    """Return the verdict on a claim; "not run" with the reason if the tables do not allow another."""
+def _find_verdict(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> _Finding:
+    """Return the verdict on a claim; "not run" with the reason if the tables contain no evidence."""
     if claim.query is None:
         return _Finding("not applicable", claim.not_applicable or "")
     try:
@@ -110,7 +110,10 @@ def _judge(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> _Finding:
 
 
 def _judge_answer(claim: Claim, answer: Answer, cases: pd.DataFrame) -> _Finding:
-    """Return the verdict on a measured value: of the first unmet need that names one, or else by the claim's bound."""
+    """Return the verdict on a measured value.
+
+    The first unmet condition that names a verdict decides; without one, the bound of the claim decides.
+    """
     consequences = [need.otherwise for need in claim.conditions if not _is_satisfied(need, answer.rows, claim.value)]
     verdict = next((consequence.verdict for consequence in consequences if consequence.verdict is not None), None)
     if verdict is None:
@@ -127,7 +130,7 @@ def _judge_answer(claim: Claim, answer: Answer, cases: pd.DataFrame) -> _Finding
     return _Finding(verdict, reason, (answer.value, answer.low, answer.high), basis, _list_folders(answer.rows, cases))
 
 
-def _is_satisfied(need: Need, rows: pd.DataFrame, paper_value: float) -> bool:
+def _is_satisfied(need: Condition, rows: pd.DataFrame, paper_value: float) -> bool:
     is_within = need.measure is None or need.is_met(compute_measure(rows, need.measure)[0], paper_value)
     return bool(match_rows(rows, need.where).all()) and is_within
 
@@ -154,12 +157,12 @@ def _build_note_values(claim: Claim, answer: Answer) -> dict[str, float]:
 
 
 def _list_folders(rows: pd.DataFrame, cases: pd.DataFrame) -> list[str]:
-    """Return the folders of the runs that the rows are from, each once."""
+    """Return the folders of the runs that the rows come from, without duplicates."""
     if "folder" not in rows:
         rows = rows.merge(cases[["campaign", "case", "folder"]], on=["campaign", "case"], how="inner")
     return list(dict.fromkeys(rows["folder"].dropna()))
 
 
-def _name_log(folder: str, root: Path) -> str:
+def _get_log_path(folder: str, root: Path) -> str:
     path = Path(folder)
     return f"{path.relative_to(root) if path.is_relative_to(root) else path}/events.jsonl"

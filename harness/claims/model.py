@@ -1,4 +1,4 @@
-"""The types of a file of claims: what a paper says, the query that measures it, and what its verdict needs."""
+"""The types of a file of claims: statements of a paper, the queries that measure them, and conditions on verdicts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Bound(StrictModel):
         )
 
     def is_undecided(self, low: float, high: float, paper_value: float) -> bool:
-        """Return whether a value in [low, high] satisfies the bounds, so that one outside them decides nothing."""
+        """Return whether the interval [low, high] contains a value within the bounds, so that it refutes nothing."""
         nearest = min(max(self.get_threshold(paper_value), low), high)
         return self.is_met(nearest, paper_value)
 
@@ -52,13 +52,16 @@ class Measure(StrictModel):
 
     Statistics:
         value: the value of the first row.
-        count, distinct: the number of rows that match `matching`, and of different values of the column in them.
+        count: the number of rows that match `matching`.
+        distinct: the number of different values of the column in the matching rows.
         fraction: the fraction of rows that match.
-        rank: the place, from 1, of the first matching row among the values of the column, in the order of the rows.
-        ratio: the median of the matching rows over the median of the rows that match `against`.
-        slope: the slope of a straight line through `column` over `over`, or through their logarithms with `log`.
+        rank: the rank, from 1, of the first matching row among the values of the column, in the order of the rows.
+        ratio: the median of the matching rows divided by the median of the rows that match `against`.
+        slope: the slope of a straight line through `column` versus `over`, or through their logarithms with `log`.
 
-    low, high: the columns with the interval.
+    Attributes:
+        low: the column with the lower ends of intervals.
+        high: the column with the upper ends of intervals.
     """
 
     statistic: Statistic = "value"
@@ -94,9 +97,9 @@ class Join(StrictModel):
 
 
 class Pick(StrictModel):
-    """The first row in which a column is largest or smallest: one of all, or one of each group.
+    """The selection of the first row in which a column is largest or smallest, among all rows or in each group.
 
-    Text is compared by the first number in it.
+    Texts are compared by the first number in them.
     """
 
     largest: str | None = None
@@ -116,9 +119,9 @@ class Groups(Bound):
     Attributes:
         take: `largest` and `smallest` select the group with the largest or smallest measure within the bound; `count`
             and `fraction` use the number or the fraction of the groups whose measure is within the bound as the value.
-        measure: what is compared with the bound; by default the measure of the query.
+        measure: the measure that is compared with the bound; by default the measure of the query.
         ties: whether all groups with the largest or smallest measure are evidence, and not only the first.
-        missing_reason: the reason that is given if no group has a measure, or none to select is within the bound.
+        missing_reason: the reason to report if no group has a measure, or if no group to select is within the bound.
     """
 
     by: Columns
@@ -129,22 +132,22 @@ class Groups(Bound):
 
 
 class Incorrect(StrictModel):
-    """Rows that show wrong results: the verdict is "incorrect", whatever the other rows show."""
+    """A filter of rows that show wrong results; if any row passes it, the verdict is "incorrect"."""
 
     where: Filter
     note: str
 
 
 class Query(StrictModel):
-    """Which rows of the tables bear on a claim, and the number that is computed from them.
+    """The selection of the rows that are evidence for a claim, and the number that is computed from them.
 
     Attributes:
-        where: the rows that the claim is about.
-        missing_reason: the reason that is given if there are none.
-        complete: those of the rows that can be evidence.
-        incomplete_reason: the reason that is given if there are none.
-        prefer: the rows that are used alone if there are any.
-        descending: the column by which the rows are sorted.
+        where: the filter of the rows that the claim is about.
+        missing_reason: the reason to report if no row passes `where`.
+        complete: the filter of the rows that can be evidence.
+        incomplete_reason: the reason to report if no row passes `complete`.
+        prefer: a filter; if any rows pass it, only they are used.
+        descending: the column by which the rows are sorted in descending order.
     """
 
     table: str
@@ -169,7 +172,7 @@ class Consequence(StrictModel):
     note: str = ""
 
 
-class Need(Bound):
+class Condition(Bound):
     """A condition on the evidence: every row matches `where`, and the measure is within the bound."""
 
     where: Filter = Field(default={})
@@ -186,21 +189,21 @@ class Need(Bound):
 
 
 class Claim(Bound):
-    """A statement of a paper, its value there, and how the tables decide on it.
+    """A statement of a paper, the value that the paper prints, and the query that decides on the statement.
 
     Attributes:
         source: table, section or page of the paper.
         value: the printed value.
-        measurement: the quantity that is measured here.
-        program: the program whose cases decide.
-        suites: the suites to run for a decision.
-        query: the evidence.
-        basis: what the verdict rests on if every condition is met.
+        measurement: the quantity that the harness measures.
+        program: the program whose cases are evidence.
+        suites: the suites that produce the evidence.
+        query: the query for the evidence.
+        basis: the kind of evidence if every condition is met.
         conditions: conditions on the evidence; the first unmet one that names a verdict decides.
         otherwise: the consequence of a value out of bounds.
-        note: the evidence in one line, with its columns and, as `{claim.name}`, the value and the `measures`.
+        note: the evidence in one line; fields such as `{column}` and `{claim.name}` are replaced, see notes.py.
         measures: measures of the same rows, by name.
-        not_applicable: the reason why no table of the harness can decide, instead of a query.
+        not_applicable: instead of a query, the reason why no run of the harness can decide.
     """
 
     id: Name
@@ -213,7 +216,7 @@ class Claim(Bound):
     suites: list[str] = Field(default=[])
     query: Query | None = None
     basis: Basis = "measured"
-    conditions: list[Need] = Field(default=[])
+    conditions: list[Condition] = Field(default=[])
     otherwise: Consequence = Consequence(verdict="deviates")
     note: str = ""
     measures: dict[str, Measure] = Field(default={})
@@ -229,7 +232,12 @@ class Claim(Bound):
 
 
 class Paper(StrictModel):
-    """A file of claims. source: the citation of the paper. values: tables that the paper prints."""
+    """A file of claims.
+
+    Attributes:
+        source: the citation of the paper.
+        values: tables that the paper prints, by name.
+    """
 
     source: str
     values: dict[str, Table] = Field(default={})

@@ -1,7 +1,7 @@
 """Notes on the evidence: text with fields such as `{device}`, `{trials.sum:count trial}` and `{claim.percent:+.0f}`.
 
-A field is the value of a column in the first row, a statistic of the column, or a number of the claim. A format is
-Python's, or `count trial`, which gives `1 trial` and `2 trials`, or `is a set|are sets`, which chooses by the number.
+A field is the value of a column in the first row, a statistic of the column, or a number of the claim. A format is one
+of Python's, or `count trial`, which gives `1 trial` and `2 trials`, or `is a set|are sets`, a choice by the number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ STATISTICS: Mapping[str, Callable[[pd.Series[Any]], Any]] = {
     "list": lambda column: ", ".join(dict.fromkeys(map(str, column))),
 }
 CLAIM = "claim"
-# percent: relative difference of the value from the bound. times: the bound over the value. groups: number of groups.
+# Numbers of a claim. percent: relative difference of the value from the bound; times: the bound divided by the value;
+# groups: the number of groups.
 NUMBERS = ("value", "low", "high", "paper", "bound", "percent", "times", "groups")
 SPEC = re.compile(r"[+]?,?(\.\d)?[defg%]?")
 _FORMATTER = Formatter()
@@ -62,7 +63,13 @@ def _format(value: Any, spec: str) -> str:
 
 
 def find_unknown_fields(text: str, columns: Collection[str], numbers: Collection[str] = ()) -> Iterator[str]:
-    """Yield a message for each mistake in the fields of a text; numbers: names of the claim's additional measures."""
+    """Yield a message for each mistake in the fields of a text.
+
+    Args:
+        text: The text of a note.
+        columns: The columns of the rows.
+        numbers: The names of the claim's additional measures.
+    """
     numbers = [*NUMBERS, *numbers]
     try:
         fields = [

@@ -1,4 +1,4 @@
-"""Find, check and load files of claims; all mistakes are reported together, each with its place in the file."""
+"""Files of claims, which are searched, checked and loaded; all mistakes are reported together with their locations."""
 
 from __future__ import annotations
 
@@ -29,17 +29,20 @@ def find_files(extra: Sequence[Path] = ()) -> dict[str, Path]:
     Raises:
         UsageError: two files have the same name, which identifies a paper on the scorecard.
     """
-    shipped = sorted((resources.resource_dir("reports") / "claims").glob("*.yaml"))
+    shipped = sorted((resources.get_resource_dir("reports") / "claims").glob("*.yaml"))
     files: dict[str, Path] = {}
     for path in [*shipped, *sorted(FOLDER.glob("*.yaml")), *extra]:
         known = files.setdefault(path.stem, path)
         if path.exists() and not path.samefile(known):
-            raise UsageError(f"{path}: {known} has the same name; give the file another")
+            raise UsageError(f"{path}: {known} has the same name; rename one of the files")
     return files
 
 
 def load_papers(extra: Sequence[Path] = ()) -> dict[str, Paper]:
-    """Return the papers by the names of their files; extra: files in addition to those in the known folders.
+    """Return the papers by the names of their files.
+
+    Args:
+        extra: Files of claims, in addition to the shipped ones and those in ./claims.
 
     Raises:
         UsageError: a file has mistakes; the message lists all of them, with the nearest name for each unknown one.
@@ -69,21 +72,21 @@ def _check_paper(document: Document, tables: Tables) -> Iterator[Problem]:
         if claim.id in ids:
             yield document.make_problem(("claims", index, "id"), f"duplicate claim id {claim.id!r}")
         ids.add(claim.id)
-        for loc, message in _Checker(tables).check_claim(claim):
-            yield document.make_problem(("claims", index, *loc), message)
+        for location, message in _Checker(tables).check_claim(claim):
+            yield document.make_problem(("claims", index, *location), message)
 
 
 Mistakes = Iterator[tuple[KeyPath, str]]
 
 
 class _Checker:
-    """Compares the names in claims with those of the tables, programs and suites."""
+    """A check of the names in claims against the names of tables, columns, programs and suites."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
 
     def check_claim(self, claim: Claim) -> Mistakes:
-        """Yield every unknown name with its place in the claim."""
+        """Yield a message for every mistake, with its key path in the claim."""
         programs = load_programs()
         if claim.program not in programs:
             yield ("program",), f"unknown program {claim.program!r}{did_you_mean(claim.program, programs)}"
@@ -107,15 +110,15 @@ class _Checker:
         texts += [
             (("conditions", k, "otherwise", "note"), need.otherwise.note) for k, need in enumerate(claim.conditions)
         ]
-        for loc, text in texts:
-            yield from ((loc, message) for message in find_unknown_fields(text, columns, claim.measures))
+        for location, text in texts:
+            yield from ((location, message) for message in find_unknown_fields(text, columns, claim.measures))
 
     def check_query(self, query: Query) -> Mistakes:
-        """Yield the mistakes of a query; its columns are only checked if its tables are known."""
+        """Yield the mistakes of a query; columns are only checked if all tables are known."""
         names = [(("table",), query.table), *((("join", k, "table"), j.table) for k, j in enumerate(query.join))]
-        unknown = [(loc, name) for loc, name in names if name not in self.tables]
-        for loc, name in unknown:
-            yield ("query", *loc), f"unknown table {name!r}{did_you_mean(name, self.tables)}"
+        unknown = [(location, name) for location, name in names if name not in self.tables]
+        for location, name in unknown:
+            yield ("query", *location), f"unknown table {name!r}{did_you_mean(name, self.tables)}"
         columns = self.list_columns(query)
         if unknown or columns is None:
             return
@@ -146,43 +149,43 @@ class _Checker:
         if "folder" not in columns and not {"campaign", "case"} <= columns:
             yield ("query", "table"), f"{query.table} does not contain the folders of its runs: join a table that does"
 
-    def check_measure(self, measure: Measure, columns: set[str], loc: KeyPath) -> Mistakes:
+    def check_measure(self, measure: Measure, columns: set[str], location: KeyPath) -> Mistakes:
         """Yield the mistakes of a measure."""
         for name in ("column", "per", "over", "low", "high"):
             value = getattr(measure, name)
             if isinstance(value, str):
-                yield from self.check_name(value, columns, (*loc, name))
+                yield from self.check_name(value, columns, (*location, name))
         for name in ("matching", "against"):
-            yield from self.check_filter(getattr(measure, name), columns, (*loc, name))
+            yield from self.check_filter(getattr(measure, name), columns, (*location, name))
 
-    def check_filter(self, conditions: Filter, columns: Collection[str], loc: KeyPath) -> Mistakes:
-        """Yield the unknown columns of a filter, and its comparisons with text that is not a number."""
+    def check_filter(self, conditions: Filter, columns: Collection[str], location: KeyPath) -> Mistakes:
+        """Yield a message for each unknown column of a filter, and each comparison with text that is not a number."""
         for column, values in conditions.items():
-            yield from self.check_name(column, columns, (*loc, column))
+            yield from self.check_name(column, columns, (*location, column))
             for value in values if isinstance(values, list) else [values]:
-                sign, text = split_comparison(value)
-                if sign in OPERATORS and not is_number(text):
-                    yield (*loc, column), f"expected a number after {sign}, got {text!r}"
+                symbol, text = split_comparison(value)
+                if symbol in OPERATORS and not is_number(text):
+                    yield (*location, column), f"expected a number after {symbol}, got {text!r}"
 
-    def check_names(self, names: Sequence[str], columns: Collection[str], loc: KeyPath) -> Mistakes:
-        """Yield the unknown columns of a list."""
+    def check_names(self, names: Sequence[str], columns: Collection[str], location: KeyPath) -> Mistakes:
+        """Yield a message for each unknown column of a list."""
         for index, name in enumerate(names):
-            yield from self.check_name(name, columns, (*loc, index))
+            yield from self.check_name(name, columns, (*location, index))
 
-    def check_name(self, name: str | None, columns: Collection[str], loc: KeyPath) -> Mistakes:
-        """Yield an unknown column."""
+    def check_name(self, name: str | None, columns: Collection[str], location: KeyPath) -> Mistakes:
+        """Yield a message if the name is not a column."""
         if name is not None and name not in columns:
-            yield loc, f"unknown column {name!r}{did_you_mean(name, columns)}"
+            yield location, f"unknown column {name!r}{did_you_mean(name, columns)}"
 
     def list_columns(self, query: Query) -> set[str] | None:
-        """Return the columns of the rows that a query selects from; None where its table is unknown."""
+        """Return the columns of the rows that a query selects from; None if its table is unknown."""
         if query.table not in self.tables:
             return None
         return set(self.tables[query.table]).union(*(join.columns for join in query.join))
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a number as Python reads it."""
+    """Return whether Python can convert a text to a number."""
     try:
         float(text)
     except ValueError:
@@ -191,8 +194,8 @@ def is_number(text: str) -> bool:
 
 
 def find_table(papers: Mapping[str, Paper], name: str) -> tuple[Paper, Table]:
-    """Return a printed table and the first paper that has it; raise UsageError if there is none."""
+    """Return a printed table and the first paper that contains it; raise UsageError if no paper does."""
     for paper in papers.values():
         if name in paper.values:
             return paper, paper.values[name]
-    raise UsageError(f"no file of claims holds the printed table {name!r}")
+    raise UsageError(f"no file of claims contains the printed table {name!r}")

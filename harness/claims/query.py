@@ -26,6 +26,7 @@ CASE_COLUMNS = (
     "campaign", "suite", "system", "case", "id", "program", "state", "nodes", "ranks", "hosts", "emulated", "backbone",
     "hidden_dim", "parameters", "folder",
 )  # fmt: skip
+# A value with the ends of its interval, which are None if there is no interval.
 Estimate = tuple[float, float | None, float | None]
 
 
@@ -39,7 +40,7 @@ class Refuted(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """The value of a query with its interval, the rows that it rests on, and the number of groups with a value."""
+    """The value of a query with its interval, the rows that are evidence for it, and the number of groups."""
 
     value: float
     low: float | None
@@ -49,11 +50,10 @@ class Answer:
 
 
 def build_cases_table(records: list[RunRecord]) -> pd.DataFrame:
-    """Return one row per readable case; ranks and hosts are 0 where the case does not name them.
+    """Return one row per readable case.
 
-    Columns of note:
-        emulated: whether fewer hosts than nodes took part, where the hosts are known.
-        parameters: the number of parameters of the model.
+    The columns `ranks` and `hosts` are 0 if the case does not report its ranks. `emulated` means that the case ran on
+    fewer hosts than nodes. `parameters` is the number of parameters of the model.
     """
     return pd.DataFrame([_describe_case(r) for r in records if r.state != "unreadable"], columns=CASE_COLUMNS)
 
@@ -86,7 +86,7 @@ def answer_query(query: Query, tables: Mapping[str, pd.DataFrame]) -> Answer:
     """
     rows = tables[query.table]
     for join in query.join:
-        rows = _join(rows, tables[join.table], join)
+        rows = _join_table(rows, tables[join.table], join)
     rows = rows[match_rows(rows, query.where)]
     if rows.empty:
         raise Unanswered(query.missing_reason)
@@ -100,7 +100,7 @@ def answer_query(query: Query, tables: Mapping[str, pd.DataFrame]) -> Answer:
     if query.descending is not None:
         rows = rows.sort_values(query.descending, ascending=False, kind="stable")
     if query.pick is not None:
-        rows = _pick(rows, query.pick)
+        rows = _pick_rows(rows, query.pick)
     if query.groups is not None:
         return _answer_by_groups(rows, query.groups, query.measure)
     return _answer_from_rows(rows, query.measure)
@@ -137,7 +137,7 @@ def split_comparison(condition: Scalar) -> tuple[str, str]:
 
 
 def compute_measure(rows: pd.DataFrame, spec: Measure) -> Estimate:
-    """Return a statistic of the rows, with its interval where the measure names the interval's columns.
+    """Return a statistic of the rows, with its interval if the measure names the columns of the interval.
 
     Raises:
         Unanswered: the value is not finite, for example a ratio without rows.
@@ -168,7 +168,7 @@ def _compute_statistic(rows: pd.DataFrame, spec: Measure) -> Estimate:
 
 
 def _compute_ratio(rows: pd.DataFrame, matching: pd.Series[bool], spec: Measure) -> Estimate:
-    """Return the ratio of two medians; the ends of its interval are ratios of opposite ends of theirs."""
+    """Return the ratio of two medians; each end of its interval is the ratio of opposite ends of their intervals."""
     against, values = match_rows(rows, spec.against), _select_values(rows, spec)
     ratio = float(values[matching].median() / values[against].median())
     if spec.low is None or spec.high is None:
@@ -211,13 +211,13 @@ STATISTICS: Mapping[str, Callable[[pd.DataFrame, pd.Series[bool], Measure], floa
 }
 
 
-def _join(rows: pd.DataFrame, other: pd.DataFrame, join: Join) -> pd.DataFrame:
+def _join_table(rows: pd.DataFrame, other: pd.DataFrame, join: Join) -> pd.DataFrame:
     first = other.drop_duplicates(join.on)[[*join.on, *join.columns]]
     replaced = [name for name in join.columns if name in rows]
     return rows.drop(columns=replaced).merge(first, on=join.on, how="inner")
 
 
-def _pick(rows: pd.DataFrame, pick: Pick) -> pd.DataFrame:
+def _pick_rows(rows: pd.DataFrame, pick: Pick) -> pd.DataFrame:
     column = rows[pick.largest or pick.smallest]
     if not pd.api.types.is_numeric_dtype(column):
         column = pd.to_numeric(column.astype(str).str.extract(FIRST_NUMBER)[0]).fillna(-1.0)
@@ -237,7 +237,7 @@ def _answer_from_rows(rows: pd.DataFrame, spec: Measure) -> Answer:
 def _answer_by_groups(rows: pd.DataFrame, groups: Groups, spec: Measure) -> Answer:
     values = []
     for _, group in rows.groupby(groups.by, dropna=False):
-        with contextlib.suppress(Unanswered):  # a group without a value does not bear on the claim
+        with contextlib.suppress(Unanswered):  # a group without a value is no evidence
             values.append((compute_measure(group, groups.measure or spec)[0], group))
     accepted = [(value, group) for value, group in values if groups.is_met(value)]
     if not values or (not accepted and groups.take in ("largest", "smallest")):
@@ -246,6 +246,6 @@ def _answer_by_groups(rows: pd.DataFrame, groups: Groups, spec: Measure) -> Answ
         count = len(accepted) / (len(values) if groups.take == "fraction" else 1)
         return Answer(count, None, None, pd.concat([group for _, group in values]), len(values))
     best = (max if groups.take == "largest" else min)(value for value, _ in accepted)
-    chosen = [group for value, group in accepted if value == best]
-    first = _answer_from_rows(chosen[0], spec)
-    return Answer(first.value, first.low, first.high, pd.concat(chosen) if groups.ties else first.rows, len(values))
+    selected = [group for value, group in accepted if value == best]
+    first = _answer_from_rows(selected[0], spec)
+    return Answer(first.value, first.low, first.high, pd.concat(selected) if groups.ties else first.rows, len(values))

@@ -1,4 +1,4 @@
-"""The scorecard: one row per claim with its verdict and evidence, and what was not measured because a case failed."""
+"""The scorecard, with the verdict and the evidence for each claim, and the values that failed cases did not measure."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from harness.results.runs import RunRecord
 
 @dataclass(frozen=True)
 class Score:
-    """One row of the scorecard; measured_value is None where nothing was measured, its interval also for a count.
+    """One row of the scorecard.
 
     Attributes:
         paper: the name of the file of claims.
         citation: the citation of the paper.
-        basis: the kind of evidence that the value rests on.
+        measured_value: the measured value; None if nothing was measured.
+        ci_low: the lower end of the interval; None if the value has no interval, such as a count.
+        ci_high: the upper end of the interval.
+        basis: the kind of evidence for the value.
         evidence: the paths of event logs.
-        program: the program whose cases decide.
-        suites: the suites to run for a decision.
+        program: the program whose cases are evidence.
+        suites: the suites that produce the evidence.
         reproduced_before: whether an earlier report on these runs, or on some of them, reproduced the claim.
     """
 
@@ -46,7 +49,7 @@ class Score:
 
 
 def mark_previously_reproduced(scores: Sequence[Score], path: Path) -> list[Score]:
-    """Return the scores, marked where the scorecard at the path, of an earlier report, has the claim as reproduced."""
+    """Return the scores, and mark the claims that were reproduced in the scorecard of an earlier report at the path."""
     try:
         previous = json.loads(path.read_text(encoding="utf-8"))
         reproduced = {
@@ -54,7 +57,7 @@ def mark_previously_reproduced(scores: Sequence[Score], path: Path) -> list[Scor
         }
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         reproduced = set()
-    # Scorecards of earlier versions, which knew only one paper, do not name it.
+    # Scorecards of earlier versions do not name the paper, since there was only one.
     return [replace(s, reproduced_before=not reproduced.isdisjoint([(s.paper, s.id), (None, s.id)])) for s in scores]
 
 
@@ -67,7 +70,7 @@ FAILED_STATES = ("failed", "lost", "unreadable")
 
 
 def find_unmeasured(records: Sequence[RunRecord], scores: Sequence[Score]) -> Iterator[str]:
-    """Yield a line for each figure of merit and claim without a value, with the case at fault and the reason.
+    """Yield a line for each figure of merit and claim without a value, with the case that failed and the reason.
 
     A case that has not run yet is not a failure, and neither is a failed case without figures of merit if other cases
     have measured its claims.
@@ -77,18 +80,18 @@ def find_unmeasured(records: Sequence[RunRecord], scores: Sequence[Score]) -> It
         figures = [row["name"] for row in record.case.get("performance", ())]
         if figures or record.state == "unreadable":
             subject = ", ".join(figures) or "the whole case"
-            yield f"{name_case(record)}: {subject} is not measured: the case is {describe_state(record)}"
+            yield f"{format_case_name(record)}: {subject} is not measured: the case is {describe_state(record)}"
     for record in records:
         for merit in record.figures_of_merit:
             if merit.verdict == "not measured":
-                yield f"{name_case(record)}: {merit.name} is not measured: the case has no sample of it"
+                yield f"{format_case_name(record)}: {merit.name} is not measured: the case has no sample of it"
     for score in scores:
         case = next((r for r in failed if r.case.get("program") == score.program), None)
         if score.verdict == "not run" and case is not None:
-            yield f"{score.id}: the claim is not measured: {name_case(case)} is {describe_state(case)}"
+            yield f"{score.id}: the claim is not measured: {format_case_name(case)} is {describe_state(case)}"
 
 
-def name_case(record: RunRecord) -> str:
+def format_case_name(record: RunRecord) -> str:
     """Return the names of campaign and case, `campaign/case`."""
     return f"{record.folder.parent.name}/{record.case.get('name') or record.folder.name}"
 

@@ -39,12 +39,12 @@ def add_commands(commands: Commands) -> None:
     add_job_options(run)
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     run.add_argument(
-        "--submit", action="store_true", help="submit the jobs to the scheduler (on this machine, jobs always run)"
+        "--submit", action="store_true", help="submit the jobs to the scheduler (jobs on this machine always run)"
     )
     run.add_argument(
         "--wait",
         action="store_true",
-        help="submit the jobs and wait until all have ended (always the case on this machine)",
+        help="submit the jobs and wait until all have ended (on this machine, the command always waits)",
     )
     run.add_argument("--max-jobs", type=positive_int, metavar="N", help="maximum number of jobs in the queue")
     add_suite_options(add_command(commands, "status", do_status, "print the state of every case of suites"), "+")
@@ -62,7 +62,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def do_run(arguments: Namespace) -> int:
-    """Run missing cases, or write their jobs; then report on those that have ended."""
+    """Run the missing cases, or write their job scripts; then report the cases that have ended."""
     from harness.execution.status import Progress
     from harness.execution.submission import RunOptions
 
@@ -114,7 +114,7 @@ def do_status(arguments: Namespace) -> int:
 
 
 def do_collect(arguments: Namespace) -> int:
-    """Collect and report the cases that have ended."""
+    """Collect and report the cases that have ended; the exit code is 3 if a case is not done."""
     from harness.execution.status import Progress
 
     if arguments.format is not None:
@@ -151,7 +151,11 @@ def report_outcomes(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
 
 
 def has_stalled(campaign: Campaign, outcomes: Sequence[Outcome], has_waited: bool) -> bool:
-    """Return whether cases without an active job remain, or cases that have not ended although the command waited."""
+    """Return whether the campaign makes no progress without the user.
+
+    This is so if cases have no active job and none can be submitted, or if cases have not ended although the command
+    waited for them.
+    """
     states = Counter(outcome.state for outcome in outcomes)
     n_active = states["waiting"] + states["running"]
     if has_waited:

@@ -19,38 +19,42 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this group to the command line."""
-    compare_help = "two runs, stages, precisions, systems or commits: differences with intervals"
+    compare_help = "compare two runs, stages, precisions, systems or commits: differences with intervals"
     compare = add_command(commands, "compare", do_compare, compare_help)
-    sides = "PATH, KEY=VALUE or PATH@KEY=VALUE,...: results, campaign or case; stage=baseline, system=local, ..."
+    sides = (
+        "PATH, KEY=VALUE or PATH@KEY=VALUE,...; PATH is a folder of results, a campaign or a case, and conditions are"
+        " stage=baseline, system=local, ..."
+    )
     compare.add_argument("a", metavar="A", help=sides)
-    compare.add_argument("b", metavar="B", help="the same, set against A")
-    compare.add_argument("--metric", action="append", default=[], help="only metrics whose name contains this")
-    compare.add_argument("--csv", type=usable_path, metavar="FILE", help="all rows, as a table")
-    regression_help = "benchmarks over the commits A..B; exit code 1 if one became worse"
+    compare.add_argument("b", metavar="B", help="the runs to compare with A, in the same notation")
+    compare.add_argument("--metric", action="append", default=[], help="only metrics whose name contains this text")
+    compare.add_argument("--csv", type=usable_path, metavar="FILE", help="write all rows to this file")
+    regression_help = "run benchmarks over the commits A..B; exit code 1 if one became worse"
     _add_regression_options(add_command(commands, "regression", do_regression, regression_help))
 
 
 def _add_regression_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("range", metavar="A..B", help="from A to B, both measured; A alone: to HEAD")
+    parser.add_argument("range", metavar="A..B", help="the commits from A to B, including both; A alone means A..HEAD")
     parser.add_argument(
-        "--repo", type=usable_path, default=Path(), metavar="DIR", help="the clone (the current folder's)"
+        "--repo", type=usable_path, default=Path(), metavar="DIR", help="the git clone (default: the current folder)"
     )
-    config_help = "asv.conf.json, where the clone has it elsewhere"
+    config_help = "path of asv.conf.json, if it is not in its usual folder"
     parser.add_argument("--config", type=usable_path, metavar="FILE", help=config_help)
-    bench_help = "only benchmarks whose name matches"
+    bench_help = "only benchmarks whose name matches this regular expression"
     parser.add_argument("--bench", action="append", default=[], metavar="REGEX", help=bench_help)
-    rounds_help = "how often each commit is measured (12)"
+    rounds_help = "how often each commit is measured (default: 12)"
     parser.add_argument("--rounds", type=positive_int, default=12, metavar="N", help=rounds_help)
-    steps_help = "at most N commits, evenly spread over the range"
+    steps_help = "measure at most N commits, evenly spaced over the range"
     parser.add_argument("--steps", type=positive_int, metavar="N", help=steps_help)
     in_place_help = (
-        "install nothing: each commit's sources under this Python; right only if no commit changes what is installed"
+        "run the sources of each commit with this Python and install nothing; only valid if no commit changes the"
+        " dependencies or compiled code"
     )
     parser.add_argument("--here", dest="in_place", action="store_true", help=in_place_help)
 
 
 def do_compare(arguments: Namespace) -> int:
-    """Print the difference of B from A, metric by metric."""
+    """Print the difference of B from A for each metric."""
     from harness.host.files import write_text
     from harness.host.process import pause_gc
     from harness.tracking import compare, selectors
@@ -69,7 +73,7 @@ def do_compare(arguments: Namespace) -> int:
 
 
 def matches_metric(observation: Observation, parts: Sequence[str]) -> bool:
-    """Return whether the metric's name contains one of the parts; without parts, every metric matches."""
+    """Return whether the metric's name contains one of these texts; without texts, every metric matches."""
     return not parts or any(part in observation.samples.metric.name for part in parts)
 
 

@@ -1,4 +1,4 @@
-"""The `harness` command; the modules in GROUPS add the commands of one group each."""
+"""The `harness` command line; each module in GROUPS adds a group of commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build_parser() -> tuple[ArgumentParser, list[str]]:
 
 
 def dispatch(argv: Sequence[str]) -> int:
-    """Run the command that the words name and return its exit code; raise UsageError for an unknown command."""
+    """Run the command that the arguments name and return its exit code; raise UsageError for an unknown command."""
     if argv[:1] == ["data"]:  # a separate program, which has the dependencies of jobs
         return run_subprocess([sys.executable, "-P", "-m", "harness.reference.datasets", *argv[1:]])
     parser, names = build_parser()
@@ -51,10 +51,10 @@ def run_subprocess(command: Sequence[str]) -> int:
         while True:
             try:
                 code = process.wait()
-            except KeyboardInterrupt:  # the program receives it too, and reports it
+            except KeyboardInterrupt:  # the program receives the interrupt too, and reports it
                 continue
             if code < 0:
-                raise UsageError(f"ended by signal {-code}; a file that was damaged, or no memory left")
+                raise UsageError(f"ended by signal {-code}; a file may be damaged, or the memory exhausted")
             return code
 
 

@@ -28,20 +28,22 @@ def add_command(
     """Add a command that calls `function` with its arguments, and the options that every command has."""
     parser = commands.add_parser(name, help=help_text, description=help_text)
     parser.set_defaults(function=function)
-    parser.add_argument("--out", type=usable_path, default=Path("results"), metavar="DIR", help="of runs and report")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more")
+    parser.add_argument(
+        "--out", type=usable_path, default=Path("results"), metavar="DIR", help="folder of runs and report"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print more")
     return parser
 
 
 def add_suite_options(parser: CommandParser, count: str) -> None:
     """Add the options of commands that expand suites; `count` is the number of suites in the notation of argparse."""
-    parser.add_argument("suites", nargs=count, metavar="SUITE", help="name or YAML file")
+    parser.add_argument("suites", nargs=count, metavar="SUITE", help="name or YAML file of a suite")
     parser.add_argument(
         "--suites", dest="suite_folder", type=usable_path, metavar="DIR", help="a folder of suites of your own"
     )
-    parser.add_argument("-n", "--name", action="append", default=[], help="only cases whose name contains this")
-    parser.add_argument("-x", "--exclude", action="append", default=[], help="no cases whose name contains this")
+    parser.add_argument("-n", "--name", action="append", default=[], help="only cases whose name contains this text")
+    parser.add_argument("-x", "--exclude", action="append", default=[], help="no cases whose name contains this text")
     parser.add_argument("-t", "--tag", action="append", default=[], help="only cases with this tag")
     parser.add_argument("--repeat", type=positive_int, metavar="N", help="run every case N times")
     add_system_options(parser)
@@ -49,7 +51,9 @@ def add_suite_options(parser: CommandParser, count: str) -> None:
 
 def add_system_options(parser: CommandParser) -> None:
     """Add the options that choose a system and its settings."""
-    parser.add_argument("--system", default="local", metavar="NAME", help="name or YAML file (local)")
+    parser.add_argument(
+        "--system", default="local", metavar="NAME", help="name or YAML file of a system (default: local)"
+    )
     parser.add_argument(
         "-S", "--setting", action="append", default=[], metavar="KEY=VALUE", help="a setting of the system"
     )
@@ -57,20 +61,20 @@ def add_system_options(parser: CommandParser) -> None:
 
 def add_job_options(parser: CommandParser) -> None:
     """Add the options that choose which of the missing jobs are planned and submitted."""
-    help_text = "submit nothing that may cost more"
+    help_text = "submit no jobs that together may use more node-hours"
     parser.add_argument("--max-node-hours", type=positive_float, metavar="H", help=help_text)
     parser.add_argument("--retry", action="store_true", help="run failed cases again")
 
 
 def positive_int(text: str) -> int:
-    """Return a whole number of at least 1."""
+    """Parse a whole number of at least 1, as a type of argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def positive_float(text: str) -> float:
-    """Return a finite number above 0."""
+    """Parse a finite number above 0, as a type of argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -106,7 +110,7 @@ def load_system(arguments: Namespace) -> ResolvedSystem:
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
-    """Parse the words `key=value` to a mapping."""
+    """Convert texts `key=value` to a mapping; raise UsageError for a text without `=`."""
     for pair in pairs:
         if "=" not in pair:
             raise UsageError(f"-S {pair}: expected key=value")
@@ -114,7 +118,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def load_plans(arguments: Namespace) -> list[Plan]:
-    """Expand every suite on the system; all are checked before the first one is used."""
+    """Expand every suite on the system; raise UsageError if any suite is invalid or has no case left."""
     from harness.config import resources
     from harness.config.suite import load_suite
     from harness.planning.expand import expand_suite, filter_cases
@@ -135,7 +139,7 @@ def load_plans(arguments: Namespace) -> list[Plan]:
 
 
 def load_campaigns(arguments: Namespace) -> list[Campaign]:
-    """Return the plans as campaigns below --out, and print the cases left out as too large for the system."""
+    """Return the plans as campaigns below --out, and print the cases that are too large for the system."""
     from harness.execution.campaign import Campaign
     from harness.planning.jobs import drop_oversized_cases
 

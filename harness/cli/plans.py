@@ -1,4 +1,4 @@
-"""The commands that show what would run (list, plan, setup), and the output of a run with jobs left to submit."""
+"""The commands list, plan and setup, which run nothing, and the output of a run that leaves jobs to submit."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
 
 
 def print_next_steps(campaign: Campaign, outcomes: Sequence[Outcome], submitted: bool) -> None:
-    """Print the state of the cases, and what to type next."""
+    """Print the state of the cases, and the commands that the user can type next."""
     from harness.host.files import make_absolute
 
     counts = Counter(outcome.state for outcome in outcomes)
@@ -79,11 +79,13 @@ def print_missing_settings(system: ResolvedSystem) -> None:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this group to the command line."""
-    add_suite_options(add_command(commands, "list", do_list, "suites and systems, or the cases of suites"), "*")
-    plan = add_command(commands, "plan", do_plan, "the jobs of suites on a system, and what they cost")
+    add_suite_options(add_command(commands, "list", do_list, "list suites and systems, or the cases of suites"), "*")
+    plan = add_command(commands, "plan", do_plan, "print the jobs of suites on a system, and their cost")
     add_suite_options(plan, "+")
     add_job_options(plan)
-    setup = add_command(commands, "setup", do_setup, "print the commands that make a system's Python environment")
+    setup = add_command(
+        commands, "setup", do_setup, "print the commands that create the Python environment of a system"
+    )
     add_system_options(setup)
 
 

@@ -21,32 +21,32 @@ IMPORT_FORMATS = ("hydragnn", "omnistat")
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this group to the command line."""
-    import_help = "logs of HydraGNN, or exports of Omnistat, as run folders; then report"
+    import_help = "import logs of HydraGNN, or exports of Omnistat, as run folders, and write the report"
     importer = add_command(commands, "import", do_import, import_help)
-    importer.add_argument("format", choices=IMPORT_FORMATS, help="what wrote the files")
-    importer.add_argument("paths", nargs="+", metavar="PATH", help="a file, or a folder of them")
-    report = add_command(commands, "report", do_report, "tables, figures and pages from what has been run")
-    bundles_help = "published results, as harness.results.bundles packs them, that are unpacked into DIR first"
+    importer.add_argument("format", choices=IMPORT_FORMATS, help="the program that wrote the files")
+    importer.add_argument("paths", nargs="+", metavar="PATH", help="a file, or a folder of files")
+    report = add_command(commands, "report", do_report, "write tables, figures and pages about the runs")
+    bundles_help = "bundles of published results (harness.results.bundles), which are unpacked into DIR first"
     report.add_argument("bundles", nargs="*", type=usable_path, metavar="FILE.tar.xz", help=bundles_help)
-    check = add_command(commands, "check", do_check, "judge claims and figures of merit; exit code 1 if one is off")
+    check = add_command(commands, "check", do_check, "judge claims and figures of merit; exit code 1 if one is not met")
     for command in (report, check):
         claims_help = "a file of claims, in addition to the shipped ones and those in ./claims; repeatable"
         command.add_argument(
             "--claims", type=usable_path, action="append", default=[], metavar="FILE", help=claims_help
         )
     write_best_suite = add_command(
-        commands, "promote", do_promote, "write a suite that pretrains the best points of a search"
+        commands, "promote", do_promote, "write a suite that pretrains the best models of a hyperparameter search"
     )
-    write_best_suite.add_argument("campaign", help="folder of a search below DIR/runs, for example hpo-frontier")
+    write_best_suite.add_argument("campaign", help="folder of the search below DIR/runs, for example hpo-frontier")
 
 
 def do_import(arguments: Namespace) -> int:
-    """Import logs of HydraGNN, or telemetry of Omnistat, as run folders; then report."""
+    """Import logs of HydraGNN, or exports of Omnistat, as run folders, and write the report."""
     return import_paths(arguments.format, arguments.paths, arguments.out)
 
 
 def import_paths(name: str, paths: Sequence[str], out: Path) -> int:
-    """Import each path as the format of this name, print the run folders and report."""
+    """Import each path in the format of this name, print the run folders, and write the report."""
     from harness.importers import hydragnn, omnistat
 
     import_path = {"hydragnn": hydragnn.import_logs, "omnistat": omnistat.import_export}[name]
@@ -66,7 +66,12 @@ def do_report(arguments: Namespace) -> int:
 
 
 def report_results(out: Path, claims: Sequence[Path] = ()) -> int:
-    """Write the report on a results folder and print its scorecard; claims: files in addition to the known ones."""
+    """Write the report on a results folder, print its scorecard, and return the exit code.
+
+    Args:
+        out: The results folder.
+        claims: Files of claims, in addition to the shipped ones and those in ./claims.
+    """
     from harness.report.render import write_report
 
     result = write_report(out, claims)
@@ -82,7 +87,7 @@ def report_results(out: Path, claims: Sequence[Path] = ()) -> int:
 
 
 def do_check(arguments: Namespace) -> int:
-    """Judge claims and figures of merit without writing; return 1 if one is off, or should be measured and is not."""
+    """Judge claims and figures of merit without writing files; return 1 if one is not met, or could not be measured."""
     from harness.claims.evaluate import NO_RUNS, judge_folder
     from harness.claims.papers import load_papers
     from harness.claims.scorecard import counts_as_failure, find_unmeasured
@@ -112,17 +117,17 @@ def do_check(arguments: Namespace) -> int:
 
 
 def format_values(score: Score) -> str:
-    """Return `: 0.42 x (paper: 1.5 x)`, or nothing without a measured value."""
+    """Return `: 0.42 x (paper: 1.5 x)`, or empty text without a measured value."""
     from harness.document.blocks import format_quantity
 
     if score.measured_value is None:
         return ""
-    ours, theirs = (format_quantity(value, score.unit) for value in (score.measured_value, score.paper_value))
-    return f": {ours} (paper: {theirs})"
+    measured, printed = (format_quantity(value, score.unit) for value in (score.measured_value, score.paper_value))
+    return f": {measured} (paper: {printed})"
 
 
 def do_promote(arguments: Namespace) -> int:
-    """Write the best points of a search as a suite that pretrains them."""
+    """Write a suite that pretrains the best models of a hyperparameter search."""
     from harness.experiments.hpo.promote import write_best_suite
 
     path = write_best_suite(arguments.out, arguments.campaign)

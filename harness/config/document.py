@@ -1,4 +1,4 @@
-"""Parsed YAML whose every part has a file, a line and a column, and its validation by a pydantic model."""
+"""Parsed YAML files, in which every value has a location (file, line, column), and their validation by pydantic."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from harness.protocol.upgrade import describe_renamed, find_new_value
 KeyPath = tuple[int | str, ...]
 MAX_LINE_LENGTH = 120
 MAX_PROBLEMS = 40
+# The texts of the loaded files, from which messages quote lines.
 _sources: dict[Path, str] = {}
 
 
@@ -182,6 +183,7 @@ Model = TypeVar("Model", bound=BaseModel)
 # The maximum number of errors of one model that are described.
 MAX_ERRORS = 200
 
+# Patterns of texts, and their descriptions in messages.
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 FILE = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 ONE_LINE = r"^[^\n\r]*$"
@@ -192,6 +194,7 @@ PATTERNS = {
     FILE: "the name of a file, without a folder",
     ONE_LINE: "text of one line",
 }
+# Descriptions of the expected value, by pydantic's type of the error.
 EXPECTED = {
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
@@ -233,9 +236,9 @@ def describe_errors(
 
     Args:
         document: The document that was validated.
-        errors: What ValidationError.errors returns.
-        model: The model that validated it.
-        key_path: The key path of what the model validated.
+        errors: The list that ValidationError.errors returns.
+        model: The model that validated the document or a part of it.
+        key_path: The key path of that part; empty for the whole document.
     """
     by_location: dict[Any, list[Any]] = defaultdict(list)
     for error in islice(errors, MAX_ERRORS):

@@ -39,10 +39,10 @@ class Placeholder:
     text: str
 
 
-def build_function(node: nodes.Node) -> Function:  # noqa: PLR0911 - one for each kind of node
+def build_function(node: nodes.Node) -> Function:  # noqa: PLR0911 - one return for each kind of node
     """Return the function that evaluates a checked node.
 
-    The function raises ExpressionError, or whatever Python's operators raise for values of the wrong type.
+    The function raises ExpressionError, or an exception of Python's operators if a value has the wrong type.
     """
     match node:
         case nodes.Const(value=value):
@@ -51,8 +51,8 @@ def build_function(node: nodes.Node) -> Function:  # noqa: PLR0911 - one for eac
             return lambda _: text
         case nodes.Name(name=name):
             return lambda values: _look_up(values, name)
-        case nodes.Getattr(node=nodes.Name(name=space), attr=name):
-            return lambda values: _look_up(values[space], name, space)
+        case nodes.Getattr(node=nodes.Name(name=namespace), attr=name):
+            return lambda values: _look_up(values[namespace], name, namespace)
         case nodes.Concat(nodes=parts) | nodes.Output(nodes=parts):
             return _build_text([build_function(part) for part in parts])
         case nodes.CondExpr(test=test, expr1=first, expr2=nodes.Expr() as second):
@@ -85,7 +85,7 @@ def _build_operation(node: nodes.Node) -> Function:
             operands, operation = [inner, item], _get_item
         case nodes.Filter(node=nodes.Expr() as inner, name=name, args=arguments, kwargs=keywords):
             operands, operation = [inner, *arguments, *(pair.value for pair in keywords)], FILTERS[name]
-            operation = _with_keywords(operation, [str(pair.key) for pair in keywords])
+            operation = _bind_keywords(operation, [str(pair.key) for pair in keywords])
         case _:
             raise ExpressionError(f"{type(node).__name__.lower()} is not allowed")
     functions = list(map(_build_operand, operands))
@@ -129,9 +129,9 @@ def _build_comparison(first: Function, others: list[tuple[str, Function]]) -> Fu
     return evaluate
 
 
-def _look_up(values: Values, name: str, space: str = "") -> Any:
+def _look_up(values: Values, name: str, namespace: str = "") -> Any:
     if name not in values:
-        if space == "settings":
+        if namespace == "settings":
             raise ExpressionError(f"the setting {name!r} has no value (give -S {name}=...)")
         raise ExpressionError(f"unknown name {name!r}{did_you_mean(name, values)}")
     return values[name]
@@ -143,19 +143,19 @@ def check_size(value: Any) -> Any:
         if value.bit_length() > MAX_BITS:
             raise ExpressionError(f"the result has more than {MAX_BITS} bits")
     elif isinstance(value, (str, list, dict)):
-        _measure(value, 0, 0)
+        _add_size(value, 0, 0)
     return value
 
 
-def _measure(value: Any, size: int, depth: int) -> int:
-    """Return `size` plus the characters and items of a value; raise ExpressionError beyond a limit."""
+def _add_size(value: Any, size: int, depth: int) -> int:
+    """Return `size` plus the number of characters and items of a value; raise ExpressionError above a limit."""
     if depth > MAX_DEPTH:
         raise ExpressionError(f"the result has more than {MAX_DEPTH} levels of nesting")
     if isinstance(value, str):
         size += len(value)
     elif isinstance(value, (list, dict)):
         for part in value if isinstance(value, list) else value.values():
-            size = _measure(part, size + 1, depth + 1)
+            size = _add_size(part, size + 1, depth + 1)
     if size > MAX_SIZE:
         raise ExpressionError(f"the result has more than {MAX_SIZE} characters and items")
     return size
@@ -176,7 +176,7 @@ def _get_item(container: Any, item: Any) -> Any:
         raise ExpressionError(f"{shorten(container)} has no item {shorten(item)}") from None
 
 
-def _for_numbers(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _restrict_to_numbers(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Restrict an operator to numbers; otherwise `*` would repeat strings and lists, and `%` would format strings."""
 
     def operate(left: Any, right: Any) -> Any:
@@ -204,8 +204,8 @@ def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
     return getattr(math, method)(value * 10**precision) / 10**precision
 
 
-def _extreme(function: Callable[..., Any]) -> Callable[[Iterable[Any]], Any]:
-    """Return the function for min or max of a list, which ignores case."""
+def _make_extreme_filter(function: Callable[..., Any]) -> Callable[[Iterable[Any]], Any]:
+    """Return min or max as a filter of a list, which compares text without regard to case."""
 
     def choose(values: Iterable[Any]) -> Any:
         items = list(values)
@@ -216,16 +216,18 @@ def _extreme(function: Callable[..., Any]) -> Callable[[Iterable[Any]], Any]:
     return choose
 
 
-def _with_keywords(operation: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+def _bind_keywords(operation: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
     """Return the operation with its last arguments passed by name."""
     if not names:
         return operation
     return lambda *values: operation(*values[: -len(names)], **dict(zip(names, values[-len(names) :], strict=True)))
 
 
+# Functions of operators, by the name that Jinja2 gives them.
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "/": operator.truediv, "//": operator.floordiv,
-    "*": _for_numbers("*", operator.mul), "%": _for_numbers("%", operator.mod), "**": _for_numbers("**", _power),
+    "*": _restrict_to_numbers("*", operator.mul), "%": _restrict_to_numbers("%", operator.mod),
+    "**": _restrict_to_numbers("**", _power),
 }  # fmt: skip
 UNARY: dict[str, Callable[[Any], Any]] = {"-": operator.neg, "+": operator.pos, "not": operator.not_}
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -234,7 +236,8 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 FILTERS: dict[str, Callable[..., Any]] = {
     "abs": abs, "float": float, "int": int, "length": len, "lower": lambda value: str(value).lower(),
-    "max": _extreme(max), "min": _extreme(min), "round": _round, "sum": sum, "upper": lambda value: str(value).upper(),
+    "max": _make_extreme_filter(max), "min": _make_extreme_filter(min),
+    "round": _round, "sum": sum, "upper": lambda value: str(value).upper(),
 }  # fmt: skip
 # The arguments of a filter besides its value.
 FILTER_ARGUMENTS = {"round": ("precision", "method"), "int": ("base",)}

@@ -1,4 +1,4 @@
-"""The `{{ ... }}` of suites and systems: arithmetic, comparison and choice over named values, and nothing else.
+"""Expressions `{{ ... }}` in suites and systems: only arithmetic, comparisons and conditionals over named values.
 
 Jinja2 parses an expression but executes nothing. A syntax tree may contain only the kinds of node in ALLOWED, the
 filters in FILTERS, and attributes of namespaces (`system.nodes`); harness.config.evaluation evaluates it within bounds.
@@ -36,7 +36,7 @@ ALLOWED = (
 )  # fmt: skip
 MAX_LENGTH = 2000
 MAX_RECURSION = 1000
-# What evaluation raises for values of the wrong type.
+# Exceptions that an evaluation raises for values of the wrong type.
 EVALUATION_ERRORS = (
     ExpressionError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
 )  # fmt: skip
@@ -50,22 +50,25 @@ PARSER = Environment(autoescape=False, keep_trailing_newline=True)
 
 @dataclass(frozen=True)
 class Expression:
-    """Text with `{{ }}`, compiled."""
+    """A compiled text that contains `{{ }}`."""
 
     text: str
     names: frozenset[str]
-    """All names that it reads."""
+    """All names that the expression reads."""
     attributes: frozenset[tuple[str, str]]
-    """The (namespace, attribute) pairs that it reads."""
+    """The (namespace, attribute) pairs that the expression reads."""
     value_names: frozenset[str]
-    """Names that it reads as values, not as namespaces."""
+    """Names that the expression reads as values, not as namespaces."""
     function: Function
 
     def __call__(self, values: Values) -> Any:
-        """Evaluate the expression; raise ExpressionError.
+        """Evaluate the expression.
 
         Returns:
             A value of any plain type if the text is a single `{{ }}`, otherwise text.
+
+        Raises:
+            ExpressionError: the expression cannot be evaluated for these values.
         """
         try:
             return self.function(values)
@@ -88,12 +91,12 @@ class Expression:
         for name in sorted(self.value_names & set(namespaces)):
             example = min(namespaces[name] or (), default="NAME")
             return f"{name!r} is a namespace; use an attribute such as {name}.{example} in {text}"
-        for space, attribute in sorted(self.attributes):
-            if space not in namespaces:
-                return f"only {', '.join(namespaces)} have attributes, got {space}.{attribute} in {text}"
-            attributes = namespaces[space]
+        for namespace, attribute in sorted(self.attributes):
+            if namespace not in namespaces:
+                return f"only {', '.join(namespaces)} have attributes, got {namespace}.{attribute} in {text}"
+            attributes = namespaces[namespace]
             if attributes is not None and attribute not in attributes:
-                return f"{space} has no {attribute!r}{_hint(attribute, attributes)} in {text}"
+                return f"{namespace} has no {attribute!r}{_hint(attribute, attributes)} in {text}"
         return None
 
 
@@ -110,13 +113,13 @@ def is_expression(value: Any) -> bool:
 
 @cache
 def parse(text: str) -> Expression:
-    """Check and compile text that contains `{{ }}`; raise ExpressionError."""
+    """Check and compile text that contains `{{ }}`; raise ExpressionError if it is invalid."""
     return _compile(text, text)
 
 
 @cache
 def parse_condition(text: str) -> Expression:
-    """Check and compile an expression without braces, such as one of `where`; raise ExpressionError."""
+    """Check and compile an expression without braces, as in `where`; raise ExpressionError if it is invalid."""
     single = SINGLE_EXPRESSION.match(text.strip())
     inner = single[1] if single else text
     if is_expression(inner) or "}}" in inner:
@@ -127,7 +130,7 @@ def parse_condition(text: str) -> Expression:
 def _compile(code: str, text: str) -> Expression:
     """Compile code; messages quote the text that the user wrote."""
     if len(code) > MAX_LENGTH:
-        raise ExpressionError(f"an expression of more than {MAX_LENGTH} characters")
+        raise ExpressionError(f"the expression has more than {MAX_LENGTH} characters")
     if "{%" in code or "{#" in code:
         raise ExpressionError(f"only {{{{ }}}} is supported, not {{% %}} or {{# #}}, in {_quote(text)}")
     # another library may have raised the limit, and Jinja2's parser would overflow the C stack
@@ -151,7 +154,7 @@ def _build_expression(tree: nodes.Template, text: str) -> Expression:
             raise ExpressionError(f"{message} in {_quote(text)}")
     names = list(tree.find_all(nodes.Name))
     attributes = [(node.node, node.attr) for node in tree.find_all(nodes.Getattr) if isinstance(node.node, nodes.Name)]
-    spaces = {id(name) for name, _ in attributes}
+    namespace_ids = {id(name) for name, _ in attributes}
     parts = [node for output in tree.find_all(nodes.Output) for node in output.nodes]
     values = [node for node in parts if not (isinstance(node, nodes.TemplateData) and node.data.isspace())]
     function = build_function(values[0] if len(values) == 1 else nodes.Output(parts))
@@ -159,8 +162,8 @@ def _build_expression(tree: nodes.Template, text: str) -> Expression:
         text=text,
         names=frozenset(node.name for node in names),
         attributes=frozenset((name.name, attribute) for name, attribute in attributes),
-        value_names=frozenset(node.name for node in names if id(node) not in spaces),
-        function=lambda known: _to_plain_data(function(known)),
+        value_names=frozenset(node.name for node in names if id(node) not in namespace_ids),
+        function=lambda context: _to_plain_data(function(context)),
     )
 
 
@@ -169,7 +172,7 @@ def _quote(text: str) -> str:
     return shorten(text) if len(text) > 2 * MAX_VALUE_LENGTH else repr(text)
 
 
-def _find_error(node: nodes.Node) -> str | None:  # noqa: PLR0911 - one for each kind of node
+def _find_error(node: nodes.Node) -> str | None:  # noqa: PLR0911 - one return for each kind of node
     """Return why a node is not allowed, or None."""
     if not isinstance(node, ALLOWED):
         return f"{type(node).__name__.lower()} is not allowed"
@@ -198,7 +201,7 @@ def _find_filter_error(node: nodes.Filter) -> str | None:
 
 
 def _to_plain_data(value: Any) -> Any:
-    """Return the value as plain data; raise ValueError if that is impossible."""
+    """Return the value as plain data; raise ValueError if it contains another type, infinity or control characters."""
     if isinstance(value, Placeholder):
         return value.text
     if isinstance(value, (list, tuple)):
@@ -212,5 +215,5 @@ def _to_plain_data(value: Any) -> Any:
     if isinstance(value, int) and value.bit_length() > 63:
         raise ValueError("the result has more than 63 bits")
     if isinstance(value, str) and CONTROL.search(value):
-        raise ValueError("text with control characters")
+        raise ValueError("the text contains control characters")
     return value

@@ -29,12 +29,12 @@ FILES = {"suites": "suite.schema.json", "systems": "system.schema.json"}
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 REF = "#/$defs/"
 # The suffix of the definitions that accept expressions.
-TEMPLATE = "-template"
+TEMPLATE_SUFFIX = "-template"
 EXPRESSION: Schema = {"type": "string", "pattern": r"\{\{[\s\S]*\}\}"}
 NO_EXPRESSION: Schema = {"pattern": r"\{[{%#]"}
 EXTENDS = "A {} that this one extends, by name or file: mappings are merged, null removes a key."
 OVERLAYS = (
-    "The keys that differ on a system, by its name: they overlay the suite on that system, and null removes a key."
+    "Overlays by name of the system: their keys replace those of the suite on that system, and null removes a key."
 )
 
 
@@ -64,20 +64,21 @@ class Generator(GenerateJsonSchema):
         if check is check_unique:
             return {**generated, "uniqueItems": True}
         if check is check_number:
-            return {"anyOf": [EXPRESSION if m == {"type": "string"} else m for m in generated["anyOf"]]}
+            members = [EXPRESSION if member == {"type": "string"} else member for member in generated["anyOf"]]
+            return {"anyOf": members}
         return generated
 
 
 def build_suite_schema() -> Schema:
     """Return the schema of suites."""
     models = {name: program.parameters for name, program in load_programs().items()}
-    definitions = _define([Suite, Resources, *models.values()])
+    definitions = _build_definitions([Suite, Resources, *models.values()])
     root = definitions["Suite"]
     properties = root["properties"]
     _forbid_expressions(definitions, root, (*suite.EXPRESSION_SECTIONS, "where"))
     programs = "; ".join(f"{name}: {_summarize(model)}" for name, model in models.items())
     properties["program"] = {"enum": list(models), "description": f"The program that its cases run. {programs}."}
-    properties["resources"] |= {"$ref": f"{REF}Resources{TEMPLATE}"}
+    properties["resources"] |= {"$ref": f"{REF}Resources{TEMPLATE_SUFFIX}"}
     keys = {
         name: {"description": value["description"]}
         for name, value in properties.items()
@@ -98,11 +99,11 @@ def build_suite_schema() -> Schema:
     return _build_root("Suite", definitions)
 
 
-def _define(models: Collection[type[BaseModel]]) -> dict[str, Schema]:
+def _build_definitions(models: Collection[type[BaseModel]]) -> dict[str, Schema]:
     """Return the definitions of models, and variants of them in which every value may be an expression."""
     _, generated = models_json_schema([(model, "validation") for model in models], schema_generator=Generator)
     definitions: dict[str, Schema] = generated["$defs"]
-    templates = {name + TEMPLATE: _transform(part, _allow_expressions) for name, part in definitions.items()}
+    templates = {name + TEMPLATE_SUFFIX: _transform(part, _allow_expressions) for name, part in definitions.items()}
     return definitions | {name: _rename_refs(part) for name, part in templates.items()}
 
 
@@ -123,18 +124,21 @@ def _build_program(model: type[BaseModel], definitions: dict[str, Schema]) -> Sc
     }
     definitions[f"{model.__name__}-axes"] = axes
     axes_ref = {"$ref": f"{REF}{model.__name__}-axes"}
-    template = {**definitions[model.__name__ + TEMPLATE]}
+    template = {**definitions[model.__name__ + TEMPLATE_SUFFIX]}
     required = template.pop("required", [])
     replaced = find_replaced_nulls(model)
-    template["properties"] = {n: _or_null(f) if n in replaced else f for n, f in template["properties"].items()}
+    template["properties"] = {n: _allow_null(f) if n in replaced else f for n, f in template["properties"].items()}
     properties = {"parameters": template, "matrix": axes_ref, "zips": {"additionalProperties": axes_ref}}
     return {"properties": properties, **({"allOf": [_require(name) for name in required]} if required else {})}
 
 
-def _or_null(schema: Schema) -> Schema:
+def _allow_null(schema: Schema) -> Schema:
     """Return the schema of a parameter whose null means its default."""
-    about: Schema = {key: schema[key] for key in ("description", "default") if key in schema}
-    return {**about, "anyOf": [{key: value for key, value in schema.items() if key not in about}, {"type": "null"}]}
+    annotations: Schema = {key: schema[key] for key in ("description", "default") if key in schema}
+    return {
+        **annotations,
+        "anyOf": [{key: value for key, value in schema.items() if key not in annotations}, {"type": "null"}],
+    }
 
 
 def _require(name: str) -> Schema:
@@ -146,7 +150,7 @@ def _require(name: str) -> Schema:
 
 def build_system_schema() -> Schema:
     """Return the schema of systems."""
-    definitions = _define([System])
+    definitions = _build_definitions([System])
     _forbid_expressions(definitions, definitions["System"], system.EXPRESSION_SECTIONS)
     ranks = definitions["Node"]["properties"]["ranks_per_node"]
     ranks["anyOf"] = [{"type": "integer", "minimum": 1}, EXPRESSION]
@@ -181,7 +185,7 @@ def _forbid_expressions(definitions: dict[str, Schema], root: Schema, sections: 
 
 
 def _transform(node: Any, change: Callable[[Schema], Schema]) -> Any:
-    """Return a copy of a schema to whose every part a change is applied."""
+    """Return a copy of a schema with a change applied to each of its parts."""
     if isinstance(node, list):
         return [_transform(item, change) for item in node]
     if not isinstance(node, dict):
@@ -196,22 +200,22 @@ def _transform(node: Any, change: Callable[[Schema], Schema]) -> Any:
 
 
 def _rename_refs(node: Any) -> Any:
-    """Return a copy of a schema whose references are to the definitions that accept expressions."""
-    return json.loads(re.sub(rf'("\$ref": "{re.escape(REF)}[^"]+)"', rf'\1{TEMPLATE}"', json.dumps(node)))
+    """Return a copy of a schema that refers to the definitions that accept expressions."""
+    return json.loads(re.sub(rf'("\$ref": "{re.escape(REF)}[^"]+)"', rf'\1{TEMPLATE_SUFFIX}"', json.dumps(node)))
 
 
 def _allow_expressions(node: Schema) -> Schema:
     """Accept an expression for every value and every item."""
     if "properties" in node:
-        node["properties"] = {name: _or_expression(value) for name, value in node["properties"].items()}
+        node["properties"] = {name: _add_expression(value) for name, value in node["properties"].items()}
     if "items" in node:
-        node["items"] = _or_expression(node["items"])
+        node["items"] = _add_expression(node["items"])
     if "prefixItems" in node:
-        node["prefixItems"] = [_or_expression(value) for value in node["prefixItems"]]
+        node["prefixItems"] = [_add_expression(value) for value in node["prefixItems"]]
     return node
 
 
-def _or_expression(node: Schema) -> Schema:
+def _add_expression(node: Schema) -> Schema:
     notes: Schema = {key: node[key] for key in ("title", "description", "default") if key in node}
     rest = {key: value for key, value in node.items() if key not in notes}
     members = rest["anyOf"] if list(rest) == ["anyOf"] else [rest]
@@ -219,16 +223,18 @@ def _or_expression(node: Schema) -> Schema:
 
 
 def _forbid(node: Schema) -> Schema:
-    """Refuse expressions as text, unless the text cannot be an expression anyway."""
-    is_free = node.get("type") == "string" and "enum" not in node and re.search(node.get("pattern", ""), "{{ x }}")
-    return {**node, "not": NO_EXPRESSION} if is_free else node
+    """Refuse text that contains an expression, unless the schema of the text excludes expressions already."""
+    may_be_expression = (
+        node.get("type") == "string" and "enum" not in node and re.search(node.get("pattern", ""), "{{ x }}")
+    )
+    return {**node, "not": NO_EXPRESSION} if may_be_expression else node
 
 
 def build_files() -> dict[Path, str]:
     """Return the paths of both schema files and their contents."""
     schemas = {"suites": build_suite_schema(), "systems": build_system_schema()}
     return {
-        resources.resource_dir(kind) / FILES[kind]: json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+        resources.get_resource_dir(kind) / FILES[kind]: json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
         for kind, schema in schemas.items()
     }
 

@@ -22,35 +22,35 @@ SHIPPED = Path("models") / "shipped.yaml"
 
 
 def load_definitions() -> dict[str, dict[str, Any]]:
-    """Return every defined model by name as plain data, the user's first.
+    """Return every defined model by name as plain data, with the user's models first.
 
     Raises:
         UsageError: a file has problems; the message has all of them.
     """
-    files = [*sorted(FOLDER.glob("*.yaml")), resources.resource_dir("suites") / SHIPPED]
+    files = [*sorted(FOLDER.glob("*.yaml")), resources.get_resource_dir("suites") / SHIPPED]
     documents = [load_yaml(path, may_be_empty=True) for path in files]
     definitions: dict[str, dict[str, Any]] = {}
-    places: dict[str, str] = {}
+    locations: dict[str, str] = {}
     problems: list[Problem] = []
     for document in documents:
         for name in document.data:
-            if name in places:
+            if name in locations:
                 problems.append(
-                    document.make_problem((name,), f"{places[name]} defines a model {name!r} too; rename one")
+                    document.make_problem((name,), f"{locations[name]} defines a model {name!r} too; rename one")
                 )
                 continue
             definition, errors = _read_definition(document, name)
             problems += errors
             location = document.locate((name,))
-            places[name] = f"{location.path}:{location.line}"
+            locations[name] = f"{location.path}:{location.line}"
             if definition is not None:
-                definitions[name] = {**definition, "place": places[name]}
+                definitions[name] = {**definition, "place": locations[name]}
     raise_problems(problems)
     return definitions
 
 
 def _read_definition(document: Document, name: str) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """Return a model with absolute paths, or None and what is wrong with it."""
+    """Return a model with absolute paths, or None and its problems."""
     if not isinstance(document.data[name], dict):
         return None, [
             document.make_problem((name,), f"{name}: expected a mapping such as {{module: ..., class_name: ...}}")
@@ -75,18 +75,21 @@ def _read_definition(document: Document, name: str) -> tuple[dict[str, Any] | No
     return data, problems
 
 
-def _make_absolute(document: Document, data: dict[str, Any], at: tuple[str, ...], folder: Path) -> Iterator[Problem]:
-    """Replace a path relative to the file by an absolute one; yield a problem if there is no such file."""
-    holder = data
-    for key in at[:-1]:
-        holder = holder[key]
-    path = os.path.abspath(folder / os.path.expanduser(holder[at[-1]]))
+def _make_absolute(
+    document: Document, data: dict[str, Any], key_path: tuple[str, ...], folder: Path
+) -> Iterator[Problem]:
+    """Replace a path relative to `folder` by an absolute one; yield a problem if there is no such file."""
+    mapping = data
+    for key in key_path[:-1]:
+        mapping = mapping[key]
+    path = os.path.abspath(folder / os.path.expanduser(mapping[key_path[-1]]))
     if os.path.isfile(path):
-        holder[at[-1]] = path
+        mapping[key_path[-1]] = path
     else:
-        names = resources.list_checkpoints() if at == ("checkpoint",) else []
-        message = f"{'.'.join(at)}: no file {shorten(holder[at[-1]])}{did_you_mean(holder[at[-1]], names)}"
-        yield document.make_problem(at, message)
+        names = resources.list_checkpoints() if key_path == ("checkpoint",) else []
+        file_name = mapping[key_path[-1]]
+        message = f"{'.'.join(key_path)}: no file {shorten(file_name)}{did_you_mean(file_name, names)}"
+        yield document.make_problem(key_path, message)
 
 
 def resolve_models(suite: Suite) -> Iterator[Problem]:
@@ -94,13 +97,13 @@ def resolve_models(suite: Suite) -> Iterator[Problem]:
     if load_programs()[suite.program].parameters is not ModelsParameters:
         return
     known = {**load_definitions(), **suite.parameters.get("definitions", {})}
-    at, values = suite.axes.get("models", (("parameters", "models"), [suite.parameters.get("models")]))
-    chosen: dict[str, Any] = {}
+    key_path, values = suite.axes.get("models", (("parameters", "models"), [suite.parameters.get("models")]))
+    selected: dict[str, Any] = {}
     for names in values:
         for index, name in enumerate(known if names is None else names):
             if name in known:
-                chosen[name] = known[name]
+                selected[name] = known[name]
             else:
                 message = f"unknown model {shorten(name)}{did_you_mean(str(name), known)}"
-                yield suite.document.make_problem((*at, index), message)
-    suite.parameters["definitions"] = chosen
+                yield suite.document.make_problem((*key_path, index), message)
+    suite.parameters["definitions"] = selected

@@ -1,4 +1,4 @@
-"""Where the suites, systems and report files of the harness are: in a clone, or in an installed wheel."""
+"""The folders of suites, systems and report files: in a clone, or in an installed wheel."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from harness.protocol.errors import UsageError, did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
 REPO_ROOT = PACKAGE.parent
+# The user's folders, which are searched before the shipped files.
 SEARCH_PATH: dict[str, list[Path]] = {"suites": [Path("suites")], "systems": [Path("systems")]}
 
 
-def resource_dir(kind: str) -> Path:
-    """Return the folder of a kind: suites, systems or reports."""
+def get_resource_dir(kind: str) -> Path:
+    """Return the folder of the shipped files of a kind: suites, systems or reports."""
     in_wheel = PACKAGE / "shipped_files" / kind
     return in_wheel if in_wheel.is_dir() else REPO_ROOT / kind
 
@@ -25,7 +26,11 @@ def add_search_path(kind: str, folder: Path) -> None:
 
 
 def find_resource(kind: str, name: str) -> Path:
-    """Return the file of a suite or system by name or path; the search path, such as ./suites, precedes shipped files.
+    """Return the file of a suite or system.
+
+    Args:
+        kind: suites or systems.
+        name: A path that ends in .yaml or .yml, or a name, which is searched in SEARCH_PATH and in the shipped files.
 
     Raises:
         UsageError: there is no such file; the message has the nearest known name.
@@ -35,7 +40,7 @@ def find_resource(kind: str, name: str) -> Path:
         if path.is_file():
             return path
         raise UsageError(f"{path}: no such file")
-    for folder in [*SEARCH_PATH[kind], resource_dir(kind)]:
+    for folder in [*SEARCH_PATH[kind], get_resource_dir(kind)]:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     raise UsageError(f"no {kind.removesuffix('s')} named {name!r}{did_you_mean(name, list_resources(kind))}")
@@ -48,5 +53,5 @@ def list_checkpoints() -> list[str]:
 
 def list_resources(kind: str) -> list[str]:
     """Return the names of known suites or systems, including the user's."""
-    folders = (*SEARCH_PATH[kind], resource_dir(kind))
+    folders = (*SEARCH_PATH[kind], get_resource_dir(kind))
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})

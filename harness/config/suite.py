@@ -114,7 +114,7 @@ def check_suite(document: Document) -> tuple[Suite | None, list[Problem]]:
 
 
 def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], dict[KeyPath, Problem]]:
-    """Return the compiled expressions by key path, and the problems of those that are invalid or invalid."""
+    """Return by key path the compiled expressions, and the problems of invalid or misplaced ones."""
     by_path: dict[KeyPath, Expression] = {}
     problems = {}
     for key_path, text in iter_strings(document.data):
@@ -122,7 +122,7 @@ def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], di
         if not is_condition and not expressions.is_expression(text):
             continue
         if not is_condition and key_path[0] not in EXPRESSION_SECTIONS:
-            message = f"expressions are not supported in {key_path[0]!r}, but in {', '.join(EXPRESSION_SECTIONS)}"
+            message = f"expressions are not supported in {key_path[0]!r}, only in {', '.join(EXPRESSION_SECTIONS)}"
             problems[key_path] = document.make_problem(key_path, message)
             continue
         try:
@@ -133,7 +133,7 @@ def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], di
 
 
 def _check_names(document: Document, by_path: Mapping[KeyPath, Expression], used: Collection[str]) -> Iterator[Problem]:
-    """Yield names that expressions read and that have no value, and variables that no expression reads."""
+    """Yield a problem for each name without a value that an expression reads, and for each unused variable."""
     known = {*_get_section(document.data, "variables"), *_get_section(document.data, "parameters"), "repeat"}
     known.update(
         name for key_path in _list_axis_sections(document.data) for name in _get_section(document.data, *key_path)
@@ -148,7 +148,7 @@ def _check_names(document: Document, by_path: Mapping[KeyPath, Expression], used
 
 
 def _get_section(data: Any, *key_path: str) -> dict[str, Any]:
-    """Return the mapping at a key path; an empty one if there is none."""
+    """Return the mapping at a key path, or an empty mapping if there is none."""
     for key in key_path:
         data = data.get(key) if isinstance(data, dict) else None
     return data if isinstance(data, dict) else {}
@@ -206,7 +206,7 @@ def _build_list_validator(model: type[BaseModel], name: str) -> TypeAdapter[Any]
 def _check_section(
     document: Document, section: str, model: type[BaseModel], expression_paths: Collection[KeyPath]
 ) -> list[Problem]:
-    """Return the problems of the fields that a section has, except those that are or contain expressions."""
+    """Return the problems of the fields in a section whose values contain no expressions."""
     values = _strip_expressions(_get_section(document.data, section), (section,), expression_paths)
     try:
         model.model_validate(values)

@@ -40,7 +40,7 @@ NodeCount = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Resources(StrictModel):
-    """What one case needs; the values may be expressions."""
+    """The resources that one case needs; the values may be expressions."""
 
     nodes: NodeCount = 1
     """Nodes of one case."""
@@ -64,7 +64,7 @@ class DependencyRule(StrictModel):
 
 
 class EventSelector(StrictModel):
-    """Which events of a case to read, and which field of them."""
+    """A selection of events of a case, and of one of their fields."""
 
     event: str
     """The kind of event."""
@@ -75,7 +75,7 @@ class EventSelector(StrictModel):
 
 
 class Check(EventSelector):
-    """What must be true of the events of a case that ended well; otherwise the case counts as failed."""
+    """A condition on the events of a case that ended well; a case that does not meet it counts as failed."""
 
     min_events: NonNegativeInt = 1
     """The minimum number of matching events."""
@@ -112,58 +112,58 @@ class PerformanceReference(EventSelector):
     tolerance: PositiveFloat
     """The accepted relative difference."""
     direction: Literal["higher_is_better", "lower_is_better", "equal"]
-    """Which differences are improvements."""
+    """The direction of improvement."""
     unit: str
     """Unit of the figure."""
     statistic: Literal["median", "mean", "min", "max"] = "median"
-    """How the values of all events are summarized."""
+    """The statistic that summarizes the values of all selected events."""
 
 
 class Suite(StrictModel):
     """One experiment: a program, the parameters that all its cases share, and the axes along which they differ."""
 
     name: Name
-    """Name by which the suite is run, and with which the names of its cases begin."""
+    """Name of the suite, with which the names of its cases begin."""
     title: Annotated[str, Field(min_length=1, max_length=200, pattern=ONE_LINE)]
-    """What it measures, in one line."""
+    """The quantity that the suite measures, in one line."""
     description: str = ""
-    """What it measures, at length."""
+    """A description of several lines."""
     program: Annotated[str, AfterValidator(check_program)]
-    """The program that its cases run."""
+    """The program that the cases run."""
     variables: dict[Identifier, Any] = Field(default_factory=dict)
     """Names for values and expressions."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the program in every case; a value may be an expression."""
     matrix: dict[str, Axis] = Field(default_factory=dict)
-    """Axes and their values, of which all combinations are cases."""
+    """Axes and their values; every combination is a case."""
     zips: dict[Identifier, dict[str, Axis]] = Field(default_factory=dict)
-    """Axes that advance together."""
+    """Groups of axes of equal length whose values advance together, by name of the group."""
     exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = Field(default_factory=list)
     """Combinations that are left out."""
     where: list[str] = Field(default_factory=list)
-    """Conditions that all cases meet."""
+    """Conditions that a combination must meet to become a case."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
-    """How often every case is run."""
+    """Number of runs of every case."""
     resources: dict[str, Any] = Field(default_factory=dict)
-    """What one case needs; the values may be expressions."""
+    """The resources that one case needs; the values may be expressions."""
     pack: PositiveInt = 1
     """The maximum number of cases in one allocation."""
     retries: Annotated[int, Field(ge=0, le=100)] = 1
-    """How often a case that was lost (a dead node, a vanished job) is submitted again."""
+    """Number of times that a lost case (because of a dead node or a vanished job) is submitted again."""
     depends_on: list[DependencyRule] = Field(default_factory=list)
-    """Which cases start only after others have ended well."""
+    """Rules about cases that start only after other cases have ended well."""
     sanity: list[Check] = Field(default_factory=list)
-    """What must be true of the events of a case."""
+    """Conditions on the events of a case."""
     performance: list[PerformanceReference] = Field(default_factory=list)
     """Figures of merit and their references."""
     tags: list[Name] = Field(default_factory=list)
-    """Words by which cases are selected."""
+    """Words with which the user can select cases."""
 
     _document: Document | None = PrivateAttr(default=None)
 
     @property
     def document(self) -> Document:
-        """The file with the locations of its parts."""
+        """The suite's file, with the locations of its parts."""
         return self._document or Document(Path(f"{self.name}.yaml"), {}, {})
 
     def set_document(self, document: Document) -> None:
@@ -198,7 +198,7 @@ def check_consistency(suite: Suite) -> Iterator[Problem]:
 
 
 def _check_names(suite: Suite) -> Iterator[Problem]:
-    """Yield names that have two meanings."""
+    """Yield a problem for each name that has two meanings."""
     names: list[KeyPath] = [("parameters", name) for name in suite.parameters]
     names += [("variables", name) for name in suite.variables]
     names += [("matrix", name) for name in suite.matrix]
@@ -216,7 +216,7 @@ def _check_names(suite: Suite) -> Iterator[Problem]:
 
 
 def _check_axes(suite: Suite) -> Iterator[Problem]:
-    """Yield values that no axis may have, duplicate values, zips of unequal length, and too many cases."""
+    """Yield problems of axes: invalid or duplicate values, zips of unequal length, and too many cases."""
     document, n_cases = suite.document, suite.repeats
     parameters = load_programs()[suite.program].parameters.model_fields
     for name, (key_path, values) in suite.axes.items():
@@ -252,7 +252,7 @@ def _find_duplicates(values: list[Any]) -> Iterator[tuple[int, Any]]:
 
 
 def _check_required(suite: Suite) -> Iterator[Problem]:
-    """Yield the required parameters of the program that are missing."""
+    """Yield a problem for each required parameter of the program that is missing."""
     for name, field in load_programs()[suite.program].parameters.model_fields.items():
         if field.is_required() and name not in suite.parameters and name not in suite.axes:
             message = f"program {suite.program!r} requires {name!r} in parameters or matrix"
@@ -260,7 +260,7 @@ def _check_required(suite: Suite) -> Iterator[Problem]:
 
 
 def _check_choices(suite: Suite) -> Iterator[Problem]:
-    """Yield names in `exclude` and `depends_on` that are not axes, and values that their axes do not have."""
+    """Yield a problem for each unknown axis in `exclude` or `depends_on`, and each value that its axis lacks."""
     axes = {name: values for name, (_, values) in suite.axes.items()}
     known = {name: {json.dumps(value) for value in values} for name, values in axes.items()}
     choices: list[tuple[KeyPath, Mapping[str, Any]]] = [(("exclude", k), row) for k, row in enumerate(suite.exclude)]
@@ -277,10 +277,10 @@ def _check_choices(suite: Suite) -> Iterator[Problem]:
                 message = f"{key_path[0]}: {name!r} is not an axis of matrix or zips{did_you_mean(name, axes)}"
                 yield suite.document.make_problem(where, message)
                 continue
-            for one in value if isinstance(value, list) else [value]:
-                if json.dumps(one) not in known[name] and one not in axes[name]:
-                    near = did_you_mean(str(one), map(str, axes[name]))
-                    message = f"{key_path[0]}: axis {name!r} has no value {shorten(one)}{near}"
+            for choice in value if isinstance(value, list) else [value]:
+                if json.dumps(choice) not in known[name] and choice not in axes[name]:
+                    hint = did_you_mean(str(choice), map(str, axes[name]))
+                    message = f"{key_path[0]}: axis {name!r} has no value {shorten(choice)}{hint}"
                     yield suite.document.make_problem((*key_path, name), message)
 
 

@@ -33,9 +33,11 @@ SECTION_ATTRIBUTES: dict[str, dict[str, Collection[str]]] = {
     "install": {"setup": ("package",)},
     "chunk": {"node": ("ranks_per_node", "cores", "accelerators")},
 }
-# Sections that are rendered before there is a case, sections of job scripts, and all that may contain expressions.
+# Sections that do not depend on a case.
 PRE_CASE_SECTIONS = ("directives", "modules", "prepare", "stage_in")
+# Sections that become lines of job scripts.
 JOB_SECTIONS = ("modules", "prepare", "environment", "stage_in", "launch", "telemetry")
+# All sections that may contain expressions.
 EXPRESSION_SECTIONS = ("node", "chunk", "environment", "install", "launch", "telemetry", *PRE_CASE_SECTIONS)
 Collector = Literal["omnistat", "sampler", "none"]
 COLLECTORS: tuple[Collector, ...] = ("omnistat", "sampler", "none")
@@ -46,7 +48,7 @@ EXPORT_OPTIONS = {"slurm": "--export=ALL,", "pbs": "-v "}
 
 @dataclass(frozen=True)
 class TelemetryConfig:
-    """A system's telemetry, rendered; see TelemetryTemplate."""
+    """The rendered `telemetry` section of a system; see TelemetryTemplate."""
 
     collector: Collector
     interval_s: float
@@ -57,10 +59,10 @@ class TelemetryConfig:
 
 @dataclass(frozen=True)
 class ResolvedSystem:
-    """A system and its settings."""
+    """A system and the values of its settings."""
 
     definition: System
-    """The content of its file."""
+    """The content of the system's file."""
     settings: Mapping[str, Any]
     """The settings that have a value."""
     missing: Mapping[str, str]
@@ -68,13 +70,14 @@ class ResolvedSystem:
     folder: Path
     """The folder of the file that names the job template; it is searched before the shipped templates."""
     document: Document
+    """The system's file with the locations of its parts, for messages."""
 
     @cached_property
     def ranks_per_node(self) -> int:
         """The number of ranks that fill a node."""
         key_path, value = ("node", "ranks_per_node"), self.definition.node.ranks_per_node
         if isinstance(value, str):
-            if missing := self._find_missing_settings(value):  # what a case measures depends on it
+            if missing := self._find_missing_settings(value):  # measurements depend on it
                 raise self._make_error(key_path, "; ".join(self.missing[name] for name in missing))
             value = self._evaluate(value, key_path, {})
         if not isinstance(value, int) or value < 1:
@@ -97,7 +100,7 @@ class ResolvedSystem:
 
     @cached_property
     def identifying_settings(self) -> dict[str, Any]:
-        """The settings that change what is measured."""
+        """The settings that change the measurement, which are part of the ids of cases."""
         return {name: value for name, value in self.settings.items() if self.definition.settings[name].affects_results}
 
     @property
@@ -132,7 +135,7 @@ class ResolvedSystem:
         return line
 
     def render_section(self, name: str, **namespaces: Any) -> list[str]:
-        """Render the lines of a section and leave out those that become empty.
+        """Render the lines of a section, and leave out lines that become empty.
 
         A directive that needs a missing setting is left out, as only the scheduler reads directives.
         """
@@ -168,7 +171,7 @@ class ResolvedSystem:
 
     @cached_property
     def chunk(self) -> str:
-        """What a PBS job requests on each node, in the syntax of `select`: `:ncpus=8:ngpus=4`."""
+        """The resources that a PBS job requests on each node, in the syntax of `select`: `:ncpus=8:ngpus=4`."""
         shape = self.definition.node
         node = {"ranks_per_node": self.ranks_per_node, "cores": shape.cores or 0, "accelerators": shape.accelerators}
         parts = []
@@ -224,7 +227,7 @@ class ResolvedSystem:
         """Return the missing settings that an expression reads."""
         if not isinstance(text, str) or not expressions.is_expression(text):
             return []
-        names = {name for space, name in expressions.parse(text).attributes if space == "settings"}
+        names = {name for namespace, name in expressions.parse(text).attributes if namespace == "settings"}
         return [name for name in self.missing if name in names]
 
     def _find_missing_variables(self, sections: Collection[str]) -> dict[str, str]:
@@ -262,7 +265,7 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
     assert definition is not None, "a system without problems is valid"
     source = document.locate(("template",)).path
     if not any(
-        (folder / definition.template).is_file() for folder in (source.parent, resources.resource_dir("systems"))
+        (folder / definition.template).is_file() for folder in (source.parent, resources.get_resource_dir("systems"))
     ):
         message = f"template {definition.template!r} is neither next to {source.name} nor shipped"
         raise document.make_error(("template",), message)
@@ -281,7 +284,7 @@ def _check_overlay(document: Document) -> Iterator[Problem]:
 
 
 def _check_expressions(document: Document) -> Iterator[Problem]:
-    """Yield expressions that are invalid, in the wrong section, or read unknown names."""
+    """Yield a problem for each expression that is invalid, is in the wrong section, or reads an unknown name."""
     declared = document.data.get("settings")
     names: dict[str, Collection[str]] = {"settings": list(declared) if isinstance(declared, dict) else []}
     for key_path, text in iter_strings(document.data):
@@ -289,7 +292,7 @@ def _check_expressions(document: Document) -> Iterator[Problem]:
             continue
         message: str | None
         if key_path[0] not in EXPRESSION_SECTIONS:
-            message = f"expressions are not supported here, but in {', '.join(EXPRESSION_SECTIONS)}"
+            message = f"expressions are not supported here, only in {', '.join(EXPRESSION_SECTIONS)}"
         else:
             try:
                 namespaces = names | SECTION_ATTRIBUTES.get(str(key_path[0]), {})

@@ -39,11 +39,11 @@ class Setting(StrictModel):
     """A value that the user may set, and must set if there is no default."""
 
     help: Annotated[str, Field(pattern=ONE_LINE)]
-    """What it is, in one line."""
+    """The meaning of the setting, in one line."""
     default: Annotated[Value | None, AfterValidator(check_safe)] = None
-    """Its value unless the user sets another, which must have the same type."""
+    """The value unless the user sets another one, which must have the same type."""
     affects_results: bool = False
-    """Whether it changes what is measured, so that cases with another value are other cases."""
+    """Whether the setting changes the measurement, so that the ids of cases depend on it."""
 
     @model_validator(mode="after")
     def _check_default(self) -> Setting:
@@ -58,12 +58,12 @@ def get_variable_name(name: str) -> str:
 
 
 def describe_sources(system: str, name: str) -> str:
-    """Describe where the user may set a setting of a system."""
+    """Return a text that lists the places where the user may give a value to a setting of a system."""
     return f"-S {name}=..., {get_variable_name(name)}, or `{system}: {{{name}: ...}}` in {get_user_settings_path()}"
 
 
 def get_user_settings_path() -> Path:
-    """Return the path of the user's file: a mapping from settings to values, or from systems to such mappings."""
+    """Return the path of the user's settings file, which maps settings to values, or systems to such mappings."""
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "gfm-harness" / "settings.yaml"
 
@@ -167,7 +167,7 @@ ResourceName = Annotated[str, Field(pattern=VARIABLE, max_length=60)]
 def check_variable(name: str) -> str:
     """Return the name of an environment variable; raise ValueError for one that job scripts use themselves."""
     if name.islower() and not name.endswith("_proxy"):
-        raise ValueError("job scripts use lower-case names themselves, except those that end in _proxy")
+        raise ValueError("job scripts use lower-case names themselves, except names that end in _proxy")
     return name
 
 
@@ -175,7 +175,7 @@ Variable = Annotated[str, Field(pattern=VARIABLE), AfterValidator(check_variable
 
 
 class WalltimeLimit(StrictModel):
-    """The walltime of jobs of up to a number of nodes."""
+    """The walltime limit of jobs with at most a given number of nodes."""
 
     nodes: PositiveInt
     """The maximum number of nodes of such a job."""
@@ -193,7 +193,7 @@ class Limits(StrictModel):
     array: NonNegativeInt = 0
     """Maximum number of tasks of a job array; 0: no arrays."""
     walltime: list[WalltimeLimit] = Field(default_factory=list)
-    """Walltime by number of nodes, in ascending order."""
+    """Walltime limits, in ascending order of the number of nodes."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Limits:
@@ -228,9 +228,9 @@ class TelemetryTemplate(StrictModel):
     modules: list[SingleLine] = Field(default_factory=list)
     """Shell lines that make Omnistat available."""
     omnistat: SingleLine = '"omnistat-$tool"'
-    """Command of Omnistat's programs; `$tool` is usermode, annotate or query."""
+    """Command of the programs of Omnistat; `$tool` stands for usermode, annotate or query."""
     config: SingleLine = ""
-    """Its configuration file; `%p` in it stands for the precision of the job's cases."""
+    """Path of Omnistat's configuration file, in which `%p` stands for the precision of the job's cases."""
 
 
 class System(StrictModel):
@@ -259,7 +259,7 @@ class System(StrictModel):
     exclusive: bool = True
     """Whether jobs request exclusive nodes; times measured on shared nodes mean little."""
     chunk: dict[ResourceName, NonNegativeInt | SingleLine] = Field(default_factory=dict)
-    """What a PBS job requests on each node, such as ncpus and ngpus."""
+    """The resources that a PBS job requests on each node, such as ncpus and ngpus."""
     directives: list[SingleLine] = Field(default_factory=list)
     """Options of the scheduler in job scripts."""
     modules: list[SingleLine] = Field(default_factory=list)
@@ -281,8 +281,8 @@ class System(StrictModel):
     telemetry: TelemetryTemplate = Field(default_factory=TelemetryTemplate)
     """The collector of energy and use."""
     python: SingleLine = ""
-    """Interpreter in jobs; if empty, the one that runs the harness."""
+    """Python interpreter of jobs; if empty, the one that runs the harness."""
     overhead_minutes: Annotated[float, Field(ge=0, le=1440)] = 0.0
-    """Walltime of a job in addition to that of its cases."""
+    """Minutes of walltime that a job needs in addition to its cases."""
     settings: dict[Identifier, Setting] = Field(default_factory=dict)
-    """Values that the user sets with -S, in HARNESS_* variables or in a file: settings.NAME in a line."""
+    """Values that the user sets with -S, HARNESS_* variables or a file; expressions read them as settings.NAME."""

@@ -25,7 +25,7 @@ class Template:
 
     constants: dict[str, Any]
     renderers: tuple[tuple[str, Renderer], ...]
-    """Functions that compute the other values from the known ones, each after those that it reads."""
+    """The names of the other values and the functions that compute them; each follows the values that it reads."""
 
     def render(self, values: Values) -> dict[str, Any]:
         """Return the constants and the rendered values."""
@@ -35,7 +35,7 @@ class Template:
 
 
 class TemplateCompiler:
-    """Compiles parts of a document, whose expressions may also read the attributes of namespaces."""
+    """A compiler of the parts of a document, whose expressions may also read the attributes of namespaces."""
 
     def __init__(self, document: Document, namespaces: Mapping[str, Collection[str] | None]) -> None:
         self.document = document
@@ -100,7 +100,7 @@ class TemplateCompiler:
 
 
 def _make_key(value: Any) -> Any:
-    """Return something hashable that differs between values, also between 1, 1.0 and True."""
+    """Return a hashable key that differs for different values, even for 1, 1.0 and True."""
     return (type(value), value) if isinstance(value, (bool, int, float, str)) else repr(value)
 
 

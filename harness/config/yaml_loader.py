@@ -22,6 +22,7 @@ from harness.config import resources
 from harness.config.document import Document, KeyPath, Location, cache_source, quote_line, raise_problems
 from harness.protocol.errors import CONTROL, UsageError, shorten
 
+# Limits of a file: its bytes, values and levels of nesting, and the bits of an integer.
 MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_BITS = 150_000, 100_000, 40, 63
 # The maximum number of files that extend one another.
 MAX_EXTENDS = 10
@@ -34,7 +35,7 @@ CONSTANTS = {
 }
 DECIMAL_INT = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*")
 PREFIXED_INT = re.compile(r"[-+]?0(?:x[0-9a-fA-F]+|o[0-7]+|b[01]+)")
-# YAML 1.1 reads it as octal, YAML 1.2 as decimal, and most people who write it mean text.
+# YAML 1.1 reads a number with leading zeros as octal, YAML 1.2 as decimal, and most people who write one mean text.
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
@@ -53,7 +54,16 @@ class YamlNodeError(Exception):
 
 
 def load_with_bases(path: Path, kind: str, visited: tuple[Path, ...] = ()) -> Document:
-    """Load a suite or system and overlay it on the file that it extends, if any; raise UsageError."""
+    """Load a suite or system and overlay it on the file that it extends, if any.
+
+    Args:
+        path: The file to load.
+        kind: suites or systems.
+        visited: The files that extend this one, directly or not.
+
+    Raises:
+        UsageError: a file cannot be read, is not valid YAML, or extends itself.
+    """
     document = load_yaml(path)
     if "extends" not in document.data:
         return document
@@ -77,7 +87,10 @@ def load_with_bases(path: Path, kind: str, visited: tuple[Path, ...] = ()) -> Do
 
 
 def resolve_base(path: Path, kind: str, name: str) -> Path:
-    """Return the file that another names as its base: a path relative to it, a file next to it, or a shipped one."""
+    """Return the file that `extends: name` in the file `path` refers to.
+
+    A name with .yaml or .yml is a path relative to that file; any other name is a file next to it or a shipped one.
+    """
     if name.endswith((".yaml", ".yml")):
         return resources.find_resource(kind, str(path.parent / name))
     neighbour = path.parent / f"{name}.yaml"
@@ -98,7 +111,7 @@ def read_value(node: ScalarNode, key_path: KeyPath) -> Any:
 
 
 def read_text(node: ScalarNode, key_path: KeyPath) -> Any:
-    """Return the text of a scalar, whatever type YAML gives it, or None if it is empty."""
+    """Return a scalar as text, also if YAML reads it as another type; None if it is empty."""
     return _read_printable(node) if node.style or node.value else None
 
 
@@ -155,7 +168,7 @@ def _make_error(path: Path, line: int, column: int, message: str) -> UsageError:
 
 
 def _make_syntax_error(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
-    """Return the error at the location where it can be corrected: for an unclosed part, its start."""
+    """Return the error at the location where the user can correct it, which for an unclosed part is its start."""
     message = (error.problem or error.context or "not YAML").splitlines()[0]
     mark = error.problem_mark or error.context_mark
     if message == "but found another document":

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 class Table(StrictModel):
-    """A printed table: a list of values per row, in the order of the columns, and the speed-ups if they are printed."""
+    """A printed table.
+
+    Attributes:
+        columns: The names of the columns.
+        rows: The values of each row in the order of the columns, by name of the row.
+        printed_speedup: The speed-up in each column, if the paper prints it.
+    """
 
     title: str
     source: str
@@ -64,8 +70,8 @@ Cell = str | Link | tuple[Link, ...]
 Column = tuple[str, str | Callable[[Row], Any]]
 
 
-def as_cell(value: Any) -> Cell:
-    """Return a value as a cell: text and links as they are, a dash for None."""
+def to_cell(value: Any) -> Cell:
+    """Convert a value to a cell: text and links are unchanged, and None becomes a dash."""
     return value if isinstance(value, (str, Link, tuple)) else EN_DASH if value is None else str(value)
 
 
@@ -79,8 +85,8 @@ class TableBlock:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Show a dash where a value is missing."""
-        object.__setattr__(self, "rows", [[as_cell(cell) for cell in row] for row in self.rows])
+        """Convert the values of all rows to cells."""
+        object.__setattr__(self, "rows", [[to_cell(cell) for cell in row] for row in self.rows])
 
 
 def build_block(title: str, rows: Iterable[Row], columns: Sequence[Column], note: str = "") -> TableBlock:
@@ -90,7 +96,7 @@ def build_block(title: str, rows: Iterable[Row], columns: Sequence[Column], note
 
 
 def number_cell(column: str, spec: str = ".3g", scale: float = 1.0) -> Callable[[Row], str]:
-    """Return a function that formats a column as numbers, times a scale."""
+    """Return a function that formats the number of a column, multiplied by a scale."""
 
     def format_cell(row: Row) -> str:
         value = row[column]
@@ -115,7 +121,7 @@ class Section:
     """A heading with paragraphs, figures and tables.
 
     Attributes:
-        is_error: whether it only gives the reason why a page cannot be shown.
+        is_error: whether the section only contains the reason why a page cannot be shown.
     """
 
     title: str
@@ -149,7 +155,7 @@ def select_campaign(table: pd.DataFrame, campaign: str) -> pd.DataFrame:
 
 
 def count_by_reason(table: pd.DataFrame, column: str, text: str, noun: str) -> list[str]:
-    """Return a sentence for each reason in a column: such as `Not compiled, 2 runs: no compiler`."""
+    """Return a sentence for each reason in a column, such as `Not compiled, 2 runs: no compiler.`."""
     groups = table[table[column].notna()].groupby(column)
     return [f"{text}, {pluralize(len(rows), noun)}: {reason}." for reason, rows in groups]
 

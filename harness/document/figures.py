@@ -1,4 +1,4 @@
-"""Figures in one style, saved as SVG and PNG: safe for colour-blind readers, with n and interval in the caption."""
+"""Figures in a common style, which are saved as SVG and PNG."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Figure:
 
 
 def make_file_name(name: str) -> str:
-    """Return a name that can be used for a file, without slashes and of limited length; names remain distinct."""
+    """Return a file name of limited length without slashes; different names give different file names."""
     plain = re.sub(r"[^\w.=+-]+", "-", name, flags=re.ASCII)
     if plain == name and len(name) <= MAX_LETTERS:
         return name
@@ -71,7 +71,7 @@ def save_figure(figure: Any, folder: Path, name: str, caption: str) -> Figure:
 
 
 class PowerFormatter(LogFormatterSciNotation):
-    """Labels powers with superscripts, since STYLE turns off the parsing of math in text."""
+    """A formatter that labels powers with superscripts, since STYLE turns off the parsing of math in text."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         """Return the label of a tick, for example `10⁻³`, or an empty string."""

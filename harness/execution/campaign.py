@@ -48,7 +48,7 @@ class Campaign:
         try:
             queue = self._make_monitor(journal).query_queue()
         except (RetriesExhausted, CommandFailed) as error:
-            notify(f"{error}; the states below are those that the scheduler last reported")
+            notify(f"{error}; the states below are the last ones that the scheduler reported")
             queue = None
         return self._make_status(journal).list_outcomes(queue)
 

@@ -22,6 +22,7 @@ from harness.protocol.upgrade import convert_event
 LOCK_FILE, EXIT_CODE_FILE = "claim", "exit_code"
 ERROR_LINE = re.compile(r"^error: |: line \d+: |^(?:slurmstepd|srun|mpiexec|PBS)\b.*(?:error|fail|kill)", re.IGNORECASE)
 MAX_ERROR_LENGTH = 300
+# The files of one attempt of a case.
 RECORDS = (
     events.EVENTS_FILE,
     "stdout",
@@ -49,7 +50,7 @@ def read_exit_code(folder: Path | str) -> tuple[int, float | None] | None:
 def read_result(folder: Path) -> CaseResult | None:
     """Return the result of the case in a folder, or None if it has not ended."""
     exit_code = read_exit_code(folder)
-    return None if exit_code is None else _judge(folder, *exit_code)
+    return None if exit_code is None else _evaluate_result(folder, *exit_code)
 
 
 def read_result_without_exit_code(folder: Path) -> CaseResult | None:
@@ -61,7 +62,7 @@ def read_result_without_exit_code(folder: Path) -> CaseResult | None:
         events.read_last_events(folder / events.EVENTS_FILE)
     ):
         return None
-    return _judge(folder, None, None)
+    return _evaluate_result(folder, None, None)
 
 
 def read_result_of_vanished_job(folder: Path, exit_info: ExitInfo | None) -> CaseResult | None:
@@ -88,7 +89,7 @@ def could_result_still_appear(
 
     Args:
         folder: the folder of the case.
-        exit_info: what the scheduler knows about the end of the job.
+        exit_info: the end of the job according to the scheduler; None if it is unknown.
         vanished_at_s: Unix time at which the queue stopped listing the job; None if this has just been noticed.
         delay_s: how long a file system may hide new files.
     """
@@ -109,12 +110,12 @@ def get_file_sync_delay_s(default_s: float) -> float:
 
 
 def refresh_listing(folder: Path) -> None:
-    """Make the file system look again for files that it has cached as absent."""
+    """List the folder, so that a network file system forgets which files it has cached as absent."""
     with suppress(OSError):
         os.listdir(folder)
 
 
-def _judge(folder: Path, exit_code: int | None, seconds: float | None) -> CaseResult:
+def _evaluate_result(folder: Path, exit_code: int | None, seconds: float | None) -> CaseResult:
     try:
         case = read_case(folder)
         state, reason = checks.evaluate_case(case, read_log(folder, case), exit_code)

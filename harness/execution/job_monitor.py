@@ -1,4 +1,4 @@
-"""Monitoring of the jobs of a campaign: the journal is compared with the queue and with the files of the cases."""
+"""Monitoring of the jobs of a campaign, by comparing the journal with the queue and with the files of the cases."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class JobMonitor:
         return others
 
     def reconcile(self) -> list[Case]:
-        """Record the cases that have ended; return those that were lost and may be submitted again."""
+        """Record the cases that have ended, and return the lost cases that may be submitted again."""
         journal = self.journal
         for case in [c for c in self.plan.cases if c.id in journal.results and journal.results[c.id].state != "done"]:
             result = case_files.read_result(self.folder / case.folder_name)

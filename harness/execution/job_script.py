@@ -1,4 +1,4 @@
-"""Files of jobs: jobs/<job>.sh for the scheduler, a folder with case.json for each case, a setup script per system."""
+"""Writing of job scripts (jobs/<job>.sh), the folders of their cases (case.json), and setup scripts of systems."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ from harness.protocol.registry import PROGRAMS
 TRIAL_LAUNCHER = "launch.sh"
 # How long nodes may take to answer a check: starting a command on thousands of nodes takes minutes.
 MANY_NODES, CHECK_TIMEOUT_S, CHECK_TIMEOUT_MANY_NODES_S = 512, 60, 300
-# A launcher program, such as a search, starts each of its runs with this script.
+# A driver program, such as a hyperparameter search, starts each of its trials with this script.
 TRIAL_LAUNCH_TEMPLATE = """\
 #!/usr/bin/env bash
-# launch.sh NODES COMMAND...: a run of this case on the nodes in file NODES, {nodes} node{s} x {ranks_per_node} ranks.
+# launch.sh NODES COMMAND...: runs COMMAND, one trial of this case, on the nodes that the file NODES lists:
+# {nodes} node{s} x {ranks_per_node} ranks.
 set -euo pipefail
 nodes=$1
 shift
@@ -52,7 +53,7 @@ ARRAY_TEMPLATE = """\
 #!/usr/bin/env bash
 {directives}
 # {count} jobs of one shape, each with a script of its own in this folder: task N runs the N-th line of {name}.txt.
-# Made by gfm-harness {version}. By hand: `sbatch {script}`.
+# Written by gfm-harness {version}. To submit it by hand: `sbatch {script}`.
 set -euo pipefail
 cd {folder}
 mapfile -t jobs < {name}.txt
@@ -61,7 +62,7 @@ exec bash "$job.sh" "$@" >> "$job.log" 2>&1
 """
 SETUP_TEMPLATE = """\
 #!/usr/bin/env bash
-# The Python environment of gfm-harness {version} on {title}; run it once, on a login node.
+# Creates the Python environment of gfm-harness {version} on {title}; run this script once, on a login node.
 # {source}
 # shellcheck disable=SC1091
 set -eo pipefail
@@ -93,7 +94,7 @@ class JobScriptWriter:
                 job=job,
                 cases=job.cases,
                 check_timeout_s=CHECK_TIMEOUT_S if job.nodes < MANY_NODES else CHECK_TIMEOUT_MANY_NODES_S,
-                has_launcher_programs=any(is_driver(case) for case in job.cases),
+                has_drivers=any(is_driver(case) for case in job.cases),
                 config=self._context["telemetry"].config.replace("%p", find_shared_precision(job.cases)),
                 script=self.get_script_path(job.name),
                 log=self.jobs_folder / f"{job.name}.log",
@@ -118,7 +119,7 @@ class JobScriptWriter:
         return script
 
     def write_array(self, name: str, jobs: list[Job]) -> Path:
-        """Write the script of an array of jobs, which have the same shape, and return its path."""
+        """Write the script of an array of jobs of the same shape, and return its path."""
         overrides = {"--job-name=": f"#SBATCH --job-name={name}", "--output=": "#SBATCH --output=/dev/null"}
         directives = [
             next((override for option, override in overrides.items() if option in line), line)
@@ -161,7 +162,7 @@ class JobScriptWriter:
         }
 
     def render_trial_launcher(self, case: Case) -> str:
-        """Render the script with which a search starts each of its trials on some of the job's nodes."""
+        """Render the script with which a driver starts each of its trials on some of the job's nodes."""
         shape = {"nodes": get_min_nodes(case), "ranks_per_node": case.ranks_per_node}
         lines = self.plan.system.render_section(
             "launch", case={**shape, "ranks": shape["nodes"] * shape["ranks_per_node"]}
@@ -190,7 +191,7 @@ def is_driver(case: Case) -> bool:
 
 
 def get_min_nodes(case: Case) -> int:
-    """Return how many nodes a case needs to start: all of its nodes, or for a search those of one trial."""
+    """Return the number of nodes that a case needs to start: all of its nodes, or for a driver those of one trial."""
     return int(case.parameters.get("nodes_per_trial", 1)) if is_driver(case) else case.nodes
 
 
@@ -243,7 +244,7 @@ def render_setup_script(system: ResolvedSystem) -> str:
 def _make_template_environment(folder: Path) -> jinja2.Environment:
     """Return an environment with the templates in the system's folder and the shipped ones."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, resources.resource_dir("systems")]),
+        loader=jinja2.FileSystemLoader([folder, resources.get_resource_dir("systems")]),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=False,

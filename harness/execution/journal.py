@@ -2,13 +2,14 @@
 
 The current state results from replaying its lines:
     submitting  name, jobs {job: {case: folder}}, array
-                                                       written to disk before the scheduler is called
+                                                       the harness is about to call the scheduler
     submitted   name, id                               the scheduler has accepted the submission
-    released    name, reason                           it was rejected, cancelled or never received: its active cases
-                                                       may be submitted again
+    released    name, reason                           the submission was rejected, cancelled or never received: its
+                                                       active cases may be submitted again
     ended       case, state, exit_code, seconds, reason
-    lost        case, reason                           its job has vanished without an exit code: the case may be
-                                                       submitted again
+                                                       the case has ended
+    lost        case, reason                           the job of the case has vanished without an exit code: the case
+                                                       may be submitted again
     vanished    job                                    the queue does not list the job, and its files may still appear
     back        job                                    the queue lists the job again
     retried     case                                   a case that ended may be submitted again
@@ -120,7 +121,7 @@ class Journal:
         self._write("retried", case=case)
 
     def get_measured_seconds(self) -> dict[str, float]:
-        """Return how long each case that is done took, by case id."""
+        """Return the duration in seconds of each case that is done, by id of the case."""
         results = {case: result for case, result in self.results.items() if result.state == "done"}
         return {case: result.seconds for case, result in results.items() if result.seconds is not None}
 
@@ -141,10 +142,10 @@ class Journal:
                     for case in cases:
                         self.results.pop(case, None)
             case "submitted":
-                for job in self._active_members(line["name"]):
-                    self.active_jobs[job].id = self._task_id(line["name"], job, line["id"])
+                for job in self._find_active_jobs(line["name"]):
+                    self.active_jobs[job].id = self._make_job_id(line["name"], job, line["id"])
             case "released":
-                for job in self._active_members(line["name"]):
+                for job in self._find_active_jobs(line["name"]):
                     for case in list(self.active_jobs[job].cases):
                         self._remove_case(case)
             case "vanished" | "back":
@@ -167,11 +168,11 @@ class Journal:
                 self.results.pop(line["case"], None)
                 self.loss_counts.pop(line["case"], None)
 
-    def _active_members(self, submission: str) -> Sequence[str]:
-        """Return the active jobs of a submission: those of an array, or the job of that name."""
+    def _find_active_jobs(self, submission: str) -> Sequence[str]:
+        """Return the names of the active jobs of a submission, which is an array or a single job."""
         return [job for job in self._arrays.get(submission) or [submission] if job in self.active_jobs]
 
-    def _task_id(self, submission: str, job: str, job_id: str) -> str:
+    def _make_job_id(self, submission: str, job: str, job_id: str) -> str:
         array = self._arrays.get(submission)
         return f"{job_id}_{array.index(job) + 1}" if array else job_id
 

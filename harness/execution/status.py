@@ -51,13 +51,13 @@ class CampaignStatus:
         return [self._find_outcome(case, queue, case.folder_name in folders) for case in self.plan.cases]
 
     def list_started_cases(self) -> list[tuple[str, Path]]:
-        """Return name and folder of some active cases that have started, enough to show progress."""
+        """Return name and folder of at most MAX_CASES_SHOWN active cases that have started."""
         names = {case.id: (case.name, self.folder / case.folder_name) for case in self.plan.cases}
         active = [names[case] for case in list(self.journal.active_cases)[:MAX_CASES_EXAMINED] if case in names]
         return [(name, folder) for name, folder in active if case_files.has_started(folder)][:MAX_CASES_SHOWN]
 
     def is_done(self, case: Case) -> bool:
-        """Return whether the journal lists the case as done and its folder exists; without it the case is run again."""
+        """Return whether the journal lists the case as done and the folder of the case still exists."""
         result = self.journal.results.get(case.id)
         return result is not None and result.state == "done" and os.path.isdir(self.folder / case.folder_name)
 
@@ -86,7 +86,7 @@ class CampaignStatus:
         is_started = has_folder and case_files.has_started(folder)
         is_active = case.id in self.journal.active_cases
         if queue is None and is_active:
-            reason = "when the scheduler was last asked"
+            reason = "according to the last answer of the scheduler"
             return Outcome(case, "running" if is_started else "waiting", None, reason, folder)
         entry = (queue or {}).get(self.journal.active_cases.get(case.id, ""))
         if entry is not None:
@@ -107,7 +107,7 @@ MAX_NAMES = 20
 
 
 class Progress:
-    """A reporter, on stderr, of what a campaign does."""
+    """A reporter that prints the progress of a campaign to stderr."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
@@ -127,8 +127,8 @@ class Progress:
     def report_submission(self, jobs: Sequence[str], job_id: str, cases: int) -> None:
         """Report jobs that the scheduler has just accepted."""
         if job_id != jobs[0]:
-            what = jobs[0] if len(jobs) == 1 else f"{len(jobs)} jobs as one array"
-            self.print_line(f"submitted {what} ({pluralize(cases, 'case')}) as {job_id}")
+            name = jobs[0] if len(jobs) == 1 else f"{len(jobs)} jobs as one array"
+            self.print_line(f"submitted {name} ({pluralize(cases, 'case')}) as {job_id}")
 
     def report_scripts(self, folder: Path, jobs: int, node_hours: float) -> None:
         """Report scripts that wait for somebody to submit them."""
@@ -163,21 +163,21 @@ class Progress:
         """Show the newest progress event of running cases, which are pairs of name and folder."""
         for name, folder in running:
             event = case_files.read_last_progress(folder)
-            completed, total, what = (
+            completed, total, activity = (
                 (event["done"], event["total"], event["activity"]) if event else (None, None, "starting")
             )
             if self.console.is_terminal and not self.console.quiet:
                 bars, task = self._get_bar(name)
-                bars.update(task, completed=completed, total=total, what=str(what))  # type: ignore[arg-type]
+                bars.update(task, completed=completed, total=total, activity=str(activity))  # type: ignore[arg-type]
             elif name not in self._last_line_s:
                 self._last_line_s[name] = time.monotonic()
                 self.print_line(f"{name}: started")
             elif event and time.monotonic() - self._last_line_s[name] >= LINE_INTERVAL_S:
                 self._last_line_s[name] = time.monotonic()
-                self.print_line(f"{name}: {what} ({completed} of {total})")
+                self.print_line(f"{name}: {activity} ({completed} of {total})")
 
     def close(self) -> None:
-        """Remove the bars."""
+        """Remove the progress bars."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -191,13 +191,13 @@ class Progress:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.fields[what]}"),
+                TextColumn("{task.fields[activity]}"),
                 TimeElapsedColumn(),
             )
             self._bars = ProgressBars(*columns, console=self.console, transient=True)
             self._bars.start()
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=None, what="starting")
+            self._tasks[name] = self._bars.add_task(name, total=None, activity="starting")
         return self._bars, self._tasks[name]
 
     def _remove_task(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Submission of jobs to the scheduler: in order, within the limits of site and user, and no job twice."""
+"""Submission of jobs to the scheduler: in order, within the limits of the site and the user, and each job only once."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Submission:
 
     Attributes:
         n_submitted: the number of submitted jobs.
-        held_back: jobs that the scheduler does not accept now.
-        rejected: why the scheduler will never accept a job, by name of the job.
+        held_back: the jobs that the scheduler does not accept now.
+        rejected: the reasons why jobs were rejected for good, by name of the job.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Submission:
         self.progress.report_scripts(self.scripts.jobs_folder, len(jobs), sum_node_hours(jobs)[0])
 
     def submit(self, jobs: Sequence[Job]) -> list[Job]:
-        """Submit the jobs that are ready and within the limits; return those that have to wait."""
+        """Submit the jobs that are ready and within the limits, and return the jobs that have to wait."""
         waiting = list(jobs)
         held_back_before = {job.name for job in self.held_back}
         self.held_back = []
@@ -126,11 +126,11 @@ class Submission:
         ready: list[tuple[Job, list[str]]] = []
         later = []
         ready_node_hours = 0.0
-        room = self.max_jobs - len(self.journal.active_jobs)
+        free_slots = self.max_jobs - len(self.journal.active_jobs)
         for job in jobs:
             state, after = self._check_dependencies(job)
             is_affordable = self._is_within_budget(job, ready_node_hours)
-            if state == "now" and is_affordable and len(ready) < room:
+            if state == "now" and is_affordable and len(ready) < free_slots:
                 ready.append((job, after))
                 ready_node_hours += job.node_hours
             elif state != "never":
@@ -149,7 +149,7 @@ class Submission:
         return False
 
     def _check_dependencies(self, job: Job) -> tuple[Literal["now", "later", "never"], list[str]]:
-        """Return whether the cases that the job depends on are done, and which of them are active in other jobs."""
+        """Return when the job can be submitted, and the ids of the active cases in other jobs that it depends on."""
         inside = {case.folder_name for case in job.cases}
         active = []
         for folder in dict.fromkeys(name for case in job.cases for name in case.depends_on if name not in inside):

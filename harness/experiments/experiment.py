@@ -1,7 +1,7 @@
 """The interface between an experiment and the rest of the harness.
 
-An experiment is a package. Its `__init__.py` defines EXPERIMENT; its module `metrics` has the functions of
-MetricsModule, of which only `build_tables` is required; its module `page` has those of PageModule.
+An experiment is a package. Its `__init__.py` defines EXPERIMENT. Its module `metrics` has the functions of
+MetricsModule, of which only `build_tables` is required, and its module `page` has the functions of PageModule.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.results.runs import RunRecord
 
 Direction = Literal["higher", "lower"]
+# A number of useful results, and their unit.
 WorkCount = tuple[float, str]
 # From this similarity on, the name of a function counts as a misspelt one.
 SIMILARITY = 0.8
@@ -32,7 +33,7 @@ SIMILARITY = 0.8
 
 @dataclass(frozen=True)
 class Metric:
-    """The name of a measured quantity, its unit, and the direction in which it is better."""
+    """The name of a measured quantity, its unit, and whether higher or lower values are better."""
 
     name: str
     unit: str
@@ -44,8 +45,8 @@ class MetricSamples:
     """Raw samples of a metric.
 
     Attributes:
-        part: the part of the run that the samples are from, such as a stage or a precision.
-        rounds: the round of each sample if parts alternate in rounds, else empty.
+        part: the part of the run in which the samples were measured, such as {"stage": "baseline"}.
+        rounds: the round of each sample if parts alternate in rounds; otherwise empty.
     """
 
     metric: Metric
@@ -59,12 +60,12 @@ THROUGHPUT = Metric("throughput", "structures/s", "higher")
 
 @dataclass(frozen=True)
 class CostJoin:
-    """How the rows of a table are joined with the tables of costs.
+    """The rule that joins the rows of a table with the tables of costs.
 
     Attributes:
-        scope: what a row describes: a whole case, or a kind of part.
+        scope: the scope of a row: a whole case, or a kind of part.
         keys: the columns that the table shares with the table of costs.
-        name_columns: the columns that form the part's name, joined by a space.
+        name_columns: the columns whose values, joined by spaces, are the name of the part.
     """
 
     scope: Scope = "case"
@@ -105,8 +106,8 @@ class MetricsModule(Protocol):
 
         Args:
             record: The run.
-            scope: What is counted: the whole case, or a part of this kind.
-            name: The name of the part as in its Window, such as `baseline`; empty for the whole case.
+            scope: The scope of the count: the whole case, or a part of this kind.
+            name: The name of the part as in its telemetry window, such as `baseline`; empty for the whole case.
         """
 
 
@@ -114,7 +115,7 @@ class PageModule(Protocol):
     """The functions of an experiment's module `page`."""
 
     def build_sections(self, context: PageContext) -> list[Section]:
-        """Return the page's sections, or an empty list if there is nothing to show; draw its figures."""
+        """Return the sections of the page, or an empty list without data, and write the figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +123,12 @@ class Experiment:
     """An experiment: the programs whose runs it evaluates, and the package that builds its tables and its page.
 
     Attributes:
-        package: the package that holds its modules.
-        title: the title of its page.
-        programs: the programs whose runs it shows.
-        page: the file name of its page, without suffix; by default the last part of the package's name.
-        costs: how the rows of its tables are joined with their costs, by the table's name.
-        has_samples: whether its page links to the table of all raw samples.
+        package: the package with the modules of the experiment.
+        title: the title of the page.
+        programs: the programs whose runs the page shows.
+        page: the file name of the page, without suffix; by default the last part of the package's name.
+        costs: the rules that join tables of the experiment with costs, by name of the table.
+        has_samples: whether the page links to the table of all raw samples.
     """
 
     package: str
@@ -138,21 +139,21 @@ class Experiment:
     has_samples: bool = False
 
     def __post_init__(self) -> None:
-        """Name the page after the package by default."""
+        """Set the default name of the page, which is the last part of the package's name."""
         object.__setattr__(self, "page", self.page or self.package.rpartition(".")[2])
 
     @property
     def metrics(self) -> MetricsModule:
-        """The module that builds its tables and samples its metrics."""
+        """The module that builds the tables of the experiment and lists the samples of its metrics."""
         return cast(MetricsModule, self._import("metrics"))
 
     @property
     def page_module(self) -> PageModule:
-        """The module that builds its page; needs matplotlib."""
+        """The module that builds the page of the experiment; importing it needs matplotlib."""
         return cast(PageModule, self._import("page"))
 
     def find_function(self, name: Literal["list_metric_samples", "count_work"]) -> Callable[..., Any] | None:
-        """Return an optional function of its module `metrics`, or None."""
+        """Return an optional function of the module `metrics`; None if the module does not define it."""
         return getattr(self.metrics, name, None)
 
     def _import(self, module: str) -> Any:
@@ -182,5 +183,5 @@ def _check_functions(module: ModuleType, protocol: type) -> None:
 
 
 def select_numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    """Return the values that are numbers."""
+    """Return the values that are numbers, without other types such as None and bool."""
     return tuple([float(v) for v in values if type(v) in (float, int)])

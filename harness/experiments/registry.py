@@ -1,4 +1,4 @@
-"""The registry of experiments in the order of their pages: the shipped ones, then those of the user."""
+"""The registry of experiments in the order of their pages: shipped experiments, then experiments of the user."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def load_experiments() -> tuple[Experiment, ...]:
 
 
 def find_experiment(program: str) -> Experiment | None:
-    """Return the experiment that shows the runs of a program."""
+    """Return the experiment that shows the runs of a program; None if there is no such experiment."""
     return next((experiment for experiment in load_experiments() if program in experiment.programs), None)

@@ -1,4 +1,4 @@
-"""All result tables of a folder of runs, and the samples of a run that are compared with those of another."""
+"""All result tables of a folder of runs, and the samples of a run that can be compared with those of another run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def collect_metrics(record: RunRecord) -> dict[Metric, list[float]]:
-    """Return the same samples by metric, with the part as a suffix of the metric's name."""
+    """Return the samples of list_metric_samples by metric, with the part as a suffix of the metric's name."""
     metrics = {}
     for samples in list_metric_samples(record):
         name = " ".join([samples.metric.name, *samples.part.values()])
@@ -74,12 +74,12 @@ def build_results(records: list[RunRecord]) -> Results:
     try:
         return replace(_analyse(select_readable(records)), records=records)
     except MISFIT_ERRORS:
-        sound = isolate_misfits(records, _analyse)
-        return replace(_analyse(select_readable(sound)), records=sound)
+        checked_records = isolate_misfits(records, _analyse)
+        return replace(_analyse(select_readable(checked_records)), records=checked_records)
 
 
 def _analyse(records: list[RunRecord]) -> Results:
-    """Build every table, and collect the metrics of each finished run, so that a misfit raises its error here."""
+    """Build every table, and collect the metrics of each finished run so that errors of misfits appear here."""
     from harness.experiments.cost.metrics import join_costs
     from harness.results.tables import build_merits_table, build_samples_table
 

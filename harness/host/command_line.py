@@ -26,7 +26,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class CommandParser(ArgumentParser):
-    """The parser of one command, whose options may stand before, between and after its arguments."""
+    """The parser of one command, which accepts options before, between and after its arguments."""
 
     _is_intermixed = False
 
@@ -72,6 +72,6 @@ def run_command(function: Callable[[], int]) -> int:
 
 
 def print_error(message: str) -> None:
-    """Print a message on stderr, with `error: ` before every line except indented ones, which continue another."""
+    """Print a message on stderr, with `error: ` before every line except indented ones, which continue a message."""
     for line in message.splitlines():
         print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)

@@ -25,9 +25,9 @@ def make_absolute(path: Path) -> Path:
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Write a file atomically, through PATH.part: a process that is killed or a full disk leaves the old file or none.
+    """Write a file atomically: if the process is killed or the disk is full, the old file remains.
 
-    A link at the path is replaced, not followed.
+    The content is written to PATH.part, which is then renamed. A link at the path is replaced, not followed.
     """
     _replace(None, str(path), content)
 
@@ -61,14 +61,14 @@ def remove_below(root: Path, name: str) -> None:
         os.unlink(file_name, dir_fd=descriptor)
 
 
-def make_folder_below(root: Path, name: str) -> None:
-    """Make the folder root/name if it does not exist; raise UsageError if one below root is a symbolic link."""
+def create_folder_below(root: Path, name: str) -> None:
+    """Create the folder root/name if it does not exist; raise UsageError if a folder below root is a symbolic link."""
     with _open_folder_below(root, Path(name).parts):
         pass
 
 
 def append_below(root: Path, name: str, content: bytes) -> None:
-    """Append to the file root/name; raise UsageError if it is a symbolic link."""
+    """Append to the file root/name, which is created if necessary; raise UsageError if it is a symbolic link."""
     with _open_folder_below(root, ()) as folder:
         try:
             descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644, dir_fd=folder)
@@ -110,7 +110,7 @@ def _explain_error(path: Path, error: OSError) -> Exception:
 
 
 def _encode(content: str | bytes) -> bytes:
-    """Encode text as UTF-8; names of files that are not UTF-8 contain surrogates, which are replaced."""
+    """Encode text as UTF-8, and replace the surrogates that Python puts into file names that are not UTF-8."""
     return content.encode(errors="replace") if isinstance(content, str) else content
 
 

@@ -15,7 +15,7 @@ import psutil
 
 from harness.protocol.errors import UsageError
 
-# The errors of file systems without flock, such as Lustre and some NFS.
+# The errors of flock on file systems without it, such as Lustre and some versions of NFS.
 NO_FLOCK_ERRORS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 # The kernel's start time of a process may be this much later than the time that the process wrote into the file.
 CLOCK_TOLERANCE_S = 2.0
@@ -27,10 +27,10 @@ class LockTaken(Exception):
 
 
 class FileLock:
-    """A lock on an open file, held by its process and by those that inherit the file until the last one closes it.
+    """A lock on an open file, held by this process and by child processes that inherit the file, until all close it.
 
-    Without flock, PATH.held names the holder: host, process id and start time. A holder on this host counts while its
-    process exists, a holder on another host always.
+    Without flock, the file PATH.held names the holder: host, process id and start time. A holder on this host is valid
+    while its process exists; a holder on another host is always valid.
     """
 
     def __init__(self, path: Path, handle: int) -> None:
@@ -50,12 +50,12 @@ class FileLock:
             self._acquire_by_file()
 
     def transfer(self, process_id: int) -> None:
-        """Hand the lock to another process of this host, which has inherited the file."""
+        """Write another process of this host, which has inherited the file, as the holder."""
         if self._owns_holder_file:
             self._holder_file.write_text(_format_holder(process_id), encoding="utf-8")
 
     def close(self) -> None:
-        """Remove the holder's file, if there is one; the flock itself ends when the file is closed."""
+        """Remove PATH.held if this lock created it; the flock itself ends when the file is closed."""
         if self._owns_holder_file:
             self._owns_holder_file = False
             self._holder_file.unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def is_locked(path: Path) -> bool:
 
 
 def find_holder(holder_file: Path) -> str | None:
-    """Return the holder that a file names; None if there is no file, or if the holder on this host has ended."""
+    """Return a description of the holder that a file names; None if the file is missing or its process has ended."""
     try:
         host, process, since = holder_file.read_text(encoding="utf-8").split()
         process_id, start_s = int(process), float(since)
@@ -121,7 +121,7 @@ def find_holder(holder_file: Path) -> str | None:
 
 @contextmanager
 def hold_campaign_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a campaign's folder; raise UsageError with the holder if another process has it."""
+    """Hold the lock of a campaign's folder; raise UsageError, with the holder, if another process has the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     with ExitStack() as stack:

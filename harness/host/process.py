@@ -14,7 +14,7 @@ from pathlib import Path
 def ensure_user() -> None:
     """Set USER and HOME if neither the environment nor the system defines them, since libraries need them.
 
-    They are undefined in containers that run under a bare user id.
+    They are undefined in containers that run under a user id without an account.
     """
     try:
         getpass.getuser()
@@ -30,7 +30,7 @@ def ensure_user() -> None:
 def pause_gc() -> Iterator[None]:
     """Pause the garbage collector while many objects are created and none of them is released.
 
-    Afterwards they belong to the oldest generation, so that the next collection does not visit each of them.
+    Afterwards the objects belong to the oldest generation, so that the next collection does not visit each of them.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -19,7 +19,7 @@ PACKAGES = (
     "torch", "torch_geometric", "vesin", "e3nn", "ase", "numpy", "scipy", "pandas", "matplotlib", "adios2", "mpi4py",
     "mpich",
 )  # fmt: skip
-# A hook or another program may have set these variables to another repository than the folder's.
+# Variables that a git hook may have set to a repository other than that of the folder.
 GIT_REPOSITORY_VARIABLES = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE",
     "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_EXTERNAL_DIFF",
@@ -31,7 +31,7 @@ GIT_SETTINGS = {
 
 
 def run_git(folder: Path, *arguments: str) -> str | None:
-    """Run git on the repository of a folder, whatever the user has configured.
+    """Run git on the repository of a folder, with settings that override those of the user.
 
     Returns:
         The output as UTF-8 text without surrounding white space; None if the command fails or git is not installed.
@@ -51,7 +51,7 @@ def run_git(folder: Path, *arguments: str) -> str | None:
 
 
 def collect_provenance() -> dict[str, Any]:
-    """Return the content of provenance.json, which every job writes next to its cases."""
+    """Return the content of provenance.json, which every job writes into the folders of its cases."""
     return {
         "time_s": time.time(),
         "harness": __version__,
@@ -69,7 +69,7 @@ def collect_provenance() -> dict[str, Any]:
 
 @cache
 def read_git_state() -> dict[str, Any]:
-    """Return the commit of the running code and whether it was changed since; both None outside a repository."""
+    """Return the commit of the running code, and whether the code has changed since; both None without a repository."""
     folder = Path(__file__).parent
     commit = run_git(folder, "rev-parse", "HEAD")
     status = run_git(folder, "status", "--porcelain", "--untracked-files=no")

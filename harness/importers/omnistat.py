@@ -1,4 +1,4 @@
-"""Import exports of Omnistat as run folders, with a case for each annotation, or one for the whole job."""
+"""Import of Omnistat's exports as run folders, with a case for each annotation, or one case for the whole job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ NAME_LENGTH = 150
 
 
 def import_export(path: Path, out: Path) -> list[Path]:
-    """Write a campaign in out/runs from an export, a JSON lines file or a folder of CSV files; return its cases.
+    """Write a campaign in out/runs from an export, and return the folders of its cases.
+
+    Args:
+        path: A file of JSON lines, or a folder of CSV files.
+        out: The folder of results.
 
     Raises:
         UsageError: the path is not an export.
@@ -34,17 +38,17 @@ def import_export(path: Path, out: Path) -> list[Path]:
         faults = f" ({source.faults.format_summary()})" if source.faults.format_summary() else ""
         raise UsageError(f"{path}: no samples of Omnistat here{faults}")
     whole_job = (WHOLE_JOB, min(s for s, _ in spans.values()), max(e for _, e in spans.values()))
-    campaign = out / "runs" / f"omnistat-{_file_name(path.stem or path.resolve().name)}"
+    campaign = out / "runs" / f"omnistat-{_make_file_name(path.stem or path.resolve().name)}"
     campaign.mkdir(parents=True, exist_ok=True)
     for file in [path] if path.is_file() else sorted(path.glob(PATTERN)):
         _link_or_copy(file, campaign / (f"{path.stem}.omnistat.jsonl" if path.is_file() else file.name))
     folders: list[Path] = []
     for marker, start_s, end_s in find_annotations(source) or [whole_job]:
-        folder = campaign / _file_name(marker)
+        folder = campaign / _make_file_name(marker)
         number = 1
         while folder in folders:
             number += 1
-            folder = campaign / f"{_file_name(marker)}-{number}"
+            folder = campaign / f"{_make_file_name(marker)}-{number}"
         _write_case(folder, marker, start_s, end_s, nodes=len(spans))
         folders.append(folder)
     return folders
@@ -53,19 +57,19 @@ def import_export(path: Path, out: Path) -> list[Path]:
 def _open_source(path: Path) -> TelemetrySource:
     if path.is_dir():
         if not any(path.glob(PATTERN)):
-            raise UsageError(f"{path}: no {PATTERN} here; expected what `omnistat-query --export` writes")
+            raise UsageError(f"{path}: no {PATTERN} here; expected the files that `omnistat-query --export` writes")
         return CsvExport(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder")
     return PrometheusExport(path)
 
 
-def _file_name(text: str) -> str:
+def _make_file_name(text: str) -> str:
     return re.sub(r"[^\w.=+-]+", "-", text).strip("-.")[:NAME_LENGTH] or "export"
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Link the file, or copy it where the file system cannot link."""
+    """Create a hard link to the file, or copy the file if the file system cannot link it."""
     target.unlink(missing_ok=True)
     with suppress(OSError):
         os.link(source.resolve(), target)
@@ -74,7 +78,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _write_case(folder: Path, marker: str, start_s: float, end_s: float, *, nodes: int) -> None:
-    """Write the run folder of one annotation, and replace one of an earlier import."""
+    """Write the run folder of one annotation; replace the folder of an earlier import."""
     folder.mkdir(exist_ok=True)
     name = sanitize_line(marker)[:NAME_LENGTH]
     case = {"id": folder.name, "name": name, "suite": folder.parent.name, "system": "elsewhere", "program": PROGRAM,

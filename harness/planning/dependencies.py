@@ -13,7 +13,11 @@ from harness.protocol.case import Case
 
 
 def resolve_dependencies(suite: Suite, cases: tuple[Case, ...]) -> tuple[Case, ...]:
-    """Set the dependencies of the cases and sort each case after its dependencies; raise UsageError."""
+    """Set the dependencies of the cases and sort each case after its dependencies.
+
+    Raises:
+        UsageError: dependencies are circular, or a case that a rule requires does not exist.
+    """
     if not suite.depends_on:
         return cases
     needs: dict[str, list[Case]] = defaultdict(list)
@@ -42,10 +46,10 @@ def _apply_rule(
     providers: dict[Any, list[Case]] = defaultdict(list)
     for case in cases:
         if _matches(case, rule.required_cases):
-            providers[_unconstrained_axes(case, constrained)].append(case)
+            providers[_get_unconstrained_axes(case, constrained)].append(case)
     for case in cases:
         if _matches(case, rule.cases) and not _matches(case, rule.required_cases):
-            matching = providers[_unconstrained_axes(case, constrained)]
+            matching = providers[_get_unconstrained_axes(case, constrained)]
             if not matching:
                 values = ", ".join(f"{axis}: {value}" for axis, value in rule.required_cases.items())
                 message = f"depends_on: {case.name} needs a case with {values}, and there is none"
@@ -57,7 +61,7 @@ def _matches(case: Case, values: Mapping[str, Any]) -> bool:
     return all(case.axis_values[axis] == value for axis, value in values.items())
 
 
-def _unconstrained_axes(case: Case, constrained: Set[str]) -> Any:
+def _get_unconstrained_axes(case: Case, constrained: Set[str]) -> Any:
     """Return the repeat and the values of a case on the axes that a rule does not name."""
     values = sorted(case.axis_values.items())
     return (case.repeat, *((axis, repr(value)) for axis, value in values if axis not in constrained))

@@ -27,7 +27,8 @@ MAX_LABEL_LENGTH = 32
 MAX_CASE_NAME_LENGTH = 120
 # Fields of sanity checks and figures of merit that must be numbers after rendering.
 NUMERIC_FIELDS = ("at_least", "at_most", "reference")
-Point = dict[str, Any]
+# One value of every axis, by name of the axis.
+Combination = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Plan:
 
     @property
     def campaign_name(self) -> str:
-        """Name of its folder in runs/."""
+        """Name of the campaign's folder in runs/."""
         return f"{self.suite.name}-{self.system.definition.name}"
 
 
@@ -56,15 +57,17 @@ def expand_suite(suite: Suite, system: ResolvedSystem, repeats: int | None = Non
         UsageError: there are no cases or too many, two cases are identical, or a rendered value is invalid.
     """
     repeats = repeats or suite.repeats
-    n_points = math.prod(len(values) for values in suite.matrix.values())
-    n_points *= math.prod(len(next(iter(axes.values()))) for axes in suite.zips.values())
-    if n_points * repeats > MAX_CASES:
-        raise suite.document.make_error(("repeats",), f"{n_points * repeats} cases, but the limit is {MAX_CASES}")
+    n_combinations = math.prod(len(values) for values in suite.matrix.values())
+    n_combinations *= math.prod(len(next(iter(axes.values()))) for axes in suite.zips.values())
+    if n_combinations * repeats > MAX_CASES:
+        raise suite.document.make_error(("repeats",), f"{n_combinations * repeats} cases, but the limit is {MAX_CASES}")
     with pause_gc():
         cases = tuple(_SuiteExpander(suite, system, repeats).iter_cases())
     if not cases:
         section = "where" if suite.where else "exclude"
-        raise suite.document.make_error((section,), f"no case: exclude and where remove all {n_points} combinations")
+        raise suite.document.make_error(
+            (section,), f"no case: exclude and where remove all {n_combinations} combinations"
+        )
     by_id: dict[str, Case] = {}
     for case in cases:
         duplicate = by_id.setdefault(case.id, case)
@@ -93,7 +96,7 @@ def format_axis_label(axis: str, value: Any) -> str:
 
 
 class _SuiteExpander:
-    """A suite on a system, compiled to be rendered for each combination of its axes."""
+    """A suite on a system, compiled so that it can be rendered for each combination of the axes."""
 
     def __init__(self, suite: Suite, system: ResolvedSystem, repeats: int) -> None:
         self.suite, self.repeats = suite, repeats
@@ -131,41 +134,46 @@ class _SuiteExpander:
         self.labels: dict[Any, str] = {}
 
     def iter_cases(self) -> Iterator[Case]:
-        for point in self.iter_points():
-            if not any(all(point.get(n) in values for n, values in row.items()) for row in self.exclude):
+        for combination in self.iter_combinations():
+            if not any(all(combination.get(n) in values for n, values in row.items()) for row in self.exclude):
                 for repeat in range(self.repeats):
-                    case = self.build_case(point, repeat)
+                    case = self.build_case(combination, repeat)
                     if case is not None:
                         yield case
 
-    def iter_points(self) -> Iterator[Point]:
+    def iter_combinations(self) -> Iterator[Combination]:
         """Yield all combinations of matrix axes and zip rows."""
-        rows: list[list[Point]] = [[{axis: value} for value in values] for axis, values in self.suite.matrix.items()]
+        rows: list[list[Combination]] = [
+            [{axis: value} for value in values] for axis, values in self.suite.matrix.items()
+        ]
         for axes in self.suite.zips.values():
             rows.append([dict(zip(axes, row, strict=True)) for row in zip(*axes.values(), strict=True)])
         for parts in itertools.product(*rows):
-            point: Point = {}
+            combination: Combination = {}
             for part in parts:
-                point.update(part)
-            yield point
+                combination.update(part)
+            yield combination
 
-    def build_case(self, point: Point, repeat: int) -> Case | None:
-        """Return the case at a point, or None if a condition of `where` is false."""
-        values = {**self.constant_values, "repeat": repeat, **point}
+    def build_case(self, combination: Combination, repeat: int) -> Case | None:
+        """Return the case of a combination, or None if a condition of `where` is false."""
+        values = {**self.constant_values, "repeat": repeat, **combination}
         for name, render in self.variables.renderers:
             values[name] = render(values)
         if not all(condition(values) for condition in self.where):
             return None
-        parameters = {**self.parameters.constants, **{n: point[n] for n in point if n in self.parameter_axes}}
+        parameters = {
+            **self.parameters.constants,
+            **{n: combination[n] for n in combination if n in self.parameter_axes},
+        }
         for name, render in self.parameters.renderers:
             values[name] = parameters[name] = render(values)
-        name = self.build_name(point, repeat)
+        name = self.build_name(combination, repeat)
         parameters = self.validate_parameters(parameters, name)
         resources = self.render_resources(values, name)
         content = {
             **self.content,
             "parameters": parameters,
-            "point": {n: point[n] for n in point if n not in self.parameter_axes},
+            "point": {n: combination[n] for n in combination if n not in self.parameter_axes},
             "nodes": resources.nodes,
             "ranks_per_node": resources.ranks_per_node,
         }
@@ -182,7 +190,7 @@ class _SuiteExpander:
             system=self.content["system"],
             program=self.suite.program,
             parameters=parameters,
-            axis_values=point,
+            axis_values=combination,
             settings=self.settings,
             nodes=resources.nodes,
             ranks_per_node=resources.ranks_per_node,
@@ -194,9 +202,9 @@ class _SuiteExpander:
             performance=self.render_checks("performance", self.performance, values, name),
         )
 
-    def build_name(self, point: Point, repeat: int) -> str:
+    def build_name(self, combination: Combination, repeat: int) -> str:
         parts = [self.suite.name]
-        for axis, value in point.items():
+        for axis, value in combination.items():
             key = (axis, type(value), value if isinstance(value, (str, int, float)) else repr(value))
             if key not in self.labels:
                 self.labels[key] = format_axis_label(axis, value)
@@ -221,7 +229,7 @@ class _SuiteExpander:
         return rows
 
     def validate_parameters(self, parameters: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return the parameters as the program reads them; raise UsageError."""
+        """Return the valid parameters as plain data; raise UsageError if one is invalid."""
         try:
             model = self.model.model_validate(parameters)
         except ValidationError as error:

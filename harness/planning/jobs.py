@@ -18,7 +18,12 @@ MAX_JOB_NAME_LENGTH = 60
 
 @dataclass(frozen=True)
 class Job:
-    """One allocation: the cases that it runs one after another, the nodes of the largest case, and spare nodes."""
+    """One allocation: the cases that it runs one after another, the nodes of the largest case, and spare nodes.
+
+    Attributes:
+        minutes: the walltime to request.
+        expected_minutes: the walltime that the job is expected to use.
+    """
 
     name: str
     cases: tuple[Case, ...]
@@ -34,7 +39,7 @@ class Job:
 
     @property
     def walltime(self) -> str:
-        """Its walltime as hh:mm:ss."""
+        """The walltime of the job as hh:mm:ss."""
         minutes = math.ceil(self.minutes)
         return f"{minutes // 60:02d}:{minutes % 60:02d}:00"
 
@@ -45,7 +50,7 @@ class Job:
 
     @property
     def expected_node_hours(self) -> float:
-        """The node-hours that its cases are expected to take."""
+        """The node-hours that the job is expected to use."""
         return (self.nodes + self.spare_nodes) * self.expected_minutes / 60
 
     @property
@@ -65,7 +70,7 @@ def pack_jobs(
         plan: The plan that the cases belong to.
         cases: The cases to pack.
         folder: The campaign's folder, on which the jobs' names depend.
-        measured_seconds: How long cases took before, by id.
+        measured_seconds: The seconds that cases took in earlier runs, by id of the case.
 
     Raises:
         UsageError: a case fits into no job.
@@ -85,11 +90,11 @@ def drop_oversized_cases(plan: Plan) -> tuple[Plan, tuple[Case, ...]]:
     """Remove the cases that need more nodes than the system has, and those that depend on them.
 
     Returns:
-        The reduced plan and the removed cases. If no case fits, the whole plan: `pack_jobs` refuses it with a reason.
+        The reduced plan and the removed cases. If no case fits, nothing is removed, and `pack_jobs` gives the reason.
     """
     limit = plan.system.max_nodes
     dropped: dict[str, Case] = {}
-    for case in plan.cases:  # each case is after those that it depends on
+    for case in plan.cases:  # every case follows the cases that it depends on
         if (limit is not None and case.nodes > limit) or not dropped.keys().isdisjoint(case.depends_on):
             dropped[case.folder_name] = case
     if len(dropped) == len(plan.cases):
@@ -105,11 +110,11 @@ def sum_node_hours(jobs: Sequence[Job]) -> tuple[float, float]:
 def _fits(system: ResolvedSystem, cases: Sequence[Case], max_cases: int) -> bool:
     nodes = [case.nodes for case in cases]
     allowed = system.get_max_minutes(max(nodes) + system.spare_nodes)
-    fits_time = allowed is None or _walltime(system, cases) <= allowed
+    fits_time = allowed is None or _compute_walltime(system, cases) <= allowed
     return len(cases) <= max_cases and min(nodes) * 2 >= max(nodes) and fits_time
 
 
-def _walltime(system: ResolvedSystem, cases: Sequence[Case]) -> float:
+def _compute_walltime(system: ResolvedSystem, cases: Sequence[Case]) -> float:
     return math.ceil(sum(case.walltime_minutes for case in cases) + system.definition.overhead_minutes)
 
 
@@ -120,7 +125,7 @@ def _raise_if_oversized(plan: Plan, case: Case) -> None:
         spare = f", {system.spare_nodes} of them spare" if system.spare_nodes else ""
         message = f"case {case.name} needs {nodes} nodes{spare}, but a job on {name} has at most {limit}"
         raise document.make_error(("resources", "nodes"), message)
-    allowed, minutes = system.get_max_minutes(nodes), _walltime(system, [case])
+    allowed, minutes = system.get_max_minutes(nodes), _compute_walltime(system, [case])
     if allowed is not None and minutes > allowed:
         message = (
             f"case {case.name} needs {minutes:g} minutes including the overhead of a job, but {name} allows"
@@ -138,7 +143,7 @@ def _build_job(system: ResolvedSystem, cases: tuple[Case, ...], folder: str, sec
     digest = hashlib.sha256("\n".join([folder, *(case.id for case in cases)]).encode()).hexdigest()[:8]
     nodes = cases[0].nodes if len(cases) == 1 else max(case.nodes for case in cases)
     expected = sum(seconds[c.id] / 60 if c.id in seconds else c.expected_minutes for c in cases)
-    minutes = _walltime(system, cases)
+    minutes = _compute_walltime(system, cases)
     return Job(
         name=f"{cases[0].name[:MAX_JOB_NAME_LENGTH].rstrip('-')}-{digest}",
         cases=cases,

@@ -1,4 +1,4 @@
-"""The table of backbones: what the rest of the harness needs to know about each network."""
+"""The table of backbones, with the properties of each network that the rest of the harness needs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ GREY = "#59636e"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network from atoms to features.
+    """A network that converts atoms to features.
 
     Attributes:
-        title: its name as papers write it.
-        network: module and class; takes a ModelConfig, and (batch, vector [e, 3]) to features [n, hidden_dim].
-        colour, marker: how figures draw it; the colours are Okabe and Ito's, https://jfly.uni-koeln.de/color/.
-        hyperparameters: hyperparameters that only this backbone has, and their default values.
-        needs_triplets: whether it reads the angles between edges.
-        has_fused_messages: whether harness.reference.ops.messages computes its messages.
+        title: the name of the network in papers.
+        network: `module:class`. The class is built from a ModelConfig, and converts a batch and the vectors [e, 3] of
+            its edges to features [n, hidden_dim].
+        colour: the colour in figures, from the palette of Okabe and Ito, https://jfly.uni-koeln.de/color/.
+        marker: the marker in figures.
+        hyperparameters: the hyperparameters that only some backbones, including this one, have, and their defaults.
+        needs_triplets: whether the network reads the angles between edges.
+        has_fused_messages: whether harness.reference.ops.messages can compute the messages of the network.
     """
 
     title: str
@@ -89,17 +91,17 @@ BACKBONES: dict[BackboneName, Backbone] = {
         },
     ),
 }
-# How figures draw a search over all backbones, and a backbone that is not in the table.
+# The colour and marker of a search over all backbones, and of a backbone that is not in the table.
 MIXED = Backbone("all backbones", "", GREY, "x")
 # The hyperparameters that only some backbones have.
-SPECIFIC = frozenset(name for backbone in BACKBONES.values() for name in backbone.hyperparameters)
+SPECIFIC_HYPERPARAMETERS = frozenset(name for backbone in BACKBONES.values() for name in backbone.hyperparameters)
 
 
 def find_backbone(name: object) -> Backbone:
-    """Return the backbone of a name, or MIXED."""
+    """Return the backbone with this name, or MIXED for an unknown name."""
     return next((backbone for key, backbone in BACKBONES.items() if key == name), MIXED)
 
 
 def get_backbone_title(name: str) -> str:
-    """Return a backbone's name as papers write it."""
+    """Return the name of a backbone in papers, or the name itself for an unknown backbone."""
     return next((backbone.title for key, backbone in BACKBONES.items() if key == name), name)

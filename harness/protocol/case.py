@@ -1,4 +1,4 @@
-"""A case, which is one run of one program, and the reading of its folder's files, whatever version wrote them."""
+"""A case, which is one run of one program, and the reading of the files in its folder, of any version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.protocol.upgrade import convert_case
 class Case:
     """One run of one program, with the value of every parameter.
 
-    sanity and performance hold the checks of its events (harness.protocol.checks).
+    `sanity` and `performance` are the checks of the events (harness.protocol.checks).
     """
 
     id: str
@@ -57,12 +57,12 @@ class Case:
 
     @property
     def folder_name(self) -> str:
-        """Name of the folder, inside that of the campaign."""
+        """The name of the case's folder, inside the folder of the campaign."""
         return f"{self.name}-{self.id[:10]}"
 
 
 class SelectedEvents(Struct, kw_only=True):
-    """The events that a check reads; case.json may hold keys that this version does not know."""
+    """The events that a check reads; case.json may contain keys that this version does not know."""
 
     event: str
     where: dict[str, Any] | None = None
@@ -136,7 +136,7 @@ class NetworkParameters(Struct):
 
 
 class ScalingCaseParameters(Struct):
-    """The parameters of a scaling point that the analysis reads."""
+    """The parameters of a scaling case that the analysis reads."""
 
     network: NetworkParameters | None = None
 
@@ -158,7 +158,7 @@ class Provenance(Struct, kw_only=True):
     platform: str = ""
 
 
-# Results of other versions may have other parameters, so only those that the analysis reads are checked.
+# Results of other versions may have other parameters, so only the parameters that the analysis reads are checked.
 ANALYSIS_PARAMETERS: dict[str, type[Struct]] = {
     "ladder": StagedParameters,
     "training_steps": StagedParameters,
@@ -189,7 +189,7 @@ def read_case(folder: Path | str) -> dict[str, Any]:
 
 
 def upgrade_case(case: Any) -> Any:
-    """Convert the content of case.json to the current version; raise ValueError for a newer one."""
+    """Convert the content of case.json to the current version; raise ValueError for a newer version."""
     version = case.get("version", 1) if isinstance(case, dict) else VERSION
     if type(version) is not int or version == VERSION:
         return case

@@ -1,4 +1,4 @@
-"""Evaluation of what a suite requires of the events of a case: sanity checks and figures of merit."""
+"""Evaluation of the checks that a suite requests of the events of a case: sanity checks and figures of merit."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def evaluate_case(case: Mapping[str, Any], events: Sequence[Event], exit_code: i
     """Return the state of a case according to its records, and the reason if it is not done.
 
     A case is lost if it has started and there is no exit code. It is done if the exit code is 0, there is a `done`
-    event and every sanity check holds. A program whose last event is `done`, and whose job was killed before it could
-    write the exit code, is treated as if the exit code were 0.
+    event and every sanity check holds. If the last event is `done` and the job was killed before it could write the
+    exit code, the exit code counts as 0.
     """
     if exit_code is None and not has_finished(events):
         return ("lost", "it began and left no exit code") if events else ("not run", "")
@@ -108,11 +108,11 @@ def compute_figure_of_merit(check: Mapping[str, Any], events: Iterable[Event]) -
         measured=measured,
         reference=reference,
         tolerance=tolerance,
-        verdict=_judge(measured, reference, tolerance, check["direction"]),
+        verdict=_find_verdict(measured, reference, tolerance, check["direction"]),
     )
 
 
-def _judge(
+def _find_verdict(
     measured: float, reference: float, tolerance: float, direction: str
 ) -> Literal["ok", "better", "worse", "not measured"]:
     margin = abs(reference) * tolerance
@@ -125,7 +125,7 @@ def _judge(
 
 
 def select_events(check: Mapping[str, Any], events: Iterable[Event]) -> list[Event]:
-    """Return the events that a check reads: those of its kind whose fields have the values that it requires."""
+    """Return the events of the kind `event` of a check whose fields have the values in `where`."""
     where = check.get("where") or {}
     return [e for e in events if e["event"] == check["event"] and all(get_field(e, k) == v for k, v in where.items())]
 

@@ -11,7 +11,7 @@ from harness.protocol.text import sanitize
 MAX_NAMES = 12
 MAX_VALUE_LENGTH = 60
 YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
-# Longer words are not typing errors, and comparing them, or more names, takes long.
+# Longer words and longer lists of names are not compared, since that would take long.
 MAX_COMPARED_LENGTH, MAX_COMPARED_NAMES = 80, 1000
 # Characters that a terminal would interpret or hide: control characters except tab and newline, surrogates, unusual
 # line separators, direction marks, zero-width spaces.
@@ -28,7 +28,7 @@ class UsageError(Exception):
 
 
 class SchedulerUnavailable(UsageError):
-    """The scheduler could not be reached; no work is lost, the same command continues, and the exit code is 3."""
+    """The scheduler could not be reached. No work is lost, running the same command continues, the exit code is 3."""
 
 
 def shorten(value: object) -> str:
@@ -38,7 +38,7 @@ def shorten(value: object) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` or, where no name is close, ` (there are: a, b, c)`."""
+    """Return ` (did you mean 'x'?)`, or ` (there are: a, b, c)` if no known name is similar."""
     names = sorted(known)
     candidates = [name for name in names[:MAX_COMPARED_NAMES] if len(name) <= MAX_COMPARED_LENGTH]
     close = difflib.get_close_matches(word[:MAX_COMPARED_LENGTH], candidates, n=1)

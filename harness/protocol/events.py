@@ -1,7 +1,7 @@
 """The event log of a case: JSON lines, each appended in one write.
 
-Every line has the keys `event` (its kind) and `time_s` (Unix time). The events that every program may write are in
-harness.protocol.records, those of a single program in harness.protocol.programs.
+Every line has the keys `event` (its kind) and `time_s` (Unix time). harness.protocol.records declares the events that
+every program may write, and harness.protocol.programs declares those of a single program.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from harness.protocol.upgrade import convert_event
 EVENTS_FILE = "events.jsonl"
 VERSION = 3
 Event = dict[str, Any]
-# Version of a log -> the function that converts an event of a program to the next version; None: nothing changes.
+# The function that converts an event of a program to the next version, by version; None: nothing changes.
 MIGRATIONS: dict[int, Callable[[str, Event], Event] | None] = {1: None, 2: convert_event}
 
 
 class JsonLinesLog:
-    """An append-only file of JSON lines, each written at once, so that at most the last one is truncated."""
+    """An append-only file of JSON lines, each written at once, so that only the last line can be truncated."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        self._ends_in_truncated_line = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line; fields must be plain JSON data."""
         line = json.dumps({"event": event, "time_s": round(time.time(), 6), **fields}, allow_nan=False)
-        whole = ("\n" * self._is_torn + line + "\n").encode()
-        self._is_torn = os.write(self._handle, whole) < len(whole)
-        if self._is_torn:
+        text = ("\n" * self._ends_in_truncated_line + line + "\n").encode()
+        self._ends_in_truncated_line = os.write(self._handle, text) < len(text)
+        if self._ends_in_truncated_line:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def sync(self) -> None:
@@ -75,7 +75,7 @@ class CaseLog:
         """Append each fact that has a value."""
         types = find_log_types(self._program)
         if types is not None and not isinstance(facts, types.facts):
-            raise ValueError(f"{type(facts).__name__} does not hold the facts of the program {self._program}")
+            raise ValueError(f"{type(facts).__name__} is not the type of the facts of the program {self._program}")
         for name, value in msgspec.to_builtins(facts, enc_hook=_to_plain_number).items():
             self._append({"event": "fact", "name": name, "value": value})
 
@@ -84,7 +84,7 @@ class CaseLog:
         self._append(dict(event))
 
     def _append(self, event: Event) -> None:
-        json.dumps(event, allow_nan=False)  # refuses non-finite numbers, which the check below reads as null
+        json.dumps(event, allow_nan=False)  # raises for non-finite numbers, which the check below would read as null
         invalid = find_invalid_event(self._program, [event])
         if invalid is not None:
             raise ValueError(invalid[1])
@@ -118,7 +118,7 @@ def _is_event(value: Any) -> bool:
 
 
 def read_last_events(path: Path | str) -> list[Event]:
-    """Return the events since the last `start`; a case that is run again by hand appends to the same log."""
+    """Return the events since the last `start`, since a repeated run of a case appends to the same log."""
     return read_last_run(path).events
 
 
@@ -136,8 +136,8 @@ class Run:
     Attributes:
         events: the events of the run.
         lines: the line number of each event.
-        damaged_line: the number of the first damaged line. A line that was truncated when the process was
-            killed or the disk was full does not count: the last one, and one before a `start` or an `error`.
+        damaged_line: the number of the first damaged line, or None. The last line, and a line before a `start` or an
+            `error`, do not count: they may be truncated because the process was killed or the disk was full.
         is_checked: whether the events are known to be valid for their program.
     """
 
@@ -237,22 +237,22 @@ def _build_decoders(program: str) -> tuple[msgspec.json.Decoder[Any], dict[str, 
 
 def _parse_checked(program: str, lines: Sequence[bytes]) -> list[Event] | None:
     """Parse and check a whole log at once; return None if any line is invalid for the program."""
-    whole = b"[" + b",".join(lines) + b"]"
+    text = b"[" + b",".join(lines) + b"]"
     decoder, facts = _build_decoders(program)
     try:
-        for event in decoder.decode(whole):
+        for event in decoder.decode(text):
             if type(event) is FactEvent:
                 facts[event.name].decode(event.value)
     except (msgspec.MsgspecError, KeyError):
         return None
-    events: list[Event] = orjson.loads(whole)
+    events: list[Event] = orjson.loads(text)
     return events if len(events) == len(lines) else None
 
 
 def find_invalid_event(program: str, events: Sequence[Event]) -> tuple[int, str] | None:
-    """Return the index of the first event that is invalid for the program, and the problem; or None.
+    """Return the index and the problem of the first event that is invalid for the program, or None.
 
-    For an unknown program, only the fields of the common events and the time of the others are checked.
+    For an unknown program, only the fields of the common events and the times of other events are checked.
     """
     for k, event in enumerate(events):
         problem = _find_event_problem(program, event)

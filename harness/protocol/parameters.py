@@ -21,7 +21,7 @@ MessageBackendName = Literal["unfused", "fused"]
 StoreBackend = Literal["auto", "rma", "ddstore", "ddstore-libfabric"]
 ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
 Sampling = Literal["mixed", "assigned"]
-SPLIT_SEED = 17  # with this seed even a shipped set of 15 groups has structures in every split
+SPLIT_SEED = 17  # with this seed, even a shipped set of 15 groups of structures has structures in every split
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 TestFraction = Annotated[float, Field(gt=0, lt=0.5)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_unique)]
@@ -29,7 +29,13 @@ Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_uni
 
 @dataclass(frozen=True)
 class PrecisionTypes:
-    """The types of a precision, by their names in torch: of parameters and results, and of matrix products."""
+    """The types of a precision, by their names in torch.
+
+    Attributes:
+        dtype: the type of parameters and results.
+        autocast: the type of matrix products, if it differs.
+        parameter_bytes: the size of a parameter in bytes.
+    """
 
     dtype: str
     autocast: str | None
@@ -41,7 +47,7 @@ PRECISIONS: dict[PrecisionName, PrecisionTypes] = {
     "fp32": PrecisionTypes("float32", None, 4),
     "bf16": PrecisionTypes("float32", "bfloat16", 4),
 }
-# The type of the results in each precision, as logs have it.
+# The name in logs of the type of the results in each precision.
 RESULT_DTYPES = {str(name): f"torch.{types.dtype}" for name, types in PRECISIONS.items()}
 
 
@@ -76,7 +82,7 @@ class Parameters(ParameterGroup):
 
 @cache
 def find_replaced_nulls(model: type[BaseModel]) -> frozenset[str]:
-    """Return the fields whose null means their default: those that may not be null and have a default."""
+    """Return the names of the fields for which null means the default: they have a default and may not be null."""
     fields = {name: field for name, field in model.model_fields.items() if not field.is_required()}
     return frozenset(name for name, field in fields.items() if type(None) not in get_args(field.annotation))
 
@@ -95,7 +101,7 @@ EXPECTED = {
 
 
 def parse_model(model: type[Model], values: Mapping[str, Any]) -> Model:
-    """Build a model from plain data; raise ValueError with every problem on one line."""
+    """Build a model from plain data; raise ValueError with all problems on one line."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -103,21 +109,21 @@ def parse_model(model: type[Model], values: Mapping[str, Any]) -> Model:
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
-    """Describe every problem of a model on one line: the key, its value, what was expected, the nearest name."""
+    """Describe all problems of a model on one line: for each the key, its value, and the expected type or name."""
     return "; ".join(dict.fromkeys(_describe(problem, model) for problem in error.errors(include_url=False)))
 
 
 def _describe(problem: Any, model: type[BaseModel]) -> str:
-    place = [part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or "-" in part))]
-    name, context = ".".join(map(str, place)), problem.get("ctx", {})
+    key_path = [part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or "-" in part))]
+    name, context = ".".join(map(str, key_path)), problem.get("ctx", {})
     match problem["type"]:
         case "missing":
             return f"{name} is missing"
         case "extra_forbidden":
-            siblings = list_sibling_names(model, place)
-            if (new := find_new_name(str(place[-1]), siblings)) is not None:
+            siblings = list_sibling_names(model, key_path)
+            if (new := find_new_name(str(key_path[-1]), siblings)) is not None:
                 return f"parameter {name!r} is now called {new!r}"
-            return f"unknown parameter {name!r}{did_you_mean(str(place[-1]), siblings)}"
+            return f"unknown parameter {name!r}{did_you_mean(str(key_path[-1]), siblings)}"
         case "literal_error":
             known = [word.strip(" '") for word in context["expected"].replace(" or ", ", ").split(",")]
             return f"{name} is {shorten(problem['input'])}{did_you_mean(str(problem['input']), known)}"
@@ -127,9 +133,9 @@ def _describe(problem: Any, model: type[BaseModel]) -> str:
     return f"{name} is {shorten(problem['input'])}, {expected}"
 
 
-def list_sibling_names(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    """Return the field names of the innermost model that contains the (unknown) last name of a place."""
-    for part in place[:-1]:
+def list_sibling_names(model: type[BaseModel], key_path: Sequence[int | str]) -> list[str]:
+    """Return the field names of the innermost model on a key path, whose last name is unknown."""
+    for part in key_path[:-1]:
         field = model.model_fields.get(part) if isinstance(part, str) else None
         if field is not None:
             model = next((m for m in _iter_members(field.annotation) if hasattr(m, "model_fields")), model)

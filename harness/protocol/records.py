@@ -1,7 +1,7 @@
 """The types of the fields of events and facts, and the events that every program writes.
 
-A null field is the same as an absent one: fields that may be absent are null by default, and are not written then. The
-bounds of a number depend on its unit.
+A null field means the same as a missing one: optional fields are null by default, and null is not written. The bounds
+of a number depend on its unit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AtomicNumber = Annotated[int, Meta(ge=0, le=118)]
 Counts = dict[str, Count]
 Error = NonNegative  # eV/atom, eV/angstrom, or relative
 Energy = Number
-Config = dict[str, Any]  # of a model: what harness.reference.models.config.ModelConfig.asdict returns
+Config = dict[str, Any]  # hyperparameters of a model, from harness.reference.models.config.ModelConfig.asdict
 
 
 class Part(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
@@ -38,7 +38,7 @@ class EventRecord(Part, kw_only=True, tag_field="event"):
     """One line of an event log."""
 
     time_s: Time | None = None
-    """Unix time; the log fills it in."""
+    """Unix time in seconds, which the log adds."""
 
 
 class Start(EventRecord, tag="start"):
@@ -52,7 +52,7 @@ class Start(EventRecord, tag="start"):
 
 
 class Progress(EventRecord, tag="progress"):
-    """How far the run has come."""
+    """The progress of the run."""
 
     done: Count
     total: Count
@@ -79,7 +79,7 @@ class Failure(EventRecord, tag="error"):
 
 
 class Facts(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The facts of a program, one field for each; a program may log several together or one at a time."""
+    """The facts of a program, with a field for each fact; a program may log several facts together or one at a time."""
 
 
 COMMON_EVENTS: tuple[type[EventRecord], ...] = (Start, Progress, FactEvent, Done, Failure)
@@ -97,16 +97,16 @@ class HeldOutErrors(Part):
     force_mae_ev_per_angstrom: Error | None
     atoms: Count | None = None
     structures_with_unseen_elements: Count | None = None
-    """Structures with elements that the head's training set lacks; the errors do not include them."""
+    """Number of structures with elements that the head's training set lacks, which the errors do not include."""
     energy_rmse_ev_per_atom: Error | None = None
     force_rmse_ev_per_angstrom: Error | None = None
     composition_mae_ev_per_atom: Error | None = None
-    """Errors of a linear model of the composition that was fitted to the training set."""
+    """Error of a linear model of the composition that was fitted to the training set."""
     composition_rmse_ev_per_atom: Error | None = None
     mean_mae_ev_per_atom: Error | None = None
     """Error of the mean energy per atom of the training set."""
     zero_force_mae_ev_per_angstrom: Error | None = None
-    """Errors of predicting zero forces."""
+    """Error of predicting zero forces."""
     zero_force_rmse_ev_per_angstrom: Error | None = None
 
 
@@ -126,7 +126,7 @@ class ObservedTypes(Part):
 
 
 class Observed(ObservedTypes):
-    """What a run observed about itself: types, device and software."""
+    """The types, the device and the software that a run observed."""
 
     precision: str | None = None
     """The requested precision."""
@@ -138,10 +138,10 @@ class Observed(ObservedTypes):
     backend: str | None = None
     compiled: bool | None = None
     eager_reason: str | None = None
-    """Why the model was not compiled."""
+    """The reason why the model was not compiled."""
     message_backend: str | None = None
     unfused_reason: str | None = None
-    """Why the messages were not computed by the fused operator."""
+    """The reason why the fused operator did not compute the messages."""
     precisions: dict[str, ObservedTypes] | None = None
     """The types for each precision, if a case runs several."""
 
@@ -163,7 +163,7 @@ class PhysicsCheck(EventRecord, tag="physics_check"):
     check: str
     structure: str
     value: NonNegative | None
-    """Null if it could not be measured."""
+    """The violation; null if it could not be measured."""
     tolerance: NonNegative
     unit: str
     passed: bool | None
@@ -172,4 +172,4 @@ class PhysicsCheck(EventRecord, tag="physics_check"):
     stage: str | None = None
     """The stage that was checked, on a ladder."""
     reason: str | None = None
-    """Why it could not be measured."""
+    """The reason why the violation could not be measured."""

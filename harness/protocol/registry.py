@@ -40,10 +40,10 @@ class Program:
 
     Attributes:
         module: the module with the function run(config, log, folder).
-        parameters: the type of its parameters.
-        log: the types of its events and facts.
-        runs_on_all_ranks: whether it is started on every rank.
-        is_driver: whether it runs as one process that starts others on the nodes of its job.
+        parameters: the type of the program's parameters.
+        log: the types of the program's events and facts.
+        runs_on_all_ranks: whether the program is started on every rank.
+        is_driver: whether the program is a single process that starts others on the nodes of its job.
     """
 
     module: str
@@ -104,7 +104,7 @@ IMPORTED: dict[str, LogTypes] = {
 
 @cache
 def load_programs() -> dict[str, Program]:
-    """Return every program by name, those of the user last."""
+    """Return every program by name, with the programs of the user last."""
     added = {}
     for name, parameters in user_experiments.load_parameters(PROGRAMS).items():
         module = user_experiments.import_experiment(name, "program")
@@ -130,7 +130,7 @@ def find_log_types(program: str) -> LogTypes | None:
 
 
 def parse_parameters(program: str, values: Any) -> Parameters:
-    """Build the parameters of a program from plain data; raise UsageError with all problems joined on one line."""
+    """Build the parameters of a program from plain data; raise UsageError with all problems on one line."""
     if not isinstance(values, dict):
         raise UsageError("parameters: expected a mapping")
     try:

@@ -29,7 +29,7 @@ BOUNDS = {
 
 
 def find_problem(kind: Any, value: Any) -> str | None:
-    """Return how plain data differs from a type (the field, its value, what was expected), or None if it matches."""
+    """Return a message about the first field of plain data that does not match a type, or None if all match."""
     try:
         msgspec.json.decode(orjson.dumps(value), type=kind)
     except msgspec.ValidationError as error:
@@ -38,14 +38,17 @@ def find_problem(kind: Any, value: Any) -> str | None:
 
 
 def _narrow(error: msgspec.ValidationError, kind: Any, value: Any) -> tuple[msgspec.ValidationError, Any]:
-    """Reduce each mapping whose key the error does not name to the key that causes it; return error and value."""
+    """Reduce mappings to the key that causes the error, and return the narrower error and the reduced value.
+
+    msgspec does not name the keys of mappings in its errors, so the keys are tried one at a time.
+    """
     steps = _parse_path(error)
     for end, step in enumerate(steps):
         if step is not ...:
             continue
-        place = _get_at(value, steps[:end])
-        for key in list(place) if len(place) > 1 else ():
-            part = {key: place[key]}
+        container = _get_at(value, steps[:end])
+        for key in list(container) if len(container) > 1 else ():
+            part = {key: container[key]}
             reduced = _replace_at(value, steps[:end], part)
             try:
                 msgspec.json.decode(orjson.dumps(reduced), type=kind)
@@ -80,18 +83,18 @@ def _describe(error: msgspec.ValidationError, value: Any, kind: Any) -> str:
     match = MESSAGE.fullmatch(str(error))
     problem = match["problem"] if match else str(error)
     types = [inspect.type_info(kind)]
-    place: list[str] = []
+    path: list[str] = []
     for step in _parse_path(error):
         types = [inner for outer in types for inner in _iter_inner_types(outer, step)]
         key = next(iter(value)) if step is ... else step
         value = value.get(key) if isinstance(value, dict) else value[key]
-        place.append(str(key))
-    name = ".".join(place)
+        path.append(str(key))
+    name = ".".join(path)
     if missing := re.fullmatch(r"Object missing required field `(.*)`", problem):
-        return f"{'.'.join([*place, missing[1]])} is missing"
+        return f"{'.'.join([*path, missing[1]])} is missing"
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
         known = [field.encode_name for t in types if isinstance(t, inspect.StructType) for field in t.fields]
-        return f"unknown field {shorten('.'.join([*place, unknown[1]]))}{did_you_mean(unknown[1], known)}"
+        return f"unknown field {shorten('.'.join([*path, unknown[1]]))}{did_you_mean(unknown[1], known)}"
     if not problem.startswith(("Expected", "Invalid enum", "Number out")):
         return f"{name}: {problem}" if name else problem
     return f"{name or 'value'} is {shorten(value)}, expected {_describe_expected(problem, types)}"
@@ -117,8 +120,8 @@ def _describe_expected(problem: str, types: list[inspect.Type]) -> str:
     if bound := BOUND.match(problem):
         return BOUNDS[bound["sign"]].format(float(bound["bound"]))
     if length := LENGTH.match(problem):
-        least = {">= ": "at least ", "<= ": "at most ", "": ""}[length["sign"]]
-        return f"{least}{length['length']} value{'s' * (length['length'] != '1')}"
+        prefix = {">= ": "at least ", "<= ": "at most ", "": ""}[length["sign"]]
+        return f"{prefix}{length['length']} value{'s' * (length['length'] != '1')}"
     if problem.startswith("Invalid enum"):
         members = [m for t in types for m in (t.types if isinstance(t, inspect.UnionType) else [t])]
         return "one of " + ", ".join(str(v) for m in members if isinstance(m, inspect.LiteralType) for v in m.values)

@@ -9,7 +9,13 @@ def sanitize(text: str) -> str:
 
 
 def pluralize(number: float, one: str, more: str = "") -> str:
-    """Return `1 node`, `2 nodes` or `1,200 searches`."""
+    """Return a number with a noun: `1 node`, `2 nodes` or, with `more`, `1,200 searches`.
+
+    Args:
+        number: The number.
+        one: The singular of the noun.
+        more: The plural of the noun; by default the singular with an s.
+    """
     return f"{number:,.0f} {one if number == 1 else more or one + 's'}"
 
 

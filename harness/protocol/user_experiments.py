@@ -1,7 +1,8 @@
 """Experiments of the user: folders with a program, its tables and its page, next to the user's suites.
 
-The search path is $GFM_HARNESS_EXPERIMENTS, a list of folders as in $PATH, followed by ./experiments. A folder is an
-experiment if its `__init__.py` defines EXPERIMENT; its `program.py`, if any, is a program with the folder's name.
+The search path is $GFM_HARNESS_EXPERIMENTS, a list of folders in the format of $PATH, followed by ./experiments. A
+folder is an experiment if its `__init__.py` defines EXPERIMENT. Its `program.py`, if any, defines a program with the
+name of the folder.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ PACKAGE = "gfm_harness_experiments"
 
 
 def list_search_path() -> list[Path]:
-    """Return the folders to search for experiments, those of the environment variable first."""
+    """Return the folders to search for experiments; the folders of the environment variable come first."""
     listed = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     folders = [Path(name).resolve() for name in (*listed, DEFAULT_FOLDER)]
     return list(dict.fromkeys(folder for folder in folders if folder.is_dir()))
 
 
 def find_experiments() -> dict[str, Path]:
-    """Return the folder of each experiment by name; the first on the search path wins."""
+    """Return the folder of each experiment by name; of several with the same name, the first on the path counts."""
     folders: dict[str, Path] = {}
     for folder in list_search_path():
         for file in sorted(folder.glob("*/__init__.py")):
@@ -51,14 +52,14 @@ def import_experiment(name: str, module: str = "") -> ModuleType:
 
 
 def resolve_module_name(name: str, module: str = "") -> str:
-    """Put the search path on the package and return the full name of an experiment, or of one of its modules."""
+    """Set the search path of the package, and return the full name of an experiment or of one of its modules."""
     package = sys.modules.setdefault(PACKAGE, ModuleType(PACKAGE))
     package.__path__ = [str(folder) for folder in list_search_path()]
     return ".".join(filter(None, (PACKAGE, name, module)))
 
 
 def build_job_environment(program: str) -> dict[str, str]:
-    """Return the environment variables that a job needs to find the program: none for programs of the harness."""
+    """Return the environment variables that a job needs to find the program; empty for programs of the harness."""
     if program not in find_experiments():
         return {}
     return {VARIABLE: os.pathsep.join(map(str, list_search_path()))}

@@ -1,4 +1,4 @@
-"""The first page of the report: the scorecard, the campaigns, figures of merit, and incomplete cases."""
+"""The first page of the report: the scorecard, the campaigns, the figures of merit, and the incomplete cases."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ MAX_LINKS = 3
 
 
 def build_scorecard_section(scores: Sequence[Score]) -> Section:
-    """Return the claims of every paper with the values measured here, the verdicts and the reasons."""
-    columns = ["claim", "paper", "here [95%]", "verdict", "basis", "reason", "how it is measured", "raw samples"]
-    views = []
+    """Return the section with the claims of every paper, the measured values, the verdicts and the reasons."""
+    columns = ["claim", "paper", "measured [95%]", "verdict", "basis", "reason", "measurement", "raw samples"]
+    blocks = []
     for citation in dict.fromkeys(s.citation for s in scores):
         rows = [_build_scorecard_row(s) for s in scores if s.citation == citation]
-        views.append(TableBlock(f"Claims of {citation}", columns, rows))
+        blocks.append(TableBlock(f"Claims of {citation}", columns, rows))
     paragraphs = [
         "Verdicts. Reproduced: the measured value reaches the paper's value, or the smallest of several printed values."
-        " Deviates: it does not. Inconclusive: the interval contains the paper's value, or the evidence cannot decide."
-        " Incorrect: the run was fast, but its numbers are wrong. Not applicable: no run has the size or kind that the"
-        " claim is about. Not run: there is nothing to judge yet. Extrapolated: the value is computed from a measured"
-        " rate.",
-        "Basis: the evidence of the value. Stand-in: data, sizes or processors in place of the paper's, to which the"
-        " verdict is limited. Emulated: nodes that share a machine. Neither reproduces a claim about a supercomputer.",
+        " Deviates: the measured value does not reach it. Inconclusive: the interval contains the paper's value, or the"
+        " evidence cannot decide. Incorrect: the run was fast, but its numbers are wrong. Not applicable: no run has"
+        " the size or kind that the claim is about. Not run: there are no results to judge yet. Extrapolated: the value"
+        " is computed from a measured rate.",
+        "The basis is the kind of evidence for the value. Stand-in: data, sizes or processors that replace those of the"
+        " paper, so that the verdict is limited to them. Emulated: several nodes that share a machine. Neither"
+        " reproduces a claim about a supercomputer.",
     ]
-    return Section("Scorecard", "scorecard", paragraphs, tables=views)
+    return Section("Scorecard", "scorecard", paragraphs, tables=blocks)
 
 
 def _build_scorecard_row(score: Score) -> list[Cell]:
@@ -54,7 +55,7 @@ def _build_scorecard_row(score: Score) -> list[Cell]:
 
 
 def link_evidence(score: Score) -> Cell:
-    """Return links to the first event logs that a verdict rests on."""
+    """Return links to the first event logs that are evidence for a verdict."""
     first = score.evidence[:MAX_LINKS]
     links = [Link("log" if len(first) == 1 else f"log {k}", path) for k, path in enumerate(first, start=1)]
     n_more = len(score.evidence) - MAX_LINKS
@@ -64,7 +65,12 @@ def link_evidence(score: Score) -> Cell:
 
 
 def build_runs_section(records: list[RunRecord], pages: dict[str, tuple[str, str]]) -> Section:
-    """Return the campaigns with the states of their cases and links to pages; pages: program -> name, title."""
+    """Return the section with the campaigns, the states of their cases, and links to their pages.
+
+    Args:
+        records: The records of all cases.
+        pages: The name and the title of the page of each program.
+    """
     rows: list[list[Cell]] = []
     for folder in dict.fromkeys(r.folder.parent for r in records):
         cases = [r for r in records if r.folder.parent == folder]
@@ -86,7 +92,7 @@ def format_measured(score: Score) -> str:
 
 
 def build_merits_section(records: list[RunRecord]) -> Section | None:
-    """Return the figures of merit with their references from the suites."""
+    """Return the section with the figures of merit and their references; None if there are none."""
     rows = [
         [
             *(r.case.get("name", ""), m.name, " ".join([format_number(m.measured), m.unit])),
@@ -104,7 +110,7 @@ def build_merits_section(records: list[RunRecord]) -> Section | None:
 
 
 def build_unfinished_section(records: list[RunRecord], out: Path) -> Section | None:
-    """Return the cases that are not done, with their messages."""
+    """Return the section with the cases that are not done, and their messages; None if all are done."""
     rows = [
         [r.case.get("name", r.folder.name), r.state, r.error or "no message; see stderr", link_folder(r, out)]
         for r in records

@@ -33,13 +33,13 @@ OTHER_COLOUR = "#0072b2"
 
 @dataclass(frozen=True)
 class RegressionHistory:
-    """The verdict on every benchmark in the history, and the number of lines that could not be read."""
+    """The verdict on every benchmark in the history, and the number of lines that were skipped."""
 
     verdicts: list[BenchmarkVerdict]
     n_skipped: int
 
     def table(self) -> pd.DataFrame:
-        """Return a row per benchmark and commit, with the lowest, median and highest of its rounds."""
+        """Return a row per benchmark and commit, with the smallest, the median and the largest value of its rounds."""
         rows = []
         for v in self.verdicts:
             s = v.series
@@ -68,7 +68,7 @@ def build_regression_sections(history: RegressionHistory, figures: Path) -> list
 
 
 def build_section(index: int, group: Sequence[BenchmarkVerdict], n_skipped: int, figures: Path) -> Section:
-    """Return the section on one machine and source, the worst verdicts first."""
+    """Return the section on one machine and source, with the worst verdicts first."""
     first = group[0].series
     ranked = sorted(group, key=lambda v: (not v.is_bad, v.change is None, v.series.name))
     name = f"regression-{index}"
@@ -83,17 +83,21 @@ def describe_verdicts(group: Sequence[BenchmarkVerdict], n_skipped: int) -> list
     n_bad, s = sum(v.is_bad for v in group), group[0].series
     commits = max((v.series.commits for v in group), key=len)
     text = [
-        f"{n_bad} of {len(group)} became worse between {commits[0].short} and {commits[-1].short}"
-        f" ({pluralize(len(commits), 'commit')})."
+        f"{n_bad} of {pluralize(len(group), 'benchmark')} became worse between {commits[0].short} and"
+        f" {commits[-1].short} ({pluralize(len(commits), 'commit')})."
     ]
     if s.source == "asv":
         text.append(
-            f"{pluralize(max(v.series.rounds for v in group), 'round')}, each with all commits in random order, so that"
-            " drift of the machine affects all of them alike; the minimum time of a round counts. Percentages: medians"
-            " over rounds of changes within a round, with their interval. n: values before and after."
+            f"There were {pluralize(max(v.series.rounds for v in group), 'round')}, each with all commits in random"
+            " order, so that drift of the machine affects all commits alike; the minimum time of a round counts."
+            " Percentages are medians over rounds of the changes within a round, with their intervals; n is the number"
+            " of values before and after the change."
         )
     else:
-        text.append("Medians of runs on different days: only changes beyond the scatter between runs are reported.")
+        text.append(
+            "The values are medians of runs on different days: only changes beyond the scatter between runs are"
+            " reported."
+        )
     if n_skipped:
         verb = "is" if n_skipped == 1 else "are"
         text.append(
@@ -103,8 +107,8 @@ def describe_verdicts(group: Sequence[BenchmarkVerdict], n_skipped: int) -> list
 
 
 def build_block(group: Sequence[BenchmarkVerdict]) -> TableBlock:
-    """Return a row per benchmark."""
-    columns = ["benchmark", "latest", "verdict", "change", "since", "last over first", "n", "threshold"]
+    """Return the table of verdicts, with a row per benchmark."""
+    columns = ["benchmark", "latest", "verdict", "change", "since", "last / first", "n", "threshold"]
     rows = [
         [
             v.series.name,
@@ -119,20 +123,20 @@ def build_block(group: Sequence[BenchmarkVerdict]) -> TableBlock:
         for v in group
     ]
     note = (
-        "Too noisy: the interval of the last commit over the first includes changes above the threshold, which"
-        " therefore cannot be excluded. Too few: with so few rounds, no change could be distinguished from chance."
+        "Too noisy: the interval of the ratio of the last commit to the first includes changes above the threshold, so"
+        " they cannot be excluded. Too few: with so few rounds, no change could be distinguished from chance."
     )
     return TableBlock("Verdicts", columns, rows, note)
 
 
 def format_overall(v: BenchmarkVerdict) -> str:
-    """Return the last commit over the first with its interval, three digits after the point."""
+    """Return the ratio of the last commit to the first with its interval, with three decimal places."""
     o = v.overall
     return EN_DASH if math.isnan(o.estimate) else f"{o.estimate:.3f} [{o.low:.3f}, {o.high:.3f}]"
 
 
 def format_latest(v: BenchmarkVerdict) -> str:
-    """Return the median of the last commit that has one, with its unit."""
+    """Return the median of the last commit that has values, with its unit."""
     with_values = np.atleast_2d(v.series.values)
     medians = [float(np.median(c[np.isfinite(c)])) for c in with_values.T if np.isfinite(c).any()]
     if not medians:
@@ -144,20 +148,20 @@ def format_latest(v: BenchmarkVerdict) -> str:
 
 
 def draw_trends(verdicts: Sequence[BenchmarkVerdict], folder: Path, name: str) -> Figure:
-    """Draw a panel per benchmark: changes from the first commit, rounds as dots and their median as a line."""
-    across = min(PANELS_PER_ROW, len(verdicts))
-    down = -(-len(verdicts) // across)
+    """Draw a panel per benchmark: changes since the first commit, with rounds as dots and their median as a line."""
+    n_columns = min(PANELS_PER_ROW, len(verdicts))
+    n_rows = -(-len(verdicts) // n_columns)
     with mpl.rc_context(STYLE | {"font.size": 7.5}):
         figure, panels = plt.subplots(
-            down, across, figsize=(0.2 + 2.8 * across, 0.3 + 1.75 * down), squeeze=False, layout="constrained"
+            n_rows, n_columns, figsize=(0.2 + 2.8 * n_columns, 0.3 + 1.75 * n_rows), squeeze=False, layout="constrained"
         )
         for axes in panels.flat[len(verdicts) :]:
             axes.set_visible(False)
         for axes, verdict in zip(panels.flat, verdicts, strict=False):
             _draw_panel(axes, verdict)
         caption = (
-            "Relative difference of each commit from the median of the first. Dots are rounds, and the line is their"
-            " median. Dashed: the first commit after a change."
+            "Relative difference of each commit from the median of the first commit. Dots are rounds, and the line is"
+            " their median. A dashed line marks a change."
         )
         return save_figure(figure, folder, name, caption)
 

@@ -1,4 +1,4 @@
-"""Write the report of a results folder: index.html and its pages, report.md, tables/, figures/, scorecard.json."""
+"""Writing of the report on a results folder: index.html and its pages, report.md, tables/, figures/, scorecard.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.claims.scorecard import Score
 from harness.config import resources
 from harness.document.blocks import Cell, Link, PrintedPaper
 from harness.experiments.tables import collect_metrics
-from harness.host.files import make_folder_below, remove_below, write_below
+from harness.host.files import create_folder_below, remove_below, write_below
 from harness.protocol.errors import UsageError
 from harness.protocol.text import sanitize_line
 from harness.report import site
@@ -37,7 +37,7 @@ class Report:
     Attributes:
         judgement: the results and the verdicts on claims.
         history: the verdicts on the history of commits.
-        errors: why pages cannot be shown, by the name of the page.
+        errors: the reasons why pages cannot be shown, by the name of the page.
     """
 
     judgement: Judgement
@@ -56,7 +56,7 @@ class Report:
 
 
 def write_report(results_folder: Path, claim_files: Sequence[Path] = ()) -> Report:
-    """Judge the claims by the runs in results_folder/runs, add these to the history of commits, and write the report.
+    """Judge claims by the runs in results_folder/runs, add the runs to the history of commits, and write the report.
 
     Args:
         results_folder: the results folder.
@@ -75,7 +75,7 @@ def write_report(results_folder: Path, claim_files: Sequence[Path] = ()) -> Repo
         raise UsageError(f"{results_folder / 'runs'}: {NO_RUNS}")
     _write_tables(results.tables() | {"regression": history.table()}, results_folder)
     write_below(results_folder, SCORECARD, json.dumps([asdict(s) for s in scores], indent=2) + "\n")
-    pages = site.build_pages(results, history, scores, _find_printed_ladder(papers), results_folder)
+    pages = site.build_pages(results, history, scores, _load_printed_ladder(papers), results_folder)
     _write_pages(
         pages, results_folder, has_runs=bool(results.records), source="; ".join(p.source for p in papers.values())
     )
@@ -85,7 +85,7 @@ def write_report(results_folder: Path, claim_files: Sequence[Path] = ()) -> Repo
 
 def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, source: str) -> None:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(resources.resource_dir("reports")),
+        loader=jinja2.FileSystemLoader(resources.get_resource_dir("reports")),
         undefined=jinja2.StrictUndefined,
         autoescape=jinja2.select_autoescape(["html", "html.j2"]),
         trim_blocks=True,
@@ -110,7 +110,7 @@ def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, sourc
 
 def _write_tables(tables: Mapping[str, pd.DataFrame], out: Path) -> None:
     for name in ("tables", "figures"):
-        make_folder_below(out, name)
+        create_folder_below(out, name)
     for name, table in tables.items():
         path = f"tables/{name}.csv"
         if len(table):
@@ -119,13 +119,13 @@ def _write_tables(tables: Mapping[str, pd.DataFrame], out: Path) -> None:
             remove_below(out, path)
 
 
-def _find_printed_ladder(papers: Mapping[str, Paper]) -> PrintedPaper:
+def _load_printed_ladder(papers: Mapping[str, Paper]) -> PrintedPaper:
     paper, table = find_table(papers, "table_xv")
     return PrintedPaper(source=paper.source, table_xv=table)
 
 
 def make_folders_relative(table: pd.DataFrame, out: Path) -> pd.DataFrame:
-    """Return the table with its folders relative to the results folder, so that the folder can be moved."""
+    """Return the table with folders relative to the results folder, so that the results folder can be moved."""
     if "folder" not in table:
         return table
     return table.assign(folder=table["folder"].map(lambda f: str(f).removeprefix(f"{out}/"), na_action="ignore"))

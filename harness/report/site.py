@@ -1,4 +1,4 @@
-"""The pages of the report, with provenance: their sections, and links to their tables and raw records."""
+"""The pages of the report: their sections, and links to their tables and raw records; and the page on provenance."""
 
 from __future__ import annotations
 
@@ -31,37 +31,39 @@ FILES = ("events.jsonl", "stdout", "stderr", "job.sh", "case.json")
 
 
 def build_provenance_section(records: list[RunRecord], out: Path) -> Section:
-    """Return the section on code, environment and machine of every case."""
-    heads = (
+    """Return the section with the code, the environment and the machine of every case."""
+    headers = (
         "case", "raw records", "submitted", "commit", "machine", "device", "highest load", "dtype of weights",
         "packages",
     )  # fmt: skip
     note = (
-        "Highest load: the largest one-minute load average at the start of a round. A load well above the number of"
-        " threads shows that other processes were running."
+        "The highest load is the largest one-minute load average at the start of a round. A load well above the number"
+        " of threads shows that other processes were running."
     )
-    block = TableBlock("Cases", list(heads), [_describe_run(record, out) for record in records], note)
+    block = TableBlock("Cases", list(headers), [_describe_run(record, out) for record in records], note)
     return Section("Provenance", "provenance", tables=[block])
 
 
 def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
-    p, observed = record.provenance, record.facts.get("runtime", {})
-    changed = " + changes" if p.get("changed_since_commit") else ""
-    submitted = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(p["time_s"])) if "time_s" in p else EN_DASH
+    provenance, observed = record.provenance, record.facts.get("runtime", {})
+    changed = " + changes" if provenance.get("changed_since_commit") else ""
+    submitted = (
+        time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(provenance["time_s"])) if "time_s" in provenance else EN_DASH
+    )
     load = max((s["load_1min"] for s in record.samples if "load_1min" in s), default=math.nan)
-    cores = pluralize(p["cores"], "core") if p.get("cores") else EN_DASH
-    memory = f"{p['memory_bytes'] / 2**30:.0f} GiB" if p.get("memory_bytes") else EN_DASH
+    cores = pluralize(provenance["cores"], "core") if provenance.get("cores") else EN_DASH
+    memory = f"{provenance['memory_bytes'] / 2**30:.0f} GiB" if provenance.get("memory_bytes") else EN_DASH
     threads = pluralize(observed["threads"], "thread") if "threads" in observed else EN_DASH
     return [
         record.case.get("name", ""),
         link_files(record, out),
         submitted,
-        record.provenance_error or (p.get("commit") or "not a clone")[:12] + changed,
-        f"{p.get('cpu', EN_DASH)}, {cores}, {memory}",
+        record.provenance_error or (provenance.get("commit") or "not a clone")[:12] + changed,
+        f"{provenance.get('cpu', EN_DASH)}, {cores}, {memory}",
         f"{observed.get('device', EN_DASH)}, {threads}",
         format_number(load, ".1f"),
         ", ".join(observed.get("parameters", [])) or EN_DASH,
-        ", ".join(f"{name} {version}" for name, version in p.get("packages", {}).items()),
+        ", ".join(f"{name} {version}" for name, version in provenance.get("packages", {}).items()),
     ]
 
 
@@ -73,7 +75,7 @@ def link_files(record: RunRecord, out: Path) -> tuple[Link, ...]:
     return tuple(Link(name, f"{folder}/{name}") for name in FILES if (record.folder / name).exists())
 
 
-# Name of every possible page -> its title, in reading order.
+# The title of every possible page by name, in reading order.
 TITLES = {
     "index": "Overview",
     **{experiment.page: experiment.title for experiment in load_experiments()},
@@ -87,9 +89,9 @@ class Page:
     """One page of the report.
 
     Attributes:
-        name: the name of its file, without suffix.
-        tables: links to its tables as CSV files.
-        raw: links to the campaigns of its runs.
+        name: the name of the file of the page, without suffix.
+        tables: links to the tables of the page as CSV files.
+        raw: links to the campaigns whose runs the page shows.
     """
 
     name: str
@@ -102,22 +104,24 @@ class Page:
 def build_pages(
     results: Results, history: RegressionHistory, scores: list[Score], paper: PrintedPaper, out: Path
 ) -> list[Page]:
-    """Return every page with content, in reading order; draw the figures into out/figures."""
+    """Return every page with content in reading order, and write the figures to out/figures."""
     records, tables = results.records, results.tables()
     context = PageContext(tables=tables, records=records, figures=out / "figures", paper=paper)
     pages = [
         Page(
             name=experiment.page,
             title=experiment.title,
-            sections=build_or_explain(experiment.page, partial(build_sections, experiment, context)),
+            sections=build_or_report_error(experiment.page, partial(build_sections, experiment, context)),
             tables=link_tables(tables, results.names_by_page[experiment.page]),
             raw=link_campaigns(records, experiment.programs, out),
         )
         for experiment in load_experiments()
     ]
-    regression = build_or_explain("regression", lambda: build_regression_sections(history, context.figures))
+    regression = build_or_report_error("regression", lambda: build_regression_sections(history, context.figures))
     pages.append(Page("regression", TITLES["regression"], regression, link_tables({"regression": history.table()}), []))
-    provenance = build_or_explain("provenance", lambda: [build_provenance_section(records, out)] if records else [])
+    provenance = build_or_report_error(
+        "provenance", lambda: [build_provenance_section(records, out)] if records else []
+    )
     pages.append(Page("provenance", TITLES["provenance"], provenance, [], []))
     non_empty = [page for page in pages if page.sections]
     return [build_index(results, scores, out, {page.name for page in non_empty}), *non_empty]
@@ -129,7 +133,7 @@ def build_sections(experiment: Experiment, context: PageContext) -> list[Section
 
 
 def build_index(results: Results, scores: list[Score], out: Path, names: set[str]) -> Page:
-    """Return the first page; names: the names of the other pages."""
+    """Return the first page, which links to the other pages with these names."""
     records = results.records
     programs = dict.fromkeys(record.program for record in records)
     experiments = {program: find_experiment(program) for program in programs}
@@ -139,8 +143,8 @@ def build_index(results: Results, scores: list[Score], out: Path, names: set[str
     return Page("index", TITLES["index"], sections, link_tables({"figures_of_merit": results.merits}), [])
 
 
-def build_or_explain(page: str, build: Callable[[], list[Section]]) -> list[Section]:
-    """Return the sections of a page, or one with the reason why they cannot be built."""
+def build_or_report_error(page: str, build: Callable[[], list[Section]]) -> list[Section]:
+    """Return the sections of a page, or a single section with the reason why they cannot be built."""
     try:
         return build()
     except MISFIT_ERRORS as error:
@@ -149,7 +153,7 @@ def build_or_explain(page: str, build: Callable[[], list[Section]]) -> list[Sect
 
 
 def link_tables(tables: Mapping[str, pd.DataFrame], names: Sequence[str] | None = None) -> list[Link]:
-    """Return links to the CSV files of the non-empty tables, of all or of those with these names."""
+    """Return links to the CSV files of the non-empty tables, or only of those with these names."""
     selected = [name for name in tables if (names is None or name in names) and len(tables[name])]
     return [Link(f"{name}.csv", f"tables/{name}.csv") for name in selected]
 

@@ -1,6 +1,6 @@
-"""Pack run folders into one compressed file for publication, and unpack them.
+"""Bundles of run folders: compressed files for publication.
 
-`python -m harness.results.bundles RESULTS FILE.tar.xz` packs them; `harness report FILE.tar.xz` reads such a file.
+`python -m harness.results.bundles RESULTS FILE.tar.xz` writes a bundle; `harness report FILE.tar.xz` unpacks it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.host.files import write_below, write_bytes
 from harness.protocol.errors import UsageError
 
 FOLDER = "runs"
-# Derived from the other files, and regenerated when needed.
+# These files are derived from the others, and written again when needed.
 EXCLUDED_FILES = ("telemetry.cache.json",)
 MAX_BYTES, MAX_FILE_BYTES = 8 << 30, 1 << 29
 
@@ -63,12 +63,12 @@ def unpack_bundle(file: Path, results: Path) -> int:
             write_below(results, name, content)
         count += 1
     if not count:
-        raise UsageError(f"{file}: holds no run folders")
+        raise UsageError(f"{file}: contains no run folders")
     return count
 
 
 def _read_members(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the content of each file of a bundle; raises UsageError as unpack_bundle does."""
+    """Yield the name and the content of each file of a bundle; raise UsageError for an invalid bundle."""
     total = 0
     try:
         with tarfile.open(file, mode="r:xz") as archive:
@@ -79,7 +79,7 @@ def _read_members(file: Path) -> Iterator[tuple[str, bytes]]:
                 total += member.size
                 if total > MAX_BYTES or member.size > MAX_FILE_BYTES:
                     raise UsageError(
-                        f"{file}: holds more than {MAX_BYTES >> 30} GiB, or a file above {MAX_FILE_BYTES >> 20} MiB"
+                        f"{file}: contains more than {MAX_BYTES >> 30} GiB, or a file above {MAX_FILE_BYTES >> 20} MiB"
                     )
                 content = archive.extractfile(member)
                 assert content is not None

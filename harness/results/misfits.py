@@ -1,4 +1,4 @@
-"""Isolate misfits, runs whose events are inconsistent, so that they do not prevent the tables of other runs."""
+"""Isolation of misfits, which are runs with inconsistent events, so that the tables of other runs can be built."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MISFIT_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticE
 
 
 def isolate_misfits(records: Sequence[RunRecord], analyse: Callable[[list[RunRecord]], object]) -> list[RunRecord]:
-    """Return the records; those whose analysis fails are marked as unreadable.
+    """Return the records, of which those whose analysis fails are marked as unreadable.
 
-    The error of the analysis is raised if it fails on several records, but on none of them alone.
+    If the analysis fails on several records together, but on none of them alone, its error is raised.
     """
     misfits = _find_misfits(select_readable(records), analyse)
     if misfits:
@@ -25,7 +25,7 @@ def isolate_misfits(records: Sequence[RunRecord], analyse: Callable[[list[RunRec
 
 
 def _find_misfits(records: list[RunRecord], analyse: Callable[[list[RunRecord]], object]) -> dict[int, str]:
-    """Find the records that fail alone by bisection; return their identities with the reasons."""
+    """Find by bisection the records on which the analysis fails; return the reasons by the id() of the record."""
     if not records:
         return {}
     try:
@@ -42,8 +42,8 @@ def describe_misfit(error: Exception) -> str:
     """Return the reason why an analysis failed as a clause, with the line of the experiment's code."""
     where = _locate(error)
     if isinstance(error, KeyError):
-        return f"its events do not hold what the analysis needs: {error}{where}"
-    return f"its events do not fit together: {type(error).__name__}: {error}{where}"
+        return f"its events lack a value that the analysis needs: {error}{where}"
+    return f"its events are inconsistent: {type(error).__name__}: {error}{where}"
 
 
 def _locate(error: Exception) -> str:

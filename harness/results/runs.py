@@ -1,4 +1,4 @@
-"""Read the records of runs from their folders."""
+"""Records of runs, which are read from run folders."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ JOBS_FOLDER = "jobs"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The files of one run of a case; an unreadable one has the names of the case and the reason, in `error`.
+    """The content of one run folder; an unreadable one has only the names of the case, and the reason in `error`.
 
     Attributes:
         location: the path of the folder.
         facts: the facts about the whole case, by name.
         samples: raw measurements.
         stages: the warm_up or unavailable event of each stage.
-        figures_of_merit: the figures of merit that the suite asks for.
+        profile: the profile event, if there is one.
+        figures_of_merit: the figures of merit that the suite requests.
         events_by_kind: the events of all kinds but `sample` and DROPPED_KINDS, by kind.
         start_time_s, end_time_s: Unix times of the first and the last event.
     """
@@ -73,7 +74,7 @@ class RunRecord:
         return self.end_time_s - self.start_time_s
 
     def events(self, kind: str) -> list[Event]:
-        """Return the events of a kind, in the order of the log; none for DROPPED_KINDS."""
+        """Return the events of a kind in the order of the log; an empty list for DROPPED_KINDS."""
         return self.samples if kind == "sample" else self.events_by_kind.get(kind, [])
 
     @cached_property
@@ -156,7 +157,7 @@ def _list_folders(parent: str | Path) -> list[str]:
 
 
 def _create_unreadable(folder: str, case: dict[str, Any], reason: str) -> RunRecord:
-    """Return a record with only the names of the case, and the figures of merit that its suite asks for."""
+    """Return a record with only the names of the case, and the figures of merit that its suite requests."""
     names: dict[str, Any] = {
         key: case[key] for key in ("id", "suite", "system", "program") if isinstance(case.get(key), str)
     }

@@ -32,7 +32,7 @@ class MissingColumn(KeyError):
 
 
 class Table(pd.DataFrame):
-    """A data frame with a name, which it gives in the error for a missing column."""
+    """A data frame with a name, which the error for a missing column contains."""
 
     _metadata = ("table_name",)
     table_name = ""
@@ -89,7 +89,7 @@ class Columns:
         return {name: row[name] for name in names if name in row}
 
     def build(self, rows: Iterable[Mapping[str, Any]]) -> Table:
-        """Return the table; rows may lack values. Raise ColumnError if a row has an unknown column."""
+        """Return a table of the rows; missing values become NaN. Raise ColumnError if a row has an unknown column."""
         rows = list(rows)
         unknown = set(chain.from_iterable(rows)).difference(self.names)
         if unknown:

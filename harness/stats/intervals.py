@@ -12,7 +12,7 @@ from scipy import special  # type: ignore[import-untyped]
 
 from harness.stats import Floats
 
-MAX_LOGARITHM = 700.0  # exp() overflows a little above
+MAX_LOGARITHM = 700.0  # exp() overflows slightly above this value
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Interval:
 
     Attributes:
         value: The estimate; NaN without samples.
-        low: Lower end of the interval; NaN where there are too few samples for one.
+        low: Lower end of the interval; NaN if there are too few samples.
         high: Upper end of the interval.
         coverage: True confidence of the interval, 0 to 1.
         n: Number of samples.
@@ -42,9 +42,9 @@ class Interval:
 def compute_median_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:
     """Return the median and the narrowest symmetric pair of order statistics with at least the given confidence.
 
-    No assumption is made on the distribution. With fewer than six samples no pair reaches 95%: the extremes are
-    returned, with the coverage that they have. Source: David and Nagaraja, Order Statistics, 3rd ed. (2003),
-    section 7.1.
+    The interval holds for any distribution. With fewer than six samples no pair reaches 95%: the result is then the
+    smallest and the largest sample, with their actual coverage. Source: David and Nagaraja, Order Statistics, 3rd ed.
+    (2003), section 7.1.
     """
     x = sorted(map(float, samples))
     n = len(x)
@@ -72,13 +72,16 @@ def compute_mean_interval(samples: Iterable[float], confidence: float = 0.95) ->
 def compute_geometric_mean_interval(ratios: Iterable[float], confidence: float = 0.95) -> Interval:
     """Return the geometric mean with Student's t interval of the logarithms; NaN if a ratio is not positive."""
     logarithms = [math.log(r) if 0.0 < r < math.inf else math.nan for r in ratios]
-    of_logarithms = compute_mean_interval(logarithms, confidence)
-    ends = (of_logarithms.value, of_logarithms.low, of_logarithms.high)
+    log_interval = compute_mean_interval(logarithms, confidence)
+    ends = (log_interval.value, log_interval.low, log_interval.high)
     value, low, high = (math.exp(min(x, MAX_LOGARITHM)) for x in ends)
-    return Interval(value, low, high, of_logarithms.coverage, of_logarithms.n)
+    return Interval(value, low, high, log_interval.coverage, log_interval.n)
 
 
 @lru_cache(maxsize=1024)
 def _compute_tail_probabilities(n: int) -> Floats:
-    """Return P(the median of n samples lies below order statistic k, counted from 0), for k up to the middle."""
+    """Return the probability that the median of the population lies below order statistic k of n samples.
+
+    The array has one element for each k from 0 to the middle of the sample.
+    """
     return np.asarray(special.bdtr(np.arange((n + 1) // 2), n, 0.5), dtype=np.float64)

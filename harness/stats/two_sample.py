@@ -16,20 +16,22 @@ from harness.stats import Floats
 
 MAX_EXACT_PAIRS = 2_500  # with more pairs of samples, the distribution of U is approximated by a normal one
 PAIRS_PER_CHUNK = 4_000_000
-MAX_SAMPLES = 4_000  # a longer sample is represented by as many of its quantiles when differences are taken
+MAX_SAMPLES = 4_000  # a longer sample is replaced by this number of its quantiles before differences are computed
 Number = TypeVar("Number", float, Floats)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwoSampleEstimate(Generic[Number]):
-    """Sample b compared with sample a: a difference in their unit, or a ratio.
+    """The comparison of sample b with sample a: a difference in the unit of the samples, or a ratio.
+
+    `estimate`, `low`, `high` and `p` are floats, or arrays (m,) for m comparisons.
 
     Attributes:
-        estimate: Hodges-Lehmann estimate. estimate, low, high and p are floats, or arrays (m,) for m comparisons.
+        estimate: Hodges-Lehmann estimate.
         low: Lower end of the interval.
         high: Upper end of the interval.
         p: Two-sided p value.
-        coverage: True confidence of the interval; below the requested one where there are too few samples.
+        coverage: True confidence of the interval; below the requested confidence if there are too few samples.
         n_a: Number of samples in a.
         n_b: Number of samples in b.
     """
@@ -43,7 +45,7 @@ class TwoSampleEstimate(Generic[Number]):
     n_b: int
 
     def row(self: TwoSampleEstimate[Floats], i: int) -> TwoSampleEstimate[float]:
-        """Return comparison i of many."""
+        """Return comparison i of m comparisons."""
         return TwoSampleEstimate(
             estimate=float(self.estimate[i]), low=float(self.low[i]), high=float(self.high[i]), p=float(self.p[i]),
             coverage=self.coverage, n_a=self.n_a, n_b=self.n_b,
@@ -60,17 +62,17 @@ def estimate_shift(
 def estimate_ratio(
     a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95
 ) -> TwoSampleEstimate[float]:
-    """Estimate b over a, leaving out NaN: 1.06 is 6% more. NaN if a value is not positive."""
+    """Estimate the ratio b / a, leaving out NaN; the estimate is NaN if a value is not positive."""
     return estimate_ratios(_drop_nan(a)[None], _drop_nan(b)[None], confidence).row(0)
 
 
 def estimate_shifts(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> TwoSampleEstimate[Floats]:
     """Estimate each row of b minus the same row of a.
 
-    The estimate is the median of all pairwise differences, the interval two of their order statistics (Hodges and
-    Lehmann, Ann. Math. Statist. 34, 598, 1963; Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 3rd
-    ed., 2014, section 4.3): outliers do not bias it, and the estimate is exact if b is a plus a constant. p is that
-    of the Mann-Whitney U test (Ann. Math. Statist. 18, 50, 1947).
+    The estimate is the median of all pairwise differences, and the ends of the interval are two of their order
+    statistics (Hodges and Lehmann, Ann. Math. Statist. 34, 598, 1963; Hollander, Wolfe and Chicken, Nonparametric
+    Statistical Methods, 3rd ed., 2014, section 4.3). Outliers do not bias the estimate, and it is exact if b equals a
+    plus a constant. The p value is that of the Mann-Whitney U test (Ann. Math. Statist. 18, 50, 1947).
 
     Args:
         a: Samples (m, n_a).
@@ -91,12 +93,12 @@ def estimate_shifts(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Two
     for start in range(0, len(usable), chunk):
         rows = usable[start : start + chunk]
         estimate[rows], low[rows], high[rows] = _summarize_differences(x[rows], y[rows], k)
-    p[usable] = _p_values(x[usable], y[usable])
+    p[usable] = _compute_p_values(x[usable], y[usable])
     return TwoSampleEstimate(estimate=estimate, low=low, high=high, p=p, coverage=coverage, n_a=n_a, n_b=n_b)
 
 
 def estimate_ratios(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> TwoSampleEstimate[Floats]:
-    """Estimate each row of b over the same row of a, by shifts of logarithms; NaN where a value is not positive."""
+    """Estimate the ratio of each row of b to the same row of a from logarithms; NaN for rows with values <= 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         shift = estimate_shifts(np.log(np.asarray(a, dtype=float)), np.log(np.asarray(b, dtype=float)), confidence)
     return replace(shift, estimate=np.exp(shift.estimate), low=np.exp(shift.low), high=np.exp(shift.high))
@@ -126,9 +128,9 @@ def _thin_to_quantiles(x: Floats) -> Floats:
 
 
 def _choose_order_statistic(n_a: int, n_b: int, confidence: float) -> tuple[int, float]:
-    """Return the k whose k-th smallest and largest difference make the narrowest interval, and its coverage.
+    """Return the k for which the k-th smallest and largest difference form the narrowest interval, and its coverage.
 
-    k is 1, the extremes, where even these do not cover with the requested confidence.
+    If even the smallest and the largest difference do not reach the requested confidence, k is 1.
     """
     pairs = n_a * n_b
     if pairs <= MAX_EXACT_PAIRS:
@@ -158,18 +160,19 @@ def _compute_cumulative_u(n_a: int, n_b: int) -> Floats:
     return np.array([int(c) / total for c in np.cumsum(counts)])
 
 
-def _p_values(a: Floats, b: Floats) -> Floats:
-    """Return the two-sided p of U in each row.
+def _compute_p_values(a: Floats, b: Floats) -> Floats:
+    """Return the two-sided p value of U in each row.
 
-    It is that of scipy.stats.mannwhitneyu, which takes ten times as long for one row: exact in small samples without
-    ties, else normal, corrected for ties and continuity. It is never below the probability of the most extreme order.
+    The values equal those of scipy.stats.mannwhitneyu, which takes ten times as long for one row: exact for small
+    samples without ties, otherwise from the normal distribution with corrections for ties and continuity. No value is
+    below the probability of the most extreme order.
     """
     from scipy.stats import rankdata  # type: ignore[import-untyped]  # importing it takes most of a second
 
     n_a, n_b = a.shape[1], b.shape[1]
     n, pairs = n_a + n_b, n_a * n_b
-    both = np.hstack([a, b])
-    lowest, highest = (rankdata(both, method=method, axis=1) for method in ("min", "max"))
+    pooled = np.hstack([a, b])
+    lowest, highest = (rankdata(pooled, method=method, axis=1) for method in ("min", "max"))
     u = ((lowest + highest) / 2)[:, :n_a].sum(axis=1) - n_a * (n_a + 1) / 2
     # each of t equal values adds t^2 - 1, all of them t^3 - t
     ties = ((highest - lowest + 1.0) ** 2 - 1).sum(axis=1)

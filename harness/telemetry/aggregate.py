@@ -1,4 +1,4 @@
-"""Aggregate the series of a source over windows: one number per window, node and device."""
+"""Aggregation of the series of a telemetry source over windows: one number per window, node and device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.telemetry.metrics import (
 from harness.telemetry.timeseries import Floats, Series, TelemetrySource
 from harness.telemetry.windows import Window, group_interleaved
 
-MIN_COVERAGE = 0.9  # share of a window (or of its nodes) below which its use is unknown
+MIN_COVERAGE = 0.9  # if samples cover a smaller share of a window (or of its nodes), its usage is unknown
 MEANS = (
     "accelerator_utilization_percent", "accelerator_memory_percent", "accelerator_clock_mhz",
     "accelerator_temperature_c", "busy_cores",
@@ -50,15 +50,15 @@ class Aggregates:
     """Aggregates over a source's series; every array has one number per window.
 
     Attributes:
-        joules: Sensor -> "counter" or "power" -> joules; NaN where too little of the window is covered.
-        regressed: The same for interleaved windows by regression, with variances.
-        means: Host -> name -> means of each series.
-        maxima: Host -> name -> largest sample.
-        totals: Host -> name -> increase of counters.
-        memory: Host -> name -> smallest sample of the host's memory.
+        joules: Sensor -> "counter" or "power" -> joules; NaN if samples cover too little of the window.
+        regressed: Sensor -> "counter" or "power" -> joules and their variances, for interleaved windows.
+        means: Host -> quantity -> mean of each series.
+        maxima: Host -> quantity -> largest sample.
+        totals: Host -> quantity -> increase of counters.
+        memory: Host -> quantity -> smallest sample of the memory of the host.
         samples: Host -> number of samples.
-        intervals: Sampling interval of each series in seconds.
-        figures_of_merit: Name -> medians of each series.
+        intervals: Sampling interval of each series in seconds, whatever the window.
+        figures_of_merit: Name -> median of each series.
     """
 
     joules: dict[SensorKey, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
@@ -73,10 +73,10 @@ class Aggregates:
 
 
 class WindowSegments:
-    """The intervals of all windows as arrays, and reductions over those of each window."""
+    """The intervals of all windows as arrays, and reductions over the intervals of each window."""
 
     def __init__(self, windows: Sequence[Window]) -> None:
-        self.owner = np.repeat(np.arange(len(windows)), [len(w.intervals) for w in windows])
+        self.window_of_interval = np.repeat(np.arange(len(windows)), [len(w.intervals) for w in windows])
         intervals = np.array([interval for window in windows for interval in window.intervals], dtype=float).reshape(
             -1, 2
         )
@@ -86,7 +86,7 @@ class WindowSegments:
         self.seconds = self.sum(self.ends - self.starts)
 
     def regress_energy(self, energy: CumulativeSeries) -> tuple[Floats, Floats]:
-        """Return energy and variance of each interleaved window; NaN of the others."""
+        """Return energy (J) and variance (J^2) of each interleaved window; NaN for the other windows."""
         joules, variance = np.full((2, self.count), np.nan)
         for group in self.interleaved:
             joules[group.indices], variance[group.indices] = group.regress_energy(energy)
@@ -94,21 +94,21 @@ class WindowSegments:
 
     def integrate(self, curve: CumulativeSeries) -> tuple[Floats, Floats, Floats]:
         """Return the increase or integral, the covered seconds, and the covered share of each window."""
-        amount, covered = (self.sum(x) for x in curve.integrate(self.starts, self.ends))
+        amount, covered = (self.sum(values) for values in curve.integrate(self.starts, self.ends))
         return amount, covered, np.divide(covered, self.seconds, out=np.zeros_like(covered), where=self.seconds > 0)
 
     def sum(self, values: Floats) -> Floats:
-        """Return the sum over each window's intervals."""
-        return np.bincount(self.owner, weights=values, minlength=self.count).astype(np.float64)
+        """Return the sum over each window's intervals, (n_windows,), of one value for each interval."""
+        return np.bincount(self.window_of_interval, weights=values, minlength=self.count).astype(np.float64)
 
     def max(self, values: Floats) -> Floats:
-        """Return the maximum over each window's intervals; NaN where none has a value."""
+        """Return the maximum over each window's intervals, (n_windows,); NaN if all values are NaN."""
         largest = np.full(self.count, -np.inf)
-        np.fmax.at(largest, self.owner, values)
+        np.fmax.at(largest, self.window_of_interval, values)
         return np.where(np.isfinite(largest), largest, np.nan)
 
     def min(self, values: Floats) -> Floats:
-        """Return the minimum over each window's intervals; NaN where none has a value."""
+        """Return the minimum over each window's intervals, (n_windows,); NaN if all values are NaN."""
         return -self.max(-values)
 
 
@@ -157,7 +157,7 @@ def _add_energy(
 ) -> None:
     amount, _, share = segments.integrate(curve)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # the rate in the small uncovered part is assumed to equal that in the rest
+        # assume that the rate in the small uncovered part equals the rate in the covered part
         aggregates.joules[key][method] = np.where(share >= MIN_COVERAGE, amount / share, np.nan)
     if segments.interleaved:
         aggregates.regressed[key][method] = segments.regress_energy(curve)
@@ -174,7 +174,10 @@ def _add_gauge(aggregates: Aggregates, host: str, name: str, curve: CumulativeSe
 
 
 def _compute_counter_increase(curve: CumulativeSeries, segments: WindowSegments) -> Floats:
-    """Return a counter's increase, unscaled where it covers part of a window: processes and interfaces come and go."""
+    """Return a counter's increase, scaled to the whole window only if samples cover most of it.
+
+    Otherwise the process or network interface may have existed only during a part of the window.
+    """
     amount, _, share = segments.integrate(curve)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(share >= MIN_COVERAGE, amount / share, amount)

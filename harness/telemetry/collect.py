@@ -1,8 +1,8 @@
-"""Collect the usage of cases and their parts from the telemetry in run folders.
+"""Collection of the usage of cases and their parts from the telemetry in run folders.
 
 Sources are raw exports (`omnistat*.jsonl`), folders of exported CSV files (`omnistat-*.csv`) and the sampler's files
-(`telemetry/<node>.jsonl`). Those in a case's folder are for that case, those in the folders of the campaign and of its
-jobs for all of its cases.
+(`telemetry/<node>.jsonl`). A source in a case's folder is used for that case; a source in the folder of the campaign or
+of its jobs is used for all cases of the campaign.
 Results are cached in the campaign's folder, since an export of 700 MB takes about ten seconds to read; the cache can
 be deleted at any time.
 """
@@ -34,7 +34,7 @@ MAX_CACHE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """A source: its campaign, path, kind, version of the collector, and faults."""
+    """A telemetry source: its campaign, path and kind, the version of the collector, and a summary of its faults."""
 
     campaign: str
     path: Path
@@ -45,14 +45,14 @@ class SourceSummary:
 
 @dataclass
 class Telemetry:
-    """The usage of windows, and its sources."""
+    """The usage of windows, and the sources from which it was computed."""
 
     usages: list[Usage] = field(default_factory=list)
     sources: list[SourceSummary] = field(default_factory=list)
 
 
 class CacheEntry(BaseModel, strict=True, extra="forbid"):
-    """The results of one source: cached_usage in the order of its windows, version of the collector, and faults."""
+    """The results of one source: usage in the order of the windows, version of the collector, and faults."""
 
     usages: list[CachedUsage]
     version: str
@@ -60,7 +60,7 @@ class CacheEntry(BaseModel, strict=True, extra="forbid"):
 
 
 class Cache(BaseModel, strict=True, extra="forbid"):
-    """Entries of the sources of one campaign, by a digest of their files and windows."""
+    """The entries of the sources of one campaign, by a digest of the files and windows of the source."""
 
     version: Literal[3] = 3
     sources: dict[str, CacheEntry] = {}
@@ -81,7 +81,7 @@ def collect_usage(records: Sequence[RunRecord]) -> Telemetry:
 
 
 class CampaignCollector:
-    """Collects the usage of one campaign; a context manager that loads and saves its cache."""
+    """A collector of the usage of one campaign, and a context manager that loads and saves its cache."""
 
     def __init__(self, folder: Path, telemetry: Telemetry) -> None:
         self._folder, self._telemetry = folder, telemetry
@@ -97,7 +97,11 @@ class CampaignCollector:
                 write_bytes(f"{self._folder}/{CACHE_FILE}", self._used.model_dump_json().encode())
 
     def collect(self, by_case: dict[Path, list[Window]]) -> None:
-        """Add the usage of the campaign's windows and its sources; by_case: the windows of each run folder."""
+        """Add the usage of the campaign's windows and the sources of the campaign.
+
+        Args:
+            by_case: The windows of each case, by run folder.
+        """
         windows = [window for case_windows in by_case.values() for window in case_windows]
         for source in find_sources([self._folder, self._folder / "jobs"]):
             self._add_source(source, _select_overlapping_windows(windows, source))
@@ -160,7 +164,7 @@ def _describe_source_kind(source: TelemetrySource) -> str:
 
 
 def _load_cache(path: Path) -> Cache:
-    """Load a cache; an empty one if it is missing, damaged or too large."""
+    """Load a cache; return an empty one if the file is missing, damaged or too large."""
     with suppress(OSError, ValidationError):
         if path.stat().st_size < MAX_CACHE_BYTES:
             return Cache.model_validate_json(path.read_bytes())

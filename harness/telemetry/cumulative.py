@@ -20,10 +20,10 @@ from harness.telemetry.timeseries import Faults, Floats
 
 OUT_OF_BOUNDS, LEAPS = "samples out of bounds", "counter leaps out of bounds"
 INVALID_COUNTER = "invalid counter samples"
-GAP_FACTOR = 3.0  # an interval that is this many times the median one is a gap
-SPIKE_FACTOR = 50.0  # a rate this many times the median one, just after a fall, is the return from an invalid sample
-RESET_FRACTION = 0.2  # a counter with a larger share of falling steps restarts with each interval
-COUNTER_LAG_S = 1.0  # a counter may lag behind the clock by this time
+GAP_FACTOR = 3.0  # an interval between samples above this multiple of the median interval is a gap
+SPIKE_FACTOR = 50.0  # a rate above this multiple of the median rate, just after a fall, ends an invalid sample
+RESET_FRACTION = 0.2  # a counter with a larger share of falling steps restarts with each sample
+COUNTER_LAG_S = 1.0  # maximum delay of a counter relative to the clock
 MAX_LEAPS = 100  # a counter with more leaps is unusable
 MAX_COUNT = 1e30  # larger than the value of any counter
 Mask = NDArray[np.bool_]
@@ -31,11 +31,11 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CumulativeSeries:
-    """One series, ascending in time.
+    """The cumulative curve of one series, ascending in time; all arrays have the shape (n_samples,).
 
     Attributes:
         times: Unix times of the samples, in seconds.
-        total: Increase up to each sample, or time integral of a gauge.
+        total: Increase of a counter up to each sample, or time integral of a gauge.
         covered: Covered seconds up to each sample.
         levels: The samples themselves.
         interval_s: Median time between samples.
@@ -48,18 +48,23 @@ class CumulativeSeries:
     interval_s: float
 
     def integrate(self, starts: Floats, ends: Floats) -> tuple[Floats, Floats]:
-        """Return increase (or integral) and covered seconds of each window."""
+        """Return the increase (or integral) and the covered seconds of each window, (n_windows,).
+
+        Args:
+            starts: Unix times (n_windows,) at which the windows start, in seconds.
+            ends: Unix times (n_windows,) at which the windows end.
+        """
         total, covered = (
             np.interp(ends, self.times, y) - np.interp(starts, self.times, y) for y in (self.total, self.covered)
         )
         return total, covered
 
     def compute_max(self, starts: Floats, ends: Floats) -> Floats:
-        """Return the largest sample of each window; NaN where there is none."""
+        """Return the largest sample of each window; NaN for a window without samples."""
         return self._reduce(starts, ends, np.max)
 
     def compute_min(self, starts: Floats, ends: Floats) -> Floats:
-        """Return the smallest sample of each window; NaN where there is none."""
+        """Return the smallest sample of each window; NaN for a window without samples."""
         return self._reduce(starts, ends, np.min)
 
     def count_samples(self, starts: Floats, ends: Floats) -> NDArray[np.int64]:
@@ -82,18 +87,18 @@ def build_cumulative(
     times: Floats, values: Floats, kind: Kind, bounds: tuple[float, float], faults: Faults, *, name: str,
     may_restart: bool = False,
 ) -> CumulativeSeries | None:  # fmt: skip
-    """Build the curve of a series; None with fewer than two usable samples. Corrections are counted in `faults`.
+    """Build the curve of a series, or return None if fewer than two samples are usable.
 
-    Samples are sorted; repeated times, non-finite values and values out of bounds are dropped.
+    Samples are sorted; repeated times, non-finite values and values out of bounds are dropped and counted in `faults`.
 
     Args:
         times: Unix times (n,) in seconds.
         values: Samples (n,).
         kind: Gauge or counter.
-        bounds: Range of a gauge's values, or of a counter's gain in a second.
-        faults: Faults of the source, which are added to.
+        bounds: Range of a gauge's values, or of a counter's increase in a second.
+        faults: Faults of the source; this function adds to them.
         name: Name of the series in messages.
-        may_restart: Whether the counter may restart with each interval, which shows in frequent falls.
+        may_restart: Whether the counter may restart with each sample; it does if its values fall often.
     """
     times, values = _sanitize(times, values, faults.counts)
     restarts = may_restart and len(values) > 1 and (np.diff(values) < 0).mean() > RESET_FRACTION
@@ -120,7 +125,7 @@ def build_cumulative(
 
 
 def _sanitize(times: Floats, values: Floats, counts: Counter[str]) -> tuple[Floats, Floats]:
-    """Return finite samples, ascending in time, each time once."""
+    """Return the finite samples in ascending order of time, with one sample for each time."""
     is_finite = np.isfinite(values) & np.isfinite(times)
     if not is_finite.all():
         counts["values not finite"] += int((~is_finite).sum())
@@ -139,7 +144,7 @@ def _sanitize(times: Floats, values: Floats, counts: Counter[str]) -> tuple[Floa
 def _drop_invalid_gauge(
     times: Floats, values: Floats, bounds: tuple[float, float], faults: Faults, name: str
 ) -> tuple[Floats, Floats, Mask]:
-    """Return the samples within bounds, and which intervals between them hold dropped ones."""
+    """Return times and values of the samples within bounds, and whether samples were dropped between two of them."""
     is_valid = (values >= bounds[0]) & (values <= bounds[1])
     faults.add(OUT_OF_BOUNDS, name, int((~is_valid).sum()))
     retained = np.flatnonzero(is_valid)
@@ -149,9 +154,15 @@ def _drop_invalid_gauge(
 def _drop_invalid_counter(
     times: Floats, values: Floats, max_rate: float, faults: Faults, name: str, *, restarts: bool
 ) -> tuple[Floats, Floats, Mask]:
-    """Return the samples that a counter of at most max_rate per second can show, and the intervals in which it leapt.
+    """Return times and values of the plausible samples, and whether the increase between two of them is unknown.
 
-    restarts: the counter restarts with each interval.
+    Args:
+        times: Unix times (n,) in seconds.
+        values: Samples (n,).
+        max_rate: Maximum increase of the counter in a second.
+        faults: Faults of the source; this function adds to them.
+        name: Name of the series in messages.
+        restarts: Whether the counter restarts with each sample.
     """
     is_valid = (values >= 0) & (values <= MAX_COUNT)
     faults.add(OUT_OF_BOUNDS, name, int((~is_valid).sum()))
@@ -167,7 +178,7 @@ def _drop_invalid_counter(
 
 
 def _find_dips(times: Floats, values: Floats, max_rate: float, max_gain: Floats) -> Mask:
-    """Find single samples that fell and from which the counter returned to its level."""
+    """Return a mask of single samples at which the counter falls and after which it returns to its level."""
     dips = np.zeros(len(values), dtype=bool)
     if len(values) > 2:
         across = values[2:] - values[:-2]
@@ -180,7 +191,7 @@ def _find_dips(times: Floats, values: Floats, max_rate: float, max_gain: Floats)
 def _drop_leaps(
     times: Floats, values: Floats, max_rate: float, faults: Faults, name: str
 ) -> tuple[Floats, Floats, Mask]:
-    """Drop samples to which a counter leapt and from which it returned; other leaps are unknown intervals."""
+    """Drop samples after a leap of the counter if it returns later; otherwise mark the increase as unknown."""
     gains = np.diff(values)
     leaps = np.flatnonzero(gains > max_rate * (np.diff(times) + COUNTER_LAG_S))
     faults.add(LEAPS, name, len(leaps))
@@ -204,8 +215,8 @@ def _drop_leaps(
 def _compute_increments(values: Floats, steps: Floats, is_unknown: Mask, counts: Counter[str]) -> Floats:
     """Return the increments of a counter between samples; those of unknown intervals are arbitrary.
 
-    A fall is a reset, whose increment is unknown: the median rate of the other steps is assumed. A sample that fell and
-    from which the counter returned to its level is invalid, and is skipped.
+    A fall is a reset with an unknown increment, for which the median rate of the other steps is assumed. If the counter
+    returns to its level after the fall, the lower sample is invalid and is skipped.
     """
     gained = np.diff(values)
     fell = gained < 0
@@ -219,8 +230,8 @@ def _compute_increments(values: Floats, steps: Floats, is_unknown: Mask, counts:
     counts["counter resets"] += int(fell.sum() - returned.sum())
     gained = np.where(fell, median_rate * steps, gained)
     for k in np.flatnonzero(returned):
-        whole = values[k + 2] - values[k]
-        gained[k : k + 2] = whole * steps[k : k + 2] / steps[k : k + 2].sum()
+        increase = values[k + 2] - values[k]
+        gained[k : k + 2] = increase * steps[k : k + 2] / steps[k : k + 2].sum()
     return gained
 
 

@@ -26,10 +26,10 @@ class Quantity:
 
     Attributes:
         name: Name with its unit.
-        kind: Whether it accumulates (counter) or not (gauge).
-        device: Label that distinguishes devices.
-        sensor: Interface that measures it.
-        scale: Factor from values of the metric to the unit of the name.
+        kind: A counter accumulates; a gauge has a current value.
+        device: The label that distinguishes devices; None for a quantity of the node.
+        sensor: The interface that measures the quantity.
+        scale: The factor that converts values of the metric to the unit in `name`.
     """
 
     name: str
@@ -75,7 +75,7 @@ QUANTITIES: dict[str, Quantity] = {
     "harness_sampler_cpu_seconds": Quantity("sampler_cpu_s", "counter"),
 }  # fmt: skip
 
-# Range of a gauge, or of a counter's gain in a second; a sensor beyond it is faulty.
+# Range of a gauge, or of a counter's increase in a second; values out of range come from faulty sensors.
 WATTS, NODE_WATTS = (0.0, 5e3), (0.0, 5e4)
 PERCENT, BYTES, BYTES_PER_S = (0.0, 100.5), (0.0, 1e18), (0.0, 1e13)
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -121,7 +121,7 @@ def identify_quantity(labels: Mapping[str, str]) -> Quantity | None:
 
 
 def get_bounds(quantity: Quantity) -> tuple[float, float]:
-    """Return the valid range of a gauge, or of a counter's gain in a second."""
+    """Return the valid range of a gauge, or of a counter's increase in a second."""
     if quantity.name.startswith("flop_"):
         return OPERATIONS_PER_S
     return BOUNDS.get(quantity.name, BYTES_PER_S)
@@ -135,7 +135,7 @@ def format_name(labels: Mapping[str, str]) -> str:
 
 
 def get_host(labels: Mapping[str, str]) -> str:
-    """Return the node that a series is from, without domain and port."""
+    """Return the name of the node that a series comes from, without domain and port."""
     return shorten_hostname(labels.get("instance", ""))
 
 

@@ -1,4 +1,4 @@
-"""Exports of `omnistat-query --export`: CSV files whose first rows are label levels, then times and values.
+"""Exports of `omnistat-query --export`: CSV files that begin with rows of labels, followed by times and values.
 
     metric,rocm_utilization_percentage,rocm_average_socket_power_watts
     instance,node1,node1
@@ -6,8 +6,8 @@
     timestamp,,
     2026-11-22 10:33:17,60.0,200.0
 
-Times are UTC, unmarked. Values are on a grid: a blank is no sample, and one figure of merit may fill two rows. Memory
-grows with rows times columns; use the raw export for large jobs.
+Times are in UTC without a marker. Values are on a grid: an empty cell means no sample, and the same figure of merit may
+be in two rows. The memory needed grows with rows times columns; use the raw export for large jobs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class CsvExport:
 
     @cached_property
     def tables(self) -> list[CsvTable]:
-        """Read the files that have labels; the others (process inventories) are flat."""
+        """The tables of the files that have labels; other files, such as lists of processes, are ignored."""
         tables = []
         for path in sorted(self.path.glob(PATTERN)):
             try:
@@ -75,7 +75,7 @@ class CsvExport:
                 yield series
 
     def get_spans(self) -> Mapping[str, tuple[float, float]]:
-        """Return node -> times of its first and last sample."""
+        """Return the Unix times of the first and the last sample of each node."""
         spans: dict[str, tuple[float, float]] = {}
         for series in self._iter_series():
             if len(series.times):
@@ -108,7 +108,7 @@ class CsvExport:
         if any(len(cells) != width for cells in levels):
             self.faults.add("files with label rows of unequal length", path.name)
             return None
-        return self._read_samples(path, _column_labels(levels), len(levels) + 1)
+        return self._read_samples(path, _get_column_labels(levels), len(levels) + 1)
 
     def _read_samples(self, path: Path, labels: list[dict[str, str]], n_skipped: int) -> CsvTable:
         table = pd.read_csv(
@@ -123,7 +123,7 @@ class CsvExport:
         has_time = times.notna().to_numpy()
         values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
         self.faults.counts["rows without a time"] += int((~has_time).sum())
-        # dtype: without a data column pandas returns object, of which & with a mask raises
+        # without a data column, pandas returns the type object, for which `&` raises an error
         is_filled = table.iloc[:, 1:].notna().to_numpy(dtype=bool)
         self.faults.counts["values that are not numbers"] += int((is_filled & np.isnan(values)).sum())
         seconds = (times[has_time] - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
@@ -147,8 +147,8 @@ def _has_long_line(path: Path) -> bool:
     return False
 
 
-def _column_labels(levels: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """Return the labels of each column; a blank is a label that the metric does not have."""
+def _get_column_labels(levels: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Return the labels of each column; an empty cell means that the metric does not have the label."""
     names = ["__name__", *(cells[0] for cells in levels[1:])]
     columns = zip(*(cells[1:] for cells in levels), strict=True)
     return [{name: cell for name, cell in zip(names, column, strict=True) if cell} for column in columns]

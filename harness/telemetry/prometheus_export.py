@@ -1,8 +1,8 @@
-"""Raw exports of the server's API: JSON lines, each `metric`, `values` and `timestamps` in milliseconds.
+"""Raw exports of the server's API: JSON lines with the keys `metric`, `values` and `timestamps` in milliseconds.
 
-A series may be spread over several lines anywhere in the file. A first pass indexes them, a second reads one series at
-a time: memory does not grow with the length of the file. A response of `query_range`, one object with values as text
-and times in seconds, can be read too.
+A series may be spread over several lines anywhere in the file. A first pass indexes the lines, and a second pass reads
+one series at a time, so that memory does not grow with the length of the file. The reader also accepts a response of
+`query_range`, one object with values as text and times in seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INVALID_JSON, NOT_A_SERIES, UNEQUAL, TRUNCATED_LINE = (
 )  # fmt: skip
 MAX_LINE_BYTES = 32 << 20  # the server writes some thousands of samples on a line; longer lines are skipped
 TOO_LONG, UNREADABLE = f"lines of more than {MAX_LINE_BYTES >> 20} MiB", "files that could not be read"
-# As the server writes a line, so that its labels can be read without its numbers.
+# The start of a line as the server writes it; matching it makes parsing the numbers unnecessary.
 LINE_START = re.compile(rb'\{"metric":(\{[^{}]*\}),"values":\[')
 TIMESTAMPS = b'"timestamps":['
 Key = tuple[tuple[str, str], ...]
@@ -44,7 +44,12 @@ Key = tuple[tuple[str, str], ...]
 
 @dataclass
 class Index:
-    """Locations of the lines of each series (labels -> file index and byte offset), and the time span of each node."""
+    """The locations of the lines of each series, and the time span of each node.
+
+    Attributes:
+        locations: File index and byte offset of each line of a series, by the labels of the series.
+        spans: Unix times of the first and the last sample, by node.
+    """
 
     locations: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -65,7 +70,7 @@ class PrometheusExport:
 
     @cached_property
     def index(self) -> Index:
-        """Index the files in a first pass."""
+        """The index of the files, which a first pass builds."""
         index = Index()
         for file_index, path in enumerate(self.paths):
             try:
@@ -92,11 +97,11 @@ class PrometheusExport:
         yield from self._read(lambda labels: labels.get("__name__") in JOB_METRICS)
 
     def iter_series(self) -> Iterator[Series]:
-        """Yield the series that the harness uses, each complete."""
+        """Yield the complete series that the harness uses."""
         yield from self._read(_is_used)
 
     def get_spans(self) -> Mapping[str, tuple[float, float]]:
-        """Return node -> times of its first and last sample."""
+        """Return the Unix times of the first and the last sample of each node."""
         return self.index.spans
 
     def _read(self, is_selected: Callable[[Mapping[str, str]], bool]) -> Iterator[Series]:
@@ -124,10 +129,10 @@ class PrometheusExport:
         for labels, times, values in _parse_rows(content):
             if len(times) != len(values):
                 self.faults.add(UNEQUAL, f"byte {offset}")
-            elif _key(labels) == key:
+            elif _make_key(labels) == key:
                 yield times, values
 
-    def _index_line(self, index: Index, line: bytes, offset: tuple[int, int], where: str) -> None:
+    def _index_line(self, index: Index, line: bytes, offset: tuple[int, int], location: str) -> None:
         text = line.strip()
         if not text:
             return
@@ -136,31 +141,31 @@ class PrometheusExport:
             labels = _parse_json(start[1])
             times = text[text.rfind(TIMESTAMPS) + len(TIMESTAMPS) : -2]
             if not _are_labels(labels) or not times.strip():
-                self.faults.add(NOT_A_SERIES, where)
+                self.faults.add(NOT_A_SERIES, location)
                 return
             ends = times[: times.find(b",")] if b"," in times else times, times[times.rfind(b",") + 1 :]
             try:
                 first, last = (float(end) / 1e3 for end in ends)
             except ValueError:
-                self.faults.add(INVALID_JSON, where)
+                self.faults.add(INVALID_JSON, location)
                 return
-            index.locations.setdefault(_key(labels), []).append(offset)
+            index.locations.setdefault(_make_key(labels), []).append(offset)
             if FIRST_S <= first <= LAST_S and FIRST_S <= last <= LAST_S:
                 index.update_span(get_host(labels), first, last)
             return
-        self._index_nonstandard_line(index, line, offset, where)
+        self._index_nonstandard_line(index, line, offset, location)
 
-    def _index_nonstandard_line(self, index: Index, line: bytes, offset: tuple[int, int], where: str) -> None:
-        """Index a line with its keys in another order, or a response of query_range."""
+    def _index_nonstandard_line(self, index: Index, line: bytes, offset: tuple[int, int], location: str) -> None:
+        """Index a line whose keys are in another order, or a response of query_range."""
         content = _parse_json(line)
         if content is None:
-            self.faults.add(INVALID_JSON if line.endswith(b"\n") else TRUNCATED_LINE, where)
+            self.faults.add(INVALID_JSON if line.endswith(b"\n") else TRUNCATED_LINE, location)
             return
         rows = _parse_rows(content)
         if not rows:
-            self.faults.add(NOT_A_SERIES, where)
+            self.faults.add(NOT_A_SERIES, location)
         for labels, times, _ in rows:
-            index.locations.setdefault(_key(labels), []).append(offset)
+            index.locations.setdefault(_make_key(labels), []).append(offset)
             valid = times[(times >= FIRST_S) & (times <= LAST_S)]
             if len(valid):
                 index.update_span(get_host(labels), float(valid.min()), float(valid.max()))
@@ -171,11 +176,11 @@ def _is_used(labels: Mapping[str, str]) -> bool:
 
 
 def _are_labels(labels: Any) -> bool:
-    """Return whether these are labels: strings by name, including the name of the metric."""
+    """Return whether these are labels: a mapping from names to strings that includes the name of the metric."""
     return isinstance(labels, dict) and "__name__" in labels and all(isinstance(v, str) for v in labels.values())
 
 
-def _key(labels: Mapping[str, Any]) -> Key:
+def _make_key(labels: Mapping[str, Any]) -> Key:
     return tuple(sorted((str(name).strip(), str(value).strip()) for name, value in labels.items()))
 
 
@@ -209,7 +214,7 @@ def _parse_query_result(result: Mapping[str, Any]) -> Iterator[tuple[dict[str, A
 
 
 def _to_floats(values: list[Any]) -> Floats:
-    """Convert to floats; NaN where that is not possible."""
+    """Convert to floats; a value that cannot be converted becomes NaN."""
     with suppress(TypeError, ValueError, OverflowError):
         numbers = np.array(values, dtype=float)
         if numbers.ndim == 1:

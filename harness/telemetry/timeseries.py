@@ -1,4 +1,4 @@
-"""Time series of telemetry sources of any format, and the information of a source on its job and its clocks."""
+"""Time series of telemetry sources of any format, and what they show about annotations, collector and clocks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from harness.telemetry.metrics import ANNOTATION, COLLECTOR_INFO
 
 Floats = NDArray[np.float64]
 
-FIRST_S, LAST_S = 1.0, 1e11  # Unix seconds (1970 and 5138) between which a time is valid
+FIRST_S, LAST_S = 1.0, 1e11  # range of valid times in Unix seconds (the years 1970 to 5138)
 NO_TIME = "samples without a time"
 ANNOTATION_DELAY_S = 3600.0  # the longest time between the start of an annotation and its first sample
-SYNC_TOLERANCE_S = 60.0  # collectors start and stop within this on nodes whose clocks agree
+SYNC_TOLERANCE_S = 60.0  # collectors start and stop within this time on nodes whose clocks agree
 MIN_NODES_TO_COMPARE = 3  # with fewer nodes there is no majority
 
 
@@ -33,24 +33,24 @@ class Series:
 
 @dataclass
 class Faults:
-    """Faults of a source, counted by kind, with the location of the first one of some kinds."""
+    """The faults of a source, counted by kind, and for some kinds the location of the first fault."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
-    def add(self, kind: str, where: str = "", number: int = 1) -> None:
+    def add(self, kind: str, location: str = "", number: int = 1) -> None:
         """Count faults of a kind."""
         self.counts[kind] += number
-        if where and number:
-            self.first.setdefault(kind, where)
+        if location and number:
+            self.first.setdefault(kind, location)
 
     def format_summary(self) -> str:
         """Return `3 lines that are not JSON (first: omnistat.jsonl:17), 2 gaps`, or an empty string."""
         parts = []
         for kind, number in sorted(self.counts.items()):
             if number:
-                where = f" (first: {self.first[kind]})" if kind in self.first else ""
-                parts.append(f"{number} {kind}{where}")
+                location = f" (first: {self.first[kind]})" if kind in self.first else ""
+                parts.append(f"{number} {kind}{location}")
         return ", ".join(parts)
 
 
@@ -61,33 +61,33 @@ class TelemetrySource(Protocol):
     faults: Faults
 
     def iter_job_series(self) -> Iterator[Series]:
-        """Yield the series on the job: annotations, and information of the scheduler and of the collector."""
+        """Yield the series about the job: annotations, and information about the scheduler and the collector."""
 
     def iter_series(self) -> Iterator[Series]:
-        """Yield the series that the harness uses, each complete; memory holds one at a time."""
+        """Yield the complete series that the harness uses; only one of them is in memory at a time."""
 
     def get_spans(self) -> Mapping[str, tuple[float, float]]:
-        """Return node -> times of its first and last sample."""
+        """Return the Unix times of the first and the last sample of each node."""
 
 
-def drop_untimed(times: Floats, values: Floats, faults: Faults, where: str) -> tuple[Floats, Floats]:
-    """Return the samples that have a time, and count the others."""
+def drop_untimed(times: Floats, values: Floats, faults: Faults, location: str) -> tuple[Floats, Floats]:
+    """Return the samples with a valid time, and count the others as faults."""
     is_valid = (times >= FIRST_S) & (times <= LAST_S)
     if is_valid.all():
         return times, values
-    faults.add(NO_TIME, where, int((~is_valid).sum()))
+    faults.add(NO_TIME, location, int((~is_valid).sum()))
     return times[is_valid], values[is_valid]
 
 
 def find_annotations(source: TelemetrySource) -> list[tuple[str, float, float]]:
-    """Return the annotations of a job, by time: marker, and Unix times of its begin and end."""
+    """Return the annotations of a job in order of time: the marker, and the Unix times of its start and end."""
     spans: dict[str, tuple[float, float]] = {}
     for series in source.iter_job_series():
         if series.labels.get("__name__") != ANNOTATION:
             continue
-        active = series.times[series.values > 0]  # 0 marks that it was stopped
+        active = series.times[series.values > 0]  # 0 means that the annotation was stopped
         if len(active):
-            # a value is the time at which the annotation began, not long before it was first sampled
+            # a value is the time at which the annotation began, which is shortly before its first sample
             start = active.min()
             starts = series.values[(series.values > start - ANNOTATION_DELAY_S) & (series.values <= start)]
             first, last = float(starts.min() if len(starts) else start), float(series.times.max())
@@ -104,9 +104,9 @@ def find_collector_version(source: TelemetrySource) -> str:
 
 
 def find_clock_offsets(spans: Mapping[str, tuple[float, float]], faults: Faults) -> dict[str, float]:
-    """Return the seconds by which clocks of nodes are ahead of the majority's; nodes that agree are left out.
+    """Return the seconds by which clocks of nodes are ahead of those of most nodes, by node; others are left out.
 
-    A node whose samples begin and end equally early (or late) has a wrong clock; one whose samples only begin late
+    A node whose samples begin and end equally early (or late) has a wrong clock; a node whose samples only begin late
     joined late.
     """
     if len(spans) < MIN_NODES_TO_COMPARE:

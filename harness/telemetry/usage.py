@@ -1,4 +1,4 @@
-"""Compute the usage of windows from one telemetry source: energy, utilization and traffic."""
+"""Computation of the usage of windows from one telemetry source: energy, utilization and traffic."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from harness.telemetry.metrics import COMPONENTS, SENSOR_PRIORITY, get_host
 from harness.telemetry.timeseries import Floats, Series, TelemetrySource, find_clock_offsets
 from harness.telemetry.windows import Window
 
-# The shortest interval of a window, in sampling intervals: its ends are only resolved to one of these.
+# The shortest usable interval of a window, in sampling intervals: each of its ends is uncertain by one of them.
 MIN_INTERVALS = 2.0
-# Energy by regression is used if two standard errors are at most this share of it.
+# The energy from a regression is used if two standard errors are at most this share of it.
 MAX_REGRESSION_ERROR = 0.2
 TOO_SHORT = "too short"
 FLOP_PREFIX = "flop_"
-# On an MI250X the even die reports the power of both, so the odd one reports 0 W.
+# On an MI250X, the even die reports the power of both dies, and the odd die reports 0 W.
 ZERO_POWER = "devices that report 0 W"
 Joules = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -38,9 +38,9 @@ class CachedUsage:
         samples: Number of samples of all nodes.
         energy_j: Component -> joules of the nodes with samples.
         methods: Component -> method of measurement.
-        quantities: Name with its unit -> mean, maximum, total or rate.
-        unavailable_reason: Why there is no energy; empty if there is.
-        omitted_component: A component that is left out, with the reason.
+        quantities: Name with the unit -> mean, maximum, total or rate.
+        unavailable_reason: The reason why the energy is unknown; empty if it is known.
+        omitted_component: A component whose energy is unknown, with the reason; empty if there is none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", ser_json_inf_nan="constants")
@@ -65,7 +65,7 @@ class Usage(CachedUsage):
 
 
 def compute_usage(source: TelemetrySource, windows: Sequence[Window]) -> list[Usage]:
-    """Compute the usage of each window from a source, and add the problems found to source.faults."""
+    """Compute the usage of each window from a source, and add the problems of the source to source.faults."""
     offsets = find_clock_offsets(source.get_spans(), source.faults)
     segments = WindowSegments(windows)
     aggregates = Aggregates()
@@ -83,7 +83,7 @@ def compute_usage(source: TelemetrySource, windows: Sequence[Window]) -> list[Us
 
 
 class _WindowUsage:
-    """Computes the usage of window k from aggregates over all windows."""
+    """The computation of the usage of window k from aggregates over all windows."""
 
     def __init__(self, aggregates: Aggregates, hosts: set[str], k: int, usage: Usage) -> None:
         nodes = usage.window.nodes
@@ -105,7 +105,7 @@ class _WindowUsage:
             return usage
         for component in COMPONENTS:
             self._add_energy(component)
-        usage.quantities.update(self._compute_quantities())
+        usage.quantities.update(self._iter_quantities())
         if not usage.energy_j:
             usage.unavailable_reason = usage.omitted_component or "no power or energy sensor"
         return usage
@@ -124,8 +124,9 @@ class _WindowUsage:
     def _add_energy(self, component: str) -> None:
         """Add the joules of a component on all the window's nodes.
 
-        For each node the best sensor is used, and for each device its counter if it increases, or else its power. The
-        component is left out if the energy of a node is unknown, or if nodes differ in their number of devices.
+        For each node the best sensor is used, and for each device the energy counter if it increases, or else the
+        power. The component is left out if the energy of a node is unknown, or if nodes differ in the number of
+        devices.
         """
         joules: list[float] = []
         methods: set[str] = set()
@@ -193,7 +194,7 @@ class _WindowUsage:
         elif "power" in by_method:
             yield by_method["power"]
 
-    def _compute_quantities(self) -> Iterator[tuple[str, float]]:
+    def _iter_quantities(self) -> Iterator[tuple[str, float]]:
         """Yield means, maxima, totals and rates by name."""
         aggregates, hosts, k = self.aggregates, self.hosts, self.k
         for name in MEANS:

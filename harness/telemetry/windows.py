@@ -1,7 +1,7 @@
 """Windows: the times and nodes of a case and of its trials, epochs, stages and precisions, from its record.
 
-Windows of one case that alternate faster than the sampling (stages of a ladder, precisions) share the samples of their
-case; the energy of each is estimated by regression.
+Some windows of a case (stages of a ladder, precisions) alternate faster than the sampling interval. Their energies are
+estimated by a regression over all samples of the case.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from harness.telemetry.timeseries import Floats
 
 Nodes = tuple[frozenset[str], ...]
 NODE_FILE = "nodes"
-MIN_SPARE_INTERVALS = 5  # sampling intervals in excess of the number of windows that a regression needs
-MIN_IDLE_SHARE = 1e-3  # share of an interval above which the time outside all windows has a separate power
+MIN_SPARE_INTERVALS = 5  # a regression needs this many sampling intervals more than there are windows
+MIN_IDLE_SHARE = 1e-3  # if the time outside all windows has a larger share, its power is a separate coefficient
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Window:
 
     Attributes:
         folder: Run folder of the case.
-        scope: What the window covers: the case, or a kind of part.
-        name: Which of its kind; empty for the case.
+        scope: The case, or a kind of part of it: trial, epoch, stage or precision.
+        name: The name of the part; empty for the case.
         intervals: Unix times of start and end in seconds; one pair, or several if parts alternate.
         nodes: The aliases of each node; None if the record lists no nodes, which means all nodes of the source.
     """
@@ -57,7 +57,7 @@ def list_windows(record: RunRecord) -> Iterator[Window]:
     yield Window(folder, "case", "", ((record.start_time_s, record.end_time_s),), nodes)
     for event in record.events_by_kind.get("trial", []):
         if event.get("start_time_s") and event.get("end_time_s"):
-            trial_nodes = _match_nodes([[name] for name in event["nodes"]], nodes) if event.get("nodes") else nodes
+            trial_nodes = _find_nodes([[name] for name in event["nodes"]], nodes) if event.get("nodes") else nodes
             yield Window(
                 folder, "trial", str(event["trial"]), ((event["start_time_s"], event["end_time_s"]),), trial_nodes
             )
@@ -68,7 +68,10 @@ def list_windows(record: RunRecord) -> Iterator[Window]:
 
 
 def read_nodes(folder: Path) -> Nodes | None:
-    """Read the nodes that the job of a case wrote, with one line per node: its name and, optionally, its host's."""
+    """Return the aliases of each node from the file that the job of a case wrote, with one line per node.
+
+    A line contains the name of the node and, optionally, the name of its host.
+    """
     try:
         lines = (folder / NODE_FILE).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -76,8 +79,8 @@ def read_nodes(folder: Path) -> Nodes | None:
     return tuple(frozenset(map(shorten_hostname, line.split())) for line in lines if line.split()) or None
 
 
-def _match_nodes(names: Sequence[Sequence[str]], known: Nodes | None) -> Nodes:
-    """Return the nodes with these names; each has all aliases that the case's list of nodes gives it."""
+def _find_nodes(names: Sequence[Sequence[str]], known: Nodes | None) -> Nodes:
+    """Return the nodes with these names, each with all the aliases that the list of the case's nodes contains."""
     named = [frozenset(map(shorten_hostname, aliases)) for aliases in names]
     return tuple(next((node for node in known or () if node & aliases), aliases) for aliases in named)
 
@@ -115,9 +118,9 @@ class InterleavedWindows:
     """Windows of one case that alternate.
 
     Attributes:
-        indices: Their indices among all windows.
-        occupied: For each window, the edges of its intervals and the seconds of the window up to each edge.
-        seconds: Duration of each window.
+        indices: The indices of these windows in the list of all windows, (n,).
+        occupied: For each window, the Unix times of the edges of its intervals and its seconds up to each edge.
+        seconds: The duration of each window, (n,).
     """
 
     indices: NDArray[np.int64]
@@ -154,7 +157,7 @@ class InterleavedWindows:
 
 
 def group_interleaved(windows: Sequence[Window]) -> Iterator[InterleavedWindows]:
-    """Yield the windows with several intervals, by case and kind."""
+    """Yield the groups of windows with several intervals, one group for each case and scope."""
     groups: dict[tuple[str, str], list[int]] = {}
     for k, window in enumerate(windows):
         if len(window.intervals) > 1:

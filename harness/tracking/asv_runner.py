@@ -1,7 +1,7 @@
-"""asv over commits: one round at a time, each in its own folder.
+"""Running asv (airspeed velocity) over commits: one round at a time, each in its own folder.
 
-A round runs every benchmark once on every commit, in a random order of its own, so that drift of a busy machine affects
-all commits alike. The results of a round that was killed stay, and the next call resumes it.
+A round runs every benchmark once on every commit, in a random order, so that drift of a busy machine affects all
+commits alike. If a round is killed, its results are kept, and the next call resumes the round.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from harness.tracking.git_commits import Commit
 
 CONFIG_FILES = ("asv.conf.json", "tests/benchmarks/over_commits/asv.conf.json")
 DEFAULT_THRESHOLD = 0.02
-# Of the plugin that asv loads: its module (the dot keeps asv from looking among its own), its environment type, and its
-# machine file.
+# The module of the plugin that asv loads (the dot makes asv import it from outside its package), the plugin's type of
+# environment, and the machine file.
 PLUGIN, SOURCES_ENVIRONMENT, MACHINE_FILE = ".harness.tracking.asv_plugin", "sources", "machines.json"
 LOG = "asv.log"
 BUILD_CACHE_SIZE = 50
@@ -40,14 +40,14 @@ OK, SOME_FAILED = 0, 2  # exit codes of asv
 
 @dataclass(frozen=True)
 class Project:
-    """A clone and its benchmarks: the content of its asv.conf.json, with the benchmark folder made absolute."""
+    """A git clone and its benchmarks: the content of asv.conf.json, and the absolute path of the benchmark folder."""
 
     repo: Path
     config: dict[str, Any]
     benchmarks: Path
 
     def get_threshold(self, name: str) -> float:
-        """Return the smallest relative change of a benchmark that counts: the largest whose pattern matches."""
+        """Return the smallest relative change of a benchmark that counts: the largest of the matching thresholds."""
         thresholds = self.config.get("regressions_thresholds", {})
         return max((float(v) for regex, v in thresholds.items() if re.match(regex, name)), default=DEFAULT_THRESHOLD)
 
@@ -58,7 +58,7 @@ class AsvSession:
 
     Attributes:
         machine: Description of the machine, with asv's keys.
-        in_place: Run the sources of each commit with the current Python; install nothing.
+        in_place: Whether to run the sources of each commit with the current Python without installing them.
         root: Folder of all sessions.
     """
 
@@ -70,7 +70,7 @@ class AsvSession:
 
     @property
     def id(self) -> str:
-        """Return an identifier; equal sessions have equal ones, and share their rounds."""
+        """Return the identifier of the session; equal sessions have equal identifiers, and share their rounds."""
         digest = hashlib.sha256()
         for path in sorted(self.project.benchmarks.rglob("*.py")):
             digest.update(path.read_bytes())
@@ -85,7 +85,7 @@ class AsvSession:
 
     @property
     def folder(self) -> Path:
-        """Return the folder of its rounds."""
+        """Return the folder of the session's rounds."""
         return self.root / self.id
 
     def get_round_folder(self, number: int) -> Path:
@@ -94,7 +94,7 @@ class AsvSession:
 
 
 def load_project(repo: Path, config: Path | None) -> Project:
-    """Load the benchmarks of a clone, from `config` or from where asv looks for its configuration.
+    """Load the benchmarks of a clone, from `config` or from the first of CONFIG_FILES that exists.
 
     Raises:
         UsageError: There is no configuration, or it is not valid.
@@ -114,7 +114,7 @@ def load_project(repo: Path, config: Path | None) -> Project:
 
 
 def check_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return regular expressions for names of benchmarks; raise UsageError for an invalid one."""
+    """Return the patterns as a tuple; raise UsageError if one is not a valid regular expression."""
     for pattern in patterns:
         try:
             re.compile(pattern)
@@ -127,7 +127,7 @@ def run_round(session: AsvSession, number: int, patterns: Sequence[str]) -> bool
     """Run one round, counted from 1, unless it is complete; return whether a benchmark failed.
 
     Raises:
-        UsageError: asv stopped; the message holds its last line.
+        UsageError: asv stopped; the message contains the last line of its output.
     """
     folder = session.get_round_folder(number)
     marker, log = folder / "done.json", session.folder / LOG
@@ -150,7 +150,7 @@ def run_round(session: AsvSession, number: int, patterns: Sequence[str]) -> bool
 
 
 def write_configuration(session: AsvSession, number: int) -> None:
-    """Write asv's configuration of one round, the commits in the order of the round, and the machine."""
+    """Write asv's configuration for one round, the list of commits in the order of the round, and the machine file."""
     folder = session.get_round_folder(number)
     folder.mkdir(parents=True, exist_ok=True)
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -178,7 +178,7 @@ def write_configuration(session: AsvSession, number: int) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, with NaN as asv writes it; return an empty one if the file is missing or truncated."""
+    """Read a JSON object, which may contain NaN; return an empty one if the file is missing or truncated."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -187,7 +187,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, str]:
-    """Return the description of this machine, with asv's keys."""
+    """Return the description of this machine, with the keys that asv uses."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()) or "unnamed"
     return {
         "machine": host, "os": platform.system(), "arch": platform.machine(), "cpu": read_cpu_name(),

@@ -1,4 +1,4 @@
-"""Compare two selections of runs, metric by metric: ratio, interval, and whether noise can explain the difference."""
+"""Comparison of two selections of runs by metric: ratio, interval, and whether noise can explain the difference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Verdict = Literal["better", "worse", "no difference seen", "too noisy", "too few
 Key = tuple[str, ...]
 Samples = tuple[float, ...]
 FALSE_DISCOVERY_RATE = 0.05  # largest expected share of false positives
-MAX_DETECTABLE_CHANGE = 0.05  # a wider interval could hide a relevant difference
+MAX_DETECTABLE_CHANGE = 0.05  # an interval that hides a larger difference is too noisy
 CONFIDENCE = 0.95
 COVERAGE_TOLERANCE = 0.02
 MAX_ROWS = 40
@@ -32,21 +32,21 @@ COLUMNS = (
     "what", "metric", "unit", "better", "a_median", "b_median", "ratio", "low", "high", "coverage", "p", "paired",
     "n_a", "n_b", "a_spread", "b_spread", "verdict",
 )  # fmt: skip
-# Most important first.
+# The verdicts from the most to the least important.
 VERDICT_ORDER: tuple[Verdict, ...] = ("worse", "better", "no difference seen", "too noisy", "too few samples")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricComparison:
-    """One metric of one case on both sides.
+    """The comparison of one metric of one case on both sides.
 
     Attributes:
-        name: What distinguishes the case, or the part of it, from the others.
+        name: The properties that distinguish the case, or its part, from those of other comparisons.
         a: Samples of side A.
         b: Samples of side B.
         is_paired: Whether samples are compared round by round, since both sides are parts of interleaved rounds.
-        ratio: B over A, with its interval.
-        p: Adjusted for the number of comparisons; NaN where there are too few samples.
+        ratio: The ratio B / A with its interval.
+        p: The p value, adjusted for the number of comparisons; NaN if there are too few samples.
     """
 
     name: str
@@ -64,7 +64,7 @@ class MetricComparison:
 
     @property
     def noise(self) -> tuple[float, float]:
-        """Return half the interquartile range over the median, of A and of B."""
+        """Return half the interquartile range divided by the median, for A and for B."""
         return _compute_relative_iqr(self.a) / 2, _compute_relative_iqr(self.b) / 2
 
     @property
@@ -79,7 +79,7 @@ class MetricComparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Return better, worse, or why it is neither."""
+        """Return better, worse, or the reason why neither can be concluded."""
         if not self.has_enough_samples:
             return "too few samples"
         excludes_one = self.ratio.low > 1.0 or self.ratio.high < 1.0
@@ -91,7 +91,7 @@ class MetricComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All compared metrics, and the numbers of metrics that only one side has."""
+    """All compared metrics, and the numbers of metrics that only side A or only side B has."""
 
     rows: list[MetricComparison]
     only_a: int
@@ -103,6 +103,11 @@ def compare(a: Sequence[Observation], b: Sequence[Observation], sides: tuple[Run
 
     If the sides differ only in location, system, commit or part of a run, such as a stage, cases are matched by suite
     and name; if a condition names an axis, they are matched by suite and the values on all other axes.
+
+    Args:
+        a: The observations of side A.
+        b: The observations of side B.
+        sides: The selectors of A and B.
 
     Raises:
         UsageError: No metric is on both sides.
@@ -144,10 +149,10 @@ def format_lines(comparison: Comparison, sides: tuple[RunSelector, RunSelector],
     if comparison.only_a or comparison.only_b:
         yield f"only in A: {pluralize(comparison.only_a, 'metric')}, only in B: {comparison.only_b}"
     yield (
-        "A and B are medians, B / A is the Hodges-Lehmann ratio with its interval, p that of the Mann-Whitney U test;"
-        " where both sides alternate (*), they are the median of ratios within a round and the p of the sign test."
-        f" p is adjusted so that at most {FALSE_DISCOVERY_RATE:.0%} of the reported differences are false. Noise is"
-        " half the interquartile range over the median, A / B."
+        "A and B are medians, B / A is the Hodges-Lehmann ratio with its interval, and p is from the Mann-Whitney U"
+        " test. If both sides alternate (*), B / A is the median of the ratios within a round, and p is from the sign"
+        f" test. p is adjusted so that at most {FALSE_DISCOVERY_RATE:.0%} of the reported differences are false. Noise"
+        " is half the interquartile range divided by the median, for A / B."
     )
 
 
@@ -168,7 +173,7 @@ def to_csv(comparison: Comparison) -> str:
 def _group_by_key(
     side: Iterable[Observation], conditions: set[str], *, is_per_system: bool
 ) -> dict[Key, list[Observation]]:
-    """Group samples by what must be equal on both sides; the last item of a key is the metric."""
+    """Group samples by the properties that must be equal on both sides; the last item of a key is the metric."""
     groups: dict[Key, list[Observation]] = {}
     for observation in side:
         case, samples = observation.record.case, observation.samples
@@ -186,7 +191,7 @@ def _group_by_key(
 
 
 def _find_distinguishing_names(keys: Sequence[Key]) -> list[str]:
-    """Return the items of each key that distinguish the rows, without the metric, which has a column of its own."""
+    """Return the items of each key that distinguish the rows, without the metric, which has a separate column."""
     if len(keys) == 1:
         return [keys[0][1]]
     indices = range(min(map(len, keys)) - 1)
@@ -211,7 +216,7 @@ def _match_rounds(a: Sequence[Observation], b: Sequence[Observation]) -> tuple[S
 
 
 def _compare_pairs(name: str, metric: Metric, a: Samples, b: Samples) -> MetricComparison:
-    """Compare by the median ratio of pairs, its order-statistic interval, and the p of the sign test.
+    """Compare samples in pairs: the median of their ratios, its order-statistic interval, and the p of the sign test.
 
     Source: Conover, Practical Nonparametric Statistics, 3rd ed. (1999), section 3.4.
     """
@@ -230,7 +235,7 @@ def _compare_pairs(name: str, metric: Metric, a: Samples, b: Samples) -> MetricC
 
 
 def _compare_unpaired(rows: Sequence[tuple[str, Metric, Samples, Samples]]) -> Iterator[MetricComparison]:
-    """Compare by the Hodges-Lehmann ratio and the Mann-Whitney U test, all rows of equal sizes at once."""
+    """Compare samples by the Hodges-Lehmann ratio and the Mann-Whitney U test, all rows of equal sizes at once."""
     by_size: dict[tuple[int, int], list[tuple[str, Metric, Samples, Samples]]] = {}
     for row in rows:
         by_size.setdefault((len(row[2]), len(row[3])), []).append(row)
@@ -275,7 +280,7 @@ def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _compute_relative_iqr(values: Sequence[float]) -> float:
-    """Return the interquartile range over the median; NaN of fewer than four values."""
+    """Return the interquartile range divided by the median; NaN for fewer than four values."""
     if len(values) < 4:
         return math.nan
     ordered = sorted(values)

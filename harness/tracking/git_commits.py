@@ -1,4 +1,4 @@
-"""Read the commits of a range from git, in the order of their history."""
+"""Reading of a range of commits from git, in the order of their history."""
 
 from __future__ import annotations
 
@@ -47,7 +47,11 @@ def find_repository(folder: Path) -> Path:
 
 
 def list_commits(repo: Path, revisions: str) -> list[Commit]:
-    """Return A and the commits after it up to B along first parents, oldest first; `A` alone means `A..HEAD`.
+    """Return the commits of a range along first parents, oldest first, including both ends.
+
+    Args:
+        repo: The git clone.
+        revisions: `A..B`, or `A`, which means `A..HEAD`.
 
     Raises:
         UsageError: git does not know a name, or A does not come before B.
@@ -69,7 +73,7 @@ def list_commits(repo: Path, revisions: str) -> list[Commit]:
 
 
 def subsample(commits: Sequence[Commit], max_commits: int | None) -> list[Commit]:
-    """Return max_commits evenly spaced commits, including the first and the last; all commits if it is None."""
+    """Return evenly spaced commits, including the first and the last; all commits if max_commits is None."""
     if max_commits is None or len(commits) <= max_commits:
         return list(commits)
     if max_commits == 1:
@@ -79,7 +83,7 @@ def subsample(commits: Sequence[Commit], max_commits: int | None) -> list[Commit
 
 @cache
 def describe_commit(repo: Path, commit: str) -> Commit | None:
-    """Return hash, time and subject of a commit; None where git cannot show it."""
+    """Return hash, time and subject of a commit; None if git cannot show it."""
     options = ["--no-patch", "--no-show-signature", "--no-notes", "--no-color", "--no-ext-diff", "--encoding=UTF-8"]
     output = run_git(repo, "show", *options, f"--format=%H{SEPARATOR}%ct{SEPARATOR}%s", commit, "--") or ""
     full, *others = output.split(SEPARATOR, 2)

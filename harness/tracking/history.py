@@ -1,7 +1,7 @@
 """The history of measurements of a project's commits: <out>/history.jsonl, with one line appended per measurement.
 
-A line is a Measurement as JSON. Lines that are truncated or of another version are counted and skipped, so
-that files of several machines can be concatenated.
+A line is a Measurement as JSON. Truncated lines and lines of another version are counted and skipped, so that files of
+several machines can be concatenated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.results.runs import RunRecord
 from harness.tracking.git_commits import count_first_parents, describe_commit
 
 HISTORY_FILE = "history.jsonl"
-RUN_THRESHOLD = 0.05  # for runs on different days; the noise between them decides as well
+RUN_THRESHOLD = 0.05  # smallest relative change that counts between runs on different days
 Source = Literal["asv", "campaign"]
 Key = tuple[str, str, str, str, str, int | None]
 MetricsFunction = Callable[[RunRecord], Mapping[Metric, Sequence[float]]]
@@ -32,12 +32,14 @@ class Measurement(BaseModel, frozen=True, strict=True, extra="forbid", populate_
     Attributes:
         source: Benchmarks over commits (asv), or runs of suites (campaign).
         session: Identifier of measurements in interleaved rounds, which may be compared round by round.
-        commit: Full hash.
+        commit: Full hash of the commit.
         committed_s: Unix time of the commit in seconds.
-        commit_index: Index among the commits of its session, or in the history of its clone; `place` in older versions
-        of the file. machine: Host and processor.
+        subject: First line of the message of the commit.
+        commit_index: Index of the commit in its session, or in the history of the clone; `place` in older files.
+        machine: Host and processor.
+        better: Whether lower or higher values are better.
         threshold: Smallest relative change that counts.
-        round: Number of the round; None for a run on its own.
+        round: Number of the round; None for a run that is not part of interleaved rounds.
         values: Raw samples in `unit`; empty if the benchmark failed.
     """
 
@@ -58,7 +60,7 @@ class Measurement(BaseModel, frozen=True, strict=True, extra="forbid", populate_
 
     @property
     def key(self) -> Key:
-        """Return the identity of a measurement."""
+        """Return the values that identify a measurement."""
         return self.source, self.session, self.machine, self.commit, self.name, self.round
 
 
@@ -71,7 +73,7 @@ class History:
 
 
 def read_history(path: Path) -> History:
-    """Read every measurement once: the first line of a key counts, but a success replaces an earlier failure."""
+    """Read the history; of several lines with one key the first counts, but a success replaces an earlier failure."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
@@ -90,7 +92,7 @@ def read_history(path: Path) -> History:
 
 
 def append_measurements(path: Path, measurements: Iterable[Measurement]) -> int:
-    """Append the measurements that the file does not contain yet, in one write; return their number."""
+    """Append the measurements that the file does not contain yet in a single write, and return their number."""
     known = {m.key: bool(m.values) for m in read_history(path).measurements}
     new = [m for m in measurements if not known.get(m.key, False) and (m.values or m.key not in known)]
     if not new:
@@ -104,9 +106,14 @@ def append_measurements(path: Path, measurements: Iterable[Measurement]) -> int:
 def collect_measurements(
     records: Iterable[RunRecord], list_metrics: MetricsFunction, repo: Path
 ) -> Iterator[Measurement]:
-    """Yield the metrics of every finished run of a suite under the commit of its code and the machine that it ran on.
+    """Yield the metrics of every finished run of a suite, with the commit of the code and the machine of the run.
 
     Runs of uncommitted or unknown code are left out, and so are values that are not finite.
+
+    Args:
+        records: The runs.
+        list_metrics: A function that returns the samples of a run by metric.
+        repo: The clone that contains the commits.
     """
     for record in records:
         provenance, case = record.provenance, record.case

@@ -1,6 +1,6 @@
-"""Selectors of runs for a comparison: a folder of runs, conditions on them, or both.
+"""Selectors of runs for a comparison: a folder of runs, conditions on runs, or both.
 
-They are written `PATH`, `KEY=VALUE,...` or `PATH@KEY=VALUE,...`.
+The user writes a selector as `PATH`, `KEY=VALUE,...` or `PATH@KEY=VALUE,...`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ from harness.protocol.errors import UsageError, did_you_mean
 from harness.results.misfits import MISFIT_ERRORS, describe_misfit
 from harness.results.runs import JOBS_FOLDER, RunRecord, load_run_folders, load_runs, mark_unreadable
 
-# Keys that distinguish runs without changing what ran: where only these differ, cases of one name are the same.
+# Keys that distinguish runs of the same case: if two runs differ only in these keys, cases of one name are the same.
 LOCATION_KEYS = {"campaign", "system", "commit", "host", "cpu", "id", "repeat"}
 CASE_KEYS = ("suite", "system", "program", "id", "repeat")
 PROVENANCE_KEYS = ("commit", "host", "cpu")
-PREFIX_KEYS = ("commit", "id")  # may be abbreviated
+PREFIX_KEYS = ("commit", "id")  # the user may abbreviate the values of these keys
 MAX_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
 class RunSelector:
-    """A folder, None for the results folder, and conditions: key -> value. text: the selector as written."""
+    """A selector of runs.
+
+    Attributes:
+        text: The selector as the user wrote it.
+        folder: A folder of runs; None means the results folder.
+        conditions: The expected value of each key.
+    """
 
     text: str
     folder: Path | None
@@ -34,13 +40,13 @@ class RunSelector:
 
 @dataclass(frozen=True)
 class Observation:
-    """Samples of one metric of one run, with everything that distinguishes it from others."""
+    """The samples of one metric of one run, and the record of the run."""
 
     record: RunRecord
     samples: MetricSamples
 
     def get_value(self, key: str) -> str | None:
-        """Return the value of a key for the run, or for the part of it; None if it has no such key."""
+        """Return the value of a key for the run, or for the part of it that was measured; None for an unknown key."""
         case = self.record.case
         if key in PROVENANCE_KEYS:
             return self.record.provenance.get(key)
@@ -57,7 +63,7 @@ class Observation:
         return actual is not None and (actual.startswith(value) if key in PREFIX_KEYS else actual == value)
 
     def list_keys(self) -> set[str]:
-        """Return all keys of the run and of the part."""
+        """Return all keys that get_value knows for this run and its part."""
         case = self.record.case
         parameters = {k for k, v in case.get("parameters", {}).items() if not isinstance(v, (dict, list))}
         fixed = {"campaign", "case", "metric", *CASE_KEYS, *PROVENANCE_KEYS}
@@ -65,7 +71,7 @@ class Observation:
 
 
 def parse_selector(text: str) -> RunSelector:
-    """Parse a selector; raise UsageError for what is neither a folder nor conditions."""
+    """Parse a selector; raise UsageError for text that names neither a folder nor conditions."""
     folder, at, conditions = text.partition("@")
     if not at and "=" in text and not Path(text).exists():
         folder, conditions = "", text
@@ -78,7 +84,11 @@ def parse_selector(text: str) -> RunSelector:
 
 
 class RunIndex:
-    """Observations by folder; each folder is read once. unreadable: the cases that could not be read."""
+    """The observations of folders, each of which is read only once.
+
+    Attributes:
+        unreadable: The cases that could not be read.
+    """
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -130,7 +140,7 @@ def _explain_no_match(available: Sequence[Observation], conditions: Mapping[str,
     for key, expected in conditions.items():
         values = {v for o in available if (v := o.get_value(key)) is not None}
         if not values:
-            # one observation for each program and part has all keys
+            # all observations of one program and part have the same keys
             representatives: dict[tuple[Any, ...], Observation] = {}
             for o in available:
                 representatives.setdefault((o.record.case.get("program"), *o.samples.part), o)

@@ -1,4 +1,4 @@
-"""A session of rounds over a range of commits, appended to the history; it resumes however often it is interrupted."""
+"""A session of rounds over a range of commits, which is appended to the history and resumes after interruptions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.host.files import make_folder_below
+from harness.host.files import create_folder_below
 from harness.host.locks import hold_campaign_lock
 from harness.protocol.errors import UsageError
+from harness.protocol.text import pluralize
 from harness.tracking.asv_runner import AsvSession, read_json, run_round
 from harness.tracking.history import HISTORY_FILE, Measurement, append_measurements, read_history
 from harness.tracking.verdicts import BenchmarkVerdict, build_series, judge_all
@@ -24,12 +25,12 @@ FOLDER = "regression"
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How to run a session.
+    """The user's options of a session.
 
     Attributes:
         rounds: Number of rounds.
-        bench: Regular expressions of the benchmarks to run; all if there is none.
-        quiet: Print no progress.
+        bench: Regular expressions of the benchmarks to run; all benchmarks if it is empty.
+        quiet: Whether to suppress progress messages.
     """
 
     rounds: int
@@ -37,14 +38,15 @@ class SessionOptions:
     quiet: bool = False
 
     def includes(self, name: str) -> bool:
-        """Return whether a benchmark is among those to run."""
+        """Return whether the session runs a benchmark."""
         return not self.bench or any(re.search(regex, name) for regex in self.bench)
 
 
 def run_session(session: AsvSession, options: SessionOptions, out: Path) -> bool:
     """Run the missing rounds and append them to the history; return whether a benchmark failed.
 
-    Benchmarks that seem to have become worse run as many rounds again: the change must be significant with all of them.
+    Benchmarks that seem to have become worse run the same number of rounds again, and all rounds together must show a
+    significant change.
 
     Raises:
         UsageError: There is only one commit.
@@ -57,14 +59,15 @@ def run_session(session: AsvSession, options: SessionOptions, out: Path) -> bool
     ]
     if worse:
         if not options.quiet:
-            print(f"measuring {len(worse)} again that seem to have become worse", file=sys.stderr)
+            message = f"measuring {pluralize(len(worse), 'benchmark')} again, which may have become worse"
+            print(message, file=sys.stderr)
         patterns = sorted({f"^{re.escape(name.split('(')[0].split(' ')[0])}(\\W|$)" for name in worse})
         had_failures |= run_rounds(session, SessionOptions(2 * options.rounds, patterns, options.quiet), out)
     return had_failures
 
 
 def judge_session(session: AsvSession, out: Path) -> list[BenchmarkVerdict]:
-    """Return the verdicts on the measurements that this session has so far."""
+    """Return the verdicts on the existing measurements of this session."""
     measurements = read_history(out / HISTORY_FILE).measurements
     return judge_all([s for s in build_series(measurements) if s.session == session.id])
 
@@ -73,7 +76,7 @@ def run_rounds(session: AsvSession, options: SessionOptions, out: Path) -> bool:
     """Run the missing rounds and append them to the history; return whether a benchmark failed."""
     if len(session.commits) < 2:
         raise UsageError(f"one commit alone ({session.commits[0].short}): nothing to compare it with")
-    make_folder_below(out, FOLDER)
+    create_folder_below(out, FOLDER)
     session.folder.mkdir(parents=True, exist_ok=True)
     had_failures = False
     started = time.monotonic()
@@ -90,7 +93,7 @@ def run_rounds(session: AsvSession, options: SessionOptions, out: Path) -> bool:
 
 
 def read_round_measurements(session: AsvSession, number: int) -> Iterator[Measurement]:
-    """Yield what asv has written of a round so far; a benchmark that failed on a commit has no values."""
+    """Yield the measurements of a round that asv has written so far; a failed benchmark has no values."""
     results = session.get_round_folder(number) / "results"
     benchmarks = read_json(results / "benchmarks.json")
     commits = {commit.hash: (k, commit) for k, commit in enumerate(session.commits)}
@@ -118,13 +121,13 @@ def read_round_measurements(session: AsvSession, number: int) -> Iterator[Measur
 
 
 def _iter_values(content: dict[str, Any], benchmarks: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
-    """Yield name with parameters, and samples, of every benchmark that asv ran in its present version."""
+    """Yield the name (with parameters) and the samples of every benchmark that ran in its current version."""
     for name, row in content["results"].items():
         columns = dict(zip(content["result_columns"], row, strict=False))
         if columns.get("version") != benchmarks.get(name, {}).get("version"):
             continue
-        points = itertools.product(*(columns.get("params") or []))
-        names = [name + (f"({', '.join(point)})" if point else "") for point in points]
+        combinations = itertools.product(*(columns.get("params") or []))
+        names = [name + (f"({', '.join(values)})" if values else "") for values in combinations]
         values = columns.get("result") or [None] * len(names)
         samples = columns.get("samples") or [None] * len(names)
         for full_name, value, raw in zip(names, values, samples, strict=False):

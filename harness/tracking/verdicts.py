@@ -1,4 +1,4 @@
-"""Verdicts on the history: the commit since which a benchmark is worse, by how much, and the detection limit."""
+"""Verdicts on the history: the commit since which a benchmark is worse, the change, and the detection limit."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class Series:
     """Measurements of one benchmark on one machine.
 
     Attributes:
-        values: (rounds, commits) for asv, one value per round; (commits,) for campaigns, whose runs share no rounds.
-            NaN where nothing was measured.
-        failed: For each commit, whether the benchmark was run on it and never succeeded.
+        threshold: Smallest relative change that counts.
+        values: (rounds, commits) for asv, with one value per round; (commits,) for campaigns, which have no common
+            rounds. Missing values are NaN.
+        failed: For each commit, whether the benchmark was run and never succeeded.
     """
 
     machine: str
@@ -52,7 +53,7 @@ class Series:
         return len(np.atleast_2d(self.values))
 
     def compute_worsening(self, ratio: float) -> float:
-        """Return the relative change for the worse of a ratio of levels; a negative change is for the better."""
+        """Return how much worse a ratio of levels is, as a relative change; a negative value is an improvement."""
         return ratio - 1 if self.better == "lower" else 1 - ratio
 
 
@@ -62,9 +63,9 @@ class BenchmarkVerdict:
 
     Attributes:
         changes: All detected changes, in order.
-        change: The change that the state rests on.
-        since: The commit since which the state holds.
-        overall: The last commit over the first.
+        change: The change that determines the state; None if there is none.
+        since: The first commit of the state; None if no commit changed the level.
+        overall: The ratio of the last commit to the first.
         min_detectable_change: Smallest relative change that would be detected.
     """
 
@@ -91,7 +92,7 @@ class BenchmarkVerdict:
         return self._describe() + suffix
 
     def _describe(self) -> str:
-        """Return the state with its change, interval, numbers of values, and first commit."""
+        """Return the state as text, with the change, its interval, the numbers of values, and the first commit."""
         since = f" since {self.since.short} ({self.since.subject})" if self.since else ""
         n, percent = format_sizes(self.overall), f"{100 * self.min_detectable_change:.2g}%"
         match self.state:
@@ -104,7 +105,7 @@ class BenchmarkVerdict:
             case "too noisy":
                 return f"too noisy to tell: only a change above {percent} could be detected (n = {n})"
         if self.change is None:
-            return f"no change (one above {percent} would be detected; n = {n})"
+            return f"no change (a change above {percent} would be detected; n = {n})"
         suffix = {"no change": f", below the {100 * self.series.threshold:.2g}% that counts", "reverted": ", reverted"}
         return f"{format_change(self.series, self.change.shift)}{since}{suffix.get(self.state, '')}"
 
@@ -119,15 +120,15 @@ def format_change(series: Series, shift: TwoSampleEstimate[float]) -> str:
 
 
 def format_sizes(shift: TwoSampleEstimate[float]) -> str:
-    """Return the numbers of values on either side."""
+    """Return the numbers of values before and after a change, such as `8 and 16`."""
     return f"{shift.n_a} and {shift.n_b}"
 
 
 def build_series(measurements: Sequence[Measurement]) -> list[Series]:
-    """Build a series for each machine, source, session and benchmark; of asv's sessions on a machine, only the last.
+    """Build a series for each machine, source, session and benchmark, with only the last asv session of each machine.
 
-    Neither machines nor sessions of asv are ever joined: what was not measured in interleaved rounds differs by the
-    machine's drift too.
+    Different machines or sessions of asv are never combined, since measurements that do not share interleaved rounds
+    also differ by the drift of the machine.
     """
     by_benchmark: dict[tuple[str, Source, str, str], list[Measurement]] = defaultdict(list)
     by_session: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
@@ -145,7 +146,7 @@ def build_series(measurements: Sequence[Measurement]) -> list[Series]:
 
 
 def judge_all(series: Sequence[Series]) -> list[BenchmarkVerdict]:
-    """Judge each series of at least two commits, in their order, with a Bonferroni correction for their number."""
+    """Judge each series of at least two commits, with a Bonferroni correction for the number of series."""
     judgeable = [s for s in series if len(s.commits) > 1]
     alpha = max(MIN_ALPHA, min(ALPHA, FAMILY_ALPHA / max(1, len(judgeable))))
     return [judge(s, alpha) for s in judgeable]
@@ -179,15 +180,15 @@ def judge(series: Series, alpha: float = ALPHA) -> BenchmarkVerdict:
     )  # fmt: skip
 
 
-def _build_series(group: Sequence[Measurement], of_session: Sequence[Measurement], session: str) -> Series:
-    """Build the series of one benchmark; its columns are all commits of its session."""
+def _build_series(group: Sequence[Measurement], session_measurements: Sequence[Measurement], session: str) -> Series:
+    """Build the series of one benchmark, with a column for each commit of the session."""
     newest = group[-1]
-    order = {m.commit: (m.commit_index, m.committed_s, m.commit) for m in of_session}
+    order = {m.commit: (m.commit_index, m.committed_s, m.commit) for m in session_measurements}
     column = {commit: k for k, commit in enumerate(sorted(order, key=order.__getitem__))}
-    commits = {m.commit: Commit(m.commit, m.committed_s, m.subject) for m in of_session}
+    commits = {m.commit: Commit(m.commit, m.committed_s, m.subject) for m in session_measurements}
     rounds = sorted({m.round or 0 for m in group})  # campaigns have no rounds: one row
     cells: dict[tuple[int, int], list[float]] = defaultdict(list)
-    # The minimum of times measured in succession: other processes only add to a time.
+    # Of times measured in succession the minimum counts, since other processes can only increase a time.
     # Source: Chen and Revels, Robust benchmarking in noisy environments (2016), arXiv:1608.04295.
     reduce: Callable[[Sequence[float]], float] = min if newest.source == "asv" else median
     for m in group:
@@ -196,8 +197,8 @@ def _build_series(group: Sequence[Measurement], of_session: Sequence[Measurement
     values = np.full((len(rounds), len(column)), np.nan)
     for cell, reduced in cells.items():
         values[cell] = median(reduced)
-    ran = {commit for commit, k in column.items() if np.isfinite(values[:, k]).any()}
-    tried = {m.commit for m in group}
+    succeeded = {commit for commit, k in column.items() if np.isfinite(values[:, k]).any()}
+    attempted = {m.commit for m in group}
     return Series(
         machine=newest.machine,
         source=newest.source,
@@ -208,12 +209,12 @@ def _build_series(group: Sequence[Measurement], of_session: Sequence[Measurement
         threshold=newest.threshold,
         commits=tuple(commits[commit] for commit in column),
         values=values if newest.source == "asv" else values[0],
-        failed=tuple(commit in tried - ran for commit in column),
+        failed=tuple(commit in attempted - succeeded for commit in column),
     )
 
 
 def _classify_harmless(series: Series, changes: Sequence[ChangePoint]) -> tuple[BenchmarkState, ChangePoint]:
-    """Return the state and the change to report if no change for the worse lasts."""
+    """Return the state and the change to report for a benchmark without a lasting change for the worse."""
 
     def compute_worsening(change: ChangePoint) -> float:
         return series.compute_worsening(change.shift.estimate)
@@ -228,7 +229,7 @@ def _classify_harmless(series: Series, changes: Sequence[ChangePoint]) -> tuple[
 
 
 def _find_worst_lasting_change(series: Series, changes: Sequence[ChangePoint]) -> ChangePoint | None:
-    """Return the largest change for the worse beyond the threshold that later ones have not reverted."""
+    """Return the largest change for the worse above the threshold that later changes have not reverted, or None."""
     lasting = []
     for k, change in enumerate(changes):
         with_later = math.prod(c.shift.estimate for c in changes[k:])
@@ -251,17 +252,17 @@ def _find_break(series: Series) -> Commit | None:
 
 
 def _drop_incomplete(values: Floats) -> tuple[Floats, list[int]]:
-    """Return the measured commits, in rounds that hold all of them, and their indices."""
+    """Return the values of the commits with measurements, in rounds that contain all of them, and their indices."""
     measured = [int(k) for k in np.flatnonzero(np.isfinite(np.atleast_2d(values)).any(axis=0))]
     block = values[..., measured]
     return (block if block.ndim == 1 else block[np.isfinite(block).all(axis=1)]), measured
 
 
 def _compare_ends(values: Floats, alpha: float) -> tuple[TwoSampleEstimate[float], float]:
-    """Return the last commit over the first, and the distance from 1 of the farther end of its interval.
+    """Return the ratio of the last commit to the first, and the largest distance from 1 of an end of its interval.
 
-    With one value per commit it is the later half of them over the earlier. In rounds, the median of all commits of a
-    round is the machine's drift, and is divided out.
+    With one value per commit, the later half of the commits is compared with the earlier half. With rounds, each value
+    is divided by the median of its round, which removes the drift of the machine.
     """
     if values.ndim == 1:
         half = len(values) // 2

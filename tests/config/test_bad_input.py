@@ -48,7 +48,7 @@ LONG = "a" * 300
         (
             "checkpoint: painn-64",
             'seed: "{{ ' + "1" * 3000 + ' }}"',
-            "6:3: parameters.seed: an expression of more than",
+            "6:3: parameters.seed: the expression has more than",
         ),
         ("ladder", "lad\u200bder", "3:13: expected plain text, got the invisible character '\\u200b'"),
         ("A suite", "A\u2028suite", "2:9: expected plain text, got the invisible character '\\u2028'"),

@@ -206,7 +206,7 @@ def replace_value(node: Any, loc: tuple[Any, ...], value: Any) -> Any:
 def test_the_command_writes_both_schemas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in VALIDATORS:
         (tmp_path / kind).mkdir()
-    monkeypatch.setattr(resources, "resource_dir", lambda kind: tmp_path / kind)
+    monkeypatch.setattr(resources, "get_resource_dir", lambda kind: tmp_path / kind)
     json_schema.write_files()
     for kind, name in json_schema.FILES.items():
         written = json.loads((tmp_path / kind / name).read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from harness.config import resources
 
 KINDS = ("suites", "systems")
 FILES = [
-    (kind, resources.resource_dir(kind) / f"{name}.yaml")
+    (kind, resources.get_resource_dir(kind) / f"{name}.yaml")
     for kind in KINDS
     for name in sorted(resources.list_resources(kind))
 ]
@@ -72,7 +72,7 @@ BYTES = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the templates that systems name."""
     folder = tmp_path_factory.mktemp("mutations")
-    for template in resources.resource_dir("systems").glob("*.j2"):
+    for template in resources.get_resource_dir("systems").glob("*.j2"):
         (folder / template.name).write_bytes(template.read_bytes())
     return folder
 

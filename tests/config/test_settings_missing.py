@@ -65,7 +65,7 @@ def test_run_without_settings_prints_what_is_missing(capsys: pytest.CaptureFixtu
     for text in scripts.values():
         assert not [line for line in text.splitlines() if line.startswith("#PBS -A")]
         assert "\n#PBS -q prod\n" in text
-        assert "# By hand: `qsub -A ACCOUNT jobs/" in text
+        assert "# To submit it by hand: `qsub -A ACCOUNT jobs/" in text
     user_file = tmp_path / "config" / "gfm-harness" / "settings.yaml"
     assert output == [
         "scaling-aurora: 16 not run",

@@ -152,7 +152,7 @@ def test_job_names_missing_programs_in_one_line(tmp_path: Path, kind: str) -> No
     result = job.run()
     assert (result.returncode, job.runs) == (69, [0, 0, 0])
     missing_sinfo = " sinfo" if kind == "slurm" else ""
-    assert result.stderr == f"error: programs that this job needs are not here: cut timeout{missing_sinfo}\n"
+    assert result.stderr == f"error: programs that this job needs are not installed: cut timeout{missing_sinfo}\n"
 
 
 def _hide(folder: Path, environment: dict[str, str], *absent: str) -> None:

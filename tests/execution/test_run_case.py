@@ -219,7 +219,7 @@ def test_case_over_its_time_limit_is_stopped(tmp_path: Path, kind: str) -> None:
     job.set_action(0, "sleep 30")
     result = job.run()
     assert (result.returncode, job.exit_codes) == (1, ["124", "0", "0"])
-    assert "the time this case may take" in (job.cases[0] / "stderr").read_text()
+    assert "the time limit of this case" in (job.cases[0] / "stderr").read_text()
 
 
 def test_case_with_failed_dependency_is_not_run(job: ScriptedJob) -> None:

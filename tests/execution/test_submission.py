@@ -276,7 +276,7 @@ def test_every_command_reports_missing_slurm(
         assert main(words) == 2
         assert "squeue: no such command on this machine" in capfd.readouterr().err.splitlines()[-1]
     assert main(["status", *ARGV[1:]]) == 3
-    assert "the states below are those that the scheduler last reported" in capfd.readouterr().err
+    assert "the states below are the last ones that the scheduler reported" in capfd.readouterr().err
 
 
 def test_attempts_are_numbered_after_the_highest(queue: Queue, campaign: Path) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from harness.document.figures import format_count
-from harness.experiments.data.figures import SYMBOLS, locate_element
+from harness.experiments.data.figures import ELEMENT_SYMBOLS, locate_element
 from harness.experiments.data.metrics import build_tables
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
@@ -46,7 +46,11 @@ def make_distribution(values: np.ndarray) -> dict[str, Any]:
 
 def make_statistics(rng: np.random.Generator, structures: int, molecules: bool, labelled: bool) -> dict[str, Any]:
     sizes = rng.integers(4, 40, structures) if molecules else np.maximum(1, rng.lognormal(2.6, 0.8, structures)).round()
-    chosen = ORGANIC if molecules else [s for s in SYMBOLS[:94] if rng.uniform() < 0.8 and s not in ("He", "Ne", "Ar")]
+    chosen = (
+        ORGANIC
+        if molecules
+        else [s for s in ELEMENT_SYMBOLS[:94] if rng.uniform() < 0.8 and s not in ("He", "Ne", "Ar")]
+    )
     counts = {s: int(max(1, structures * rng.uniform() ** 5)) for s in chosen}
     force = rng.lognormal(-1 if molecules else -3, 1.2, structures * 3) if labelled else np.zeros(0)
     return {
@@ -221,8 +225,8 @@ def test_data_section_shows_conversion_or_reading_alone(tmp_path: Path, facts: s
 
 
 def test_elements_are_located_in_periodic_table() -> None:
-    places = {s: locate_element(z) for z, s in enumerate(SYMBOLS, 1)}
-    assert len(set(places.values())) == len(SYMBOLS) == 118
+    places = {s: locate_element(z) for z, s in enumerate(ELEMENT_SYMBOLS, 1)}
+    assert len(set(places.values())) == len(ELEMENT_SYMBOLS) == 118
     assert [places[s] for s in ("H", "He", "Li", "B", "Ne", "Sc", "Zn", "Hf", "Og")] == [
         (0, 0), (0, 17), (1, 0), (1, 12), (1, 17), (3, 2), (3, 11), (5, 3), (6, 17),
     ]  # fmt: skip

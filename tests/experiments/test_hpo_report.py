@@ -156,8 +156,8 @@ def test_best_points_become_suite(out: Path, capsys: pytest.CaptureFixture[str])
     ("parameters", "message"),
     [
         ("space: {hiden_dim: {low: 1, high: 2}}", "unknown hyperparameter 'hiden_dim' (did you mean 'hidden_dim'?)"),
-        ("space: {hidden_dim: {low: 2, high: 2}}", "from 2 to 2 is no range"),
-        ("space: {learning_rate: {low: 0, high: 1, log: true}}", "from 0 to 1 is no range of a logarithm"),
+        ("space: {hidden_dim: {low: 2, high: 2}}", "from 2 to 2 is not a range"),
+        ("space: {learning_rate: {low: 0, high: 1, log: true}}", "from 0 to 1 is not a range of a logarithm"),
         ("space: {hidden_dim: []}", "space.hidden_dim"),
         (
             "{space: {hidden_dim: [1, 2]}, trial: {bach_size: 2}}",

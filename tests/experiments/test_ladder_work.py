@@ -108,7 +108,7 @@ def test_ladder_page_shows_work_roofline_and_profile(tmp_path: Path) -> None:
     write_report(tmp_path)
     page = (tmp_path / "ladder.html").read_text()
     for words in (
-        "FP64: arithmetic, traffic and memory", "Time by kind of work: torch compile, FP64", "aten::mm &lt;x&gt;",
+        "FP64: arithmetic, traffic and memory", "Time by kind of operation: torch compile, FP64", "aten::mm &lt;x&gt;",
         "75.0%", "matrix products", ">160<",
     ):  # fmt: skip
         assert words in page, words
@@ -124,7 +124,7 @@ def test_long_page_names_the_table_that_has_the_other_ladders(tmp_path: Path, mo
     write_report(tmp_path)
     text = (tmp_path / "ladder.html").read_text()
     assert text.count("FP64 in detail") == mentions
-    assert "1 ladder more: tables/ladder.csv has all of their stages." in text
+    assert "tables/ladder.csv contains 1 ladder more." in text
     assert pd.read_csv(tmp_path / "tables" / "ladder.csv")["folder"].nunique() == 2
 
 

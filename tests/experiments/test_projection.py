@@ -49,7 +49,7 @@ def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **c
     log.write_fact("runtime", {"precision": "fp64", "device_name": None, "device": "cpu"})
     log.write_fact("model", {"trained_parameters": PARAMETERS})
     log.write_fact("graph_sizes", SIZES.tolist())
-    exchange = LINK.all_reduce(ranks, 8 * PARAMETERS)
+    exchange = LINK.compute_all_reduce_s(ranks, 8 * PARAMETERS)
     steps = []
     for step in range(60):
         times, sizes = simulate_step(rng, ranks, batch)
@@ -62,7 +62,7 @@ def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **c
     if ranks > 1:
         for size in (8, 8 * PARAMETERS):
             for _ in range(5):
-                log.write("all_reduce", bytes=size, duration_s=LINK.all_reduce(ranks, size))
+                log.write("all_reduce", bytes=size, duration_s=LINK.compute_all_reduce_s(ranks, size))
     for name, share in {"forward": 1.0, "force_gradient": 1.0, "backward": 2.0, "optimizer": 0.0}.items():
         log.write("region", step=1, name=name, duration_s=share, duration_mean_s=share)
     log.write_fact("throughput_structures_per_s", [ranks * batch / float(np.mean(steps))] * 3)
@@ -82,7 +82,9 @@ def test_projection_predicts_unseen_runs(tmp_path: Path) -> None:
     further = table[(table["basis"] == "extrapolated") & (table["mode"] == "weak")]
     assert further["ranks"].tolist() == [256, 512, 1024, 2048, 4096, 8192]
     rng = np.random.default_rng(5)
-    truth = np.mean([simulate_step(rng, 1024, 16)[0].max() for _ in range(300)]) + LINK.all_reduce(1024, 8 * PARAMETERS)
+    truth = np.mean([simulate_step(rng, 1024, 16)[0].max() for _ in range(300)]) + LINK.compute_all_reduce_s(
+        1024, 8 * PARAMETERS
+    )
     assert further.set_index("ranks").loc[1024, "projected_s"] == pytest.approx(truth, rel=0.08)
     assert (further["overlapped_s"] < further["projected_s"]).all()
 
@@ -104,14 +106,14 @@ def test_expected_max_step_of_uniform_times() -> None:
     """Uniform times from 0 to 2: the largest of p is 2 p / (p + 1) on average."""
     model = StepModel(np.array([1.0, 0.0, 0.0]), np.linspace(0.0, 2.0, 2001), SIZES)
     for ranks in (1, 3, 15, 99):
-        assert model.expected_max_step(ranks, 4) == pytest.approx(2 * ranks / (ranks + 1), rel=0.03)
+        assert model.compute_expected_max_step(ranks, 4) == pytest.approx(2 * ranks / (ranks + 1), rel=0.03)
 
 
 def test_all_reduce_time_follows_formula() -> None:
     link = Network(1e-6, 1e9, "")
-    assert link.all_reduce(1, 1e9) == 0
-    assert link.all_reduce(2, 1e9) == pytest.approx(2e-6 + 1.0)
-    assert link.all_reduce(1024, 1e9) == pytest.approx(20e-6 + 2 * 1023 / 1024)
+    assert link.compute_all_reduce_s(1, 1e9) == 0
+    assert link.compute_all_reduce_s(2, 1e9) == pytest.approx(2e-6 + 1.0)
+    assert link.compute_all_reduce_s(1024, 1e9) == pytest.approx(20e-6 + 2 * 1023 / 1024)
 
 
 def test_network_is_measured_or_assumed(tmp_path: Path) -> None:
@@ -121,11 +123,11 @@ def test_network_is_measured_or_assumed(tmp_path: Path) -> None:
     write_scaling_run(tmp_path / "b", 1, 4, parameters={"network": {"latency_us": 2, "bandwidth_gb_per_s": 1}})
     assumed = build_projection_table(load_runs(tmp_path / "b" / "runs")).iloc[0]
     assert assumed["network"] == "assumed by the suite"
-    assert assumed["all_reduce_s"] == pytest.approx(LINK.all_reduce(2, 8 * PARAMETERS))
+    assert assumed["all_reduce_s"] == pytest.approx(LINK.compute_all_reduce_s(2, 8 * PARAMETERS))
     write_scaling_run(tmp_path / "c", 8, 4)
     measured = build_projection_table(load_runs(tmp_path / "c" / "runs")).iloc[0]
     assert measured["network"] == "all-reduces of 8 ranks"
-    assert measured["all_reduce_s"] == pytest.approx(LINK.all_reduce(16, 8 * PARAMETERS), rel=1e-3)
+    assert measured["all_reduce_s"] == pytest.approx(LINK.compute_all_reduce_s(16, 8 * PARAMETERS), rel=1e-3)
 
 
 @pytest.mark.parametrize("hosts", [1, 4])

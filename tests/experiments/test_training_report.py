@@ -309,7 +309,7 @@ def test_ablation_shows_error_that_is_not_finite(tmp_path: Path) -> None:
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "Worse by more than 10%: A (not finite)." in text
-    assert "times the single-task error, as geometric mean over 2 heads" in text
+    assert "times the single-task error, as a geometric mean over 2 heads" in text
     assert not re.search(r"\bnan\b", text)
 
 
@@ -334,7 +334,7 @@ def test_single_task_runs_make_one_section(tmp_path: Path) -> None:
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert text.count("## Single-task training: PaiNN, width 64, 3 layers") == 1
-    assert "2 datasets, each trained separately: 1 sample, 1 stand-in" in text
+    assert "2 datasets, trained separately: 1 sample, 1 stand-in" in text
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_page_reports_wrong_precision(tmp_path: Path, observed: dict[str, Any], 
     sentences = describe_runs(runs)
     assert any(text.startswith("Incorrect: run requested") for text in sentences) != is_as_requested
     assert "Not compiled, 1 run: no compiler." in sentences
-    assert "Plain messages in place of fused ones, 1 run: no C++ compiler." in sentences
+    assert "Messages not fused, 1 run: no C++ compiler." in sentences
 
 
 def test_page_has_section_per_precision(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_page_has_section_per_precision(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert "| FP32 | float32 throughout |" in text
     assert "| BF16 | parameters float32; matrix layers bfloat16; energies float32; forces float32 |" in text
-    assert text.count("that are not in the training set: 3 of MPTrj.") == 4
+    assert text.count("that the training set lacks are left out: 3 of MPTrj.") == 4
     assert text.count("## Multi-task training") == 2
     assert not re.search(r"\bnan\b", text)
 
@@ -413,7 +413,7 @@ def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
     assert training["training_runs"][["n_resumptions", "train_s"]].iloc[0].tolist() == [1, 8.0]
     sentences = describe_runs(training["training_runs"])
     assert "Ended early, 1 run: no improvement for 5 epochs." in sentences
-    assert "Interrupted and resumed from a checkpoint: 1 run." in sentences
+    assert "1 run resumed from a checkpoint after an interruption." in sentences
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.fuzz.bounded import COUNT, run_fuzzer
 
 pytestmark = pytest.mark.slow
 YAML_FILES = YAML(typ="safe", pure=True)
-FILES = {kind: sorted(resources.resource_dir(kind).glob("*.yaml")) for kind in ("suites", "systems")}
+FILES = {kind: sorted(resources.get_resource_dir(kind).glob("*.yaml")) for kind in ("suites", "systems")}
 TREES = {path: YAML_FILES.load(path) for paths in FILES.values() for path in paths}
 BYTES = (b"", b"\n", b": ", b"- ", b"'", b"\xff", b"&a ", b"*a", b"\t", b"0")
 NAMES = ("a", "b", "long", "deep", "none", "system.nodes", "settings.threads", "nope")

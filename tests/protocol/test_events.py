@@ -83,7 +83,7 @@ def test_log_accepts_only_events_and_facts_of_its_program(tmp_path: Path, name: 
     log = CaseLog(tmp_path / "events.jsonl", name)
     log.write(Progress(done=1, total=2))
     foreign: Any = ladder.LadderFacts(free_bytes=1.0) if name == "train" else train.TrainFacts(compiled_graphs=1)
-    with pytest.raises(ValueError, match="does not hold the facts of the program"):
+    with pytest.raises(ValueError, match="is not the type of the facts of the program"):
         log.record_facts(foreign)
     with pytest.raises(ValueError, match="unknown event"):
         log.write(train.Stopped(reason="") if name == "ladder" else ladder.Unavailable(stage="", reason=""))

@@ -48,7 +48,7 @@ def test_a_misspelt_parameter_in_a_case_names_file_and_key(
          "model: num_radial is no hyperparameter of the backbone 'egnn'; it has none of its own"),
         ("ladder", {"atoms": [9, 2], "rounds": "many"},
          "rounds is 'many', expected a whole number; atoms: expected a range such as 2..100, got 9..2"),
-        ("train", {"heads": "parallel"}, "heads: only with assigned sampling"),
+        ("train", {"heads": "parallel"}, "heads: parallel heads need assigned sampling"),
         ("train", {"test_fraction": 0.5}, "test_fraction is 0.5, expected a number below 0.5"),
         ("precision", {"precisions": ["fp32", "fp64"]}, "precisions: expected fp64 first"),
         ("data_parallel", {"store_folder": "x", "atoms": [1, 2]}, "atoms: only shipped sets can be limited"),

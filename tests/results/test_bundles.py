@@ -102,7 +102,7 @@ def test_bundle_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
         member.size = 1 << 40
         archive.fileobj.write(member.tobuf(tarfile.PAX_FORMAT))  # type: ignore[union-attr]
         archive.addfile(tarfile.TarInfo("runs/a/1/case.json"), io.BytesIO())
-    with pytest.raises(UsageError, match="holds more than 8 GiB"):
+    with pytest.raises(UsageError, match="contains more than 8 GiB"):
         unpack_bundle(tmp_path / "huge.tar.xz", tmp_path / "out")
 
 

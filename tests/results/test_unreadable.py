@@ -180,7 +180,7 @@ def test_case_without_the_facts_of_its_analysis_is_unreadable(tmp_path: Path) ->
     write_run(tmp_path)
     results = build_results(load_runs(tmp_path / "runs"))
     assert {r.folder.name: r.state for r in results.records} == {"without-facts": "unreadable", "case-fp64": "done"}
-    assert "its events do not hold what the analysis needs" in str(results.records[1].error)
+    assert "its events lack a value that the analysis needs" in str(results.records[1].error)
     assert len(results["ladder"]) == 4
 
 

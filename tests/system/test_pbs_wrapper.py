@@ -34,7 +34,7 @@ prepare:
   - PBS_NODEFILE=$(generate_pbs_nodefile)
 python: {sys.executable}
 health_check: test -w /tmp
-health_check_launcher: srun --ntasks="$there" --ntasks-per-node=1
+health_check_launcher: srun --ntasks="$requested_nodes" --ntasks-per-node=1
 launch:
   - env MASTER_ADDR=127.0.0.1
   - srun --nodes={{{{ case.nodes }}}} --ntasks={{{{ case.ranks }}}} --nodelist="$(first {{{{ case.nodes }}}})"

@@ -299,7 +299,7 @@ def test_spare_node_takes_over_in_the_same_job(call: Call, cluster: Cluster, tmp
     cluster.kill_node(dead)
     result = call(*argv, "--wait")
     assert result.returncode == 0, result.stderr
-    assert "started again on others" in next(campaign.glob("jobs/*.log")).read_text()
+    assert "the case is started again on others" in next(campaign.glob("jobs/*.log")).read_text()
     assert count_starts(campaign) == {"fleet-seed_1": 2}
     last = [e["value"] for e in events.read(log) if e.get("name") == "ranks"][-1]
     assert len({rank["node"] for rank in last} - {dead}) == 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-# The folder inside a campaign's with the scripts, logs and locks of its jobs.
+# The subfolder of a campaign with the scripts, logs and locks of its jobs.
 JOBS_FOLDER = "jobs"
 ExitKind = Literal["alive", "completed", "exited", "cancelled", "failed", "retryable"]
 
@@ -18,7 +18,7 @@ class QueueEntry:
     """A job that has not ended. The tasks of an array share its name; their ids end in `_<task>`.
 
     Attributes:
-        reason: why it waits, in the scheduler's words.
+        reason: the scheduler's reason why the job waits.
         is_unusual: whether the reason is one that ordinary waiting jobs do not have.
         is_stuck: whether the job will never start unless somebody intervenes.
     """
@@ -33,13 +33,14 @@ class QueueEntry:
 
 @dataclass(frozen=True)
 class ExitInfo:
-    """What the scheduler knows about a job that its queue no longer lists.
+    """The end of a job that the queue no longer lists, according to the scheduler.
 
     Attributes:
-        reason: how it ended, in the scheduler's words.
-        kind: `alive`: it has not ended; `completed`: its script ended with exit code 0; `exited`: with another one;
-            `cancelled`: somebody cancelled it; `failed`: the job itself is the cause, such as a time limit that was too
-            short; `retryable`: the infrastructure failed, and the job may be submitted again.
+        reason: the scheduler's description of the end.
+        kind: `alive`: the job has not ended; `completed`: its script ended with exit code 0; `exited`: its script ended
+            with another exit code; `cancelled`: somebody cancelled the job; `failed`: the job itself is the cause, for
+            example with too short a time limit; `retryable`: the infrastructure failed, and the job may be submitted
+            again.
     """
 
     reason: str
@@ -55,8 +56,8 @@ class Scheduler(ABC):
         command: the command with which a person submits a script.
         is_detached: whether jobs continue when the harness ends.
         supports_arrays: whether submit_array works.
-        queue_delay_s: how long a job that has left the queue may take to be listed again.
-        file_sync_delay_s: how long files may take to become visible after the end of a job, as file systems cache.
+        queue_delay_s: how long a job may be missing from the queue before it is listed again.
+        file_sync_delay_s: how long files may take to become visible after the end of a job, since file systems cache.
         poll_s: the first and the longest pause between two queries of the queue.
     """
 
@@ -69,7 +70,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     def list_jobs(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
-        """Return the jobs with these ids, and this user's with these names, that have not ended."""
+        """Return the jobs that have not ended: those with one of the ids, and the user's with one of the names."""
 
     @abstractmethod
     def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
@@ -98,11 +99,11 @@ class Scheduler(ABC):
 
 
 class JobRejected(Exception):
-    """The scheduler will not accept this job, now or later; the message is the scheduler's."""
+    """The scheduler will not accept this job, now or later; the message comes from the scheduler."""
 
 
 class QueueFull(Exception):
-    """The scheduler does not accept this job now; the message is the scheduler's.
+    """The scheduler does not accept this job now; the message comes from the scheduler.
 
     Attributes:
         may_be_permanent: whether jobs that will never be accepted get the same message.

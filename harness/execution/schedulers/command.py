@@ -27,7 +27,7 @@ MESSAGE_LENGTH = 600
 IDS_PER_QUERY = 200
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 # Prefixes of variables, set by the user or by the job that the harness runs in, that change a scheduler's commands or
-# add options to every job. LOCATION_VARIABLES, which say where the scheduler is, have the same prefixes.
+# add options to every job. LOCATION_VARIABLES, which contain the location of the scheduler, have the same prefixes.
 OPTION_PREFIX_NAMES = (
     "SBATCH",
     "SQUEUE",
@@ -57,7 +57,7 @@ class CommandFailed(Exception):
 
     Attributes:
         code: the exit code; None if the command did not end in time.
-        message: the end of its stderr, or of its stdout if that is empty, on one line; else the exit code.
+        message: the end of its stderr, or of its stdout if stderr is empty, on one line; else the exit code.
         output: its stdout.
     """
 
@@ -90,7 +90,7 @@ class CommandScheduler(Scheduler):
 
     @abstractmethod
     def parse_job_id(self, output: str) -> str | None:
-        """Return the job id in what the submit command printed, or None."""
+        """Return the job id in the output of the submit command, or None."""
 
     @abstractmethod
     def raise_if_rejected(self, error: CommandFailed) -> None:

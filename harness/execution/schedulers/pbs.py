@@ -65,14 +65,14 @@ class PbsScheduler(CommandScheduler):
     dependency_errors = DEPENDENCY_ERRORS
 
     def list_jobs(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
-        """Return the jobs with these ids, and this user's with these names, that have not ended."""
+        """Return the jobs that have not ended: those with one of the ids, and the user's with one of the names."""
         jobs: dict[str, dict[str, Any]] = {}
         known = [job for job in dict.fromkeys(ids) if JOB_ID.fullmatch(job)]
         for batch in command.split_ids(known):
             jobs |= {job: fields for job, fields in _query_jobs(batch).items() if job in known}
         if names:
-            mine = ((job, fields) for job, fields in _query_queue().items() if _is_owned_by_user(fields))
-            jobs |= {job: fields for job, fields in mine if str(fields.get("Job_Name", "")) in names}
+            user_jobs = ((job, fields) for job, fields in _query_queue().items() if _is_owned_by_user(fields))
+            jobs |= {job: fields for job, fields in user_jobs if str(fields.get("Job_Name", "")) in names}
         return [entry for job, fields in jobs.items() if (entry := _make_queue_entry(job, fields))]
 
     def build_dependency_options(self, after: Sequence[str]) -> list[str]:
@@ -236,8 +236,8 @@ def parse_exit_info(fields: Mapping[str, Any]) -> ExitInfo | None:
         return ExitInfo(f"{exceeded} exceeded", "failed") if exceeded else could_not_run
     if status > SIGNAL_STATUS:
         is_deleted = str(fields.get("substate", "")) == TERMINATED_SUBSTATE
-        signaled = ExitInfo(f"ended by signal {status - SIGNAL_STATUS}", "failed")
-        return ExitInfo("deleted while it ran", "cancelled") if is_deleted else signaled
+        ended_by_signal = ExitInfo(f"ended by signal {status - SIGNAL_STATUS}", "failed")
+        return ExitInfo("deleted while it ran", "cancelled") if is_deleted else ended_by_signal
     return ExitInfo(f"finished with Exit_status {status}", "exited" if status else "completed")
 
 

@@ -1,4 +1,4 @@
-"""Jobs of Slurm, through sbatch, squeue and scancel, and sacct or scontrol for how they ended."""
+"""Jobs of Slurm, through sbatch, squeue and scancel; sacct or scontrol report how jobs ended."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class SlurmScheduler(CommandScheduler):
     def list_jobs(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
         """Return jobs by id, and this user's jobs by name, including those in hidden partitions."""
         entries = []
-        bases = list(dict.fromkeys(slurm_output.get_array_id(job) for job in ids if slurm_output.is_job_id(job)))
-        for batch in command.split_ids(bases):
+        array_ids = list(dict.fromkeys(slurm_output.get_array_id(job) for job in ids if slurm_output.is_job_id(job)))
+        for batch in command.split_ids(array_ids):
             entries += slurm_output.parse_queue(_query_jobs(batch), (), ids)
         if names:
             known = {entry.id for entry in entries}
-            mine = slurm_output.parse_queue(_query_queue("--me"), names, ())
-            entries += [entry for entry in mine if entry.id not in known]
+            user_jobs = slurm_output.parse_queue(_query_queue("--me"), names, ())
+            entries += [entry for entry in user_jobs if entry.id not in known]
         return entries
 
     def build_dependency_options(self, after: Sequence[str]) -> list[str]:
@@ -81,10 +81,10 @@ class SlurmScheduler(CommandScheduler):
         for batch in command.split_ids(list(dict.fromkeys(slurm_output.get_array_id(job) for job in jobs))):
             result |= _query_sacct(batch, jobs)
         unsure = [job for job in jobs if job not in result or result[job].kind == "alive"]
-        for base in dict.fromkeys(slurm_output.get_array_id(job) for job in unsure):
-            tasks = [job for job in unsure if slurm_output.get_array_id(job) == base]
+        for array_id in dict.fromkeys(slurm_output.get_array_id(job) for job in unsure):
+            tasks = [job for job in unsure if slurm_output.get_array_id(job) == array_id]
             try:
-                result |= _query_scontrol(base, tasks)
+                result |= _query_scontrol(array_id, tasks)
             except CommandFailed as error:
                 if _is_unknown(error):
                     result = {job: info for job, info in result.items() if job not in tasks}
@@ -93,30 +93,30 @@ class SlurmScheduler(CommandScheduler):
 
 def _query_queue(*options: str) -> str:
     arguments = ["squeue", "--all", *options, "--noheader", "--array", f"--format={slurm_output.QUEUE_FORMAT}"]
-    if "--me" in options:  # without ids, none can be unknown
+    if "--me" in options:  # without ids, no id can be unknown
         return command.run_with_retry(arguments)
     return command.run_with_retry(arguments, is_permanent=_is_unknown)
 
 
-def _query_jobs(bases: Sequence[str]) -> str:
-    """Return squeue's lines of jobs; if an unknown job is an error, query the jobs in halves."""
+def _query_jobs(array_ids: Sequence[str]) -> str:
+    """Return squeue's lines about jobs; if squeue fails because it does not know one of them, query them in halves."""
     try:
-        return _query_queue(f"--jobs={','.join(bases)}")
+        return _query_queue(f"--jobs={','.join(array_ids)}")
     except CommandFailed as error:
         if not _is_unknown(error):
             raise
-    middle = len(bases) // 2
-    return "\n".join(map(_query_jobs, (bases[:middle], bases[middle:]))) if middle else ""
+    middle = len(array_ids) // 2
+    return "\n".join(map(_query_jobs, (array_ids[:middle], array_ids[middle:]))) if middle else ""
 
 
-def _query_sacct(bases: Sequence[str], ids: Collection[str]) -> dict[str, ExitInfo]:
+def _query_sacct(array_ids: Sequence[str], ids: Collection[str]) -> dict[str, ExitInfo]:
     arguments = [
         "sacct",
         "--noheader",
         "--allocations",
         "--parsable2",
         "--format=JobID,State",
-        f"--jobs={','.join(bases)}",
+        f"--jobs={','.join(array_ids)}",
     ]
     try:
         return slurm_output.parse_accounting(command.run_once(arguments), ids)
@@ -124,8 +124,8 @@ def _query_sacct(bases: Sequence[str], ids: Collection[str]) -> dict[str, ExitIn
         return {}
 
 
-def _query_scontrol(base: str, ids: Collection[str]) -> dict[str, ExitInfo]:
-    output = command.run_once(["scontrol", "--all", "show", "job", "--oneliner", base])
+def _query_scontrol(array_id: str, ids: Collection[str]) -> dict[str, ExitInfo]:
+    output = command.run_once(["scontrol", "--all", "show", "job", "--oneliner", array_id])
     return slurm_output.parse_controller(output, ids)
 
 

@@ -1,4 +1,4 @@
-"""Parsing of the output of Slurm's commands: job ids, queues, accounting, and why a job is not accepted."""
+"""Parsing of the output of Slurm's commands: job ids, queues, accounting, and the reasons of rejections."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Tasks:
 
 
 def parse_tasks(text: str) -> Tasks:
-    """Parse `1-6%2`, `1,3-5` or `1-9:2`; what is truncated (`1-6...`) or unreadable stands for any task."""
+    """Parse `1-6%2`, `1,3-5` or `1-9:2`; a truncated (`1-6...`) or unreadable part stands for any task."""
     ranges = []
     is_truncated = False
     for part in text.partition("%")[0].split(","):
@@ -135,7 +135,7 @@ def classify_rejection(message: str) -> Rejection:
 
 
 def parse_queue(text: str, names: Collection[str], ids: Collection[str]) -> list[QueueEntry]:
-    """Return the entries of squeue for these jobs; a truncated line still shows that its job exists."""
+    """Parse the lines of squeue (QUEUE_FORMAT) about these jobs; a truncated line still shows that its job exists."""
     result = []
     by_array = _group_by_array(ids)
     for line in text.splitlines():
@@ -202,9 +202,9 @@ def _group_by_array(ids: Collection[str]) -> dict[str, list[str]]:
 
 
 def _find_members(row: str, by_array: Mapping[str, list[str]]) -> list[str]:
-    """Return those of the jobs, grouped by array, that a printed id such as `101_[1-6%2]` stands for.
+    """Return the jobs, out of those grouped by array, to which a printed id such as `101_[1-6%2]` refers.
 
-    An array of which no task has ever started may be listed as `101`.
+    Slurm may list an array of which no task has started as `101`.
     """
     parts = JOB_ID.fullmatch(row)
     if parts is None:

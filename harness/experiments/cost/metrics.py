@@ -1,7 +1,7 @@
 """Costs of cases and their parts from telemetry: energy, GPU-hours and counted operations, per useful result.
 
-Energy is the energy of all nodes of a case, as far as their sensors measure it (`energy_scope`). A number that
-telemetry does not support is withheld, with the reason.
+The energy of a case is that of all its nodes, as far as their sensors measure it (`energy_scope`). A number that
+telemetry does not support is withheld, and the table contains the reason.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CASES = Columns(
 )
 PARTS = Columns(
     "cost_parts",
-    piece="campaign case program scope name",
+    part="campaign case program scope name",
     time="seconds gpu_hours",
     energy=ENERGY,
     figures=SENSOR_COLUMNS,
@@ -58,7 +58,7 @@ JOINED_COLUMNS = (
     "energy_j", "energy_scope", "energy_per_result_j", "work_unit", "gpu_hours", "counter_gflop_per_s",
     "counter_gb_per_s",
 )  # fmt: skip
-# Kinds of devices of which each rank uses one.
+# Kinds of accelerators; each rank uses one of them.
 ACCELERATORS = ("cuda", "xpu")
 # If a concurrent trial on the same nodes covers more than this share of a trial, the cost of the trial is withheld.
 MAX_OVERLAP = 0.02
@@ -72,13 +72,13 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dict[str, pd.DataFrame]:
     """Return the tables of costs; missing values are NaN or None.
 
-    cost_cases: a row per case that has started. cost_parts: a row per epoch, trial, stage or precision of a case with
-    telemetry. cost_sources: a row per telemetry source, with its faults.
+    cost_cases has a row per case that has started; cost_parts has a row per epoch, trial, stage or precision of a case
+    with telemetry; cost_sources has a row per telemetry source, with its faults.
     """
     by_case: dict[str, list[Usage]] = {}
     for usage in telemetry.usages:
         by_case.setdefault(usage.window.folder, []).append(usage)
-    cases, pieces = [], []
+    cases, parts = [], []
     for record in records:
         if record.duration_s is None:
             continue
@@ -86,28 +86,28 @@ def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dic
         whole = next((u for u in usages if u.window.scope == "case"), None)
         cases.append(_describe_case(record, record.duration_s, whole))
         shared = _find_overlapping_trials([u for u in usages if u.window.scope == "trial"])
-        pieces += [_describe_piece(record, u, u.window.name in shared) for u in usages if u.window.scope != "case"]
+        parts += [_describe_part(record, u, u.window.name in shared) for u in usages if u.window.scope != "case"]
     sources = [
         {"campaign": s.campaign, "path": str(s.path), "kind": s.kind, "version": s.version, "faults": s.faults}
         for s in telemetry.sources
     ]
     return {
         "cost_cases": CASES.build(cases),
-        "cost_parts": PARTS.build(pieces),
+        "cost_parts": PARTS.build(parts),
         "cost_sources": SOURCES.build(sources),
     }
 
 
-def join_costs(table: pd.DataFrame, cases: pd.DataFrame, pieces: pd.DataFrame, join: CostJoin) -> pd.DataFrame:
-    """Return an experiment's table with JOINED_COLUMNS added; NaN where the cost of a row is unknown.
+def join_costs(table: pd.DataFrame, cases: pd.DataFrame, parts_table: pd.DataFrame, join: CostJoin) -> pd.DataFrame:
+    """Return an experiment's table with JOINED_COLUMNS added; NaN if the cost of a row is unknown.
 
     Args:
         table: The experiment's table, with the columns that `join` names.
         cases: The table `cost_cases`.
-        pieces: The table `cost_pieces`.
+        parts_table: The table `cost_parts`.
         join: How the rows are joined.
     """
-    costs = cases if join.scope == "case" else pieces[pieces["scope"] == join.scope]
+    costs = cases if join.scope == "case" else parts_table[parts_table["scope"] == join.scope]
     names = list(JOINED_COLUMNS)
     if table.empty or costs.empty:
         return table.reindex(columns=[*table.columns, *names])
@@ -134,10 +134,10 @@ def get_work_count(record: RunRecord, scope: Scope, name: str) -> WorkCount:
 
 
 def sum_energy(usage: Usage) -> tuple[float, str, str]:
-    """Return the energy of a window in joules, its components and the method; (NaN, "", "") if there is none.
+    """Return the energy of a window in joules, its components and the method; (NaN, "", "") if it is unknown.
 
-    A sensor of the whole node covers all of its components; without one, the components that have sensors are added up.
-    Nodes without samples are assumed to have used as much as the others.
+    A sensor of the whole node covers all components; otherwise, the energies of the components with sensors are added.
+    Nodes without samples are assumed to have used as much energy as the others.
     """
     parts = (
         ["node"] if "node" in usage.energy_j else [p for p in ("accelerator", "cpu", "memory") if p in usage.energy_j]
@@ -146,22 +146,22 @@ def sum_energy(usage: Usage) -> tuple[float, str, str]:
         return math.nan, "", ""
     scale = usage.nodes / usage.nodes_sampled if usage.nodes_sampled else math.nan
     scope = {"node": "whole nodes", "accelerator": "accelerators", "cpu": "CPUs", "memory": "memory"}
-    how = " and ".join(sorted({usage.methods[p] for p in parts}))
+    method = " and ".join(sorted({usage.methods[p] for p in parts}))
     if usage.omitted_component:
-        how += f"; without {usage.omitted_component}"
+        method += f"; without {usage.omitted_component}"
     if scale != 1.0:
-        how += f", {usage.nodes_sampled} of {usage.nodes} nodes scaled up"
-    return scale * sum(usage.energy_j[p] for p in parts), " and ".join(scope[p] for p in parts), how
+        method += f", scaled up from {usage.nodes_sampled} of {usage.nodes} nodes"
+    return scale * sum(usage.energy_j[p] for p in parts), " and ".join(scope[p] for p in parts), method
 
 
 def _describe_energy(usage: Usage, results: float, unit: str, *, shared: bool = False) -> dict[str, Any]:
-    joules, scope, how = sum_energy(usage)
+    joules, scope, method = sum_energy(usage)
     row: dict[str, Any] = {"work_units": results, "work_unit": unit, "unavailable_reason": usage.unavailable_reason}
     if shared:
         return row | {"unavailable_reason": "other trials ran on its nodes at the same time"}
     per_node = {f"{part}_energy_j": value for part, value in usage.energy_j.items()}
     return row | per_node | {
-        "energy_j": joules, "energy_scope": scope, "energy_method": how, "power_w": joules / usage.window.seconds,
+        "energy_j": joules, "energy_scope": scope, "energy_method": method, "power_w": joules / usage.window.seconds,
         "energy_per_result_j": joules / results if results > 0 else math.nan,
     }  # fmt: skip
 
@@ -184,7 +184,7 @@ def _describe_case(record: RunRecord, seconds: float, usage: Usage | None) -> di
     return row | _select_coverage(usage) | energy | _select_figures(usage) | {"sampler_core_fraction": share}
 
 
-def _describe_piece(record: RunRecord, usage: Usage, shared: bool) -> dict[str, Any]:
+def _describe_part(record: RunRecord, usage: Usage, shared: bool) -> dict[str, Any]:
     window = usage.window
     results, unit = get_work_count(record, window.scope, window.name)
     return {
@@ -204,10 +204,10 @@ def _select_coverage(usage: Usage) -> dict[str, Any]:
 
 
 def _count_gpus(record: RunRecord, window: Window | None = None) -> float:
-    """Return the number of accelerators of the case, or of a trial on its own nodes: one per rank. NaN on CPUs."""
+    """Return the number of accelerators of the case, or of a trial on its own nodes: one per rank; NaN on CPUs."""
     case = record.case
     parameters = case.get("parameters", {})
-    parameters = parameters.get("trial") or parameters  # those of a search are in its trials
+    parameters = parameters.get("trial") or parameters  # the device of a search is a parameter of its trials
     device = parameters.get("device") or ("cuda" if parameters.get("backend") == "nccl" else "cpu")
     if device not in ACCELERATORS:
         return math.nan
@@ -217,7 +217,7 @@ def _count_gpus(record: RunRecord, window: Window | None = None) -> float:
 
 
 def _find_overlapping_trials(trials: Sequence[Usage]) -> set[str]:
-    """Return the names of the trials that overlapped with another one on the same nodes."""
+    """Return the names of the trials during which another trial ran on the same nodes."""
     names = set()
     for usage in trials:
         (start, end), nodes = usage.window.intervals[0], usage.window.nodes

@@ -29,7 +29,7 @@ from harness.results.tables import Row
 MAX_ROWS = 60
 GIB = 2**30
 SECONDS_AN_HOUR = 3600.0
-# Column of costs -> the head of its column in the tables of other pages, and the format of its numbers.
+# The headers of the columns of costs in the tables of other pages, and the formats of their numbers.
 COST_COLUMNS = {
     "energy_per_result_j": ("J/{unit}", ".3g"),
     "gpu_hours": ("GPU-hours", ".3g"),
@@ -39,55 +39,61 @@ COST_COLUMNS = {
 
 
 def add_cost_columns(block: TableBlock, rows: pd.DataFrame) -> TableBlock:
-    """Return the block with the columns of costs that the rows of its table have."""
+    """Return the block with additional columns for the costs that `rows` contains.
+
+    Args:
+        block: The block.
+        rows: The rows of the table that the block shows, in the same order.
+    """
     columns, body = list(block.columns), [list(row) for row in block.rows]
-    for name, (head, spec) in COST_COLUMNS.items():
+    for name, (header, spec) in COST_COLUMNS.items():
         if name in rows and rows[name].notna().any():
             units = rows["work_unit"].dropna().unique()
-            columns.append(head.format(unit=units[0] if len(units) == 1 else "result"))
+            columns.append(header.format(unit=units[0] if len(units) == 1 else "result"))
             for row, value in zip(body, rows[name].tolist(), strict=True):
                 row.append(format_number(value, spec))
     return replace(block, columns=columns, rows=body)
 
 
 def build_sections(context: PageContext) -> list[Section]:
-    """Return one section; none where no case has telemetry."""
-    cases, pieces, sources = (context.tables[f"cost_{name}"] for name in ("cases", "parts", "sources"))
-    known = cases[cases["source"].notna()]
-    if known.empty:
+    """Return one section, or none if no case has telemetry."""
+    cases, part_rows, sources = (context.tables[f"cost_{name}"] for name in ("cases", "parts", "sources"))
+    with_telemetry = cases[cases["source"].notna()]
+    if with_telemetry.empty:
         return []
     figures = []
-    if known["energy_j"].notna().any():
-        figures.append(draw_energy(known[known["energy_j"].notna()], context.figures))
-    elif known["busy_cores"].notna().any():
-        figures.append(draw_cores(known, context.figures))
-    blocks = [build_campaigns_block(cases), build_cases_block(known)]
-    with_energy = pieces[pieces["energy_j"].notna()]
+    if with_telemetry["energy_j"].notna().any():
+        figures.append(draw_energy(with_telemetry[with_telemetry["energy_j"].notna()], context.figures))
+    elif with_telemetry["busy_cores"].notna().any():
+        figures.append(draw_cores(with_telemetry, context.figures))
+    blocks = [build_campaigns_block(cases), build_cases_block(with_telemetry)]
+    with_energy = part_rows[part_rows["energy_j"].notna()]
     if len(with_energy):
-        blocks.append(build_pieces_block(with_energy))
+        blocks.append(build_parts_block(with_energy))
     blocks.append(build_sources_block(sources))
-    return [Section("Costs of runs", "cost", describe_costs(cases, pieces, known), figures, blocks)]
+    return [Section("Costs of runs", "cost", describe_costs(cases, part_rows, with_telemetry), figures, blocks)]
 
 
-def describe_costs(cases: pd.DataFrame, pieces: pd.DataFrame, known: pd.DataFrame) -> list[str]:
+def describe_costs(cases: pd.DataFrame, part_rows: pd.DataFrame, with_telemetry: pd.DataFrame) -> list[str]:
     """Return paragraphs on the available telemetry, and on cases without energy."""
     text = [
-        f"{len(known)} of {pluralize(len(cases), 'case')} {'has' if len(known) == 1 else 'have'} telemetry,"
-        f" with a median sampling interval of {format_number(known['interval_s'].median())} s. Energy is the increase"
-        " of an energy counter, corrected for resets, or else the integral of power. It is assigned to cases, trials,"
-        " epochs and stages by their times and nodes, with linear interpolation between samples."
+        f"{len(with_telemetry)} of {pluralize(len(cases), 'case')} {'has' if len(with_telemetry) == 1 else 'have'}"
+        f" telemetry, with a median sampling interval of {format_number(with_telemetry['interval_s'].median())} s."
+        " Energy is the increase of an energy counter, corrected for resets, or else the integral of power. The energy"
+        " is assigned to cases, trials, epochs and stages by their times and nodes, with linear interpolation between"
+        " samples."
     ]
-    without = known[known["energy_j"].isna()]
+    without = with_telemetry[with_telemetry["energy_j"].isna()]
     if len(without):
-        reasons = ", ".join(f"{n}: {why}" for why, n in without["unavailable_reason"].value_counts().items())
+        reasons = ", ".join(f"{n}: {reason}" for reason, n in without["unavailable_reason"].value_counts().items())
         text.append(f"{len(without)} of them have no energy ({reasons}). Missing energies are not estimated.")
-    withheld = pieces[pieces["energy_j"].isna()]
+    withheld = part_rows[part_rows["energy_j"].isna()]
     if len(withheld):
         kinds = withheld["unavailable_reason"].str.split(":").str[0].value_counts()
-        reasons = ", ".join(f"{n} {why}" for why, n in kinds.items())
+        reasons = ", ".join(f"{n} {reason}" for reason, n in kinds.items())
         text.append(f"{len(withheld)} epochs, trials, stages and precisions have no energy: {reasons}.")
-    if known["sampler_core_fraction"].notna().any():
-        share = known["sampler_core_fraction"]
+    if with_telemetry["sampler_core_fraction"].notna().any():
+        share = with_telemetry["sampler_core_fraction"]
         text.append(
             f"The sampler of the harness used {share.median():.2%} of one core in the median case, and at most"
             f" {share.max():.2%}."
@@ -96,7 +102,7 @@ def describe_costs(cases: pd.DataFrame, pieces: pd.DataFrame, known: pd.DataFram
 
 
 def build_campaigns_block(cases: pd.DataFrame) -> TableBlock:
-    """Return a row per campaign."""
+    """Return the table of campaigns, with a row for each."""
     columns = ["campaign", "cases", "with telemetry", "with energy", "hours", "GPU-hours", "node-hours", "energy (kJ)",
                "energy of"]  # fmt: skip
     body = []
@@ -116,8 +122,8 @@ def build_campaigns_block(cases: pd.DataFrame) -> TableBlock:
     return TableBlock("Campaigns", columns, body, "Energy is the sum over the cases with energy.")
 
 
-def build_cases_block(known: pd.DataFrame) -> TableBlock:
-    """Return a row for each of the first MAX_ROWS cases; empty columns are left out."""
+def build_cases_block(with_telemetry: pd.DataFrame) -> TableBlock:
+    """Return the table of the first MAX_ROWS cases, without empty columns."""
     columns: list[Column] = [
         ("case", "case"),
         ("precision", text_cell("precision")),
@@ -131,42 +137,43 @@ def build_cases_block(known: pd.DataFrame) -> TableBlock:
         ("result", text_cell("work_unit")),
         ("GPU-hours", number_cell("gpu_hours")),
         ("GPU use (%)", number_cell("accelerator_utilization_percent")),
-        ("GPU memory, highest (%)", number_cell("accelerator_memory_max_percent")),
-        ("GPU, hottest (\N{DEGREE SIGN}C)", number_cell("accelerator_temperature_max_c")),
+        ("highest GPU memory (%)", number_cell("accelerator_memory_max_percent")),
+        ("highest GPU temperature (\N{DEGREE SIGN}C)", number_cell("accelerator_temperature_max_c")),
         ("busy cores per node", number_cell("busy_cores")),
-        ("host memory, highest (GiB)", number_cell("host_memory_used_max_bytes", scale=1 / GIB)),
+        ("highest host memory (GiB)", number_cell("host_memory_used_max_bytes", scale=1 / GIB)),
         ("network (GB)", lambda r: format_number(sum_network_gb(r))),
         ("counted GFLOP/s", number_cell("counter_gflop_per_s")),
         ("counted GB/s", number_cell("counter_gb_per_s")),
-        ("why no energy", text_cell("unavailable_reason")),
+        ("reason for missing energy", text_cell("unavailable_reason")),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
     more = (
-        f" The table shows the first {MAX_ROWS} of {len(known)} cases; all are in tables/cost_cases.csv."
-        if len(known) > MAX_ROWS
+        f" The table shows the first {MAX_ROWS} of {len(with_telemetry)} cases; all are in tables/cost_cases.csv."
+        if len(with_telemetry) > MAX_ROWS
         else ""
     )
     note = (
-        "Host memory is that of the whole node, for all processes on it. Counted GFLOP/s and GB/s: operations (of all"
-        " lanes of a wavefront) and traffic of device memory, from hardware counters, over the whole case."
+        "Host memory is the memory that all processes on the node use. Counted GFLOP/s and GB/s are the operations (of"
+        " all lanes of a wavefront) and the traffic of device memory from hardware counters, divided by the time of the"
+        " whole case."
         f"{more}"
     )
-    block = build_block("Cases", list_rows(known.head(MAX_ROWS)), columns, note)
+    block = build_block("Cases", list_rows(with_telemetry.head(MAX_ROWS)), columns, note)
     filled = [k for k in range(len(columns)) if any(row[k] != EN_DASH for row in block.rows)]
     return TableBlock("Cases", [columns[k][0] for k in filled], [[row[k] for k in filled] for row in block.rows], note)
 
 
-def build_pieces_block(pieces: pd.DataFrame) -> TableBlock:
-    """Return a row per case and kind of part; stages and precisions have a row each."""
+def build_parts_block(part_rows: pd.DataFrame) -> TableBlock:
+    """Return the table of parts: a row per case and kind of part, but a row for each stage and precision."""
     columns = ["case", "part", "number", "J/result [lowest, highest]", "result", "mean power (W)"]
     body = []
-    for (case, what), group in pieces.groupby(["case", "scope"], sort=False):
-        parts = group.groupby("name", sort=False) if what in ("stage", "precision") else [("", group)]
+    for (case, scope), group in part_rows.groupby(["case", "scope"], sort=False):
+        parts = group.groupby("name", sort=False) if scope in ("stage", "precision") else [("", group)]
         for name, rows in parts:
             energy = rows["energy_per_result_j"]
             body.append(
                 [
-                    str(case), f"{what} {name}".strip(), str(len(rows)),
+                    str(case), f"{scope} {name}".strip(), str(len(rows)),
                     f"{format_number(energy.median())} [{format_number(energy.min())}, {format_number(energy.max())}]",
                     rows["work_unit"].iloc[0],
                     format_number(rows["power_w"].median()),
@@ -177,7 +184,7 @@ def build_pieces_block(pieces: pd.DataFrame) -> TableBlock:
 
 
 def build_sources_block(sources: pd.DataFrame) -> TableBlock:
-    """Return the telemetry sources, one row per campaign, kind and collector version."""
+    """Return the table of telemetry sources, with a row per campaign, kind and version of the collector."""
     body = []
     for (campaign, kind, version), group in sources.groupby(["campaign", "kind", "version"], sort=False):
         faulty = group[group["faults"] != ""]
@@ -189,7 +196,7 @@ def build_sources_block(sources: pd.DataFrame) -> TableBlock:
 
 
 def format_nodes(row: Row) -> str:
-    """Return `64`, or `62 of 64` if some sent no samples."""
+    """Return the number of nodes, `64`, or `62 of 64` if two of them sent no samples."""
     return (
         f"{row['nodes']:.0f}"
         if row["nodes"] == row["nodes_sampled"]
@@ -203,12 +210,14 @@ def sum_network_gb(row: Row) -> float | None:
     return sum(traffic) / 1e9 if traffic else None
 
 
-def draw_energy(known: pd.DataFrame, figures: Path) -> Figure:
-    """Draw the energy per useful result of each case, or per case if no results are counted."""
-    rows = known[known["energy_per_result_j"] > 0]
+def draw_energy(with_telemetry: pd.DataFrame, figures: Path) -> Figure:
+    """Draw the energy per useful result of each case, or the energy of each case if no results are counted."""
+    rows = with_telemetry[with_telemetry["energy_per_result_j"] > 0]
     if rows.empty:
-        caption = f"Energy of each case ({', '.join(known['energy_scope'].unique())})."
-        return _draw_bars(known, known["energy_j"] / 1e3, figures, name="cost-energy", label="kJ", caption=caption)
+        caption = f"Energy of each case ({', '.join(with_telemetry['energy_scope'].unique())})."
+        return _draw_bars(
+            with_telemetry, with_telemetry["energy_j"] / 1e3, figures, name="cost-energy", label="kJ", caption=caption
+        )
     caption = (
         "Energy per useful result (structure, candidate, trial, ...), with one bar per case"
         f" ({', '.join(rows['energy_scope'].unique())})."
@@ -217,9 +226,9 @@ def draw_energy(known: pd.DataFrame, figures: Path) -> Figure:
     return _draw_bars(rows, values, figures, name="cost-energy", label="J per result", caption=caption, log=True)
 
 
-def draw_cores(known: pd.DataFrame, figures: Path) -> Figure:
+def draw_cores(with_telemetry: pd.DataFrame, figures: Path) -> Figure:
     """Draw the busy cores of each case, for runs without energy."""
-    rows = known[known["busy_cores"].notna()]
+    rows = with_telemetry[with_telemetry["busy_cores"].notna()]
     caption = (
         "Busy cores per node, for all processes, averaged over the case. No sensor measures the energy of these runs."
     )

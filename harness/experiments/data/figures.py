@@ -1,4 +1,4 @@
-"""Figures of the section on data: imbalance, elements, distributions, reading."""
+"""Figures of the section on data: imbalance, elements, distributions, and times of reading."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ MODE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"
 EMPTY = "#eef0f2"
 TITLES = {
     "atoms_per_structure": "size",
-    "energy_ev_per_atom": "energy beyond the references",
+    "energy_ev_per_atom": "energy relative to references",
     "force_norm_ev_per_angstrom": "force on an atom",
 }
-SYMBOLS: list[str] = re.findall(
+ELEMENT_SYMBOLS: list[str] = re.findall(
     "[A-Z][a-z]?",
     "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo"
     " Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg"
     " Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og",
 )
-NOBLE = (0, 2, 10, 18, 36, 54, 86, 118)
+NOBLE_GASES = (0, 2, 10, 18, 36, 54, 86, 118)
 
 
 def draw_imbalance(datasets: pd.DataFrame, folder: Path, name: str) -> Figure:
@@ -48,7 +48,8 @@ def draw_imbalance(datasets: pd.DataFrame, folder: Path, name: str) -> Figure:
         for origin, colour in ORIGIN_COLOURS.items():
             group = np.flatnonzero(datasets["data_origin"] == origin)
             if len(group):
-                axes.barh(group + 0.19, datasets["structures"].iloc[group], 0.36, color=colour, label=f"here, {origin}")
+                structures = datasets["structures"].iloc[group]
+                axes.barh(group + 0.19, structures, 0.36, color=colour, label=f"in this report, {origin}")
         for k, (published, converted) in enumerate(zip(original, datasets["structures"], strict=True)):
             for position, count in ((k - 0.19, published), (k + 0.19, converted)):
                 if count > 0:
@@ -61,9 +62,9 @@ def draw_imbalance(datasets: pd.DataFrame, folder: Path, name: str) -> Figure:
         axes.set_xlim(10 ** np.floor(np.log10(counts.min()) - 1), 3 * counts.max())
         axes.set_xlabel("structures")
         axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
-        groups = [(original, "for the originals"), (datasets["structures"].astype(float), "here")]
+        groups = [(original, "for the original datasets"), (datasets["structures"].astype(float), "in this report")]
         texts = [f"{format_count(c.max() / c[c > 0].min())} {label}" for c, label in groups if (c > 0).any()]
-        caption = f"Structures per dataset. Ratio of the largest to the smallest dataset: {', '.join(texts)}."
+        caption = f"Structures per dataset. The ratio of the largest to the smallest dataset is {', '.join(texts)}."
         return save_figure(figure, folder, name, caption)
 
 
@@ -75,7 +76,7 @@ def draw_elements(datasets: pd.DataFrame, elements: pd.DataFrame, folder: Path, 
         figure, axes = plt.subplots(figsize=(8.6, 4.5), layout="constrained")
         norm = _choose_norm(totals)
         _draw_cells(axes, totals, norm)
-        for z, symbol in enumerate(SYMBOLS, 1):
+        for z, symbol in enumerate(ELEMENT_SYMBOLS, 1):
             row, column = locate_element(z)
             count = float(totals.get(symbol, 0))
             is_dark = count > 0 and norm(count) < 0.55
@@ -84,10 +85,12 @@ def draw_elements(datasets: pd.DataFrame, elements: pd.DataFrame, folder: Path, 
             if count:
                 axes.text(column, row + 0.27, format_count(count), ha="center", va="center", fontsize=5.5, color=colour)
         bar = figure.colorbar(mpl.cm.ScalarMappable(norm, "cividis"), ax=axes, fraction=0.025, pad=0.01)
-        bar.set_label("structures that hold the element")
+        bar.set_label("structures that contain the element")
         stand_ins = int((datasets["data_origin"] == "stand-in").sum())
         suffix = f" ({stand_ins} of them stand-ins)" if stand_ins else ""
-        caption = f"The {len(totals)} elements in all {len(datasets)} datasets{suffix}. Grey: in no dataset."
+        caption = (
+            f"The {len(totals)} elements in all {len(datasets)} datasets{suffix}. Grey elements are in no dataset."
+        )
         return save_figure(figure, folder, name, caption)
 
 
@@ -105,35 +108,35 @@ def draw_elements_by_dataset(datasets: pd.DataFrame, elements: pd.DataFrame, fol
         for axes, row in zip(grid.flat, datasets.to_dict("records"), strict=False):
             group = elements[elements["dataset"] == row["dataset"]].set_index("element")["structures"]
             _draw_cells(axes, group, norm)
-            mark = ", stand-in" if row["data_origin"] == "stand-in" else ""
-            axes.set_title(f"{row['head']}{mark}: {len(group)}", fontsize=8, pad=2)
+            stand_in_suffix = ", stand-in" if row["data_origin"] == "stand-in" else ""
+            axes.set_title(f"{row['head']}{stand_in_suffix}: {len(group)}", fontsize=8, pad=2)
         bar = figure.colorbar(mpl.cm.ScalarMappable(norm, "cividis"), ax=grid, fraction=0.02, pad=0.01)
         bar.set_label("structures")
-        caption = "Structures with each element. The title gives the number of elements. Grey: absent."
+        caption = "Structures with each element. The title gives the number of elements. Grey elements are absent."
         return save_figure(figure, folder, name, caption)
 
 
 def locate_element(z: int) -> tuple[float, int]:
-    """Return row and column of an atomic number in the table of 18 columns, with the f elements below it."""
-    period = next(k for k, last in enumerate(NOBLE) if z <= last)
-    step, length = z - NOBLE[period - 1], NOBLE[period] - NOBLE[period - 1]
+    """Return row and column of an atomic number in the periodic table of 18 columns, with the f elements below it."""
+    period = next(k for k, last in enumerate(NOBLE_GASES) if z <= last)
+    step, length = z - NOBLE_GASES[period - 1], NOBLE_GASES[period] - NOBLE_GASES[period - 1]
     if length == 32 and 3 <= step <= 17:
         return period + 1.4, step - 1
     return period - 1, step - 1 if step <= min(2, length // 2) else step - 1 + 18 - length
 
 
 def _choose_norm(counts: pd.Series[float]) -> LogNorm:
-    """Return a scale from the power of ten below the lowest count to the largest count."""
-    least = 10 ** math.floor(math.log10(max(1.0, float(counts.min()))))
-    return LogNorm(least, max(10.0 * least, float(counts.max())))
+    """Return a scale from the power of ten below the smallest count to the largest count."""
+    smallest = 10 ** math.floor(math.log10(max(1.0, float(counts.min()))))
+    return LogNorm(smallest, max(10.0 * smallest, float(counts.max())))
 
 
 def _draw_cells(axes: Axes, counts: pd.Series[float], norm: LogNorm) -> None:
     """Draw a square for each element, coloured by its count."""
     colours = mpl.colormaps["cividis"]
-    places = [locate_element(z) for z in range(1, len(SYMBOLS) + 1)]
-    values = [float(counts.get(s, 0)) for s in SYMBOLS]
-    squares = [mpl.patches.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in places]
+    positions = [locate_element(z) for z in range(1, len(ELEMENT_SYMBOLS) + 1)]
+    values = [float(counts.get(s, 0)) for s in ELEMENT_SYMBOLS]
+    squares = [mpl.patches.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in positions]
     faces = [colours(norm(n)) if n else EMPTY for n in values]
     axes.add_collection(mpl.collections.PatchCollection(squares, facecolors=faces, edgecolors="none"))
     axes.set_xlim(-0.6, 17.6)
@@ -168,15 +171,15 @@ def draw_distributions(datasets: pd.DataFrame, bins: pd.DataFrame, folder: Path,
         handles = [mpl.patches.Patch(color=c, label=r) for r, c in colours.items()]
         figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8)
         caption = (
-            "Distributions of each dataset, each scaled to the same height: atoms per structure with their median,"
-            " energy per atom relative to the reference energies with its standard deviation, and norms of the forces"
-            " on atoms with their root mean square. The axis of energies covers 98% of every dataset."
+            "Distributions of each dataset, all scaled to the same height: atoms per structure with the median, energy"
+            " per atom relative to the reference energies with the standard deviation (sd), and norms of the forces on"
+            " atoms with the root mean square (rms). The axis of energies covers 98% of every dataset."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def _choose_bins(bins: pd.DataFrame) -> list[tuple[str, str, NDArray[np.float64]]]:
-    """Return for each quantity its label and the edges of coarser bins, shared by all datasets."""
+    """Return for each quantity its name, its label, and the edges of coarser bins that all datasets share."""
     edges_by_quantity = []
     for quantity, label, per_octave in (
         ("atoms_per_structure", "atoms", 2),
@@ -189,36 +192,37 @@ def _choose_bins(bins: pd.DataFrame) -> list[tuple[str, str, NDArray[np.float64]
             ends = [_quantile(b, q) for _, b in group.groupby("dataset") for q in (0.01, 0.99)] or [low, high]
             edges = np.linspace(min(ends), max(ends), 60)
         else:
-            least = max(low, 1.0 if quantity == "atoms_per_structure" else 1e-4) if not group.empty else 1.0
-            first, last = np.floor(np.log2(least) * per_octave), np.ceil(np.log2(max(high, 2 * least)) * per_octave)
+            smallest = max(low, 1.0 if quantity == "atoms_per_structure" else 1e-4) if not group.empty else 1.0
+            largest = max(high, 2 * smallest)
+            first, last = np.floor(np.log2(smallest) * per_octave), np.ceil(np.log2(largest) * per_octave)
             edges = 2.0 ** (np.arange(first, last + 1) / per_octave)
         edges_by_quantity.append((quantity, label, edges))
     return edges_by_quantity
 
 
 def _quantile(group: pd.DataFrame, share: float) -> float:
-    """Return the value below which a share of a histogram lies."""
+    """Return the quantile of a histogram: the value below which the given share of its counts lies."""
     total = group["count"].cumsum() / group["count"].sum()
     return float(np.interp(share, total, group["high"]))
 
 
 def _draw_histogram(axes: Axes, group: pd.DataFrame, edges: NDArray[np.float64], colour: str, note: str) -> None:
-    """Draw one histogram, its fine bins spread over the coarser ones, without a vertical axis."""
+    """Draw one histogram without a vertical axis, with the counts of fine bins interpolated to coarser bins."""
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_ylim(0, 1.25)
     if group.empty:
         note = "no labels"
     else:
-        places = np.concatenate([[group["low"].iloc[0]], group["high"]])
-        below = np.interp(edges, places, np.concatenate([[0], group["count"].cumsum()]))
+        fine_edges = np.concatenate([[group["low"].iloc[0]], group["high"]])
+        below = np.interp(edges, fine_edges, np.concatenate([[0], group["count"].cumsum()]))
         heights = np.diff(below)
         axes.stairs(heights / max(heights.max(), 1e-300), edges, fill=True, color=colour, alpha=0.85, linewidth=0)
     axes.text(0.99, 0.93, note, transform=axes.transAxes, ha="right", va="top", fontsize=7, color="#3d444d")
 
 
 def describe_histogram(row: dict[Hashable, Any], quantity: str) -> str:
-    """Return the number that is printed in a histogram."""
+    """Return the statistic that a histogram shows as text, such as `median 24`."""
     formats = {
         "atoms_per_structure": ("median {:.0f}", "size_median"),
         "energy_ev_per_atom": ("sd {:.2g}", "energy_std_ev_per_atom"),
@@ -229,7 +233,7 @@ def describe_histogram(row: dict[Hashable, Any], quantity: str) -> str:
 
 
 def draw_reading(reading: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the time per sample over the number of ranks for each mode of reading, with a line down to the floor."""
+    """Draw the time per sample against the number of ranks for each mode of reading, with a line to its lower bound."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 3.7), layout="constrained")
         lines = len(reading.groupby(["read_mode", "nodes"], dropna=False))
@@ -264,11 +268,12 @@ def draw_reading(reading: pd.DataFrame, folder: Path, name: str) -> Figure:
         axes.set_ylabel("\N{MICRO SIGN}s per sample, slowest rank")
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         texts = sorted(set(reading["floor"].dropna()))
-        remarks = f" The dash under a point marks its floor: {'; '.join(texts)}." if texts else ""
+        remarks = f" The dash under a point marks a lower bound: {'; '.join(texts)}." if texts else ""
         stand_ins = int(reading["stand_ins"].max())
         remarks += f" {stand_ins} of the datasets are stand-ins." if stand_ins else ""
         caption = (
-            f"Time to read one sample: median over batches with {100 * reading['coverage'].min():.0f}% interval,"
-            f" n >= {reading['batches'].min()}. Points with equal numbers of ranks are drawn side by side.{remarks}"
+            f"Time to read one sample: median over at least {reading['batches'].min()} batches with"
+            f" {100 * reading['coverage'].min():.0f}% interval. Points with equal numbers of ranks are drawn side by"
+            f" side.{remarks}"
         )
         return save_figure(figure, folder, name, caption)

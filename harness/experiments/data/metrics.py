@@ -1,7 +1,8 @@
-"""Tables on datasets and on the rates at which they are read.
+"""Tables on datasets and on the rates of reading.
 
-A conversion logs the facts dataset, conversion, reference_energies and statistics. Reading logs the fact reading, for
-one mode or a list of several, and a sample per batch: seconds of the slowest rank, structures and bytes of one rank.
+A conversion logs the facts `dataset`, `conversion`, `reference_energies` and `statistics`. A case that reads logs the
+fact `reading`, for one mode or a list of several modes, and a sample per batch: the seconds of the slowest rank, and
+the structures and bytes of one rank.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from harness.stats.intervals import compute_median_interval
 DATASETS = Columns(
     "datasets",
     run="campaign system case id",
-    about="dataset head data_origin level_of_theory source licence attribution published_structures subset_of",
+    attributes="dataset head data_origin level_of_theory source licence attribution published_structures subset_of",
     content="structures_read structures excluded excluded_kinds splits atoms groups size_median size_max elements"
     " periodic_fraction"
     " neighbours energy_std_ev_per_atom energy_low_ev_per_atom energy_high_ev_per_atom reference_mae_ev_per_atom"
@@ -49,11 +50,11 @@ QUANTITIES = {
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables on data; only finished cases that log the facts of a conversion or of reading count.
+    """Return the tables on data, from the finished cases that log the facts of a conversion or of reading.
 
-    datasets: a row per dataset, from its latest conversion, sorted by the size of the original, largest first.
-    elements: a row per dataset and element. distributions: a row per bin of a histogram. reading: a row per run and
-    mode.
+    `datasets` has a row per dataset, from its latest conversion, sorted by the size of the original dataset, largest
+    first. `elements` has a row per dataset and element, `distributions` a row per bin of a histogram, and `reading` a
+    row per run and mode.
     """
     finished = [r for r in records if r.state == "done"]
     latest: dict[str, RunRecord] = {}
@@ -70,8 +71,8 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     }
 
 
-def list_unreachable(records: Sequence[RunRecord]) -> list[str]:
-    """Return the modes of reading that were not tried, with the reasons."""
+def list_unavailable_modes(records: Sequence[RunRecord]) -> list[str]:
+    """Return the modes of reading that were not run, with the reasons."""
     finished = [r for r in records if r.state == "done"]
     return [f"{r.case.get('name')}: {reason}" for r in finished for reason in r.facts.get("unavailable_modes", [])]
 
@@ -81,27 +82,27 @@ def exclude_subsets(datasets: pd.DataFrame) -> pd.DataFrame:
     return datasets[~datasets["subset_of"].isin(datasets["dataset"])]
 
 
-def _identify(record: RunRecord) -> dict[str, Any]:
+def _get_case_columns(record: RunRecord) -> dict[str, Any]:
     case = record.case
     names = {"campaign": record.campaign, "case": case.get("name"), "folder": record.location}
     return names | {k: case.get(k) for k in ("system", "id")}
 
 
 def _describe_dataset(record: RunRecord) -> dict[str, Any]:
-    about, conversion = record.facts["dataset"], record.facts["conversion"]
-    left_out = conversion.get("excluded", {})
+    attributes, conversion = record.facts["dataset"], record.facts["conversion"]
+    excluded = conversion.get("excluded", {})
     return {
-        **_identify(record),
-        "dataset": about.get("name"),
-        **{k: about.get(k) for k in ("head", "level_of_theory", "source", "licence", "attribution", "subset_of")},
-        "data_origin": next((o for o in ORIGINS if about["data_origin"].startswith(o)), about["data_origin"]),
-        "published_structures": about.get("published_structures") or None,
-        "store_bytes": about.get("store_bytes"),
+        **_get_case_columns(record),
+        "dataset": attributes.get("name"),
+        **{k: attributes.get(k) for k in ("head", "level_of_theory", "source", "licence", "attribution", "subset_of")},
+        "data_origin": next((o for o in ORIGINS if attributes["data_origin"].startswith(o)), attributes["data_origin"]),
+        "published_structures": attributes.get("published_structures") or None,
+        "store_bytes": attributes.get("store_bytes"),
         **{k: conversion.get(k) for k in ("structures_read", "seconds", "structures_per_s", "workers", "cutoff")},
         "edges": conversion.get("edges", conversion.get("cutoff") is not None),
         "structures": conversion["structures_written"],
-        "excluded": sum(left_out.values()),
-        "excluded_kinds": _format_counts(left_out),
+        "excluded": sum(excluded.values()),
+        "excluded_kinds": _format_counts(excluded),
         "splits": _format_counts(conversion.get("splits", {})),
         "max_neighbours": conversion.get("max_neighbours"),
         **_describe_references(record.facts.get("reference_energies", {})),
@@ -110,7 +111,7 @@ def _describe_dataset(record: RunRecord) -> dict[str, Any]:
 
 
 def _format_counts(counts: dict[str, int]) -> str:
-    """Return `900 train, 50 validation`."""
+    """Return counts as text: `900 train, 50 validation`."""
     return ", ".join(f"{n} {name}" for name, n in counts.items())
 
 
@@ -130,15 +131,15 @@ def _describe_statistics(fact: dict[str, Any]) -> dict[str, Any]:
     return {
         "atoms": fact["atoms"],
         "groups": fact["groups_estimate"],
-        "size_median": _quantile(sizes, "0.5"),
+        "size_median": _get_quantile(sizes, "0.5"),
         "size_max": sizes.get("max"),
         "elements": len(fact["elements"]),
         "periodic_fraction": 1.0 - fact["structures_by_periodicity"][0] / structures if structures else None,
         "neighbours": fact["neighbours_mean"],
         "energy_std_ev_per_atom": energy.get("std"),
-        "energy_low_ev_per_atom": _quantile(energy, "0.01"),
-        "energy_high_ev_per_atom": _quantile(energy, "0.99"),
-        "force_median_ev_per_angstrom": _quantile(forces, "0.5"),
+        "energy_low_ev_per_atom": _get_quantile(energy, "0.01"),
+        "energy_high_ev_per_atom": _get_quantile(energy, "0.99"),
+        "force_median_ev_per_angstrom": _get_quantile(forces, "0.5"),
         "force_rms_ev_per_angstrom": forces.get("rms"),
         "force_max_ev_per_angstrom": forces.get("max"),
         "stress_rms_ev_per_angstrom3": fact["stress_ev_per_angstrom3"].get("rms"),
@@ -146,7 +147,7 @@ def _describe_statistics(fact: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _quantile(spread: dict[str, Any], share: str) -> float | None:
+def _get_quantile(spread: dict[str, Any], share: str) -> float | None:
     return spread.get("quantiles", {}).get(share)
 
 
@@ -176,32 +177,32 @@ def _list_bins(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _describe_reading(record: RunRecord) -> list[dict[str, Any]]:
-    """Return one row per mode; the samples of a run with several modes name theirs."""
+    """Return one row per mode of reading; in a run with several modes, each sample names its mode."""
     fact = record.facts["reading"]
     rows = []
-    for about in fact if isinstance(fact, list) else [fact]:
-        samples = [s for s in record.samples if s.get("read_mode", about["read_mode"]) == about["read_mode"]]
+    for attributes in fact if isinstance(fact, list) else [fact]:
+        samples = [s for s in record.samples if s.get("read_mode", attributes["read_mode"]) == attributes["read_mode"]]
         if samples:
-            rows.append(_identify(record) | _describe_mode(about, samples))
+            rows.append(_get_case_columns(record) | _describe_mode(attributes, samples))
     return rows
 
 
-def _describe_mode(about: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
+def _describe_mode(attributes: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the time per sample on the slowest rank, and the rate of all ranks, over the timed batches."""
     seconds, batch, n_bytes = (np.array([s[k] for s in samples]) for k in ("duration_s", "batch_size", "bytes"))
-    ranks = about["ranks"]
+    ranks = attributes["ranks"]
     time_us = compute_median_interval((1e6 * seconds / batch).tolist())
     rate = compute_median_interval((ranks * batch / seconds).tolist())
-    floor = about.get("floor") or {}
+    floor = attributes.get("floor") or {}
     return {
         **{
-            k: about.get(k)
+            k: attributes.get(k)
             for k in ("read_mode", "nodes", "ranks", "replica_ranks", "split", "samples", "open_s", "rss_bytes")
         },
-        "datasets": ", ".join(about.get("datasets", [])),
-        "stand_ins": sum(origin.startswith("stand-in") for origin in about.get("data_origins", [])),
+        "datasets": ", ".join(attributes.get("datasets", [])),
+        "stand_ins": sum(origin.startswith("stand-in") for origin in attributes.get("data_origins", [])),
         "batch_size": int(np.median(batch)),
-        "bytes_per_sample": about.get("bytes_per_sample_mean"),
+        "bytes_per_sample": attributes.get("bytes_per_sample_mean"),
         "us_per_sample": time_us.value,
         "us_per_sample_low": time_us.low,
         "us_per_sample_high": time_us.high,

@@ -29,7 +29,7 @@ from harness.experiments.data.figures import (
     draw_imbalance,
     draw_reading,
 )
-from harness.experiments.data.metrics import exclude_subsets, list_unreachable
+from harness.experiments.data.metrics import exclude_subsets, list_unavailable_modes
 from harness.experiments.experiment import PageContext
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
@@ -37,8 +37,8 @@ from harness.results.tables import Row
 ORIGIN_MEANINGS = {
     "sample": "A sample is a random part of the dataset itself.",
     "stand-in": (
-        "A stand-in is real labelled data of other chemistry or another level of theory than the dataset whose head it"
-        " trains; its numbers do not describe that dataset."
+        "A stand-in is a set of real labelled data that replaces a dataset, and whose chemistry or level of theory"
+        " differs from it; its numbers do not describe that dataset."
     ),
 }
 PREPOSITIONS = {"official": "files of", "sample": "of", "stand-in": "for"}
@@ -58,7 +58,7 @@ def build_sections(context: PageContext) -> list[Section]:
         for system, group in reading.groupby("system"):
             figures.append(draw_reading(group, context.figures, f"data-reading-{system}"))
         blocks.append(build_reading_block(reading))
-        paragraphs += [f"Not tried: {reason}." for reason in list_unreachable(context.records)]
+        paragraphs += [f"Some modes were not run: {reason}." for reason in list_unavailable_modes(context.records)]
     return [Section("Data", "data", paragraphs, figures, blocks)] if blocks else []
 
 
@@ -88,7 +88,7 @@ def draw_datasets(
 
 
 def describe_origin(row: Mapping[str, Any]) -> str:
-    """Return `stand-in for OC2020`."""
+    """Return the role of a dataset with the name of its head: `stand-in for OC2020`."""
     return f"{row['data_origin']} {PREPOSITIONS[row['data_origin']]} {row['head']}"
 
 
@@ -98,7 +98,7 @@ def describe_source(row: Mapping[str, Any]) -> str:
 
 
 def build_datasets_block(rows: list[Row]) -> TableBlock:
-    """Return a row per dataset on its origin and content."""
+    """Return the table of datasets: a row for each, with its origin and content."""
     columns: list[Column] = [
         ("data", describe_origin),
         ("source", describe_source),
@@ -119,15 +119,16 @@ def build_datasets_block(rows: list[Row]) -> TableBlock:
         ("neighbours", number_cell("neighbours", ".1f")),
     ]
     note = (
-        "Published: structures of the dataset that the head is named after, as published or listed. Groups are"
-        " molecules, materials or trajectories, which no split divides. Medians are accurate to 1%, numbers of groups"
-        " to about 3%. A dash marks absent labels or unknown values. Digests of the sources are in tables/datasets.csv."
+        "The column `published` contains the published size of the dataset that the head is named after."
+        " Groups are molecules, materials or trajectories, which no split divides. Medians are accurate to 1%, numbers"
+        " of groups to about 3%. A dash marks missing labels or unknown values. Digests of the sources are in"
+        " tables/datasets.csv."
     )
     return build_block("Datasets", rows, columns, note)
 
 
 def build_energies_block(rows: list[Row]) -> TableBlock:
-    """Return a row per dataset on its reference energies, and on the energies relative to them."""
+    """Return the table of reference energies: a row per dataset, with the energies relative to them."""
     columns: list[Column] = [
         ("data", describe_origin),
         ("elements determined", number_cell("reference_rank", ".0f")),
@@ -140,15 +141,15 @@ def build_energies_block(rows: list[Row]) -> TableBlock:
         ),
     ]
     note = (
-        "One energy per element and dataset, from a least-squares fit of the energy per atom to the composition. Not"
-        " determined separately: elements of which the data determines only a sum of energies, for example two that"
-        " always occur in one ratio."
+        "A reference energy per element and dataset is the result of a least-squares fit of the energy per atom to the"
+        " composition. Elements are not determined separately if the data determine only a sum of their energies, for"
+        " example for two elements that always occur in the same ratio."
     )
     return build_block("Reference energies", rows, columns, note)
 
 
 def build_conversions_block(rows: list[Row]) -> TableBlock:
-    """Return a row per dataset on its licence and its conversion."""
+    """Return the table of licences and conversions, with a row per dataset."""
     columns: list[Column] = [
         ("data", describe_origin),
         ("licence", text_cell("licence")),
@@ -165,39 +166,39 @@ def build_conversions_block(rows: list[Row]) -> TableBlock:
 
 
 def format_pair(first: float | None, second: float | None, spec: str = ".3g") -> str:
-    """Return two numbers, or one dash if they are missing."""
+    """Return two numbers as text, or a dash if the first is missing."""
     return EN_DASH if first is None else f"{format_number(first, spec)}, {format_number(second, spec)}"
 
 
 def describe_edges(row: Mapping[str, Any]) -> str:
-    """Return `at most 20 within 5 angstrom`, or `no`."""
+    """Return the stored edges as text: `at most 20 within 5 angstrom`, or `no`."""
     if not row["edges"]:
         return "no"
     number = f"at most {row['max_neighbours']:.0f}" if row["max_neighbours"] else "all"
     return f"{number} within {row['cutoff']:g} \N{ANGSTROM SIGN}"
 
 
-def name_datasets(row: Mapping[str, Any]) -> str:
-    """Return `16, 14 of them stand-ins`, or the names of up to three datasets."""
+def format_datasets(row: Mapping[str, Any]) -> str:
+    """Return the names of at most three datasets, or their number: `16, 14 of them stand-ins`."""
     names = row["datasets"].split(", ")
     text = row["datasets"] if len(names) <= 3 else str(len(names))
     return text + (f", {row['stand_ins']} of them stand-ins" if row["stand_ins"] else "")
 
 
 def build_reading_block(reading: pd.DataFrame) -> TableBlock:
-    """Return a row per run of reading, with its intervals and its floor."""
+    """Return the table of reading: a row per run and mode, with intervals and the lower bound of the time."""
     columns: list[Column] = [
         ("mode", "read_mode"),
         ("system", "system"),
         ("nodes", number_cell("nodes", ".0f")),
         ("ranks", "ranks"),
         ("replica ranks", number_cell("replica_ranks", ".0f")),
-        ("datasets", name_datasets),
+        ("datasets", format_datasets),
         (
             "\N{MICRO SIGN}s per sample [interval]",
             interval_cell("us_per_sample", "us_per_sample_low", "us_per_sample_high"),
         ),
-        ("floor (\N{MICRO SIGN}s)", number_cell("floor_us")),
+        ("lower bound (\N{MICRO SIGN}s)", number_cell("floor_us")),
         ("samples/s, all ranks [interval]", interval_cell("samples_per_s")),
         ("MB/s, all ranks", number_cell("mb_per_s")),
         ("bytes per sample", number_cell("bytes_per_sample", ",.0f")),
@@ -208,7 +209,7 @@ def build_reading_block(reading: pd.DataFrame) -> TableBlock:
     ]
     note = (
         "Medians over n batches with order-statistic intervals"
-        f" ({format_number(100 * reading['coverage'].min(), '.1f')}% coverage). The time of a batch is that of the"
-        " slowest rank. Ranks on one host share its disk and memory."
+        f" ({format_number(100 * reading['coverage'].min(), '.1f')}% coverage). The time of a batch is the time of the"
+        " slowest rank. Ranks on one host share the disk and the memory of the host."
     )
     return build_block("Reading", list_rows(reading), columns, note)

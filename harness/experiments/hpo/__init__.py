@@ -1,4 +1,4 @@
-"""Hyperparameter searches: trials, the best points, and what each hyperparameter explains."""
+"""Hyperparameter searches: trials, the best configurations, and the importance of each hyperparameter."""
 
 from harness.experiments.experiment import CostJoin, Experiment
 

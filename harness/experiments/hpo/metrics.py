@@ -1,7 +1,7 @@
-"""Tables on hyperparameter searches: trials, best points, and what each hyperparameter explains.
+"""Tables on hyperparameter searches: trials, best configurations, and the importance of each hyperparameter.
 
-A search logs the facts search, warm_start and overhead, and an event `trial` for each trial that has ended, whatever
-its state. An interrupted search is evaluated like a complete one.
+A search logs the facts `search`, `warm_start` and `overhead`, and an event `trial` for each trial that has ended in any
+state. An interrupted search is evaluated like a complete one.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ PERMUTATIONS = 2000
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on searches; missing values are NaN or None.
 
-    hpo_searches: a row per search. hpo_trials: a row per trial, in the order in which they ended. hpo_best: the trial
-    with the highest objective of each search and backbone. hpo_points: a row per trial and hyperparameter.
-    hpo_importance: see `rank_importance`.
+    `hpo_searches` has a row per search, and `hpo_trials` a row per trial in the order in which trials ended. `hpo_best`
+    has the trial with the highest objective of each search and backbone. `hpo_points` has a row per trial and
+    hyperparameter. For `hpo_importance`, see `rank_importance`.
     """
     runs = [r for r in records if r.program == "hpo" and r.events("trial")]
     trials = TRIALS.build(row for r in runs for row in _list_trials(r))
@@ -91,14 +91,14 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
     return float(len(record.events("trial"))), "trial"
 
 
-def _identify(record: RunRecord) -> dict[str, Any]:
+def _get_search_columns(record: RunRecord) -> dict[str, Any]:
     case = record.case
     search = case.get("axis_values", {}).get("search") or record.facts.get("search", {}).get("backbone")
     return {"campaign": record.campaign, "case": case.get("name"), "search": search}
 
 
 def _list_trials(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per trial, with times since the first began, node-hours spent, and the best objective so far."""
+    """Return a row per trial, with times since the first trial started, node-hours, and the best objective so far."""
     events = record.events("trial")
     first = min(e["start_time_s"] for e in events)
     rows, spent, best = [], 0.0, math.nan
@@ -108,7 +108,7 @@ def _list_trials(record: RunRecord) -> list[dict[str, Any]]:
         best = np.fmax(best, objective)
         rows.append(
             {
-                **_identify(record),
+                **_get_search_columns(record),
                 **{k: e.get(k) for k in TRIALS["event"]},
                 "objective": objective,
                 "start_h": (e["start_time_s"] - first) / 3600,
@@ -125,23 +125,23 @@ def _list_trials(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def find_pareto_front(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which points are Pareto optimal, both quantities being better when larger; NaN never is."""
+    """Return a mask of the Pareto-optimal points, (n,), where larger values of both quantities are better.
+
+    A point with a value that is not finite is never optimal.
+    """
     is_known = np.isfinite(first) & np.isfinite(second)
     a, b = (np.where(is_known, x, -np.inf) for x in (first, second))
-    as_good = (a[None, :] >= a[:, None]) & (b[None, :] >= b[:, None])
-    better = (a[None, :] > a[:, None]) | (b[None, :] > b[:, None])
-    return is_known & ~(as_good & better).any(axis=1)
+    is_as_good = (a[None, :] >= a[:, None]) & (b[None, :] >= b[:, None])
+    is_better = (a[None, :] > a[:, None]) | (b[None, :] > b[:, None])
+    return is_known & ~(is_as_good & is_better).any(axis=1)
 
 
 def _list_points(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per trial and hyperparameter.
-
-    normalized_value: the position of the value in its range, from 0 to 1.
-    """
+    """Return a row per trial and hyperparameter; see normalize_value for the column of that name."""
     space = record.facts.get("search", {}).get("space", {})
     return [
         {
-            **_identify(record),
+            **_get_search_columns(record),
             "trial": e["trial"],
             "objective": math.nan if e["objective"] is None else e["objective"],
             "hyperparameter": name,
@@ -164,7 +164,7 @@ def normalize_value(value: Any, dimension: dict[str, Any]) -> float:
 
 
 def _describe_search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
-    names = _identify(record)
+    names = _get_search_columns(record)
     rows = trials[(trials["campaign"] == names["campaign"]) & (trials["case"] == names["case"])]
     facts, warm_start = record.facts, record.facts.get("warm_start", {})
     overhead = facts.get("overhead", {})
@@ -193,9 +193,10 @@ def _describe_search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
 def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
     """Return the share of the variance of the objective's ranks that each hyperparameter alone explains.
 
-    For numbers this is the square of Spearman's correlation, whose sign is the direction, and for choices the
-    correlation ratio. p_value is the share of permutations of the objectives that explain as much. Left out are trials
-    without an objective, hyperparameters with only one value, and searches with fewer than MIN_TRIALS trials.
+    For numbers, the share is the square of Spearman's correlation, and the sign of the correlation is the direction;
+    for choices, the share is the correlation ratio. The p value is the share of permutations of the objectives that
+    explain as much. The table omits trials without an objective, hyperparameters with only one value, and searches with
+    fewer than MIN_TRIALS trials.
     """
     rows = []
     groups = points[points["objective"].notna()].groupby([*IMPORTANCE["search"], "hyperparameter"], sort=False)
@@ -208,13 +209,13 @@ def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
         shuffled = ranks[_list_permutations(len(ranks))]
         if is_choice:
             choices = values.astype(str).to_numpy()
-            explained, direction = float(_correlation_ratios(choices, ranks[None])[0]), math.nan
-            by_chance = _correlation_ratios(choices, shuffled)
+            explained, direction = float(_compute_correlation_ratios(choices, ranks[None])[0]), math.nan
+            shuffled_explained = _compute_correlation_ratios(choices, shuffled)
         else:
             x = values.astype(float).rank().to_numpy()
             rho = float(np.corrcoef(x, ranks)[0, 1])
             explained, direction = rho**2, math.copysign(1.0, rho)
-            by_chance = _correlations(x, shuffled) ** 2
+            shuffled_explained = _compute_correlations(x, shuffled) ** 2
         rows.append(
             {
                 **dict(zip([*IMPORTANCE["search"], "hyperparameter"], names, strict=True)),
@@ -222,7 +223,7 @@ def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
                 "trials": len(group),
                 "explained_variance": explained,
                 "direction": direction,
-                "p_value": (1 + int((by_chance >= explained - 1e-12).sum())) / (1 + PERMUTATIONS),
+                "p_value": (1 + int((shuffled_explained >= explained - 1e-12).sum())) / (1 + PERMUTATIONS),
             }
         )
     table = IMPORTANCE.build(rows)
@@ -231,12 +232,12 @@ def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
 
 @lru_cache(maxsize=8)
 def _list_permutations(n: int) -> NDArray[np.intp]:
-    """Return PERMUTATIONS random permutations of n elements, the same ones for every call."""
+    """Return PERMUTATIONS random permutations of n elements, (PERMUTATIONS, n), which are the same in every call."""
     rng = np.random.default_rng(0)
     return np.stack([rng.permutation(n) for _ in range(PERMUTATIONS)])
 
 
-def _correlation_ratios(choices: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_correlation_ratios(choices: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the share of the variance of each row of ranks that lies between the groups of equal choices."""
     mean = orders.mean(axis=1)
     between = sum(
@@ -246,7 +247,7 @@ def _correlation_ratios(choices: NDArray[Any], orders: NDArray[np.float64]) -> N
     return np.asarray(between / (orders.shape[1] * orders.var(axis=1)))
 
 
-def _correlations(x: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_correlations(x: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the correlation of x with each row of ranks."""
     x = x - x.mean()
     centred = orders - orders.mean(axis=1, keepdims=True)

@@ -36,14 +36,14 @@ FAILED_COLOUR = "#b42318"
 
 
 def draw_best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
-    """Draw the lowest mean error so far over time and over node-hours, with a line per search."""
+    """Draw the lowest mean error so far against time and against node-hours, with a line per search."""
     with mpl.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.5), sharey=True, layout="constrained")
         per_hour, unit = (1.0, "hours") if trials["end_h"].max() > 1.0 else (60.0, "minutes")
         for axes, column, label in zip(
             panels,
             ("end_h", "cumulative_node_hours"),
-            (f"{unit} since the search began", f"node-{unit} spent"),
+            (f"{unit} since the search began", f"node-{unit} used"),
             strict=True,
         ):
             for search, group in trials.groupby("search", sort=False):
@@ -63,26 +63,26 @@ def draw_best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, 
         panels[1].legend(frameon=False, fontsize=8)
         caption = (
             f"Mean errors on validation structures of {pluralize(len(trials), 'trial')}, in eV/atom and"
-            " eV/\N{ANGSTROM SIGN}. Dots are trials, lines the lowest error so far, and crosses at the top trials"
-            " without an objective."
+            " eV/\N{ANGSTROM SIGN}. Dots are trials, lines are the lowest errors so far, and crosses at the top are"
+            " trials without an objective."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def draw_front(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
-    """Draw every trial's mean error over its rate, and the Pareto front."""
+    """Draw the mean error of every trial against its training throughput, and the Pareto front."""
     scored = trials[trials["objective"].notna()]
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
         for backbone, group in scored.groupby("backbone", sort=False):
             key = str(backbone)
-            look: Any = {
+            style: Any = {
                 "color": find_backbone(key).colour,
                 "marker": find_backbone(key).marker,
                 "ls": "",
                 "ms": 4.5,
             }
-            axes.plot(group["structures_per_s"], -group["objective"], label=names.get(key, key), alpha=0.8, **look)
+            axes.plot(group["structures_per_s"], -group["objective"], label=names.get(key, key), alpha=0.8, **style)
         front = scored[scored["is_pareto_optimal"].astype(bool)].sort_values("structures_per_s")
         axes.plot(front["structures_per_s"], -front["objective"], "-", color=GREY, lw=0.9, zorder=0, label="front")
         axes.set_xscale("log")
@@ -93,13 +93,13 @@ def draw_front(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: 
         axes.set_ylabel("(MAE(E/atom) + MAE(F)) / 2")
         axes.legend(frameon=False, fontsize=8)
         caption = (
-            f"Accuracy against throughput, {pluralize(len(scored), 'trial')} of all searches."
-            " The line is the Pareto front: no other trial is better in both."
+            f"Error against throughput for {pluralize(len(scored), 'trial')} of all searches. The line is the Pareto"
+            " front, on which no trial is worse than another one in both quantities."
         )
         return save_figure(figure, folder, name, caption)
 
 
-def draw_points(points: pd.DataFrame, title: str, folder: Path, name: str) -> Figure:
+def draw_configurations(points: pd.DataFrame, title: str, folder: Path, name: str) -> Figure:
     """Draw the parallel coordinates of one search, with a line per trial."""
     names = list(points["hyperparameter"].unique())
     table = points.pivot_table(index="trial", columns="hyperparameter", values="normalized_value")[names]
@@ -130,7 +130,7 @@ def draw_points(points: pd.DataFrame, title: str, folder: Path, name: str) -> Fi
         failed = int(objective.isna().sum())
         caption = (
             f"{title}: one line per trial, {n_scored} with an objective (yellow is good, and the best trial is thick)"
-            + (f" and {failed} without one (dotted)" if failed else "")
+            + (f" and {failed} without an objective (dotted)" if failed else "")
             + ". Each axis spans the search range; the numbers are the smallest and the largest evaluated value."
         )
         return save_figure(figure, folder, name, caption)
@@ -144,7 +144,7 @@ def _format_ends(values: pd.Series[Any]) -> tuple[str, str]:
 
 
 SEARCH_NAMES = {**{str(name): backbone.title for name, backbone in BACKBONES.items()}, "mixed": MIXED.title}
-SEARCH_COLUMN: Column = ("search", lambda r: name_search(str(r["search"])))
+SEARCH_COLUMN: Column = ("search", lambda r: get_search_title(str(r["search"])))
 MAX_ROWS = 40
 SIGNIFICANCE = 0.05
 
@@ -168,8 +168,8 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
         ]
         for case, group in points.groupby("case", sort=False):
             if group["objective"].notna().any():
-                title = f"Search of {name_search(str(group['search'].iloc[0]))}"
-                figures.append(draw_points(group, title, context.figures, f"{campaign}-{case}-points"))
+                title = f"Search of {get_search_title(str(group['search'].iloc[0]))}"
+                figures.append(draw_configurations(group, title, context.figures, f"{campaign}-{case}-points"))
     blocks = [
         build_searches_block(searches),
         build_best_block(best),
@@ -180,8 +180,8 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
     return Section(title, f"search-{campaign}", describe_searches(searches, trials), figures, blocks)
 
 
-def name_search(search: str) -> str:
-    """Return the title of a search: a backbone, or all of them."""
+def get_search_title(search: str) -> str:
+    """Return the title of a search, which is the name of its backbone, or `all backbones`."""
     return SEARCH_NAMES.get(search, search)
 
 
@@ -196,8 +196,8 @@ def describe_searches(searches: pd.DataFrame, trials: pd.DataFrame) -> list[str]
     ]
     if searches["stand_ins"].any():
         text.append(
-            "The models are trained for minutes on the shipped datasets, most of which are stand-ins: their ranking of"
-            " backbones cannot be compared with the paper's."
+            "The models are trained for minutes on the shipped datasets, most of which are stand-ins, so the ranking of"
+            " backbones cannot be compared with that of the paper."
         )
     unfinished = [f"{r['case']} ({r['state']}, {r['trials']} of {r['max_trials']})" for r in list_rows(searches)
                   if r["state"] != "done"]  # fmt: skip
@@ -207,7 +207,7 @@ def describe_searches(searches: pd.DataFrame, trials: pd.DataFrame) -> list[str]
 
 
 def build_searches_block(searches: pd.DataFrame) -> TableBlock:
-    """Return a row per search."""
+    """Return the table of searches."""
     columns: list[Column] = [
         SEARCH_COLUMN,
         ("trials", lambda r: f"{r['trials']} of {format_number(r['max_trials'], '.0f')}"),
@@ -218,17 +218,17 @@ def build_searches_block(searches: pd.DataFrame) -> TableBlock:
         ("time in trials (s)", number_cell("trial_s")),
         ("optimizer, share of that time", number_cell("optimizer_time_fraction", ".1%")),
         ("earlier trials read", lambda r: r["earlier_trials_received"] + r["earlier_trials_excluded"]),
-        ("of these left out", "earlier_trials_excluded"),
+        ("earlier trials left out", "earlier_trials_excluded"),
     ]
     note = (
-        "Optimizer: the time for proposing points and recording results, during which other trials run. Left out:"
-        " failed trials, and points outside the search range."
+        "The time of the optimizer is the time for proposing configurations and recording results, during which other"
+        " trials run. Earlier trials are left out if they failed or are outside the search range."
     )
     return add_cost_columns(build_block("Searches", list_rows(searches), columns, note), searches)
 
 
 def build_best_block(best: pd.DataFrame) -> TableBlock:
-    """Return the best point of each backbone in each search."""
+    """Return the table of the best trial of each backbone in each search."""
     columns: list[Column] = [
         SEARCH_COLUMN,
         ("backbone", lambda r: get_backbone_title(r["backbone"])),
@@ -236,26 +236,26 @@ def build_best_block(best: pd.DataFrame) -> TableBlock:
         ("MAE(E) (meV/atom)", number_cell("energy_mae_ev_per_atom", scale=1e3)),
         ("MAE(F) (meV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_angstrom", scale=1e3)),
         ("structures/s", number_cell("structures_per_s")),
-        ("configuration", lambda r: format_point(r["configuration"])),
+        ("configuration", lambda r: format_configuration(r["configuration"])),
         ("raw records", lambda r: link_run_folder(r["folder"], 5)),
     ]
-    note = "Each trial has one seed: the scatter between trials of one point is not measured here."
+    note = "Each trial has one seed, so the scatter between trials of the same configuration is unknown."
     return build_block("Best of each backbone", list_rows(best), columns, note)
 
 
 def negate(value: float | None) -> float | None:
-    """Return the mean error that is the negative of an objective."""
+    """Return the mean error, which is the negative of an objective; None if there is no objective."""
     return None if value is None else -value
 
 
-def format_point(configuration: str) -> str:
-    """Return `hidden_dim 64, learning_rate 0.00123`."""
+def format_configuration(configuration: str) -> str:
+    """Return a configuration in JSON as text: `hidden_dim 64, learning_rate 0.00123`."""
     values: dict[str, Any] = json.loads(configuration)
     return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
 
 
 def build_importance_block(importance: pd.DataFrame) -> TableBlock:
-    """Return a row per search and hyperparameter on the variance that it explains."""
+    """Return the table of importance: a row per search and hyperparameter, with the variance that it explains."""
     columns: list[Column] = [
         SEARCH_COLUMN,
         ("hyperparameter", "hyperparameter"),
@@ -265,10 +265,11 @@ def build_importance_block(importance: pd.DataFrame) -> TableBlock:
         ("trials", "trials"),
     ]
     note = (
-        "Share of the variance of the objectives' ranks that the hyperparameter alone explains. p: share of"
-        f" permutations of the objectives that explain as much (* below {SIGNIFICANCE:g}, which one row in twenty is by"
-        f" chance). Searches with fewer than {MIN_TRIALS} trials are left out. The optimizer does not draw points"
-        " independently, so these numbers only describe the search."
+        "The column `explains` is the share of the variance of the objectives' ranks that the hyperparameter alone"
+        " explains, and p is the share of permutations of the objectives that explain as much. A * marks p values"
+        f" below {SIGNIFICANCE:g}, which one row in twenty reaches by chance. Searches with fewer than {MIN_TRIALS}"
+        " trials are left out. The optimizer does not draw configurations independently, so these numbers only"
+        " describe the search."
     )
     return build_block("Importance of hyperparameters", list_rows(importance), columns, note)
 
@@ -279,7 +280,7 @@ def describe_direction(row: Row) -> str:
 
 
 def build_trials_block(trials: pd.DataFrame) -> TableBlock:
-    """Return the trials without an objective, and the best of the others."""
+    """Return the table of the trials without an objective and the best of the others, at most MAX_ROWS."""
     failed, ranked = trials[trials["objective"].isna()], trials.sort_values("objective", ascending=False)
     selected = pd.concat([failed, ranked]).drop_duplicates(["case", "trial"])[:MAX_ROWS]
     columns: list[Column] = [
@@ -291,7 +292,7 @@ def build_trials_block(trials: pd.DataFrame) -> TableBlock:
         ("structures/s", number_cell("structures_per_s")),
         ("minutes", lambda r: format_number(60 * (r["end_h"] - r["start_h"]))),
         ("nodes", text_cell("nodes")),
-        ("configuration", lambda r: format_point(r["configuration"])),
+        ("configuration", lambda r: format_configuration(r["configuration"])),
     ]
     n_more = len(trials) - len(selected)
     note = f"{f'{n_more} more trials are' if n_more else 'All trials are'} in tables/hpo_trials.csv."

@@ -1,4 +1,4 @@
-"""Write a suite that pretrains with the best points of a search, as the paper promotes its models to 2,048 nodes."""
+"""Writing of a suite that pretrains the best models of a search, as the paper does on 2,048 nodes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from harness.protocol.errors import UsageError, did_you_mean
 from harness.protocol.programs.model import ModelParameters
 from harness.results.runs import load_runs
 
-NAME = "pretrain-promoted"
+SUITE_NAME = "pretrain-promoted"
 OVERLAYS = ("slurm", "local")
-HEAD = """\
+HEADER = """\
 # Written by `harness promote {campaign}`: the trial of each backbone with the best objective.
 {lines}
 # `harness run {path} --system NAME` trains them; -n BACKBONE selects one.
@@ -36,36 +36,44 @@ def write_best_suite(out: Path, campaign: str) -> Path:
     best = best.drop_duplicates("backbone")
     if best.empty:
         raise UsageError(f"{searches[0].folder.parent}: no trial has an objective yet")
-    fixed = {r.case.get("name"): r.case["parameters"].get("trial", {}).get("model", {}) for r in searches}
-    points, lines = {}, []
+    fixed_models = {r.case.get("name"): r.case["parameters"].get("trial", {}).get("model", {}) for r in searches}
+    configurations, lines = {}, []
     for row in best.to_dict("records"):
-        points[row["backbone"]] = split_point(json.loads(row["configuration"]), row["backbone"], fixed[row["case"]])
+        configurations[row["backbone"]] = split_configuration(
+            json.loads(row["configuration"]), row["backbone"], fixed_models[row["case"]]
+        )
         lines.append(f"#   {row['backbone']}: trial {row['trial']} of {row['case']}, objective {row['objective']:.4g}")
-    path = out / f"{NAME}.yaml"
-    text = HEAD.format(campaign=campaign, lines="\n".join(lines), path=path) + _to_yaml(build_suite(points))
+    path = out / f"{SUITE_NAME}.yaml"
+    text = HEADER.format(campaign=campaign, lines="\n".join(lines), path=path) + _to_yaml(build_suite(configurations))
     write_below(out, path.name, text)
     return path
 
 
-def split_point(configuration: Mapping[str, Any], backbone: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a point as parameters of training, with the model's parameters under `model`."""
+def split_configuration(configuration: Mapping[str, Any], backbone: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a trial as parameters of training, with the hyperparameters of the model in `model`.
+
+    Args:
+        configuration: The hyperparameters of the trial.
+        backbone: The backbone of the trial.
+        fixed: The hyperparameters of the model that the search did not vary.
+    """
     model = {k: v for k, v in configuration.items() if k in ModelParameters.model_fields}
     others = {k: v for k, v in configuration.items() if k not in ModelParameters.model_fields}
     return {"model": {**fixed, **model, "backbone": backbone}, **others}
 
 
-def build_suite(points: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a suite that extends `pretrain` with these points, on every system."""
-    names = list(next(iter(points.values())))
-    chosen = {name: "{{ best[backbone]['" + name + "'] }}" for name in names}
+def build_suite(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a suite that extends `pretrain` with these configurations, given by backbone, on every system."""
+    names = list(next(iter(configurations.values())))
+    parameters = {name: "{{ best[backbone]['" + name + "'] }}" for name in names}
     return {
-        "name": NAME,
-        "title": "Pretraining with the best points of a search",
+        "name": SUITE_NAME,
+        "title": "Pretraining of the best models of a hyperparameter search",
         "extends": "pretrain",
-        "variables": {"best": {k: dict(v) for k, v in points.items()}},
-        "parameters": chosen,
-        "matrix": {"backbone": list(points)},
-        "overlays": {name: {"parameters": dict(chosen)} for name in OVERLAYS},
+        "variables": {"best": {k: dict(v) for k, v in configurations.items()}},
+        "parameters": parameters,
+        "matrix": {"backbone": list(configurations)},
+        "overlays": {name: {"parameters": dict(parameters)} for name in OVERLAYS},
     }
 
 

@@ -39,10 +39,10 @@ STEP_REGIONS = ("opt_step", "backward", "forward")
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on runs of the original code; missing values are NaN.
 
-    hydragnn_epochs: a row per epoch with losses and errors of the tasks [E, E/atom, F] in the original's units, and the
-    line of the log. hydragnn_regions: the regions of its tracer, aggregated over ranks. hydragnn_rates: a row per run
-    with its parameters; train_structures_per_s is derived as batch size x steps of all ranks / seconds of the slowest
-    rank in `train`.
+    `hydragnn_epochs` has a row per epoch with losses and errors of the tasks [E, E/atom, F] in HydraGNN's units, and
+    the line of the log. `hydragnn_regions` has the regions of the tracer, aggregated over ranks. `hydragnn_rates` has a
+    row per run with its parameters; `train_structures_per_s` is derived as batch size x steps of all ranks / seconds of
+    the slowest rank in the region `train`.
     """
     runs = [r for r in records if r.program == PROGRAM]
     return {

@@ -22,6 +22,7 @@ from harness.document.blocks import (
 from harness.document.figures import STYLE, Figure, save_figure
 from harness.experiments.experiment import PageContext
 from harness.experiments.hydragnn.metrics import EPOCHS, RATES
+from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
@@ -34,9 +35,10 @@ def build_sections(context: PageContext) -> list[Section]:
         return []
     runs = len(rates)
     text = [
-        f"Numbers of {runs} run{'s' * (runs > 1)} of HydraGNN, from its logs and in their units; this harness measured"
-        " none of them. The logs do not contain the training throughput. It is derived as ranks x batch size x steps /"
-        " seconds of the slowest rank in `train`, without the first epoch, which the tracer leaves out."
+        f"These are numbers of {pluralize(runs, 'run')} of HydraGNN, from its logs and in their units; this harness"
+        " did not measure them. The logs do not contain the training throughput. It is derived as ranks x batch size x"
+        " steps / seconds of the slowest rank in the region `train`, without the first epoch, which the tracer leaves"
+        " out."
     ]
     figures = [draw_losses(epochs, context.figures)] if len(epochs) else []
     blocks = [build_runs_block(rates, epochs), build_parameters_block(rates)]
@@ -46,7 +48,7 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def draw_losses(epochs: pd.DataFrame, folder: Path) -> Figure:
-    """Draw losses over epochs, with a colour per run."""
+    """Draw the losses of each epoch, with a colour per run."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.4), layout="constrained")
         for k, (case, rows) in enumerate(epochs.groupby("case", sort=False)):
@@ -58,11 +60,11 @@ def draw_losses(epochs: pd.DataFrame, folder: Path) -> Figure:
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
         axes.legend(frameon=False, fontsize=7)
-        return save_figure(figure, folder, "original-losses", "Losses that the original code printed, epoch by epoch.")
+        return save_figure(figure, folder, "original-losses", "Losses of each epoch that the original code printed.")
 
 
 def build_runs_block(rates: pd.DataFrame, epochs: pd.DataFrame) -> TableBlock:
-    """Return a row per run: its last epoch, time and rate."""
+    """Return the table of runs: a row for each, with its last epoch, time and rate."""
     columns = [
         "run", "epochs", "last training loss", "validation", "test", "validation E", "E/atom", "F",
         "train_validate_test (s)", "training, derived (structures/s)", "inference (structures/s)",
@@ -82,12 +84,14 @@ def build_runs_block(rates: pd.DataFrame, epochs: pd.DataFrame) -> TableBlock:
                 format_number(r["structures_per_s"]) if r["samples"] else EN_DASH,
             ]
         )
-    return TableBlock("Runs", columns, body, "Every epoch with its line in the log: tables/hydragnn_epochs.csv.")
+    return TableBlock(
+        "Runs", columns, body, "All epochs, with their lines in the log, are in tables/hydragnn_epochs.csv."
+    )
 
 
 def build_parameters_block(rates: pd.DataFrame) -> TableBlock:
-    """Return a row per run: its parameters, and notes on missing information."""
-    heads = ("model", "width", "layers", "batch size", "precision", "epochs", "datasets", "ranks", "nodes")
+    """Return the table of parameters: a row per run, with notes on missing information."""
+    headers = ("model", "width", "layers", "batch size", "precision", "epochs", "datasets", "ranks", "nodes")
     body = [
         [
             r["case"],
@@ -96,8 +100,8 @@ def build_parameters_block(rates: pd.DataFrame) -> TableBlock:
         ]
         for r in list_rows(rates)
     ]
-    note = "From config.json, and the command lines of the program and of the launcher."
-    return TableBlock("Parameters", ["run", *heads, "notes"], body, note)
+    note = "The parameters come from config.json and from the command lines of the program and of the launcher."
+    return TableBlock("Parameters", ["run", *headers, "notes"], body, note)
 
 
 def _format_parameter(value: Any) -> str:
@@ -107,7 +111,7 @@ def _format_parameter(value: Any) -> str:
 
 
 def build_regions_block(regions: pd.DataFrame) -> TableBlock:
-    """Return a row per region of the original's tracer."""
+    """Return the table of the regions of HydraGNN's tracer."""
     columns: list[Column] = [
         ("run", "case"),
         ("region", "region"),
@@ -115,7 +119,7 @@ def build_regions_block(regions: pd.DataFrame) -> TableBlock:
         ("calls", number_cell("calls", ",")),
         ("mean rank (s)", number_cell("duration_mean_s")),
         ("slowest (s)", number_cell("duration_max_s")),
-        ("slowest over mean", number_cell("imbalance", ".2f")),
+        ("slowest / mean", number_cell("imbalance", ".2f")),
         ("energy (J)", _format_energy),
     ]
     note = "Regions are nested, so their times do not add up."
@@ -123,7 +127,7 @@ def build_regions_block(regions: pd.DataFrame) -> TableBlock:
 
 
 def _format_energy(region: Row) -> str:
-    """Return joules, with the number of ranks if some have no energy."""
+    """Return the energy in joules, with the number of ranks if the energy of some ranks is unknown."""
     ranks = region["energy_ranks"]
     suffix = f" ({ranks} of {region['ranks']} ranks)" if 0 < ranks < region["ranks"] else ""
     return format_number(region["energy_j"]) + suffix

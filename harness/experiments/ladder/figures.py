@@ -1,4 +1,4 @@
-"""Figures of the ladder: speed-ups next to the paper's, and the roofline."""
+"""Figures of the ladder: speed-ups compared with the paper's, and the roofline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.results.runs import RunRecord
 
 PAPER_COLOURS = ("#bdbdbd", "#969696", "#d9d9d9", "#737373")
 OUR_COLOURS = {"fp64": "#0072b2", "fp32": "#e69f00"}
-SHAPES = {"nodes": "-", "heads": "--"}
+LINE_STYLES = {"nodes": "-", "heads": "--"}
 
 
 def draw_ladder(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Path, name: str) -> Figure:
@@ -35,26 +35,27 @@ def draw_ladder(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
             group = rows[rows["precision"] == precision].drop_duplicates("stage").set_index("stage").reindex(stages)
             span = np.array([group["speedup"] - group["speedup_low"], group["speedup_high"] - group["speedup"]])
             offset = (len(paper.columns) + j + 0.5) * width
-            label, colour = f"here, {precision.upper()}", OUR_COLOURS[precision]
+            label, colour = f"measured, {precision.upper()}", OUR_COLOURS[precision]
             axes.bar(x + offset, group["speedup"].tolist(), yerr=span, label=label, color=colour, **style)
             missing = np.flatnonzero(group["speedup"].isna().to_numpy())
             axes.plot(missing + offset, np.ones(len(missing)), "x", color="#d55e00", ms=5, clip_on=False)
         axes.set_xticks(x + 0.425, [s.replace("_", "\n") for s in stages])
         axes.set_yscale("log")
-        axes.set_ylabel("speed-up over own baseline (x)")
+        axes.set_ylabel("speed-up over the baseline (x)")
         axes.legend(frameon=False, ncols=2, loc="upper left", fontsize=8)
         counts = rows.loc[rows["samples"] > 0, "samples"]
         n = int(counts.min()) if len(counts) else 0
         caption = (
-            f"Cumulative speed-up, {rows['model'].iloc[0]}, {rows['workload'].iloc[0]} workload: median of paired"
-            f" ratios with 95% interval, n = {n} rounds. The paper prints no row for batched heads and for the stages"
-            " after torch compile. A cross marks a stage with wrong numbers, or one that did not run."
+            f"Cumulative speed-up over the baseline of the same column, {rows['model'].iloc[0]},"
+            f" {rows['workload'].iloc[0]} workload: median of paired ratios with 95% interval, n = {n} rounds. The"
+            " paper prints no row for batched heads and for the stages after torch compile. A cross marks a stage that"
+            " gives wrong numbers or did not run."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def draw_roofline(rows: pd.DataFrame, records: list[RunRecord], folder: Path, name: str) -> Figure:
-    """Draw GFLOP/s over FLOP/byte, with a panel per precision."""
+    """Draw GFLOP/s against FLOP/byte, with a panel per precision."""
     groups = {
         p: group for p, group in rows.groupby("precision", sort=False) if group["attainable_fraction"].notna().any()
     }
@@ -70,10 +71,10 @@ def draw_roofline(rows: pd.DataFrame, records: list[RunRecord], folder: Path, na
             axes.set_xlabel("FLOP / byte")
         panels[0][0].set_ylabel("GFLOP/s")
         caption = (
-            "Rate of each stage over its arithmetic per byte of traffic. The slope is the rate of a copy of 256 MiB;"
-            " the levels are those of matrix products of the model's shapes and types (solid: one row per atom, dashed:"
-            " heads), all measured in the same run. Percentages: share of the attainable rate of the stage's mix of"
-            " operations without caches, which can bring it above 100%."
+            "Rate of each stage against its arithmetic per byte of traffic. The slope is the rate of a copy of 256"
+            " MiB, and the levels are the rates of matrix products of the model's shapes and types (solid: one row per"
+            " atom, dashed: heads), all measured in the same run. Percentages are shares of the attainable rate of the"
+            " stage's operations without caches; caches can raise a share above 100%."
         )
         return save_figure(figure, folder, name, caption)
 
@@ -88,10 +89,10 @@ def _draw_roof(axes: Axes, ceilings: dict[str, Any], group: pd.DataFrame) -> Non
     intensity = np.array([low, ridge, high])
     axes.plot(intensity, np.minimum(intensity * ceilings["copy_gb_per_s"], top), color="#999999", linewidth=1)
     for product in ceilings["products"]:
-        if product["operation"] in SHAPES:
+        if product["operation"] in LINE_STYLES:
             rate = product["gflop_per_s"]
             left = max(low, rate / ceilings["copy_gb_per_s"])
-            axes.plot([left, high], [rate, rate], SHAPES[product["operation"]], color="#999999", linewidth=1)
+            axes.plot([left, high], [rate, rate], LINE_STYLES[product["operation"]], color="#999999", linewidth=1)
             if product["operation"] == "nodes":
                 axes.text(high, rate, product["dtype"], fontsize=7, ha="right", va="bottom", color="#555555")
     axes.set_xscale("log")

@@ -25,7 +25,7 @@ from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import compute_median_interval
 
-# Checks of physics that count even if the baseline fails them as well.
+# Physics checks that make a stage incorrect even if the baseline fails them too.
 FORCE_CHECKS = ("forces from energies", "conservative forces")
 # Largest error of an exact stage, relative to the largest force (or energy per atom) of the baseline.
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 0.1}
@@ -81,11 +81,10 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
 def build_ladder_table(records: Sequence[RunRecord]) -> Table:
     """Return one row per case and stage, in the order of the ladder; missing values are NaN.
 
-    Columns of note:
-        verdict: "ok" (agrees with the baseline to rounding), "approximate" (is not meant to agree), "incorrect" (is
-            meant to agree and does not, is not finite, or not in the requested precision: its speed-up is withheld),
-            "not checked" (the run has no baseline), "unavailable: reason", or "not run".
-        is_valid: whether the speed-up may be quoted.
+    The column `verdict` contains "ok" (the stage agrees with the baseline to rounding), "approximate" (the stage is not
+    meant to agree), "incorrect" (the stage is meant to agree and does not, or its results are not finite or not in the
+    requested precision, so that its speed-up is withheld), "not checked" (the run has no baseline), "unavailable:
+    reason", or "not run". The column `is_valid` says whether the speed-up is valid.
     """
     return LADDER.build(row for r in records if r.program == "ladder" for row in _list_rows(r))
 
@@ -142,7 +141,8 @@ def _describe_stage(record: RunRecord, stage: str, stages: Mapping[str, Sequence
 def list_stage_violations(record: RunRecord, stage: str) -> list[Event]:
     """Return the checks of physics that make a stage incorrect.
 
-    A property that the baseline violates too is one of the model; forces that are not those of the energy never are.
+    A property that the baseline violates too is a property of the model, except for FORCE_CHECKS: forces must always be
+    the gradient of the energy.
     """
     failed = [e for e in record.events("physics_check") if e["passed"] is False]
     by_model = {(e["check"], e["structure"]) for e in failed if e["stage"] == "baseline"}
@@ -151,7 +151,7 @@ def list_stage_violations(record: RunRecord, stage: str) -> list[Event]:
 
 
 def describe_physics(record: RunRecord, stage: str, violations: Sequence[Event]) -> str:
-    """Return what the checks of a stage's physics found, in a few words; empty without checks."""
+    """Return the result of the physics checks of a stage as text; empty if there are no checks."""
     events = [e for e in record.events("physics_check") if e["stage"] == stage]
     checks = [e for e in events if e["passed"] is not None]
     if len(checks) < len(events) and not violations:
@@ -162,8 +162,12 @@ def describe_physics(record: RunRecord, stage: str, violations: Sequence[Event])
     if violations:
         worst = max(violations, key=lambda e: e["value"] / e["tolerance"])
         return f"{worst['check']} of {worst['structure']}: {worst['value']:.1g} {worst['unit']}"
-    of_model = sorted({e["check"] for e in checks if not e["passed"]})
-    return f"{len(checks)} checks passed" if not of_model else f"violated by the model: {', '.join(of_model)}"
+    model_violations = sorted({e["check"] for e in checks if not e["passed"]})
+    return (
+        f"{len(checks)} checks passed"
+        if not model_violations
+        else f"violated by the model: {', '.join(model_violations)}"
+    )
 
 
 def _compute_rates(samples: Sequence[Event]) -> dict[str, Any]:
@@ -239,7 +243,7 @@ def compute_matmul_rates(flops: list[dict[str, Any]], ceilings: dict[str, Any], 
         seconds: The duration of the call.
 
     Returns:
-        matrix_gflop, matrix_gflop_per_s and share_of_matrix_peak; the share is NaN if no ceiling was measured.
+        matrix_gflop, matrix_gflop_per_s and matrix_peak_fraction, which is NaN if no ceiling was measured.
     """
     squares = {s["dtype"]: s["gflop_per_s"] for s in ceilings.get("squares", [])}
     products = [f for f in flops if f["operation"] != "messages"]
@@ -254,8 +258,9 @@ def compute_roofline(
 ) -> dict[str, Any]:
     """Return arithmetic and traffic of a call, and its share of the attainable rate.
 
-    The minimum time is that of its arithmetic, each kind at the rate of a product of the same shape and type, or that
-    of its traffic at the rate of a copy, whichever is longer (Williams, Waterman, Patterson, CACM 52(4), 65 (2009)).
+    The minimum time of a call is the time of its arithmetic, with each kind at the rate of a product of the same shape
+    and type, or the time of its traffic at the rate of a copy, whichever is longer (Williams, Waterman, Patterson, CACM
+    52(4), 65 (2009)).
     """
     rates = {(p["operation"], p["dtype"]): p["gflop_per_s"] for p in ceilings.get("products", [])}
     if not flops or not rates:
@@ -264,10 +269,10 @@ def compute_roofline(
     work = {"gflop": gflop, "gflop_per_s": gflop / seconds}
     if not traffic_bytes:
         return work
-    computing = sum(
+    arithmetic_s = sum(
         f["flops"] / 1e9 / rates[f["operation"], f["dtype"]] for f in flops if (f["operation"], f["dtype"]) in rates
     )
-    min_s = max(computing, traffic_bytes / 1e9 / ceilings["copy_gb_per_s"])
+    min_s = max(arithmetic_s, traffic_bytes / 1e9 / ceilings["copy_gb_per_s"])
     return work | {
         "memory_traffic_gb": traffic_bytes / 1e9,
         "attainable_gflop_per_s": gflop / min_s,

@@ -42,7 +42,7 @@ MAX_LADDERS = 200
 
 
 def build_sections(context: PageContext) -> list[Section]:
-    """Return a section for each ladder, then those on training steps, then the one on the trained model."""
+    """Return the sections on the ladders, on training steps, and on the trained model."""
     sections = []
     ladders = context.tables["ladder"].groupby("experiment", sort=False)
     records = {record.location: record for record in context.records}
@@ -50,7 +50,7 @@ def build_sections(context: PageContext) -> list[Section]:
         runs = [records[folder] for folder in dict.fromkeys(rows["folder"])]
         sections.append(build_ladder_section(rows, runs, context.paper, context.figures))
     if len(ladders) > MAX_LADDERS:
-        rest = f"{pluralize(len(ladders) - MAX_LADDERS, 'ladder')} more: tables/ladder.csv has all of their stages."
+        rest = f"tables/ladder.csv contains {pluralize(len(ladders) - MAX_LADDERS, 'ladder')} more."
         sections.append(Section("Further ladders", "further-ladders", [rest]))
     return [*sections, *build_steps_sections(context.tables["training_steps"]), *build_model_section(context.records)]
 
@@ -71,11 +71,11 @@ def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: Pr
 
 
 def build_paper_block(rows: pd.DataFrame, paper: PrintedPaper) -> TableBlock:
-    """Return the four columns of Table XV and one per precision, each with rates and speed-ups over its baseline."""
+    """Return the table with the four columns of Table XV and a column per precision, with rates and speed-ups."""
     table = paper.table_xv
     precisions = list(dict.fromkeys(rows["precision"]))
     first = rows.iloc[0]
-    columns = ["stage", *(f"paper, {c}" for c in table.columns), *(f"here, {p.upper()}" for p in precisions)]
+    columns = ["stage", *(f"paper, {c}" for c in table.columns), *(f"measured, {p.upper()}" for p in precisions)]
     body = []
     for stage in STAGES:
         line = [stage.replace("_", " ")]
@@ -86,15 +86,15 @@ def build_paper_block(rows: pd.DataFrame, paper: PrintedPaper) -> TableBlock:
             line.append(format_rate(rows[(rows["precision"] == precision) & (rows["stage"] == stage)]))
         body.append(line)
     note = (
-        f"Structures/s (speed-up over the baseline of the same column). Paper: {table.source}, one GPU. Here:"
-        f" {first['device']}, {format_threads(first['threads'])}, device time only. * marks stages that differ from the"
-        " baseline by design."
+        "The numbers are structures/s, with the speed-up over the baseline of the same column in brackets. Paper:"
+        f" {table.source}, one GPU. Measured: {first['device']}, {format_threads(first['threads'])}, device time only."
+        " A * marks stages that differ from the baseline by design."
     )
     return TableBlock("The paper's Table XV and this machine", columns, body, note)
 
 
 def format_rate(row: pd.DataFrame) -> str:
-    """Return `12.3 (4.5x)`, or the verdict if there is no number."""
+    """Return rate and speed-up of a stage, `12.3 (4.5x)`, or the verdict if there is no number."""
     if row.empty:
         return "not run"
     r = row.iloc[0]
@@ -106,7 +106,7 @@ def format_rate(row: pd.DataFrame) -> str:
 
 
 def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
-    """Return a row per stage of one case, with rates, intervals and errors."""
+    """Return the table of the stages of one case, with rates, intervals and errors."""
     columns: list[Column] = [
         ("stage", format_stage),
         ("verdict", "verdict"),
@@ -139,7 +139,7 @@ def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
 
 
 def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
-    """Return arithmetic, traffic and memory of each stage of one case, and the attainable rates."""
+    """Return the table of arithmetic, traffic and memory of the stages of one case, and of the attainable rates."""
     columns: list[Column] = [
         ("stage", format_stage),
         ("GFLOP/batch", number_cell("gflop")),
@@ -158,63 +158,66 @@ def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("share of matrix peak", number_cell("matrix_peak_fraction", ".0%")),
         ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 1 / MIB)),
         ("largest batch", number_cell("max_batch_size", ",.0f")),
-        ("empty atoms", number_cell("padding_atom_fraction", ".1%")),
-        ("empty edges", number_cell("padding_edge_fraction", ".1%")),
+        ("padding atoms", number_cell("padding_atom_fraction", ".1%")),
+        ("padding edges", number_cell("padding_edge_fraction", ".1%")),
         ("shapes", number_cell("shapes", ".0f")),
     ]
     note = (
-        "For the first batch. Arithmetic: matrix products and, if one operator computes them, messages; element-wise"
-        " work is left out. Traffic: inputs and results of each operation or compiled kernel, without caches."
-        " Attainable: the arithmetic at the rate of a product of the same shape and type, or the traffic at the rate of"
-        " a copy, whichever takes longer, all measured in this run; caches can bring a stage above 100%. Share of"
-        " matrix peak: matrix products compared with square ones of the same types. Peak memory: the largest total of"
-        " the tensors of one call, without the weights. Largest batch: extrapolated from peak memory to free memory,"
-        " not tested. Empty atoms and edges: the padding of static shapes."
+        "All numbers are for the first batch. The arithmetic includes matrix products and, if one operator computes"
+        " them, messages, but no element-wise operations. The traffic is that of the inputs and results of each"
+        " operation or compiled kernel, without caches. The attainable rate follows from the arithmetic at the rate of"
+        " a product of the same shape and type, or the traffic at the rate of a copy, whichever takes longer, all"
+        " measured in this run; caches can raise a share above 100%. The share of matrix peak compares matrix products"
+        " with square products of the same types. Peak memory is the largest total of the tensors of one call, without"
+        " the weights. The largest batch is extrapolated from peak memory to free memory, and is not tested. Padding"
+        " atoms and edges are those that static shapes add."
     )
     return build_block(f"{precision.upper()}: arithmetic, traffic and memory", list_rows(rows), columns, note)
 
 
 def build_profile_blocks(record: RunRecord) -> list[TableBlock]:
-    """Return the time of the last stage by kind of work and by operation."""
+    """Return the tables with the time of the last stage by kind of operation and by operation."""
     if record.profile is None:
         return []
     stage, precision = format_stage(record.profile), record.case["parameters"]["precision"].upper()
     subject = f"{stage}, {precision}"
-    note = "Self time in one profiled call."
+    note = "Times are self times in one profiled call."
     groups = [[g["group"], f"{g['ms']:.2f}", f"{g['fraction']:.1%}"] for g in record.profile.get("groups", [])]
     rows = [[r["operation"], str(r["calls"]), f"{r['ms']:.2f}", f"{r['fraction']:.1%}"] for r in record.profile["rows"]]
-    by_group = TableBlock(f"Time by kind of work: {subject}", ["kind of work", "ms", "share"], groups, note)
+    by_group = TableBlock(f"Time by kind of operation: {subject}", ["kind", "ms", "share"], groups, note)
     note += " Names of compiled element-wise and gather/scatter kernels contain `_fused_`."
     by_operation = TableBlock(f"Time by operation: {subject}", ["operation", "calls", "ms", "share"], rows, note)
     return [by_group, by_operation] if groups else [by_operation]
 
 
 def format_stage(row: Mapping[str, Any]) -> str:
-    """Return the name of a row's stage as text."""
+    """Return the name of the stage of a row with spaces, such as `encoder reuse`."""
     return str(row["stage"]).replace("_", " ")
 
 
 def describe_ladder(records: list[RunRecord]) -> list[str]:
-    """Return paragraphs on the workload, the model, its active branches, and conditions that affect the numbers."""
+    """Return paragraphs on the workload, the model, its active heads, and conditions that affect the numbers."""
     for record in records:
         model, workload, gate, observed = (record.facts.get(k) for k in ("model", "workload", "gate", "runtime"))
         if not model or not workload or not gate or not observed:
             continue
         active = sorted({h for batch in gate["active_heads"] for h in batch})
         counts = sorted({len(batch) for batch in gate["active_heads"]})
+        limit = workload["max_neighbours"]
+        neighbours = f"at most {limit}" if limit else "any number of"
         text = [
-            f"{pluralize(workload['structures'], 'structure')} in {pluralize(workload['batches'], 'batch', 'batches')}"
-            f" of {workload['batch_size']}."
-            f" {model['parameters']:,} parameters, readout: {model['config']['readout']}; at most"
-            f" {workload['max_neighbours'] or 'any number of'} neighbours within {model['config']['cutoff']:g}"
-            " angstrom.",
-            f"Branches with a mean weight of at least {gate['threshold']:g}: {' or '.join(map(str, counts))} of"
-            f" {len(gate['mean_weight'])} per batch ({', '.join(active)}).",
+            f"The workload has {pluralize(workload['structures'], 'structure')} in"
+            f" {pluralize(workload['batches'], 'batch', 'batches')} of {workload['batch_size']}. The model has"
+            f" {model['parameters']:,} parameters and the readout `{model['config']['readout']}`; an atom has"
+            f" {neighbours} neighbours within"
+            f" {model['config']['cutoff']:g} angstrom.",
+            f"Of {len(gate['mean_weight'])} heads, {' or '.join(map(str, counts))} per batch have a mean weight of at"
+            f" least {gate['threshold']:g} ({', '.join(active)}).",
         ]
         if not model["trained"]:
             text.append(
-                "The weights are untrained and the gate is fixed by hand: rates and rounding errors are realistic, but"
-                " the errors of branch skip are not."
+                "The weights are untrained and the gate is fixed by hand, so that rates and rounding errors are"
+                " realistic, but the errors of branch skip are not."
             )
         if workload["unseen_elements"]:
             text.append(
@@ -225,7 +228,8 @@ def describe_ladder(records: list[RunRecord]) -> list[str]:
         if record.stages.get("tuned_allocator", {}).get("event") == "warm_up":
             text.append(
                 "Stages up to torch compile use glibc's allocator with its defaults, which returns the memory of large"
-                " tensors to the kernel, so that their pages are cleared at each allocation. Later stages retain it."
+                " tensors to the kernel, so that their pages are cleared at each allocation. Later stages keep this"
+                " memory."
             )
         load = max((s.get("load_1min", 0.0) for r in records for s in r.samples), default=0.0)
         threads = observed["threads"]
@@ -254,15 +258,15 @@ def build_model_section(records: Sequence[RunRecord]) -> list[Section]:
         ("zero forces", lambda r: format_number(r.get("zero_force_mae_ev_per_angstrom"), ".3f")),
     ]
     paragraphs = [
-        "Stand-ins are real labelled data of other chemistry or another level of theory than the dataset whose head"
-        " they train; samples are random parts of the dataset itself. Sources and licences:"
+        "Stand-ins are real labelled data that replace a dataset, and whose chemistry or level of theory differs from"
+        " it; samples are random parts of the dataset itself. Sources and licences are in"
         " harness/reference/datasets/shipped/sets.yaml.",
-        f"Untrained heads (no data yet): {', '.join(model.get('untrained_heads', ())) or 'none'}.",
+        f"Heads without training data: {', '.join(model.get('untrained_heads', ())) or 'none'}.",
     ]
     note = (
-        "Errors on held-out structures of the shipped datasets, none of whose molecules, materials, reactions or"
+        "The held-out structures are from the shipped datasets, and none of their molecules, materials, reactions or"
         " trajectories is in the training set. Structures with elements that the head was not trained on are left out."
-        " A dash: no force labels."
+        " A dash means that there are no force labels."
     )
     block = build_block("Held-out errors", map(Row, model["test_errors"]), columns, note)
     return [Section("The trained model", "model", paragraphs, tables=[block])]

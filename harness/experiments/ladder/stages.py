@@ -25,7 +25,7 @@ def group_by_stage(samples: Sequence[Event]) -> dict[str, list[Event]]:
 
 
 def sum_by_round(samples: Sequence[Event], *columns: str) -> dict[int, float]:
-    """Return the sum of columns over the samples of each round."""
+    """Return the sum of columns over the samples of each round, by number of the round."""
     rounds: dict[int, list[float]] = {}
     for sample in samples:
         rounds.setdefault(sample["round"], []).append(sum(sample[column] for column in columns))
@@ -33,7 +33,7 @@ def sum_by_round(samples: Sequence[Event], *columns: str) -> dict[int, float]:
 
 
 def compute_paired_ratio(slow: Sequence[Event], fast: Sequence[Event]) -> Interval:
-    """Return the median over rounds of the times of one stage over those of another, for the batches of both."""
+    """Return the median over rounds of the ratio of the times of two stages, for the batches that both have."""
     by_batch = [{(s["round"], s["batch"]): s for s in samples} for samples in (slow, fast)]
     if any(len(unique) < len(samples) for unique, samples in zip(by_batch, (slow, fast), strict=True)):
         raise ValueError("a stage has two samples of one round and batch")
@@ -43,15 +43,15 @@ def compute_paired_ratio(slow: Sequence[Event], fast: Sequence[Event]) -> Interv
 
 
 def hash_experiment(record: RunRecord) -> str:
-    """Return ten hexadecimal digits that are equal for cases which only differ in precision."""
+    """Return a hash of ten hexadecimal digits that is equal for cases which only differ in precision."""
     case, machine = record.case, [record.provenance.get(k) for k in ("host", "cpu")]
     parameters = {k: v for k, v in case["parameters"].items() if k != "precision"}
     content = [case["suite"], record.campaign, parameters, case.get("settings"), machine]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def describe_model(about: dict[str, Any]) -> str:
-    """Return `width 64, trained`, from the fact about a model."""
-    if not about:
+def describe_model(model: dict[str, Any]) -> str:
+    """Return the fact about a model as text: `width 64, trained`."""
+    if not model:
         return "unknown"
-    return f"width {about['config']['hidden_dim']}, {'trained' if about['trained'] else 'untrained'}"
+    return f"width {model['config']['hidden_dim']}, {'trained' if model['trained'] else 'untrained'}"

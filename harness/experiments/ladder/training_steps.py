@@ -21,8 +21,9 @@ from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import compute_median_interval
 
-# Largest relative difference of the loss and of the whole gradient from the baseline's. In FP64 it is only rounding; in
-# FP32 absolute values in the loss have kinks, where a force nearly equals its label, that rounding can cross.
+# Largest relative difference of the loss and of the whole gradient from those of the baseline. In FP64 the difference
+# is only rounding. In FP32 it can be larger, since absolute values in the loss have a kink where a force equals its
+# label.
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 1e-1}
 BASELINE, COMPILED = "baseline", "torch_compile"
 STEPS = Columns(
@@ -41,13 +42,11 @@ STEPS = Columns(
 def build_training_steps_table(records: Sequence[RunRecord]) -> Table:
     """Return one row per case and stage; missing values are NaN.
 
-    Columns of note:
-        step_s: the time of one batch, median over rounds.
-        speedup, over_compiled: ratio to the baseline and to torch_compile, each of the same round.
-        load: the highest load of the machine.
-        verdict: "ok" (loss and gradient equal the baseline's to rounding), "incorrect" (they do not, are not finite, or
-            not in the requested precision: ratios are withheld), "not checked" (the run has no baseline),
-            "unavailable: reason", or "not run".
+    `step_s` is the time of one batch, median over rounds. `speedup` and `over_compiled` are the ratios to the baseline
+    and to torch_compile within a round. `load_1min` is the highest load of the machine. `verdict` is "ok" (loss and
+    gradient equal those of the baseline to rounding), "incorrect" (they do not, or are not finite or not in the requested
+    precision, so that ratios are withheld), "not checked" (the run has no baseline), "unavailable: reason", or "not
+    run".
     """
     return STEPS.build(row for r in records if r.program == "training_steps" for row in _list_rows(r))
 

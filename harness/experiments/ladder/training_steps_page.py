@@ -71,8 +71,8 @@ def _build_block(precision: str, rows: pd.DataFrame) -> TableBlock:
     note = (
         f"{first['device']}, {format_threads(first['threads'])}. Medians over rounds with order-statistic"
         f" intervals ({format_number(100 * rows['coverage'].max(), '.1f')}% coverage); speed-ups are ratios within a"
-        " round. The error of the gradient is the norm of its difference from the baseline's over the norm of the"
-        f" baseline's. A stage is ok if both errors are at most {TOLERANCE[precision]:g}.{state}"
+        " round. The error of the gradient is the norm of its difference from the baseline's gradient, divided by the"
+        f" norm of the latter. A stage is ok if both errors are at most {TOLERANCE[precision]:g}.{state}"
     )
     block = build_block(f"{precision.upper()} training step", list_rows(rows), columns, note)
     return add_cost_columns(block, rows)

@@ -32,7 +32,7 @@ INFERENCE = Columns(
     " force_scale_ev_per_angstrom energy_mae_ev_per_atom force_mae_ev_per_angstrom",
     verdict="energy_fraction force_fraction verdict weights",
 )
-# The largest of these over all batches counts, and the mean over structures of the other errors.
+# Errors of which the maximum over all batches counts; of other errors, the mean over structures counts.
 MAXIMA = {"energy_deviation_max_ev_per_atom", "force_deviation_max_ev_per_angstrom", "force_scale_ev_per_angstrom"}
 TRAINING = Columns(
     "precision_training",
@@ -54,18 +54,18 @@ TYPES = Columns(
     types="parameters matrix_layers pooled energies forces",
 )
 # The largest share of the model's error against labels that a harmless precision may add.
-HARMLESS = 0.1
+MAX_HARMLESS_FRACTION = 0.1
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables of finished studies; missing values are NaN.
 
-    precision_costs: a row per backbone, phase and precision; speedup: over FP64, from ratios within a round.
-    precision_inference: a row per backbone, precision and head; deviation: difference from FP64; share: that difference
-    over the error against labels. precision_training: errors of models trained in each precision; ratio: over those of
-    FP64. precision_losses: a row per step; relative_deviation: relative difference from the FP64 run.
-    precision_modules: the error of every module's output; growth: output over input. precision_types: the observed
-    types.
+    `precision_costs` has a row per backbone, phase and precision, with the speed-up over FP64 from ratios within a
+    round. `precision_inference` has a row per backbone, precision and head, with deviations from FP64 and, as
+    fractions, these deviations divided by the errors against labels. `precision_training` has the errors of models
+    trained in each precision, and their ratios to those of FP64. `precision_losses` has a row per step, with the
+    relative deviation from the FP64 run. `precision_modules` has the error of every module's output, and its ratio to
+    the error of the input. `precision_types` has the observed types.
     """
     runs = [r for r in records if r.program == "precision" and r.state == "done"]
     return {
@@ -90,14 +90,14 @@ def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of structures, of all tasks and precisions or of one of them."""
+    """Return the number of structures of all phases and precisions, or of one of them."""
     samples = [s for s in record.samples if not s.get("is_warmup")]
     if scope == "precision":
         samples = [s for s in samples if f"{s.get('phase', 'all')} {s['precision']}" == name]
     return float(sum(s["structures"] for s in samples)), "structure"
 
 
-def _identify(record: RunRecord) -> dict[str, Any]:
+def _get_run_columns(record: RunRecord) -> dict[str, Any]:
     backbone = record.facts["model"]["config"]["backbone"]
     return {"campaign": record.campaign, "case": record.case.get("name"), "backbone": backbone}
 
@@ -118,7 +118,7 @@ def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
             rate, ratio = compute_median_interval(list(rates.values())), compute_median_interval(pairs)
             rows.append(
                 {
-                    **_identify(record),
+                    **_get_run_columns(record),
                     "phase": phase,
                     "precision": name,
                     "structures_per_s": rate.value,
@@ -140,7 +140,7 @@ def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per head and precision with means over the structures, and maxima over all batches."""
+    """Return a row per head and precision, with means over the structures and maxima over all batches."""
     weights = record.facts["weights"]
     weights = weights["checkpoint"] or f"trained {weights['steps']} steps in FP64"
     events = record.events("prediction")
@@ -148,7 +148,7 @@ def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
     for name, head in dict.fromkeys((e["precision"], e["head"]) for e in events):
         batches = [e for e in events if (e["precision"], e["head"]) == (name, head)]
         counts = [e["structures"] for e in batches]
-        row: dict[str, Any] = {**_identify(record), "precision": name, "head": head, "structures": sum(counts)}
+        row: dict[str, Any] = {**_get_run_columns(record), "precision": name, "head": head, "structures": sum(counts)}
         for key in INFERENCE["errors"]:
             values = [math.nan if e[key] is None else e[key] for e in batches]
             row[key] = max(values) if key in MAXIMA else statistics.fmean(values, counts)
@@ -159,25 +159,25 @@ def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def judge_inference(row: dict[str, Any]) -> str:
-    """Return whether the precision is harmless compared with the model's error against labels."""
+    """Return the verdict on a row: reference, harmless (compared with the errors against labels), or not."""
     if row["precision"] == REFERENCE:
         return "reference"
     shares = [s for s in (row["energy_fraction"], row["force_fraction"]) if not math.isnan(s)]
     if math.isnan(row["energy_deviation_mean_ev_per_atom"]) or math.isnan(row["force_deviation_mean_ev_per_angstrom"]):
         return "not finite"
-    return "harmless" if all(s <= HARMLESS for s in shares) else "harmful"
+    return "harmless" if all(s <= MAX_HARMLESS_FRACTION for s in shares) else "harmful"
 
 
 def _list_training(record: RunRecord) -> list[dict[str, Any]]:
     events = record.events("trained_errors")
-    exact = {r["head"]: r for e in events if e["precision"] == REFERENCE for r in e["rows"]}
+    references = {r["head"]: r for e in events if e["precision"] == REFERENCE for r in e["rows"]}
     rows = []
     for e in events:
         for r in e["rows"]:
-            row = {**_identify(record), "precision": e["precision"], **{k: r.get(k) for k in TRAINING["event"]}}
+            row = {**_get_run_columns(record), "precision": e["precision"], **{k: r.get(k) for k in TRAINING["event"]}}
             keys = {"energy_ratio": "energy_mae_ev_per_atom", "force_ratio": "force_mae_ev_per_angstrom"}
             for ratio, key in keys.items():
-                error, reference = r.get(key), exact.get(r["head"], {}).get(key)
+                error, reference = r.get(key), references.get(r["head"], {}).get(key)
                 row[ratio] = error / reference if error is not None and reference else math.nan
             rows.append(row)
     return rows
@@ -185,25 +185,25 @@ def _list_training(record: RunRecord) -> list[dict[str, Any]]:
 
 def _list_losses(record: RunRecord) -> list[dict[str, Any]]:
     steps = [s for s in record.samples if s["phase"] == "training" and s["loss"] is not None]
-    exact = {s["round"]: s["loss"] for s in steps if s["precision"] == REFERENCE}
+    reference = {s["round"]: s["loss"] for s in steps if s["precision"] == REFERENCE}
     return [
         {
-            **_identify(record), "precision": s["precision"], "step": s["round"], "loss": s["loss"],
-            "relative_deviation": abs(s["loss"] / exact[s["round"]] - 1) if exact.get(s["round"]) else math.nan,
+            **_get_run_columns(record), "precision": s["precision"], "step": s["round"], "loss": s["loss"],
+            "relative_deviation": abs(s["loss"] / reference[s["round"]] - 1) if reference.get(s["round"]) else math.nan,
         }
         for s in steps
     ]  # fmt: skip
 
 
 def _list_modules(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per module in the order of execution; growth is missing where the input is exact."""
+    """Return a row per module in the order of execution; growth is NaN if the input is exact."""
     order: dict[str, int] = {}
     rows = []
     for e in record.events("module"):
         order[e["precision"]] = order.get(e["precision"], -1) + 1
         growth = e["output"] / e["input"] if e["input"] and e["output"] is not None else math.nan
         event = {k: e[k] for k in ("precision", *MODULES["event"])}
-        rows.append({**_identify(record), **event, "order": order[e["precision"]], "growth": growth})
+        rows.append({**_get_run_columns(record), **event, "order": order[e["precision"]], "growth": growth})
     return rows
 
 
@@ -212,5 +212,5 @@ def _list_types(record: RunRecord) -> list[dict[str, Any]]:
     for name, observed in record.facts["runtime"]["precisions"].items():
         types = {k: ", ".join(observed[k]) if isinstance(observed[k], list) else observed[k] for k in TYPES["types"]}
         types = {k: v.replace("torch.", "") for k, v in types.items()}
-        rows.append({**_identify(record), "precision": name, **types})
+        rows.append({**_get_run_columns(record), "precision": name, **types})
     return rows

@@ -1,4 +1,4 @@
-"""The page on the precision study, and its figures."""
+"""The page on the comparison of precisions, and its figures."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from harness.document.blocks import (
 from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
-from harness.experiments.precision.metrics import HARMLESS, REFERENCE, TYPES
+from harness.experiments.precision.metrics import MAX_HARMLESS_FRACTION, REFERENCE, TYPES
 from harness.protocol.backbones import BACKBONES, GREY, find_backbone, get_backbone_title
 from harness.protocol.text import pluralize
 
-MARKS = {"fp64": "o", "fp32": "s", "bf16": "^"}
+MARKERS = {"fp64": "o", "fp32": "s", "bf16": "^"}
 
 
 def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the difference from FP64 over the inference rate, with a colour per backbone and a mark per precision."""
+    """Draw the difference from FP64 against the speed-up, with a colour per backbone and a marker per precision."""
     groups = inference[inference["precision"] != REFERENCE].groupby(["backbone", "precision"], sort=False)
     with mpl.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
@@ -44,28 +44,28 @@ def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder
         rates = costs[costs["phase"] == "inference"].set_index(["backbone", "precision"])
         for axes, column, label in zip(panels, columns, labels, strict=True):
             for (backbone, precision), rows in groups:
-                look: Any = {
+                style: Any = {
                     "color": find_backbone(backbone).colour,
-                    "marker": MARKS.get(str(precision), "o"),
+                    "marker": MARKERS.get(str(precision), "o"),
                 }
                 speedup = rates["speedup"].get((str(backbone), str(precision)), math.nan)
-                axes.plot(speedup, 1e3 * rows[column].mean(), ls="", ms=5, **look)
+                axes.plot(speedup, 1e3 * rows[column].mean(), ls="", ms=5, **style)
             axes.axvline(1.0, color=GREY, lw=0.8, zorder=0)
             axes.set_yscale("log")
             axes.set_xscale("log")
             set_plain_ticks(axes.xaxis, *axes.get_xlim())
-            axes.set_xlabel("throughput of inference over FP64")
+            axes.set_xlabel("throughput of inference / FP64")
             axes.set_ylabel(label)
         backbones = [b for name, b in BACKBONES.items() if name in set(inference["backbone"])]
         handles = [mpl.lines.Line2D([], [], color=b.colour, marker=".", ls="", label=b.title) for b in backbones]
         handles += [
             mpl.lines.Line2D([], [], color=GREY, marker=m, ls="", label=p.upper())
-            for p, m in MARKS.items() if p in set(inference["precision"]) - {REFERENCE}
+            for p, m in MARKERS.items() if p in set(inference["precision"]) - {REFERENCE}
         ]  # fmt: skip
         figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
         caption = (
-            "Errors and speed-ups of low precision in inference: mean difference from FP64 over the held-out"
-            f" structures of {pluralize(inference['head'].nunique(), 'head')}; throughput as the median of ratios"
+            "Errors and speed-ups of lower precisions in inference: mean difference from FP64 over the held-out"
+            f" structures of {pluralize(inference['head'].nunique(), 'head')}, and the median of ratios of throughput"
             " within a round. Points to the right of the line are faster than FP64."
         )
         return save_figure(figure, folder, name, caption)
@@ -97,7 +97,7 @@ def draw_drift(losses: pd.DataFrame, folder: Path, name: str) -> Figure:
         figure.supylabel("|loss / loss in FP64 - 1|", fontsize=9)
         caption = (
             "Difference of the training loss from that of FP64, from equal weights on equal batches. Small differences"
-            " grow with the steps in any precision; the level in the first steps is rounding."
+            " grow with the steps in any precision; the differences in the first steps are rounding errors."
         )
         return save_figure(figure, folder, name, caption)
 
@@ -131,10 +131,10 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
         build_types_block(types),
     ]
     title = f"Precision: {', '.join(p.upper() for p in costs['precision'].unique())}"
-    return Section(title, f"precision-{campaign}", describe_study(costs, inference, training), figures, blocks)
+    return Section(title, f"precision-{campaign}", describe_comparison(costs, inference, training), figures, blocks)
 
 
-def describe_study(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.DataFrame) -> list[str]:
+def describe_comparison(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.DataFrame) -> list[str]:
     """Return paragraphs on device and data, with a summary of the verdicts."""
     first = costs.iloc[0]
     text = [
@@ -145,13 +145,13 @@ def describe_study(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.Da
     for precision, rows in inference[inference["precision"] != REFERENCE].groupby("precision", sort=False):
         harmless = int((rows["verdict"] == "harmless").sum())
         text.append(
-            f"{str(precision).upper()} in inference adds at most {HARMLESS:.0%} of the model's error against labels for"
-            f" {harmless} of {len(rows)} backbones and heads."
+            f"{str(precision).upper()} in inference adds at most {MAX_HARMLESS_FRACTION:.0%} of the model's error"
+            f" against labels for {harmless} of {len(rows)} backbones and heads."
         )
     if training["data_origin"].astype(str).str.startswith("stand-in").any():
         text.append(
-            "Labels are those of the shipped datasets, which include stand-ins, and training is brief: except for the"
-            " shipped model, the errors against labels are those of hardly trained models."
+            "The labels are those of the shipped datasets, which include stand-ins, and training is brief. Except for"
+            " the shipped model, the errors against labels are those of models that have not converged."
         )
     diverged = costs[~costs["finite"].astype(bool)]
     if len(diverged):
@@ -163,40 +163,41 @@ def describe_study(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.Da
 
 
 def build_costs_block(costs: pd.DataFrame) -> TableBlock:
-    """Return a row per phase, backbone and precision, with rate and memory."""
+    """Return the table of rates and memory, with a row per phase, backbone and precision."""
     ordered = costs.sort_values(["phase", "backbone"], ascending=[False, True], kind="stable")
     columns: list[Column] = [
         ("phase", "phase"),
         BACKBONE_COLUMN,
         ("precision", lambda r: r["precision"].upper()),
         ("structures/s [95%]", interval_cell("structures_per_s", "structures_per_s_low", "structures_per_s_high")),
-        ("over FP64 [95%]", interval_cell("speedup")),
+        ("speed-up over FP64 [95%]", interval_cell("speedup")),
         ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 2**-20)),
         ("n", "samples"),
     ]
     note = (
-        "Eager mode, without compilation. Medians with order-statistic intervals. Over FP64: ratios within one step or"
-        " round, in which the precisions alternate. Peak memory: the largest total of the tensors of one step or"
-        " prediction."
+        "The models run in eager mode, without compilation. Rates are medians with order-statistic intervals. Ratios to"
+        " FP64 are computed within one step or round, in which the precisions alternate. Peak memory is the largest"
+        " total of the tensors of one step or prediction."
     )
     return add_cost_columns(build_block("Throughput and memory", list_rows(ordered), columns, note), ordered)
 
 
-def iterate_precisions(table: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:
-    """Yield the name of each backbone and lower precision, and their rows."""
+def iter_lower_precisions(table: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:
+    """Yield the titles of each backbone and each precision except FP64, and their rows."""
     for (backbone, precision), rows in table.groupby(["backbone", "precision"], sort=False):
         if precision != REFERENCE:
             yield [get_backbone_title(str(backbone)), str(precision).upper()], rows
 
 
 def build_inference_block(inference: pd.DataFrame) -> TableBlock:
-    """Return a row per backbone and precision on the errors that low precision adds, over all heads."""
+    """Return the table of the errors that lower precisions add: a row per backbone and precision, over all heads."""
     columns = [
-        "backbone", "precision", "|dE| from FP64 (meV/atom)", "largest", "|dF| from FP64 (meV/\N{ANGSTROM SIGN})",
-        "largest", "share of the error in E", "share of the error in F", "worst head", "harmless for heads", "weights",
+        "backbone", "precision", "mean |dE| from FP64 (meV/atom)", "largest",
+        "mean |dF| from FP64 (meV/\N{ANGSTROM SIGN})", "largest", "share of the error in E", "share of the error in F",
+        "worst head", "harmless for heads", "weights",
     ]  # fmt: skip
     body = []
-    for names, rows in iterate_precisions(inference):
+    for names, rows in iter_lower_precisions(inference):
         shares = rows[["energy_fraction", "force_fraction"]].max(axis=1).fillna(float("inf"))
         worst = rows.iloc[int(shares.argmax())]
         body.append(
@@ -214,20 +215,21 @@ def build_inference_block(inference: pd.DataFrame) -> TableBlock:
             ]
         )
     note = (
-        "All precisions use the same weights. Share of the error: the difference from FP64 over the model's error"
-        f" against labels, for the worst head. Harmless: both shares are at most {HARMLESS:.0%}. All heads are in"
-        " tables/precision_inference.csv."
+        "All precisions use the same weights. The share of the error is the difference from FP64 divided by the model's"
+        " error against labels, for the worst head. A precision is harmless if both shares are at most"
+        f" {MAX_HARMLESS_FRACTION:.0%}. All heads are in tables/precision_inference.csv."
     )
     return TableBlock("Inference: differences from FP64", columns, body, note)
 
 
 def build_training_block(training: pd.DataFrame) -> TableBlock:
-    """Return a row per backbone and precision with test errors over those of training in FP64."""
+    """Return the table of test errors relative to training in FP64, with a row per backbone and precision."""
     columns = [
-        "backbone", "trained in", "MAE(E) over FP64's, median of heads", "range", "MAE(F) over FP64's", "range", "heads"
+        "backbone", "trained in", "MAE(E) / FP64, median of heads", "range", "MAE(F) / FP64, median of heads", "range",
+        "heads",
     ]  # fmt: skip
     body = []
-    for names, rows in iterate_precisions(training):
+    for names, rows in iter_lower_precisions(training):
         ratios: list[str] = []
         for column in ("energy_ratio", "force_ratio"):
             values = rows[column].dropna()
@@ -236,18 +238,21 @@ def build_training_block(training: pd.DataFrame) -> TableBlock:
                 f"{format_number(values.min(), '.3f')} to {format_number(values.max(), '.3f')}",
             ]
         body.append([*names, *ratios, str(len(rows))])
-    note = "Equal initial weights, equal batches, one seed. Absolute errors are in tables/precision_training.csv."
+    note = (
+        "All precisions start from equal weights and use equal batches and one seed. Absolute errors are in"
+        " tables/precision_training.csv."
+    )
     return TableBlock("Training: errors on held-out structures", columns, body, note)
 
 
 def build_modules_block(modules: pd.DataFrame) -> TableBlock:
-    """Return a row per backbone and precision with the module where the error arises, and where it is largest."""
+    """Return the table of the modules in which errors arise and are largest, with a row per backbone and precision."""
     columns = [
-        "backbone", "precision", "arises at", "|x - x64| / |x64|", "largest at", "error there", "error of its input",
-        "error at the heads",
+        "backbone", "precision", "arises in", "|x - x64| / |x64|", "largest in", "largest error",
+        "error of that module's input", "error of the heads",
     ]  # fmt: skip
     body = []
-    for names, rows in iterate_precisions(modules[modules["output"].notna()]):
+    for names, rows in iter_lower_precisions(modules[modules["output"].notna()]):
         ordered = rows.sort_values("order")
         largest = ordered.iloc[int(ordered["output"].astype(float).argmax())]
         first = ordered[ordered["output"] >= 0.5 * ordered["output"].median()].iloc[0]
@@ -264,14 +269,15 @@ def build_modules_block(modules: pd.DataFrame) -> TableBlock:
             ]
         )
     note = (
-        "The output of every module for one batch of energies, compared with FP64 and the same weights. Arises at: the"
-        " first module whose error is at least half of the median. All modules are in tables/precision_modules.csv."
+        "The outputs of every module for one batch of energies are compared with those of FP64 and the same weights."
+        " The error arises in the first module whose error is at least half of the median. All modules are in"
+        " tables/precision_modules.csv."
     )
     return TableBlock("Errors by module", columns, body, note)
 
 
 def build_types_block(types: pd.DataFrame) -> TableBlock:
-    """Return the requested and the observed types."""
+    """Return the table of the requested precisions and the observed types."""
     columns: list[Column] = [
         BACKBONE_COLUMN,
         ("requested", lambda r: r["precision"].upper()),

@@ -15,7 +15,6 @@ from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 
-# The regions of a step that harness.reference.programs.scaling.run times.
 SCALING = Columns(
     "scaling",
     run="campaign suite system case id mode nodes hosts cores ranks batch_size global_batch_size",
@@ -40,22 +39,21 @@ def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of training structures of all epochs or of one."""
+    """Return the number of training structures of all epochs, or of one epoch."""
     epochs = [e for e in record.events("epoch") if scope == "case" or str(e["epoch"]) == name]
     return float(sum(e["structures"] for e in epochs)), "structure"
 
 
 def build_scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return one row per finished run, smallest first within each mode.
+    """Return one row per finished run, sorted by number of ranks within each campaign and mode.
 
-    Columns of note:
-        structures_per_s: ranks x batch x steps over the time of the train region, median over the timed epochs.
-        efficiency: throughput per rank over that of the smallest run of the same mode and campaign; low and high: from
-            the slowest and fastest epochs of both.
-        atoms_imbalance, edges_imbalance: number on the rank with most, over the mean of all ranks; mean over steps.
-        <region>_s: time of a region on the slowest rank, median over the steps whose regions were timed.
-        communication: the share of the step that vanishes without the exchange of gradients.
-        waiting: time of waiting for data, over the time of the timed epochs.
+    `structures_per_s` is ranks x batch x steps / time of the train region, median over the timed epochs. `efficiency`
+    is the throughput per rank divided by that of the smallest run of the same mode and campaign, with ends from the
+    slowest and fastest epochs of both. `atoms_imbalance` and `edges_imbalance` are the number on the rank with most of
+    them divided by the mean over ranks, mean over steps. `<region>_s` is the time of a region on the slowest rank,
+    median over the steps whose regions were timed. `communication_fraction` is the share of a step that vanishes
+    without the exchange of gradients. `data_wait_fraction` is the share of the time of the timed epochs in which ranks
+    wait for data.
     """
     table = SCALING.build(_describe_run(r) for r in records if r.program == "data_parallel" and r.state == "done")
     table = table.sort_values(["campaign", "mode", "ranks"], kind="stable").reset_index(drop=True)
@@ -87,10 +85,10 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "structures_per_s_min": min(throughput),
         "structures_per_s_max": max(throughput),
         "epochs": len(throughput),
-        "communication_fraction": _measure_communication(record),
-        "data_wait_fraction": _measure_waiting(record),
-        **_measure_imbalance(record),
-        **_measure_regions(record),
+        "communication_fraction": _compute_communication_fraction(record),
+        "data_wait_fraction": _compute_waiting_fraction(record),
+        **_compute_imbalance(record),
+        **_compute_region_times(record),
         "gradient_error": facts.get("gradient_error"),
         "divergence": facts.get("parameter_divergence"),
         "precision": observed["precision"],
@@ -100,8 +98,8 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _measure_communication(record: RunRecord) -> float | None:
-    """Return the share of communication, from the steps of the last epoch and their repetition without exchange."""
+def _compute_communication_fraction(record: RunRecord) -> float | None:
+    """Return the share of communication, from the steps of the last epoch with and without exchange of gradients."""
     compute_only = record.events("compute_only")
     last = max((s["epoch"] for s in record.samples), default=None)
     seconds = [s["busy_s" if "busy_s" in s else "duration_s"] for s in record.samples if s["epoch"] == last]
@@ -110,7 +108,7 @@ def _measure_communication(record: RunRecord) -> float | None:
     return max(0.0, 1.0 - sum(s["duration_s"] for s in compute_only) / sum(seconds))
 
 
-def _measure_imbalance(record: RunRecord) -> dict[str, float]:
+def _compute_imbalance(record: RunRecord) -> dict[str, float]:
     ranks = len(record.facts["ranks"])
     samples = [s for s in record.samples if not s["is_warmup"] and s.get("edges_max")]
     return {
@@ -120,13 +118,13 @@ def _measure_imbalance(record: RunRecord) -> dict[str, float]:
     }
 
 
-def _measure_regions(record: RunRecord) -> dict[str, float]:
+def _compute_region_times(record: RunRecord) -> dict[str, float]:
     events = record.events("region")
     by_region = {name: [e["duration_s"] for e in events if e["name"] == name] for name in REGIONS}
     return {f"{name}_s": statistics.median(seconds) for name, seconds in by_region.items() if seconds}
 
 
-def _measure_waiting(record: RunRecord) -> float | None:
-    """Return the share of the time that the mean rank waits for data."""
+def _compute_waiting_fraction(record: RunRecord) -> float | None:
+    """Return the share of the time in which ranks wait for data, on average over ranks."""
     epochs = [e for e in record.events("epoch") if not e["is_warmup"] and "wait_mean_s" in e]
     return sum(e["wait_mean_s"] for e in epochs) / sum(e["train_mean_s"] for e in epochs) if epochs else None

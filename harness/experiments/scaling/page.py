@@ -39,13 +39,14 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
-    """Return the section on one campaign: throughput over ranks, and its projection to more ranks."""
+    """Return the section on one campaign: throughput for each number of ranks, and its projection to more ranks."""
     paragraphs = [f"{rows['data'].iloc[0]}, {rows['precision'].iloc[0].upper()}, {rows['device'].iloc[0]}."]
     shared = rows[(rows["hosts"] < rows["nodes"]) | (rows["ranks"] > rows["cores"] * rows["hosts"])]
     if len(shared):
         paragraphs.append(
-            f"{len(shared)} of {len(rows)} runs had more ranks than cores, or nodes emulated on one host. They show"
-            " that training works and gives the same results, but not how it scales, and are not used for projections."
+            f"{len(shared)} of {len(rows)} runs had more ranks than cores, or nodes emulated on one host. Such runs"
+            " show that training works and gives the same results, but not how it scales, and projections do not use"
+            " them."
         )
     campaign = rows["campaign"].iloc[0]
     projection = select_campaign(context.tables["projection"], campaign)
@@ -65,7 +66,7 @@ def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
 
 
 def build_runs_block(rows: pd.DataFrame) -> TableBlock:
-    """Return a row per run."""
+    """Return the table of runs."""
     columns: list[Column] = [
         ("case", "case"),
         ("nodes", "nodes"),
@@ -78,43 +79,45 @@ def build_runs_block(rows: pd.DataFrame) -> TableBlock:
         ("efficiency [lowest, highest]", format_efficiency),
         ("communication", number_cell("communication_fraction", ".0%")),
         ("waiting for data", number_cell("data_wait_fraction", ".1%")),
-        ("edges, largest over mean", number_cell("edges_imbalance", ".2f")),
+        ("edges, largest / mean", number_cell("edges_imbalance", ".2f")),
         ("gradient error", number_cell("gradient_error", ".1e")),
         ("divergence", number_cell("divergence", ".1e")),
     ]
     note = (
-        "Nodes and ranks are the observed ones. Efficiency: throughput per rank over that of the smallest run of the"
-        " mode; its range is from the slowest epoch of one over the fastest of the other, and the reverse."
-        " Communication: 1 - time of the same steps without exchange / time with it. Waiting for data: share of the"
-        " training time. Gradient error: difference of the ranks' mean gradient from that of one process, over the"
-        " largest gradient. Divergence: difference between the ranks' parameters after training."
+        "Nodes and ranks are the observed ones. The efficiency is the throughput per rank divided by that of the"
+        " smallest run of the mode; its range is from the slowest epochs of the run and the fastest of the smallest"
+        " run to the reverse. Communication is 1 - time of the same steps without exchange / time with exchange."
+        " Waiting for data is a share of the training time. The gradient error is the difference of the ranks' mean"
+        " gradient from the gradient of one process, divided by the largest gradient. Divergence is the difference"
+        " between the ranks' parameters after training."
     )
     return add_cost_columns(build_block("Runs", list_rows(rows), columns, note), rows)
 
 
 def format_efficiency(row: Row) -> str:
-    """Return `92% [90%, 95%]`."""
+    """Return the efficiency with its range: `92% [90%, 95%]`."""
     value, low, high = (format_number(row[f"efficiency{end}"], ".0%") for end in ("", "_low", "_high"))
     return f"{value} [{low}, {high}]"
 
 
 def build_regions_block(rows: pd.DataFrame) -> TableBlock:
-    """Return a row per run with the time of each region of a step."""
+    """Return the table with the time of each region of a step, with a row per run."""
     columns: list[Column] = [
         ("case", "case"),
         ("ranks", "ranks"),
         *((f"{name.replace('_', ' ')} (ms)", number_cell(f"{name}_s", scale=MS)) for name in REGIONS),
     ]
     note = (
-        "Separate steps, timed region by region without prefetching and without exchange of gradients; medians over"
-        " steps of the slowest rank. In training, data, neighbour lists and collation run in a separate thread."
-        " Gradient: of the energies, for forces. Backward: of the loss, through energies and forces."
+        "The regions of separate steps are timed one by one, without prefetching and without exchange of gradients;"
+        " the numbers are medians over steps of the slowest rank. In training, data, neighbour lists and collation run"
+        " in a separate thread. The force gradient is the gradient of the energies, and backward is the gradient of the"
+        " loss through energies and forces."
     )
     return build_block("Time of a step by region", list_rows(rows), columns, note)
 
 
 def build_projection_block(projection: pd.DataFrame) -> TableBlock:
-    """Return a row per projection, with the measured time where there is one."""
+    """Return the table of projections, with the measured times of cross-validated ones."""
     columns: list[Column] = [
         ("mode", "mode"),
         ("ranks", number_cell("ranks", ",")),
@@ -131,16 +134,17 @@ def build_projection_block(projection: pd.DataFrame) -> TableBlock:
         ("network", text_cell("network")),
     ]
     note = (
-        "Computing: expected time of the slowest rank, if each rank has a random batch of the graphs in use. The time"
-        " of a rank is linear in atoms and edges, with the scatter of measured steps. All-reduce of the gradient:"
-        " 2 log2(p) latencies and 2 (p - 1) / p of its bytes. Overlapped: the all-reduce is hidden behind the backward"
-        " pass as far as possible. Held out: a measured run, projected from smaller ones."
+        "Computing is the expected time of the slowest rank if each rank has a random batch of the graphs of the runs."
+        " The time of a rank is linear in atoms and edges, with the scatter of measured steps. An all-reduce of the"
+        " gradient takes 2 log2(p) latencies and transfers 2 (p - 1) / p of its bytes. If overlapped, the all-reduce is"
+        " hidden behind the backward pass as far as possible. A cross-validated projection predicts a measured run from"
+        " smaller ones."
     )
     return build_block("Projection", list_rows(projection), columns, note)
 
 
 def draw_scaling(rows: pd.DataFrame, projection: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw throughput over ranks for each mode, with perfect scaling and the projection."""
+    """Draw the throughput against the number of ranks for each mode, with perfect scaling and the projection."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
         for (mode, group), colour in zip(rows.groupby("mode"), MODE_COLOURS, strict=False):
@@ -164,7 +168,7 @@ def draw_scaling(rows: pd.DataFrame, projection: pd.DataFrame, folder: Path, nam
         axes.legend(frameon=False)
         caption = (
             f"Training throughput on {rows['system'].iloc[0]}: median of the timed epochs, with bars from the slowest"
-            " to the fastest. Dotted: perfect scaling from the smallest run."
-            + (" Crosses and dashed lines: projected, not measured." if len(projection) else "")
+            " to the fastest epoch. Dotted lines are perfect scaling from the smallest run."
+            + (" Crosses and dashed lines are projections, not measurements." if len(projection) else "")
         )
         return save_figure(figure, folder, name, caption)

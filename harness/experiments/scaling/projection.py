@@ -1,8 +1,8 @@
-"""Project step times to more ranks from measured steps: the slowest of p ranks, and the exchange of gradients.
+"""Projection of step times to more ranks from measured steps.
 
 The time of a rank's step is modelled as a + b atoms + c edges of its batch, with the scatter of the measured steps;
-batches of any size are drawn from the graphs of the runs. The step of p ranks is that of the slowest rank, plus an
-all-reduce of the gradient, of which the backward pass may hide a part.
+batches of any size are drawn from the graphs of the runs. The step time of p ranks is the time of the slowest rank plus
+that of an all-reduce of the gradient, of which the backward pass may hide a part.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROJECTION = Columns(
     basis="from_ranks network",
 )
 N_SIMULATED_STEPS = 4000
-# The number of doublings of the ranks that are projected beyond the largest run.
+# The number of times that a projection doubles the ranks of the largest run.
 EXTRAPOLATION_DOUBLINGS = 6
 MAX_STEPS = 5000
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 4}
@@ -40,7 +40,7 @@ class StepModel:
 
     Attributes:
         coefficients: non-negative coefficients of (1, atoms, edges).
-        scatter: measured over modelled seconds of the steps (n,).
+        scatter: ratios of the measured to the modelled seconds of the steps (n,).
         sizes: atoms and edges of the graphs (g, 2).
     """
 
@@ -48,7 +48,7 @@ class StepModel:
     scatter: Array
     sizes: Array
 
-    def expected_max_step(self, ranks: int, batch: int) -> float:
+    def compute_expected_max_step(self, ranks: int, batch: int) -> float:
         """Return the expected seconds of the slowest rank if each rank has a random batch.
 
         This is the expectation of the largest of p samples from simulated steps x_1 <= ... <= x_n:
@@ -57,50 +57,59 @@ class StepModel:
         n = N_SIMULATED_STEPS
         rng = np.random.default_rng(0)
         sizes = self.sizes[rng.integers(len(self.sizes), size=(n, batch))].sum(axis=1)
-        seconds = np.sort(self.mean_step(sizes) * rng.choice(self.scatter, n))
+        seconds = np.sort(self.compute_mean_step(sizes) * rng.choice(self.scatter, n))
         return float(seconds @ np.diff((np.arange(n + 1) / n) ** ranks))
 
-    def mean_step(self, sizes: Array) -> Array:
-        """Return seconds without scatter (n,); sizes (n, 2): atoms and edges of whole batches."""
+    def compute_mean_step(self, sizes: Array) -> Array:
+        """Return the seconds of steps without scatter (n,) for the atoms and edges (n, 2) of their batches."""
         return self.coefficients[0] + sizes @ self.coefficients[1:]
 
 
 def fit_step_model(steps: Array, sizes: Array) -> StepModel:
-    """Return the model of measured steps (n, 3): seconds, atoms, edges; sizes (g, 2): atoms and edges of graphs.
+    """Return the model of measured steps.
 
-    It is the least-squares fit of the subset of terms that has the smallest residual without negative coefficients;
-    atoms or edges that do not vary are left out.
+    The model is the least-squares fit of the subset of terms that has the smallest residual without negative
+    coefficients; atoms or edges that do not vary are left out.
+
+    Args:
+        steps: Seconds, atoms and edges of each step (n, 3).
+        sizes: Atoms and edges of graphs (g, 2).
     """
     seconds, terms = steps[:, 0], np.column_stack([np.ones(len(steps)), steps[:, 1:]])
-    best, least = np.array([seconds.mean(), 0.0, 0.0]), math.inf
+    best, smallest = np.array([seconds.mean(), 0.0, 0.0]), math.inf
     varied = [k for k in (1, 2) if np.ptp(terms[:, k]) > 0]
     subsets = [tuple(s) for n in range(len(varied) + 1) for s in combinations(varied, n)]
     for subset in [(0, *s) for s in subsets] + [s for s in subsets if s]:
         solution, *_ = np.linalg.lstsq(terms[:, subset], seconds, rcond=None)
         residual = float(((terms[:, subset] @ solution - seconds) ** 2).sum())
-        if (solution >= 0).all() and residual < least * (1 - 1e-9):
-            best, least = np.zeros(3), residual
+        if (solution >= 0).all() and residual < smallest * (1 - 1e-9):
+            best, smallest = np.zeros(3), residual
             best[list(subset)] = solution
     return StepModel(best, seconds / (best[0] + steps[:, 1:] @ best[1:]), sizes)
 
 
 @dataclass(frozen=True)
 class Network:
-    """The latency of a message, the bytes per second that one rank or node can send, and the source of both."""
+    """The latency of a message, the bytes per second that one rank or node can send, and the source of these values."""
 
-    alpha_s: float
-    beta_bytes_per_s: float
+    latency_s: float
+    bandwidth_bytes_per_s: float
     source: str
 
-    def all_reduce(self, ranks: int, size: float) -> float:
-        """Return seconds: 2 ceil(log2 p) alpha + 2 (p - 1) / p size / beta.
+    def compute_all_reduce_s(self, ranks: int, size: float) -> float:
+        """Return the seconds of an all-reduce: 2 ceil(log2 p) latency + 2 (p - 1) / p size / bandwidth.
 
-        Latency of a tree, bandwidth of a ring: reduce-scatter and all-gather by halving and doubling (Thakur,
-        Rabenseifner, Gropp, Int. J. High Perform. Comput. Appl. 19, 49 (2005)).
+        This is the cost of a reduce-scatter and an all-gather by recursive halving and doubling (Thakur, Rabenseifner,
+        Gropp, Int. J. High Perform. Comput. Appl. 19, 49 (2005)).
+
+        Args:
+            ranks: The number of ranks p.
+            size: The size of the gradient in bytes.
         """
         if ranks < 2:
             return 0.0
-        return 2 * math.ceil(math.log2(ranks)) * self.alpha_s + 2 * (ranks - 1) / ranks * size / self.beta_bytes_per_s
+        latency_s = 2 * math.ceil(math.log2(ranks)) * self.latency_s
+        return latency_s + 2 * (ranks - 1) / ranks * size / self.bandwidth_bytes_per_s
 
 
 @dataclass(frozen=True)
@@ -123,12 +132,11 @@ class Run:
 
 
 def build_projection_table(records: Sequence[RunRecord]) -> Table:
-    """Return a row for each run that smaller runs predict, and for ranks beyond the largest run.
+    """Return a row for each run that smaller runs predict, and for numbers of ranks above that of the largest run.
 
-    basis: "cross-validated" for the former.
-
-    error: projected over measured seconds, minus one. Runs whose ranks share cores, or whose nodes are emulated, are
-    left out, since their times are not representative.
+    The basis of the former is "cross-validated", and of the latter "extrapolated". The error is projected / measured
+    seconds - 1. Runs whose ranks share cores, or whose nodes are emulated, are left out, since their times are not
+    representative.
     """
     runs = [run for r in records if (run := _read_run(r)) is not None]
     rows: list[dict[str, Any]] = []
@@ -161,7 +169,7 @@ def _read_run(record: RunRecord) -> Run | None:
 
 @dataclass
 class CampaignProjection:
-    """Projects the runs of one campaign; models of their steps are fitted once each."""
+    """The projections of one campaign, which fit each model of steps only once."""
 
     name: str
     runs: Sequence[Run]
@@ -185,8 +193,8 @@ class CampaignProjection:
         self, mode: str, ranks: int, batch: int, bound: float, measured_s: float | None = None
     ) -> dict[str, Any]:
         """Return a projection from the steps of runs with fewer ranks than `bound`, and the network of the campaign."""
-        compute = self.fit_below(bound).expected_max_step(ranks, batch)
-        exchange = self.network.all_reduce(ranks, self.bytes) if self.network else math.nan
+        compute = self.fit_below(bound).compute_expected_max_step(ranks, batch)
+        exchange = self.network.compute_all_reduce_s(ranks, self.bytes) if self.network else math.nan
         total = compute + (exchange if self.network else 0.0)
         return {
             "campaign": self.name, "system": self.runs[0].record.case.get("system"), "mode": mode, "ranks": ranks,
@@ -201,10 +209,10 @@ class CampaignProjection:
         }  # fmt: skip
 
     def project_mode(self, mode: str) -> list[dict[str, Any]]:
-        """Return the projections of the runs that smaller runs predict, and of ranks beyond the largest run."""
+        """Return projections of the runs that smaller runs predict, and to more ranks than the largest run has."""
         runs = sorted((r for r in self.runs if r.mode == mode), key=lambda r: r.ranks)
-        least, largest = min(r.ranks for r in self.runs), runs[-1]
-        rows = [self._project(mode, r.ranks, r.batch, r.ranks, r.step_s) for r in runs if r.ranks > least]
+        smallest, largest = min(r.ranks for r in self.runs), runs[-1]
+        rows = [self._project(mode, r.ranks, r.batch, r.ranks, r.step_s) for r in runs if r.ranks > smallest]
         for k in range(1, EXTRAPOLATION_DOUBLINGS + 1):
             ranks = largest.ranks * 2**k
             batch = largest.batch if mode != "strong" else runs[0].batch * runs[0].ranks // ranks
@@ -215,17 +223,17 @@ class CampaignProjection:
 
 
 def find_network(runs: Sequence[Run]) -> Network | None:
-    """Return the network from the all-reduces of the run with most ranks, or else the one that the suite assumes."""
+    """Return the network from all-reduces of the run with the most ranks, or else the one that the suite assumes."""
     for run in sorted(runs, key=lambda r: -r.ranks):
         seconds: dict[float, list[float]] = {}
         for exchange in run.record.events("all_reduce"):
             seconds.setdefault(exchange["bytes"], []).append(exchange["duration_s"])
         if len(seconds) == 2:
-            (small, short), (large, long) = sorted((k, float(np.median(v))) for k, v in seconds.items())
+            (small, small_s), (large, large_s) = sorted((k, float(np.median(v))) for k, v in seconds.items())
             p = run.ranks
-            alpha = short / (2 * math.ceil(math.log2(p)))
-            beta = 2 * (p - 1) / p * (large - small) / max(long - short, 1e-9)
-            return Network(alpha, beta, f"all-reduces of {p} ranks")
+            latency_s = small_s / (2 * math.ceil(math.log2(p)))
+            bandwidth = 2 * (p - 1) / p * (large - small) / max(large_s - small_s, 1e-9)
+            return Network(latency_s, bandwidth, f"all-reduces of {p} ranks")
     assumed = runs[0].record.case.get("parameters", {}).get("network")
     if assumed:
         return Network(1e-6 * assumed["latency_us"], 1e9 * assumed["bandwidth_gb_per_s"], "assumed by the suite")
@@ -239,7 +247,7 @@ def count_gradient_bytes(record: RunRecord) -> float:
 
 
 def measure_backward_share(runs: Sequence[Run]) -> float:
-    """Return the share of a step in which an exchange can hide: that of the backward pass in steps timed by region."""
+    """Return the share of the backward pass in a step, which can hide an exchange, from steps timed by region."""
     regions: dict[str, float] = {}
     for run in runs:
         for e in run.record.events("region"):

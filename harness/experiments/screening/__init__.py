@@ -1,4 +1,4 @@
-"""Screening of candidates: rates, times for the paper's number of candidates, the best ones, and their reliability."""
+"""Screening of candidates: rates, times for the paper's number of candidates, best candidates, and reliability."""
 
 from harness.experiments.experiment import CostJoin, Experiment
 

@@ -1,4 +1,4 @@
-"""Tables on screenings: rates, times for the paper's number of candidates, the best ones, and their reliability."""
+"""Tables on screenings: rates, times for the paper's number of candidates, best candidates, and reliability."""
 
 from __future__ import annotations
 
@@ -48,20 +48,21 @@ RELAXED = Columns(
     " initial_volume_angstrom3_per_atom"
     " final_volume_angstrom3_per_atom force_max_ev_per_angstrom file",
 )
-PLACES = Columns("screening_embedding", columns="campaign case kind x y")
+EMBEDDING = Columns("screening_embedding", columns="campaign case kind x y")
 DEVICE_RATE = Metric("device throughput", "candidates/s", "higher")
 END_TO_END_RATE = Metric("end-to-end throughput", "candidates/s", "higher")
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables on screenings; rows that a case has not reached are missing.
+    """Return the tables on screenings; an unfinished case has only some of the rows.
 
-    screening_runs: a row per case; end_to_end_fraction: end-to-end rate over the rate of the device;
-    generation_fraction: time of the concurrent generation of candidates, over that of evaluation. screening_times:
-    seconds for the paper's 1.129e9 candidates at the measured rate of a rank, on this machine and, as a projection, on
-    the ranks of the paper's machines, each as fast as one here. screening_best, screening_relaxed: a row per candidate.
-    screening_assessment: a row per number. screening_labels: errors of calculated candidates, flagged and not flagged.
-    screening_embedding: points in the plane of embeddings.
+    `screening_runs` has a row per case; `end_to_end_fraction` is the end-to-end rate divided by the rate of the device,
+    and `generation_fraction` is the time of the concurrent generation of candidates divided by the time of evaluation.
+    `screening_times` has the seconds for the paper's 1.129e9 candidates at the measured rate of a rank, on this machine
+    and, as an extrapolation, on the paper's machines with ranks that are as fast as a rank of this machine.
+    `screening_best` and `screening_relaxed` have a row per candidate, and `screening_assessment` has a row per number.
+    `screening_labels` has the errors of candidates with reference calculations, flagged and not flagged.
+    `screening_embedding` has points in the plane of embeddings.
     """
     cases = [r for r in records if r.program == "screening"]
     runs = [_describe_run(r) for r in cases if r.events("rank_summary")]
@@ -72,7 +73,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
         "screening_assessment": ASSESSMENT.build(row for r in cases for row in _list_assessment(r)),
         "screening_labels": LABELS.build(row for r in cases for row in _list_label_errors(r)),
         "screening_relaxed": RELAXED.build(row for r in cases for row in _list_candidates(r, "relaxation", RELAXED)),
-        "screening_embedding": PLACES.build(row for r in cases for row in _list_places(r)),
+        "screening_embedding": EMBEDDING.build(row for r in cases for row in _list_embedding_points(r)),
     }
 
 
@@ -89,18 +90,18 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
     return float(sum(e.get("evaluated", 0) for e in record.events("rank_summary"))), "candidate"
 
 
-def _case(record: RunRecord) -> dict[str, Any]:
+def _get_case_columns(record: RunRecord) -> dict[str, Any]:
     return {"campaign": record.campaign, "case": record.case.get("name")}
 
 
 def _list_candidates(record: RunRecord, kind: str, columns: Columns) -> list[dict[str, Any]]:
-    return [_case(record) | columns.select(event, "candidate") for event in record.events(kind)]
+    return [_get_case_columns(record) | columns.select(event, "candidate") for event in record.events(kind)]
 
 
 def _describe_run(record: RunRecord) -> dict[str, Any]:
-    """Return a row on a case; rates are totals over ranks, of the device alone and end to end by the slowest rank."""
+    """Return the row of a case; rates are totals over ranks: of the device alone, and end to end (slowest rank)."""
     ranks = record.events("rank_summary")
-    facts, proofs = record.facts, record.events("verification")
+    facts, verifications = record.facts, record.events("verification")
     evaluated = sum(r["evaluated"] for r in ranks)
     slowest_s = max(r["wall_s"] for r in ranks)
     device = sum(r["evaluated"] / r["device_s"] for r in ranks if r["device_s"] > 0)
@@ -109,14 +110,14 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
     model = facts.get("model", {})
     eager_reason = next((r["eager_reason"] for r in ranks if r.get("eager_reason")), None)
     growth = max(r["memory_last_bytes"] / max(1, r["memory_median_bytes"]) for r in ranks)
-    return _case(record) | {
+    return _get_case_columns(record) | {
         "system": record.case.get("system"),
         "workload": facts.get("workload", {}).get("name"),
         "total": facts.get("workload", {}).get("total"),
         "candidates": sum(r["candidates"] for r in ranks),
         "evaluated": evaluated,
-        "excluded": ", ".join(f"{n} {why}" for why, n in excluded.items() if n),
-        "outside_coverage": ", ".join(f"{n} {why}" for why, n in outside.items() if n),
+        "excluded": ", ".join(f"{n} {reason}" for reason, n in excluded.items() if n),
+        "outside_coverage": ", ".join(f"{n} {reason}" for reason, n in outside.items() if n),
         "ranks": len(ranks),
         "precision": model.get("precision"),
         "device": model.get("device"),
@@ -136,7 +137,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "warm_up_s": max(r.get("warm_up_s", 0.0) for r in ranks),
         "memory_growth": growth,
         "memory_peak_bytes": max(r["memory_peak_bytes"] for r in ranks),
-        "is_verified": bool(proofs) and proofs[-1]["checksum"] == proofs[-1]["expected"],
+        "is_verified": bool(verifications) and verifications[-1]["checksum"] == verifications[-1]["expected"],
         "state": record.state,
         "folder": record.location,
     }
@@ -150,10 +151,10 @@ def _sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 
 def _list_times(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the seconds for the paper's number of candidates, here and on the paper's machines."""
+    """Return the seconds for the paper's number of candidates on this machine and on the paper's machines."""
     common = {k: run[k] for k in ("campaign", "case")} | {"candidates": PAPER_CANDIDATES}
-    here = {"machine": str(run["system"]), "ranks": run["ranks"], "basis": "measured"}
-    rows = [{**common, **here, "seconds": PAPER_CANDIDATES / run["end_to_end_candidates_per_s"]}]
+    this_machine = {"machine": str(run["system"]), "ranks": run["ranks"], "basis": "measured"}
+    rows = [{**common, **this_machine, "seconds": PAPER_CANDIDATES / run["end_to_end_candidates_per_s"]}]
     for machine, ranks in MACHINES.items():
         seconds = PAPER_CANDIDATES / (ranks * run["candidates_per_s_per_rank"])
         rows.append({**common, "machine": machine, "ranks": ranks, "basis": "extrapolated", "seconds": seconds})
@@ -161,7 +162,7 @@ def _list_times(run: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per number on reliability, with the number of structures behind it."""
+    """Return a row per number on reliability, with the number of structures from which it is computed."""
     rows: list[tuple[str, str, float | None, str, int]] = []
     for e in record.events("calibration"):
         rows += [
@@ -174,7 +175,7 @@ def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
         ]
     for e in record.events("outside_coverage"):
         n = e["candidates"]
-        rows += [("outside the training", why, count / n, "fraction", n) for why, count in e["reasons"].items()]
+        rows += [("outside the training", reason, count / n, "fraction", n) for reason, count in e["reasons"].items()]
     for e in record.events("uncertainty"):
         for method in ("heads", "dropout", "ensemble"):
             value = e[f"{method}_ev_per_atom"]
@@ -185,11 +186,11 @@ def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
     for e in record.events("elements"):
         rows.append(("elements", "in the sample", len(e["candidates"]), "elements", sum(e["candidates"].values())))
         rows.append(("elements", "in it, of none in training", len(e["unseen_elements"]), "elements", 0))
-    return [_case(record) | dict(zip(ASSESSMENT["value"], row, strict=True)) for row in rows]
+    return [_get_case_columns(record) | dict(zip(ASSESSMENT["value"], row, strict=True)) for row in rows]
 
 
 def _list_label_errors(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the errors of calculated candidates: means, and medians, which are robust against outliers."""
+    """Return the errors of candidates with reference calculations: means, and medians, which outliers do not affect."""
     rows = pd.DataFrame(record.events("label"))
     if rows.empty:
         return []
@@ -198,7 +199,8 @@ def _list_label_errors(record: RunRecord) -> list[dict[str, Any]]:
         energy, force = group["energy_error_ev_per_atom"], group["force_error_ev_per_angstrom"]
         errors.append(
             {
-                **_case(record), "flagged": bool(flagged), "candidates": len(group), "mae_ev_per_atom": energy.mean(),
+                **_get_case_columns(record), "flagged": bool(flagged), "candidates": len(group),
+                "mae_ev_per_atom": energy.mean(),
                 "median_ev_per_atom": energy.median(), "max_error_ev_per_atom": energy.max(),
                 "force_mae_ev_per_angstrom": force.mean(), "force_median_ev_per_angstrom": force.median(),
                 "head": group["head"].iloc[0], "level_of_theory": group["level_of_theory"].iloc[0],
@@ -207,9 +209,9 @@ def _list_label_errors(record: RunRecord) -> list[dict[str, Any]]:
     return errors
 
 
-def _list_places(record: RunRecord) -> list[dict[str, Any]]:
+def _list_embedding_points(record: RunRecord) -> list[dict[str, Any]]:
     return [
-        {**_case(record), "kind": e["kind"], "x": x, "y": y}
+        {**_get_case_columns(record), "kind": e["kind"], "x": x, "y": y}
         for e in record.events("embedding")
         for x, y in zip(e["x"], e["y"], strict=True)
     ]

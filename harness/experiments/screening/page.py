@@ -27,7 +27,7 @@ from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.protocol.text import pluralize
 
-KINDS = {"training": "#bdbdbd", "held out": "#0072b2", "candidates": "#e69f00", "random box": "#d55e00"}
+KIND_COLOURS = {"training": "#bdbdbd", "held out": "#0072b2", "candidates": "#e69f00", "random box": "#d55e00"}
 MAX_RANK_SHOWN = 12
 DURATION_UNITS = ((60.0, 1.0, "s"), (3600.0, 60.0, "min"), (86400.0, 3600.0, "h"), (3.2e7, 86400.0, "days"))
 
@@ -39,13 +39,13 @@ def build_sections(context: PageContext) -> list[Section]:
 
 def build_campaign_section(campaign: str, context: PageContext) -> Section:
     """Return the section on the screenings of one campaign."""
-    runs, times, best, assessment, labels, relaxed, places = (
+    runs, times, best, assessment, labels, relaxed, embedding = (
         select_campaign(context.tables[f"screening_{name}"], campaign)
         for name in ("runs", "times", "best", "assessment", "labels", "relaxed", "embedding")
     )
     figures = [
         draw_embedding(group, str(case), context.figures, f"{campaign}-{case}-embedding")
-        for case, group in places.groupby("case", sort=False)
+        for case, group in embedding.groupby("case", sort=False)
     ]
     blocks = [build_runs_block(runs), build_times_block(times), build_assessment_block(assessment)]
     optional = (build_labels_block(labels), build_best_block(best), build_relaxed_block(relaxed))
@@ -57,11 +57,10 @@ def describe_screenings(runs: pd.DataFrame) -> list[str]:
     """Return paragraphs on the number of candidates, the proof that each was evaluated once, and weak scaling."""
     n_verified = int(runs["is_verified"].sum())
     text = [
-        f"{pluralize(len(runs), 'screening')}, {pluralize(runs['candidates'].sum(), 'candidate')};"
-        f" for {n_verified} of them a checksum over the indices proves that every candidate was evaluated once. The"
-        f" device"
-        " rate counts the time of evaluation, as the paper does; the end-to-end rate includes generating candidates and"
-        " neighbour lists, transfers, and writing results."
+        f"{pluralize(len(runs), 'screening')} evaluated {pluralize(runs['candidates'].sum(), 'candidate')}. For"
+        f" {n_verified} of {len(runs)}, a checksum over the indices proves that every candidate was evaluated once. The"
+        " device rate counts the time of evaluation, as the paper does; the end-to-end rate includes the generation of"
+        " candidates and neighbour lists, transfers, and the writing of results."
     ]
     weak = []
     for workload, group in runs.groupby("workload", sort=False):
@@ -77,12 +76,12 @@ def describe_screenings(runs: pd.DataFrame) -> list[str]:
     return [
         *text,
         *count_by_reason(runs, "eager_reason", "Not compiled", "screening"),
-        *count_by_reason(runs, "unfused_reason", "Plain messages in place of fused ones", "screening"),
+        *count_by_reason(runs, "unfused_reason", "Messages not fused", "screening"),
     ]
 
 
 def build_runs_block(runs: pd.DataFrame) -> TableBlock:
-    """Return a row per screening."""
+    """Return the table of screenings and their rates."""
     columns: list[Column] = [
         ("workload", lambda r: f"{r['workload']}, {r['precision']}"),
         ("messages", text_cell("message_backend")),
@@ -102,17 +101,17 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
     ]
     note = (
         "Rates are totals over all ranks, without the first batch, which includes compilation. Atoms and edges are"
-        " means per candidate. Left out: removed by filters, with coincident atoms, or without a finite prediction. Not"
-        " ranked: evaluated, but with elements that no single head was trained on, or with atoms closer than any in"
-        " training, so that their scores are meaningless; they are in no table of results. Memory: of a rank at"
-        " the end, over the median of the values after each of its parts; it rises with the size of the largest batch,"
-        " not with the number of candidates."
+        " means per candidate. Candidates are left out if a filter removes them, if atoms coincide, or if the"
+        " prediction is not finite. Candidates are not ranked if no single head was trained on all of their elements,"
+        " or if atoms are closer than in any training structure, so that their scores are meaningless; they are in no"
+        " table of results. The memory of a rank at the end is divided by the median of the values after each of its"
+        " parts; it rises with the size of the largest batch, not with the number of candidates."
     )
     return add_cost_columns(build_block("Rates", list_rows(runs), columns, note), runs)
 
 
 def build_times_block(times: pd.DataFrame) -> TableBlock:
-    """Return the time for the paper's number of candidates."""
+    """Return the table of times for the paper's number of candidates."""
     columns: list[Column] = [
         ("case", "case"),
         ("machine", "machine"),
@@ -121,14 +120,14 @@ def build_times_block(times: pd.DataFrame) -> TableBlock:
         ("basis", "basis"),
     ]
     note = (
-        "The paper: 50 s of device time on 9,408 nodes of Frontier. Projected: one rank per accelerator or tile of the"
-        " machine, each as fast as a rank here. Real accelerators are not; it shows the rate that each would need."
+        "The paper needed 50 s of device time on 9,408 nodes of Frontier. Extrapolated times assume one rank per"
+        " accelerator or tile of the machine, each as fast as a rank of this run. Real accelerators have other rates."
     )
     return build_block("Time for the paper's number of candidates", list_rows(times), columns, note)
 
 
 def format_duration(seconds: float) -> str:
-    """Return `50 s`, `3.2 h` or `41 days`."""
+    """Return a duration as text: `50 s`, `3.2 h` or `41 days`."""
     for below, unit, name in DURATION_UNITS:
         if seconds < below:
             return f"{format_number(seconds / unit)} {name}"
@@ -136,7 +135,7 @@ def format_duration(seconds: float) -> str:
 
 
 def build_assessment_block(assessment: pd.DataFrame) -> TableBlock:
-    """Return a row per number on reliability."""
+    """Return the table of numbers on reliability."""
     columns: list[Column] = [
         ("case", "case"),
         ("quantity", "quantity"),
@@ -146,16 +145,17 @@ def build_assessment_block(assessment: pd.DataFrame) -> TableBlock:
         ("n", lambda r: format_number(r["n"] or None, ".0f")),
     ]
     note = (
-        "For a random sample of the candidates. A structure is flagged if its embedding is further from the training"
-        " sets than the threshold. The threshold is set on held-out structures; the rate of false alarms is measured on"
-        " others. Dropout is applied to the input of the heads; the shipped model was trained without it."
+        "The numbers are for a random sample of the candidates. A structure is flagged if its embedding is further"
+        " from the training sets than the threshold. The threshold is set on held-out structures; the rate of false"
+        " alarms is measured on other held-out structures. Dropout is applied to the input of the heads; the shipped"
+        " model was trained without dropout."
     )
     rows = [row for row in list_rows(assessment) if row["value"] is not None]
     return build_block("Reliability", rows, columns, note)
 
 
 def build_labels_block(labels: pd.DataFrame) -> TableBlock:
-    """Return the errors of the candidates for which there are reference calculations."""
+    """Return the table of errors of the candidates with reference calculations."""
     columns: list[Column] = [
         ("case", "case"),
         ("candidates", lambda r: "flagged" if r["flagged"] else "not flagged"),
@@ -168,12 +168,15 @@ def build_labels_block(labels: pd.DataFrame) -> TableBlock:
         ("head", "head"),
         ("calculated at", "level_of_theory"),
     ]
-    note = "A random subset of the candidates with elements that this head was trained on, calculated at its level."
+    note = (
+        "The candidates are a random subset of those with elements that this head was trained on, calculated at the"
+        " level of theory of the head."
+    )
     return build_block("Errors against reference calculations", list_rows(labels), columns, note)
 
 
 def build_best_block(best: pd.DataFrame) -> TableBlock:
-    """Return the first candidates of best.csv."""
+    """Return the table of the first candidates of best.csv."""
     columns: list[Column] = [
         ("case", "case"),
         ("rank", "position"),
@@ -184,12 +187,12 @@ def build_best_block(best: pd.DataFrame) -> TableBlock:
         ("spread of the heads (eV/atom)", number_cell("spread_ev_per_atom")),
         ("distance", number_cell("distance")),
     ]
-    note = "More candidates are in best.csv of each case, and all stored ones in its results-*.bp."
+    note = "More candidates are in best.csv of each case, and all stored candidates are in its results-*.bp."
     return build_block("Best candidates", list_rows(best[best["position"] <= MAX_RANK_SHOWN]), columns, note)
 
 
 def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
-    """Return the energies and volumes of the best candidates before and after relaxation."""
+    """Return the table of energies and volumes of the best candidates before and after relaxation."""
     columns: list[Column] = [
         ("case", "case"),
         ("candidate", "candidate"),
@@ -206,7 +209,7 @@ def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
         ),
         ("file", "file"),
     ]
-    note = "Volumes per atom, in cubic \N{ANGSTROM SIGN}."
+    note = "Volumes are per atom, in cubic \N{ANGSTROM SIGN}."
     return build_block("Best candidates, relaxed with the model", list_rows(relaxed), columns, note)
 
 
@@ -215,13 +218,13 @@ def draw_embedding(points: pd.DataFrame, case: str, folder: Path, name: str) -> 
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.4, 4.0), layout="constrained")
         for kind, group in points.groupby("kind", sort=False):
-            style: Any = {"color": KINDS.get(str(kind), "#cc79a7"), "ms": 3.2, "ls": "", "alpha": 0.75}
+            style: Any = {"color": KIND_COLOURS.get(str(kind), "#cc79a7"), "ms": 3.2, "ls": "", "alpha": 0.75}
             axes.plot(group["x"], group["y"], "o", label=f"{kind} ({len(group)})", **style)
         axes.set_xlabel("first component / standard deviation")
         axes.set_ylabel("second component / standard deviation")
         axes.legend(frameon=False, fontsize=7.5)
         caption = (
             f"{case}: embeddings per atom along the first two principal components of the training sets. Points beyond"
-            " ten standard deviations are drawn at the edge. Numbers in brackets are numbers of structures."
+            " ten standard deviations are drawn at the edge. The numbers of structures are in brackets."
         )
         return save_figure(figure, folder, name, caption)

@@ -20,7 +20,7 @@ QUANTITY_TITLES = {"energy": "Energy per atom", "forces": "Forces"}
 
 
 def describe_model(runs: pd.DataFrame) -> str:
-    """Return `PaiNN, width 64, 3 layers`, without values that the log does not contain."""
+    """Return the model as text, `PaiNN, width 64, 3 layers`, without values that the log does not contain."""
     first = runs.iloc[0].dropna()
     parts = [get_backbone_title(first["backbone"]) if "backbone" in first else "a model"]
     if "hidden_dim" in first:
@@ -32,15 +32,15 @@ def describe_model(runs: pd.DataFrame) -> str:
 
 def describe_setup(runs: pd.DataFrame, errors: pd.DataFrame) -> str:
     """Return a paragraph on datasets, parameters and seeds."""
-    about = errors.drop_duplicates("head")
-    counts = about["data_origin"].map(classify_origin).value_counts(sort=False)
+    heads = errors.drop_duplicates("head")
+    counts = heads["data_origin"].map(classify_origin).value_counts(sort=False)
     kinds = [f"{n} {kind}{'s' if n > 1 and kind != 'official' else ''}" for kind, n in counts.items()]
     first = runs.iloc[0]
     is_joint = first["regime"] == "multi-task"
-    how = "trained jointly, one head each" if is_joint else "each trained separately"
+    regime = "trained jointly with one head for each" if is_joint else "trained separately"
     return " ".join(
         [
-            f"{pluralize(len(about), 'dataset')}, {how}: {', '.join(kinds)};"
+            f"{pluralize(len(heads), 'dataset')}, {regime}: {', '.join(kinds)};"
             f" {'' if is_joint else 'at most '}{runs['elements'].max()} elements,"
             f" {format_number(first['parameters'], ',.0f')} parameters, {list_seeds(runs)}.",
             *(text for kind, text in ORIGIN_MEANINGS.items() if kind in counts),
@@ -49,55 +49,55 @@ def describe_setup(runs: pd.DataFrame, errors: pd.DataFrame) -> str:
 
 
 def list_seeds(runs: pd.DataFrame) -> str:
-    """Return `seeds 0, 1, 2`, or `one seed (0), hence no intervals`."""
+    """Return the seeds as text: `seeds 0, 1, 2`, or `one seed (0), hence no intervals`."""
     seeds = join_unique(runs["seed"])
     return f"seeds {seeds}" if runs["seed"].nunique() > 1 else f"one seed ({seeds}), hence no intervals"
 
 
 def join_unique(values: pd.Series[Any]) -> str:
-    """Return the distinct values in order, with commas."""
+    """Return the distinct values in ascending order, separated by commas."""
     return ", ".join(map(str, sorted(set(values.dropna())))) or EN_DASH
 
 
 def describe_runs(runs: pd.DataFrame) -> list[str]:
-    """Return paragraphs on the runs: wrong precisions, compilation, early stops, resumptions, the gate."""
+    """Return paragraphs on the runs: wrong precisions, compilation, early stops, resumptions, and the gate."""
     text = [
         f"Incorrect: {r['case']} requested {r['precision']} and ran with {r['observed_dtypes']}."
         for r in list_rows(runs[~runs["dtypes_match_request"].astype(bool)])
     ]
     text += count_by_reason(runs, "eager_reason", "Not compiled", "run")
-    text += count_by_reason(runs, "unfused_reason", "Plain messages in place of fused ones", "run")
+    text += count_by_reason(runs, "unfused_reason", "Messages not fused", "run")
     text += count_by_reason(runs, "stop_reason", "Ended early", "run")
     resumed = int((runs["n_resumptions"] > 0).sum())
     if resumed:
-        text.append(f"Interrupted and resumed from a checkpoint: {pluralize(resumed, 'run')}.")
+        text.append(f"{pluralize(resumed, 'run')} resumed from a checkpoint after an interruption.")
     gate = runs[runs["gate_accuracy"].notna()]
     if len(gate):
         text.append(
-            "The gate gives more than half of the weight to the right branch for"
-            f" {format_range(gate['gate_accuracy'], '.0%')} of training structures; the mixed energy differs from"
-            f" that of the right branch by {format_range(MEV * gate['gate_energy_error_ev_per_atom'])} meV/atom."
+            "The gate gives more than half of the weight to the correct head for"
+            f" {format_range(gate['gate_accuracy'], '.0%')} of the training structures; the mixed energy differs from"
+            f" that of the correct head by {format_range(MEV * gate['gate_energy_error_ev_per_atom'])} meV/atom."
         )
     return text
 
 
 def format_range(values: pd.Series[float], spec: str = ".3g") -> str:
-    """Return `0.91 to 0.94`, or one number where both ends are equal."""
+    """Return the range of values as text: `0.91 to 0.94`, or one number if both ends are equal."""
     low, high = format_number(float(values.min()), spec), format_number(float(values.max()), spec)
     return low if low == high else f"{low} to {high}"
 
 
 def format_estimate(row: Row, name: str, scale: float = 1.0, spec: str = ".3g") -> str:
-    """Return `12.3 [11.9, 12.8]`, or `12.3` for one seed."""
+    """Return a value with its interval, `12.3 [11.9, 12.8]`, or `12.3` for one seed."""
     value, low, high = (number_cell(f"{name}{end}", spec, scale)(row) for end in ("", "_low", "_high"))
     return value if low == EN_DASH else f"{value} [{low}, {high}]"
 
 
 def estimate_cell(name: str, scale: float = 1.0, spec: str = ".3g") -> Callable[[Row], str]:
-    """Return a function that formats a column with its interval, times a scale."""
+    """Return a function that formats a column with its interval, both multiplied by a scale."""
     return lambda row: format_estimate(row, name, scale, spec)
 
 
 def describe_dataset(row: Row) -> str:
-    """Return `stand-in for OC2020`."""
+    """Return the role of a dataset with the name of its head: `stand-in for OC2020`."""
     return describe_origin({"data_origin": classify_origin(row["data_origin"]), "head": row["head"]})

@@ -1,7 +1,7 @@
 """Tables on training: runs, learning curves and errors on held-out structures.
 
-A run logs the facts model, workload, observed, test_errors (a row per head) and perhaps gate, and the events epoch,
-head, resumed and stopped. Runs that only differ in the seed form one experiment.
+A run logs the facts `model`, `workload`, `runtime`, `test_errors` (a row per head) and, optionally, `gate`, and the
+events `epoch`, `head_errors`, `resumed` and `stopped`. Runs that only differ in the seed form one experiment.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ HEADS = Columns(
     errors="energy_mae_ev_per_atom force_mae_ev_per_angstrom structures",
 )
 VALIDATION_LOSS = Metric("validation loss", "", "lower")
-# Parameters in which multi-task training and its single-task baselines may differ: those of the budget, and those
-# without effect on one dataset.
+# Parameters in which multi-task training and its single-task baselines may differ: those of the budget, and those that
+# have no effect on a single dataset.
 BUDGET_PARAMETERS = frozenset(
     {
         "datasets",
@@ -92,13 +92,14 @@ Verdict = Literal["met", "missed", "not finite", "no labels", "no structures"]
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on finished training runs; missing values are NaN or None.
 
-    training_runs, training_test_errors, training_epochs, training_heads: a row per run, per run and head, per run and
-    epoch, and per run, epoch and head, as logged. training_errors: a row per experiment, head and quantity, with means
-    over seeds, 95% intervals, and the baselines. ablation_*: see `harness.experiments.training.multitask`.
+    `training_runs` has a row per run, `training_test_errors` a row per run and head, `training_epochs` a row per run
+    and epoch, and `training_heads` a row per run, epoch and head, with the values of the log. `training_errors` has a
+    row per experiment, head and quantity, with means over seeds, 95% intervals, and the baselines. For `ablation_*`,
+    see harness.experiments.training.multitask.
     """
     runs = [r for r in records if r.program == "train" and r.state == "done"]
     runs = [r for r in runs if r.facts.get("test_errors") and r.facts.get("workload", {}).get("datasets")]
-    identified = [(r, _identify(r)) for r in runs]
+    identified = [(r, _get_run_columns(r)) for r in runs]
     test_errors = _convert_to_floats(
         HELD_OUT.build(
             {**HELD_OUT.select(row), **names, "folder": r.location}
@@ -132,7 +133,7 @@ def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of sampled structures (steps times graphs of all ranks) of all epochs or of one."""
+    """Return the number of sampled structures (steps times structures of all ranks) of all epochs, or of one epoch."""
     steps, previous = {}, 0
     for event in record.events("epoch"):
         steps[str(event["epoch"])] = event["step"] - previous
@@ -146,8 +147,8 @@ def _convert_to_floats(table: Table, columns: tuple[str, ...]) -> Table:
     return table.astype(dict.fromkeys(columns, float))
 
 
-def _identify(record: RunRecord) -> dict[str, Any]:
-    """Return the columns of every row of a run: its case, and digests of the runs to average or compare it with."""
+def _get_run_columns(record: RunRecord) -> dict[str, Any]:
+    """Return the columns of every row of a run: its case, and digests that runs to average or to compare share."""
     case, facts = record.case, record.facts
     workload, parameters = facts["workload"], case.get("parameters", {})
     names = sorted(s["dataset"] for s in workload["datasets"])
@@ -176,7 +177,7 @@ def _remove_keys(value: Any, keys: Set[str]) -> Any:
 
 def _describe_run(record: RunRecord) -> dict[str, Any]:
     case, facts = record.case, record.facts
-    workload, about, observed, gate = (facts.get(k) or {} for k in ("workload", "model", "runtime", "gate"))
+    workload, model, observed, gate = (facts.get(k) or {} for k in ("workload", "model", "runtime", "gate"))
     epochs, origins = record.events("epoch"), [s["data_origin"] for s in workload["datasets"]]
     waits = [e["wait_s"] for e in epochs if e.get("wait_s") is not None]
     best = next((e for e in reversed(epochs) if e.get("best")), {})
@@ -189,8 +190,8 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "evaluated_heads": sum(row.get(ENERGY.mae) is not None for row in facts["test_errors"]),
         "structures": sum(s.get("train") or 0 for s in workload["datasets"]),
         "elements": len(workload.get("elements", [])),
-        **{k: about.get("config", {}).get(k) for k in ("backbone", "hidden_dim", "num_conv_layers")},
-        "parameters": about.get("parameters"),
+        **{k: model.get("config", {}).get(k) for k in ("backbone", "hidden_dim", "num_conv_layers")},
+        "parameters": model.get("parameters"),
         "precision": observed.get("precision"),
         "observed_dtypes": _format_types(observed),
         "dtypes_match_request": _has_requested_types(observed),
@@ -227,7 +228,7 @@ def _collect_types(observed: dict[str, Any]) -> dict[str, set[str]]:
 
 
 def _format_types(observed: dict[str, Any]) -> str:
-    """Return `float32 throughout`, or the types of each quantity."""
+    """Return the observed types as text: `float32 throughout`, or the types of each quantity."""
     texts = {k: ", ".join(sorted(v)).replace("torch.", "") for k, v in _collect_types(observed).items()}
     if len(set(texts.values())) == 1:
         return f"{texts.popitem()[1]} throughout"
@@ -235,19 +236,19 @@ def _format_types(observed: dict[str, Any]) -> str:
 
 
 def _has_requested_types(observed: dict[str, Any]) -> bool:
-    """Return whether each quantity has the type of the requested precision; bf16 only changes matrix layers."""
-    expected, half = RESULT_DTYPES.get(observed.get("precision", "")), "torch.bfloat16"
+    """Return whether each quantity has the type of the requested precision; bf16 only changes the matrix layers."""
+    expected, bfloat16 = RESULT_DTYPES.get(observed.get("precision", "")), "torch.bfloat16"
     by_quantity = _collect_types(observed)
     matrices = by_quantity.pop("matrix_layers", set())
     if observed.get("precision") == "bf16":
-        is_right = observed.get("autocast") == half and (not matrices or half in matrices)
+        is_correct = observed.get("autocast") == bfloat16 and (not matrices or bfloat16 in matrices)
     else:
-        is_right = observed.get("autocast") is None and matrices <= {expected}
-    return is_right and bool(by_quantity) and all(types == {expected} for types in by_quantity.values())
+        is_correct = observed.get("autocast") is None and matrices <= {expected}
+    return is_correct and bool(by_quantity) and all(types == {expected} for types in by_quantity.values())
 
 
 def _list_head_events(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the events of heads with the steps of their epochs, without those of unknown epochs."""
+    """Return the events with errors of heads and the steps of their epochs, without those of unknown epochs."""
     steps = {e["epoch"]: e["step"] for e in record.events("epoch")}
     events = record.events("head_errors")
     return [{**e, "step": steps[e["epoch"]]} for e in events if e["epoch"] in steps]

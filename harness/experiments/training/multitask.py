@@ -1,4 +1,4 @@
-"""Multi-task against single-task training: errors of each head over those of a model for its dataset alone."""
+"""Multi-task against single-task training: ratios of the errors of each head to those of a single-task model."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ TOLERANCE = 1.10
 def build_ablation_tables(test_errors: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the tables on multi-task against single-task training, from the held-out errors of every run.
 
-    ablation_pairs: a row per multi-task experiment, head, quantity and seed that both kinds of training have.
-    ablation_heads: the same, averaged over seeds. ablation_overall: averaged over heads as well.
+    `ablation_pairs` has a row per multi-task experiment, head, quantity and seed that both kinds of training have.
+    `ablation_heads` has averages over seeds, and `ablation_overall` has averages over seeds and heads.
     """
     pairs = _build_pairs(test_errors)
     heads, overall = _average_over_seeds(pairs), _average_over_heads(pairs)
@@ -51,24 +51,24 @@ def _build_pairs(test_errors: pd.DataFrame) -> Table:
 
 
 def _pair_seeds(multi_task: pd.DataFrame, single_task: pd.DataFrame, quantity: Quantity) -> list[dict[str, Any]]:
-    """Return the errors of both kinds of training by seed, or no rows without labels."""
+    """Return a row per seed with the errors of both kinds of training; no rows if there are no labels."""
     if multi_task[quantity.baseline_mae].isna().all() and multi_task[quantity.mae].isna().all():
         return []
-    both = {
+    errors = {
         "multi_task": average_by_seed(multi_task, quantity.mae),
         "single_task": average_by_seed(single_task, quantity.mae),
     }
-    pairs = pd.concat(both, axis=1, join="inner").rename_axis("seed").reset_index()
+    pairs = pd.concat(errors, axis=1, join="inner").rename_axis("seed").reset_index()
     pairs["ratio"] = pairs["multi_task"] / pairs["single_task"]
     first = multi_task.iloc[0]
-    about = {k: first[k] for k in (*PAIRS["experiment"], *HEAD)} | {"quantity": quantity.name}
-    return [about | {str(k): v for k, v in row.items()} for row in pairs.to_dict("records")]
+    identity = {k: first[k] for k in (*PAIRS["experiment"], *HEAD)} | {"quantity": quantity.name}
+    return [identity | {str(k): v for k, v in row.items()} for row in pairs.to_dict("records")]
 
 
 def _average_over_seeds(pairs: pd.DataFrame) -> Table:
-    """Return errors and the geometric mean over seeds of their ratio, with its 95% interval.
+    """Return the mean errors and the geometric mean over seeds of their ratio, with its 95% interval.
 
-    verdict: "worse" if the ratio is above TOLERANCE, "ok", or "not finite".
+    The verdict is "worse" if the ratio is above TOLERANCE, "ok" if it is not, or "not finite".
     """
     groups = pairs.groupby(["experiment", "head", "quantity"], sort=False)
     return HEADS.build(_compare(rows) for _, rows in groups)
@@ -88,7 +88,7 @@ def _compare(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _average_over_heads(pairs: pd.DataFrame) -> Table:
-    """Return the geometric mean over heads, for the seeds that have all heads."""
+    """Return the geometric mean of the ratio over heads, for the seeds for which all heads have errors."""
     rows = []
     for (experiment, recipe, quantity), group in pairs.groupby(["experiment", "recipe", "quantity"], sort=False):
         heads = group["head"].nunique()
@@ -98,6 +98,6 @@ def _average_over_heads(pairs: pd.DataFrame) -> Table:
             if seed_rows["head"].nunique() == heads
         ]
         ratio = compute_geometric_mean_interval(compute_geometric_mean_interval(ratios).value for ratios in complete)
-        about = {"experiment": experiment, "recipe": recipe, "quantity": quantity, "heads": heads, "seeds": ratio.n}
-        rows.append(about | interval_columns("ratio", ratio))
+        identity = {"experiment": experiment, "recipe": recipe, "quantity": quantity, "heads": heads, "seeds": ratio.n}
+        rows.append(identity | interval_columns("ratio", ratio))
     return OVERALL.build(rows)

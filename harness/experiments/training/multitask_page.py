@@ -58,7 +58,7 @@ def build_ablation_section(experiment: str, context: PageContext) -> Section:
 
 
 def describe_budget(runs: pd.DataFrame) -> str:
-    """Return a paragraph on whether all runs sample equal numbers of structures, in total or of each dataset."""
+    """Return a paragraph that says whether runs sample equal numbers of structures, in total or of each dataset."""
     totals = sorted(set(runs["budget"]))
     if len(totals) == 1:
         return f"Equal budgets: every run samples {totals[0]:,} structures in training, of one dataset or of all."
@@ -72,7 +72,7 @@ def describe_budget(runs: pd.DataFrame) -> str:
 
 
 def describe_verdicts(rows: pd.DataFrame, overall: pd.DataFrame) -> list[str]:
-    """Return a paragraph per quantity on the geometric mean over heads, and on the heads that are worse."""
+    """Return a paragraph per quantity, with the geometric mean over heads and the heads that are worse."""
     text = []
     for r in list_rows(overall):
         heads = rows[rows["quantity"] == r["quantity"]]
@@ -82,42 +82,43 @@ def describe_verdicts(rows: pd.DataFrame, overall: pd.DataFrame) -> list[str]:
         ]
         text.append(
             f"{QUANTITY_TITLES[r['quantity']]}: the multi-task error is {format_estimate(r, 'ratio', 1.0, '.2f')} times"
-            f" the single-task error, as geometric mean over {r['heads']} heads and"
+            f" the single-task error, as a geometric mean over {r['heads']} heads and"
             f" {pluralize(r['seeds'], 'seed')}. Worse by more than {TOLERANCE - 1:.0%}: {', '.join(names) or 'none'}."
         )
     return text
 
 
 def build_errors_block(errors: pd.DataFrame, rows: pd.DataFrame) -> TableBlock:
-    """Return a row per head with both errors and their ratio."""
+    """Return the table of held-out errors: a row per head, with both errors and their ratio."""
     columns = ["data", "level of theory", "test structures"]
     for q in QUANTITIES:
         columns += [f"{q.name}, multi-task ({UNITS[q.name]})", "single-task", "ratio [95%]", "verdict"]
     by_head = {(r["head"], r["quantity"]): r for r in list_rows(rows)}
     body = []
-    for about in list_rows(errors.drop_duplicates("head")):
-        structures = format_number(about["structures"], ",.0f")
-        line = [describe_dataset(about), about["level_of_theory"] or EN_DASH, structures]
+    for head_row in list_rows(errors.drop_duplicates("head")):
+        structures = format_number(head_row["structures"], ",.0f")
+        line = [describe_dataset(head_row), head_row["level_of_theory"] or EN_DASH, structures]
         for q in QUANTITIES:
-            row = by_head.get((about["head"], q.name))
+            row = by_head.get((head_row["head"], q.name))
             line += [EN_DASH] * 4 if row is None else format_comparison(row)
         body.append(line)
     note = (
-        "MAE on the same held-out structures, averaged over the seeds of both kinds of training. Ratios: geometric"
-        " means over seeds with Student's 95% interval of the logarithms. Worse: larger by more than"
-        f" {TOLERANCE - 1:.0%}. A dash: no force labels, or no pair of runs."
+        "The MAE on the same held-out structures is averaged over the seeds that both kinds of training have. Ratios"
+        " are geometric means over seeds with Student's 95% interval of the logarithms. A head is worse if its error"
+        f" is larger by more than {TOLERANCE - 1:.0%}. A dash means that there are no force labels, or no pair of"
+        " runs."
     )
     return TableBlock("Held-out errors", columns, body, note)
 
 
 def format_comparison(row: Row) -> list[str]:
-    """Return both errors, their ratio, and the verdict."""
+    """Return both errors, their ratio, and the verdict as cells of a table."""
     errors = [number_cell(column, scale=MEV)(row) for column in ("multi_task", "single_task")]
     return [*errors, format_estimate(row, "ratio", 1.0, ".2f"), row["verdict"]]
 
 
 def build_runs_block(multi_task: pd.DataFrame, single_task: pd.DataFrame) -> TableBlock:
-    """Return a row per kind of training with the ranges over its runs."""
+    """Return the table of runs: a row per kind of training, with the ranges over its runs."""
     columns = [
         "training", "runs", "seeds", "requested precision", "observed types", "compiled", "steps", "time (s)",
         "structures/s", "waiting for data", "parameters",
@@ -138,5 +139,5 @@ def build_runs_block(multi_task: pd.DataFrame, single_task: pd.DataFrame) -> Tab
         ]
         for task, runs in (("multi-task", multi_task), ("single-task, all heads", single_task))
     ]
-    note = "Ranges over all runs; the single runs are in tables/training_runs.csv."
+    note = "The numbers are ranges over all runs; the individual runs are in tables/training_runs.csv."
     return TableBlock("Runs", columns, body, note)

@@ -43,7 +43,7 @@ BASELINES = {"energy": "composition only", "forces": "zero forces"}
 
 
 def build_sections(context: PageContext) -> list[Section]:
-    """Return a section for each experiment, then those on multi-task against single-task training."""
+    """Return a section for each experiment, and the sections on multi-task against single-task training."""
     runs, ablation = context.tables["training_runs"], context.tables["ablation_heads"]
     is_baseline = runs["recipe"].isin(ablation["recipe"]) & (runs["regime"] == "single-task")
     others = runs[~is_baseline & ~runs["experiment"].isin(ablation["experiment"])]
@@ -52,7 +52,7 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def build_experiment_section(experiment: str, context: PageContext) -> Section:
-    """Return the section on one experiment over its seeds."""
+    """Return the section on one experiment, whose runs differ in the seed."""
     runs, errors, epochs, heads = (
         table[table["experiment"] == experiment]
         for table in (context.tables[f"training_{name}"] for name in ("runs", "errors", "epochs", "heads"))
@@ -72,7 +72,7 @@ def build_experiment_section(experiment: str, context: PageContext) -> Section:
 
 
 def describe_target(errors: pd.DataFrame, quantity: Quantity) -> str:
-    """Return a paragraph on the heads that meet the target, and on those that do not."""
+    """Return a paragraph on the heads that meet the target, and on the heads that do not."""
     judged = errors[(errors["quantity"] == quantity.name) & ~errors["verdict"].isin(["no labels", "no structures"])]
     if judged.empty:
         return f"{QUANTITY_TITLES[quantity.name]}: no head has labels."
@@ -89,7 +89,7 @@ def describe_target(errors: pd.DataFrame, quantity: Quantity) -> str:
 
 
 def build_errors_block(errors: pd.DataFrame, quantity: Quantity) -> TableBlock:
-    """Return a row per head with its errors on test structures, and those of the baselines."""
+    """Return the table of errors on test structures: a row per head, with the errors of the baselines."""
     unit, baseline = UNITS[quantity.name], BASELINES[quantity.name]
     mean: list[Column] = [("predict the mean, MAE", number_cell("mean_mae", scale=MEV))] if quantity.mean_mae else []
     columns: list[Column] = [
@@ -110,16 +110,20 @@ def build_errors_block(errors: pd.DataFrame, quantity: Quantity) -> TableBlock:
         f"{r['structures_with_unseen_elements']} of {r['head']}" for r in rows if r["structures_with_unseen_elements"]
     ]
     note = (
-        "Means over seeds with Student's 95% interval, which does not include the choice of test structures. No"
-        " molecule, material, reaction or trajectory of the test set is in the training set."
-        + (" A dash: no force labels." if quantity is FORCES else "")
-        + (f" Left out because of elements that are not in the training set: {', '.join(unseen)}." if unseen else "")
+        "Errors are means over seeds with Student's 95% interval, which does not include the choice of test"
+        " structures. No molecule, material, reaction or trajectory of the test set is in the training set."
+        + (" A dash means that there are no force labels." if quantity is FORCES else "")
+        + (
+            f" Structures with elements that the training set lacks are left out: {', '.join(unseen)}."
+            if unseen
+            else ""
+        )
     )
     return build_block(f"{QUANTITY_TITLES[quantity.name]}: errors on held-out structures", rows, columns, note)
 
 
 def build_runs_block(runs: pd.DataFrame) -> TableBlock:
-    """Return a row per run on its configuration, length and speed."""
+    """Return the table of runs, with configuration, length and speed."""
     columns: list[Column] = [
         ("case", "case"),
         ("seed", lambda r: str(r["seed"])),
@@ -138,7 +142,7 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         ("structures/s", number_cell("structures_per_s")),
         ("waiting for data", number_cell("data_wait_fraction", ".1%")),
     ]
-    note = "Structures/s: median over epochs. Waiting for data: share of the time of the epochs."
+    note = "Structures/s is the median over epochs. Waiting for data is a share of the time of the epochs."
     if runs["skipped_steps"].sum():
-        note += f" Steps skipped because their gradient was not finite: {join_unique(runs['skipped_steps'])}."
+        note += f" Numbers of steps skipped because the gradient was not finite: {join_unique(runs['skipped_steps'])}."
     return add_cost_columns(build_block("Runs", list_rows(runs), columns, note), runs)

@@ -1,4 +1,4 @@
-"""The quantities whose errors are judged: energies per atom and forces, each against its baseline."""
+"""The quantities whose errors are judged against a baseline: energies per atom and forces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEAD = ("head", "dataset", "data_origin", "level_of_theory", "structures", "stru
 
 @dataclass(frozen=True)
 class Quantity:
-    """A predicted quantity, the columns with its errors, and its target as a share of the baseline's error."""
+    """A predicted quantity, the columns with its errors, and its target relative to the error of the baseline."""
 
     name: str
     mae: str
@@ -45,7 +45,7 @@ QUANTITIES = (ENERGY, FORCES)
 
 
 def average_by_seed(rows: pd.DataFrame, column: str) -> pd.Series[float]:
-    """Return the mean of the column for each seed; NaN if one of its values is."""
+    """Return the mean of the column for each seed; NaN if one of the values is NaN."""
     codes, seeds = pd.factorize(rows["seed"], sort=True, use_na_sentinel=False)
     sums = np.bincount(codes, weights=rows[column].to_numpy(dtype=float))
     return pd.Series(sums / np.bincount(codes), index=pd.Index(seeds, name="seed"))

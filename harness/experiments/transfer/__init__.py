@@ -1,4 +1,4 @@
-"""Fine-tuning on downstream tasks: errors over labels, and gains of pretraining."""
+"""Fine-tuning on downstream tasks: errors for each number of labels, and gains from pretraining."""
 
 from harness.experiments.experiment import CostJoin, Experiment
 

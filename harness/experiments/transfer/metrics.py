@@ -1,4 +1,4 @@
-"""Tables on downstream tasks: errors over numbers of labels, gains from pretraining, and published results."""
+"""Tables on downstream tasks: errors for each number of labels, gains from pretraining, and published results."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ ERROR = Metric("error", "task's unit", "lower")
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables on transfer; a case that has not ended only has a row in transfer_tasks.
+    """Return the tables on transfer; a case that has not ended may only have a row in transfer_tasks.
 
-    transfer_tasks: a row per case. transfer_errors: a row per mode, subset and number of labels, with the mean over
-    seeds and the interval of the geometric mean; baselines are modes too. transfer_gains: the geometric mean over seeds
-    of the error over that of training from scratch, with its interval; below 1 is better; composition_ratio: the error
-    over that of the composition. transfer_published: published results.
+    `transfer_tasks` has a row per case. `transfer_errors` has a row per mode, subset and number of labels, with the
+    mean over seeds and the interval of the geometric mean; baselines are modes too. `transfer_gains` has the geometric
+    mean over seeds of the ratio of the error to that of training from scratch, with its interval (below 1 is better),
+    and the ratio to the error of the composition. `transfer_published` has published results.
     """
     runs = [r for r in records if r.program == "transfer"]
     return {
@@ -69,7 +69,7 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
 
 
 def _find_task(record: RunRecord) -> dict[str, Any]:
-    """Return the event that describes the task, or the task of the case's parameters."""
+    """Return the event that describes the task or, without one, the task in the case's parameters."""
     events = record.events("task")
     return events[-1] if events else {"task": record.case["parameters"].get("task")}
 
@@ -79,14 +79,14 @@ def _describe_task(record: RunRecord) -> dict[str, Any]:
     excluded = task.get("excluded") or {}
     return TASKS.select(task, "task", "data") | {
         "campaign": record.campaign,
-        "excluded": ", ".join(f"{n} {why}" for why, n in excluded.items()),
+        "excluded": ", ".join(f"{n} {reason}" for reason, n in excluded.items()),
         "state": record.state,
         "folder": record.location,
     }
 
 
 def _list_fits(record: RunRecord) -> pd.DataFrame:
-    """Return a row per fit and per baseline, each with its mode."""
+    """Return a row per fit and per baseline, with the name of the mode or of the baseline as the mode."""
     rows = [dict(e) for e in record.events("fit")]
     for event in record.events("baseline"):
         for mode, column in BASELINES.items():

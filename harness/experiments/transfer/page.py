@@ -31,17 +31,18 @@ from harness.experiments.experiment import PageContext
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
-# Errors this many times the median are not drawn: the error of the mean of total energies would flatten all others.
+# Errors above this multiple of the median are not drawn: the mean of total energies has an error that would hide
+# others.
 MAX_OVER_MEDIAN = 30.0
 
 
 @dataclass(frozen=True)
 class ModeStyle:
-    """The title, colour, mark and line style of a mode."""
+    """The title, colour, marker and line style of a mode."""
 
     title: str
     colour: str
-    mark: str
+    marker: str
     line: str = "-"
 
 
@@ -57,21 +58,27 @@ MODES = {
 
 
 def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, folder: Path, name: str) -> Figure:
-    """Draw the error over the number of labels, with a panel per subset, a line per mode, and published results."""
+    """Draw the error against the number of labels, with a panel per subset, a line per mode, and published results."""
     subsets, has_stars = list(errors["subset"].unique()), False
     with mpl.rc_context(STYLE):
         width = min(8.6, 1.6 + 3.4 * len(subsets))
         figure, panels = plt.subplots(1, len(subsets), figsize=(width, 3.2), squeeze=False, layout="constrained")
         for axes, subset in zip(panels[0], subsets, strict=True):
             group = errors[errors["subset"] == subset]
-            for mode, look in MODES.items():
+            for mode, mode_style in MODES.items():
                 curve = group[group["mode"] == mode].sort_values("labels")
                 if curve.empty or (mode == "mean" and curve["mae"].min() > MAX_OVER_MEDIAN * group["mae"].median()):
                     continue
-                style: Any = {"color": look.colour, "marker": look.mark, "ls": look.line, "ms": 4.5, "lw": 1.3}
+                style: Any = {
+                    "color": mode_style.colour,
+                    "marker": mode_style.marker,
+                    "ls": mode_style.line,
+                    "ms": 4.5,
+                    "lw": 1.3,
+                }
                 span = np.abs(np.array([curve["mae"] - curve["mae_low"], curve["mae_high"] - curve["mae"]]))
-                span = np.nan_to_num(span, posinf=0.0) if look.mark else None
-                axes.errorbar(curve["labels"], curve["mae"], yerr=span, capsize=2, label=look.title, **style)
+                span = np.nan_to_num(span, posinf=0.0) if mode_style.marker else None
+                axes.errorbar(curve["labels"], curve["mae"], yerr=span, capsize=2, label=mode_style.title, **style)
             others = published[(published["subset"] == subset) & (published["unit"] == task["unit"])]
             has_stars |= bool(len(others))
             if len(others):
@@ -84,7 +91,7 @@ def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, 
                 axes.set_ylim(0.5 * min(values), 2.0 * min(max(values), MAX_OVER_MEDIAN * float(group["mae"].median())))
             for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
                 set_plain_ticks(axis, *ends)
-            axes.set_xlabel("labels seen")
+            axes.set_xlabel("number of labels")
             axes.set_title(subset, fontsize=9)
         panels[0][0].set_ylabel(f"MAE, {task['unit']}")
         panels[0][-1].legend(frameon=False, fontsize=7.5)
@@ -98,20 +105,20 @@ def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, 
 
 
 def draw_gains(gains: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the error of each mode over that of training from scratch, for the most labels of every task."""
+    """Draw the ratio of the error of each mode to that of training from scratch, for the most labels of every task."""
     largest = gains.loc[gains.groupby(["task", "subset", "mode"], sort=False)["labels"].idxmax()]
     rows = list(dict.fromkeys(zip(largest["title"], largest["subset"], largest["labels"], strict=True)))
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.0, 1.2 + 0.42 * len(rows)), layout="constrained")
         for j, mode in enumerate(m for m in MODES if m in set(largest["mode"])):
-            look, group = MODES[mode], largest[largest["mode"] == mode]
+            mode_style, group = MODES[mode], largest[largest["mode"] == mode]
             positions = [
                 rows.index(key) + 0.16 * (j - 1.5)
                 for key in zip(group["title"], group["subset"], group["labels"], strict=True)
             ]
             span = np.nan_to_num(np.array([group["ratio"] - group["ratio_low"], group["ratio_high"] - group["ratio"]]))
-            style: Any = {"color": look.colour, "marker": look.mark, "ls": "", "ms": 5, "capsize": 2}
-            axes.errorbar(group["ratio"], positions, xerr=np.abs(span), label=look.title, **style)
+            style: Any = {"color": mode_style.colour, "marker": mode_style.marker, "ls": "", "ms": 5, "capsize": 2}
+            axes.errorbar(group["ratio"], positions, xerr=np.abs(span), label=mode_style.title, **style)
         axes.axvline(1.0, color="#59636e", lw=0.9, zorder=0)
         axes.set_xscale("log")
         low, high = largest["ratio"].min(), largest["ratio"].max()
@@ -119,12 +126,13 @@ def draw_gains(gains: pd.DataFrame, folder: Path, name: str) -> Figure:
         set_plain_ticks(axes.xaxis, *axes.get_xlim())
         axes.set_yticks(range(len(rows)), [f"{t}{f' {s}' if s else ''}, {n} labels" for t, s, n in rows])
         axes.invert_yaxis()
-        axes.set_xlabel("error / error from scratch (less is better)")
+        axes.set_xlabel("error / error from scratch (lower is better)")
         axes.legend(frameon=False, fontsize=7.5)
         seeds = int(largest["seeds"].max())
         caption = (
-            f"Gain from pretraining, {pluralize(len(rows), 'task')} or subsets with the most labels of each:"
-            f" geometric mean of {pluralize(seeds, 'seed')} with Student's 95% interval, clipped at the axis."
+            f"Gain from pretraining for {pluralize(len(rows), 'task or subset', 'tasks or subsets')}, with the most"
+            f" labels of each: geometric mean of {pluralize(seeds, 'seed')} with Student's 95% interval, clipped at the"
+            " axis."
         )
         return save_figure(figure, folder, name, caption)
 
@@ -158,21 +166,21 @@ def describe_transfer(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
     text = [
         f"Models were trained on {len(finished)} of {len(tasks)} tasks, {stand_ins} of them with stand-ins for the"
         " official data. All modes of training have the same budget of steps, use a fifth of their labels for early"
-        " stopping, and are tested on held-out structures. Composition: a linear model of the composition, fitted to"
-        " the same labels."
+        " stopping, and are tested on held-out structures. The baseline `composition` is a linear model of the"
+        " composition, fitted to the same labels."
     ]
     full = select_most_labels(gains[gains["mode"] == "full"])
     if len(full):
         better = int((full["ratio_high"] < 1).sum())
         worse = int((full["ratio_low"] > 1).sum())
         text.append(
-            "With the most labels of each, fine-tuning of all parameters is better than training from scratch on"
-            f" {better} of {len(full)} (the interval of the ratio lies below one) and worse on {worse}; the others"
-            " are within the scatter between seeds."
+            "With the most labels, fine-tuning of all parameters is better than training from scratch on"
+            f" {better} of {len(full)} tasks or subsets (the interval of the ratio is below 1) and worse on {worse};"
+            " the differences on the others are within the scatter between seeds."
         )
     absent = [str(r["needs"]) for r in list_rows(tasks) if r["available"] is False]
     if absent:
-        text.append("Not run: " + "; ".join(absent) + ".")
+        text.append("Some tasks were not run: " + "; ".join(absent) + ".")
     return text
 
 
@@ -184,7 +192,7 @@ def select_most_labels(gains: pd.DataFrame) -> pd.DataFrame:
 
 
 def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
-    """Return a row per task."""
+    """Return the table of tasks."""
     columns: list[Column] = [
         ("task", lambda r: str(r["title"] or r["task"])),
         ("target", lambda r: f"{r['target']} ({r['unit']})" if r["target"] else EN_DASH),
@@ -195,37 +203,43 @@ def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
         ("splits", text_cell("splits")),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
-    note = "Stand-in: structures or a level of theory other than the task's; its errors do not apply to the task."
+    note = (
+        "A stand-in has other structures or another level of theory than the task, so its errors do not apply to the"
+        " task."
+    )
     return add_cost_columns(build_block("Tasks", list_rows(tasks), columns, note), tasks)
 
 
 def build_gains_block(gains: pd.DataFrame, titles: dict[str, str]) -> TableBlock:
-    """Return a row per task, subset and mode with errors over those of training from scratch."""
+    """Return the table of gains: a row per task, subset and mode, with errors relative to training from scratch."""
     columns: list[Column] = [
-        *identify_fit(titles),
+        *build_fit_columns(titles),
         ("error / from scratch", seed_interval_cell("ratio")),
         ("forces", number_cell("force_ratio")),
         ("error / composition", number_cell("composition_ratio")),
         ("seeds", "seeds"),
     ]
-    note = "Geometric mean over seeds with Student's 95% interval, for the most labels; below 1, pretraining helps."
+    note = (
+        "Ratios are geometric means over seeds with Student's 95% interval, for the most labels; below 1, pretraining"
+        " helps."
+    )
     return build_block("Gain from pretraining", list_rows(select_most_labels(gains)), columns, note)
 
 
 def build_errors_block(errors: pd.DataFrame, titles: dict[str, str]) -> TableBlock:
-    """Return a row per task, subset, mode and number of labels with its mean error."""
+    """Return the table of mean errors, with a row per task, subset, mode and number of labels."""
     columns: list[Column] = [
-        *identify_fit(titles),
+        *build_fit_columns(titles),
         ("MAE", seed_interval_cell("mae")),
         ("unit", "unit"),
         ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae")),
         ("seeds", "seeds"),
-        ("tested on", "test"),
+        ("test structures", "test"),
     ]
-    return build_block("Errors", list_rows(errors), columns, "Mean over seeds with Student's 95% interval.")
+    return build_block("Errors", list_rows(errors), columns, "Errors are means over seeds with Student's 95% interval.")
 
 
-def identify_fit(titles: dict[str, str]) -> list[Column]:
+def build_fit_columns(titles: dict[str, str]) -> list[Column]:
     """Return the columns that identify a row: task, subset, mode and number of labels."""
     return [
         ("task", lambda r: titles.get(r["task"], str(r["task"]))),

@@ -1,4 +1,4 @@
-"""List and read log files, each once, within bounds of time and memory."""
+"""Listing and reading of log files, each file once, within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-# The rest of a longer line or a larger file is not read.
+# The readers skip the rest of a longer line or a larger file.
 MAX_LINE_BYTES, MAX_FILE_BYTES = 1 << 20, 2 << 30
 SNIFFED_BYTES = 4096
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -21,7 +21,7 @@ READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 class Line(NamedTuple):
-    """A line of a file; `is_whole` is false where the file or the line was truncated."""
+    """A line of a file; `is_whole` is false if the file or the line is truncated."""
 
     number: int
     text: str
@@ -29,21 +29,21 @@ class Line(NamedTuple):
 
 
 def list_files(path: Path) -> Iterator[Path]:
-    """Yield the file, or every regular file in the folder once, those behind links to folders last."""
+    """Yield the file, or every regular file below the folder once; files behind links to folders come last."""
     if path.is_file():
         yield path
         return
     roots, folders, targets = [str(path)], set[str](), set[str]()
     while roots:
         linked: list[str] = []
-        for top in roots:
-            for folder, names, files in os.walk(top):
+        for root in roots:
+            for folder, subfolders, files in os.walk(root):
                 real = os.path.realpath(folder)
-                names[:] = sorted(names) if real not in folders else []
+                subfolders[:] = sorted(subfolders) if real not in folders else []
                 if real in folders:
                     continue
                 folders.add(real)
-                linked += [link for name in names if os.path.islink(link := os.path.join(folder, name))]
+                linked += [link for name in subfolders if os.path.islink(link := os.path.join(folder, name))]
                 for name in sorted(files, key=natural_key):
                     file = os.path.join(folder, name)
                     target = os.path.realpath(file)
@@ -65,13 +65,13 @@ def strip_compression_suffix(path: Path) -> str:
 
 
 def is_text(path: Path) -> bool:
-    """Return whether the file begins like text; raise one of READ_ERRORS where it cannot be read."""
+    """Return whether the file begins like text; raise one of READ_ERRORS if it cannot be read."""
     with _open(path) as file:
         return b"\0" not in file.read(SNIFFED_BYTES)
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a text file; text that a progress bar overwrites has the number of the same line.
+    """Yield the lines of a text file; the parts of a line that a progress bar overwrote have the same number.
 
     Raises:
         READ_ERRORS: the file is damaged.
@@ -90,7 +90,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def read_small(path: Path, max_bytes: int) -> bytes:
-    """Return a file's content, or nothing where it is larger than `max_bytes` or cannot be read."""
+    """Return a file's content; empty if the file is larger than `max_bytes` or cannot be read."""
     with suppress(*READ_ERRORS), _open(path) as file:
         content = file.read(max_bytes + 1)
         return content if len(content) <= max_bytes else b""

@@ -1,4 +1,4 @@
-"""Parse the lines of standard output and run.log, and split them into runs."""
+"""Parsing of the lines of standard output and run.log, and their division into runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.importers.hydragnn.files import Line
 
 Kind = Literal["epoch", "tasks", "timer", "rate", "command", "launch", "damaged"]
 NUMBER = r"([-+]?(?:\d{1,30}(?:[.,]\d{0,40})?(?:[eE][-+]?\d{1,4})?|nan|inf))"
-# `0: ` is the rank that the logger writes; before it, `srun -l` writes the task.
+# `0: ` is the rank that the logger writes; `srun -l` adds the number of the task before it.
 RANK_PREFIX = r"(?:^|[^\w:])((?:\d{1,8}:\s*)*)"
 EPOCH = re.compile(
     rf"{RANK_PREFIX}Epoch:\s*(\d{{1,9}}),\s*Train Loss:\s*{NUMBER},\s*Val Loss:\s*{NUMBER},\s*Test Loss:\s*{NUMBER}",
@@ -38,7 +38,7 @@ SIZE_OPTIONS = {
     "ranks": re.compile(r"(?:^|\s)(?:-np?\s*|--ntasks[= ])(\d{1,8})(?=\s|$)", re.A),
     "ranks_per_node": re.compile(r"(?:^|\s)(?:--ppn[= ]|-ppn\s+|--ntasks-per-node[= ])(\d{1,8})(?=\s|$)", re.A),
 }
-# The logger prints a loss with this many decimals; fewer on the last line of a file mean that it was truncated.
+# The logger prints a loss with this many decimals; if the last line of a file has fewer, it is truncated.
 DECIMALS = 8
 
 
@@ -46,8 +46,11 @@ DECIMALS = 8
 class Statement:
     """The content of a line.
 
-    losses: name -> value, None if it is not finite. errors: those of the tasks, in their order. options: those of a
-    command line. sizes: nodes, ranks and ranks_per_node of a launcher's command line.
+    Attributes:
+        losses: Losses by name; None if a loss is not finite.
+        errors: Errors of the tasks, in the order of the tasks.
+        options: Options of a command line of the program.
+        sizes: nodes, ranks and ranks_per_node in a command line of a launcher.
     """
 
     kind: Kind
@@ -63,7 +66,7 @@ class Statement:
 
 
 def parse_line(line: Line) -> Statement | None:
-    """Return the content of a line: None for an irrelevant line, kind `damaged` for one that cannot be read."""
+    """Return the content of a line: None for an irrelevant line, kind `damaged` for an unreadable one."""
     text = line.text
     if TASKS_MARKER in text or any(marker in text for marker in RESULT_MARKERS):
         is_damaged = any(marker in text for marker in RESULT_MARKERS)
@@ -89,12 +92,12 @@ def _parse_losses(line: Line) -> Statement | None:
         if not line.is_whole and line.text.endswith(last) and len(re.split("[.,]", last)[-1]) < DECIMALS:
             return None
         losses = dict(zip(LOSSES.values(), map(parse_finite, numbers), strict=True))
-        return Statement("epoch", rank=_rank(match[1]), epoch=int(match[2]), losses=losses)
+        return Statement("epoch", rank=_parse_rank(match[1]), epoch=int(match[2]), losses=losses)
     if match := TASKS.search(line.text):
         errors = tuple(parse_finite(v) for v in match[3].split(","))
-        return Statement("tasks", rank=_rank(match[1]), split=SPLITS[match[2].lower()], errors=errors)
+        return Statement("tasks", rank=_parse_rank(match[1]), split=SPLITS[match[2].lower()], errors=errors)
     if line.is_whole and (match := COMPONENTS.search(line.text)):
-        return _parse_components(_rank(match[1]), match[2])
+        return _parse_components(_parse_rank(match[1]), match[2])
     return None
 
 
@@ -107,14 +110,14 @@ def _parse_components(rank: int, text: str) -> Statement | None:
     by_task: dict[str, float | None] = {}
     for key, value in pairs.items():
         if key.endswith(".raw"):
-            by_task.setdefault(_task_name(key), parse_finite(value))
+            by_task.setdefault(_get_task_name(key), parse_finite(value))
     tasks = ("energy", "energy_per_atom", "force")
     errors = tuple(by_task[task] for task in tasks) if all(task in by_task for task in tasks) else ()
     losses = {LOSSES[split]: parse_finite(pairs["total"])}
     return Statement("epoch", rank=rank, epoch=int(epoch), losses=losses, split=split, errors=errors)
 
 
-def _task_name(key: str) -> str:
+def _get_task_name(key: str) -> str:
     plain = key.lower().replace("_", "")
     if "force" in plain:
         return "force"
@@ -142,13 +145,13 @@ def parse_options(text: str) -> dict[str, str]:
     for k, word in enumerate(parts):
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
-            follows = parts[k + 1] if k + 1 < len(parts) and not parts[k + 1].startswith("--") else "true"
-            result[name] = value if equals else follows
+            next_value = parts[k + 1] if k + 1 < len(parts) and not parts[k + 1].startswith("--") else "true"
+            result[name] = value if equals else next_value
     return result
 
 
 def parse_finite(text: str) -> float | None:
-    """Return the number, or None where the text is not a finite number."""
+    """Return the number, or None if the text is not a finite number."""
     try:
         value = float(text.strip().replace(",", "."))
     except ValueError:
@@ -156,7 +159,7 @@ def parse_finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _rank(prefix: str) -> int:
+def _parse_rank(prefix: str) -> int:
     numbers = re.findall(r"\d+", prefix)
     return int(numbers[-1]) if numbers else 0
 
@@ -167,7 +170,7 @@ RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-6, 1e-8
 
 @dataclass
 class Row:
-    """One epoch in a file: losses by name, errors of the tasks by split, and the location."""
+    """One epoch in a file: losses by name, errors of the tasks by split, and the location in the file."""
 
     source: Path
     line: int
@@ -175,7 +178,7 @@ class Row:
     errors: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     def agrees(self, other: Row) -> bool:
-        """Return whether the losses that both rows have are equal."""
+        """Return whether all losses that both rows contain are equal."""
         return all(_is_same_loss(self.losses[k], other.losses[k]) for k in self.losses.keys() & other.losses.keys())
 
     def add(self, other: Row) -> None:
@@ -184,6 +187,7 @@ class Row:
         self.errors = {**other.errors, **self.errors}
 
 
+# The rows of each epoch; a restart of the run leaves several rows for one epoch.
 Versions = dict[int, list[Row]]
 
 
@@ -191,7 +195,11 @@ Versions = dict[int, list[Row]]
 class Segment:
     """The part of a file that belongs to one run.
 
-    rows: rank -> epoch -> its versions, of which a restart leaves several.
+    Attributes:
+        rows: The rows of each epoch, by rank.
+        timers: Seconds by rank and name of the timer.
+        rates: Throughput of inference in structures/s.
+        faults: Counts of unreadable lines, by kind.
     """
 
     source: Path
@@ -204,7 +212,7 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """The name of the run and of its log folder; empty where no command line gives it."""
+        """The name of the run and of its log folder; empty if no command line gives the name."""
         return self.options.get("log", "")
 
     @property
@@ -214,11 +222,11 @@ class Segment:
 
     @property
     def epochs(self) -> Versions:
-        """The epochs of the lowest rank that prints them."""
+        """The rows of the lowest rank that prints epochs."""
         return self.rows[min(self.rows)] if self.rows else {}
 
     def is_new_run(self, epoch: Statement) -> bool:
-        """Return whether an epoch repeats the first one with other losses, and so is the start of another run."""
+        """Return whether an epoch starts another run, since it repeats the first epoch with different losses."""
         rows = self.rows.get(epoch.rank, {})
         if not rows or epoch.epoch != min(rows):
             return False
@@ -226,7 +234,7 @@ class Segment:
 
 
 def split_runs(lines: Iterable[Line], source: Path) -> Iterator[Segment]:
-    """Yield a segment for each run in a file, in their order."""
+    """Yield a segment for each run in a file, in the order of the lines."""
     current = Segment(source)
     for line in lines:
         statement = parse_line(line)

@@ -1,4 +1,4 @@
-"""Write runs of the original code as run folders like those of the harness's own runs."""
+"""Writing of runs of the original code as run folders, in the format of the harness's own runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def import_logs(path: Path, out: Path) -> list[Path]:
 
 
 def name_runs(runs: Sequence[Run], path: Path) -> list[str]:
-    """Return a name for each run: its folder below the path and, where that has several runs, its own name or file."""
+    """Return a unique name for each run: its folder below the path, and its name or file if the folder has several."""
     counts = Counter(run.folder for run in runs)
     root = path if path.is_dir() else path.parent
     names: list[str] = []
@@ -81,7 +81,7 @@ def make_events(run: Run) -> Iterator[dict[str, Any]]:
     timers = {key: value for segment in run.segments for key, value in segment.timers.items()}
     for (rank, name), seconds in timers.items():
         yield {"event": "timer", "rank": rank, "name": sanitize_line(name), "duration_s": seconds}
-    yield from ({"event": "sample", "structures_per_s": rate} for rate in _rates(run))
+    yield from ({"event": "sample", "structures_per_s": rate} for rate in _list_rates(run))
     for rank, regions in sorted(run.regions.items()):
         for name in sorted(regions.calls.keys() | regions.joules.keys()):
             region = {"rank": rank, "name": sanitize_line(name), "calls": regions.calls.get(name, 0)}
@@ -91,8 +91,8 @@ def make_events(run: Run) -> Iterator[dict[str, Any]]:
                 yield {"event": "energy", "tool": regions.tool, **region, "energy_j": regions.joules[name]}
 
 
-def _rates(run: Run) -> list[float]:
-    """Return every rate as often as the file that has it most often: other files contain copies."""
+def _list_rates(run: Run) -> list[float]:
+    """Return every rate as often as the file that contains it most often, since other files contain copies."""
     files: dict[Path, list[float]] = {}
     for segment in run.segments:
         files.setdefault(segment.source, []).extend(segment.rates)
@@ -110,7 +110,7 @@ def _describe_skipped(logs: LogFiles, separator: str) -> str:
 
 
 def _write_run(folder: Path, name: str, run: Run) -> Path:
-    """Write the run folder, and replace one of an earlier import."""
+    """Write the run folder; replace the folder of an earlier import."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = read_parameters(run)
     sizes: dict[str, Any] = {key: parameters[key] for key in ("ranks", "nodes") if key in parameters}
@@ -127,9 +127,9 @@ def _write_run(folder: Path, name: str, run: Run) -> Path:
 
 
 def read_parameters(run: Run) -> dict[str, Any]:
-    """Return the parameters by the original's names, with `datasets`, `ranks` and `nodes`.
+    """Return the parameters under HydraGNN's names, and `datasets`, `ranks` and `nodes`.
 
-    Options of a command line override the configuration file. A file that cannot be read is noted.
+    Options of a command line override the configuration file. If that file is unreadable, a note is added to the run.
     """
     result = _read_config(run)
     for segment in run.segments:

@@ -1,4 +1,4 @@
-"""Combine the parts of several log files that belong to one run."""
+"""Combination of the parts of several log files that belong to one run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_NUMBERS = 8
 
 @dataclass
 class Run:
-    """One run: its segments of log files, the regions of its tracer by rank, and its configuration file."""
+    """One run: its segments of log files, the regions of its tracer by rank, its configuration file, and notes."""
 
     folder: Path
     segments: list[Segment] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Run:
         return result
 
     def accepts(self, segment: Segment) -> bool:
-        """Return whether a segment belongs to this run: it repeats or continues epochs, or is a restart."""
+        """Return whether a segment belongs to this run: it repeats or continues the epochs, or restarts the run."""
         known, new = self.epochs, segment.epochs
         if not known or not new:
             return True
@@ -64,7 +64,14 @@ class Run:
 
 @dataclass
 class LogFiles:
-    """The content of many log files by folder; skipped: unusable files, with the reasons."""
+    """The content of log files.
+
+    Attributes:
+        segments: The segments of all log files.
+        regions: The regions of the tracer files, by folder and rank.
+        configs: The configuration file of each folder.
+        skipped: Unusable files, with the reasons.
+    """
 
     segments: list[Segment] = field(default_factory=list)
     regions: dict[Path, dict[int, Regions]] = field(default_factory=lambda: defaultdict(dict))
@@ -73,7 +80,7 @@ class LogFiles:
 
 
 def read_files(files: Iterable[Path]) -> LogFiles:
-    """Read the files; the readable part of a damaged file is used."""
+    """Read the files, and the readable part of damaged ones."""
     logs = LogFiles()
     for path in files:
         if strip_compression_suffix(path) == CONFIG:
@@ -103,7 +110,7 @@ def _read_text(logs: LogFiles, path: Path) -> None:
 
 
 def _read_tracer(logs: LogFiles, path: Path) -> bool:
-    """Read a file of the tracer; return whether the file is one."""
+    """Read the file if it is a tracer file, and return whether it is one."""
     name = strip_compression_suffix(path)
     if match := FULL_TRACE_NAME.match(name):
         regions = logs.regions[path.parent].setdefault(int(match[1]), Regions())
@@ -128,7 +135,7 @@ def find_runs(logs: LogFiles) -> list[Run]:
     runs: dict[Path, list[Run]] = defaultdict(list)
     folders = {*logs.regions, *logs.configs, *(s.source.parent for s in logs.segments)}
     ordered = sorted(logs.segments, key=lambda s: (s.source.name == LOG, not s.name, natural_key(str(s.source))))
-    # Segments with a command line name their run; the others join them afterwards.
+    # Segments with a command line name their run; the other segments join these runs afterwards.
     for segment in sorted(ordered, key=lambda s: not s.name):
         folder = find_run_folder(segment, folders)
         candidates = [r for r in runs[folder] if not segment.name or r.name in ("", segment.name)]
@@ -142,11 +149,11 @@ def find_runs(logs: LogFiles) -> list[Run]:
             runs[folder].append(run)
         run.segments.append(segment)
     for folder, ranks in logs.regions.items():
-        run = _last_run(runs[folder], folder, "tracer files")
+        run = _get_last_run(runs[folder], folder, "tracer files")
         run.regions = ranks
     for folder, path in logs.configs.items():
         if runs[folder]:
-            _last_run(runs[folder], folder, CONFIG).config = path
+            _get_last_run(runs[folder], folder, CONFIG).config = path
         else:
             logs.skipped.append((path, "no logs of its run in its folder"))
     result = [run for folder in sorted(runs) for run in runs[folder]]
@@ -157,12 +164,12 @@ def find_runs(logs: LogFiles) -> list[Run]:
 
 
 def has_results(run: Run) -> bool:
-    """Return whether a run has anything to report."""
+    """Return whether a run contains losses, timers, rates or regions of the tracer."""
     return any(s.has_results for s in run.segments) or any(r.calls or r.joules for r in run.regions.values())
 
 
 def find_run_folder(segment: Segment, folders: Iterable[Path]) -> Path:
-    """Return the log folder with the run's name below the folder of the segment's file, or else that folder."""
+    """Return the folder that has the run's name, if there is one below the folder of the log file; else the latter."""
     parent = segment.source.parent
     if not segment.name or parent.name == segment.name:
         return parent
@@ -170,17 +177,18 @@ def find_run_folder(segment: Segment, folders: Iterable[Path]) -> Path:
     return below[0] if len(below) == 1 else parent
 
 
-def _last_run(runs: list[Run], folder: Path, what: str) -> Run:
+def _get_last_run(runs: list[Run], folder: Path, file_kind: str) -> Run:
+    """Return the last run of a folder, with a note if files of this kind may belong to another run."""
     if not runs:
         runs.append(Run(folder))
     candidates = [r for r in runs if r.name == folder.name] or runs
     if len(candidates) > 1:
-        candidates[-1].notes.append(f"{what}: assigned to the last of {len(candidates)} runs in {folder.name}")
+        candidates[-1].notes.append(f"{file_kind}: assigned to the last of {len(candidates)} runs in {folder.name}")
     return candidates[-1]
 
 
 def collect_notes(run: Run) -> list[str]:
-    """Return a note on each restart, and on each kind of missing or unreadable data of a run."""
+    """Return a note about each restart of a run, and about each kind of missing or unreadable data."""
     notes = list(run.notes)
     for epoch, rows in sorted(run.epochs.items()):
         if len(rows) > 1:

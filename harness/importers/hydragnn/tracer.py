@@ -1,4 +1,4 @@
-"""Read the files of the tracer, one per rank: gp_full (a row per call), gp_timing (a table) and <tool>_energy."""
+"""Reading of tracer files, one per rank: gp_full (a row for each call), gp_timing (a table) and <tool>_energy."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TABLE = re.compile(
     r"^[\s*]*(\S.*?)\s+(\d{1,18}|\d\.\d+e[+-]?\d+)\s+(-|\d+)\s+([-+]?[\d.]+(?:e[+-]?\d+)?)(?:\s|$)", re.A
 )
 THREAD = "Stats for thread "
-# A longer call, or a device that draws more power over a region, is impossible.
+# Limits of plausible values: the duration of a call, and the power of a device.
 MAX_CALL_S, MAX_POWER_W = 1e7, 5000.0
 JOULES_PER_MICROJOULE = 1e-6
 
 
 @dataclass
 class Regions:
-    """The regions of one rank: calls, seconds and joules by name, and counts of what could not be read."""
+    """The regions of one rank: calls, seconds and joules by name, and counts of unreadable rows by kind."""
 
     calls: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Regions:
 
 
 def read_full(lines: Iterable[Line], regions: Regions) -> None:
-    """Sum the rows `rank,label,count,wallclock`: a row is one call, and its count is of all calls so far."""
+    """Add up the rows `rank,label,count,wallclock`: a row is one call, and its count includes all earlier calls."""
     last: dict[str, int] = {}
     for line in lines:
         rank, _, rest = line.text.partition(",")
@@ -49,7 +49,7 @@ def read_full(lines: Iterable[Line], regions: Regions) -> None:
             regions.faults["rows that are not a call (its count, and seconds of 0 or more)"] += 1
         else:
             name = label.strip()
-            # A count that falls is the start of another run of the tracer.
+            # A decreasing count means that the tracer was started again.
             increase = int(count) - last.get(name, 0)
             regions.calls[name] = regions.calls.get(name, 0) + (increase if increase > 0 else int(count))
             regions.seconds[name] = regions.seconds.get(name, 0.0) + seconds
@@ -92,7 +92,7 @@ def read_energy(lines: Iterable[Line], tool: str, regions: Regions) -> None:
 
 
 def drop_impossible_energies(regions: Regions) -> None:
-    """Remove energies that no device can draw in the seconds of their region."""
+    """Remove the energies that exceed MAX_POWER_W times the seconds of their region."""
     for name in list(regions.joules):
         seconds = regions.seconds.get(name)
         if seconds is not None and regions.joules[name] > MAX_POWER_W * (seconds + 1.0):

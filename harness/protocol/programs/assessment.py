@@ -13,7 +13,7 @@ class Assessment(ParameterGroup):
     sample: PositiveInt = 1000
     """Number of candidates in the sample, which is drawn at random."""
     reference_structures_per_dataset: PositiveInt = 200
-    """Structures of each training set that are compared with."""
+    """Structures of each training set with which the candidates are compared."""
     false_alarm: Fraction = 0.05
     """Share of held-out structures that may be flagged."""
     n_labels: NonNegativeInt = 50
@@ -35,11 +35,11 @@ class Assessment(ParameterGroup):
 
 
 class Calibration(EventRecord, tag="calibration"):
-    """The threshold of the distance, its false alarms, and the implausible structures that it detects."""
+    """The threshold of the distance, its false alarms, and the implausible structures that exceed it."""
 
     threshold: NonNegative
     flagged_fraction: Share
-    """Share of the structures that determined the threshold which lie beyond it."""
+    """Share of the structures that determined the threshold whose distance exceeds it."""
     false_alarms: Share
     calibration_structures: Count
     test_structures: Count
@@ -49,7 +49,7 @@ class Calibration(EventRecord, tag="calibration"):
 
 
 class Uncertainty(EventRecord, tag="uncertainty"):
-    """Median spread of the heads, of dropout and of an ensemble, on part of the sample."""
+    """Median spread of the energies of the heads, of dropout and of an ensemble, on part of the sample."""
 
     kind: str
     candidates: Count
@@ -112,14 +112,14 @@ class SpotLabel(EventRecord, tag="label"):
 
 
 class Unlabelled(EventRecord, tag="unlabelled"):
-    """The reason why there are no labels, or not all."""
+    """The reason why candidates have no labels."""
 
     reason: str
     failed: Counts | None = None
 
 
 class RelaxedCandidate(EventRecord, tag="relaxation"):
-    """One of the best candidates, relaxed; energies and volumes per atom, before and after."""
+    """The relaxation of one of the best candidates: energies and volumes per atom before and after."""
 
     candidate: Count
     converged: bool

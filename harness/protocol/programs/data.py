@@ -29,23 +29,23 @@ class DataParameters(Parameters):
     """Conversion of one dataset to a store, or reading of all stores that earlier cases have written."""
 
     action: Literal["convert", "read"]
-    """What the case does."""
+    """The action of the case."""
     dataset: str
     """The dataset to convert, by its name in the catalog."""
     dataset_folder: str = ""
-    """A folder with one folder of official files per dataset; a stand-in replaces an absent one."""
+    """A folder with one folder of official files per dataset; a stand-in replaces a missing dataset."""
     cutoff: PositiveFloat | None = None
-    """Radius of the stored neighbour lists, angstrom; null: none are stored."""
+    """Radius of the stored neighbour lists, angstrom; null: no neighbour lists are stored."""
     max_neighbours: PositiveInt | None = None
     """Maximum number of neighbours of an atom."""
     max_force: PositiveFloat = 1000.0
-    """Maximum force, eV/angstrom; structures with a larger one are left out."""
+    """Maximum force, eV/angstrom; structures with a larger force are left out."""
     strict: bool = False
     """Whether an invalid structure ends the conversion instead of being left out."""
     workers: PositiveInt | None = None
-    """Processes that convert; null: one per core."""
+    """Number of processes of the conversion; null: one per core."""
     read_modes: Annotated[tuple[ReadMode, ...], Field(min_length=1), AfterValidator(check_unique)] = get_args(ReadMode)
-    """Ways to read; a round goes through all of them once."""
+    """Modes of reading; a round measures each of them once."""
     replica_ranks: PositiveInt | None = None
     """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
@@ -55,7 +55,7 @@ class DataParameters(Parameters):
     batches: PositiveInt = 20
     """Batches per mode and round."""
     rounds: PositiveInt = 5
-    """Rounds of reading."""
+    """Number of rounds of reading."""
     seed: int = SPLIT_SEED
     """Seed of splits when converting, and of random samples when reading."""
 
@@ -64,18 +64,18 @@ class ReadSample(EventRecord, tag="sample"):
     """One batch of random samples, read by all ranks simultaneously."""
 
     duration_s: Duration
-    """Of the slowest rank."""
+    """Time of the slowest rank."""
     batch_size: PositiveCount
     """Samples of one rank."""
     bytes: Bytes
-    """Of one rank, mean over ranks."""
+    """Bytes that a rank read, mean over ranks."""
     read_mode: str | None = None
     round: Count | None = None
     ranks: PositiveCount | None = None
 
 
 class Dataset(Part):
-    """What a store holds and where it comes from."""
+    """The content of a store and its origin."""
 
     name: str
     head: str
@@ -95,7 +95,7 @@ class Dataset(Part):
 
 
 class MissingLabels(Part):
-    """Missing labels: the structures that lack each, those left out because of it, and other remarks."""
+    """Counts of missing labels, of the structures left out because of them, and of other remarks."""
 
     structures: Count
     missing: Counts | None = None
@@ -149,7 +149,7 @@ class ReferenceEnergies(Part):
 
 
 class Spread(Part):
-    """Distribution of a quantity: a histogram with bins of equal ratio, and moments."""
+    """The distribution of a quantity: its moments, and a histogram whose bin edges have a constant ratio."""
 
     bins_per_octave: PositiveCount
     zero: Count
@@ -165,7 +165,7 @@ class Spread(Part):
 
 
 class ElementCounts(Part):
-    """Number of structures that contain an element, and of its atoms."""
+    """Number of structures that contain an element, and number of atoms of the element."""
 
     structures: Count
     atoms: Count
@@ -212,7 +212,7 @@ class Reading(Part):
     samples: Count | None = None
     open_s: Seconds | None = None
     rss_bytes: Number | None = None
-    """Increase of the memory of one rank, with its part of shared memory; negative if the process released memory."""
+    """Increase of the memory of one rank, including its part of shared memory; negative if memory was released."""
     bytes_per_sample_mean: NonNegative | None = None
     floor: CopyFloor | None = None
     replica_ranks: PositiveCount | None = None

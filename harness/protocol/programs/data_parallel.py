@@ -1,4 +1,4 @@
-"""Data-parallel training steps, a point of weak or strong scaling: parameters, events and facts."""
+"""Data-parallel training steps, which measure weak or strong scaling: parameters, events and facts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class DataParallelParameters(Parameters):
     backend: BackendName = "gloo"
     """Library by which ranks exchange gradients."""
     device: DeviceName = "cpu"
-    """Where the model runs."""
+    """The device that runs the model."""
     model: ModelParameters = ModelParameters()
     """Sizes of the model."""
     datasets: Names | None = None
@@ -74,7 +74,7 @@ class DataParallelParameters(Parameters):
     store_folder: str = ""
     """A folder of stores, instead of shipped sets."""
     read_mode: ReadMode = "preload"
-    """How stores are read."""
+    """The mode of reading stores."""
     replica_ranks: PositiveInt | None = None
     """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
@@ -86,9 +86,9 @@ class DataParallelParameters(Parameters):
     prefetch_batches: NonNegativeInt = 2
     """Batches that are prepared in advance."""
     steps: PositiveInt = 20
-    """Steps of an epoch."""
+    """Number of steps of an epoch."""
     epochs: Annotated[int, Field(ge=2)] = 4
-    """Epochs; the first is discarded."""
+    """Number of epochs, of which the first is discarded."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of AdamW."""
     force_weight: PositiveFloat = 10.0
@@ -104,14 +104,14 @@ class DataParallelParameters(Parameters):
 
     @model_validator(mode="after")
     def check_stores(self) -> Self:
-        """Raise ValueError if stores are to be limited to some sizes, which only shipped sets can be."""
+        """Raise ValueError if stores are combined with a range of sizes, which is only possible for shipped sets."""
         if self.store_folder and self.atoms is not None:
             raise ValueError("atoms: only shipped sets can be limited to some sizes, not stores")
         return self
 
 
 class ScalingEpoch(EventRecord, tag="epoch"):
-    """One epoch of training without a barrier; times of the slowest rank, and means over ranks."""
+    """One epoch of training without a barrier: times of the slowest rank, and means over ranks."""
 
     epoch: Count
     is_warmup: bool
@@ -119,7 +119,7 @@ class ScalingEpoch(EventRecord, tag="epoch"):
     train_s: Duration
     train_mean_s: Duration
     wait_s: Seconds | None = None
-    """Wait for data, included in train_s."""
+    """Time of waiting for data, which train_s includes."""
     wait_mean_s: Seconds | None = None
 
 
@@ -130,19 +130,19 @@ class ScalingSample(EventRecord, tag="sample"):
     step: Count
     is_warmup: bool
     duration_s: Duration
-    """Of the slowest rank."""
+    """Time of the slowest rank."""
     atoms: NonNegative
-    """Of all ranks."""
+    """Atoms of all ranks."""
     edges: NonNegative
     structures: Count | None = None
     busy_s: Duration | None = None
-    """Time of the slowest rank, on a CPU without its wait for data."""
+    """Time of the slowest rank; on a CPU without the time of waiting for data."""
     duration_mean_s: Seconds | None = None
     wait_mean_s: Seconds | None = None
-    """Wait of the host for data."""
+    """Time for which the host waits for data."""
     loss: Number | None = None
     atoms_max: NonNegative | None = None
-    """Of the rank that has the most."""
+    """Atoms of the rank that has the most atoms."""
     edges_max: NonNegative | None = None
 
 
@@ -165,7 +165,7 @@ class ComputeOnly(EventRecord, tag="compute_only"):
 
     step: Count
     duration_s: Duration
-    """Of the slowest rank."""
+    """Time of the slowest rank."""
     duration_mean_s: Seconds | None = None
 
 
@@ -174,7 +174,7 @@ class AllReduce(EventRecord, tag="all_reduce"):
 
     bytes: Bytes
     duration_s: Duration
-    """Of the slowest rank."""
+    """Time of the slowest rank."""
 
 
 class Region(EventRecord, tag="region"):
@@ -184,7 +184,7 @@ class Region(EventRecord, tag="region"):
     name: str
     """One of REGIONS."""
     duration_s: Seconds
-    """Of the slowest rank."""
+    """Time of the slowest rank."""
     duration_mean_s: Seconds
 
 
@@ -228,7 +228,7 @@ class ScalingWorkload(Part):
 
 
 class ScalingObserved(Observed, kw_only=True):
-    """What a run observed about itself."""
+    """The types, the device and the software that a run observed."""
 
     device_name: str | None
 
@@ -241,7 +241,7 @@ class GradientCheck(Part):
 
 
 class DataParallelFacts(Facts):
-    """Facts of a scaling point."""
+    """Facts of a scaling case."""
 
     model: ScalingModel | None = None
     workload: ScalingWorkload | None = None
@@ -250,7 +250,7 @@ class DataParallelFacts(Facts):
     gradient_error: Error | None = None
     gradient_check: GradientCheck | None = None
     throughput_structures_per_s: list[PositiveRate] | None = None
-    """Of each epoch that is not discarded."""
+    """Throughput of each epoch that is not discarded."""
     parameter_divergence: Error | None = None
     graph_sizes: list[tuple[NonNegative, NonNegative]] | None = None
     """Atoms and edges of some graphs of rank 0."""

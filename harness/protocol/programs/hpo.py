@@ -48,7 +48,7 @@ def check_space(space: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"unknown hyperparameter {name!r}{did_you_mean(name, known)}")
         if isinstance(choices, Range) and (choices.low >= choices.high or (choices.log and choices.low <= 0)):
             logarithm = " of a logarithm" * choices.log
-            raise ValueError(f"{name}: from {choices.low:g} to {choices.high:g} is no range{logarithm}")
+            raise ValueError(f"{name}: from {choices.low:g} to {choices.high:g} is not a range{logarithm}")
     return space
 
 
@@ -62,7 +62,7 @@ class HpoParameters(Parameters):
     space: Annotated[Space, Field(min_length=1)]
     """Hyperparameters: ranges, or lists of choices."""
     search_specific_space: Space = Field(default_factory=dict)
-    """Hyperparameters of this search alone; they replace those of `space`."""
+    """Additional hyperparameters of this search; they replace those of the same name in `space`."""
     backbone: BackboneName = "painn"
     """Backbone of every trial, unless the space contains it."""
     trial: TrainParameters = TrainParameters()
@@ -76,7 +76,7 @@ class HpoParameters(Parameters):
     trial_timeout_minutes: PositiveFloat = 60.0
     """Minutes after which a trial counts as hung."""
     time_limit_minutes: PositiveFloat | None = None
-    """Minutes of the whole search, in which every trial must be able to end; null: no limit."""
+    """Minutes of the whole search, within which all trials must end; null: no limit."""
     initial_points: PositiveInt = 10
     """Number of random points before the optimizer chooses."""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("accuracy",)
@@ -84,17 +84,17 @@ class HpoParameters(Parameters):
     warm_start: tuple[str, ...] = ()
     """Tables of earlier results from which the optimizer starts."""
     halving: HalvingParameters | None = None
-    """Early stopping of trials that lag behind; null: none."""
+    """Early stopping of trials that are worse than others; null: no early stopping."""
     seed: int = 42
     """Seed of the optimizer."""
 
 
 class TrialEvent(EventRecord, tag="trial"):
-    """A trial that has ended, well or not."""
+    """A trial that has ended, successfully or not."""
 
     trial: Count
     configuration: dict[str, str | bool | Number]
-    """Its hyperparameters."""
+    """The hyperparameters of the trial."""
     backbone: str
     state: str
     objective: Number | None
@@ -104,9 +104,9 @@ class TrialEvent(EventRecord, tag="trial"):
     node_hours: NonNegative
     folder: str
     reason: str | None = None
-    """The reason if it did not end well."""
+    """The reason if the trial did not succeed."""
     energy_mae_ev_per_atom: Error | None = None
-    """Validation errors of its best epoch."""
+    """Validation error of the energy in the best epoch."""
     force_mae_ev_per_angstrom: Error | None = None
     structures_per_s: Rate | None = None
     epochs: Count | None = None
@@ -136,7 +136,7 @@ class SearchedValues(Part):
 
 
 class WarmStart(Part):
-    """Rows of earlier results: those that the optimizer received, and those left out, by reason."""
+    """Numbers of rows of earlier results that the optimizer received, and that were left out, by reason."""
 
     files: list[str] | None = None
     received: Count | None = None
@@ -163,7 +163,7 @@ class SearchFact(Part):
 
 
 class Overhead(Part):
-    """Time of the optimizer, and of the whole search."""
+    """The time of the optimizer, and the time of the whole search."""
 
     optimizer_s: Seconds
     search_s: Seconds | None = None

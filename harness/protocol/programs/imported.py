@@ -6,7 +6,7 @@ from harness.protocol.records import Count, EventRecord, Facts, NonNegative, Num
 
 
 class HydraEpoch(EventRecord, tag="epoch"):
-    """Losses of an epoch, and their place in HydraGNN's log."""
+    """Losses of an epoch, and the line of HydraGNN's log that contains them."""
 
     epoch: int
     loss: Number | None
@@ -27,7 +27,7 @@ class HydraTasks(EventRecord, tag="task_errors"):
 
 
 class HydraTimer(EventRecord, tag="timer"):
-    """The time that a region of HydraGNN's timers took."""
+    """The time of a region of code according to HydraGNN's timers."""
 
     rank: Count
     name: str
@@ -35,13 +35,13 @@ class HydraTimer(EventRecord, tag="timer"):
 
 
 class HydraSample(EventRecord, tag="sample"):
-    """A training throughput of a run of HydraGNN."""
+    """A throughput that a run of HydraGNN reports."""
 
     structures_per_s: Rate | None
 
 
 class HydraRegion(EventRecord, tag="region"):
-    """Time of a region of HydraGNN's profile."""
+    """The time of a region of code according to HydraGNN's tracer."""
 
     rank: Count
     name: str
@@ -50,7 +50,7 @@ class HydraRegion(EventRecord, tag="region"):
 
 
 class HydraEnergy(EventRecord, tag="energy"):
-    """Energy of a region of HydraGNN's profile."""
+    """The energy of a region of code according to HydraGNN's tracer."""
 
     tool: str
     rank: Count
@@ -63,7 +63,7 @@ class HydraGnnFacts(Facts):
     """Facts of an imported run."""
 
     notes: list[str] | None = None
-    """Remarks about what could not be read or was reconstructed."""
+    """Remarks about data that could not be read or were reconstructed."""
 
 
 class OmnistatFacts(Facts):

@@ -55,13 +55,13 @@ class LadderParameters(Parameters):
     model: ModelParameters = ModelParameters()
     """Sizes of an untrained model."""
     active_heads: Annotated[int, Field(ge=1, le=16)] = 4
-    """Number of branches that share the weight of the gate of an untrained model."""
+    """Number of heads that share the weight of the gate in an untrained model."""
     batch_size: PositiveInt | Literal["auto"] = 16
     """Structures per batch; auto: as many as fit into free memory in the stage that needs the most."""
     batches: PositiveInt = 2
     """Batches per round."""
     rounds: PositiveInt = 6
-    """Passes of every stage over all batches."""
+    """Number of rounds; a round runs every stage on all batches."""
     atoms: AtomRange = (2, 100)
     """Minimum and maximum number of atoms of a random structure."""
     max_neighbours: PositiveInt | None = 20
@@ -69,7 +69,7 @@ class LadderParameters(Parameters):
     matmul_precision: Literal["bf16", "tf32"] = "bf16"
     """Type of the matrix products of mixed_precision."""
     device: DeviceName = "cpu"
-    """Where the model runs."""
+    """The device that runs the model."""
     transformations: NonNegativeInt = 0
     """Random rotations and reflections in the checks of each stage's physics; 0: no checks."""
     seed: int = 0
@@ -96,7 +96,7 @@ class WarmUp(EventRecord, tag="warm_up"):
 
     stage: str
     first_call_s: Seconds
-    """The first call, compilation included."""
+    """Time of the first call, including compilation."""
     peak_bytes: Bytes | None = None
     memory_traffic_bytes: NonNegative | None = None
     matrix_flops: NonNegative | None = None
@@ -104,14 +104,14 @@ class WarmUp(EventRecord, tag="warm_up"):
 
 
 class Unavailable(EventRecord, tag="unavailable"):
-    """A stage that cannot run here."""
+    """A stage that cannot run on this machine."""
 
     stage: str
     reason: str
 
 
 class LadderSample(EventRecord, tag="sample"):
-    """One timed call of a stage on one batch; errors are against the baseline, null if a result is not finite."""
+    """One timed call of a stage on one batch, and its errors against the baseline; null if a result is not finite."""
 
     stage: str
     round: Count
@@ -130,7 +130,7 @@ class LadderSample(EventRecord, tag="sample"):
     energy_error_ev_per_atom: Error | None = None
     force_error_ev_per_angstrom: Error | None = None
     energy_scale_ev_per_atom: Error | None = None
-    """Largest energy of the baseline, to which the error is related."""
+    """Largest energy of the baseline, for relative errors."""
     force_scale_ev_per_angstrom: Error | None = None
 
 
@@ -189,7 +189,7 @@ class LadderModel(Part):
 
 
 class LadderWorkload(Part):
-    """All batches of a ladder."""
+    """The batches of a ladder, in total."""
 
     structures: Count
     batches: Count
@@ -206,14 +206,14 @@ class LadderGate(Part):
     """The weights of the gate on the batches."""
 
     threshold: NonNegative
-    """Weight below which a branch is skipped."""
+    """Weight below which a head is skipped."""
     active_heads: list[list[str]]
-    """Heads above it, by batch."""
+    """The heads above the threshold in each batch."""
     mean_weight: dict[str, Share]
 
 
 class LadderObserved(Observed, kw_only=True):
-    """What a ladder observed about itself."""
+    """The types, the device and the software that a ladder observed."""
 
     threads: PositiveCount
 
@@ -241,7 +241,7 @@ class Ceilings(Part):
 
 
 class AutoBatchSize(Part):
-    """How the batch size was chosen."""
+    """The automatically chosen batch size, and the measurements that it is based on."""
 
     batch_size: PositiveCount
     free_bytes: Bytes

@@ -1,4 +1,4 @@
-"""The hyperparameters of a model, as cases and checkpoints name them."""
+"""The hyperparameters of a model, with the names that cases and checkpoints use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.protocol.backbones import BACKBONES, SPECIFIC, BackboneName
+from harness.protocol.backbones import BACKBONES, SPECIFIC_HYPERPARAMETERS, BackboneName
 from harness.protocol.parameters import ParameterGroup
 
 RadialType = Literal["bessel", "gaussian", "chebyshev"]
@@ -25,7 +25,7 @@ class HydraGNNOptions(ParameterGroup):
     """Whether charge and multiplicity are mixed into the features of atoms after each layer."""
     vector_bias: bool = False
     """Whether linear maps of vectors have biases, as in versions before August 2026. Biases are fixed directions in
-    space: with them, forces do not turn with the structure."""
+    space, so that forces do not rotate with the structure."""
 
 
 class ModelParameters(ParameterGroup):
@@ -35,39 +35,39 @@ class ModelParameters(ParameterGroup):
     """
 
     backbone: BackboneName = "painn"
-    """The network that turns atoms into features."""
+    """The network that converts atoms to features."""
     hidden_dim: Width = 64
     """Number of features of an atom."""
     num_conv_layers: Annotated[int, Field(ge=1, le=256)] = 3
-    """Message-passing layers."""
+    """Number of message-passing layers."""
     cutoff: Annotated[float, Field(gt=0, le=100)] = 5.0
     """Radius within which atoms are neighbours, angstrom."""
     max_neighbours: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Maximum number of neighbours of an atom, the nearest ones; the energy is discontinuous where their order changes.
     Null: no limit."""
     num_sharedlayers: Depth = 2
-    """First hidden layers of each head, which all tasks of the head share."""
+    """Number of the first hidden layers of each head, which all tasks of the head share."""
     dim_sharedlayers: Width = 50
-    """Width of these layers."""
+    """Width of the first hidden layers of each head."""
     num_headlayers: Depth = 2
-    """Hidden layers of each head after these."""
+    """Number of the other hidden layers of each head."""
     dim_headlayers: Width = 128
-    """Width of these layers."""
+    """Width of the other hidden layers of each head."""
     readout: Literal["sum", "extensive"] = "extensive"
     """How a head computes the energy of n atoms from the pooled sum P: E = f(P), as HydraGNN does, or E = n f(P / n),
     which is extensive."""
     num_radial: Annotated[int, Field(ge=1, le=128)] | None = None
-    """Radial basis functions (PaiNN, PNAEq, DimeNet, MACE)."""
+    """Number of radial basis functions (PaiNN, PNAEq, DimeNet, MACE)."""
     norm_epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
     """Constant that is added under the root of a norm of vectors (PaiNN, PNAEq)."""
     hydragnn: HydraGNNOptions | None = None
-    """The network as HydraGNN has it, with these options (PaiNN). Null: as its paper has it."""
+    """Options of HydraGNN's variant of the network (PaiNN); null: the network of the original paper."""
     num_filters: Width | None = None
-    """Filters of a continuous convolution (SchNet)."""
+    """Number of filters of a continuous convolution (SchNet)."""
     num_gaussians: Annotated[int, Field(ge=2, le=65_536)] | None = None
-    """Gaussians in which distances are expanded (SchNet)."""
+    """Number of Gaussians in which distances are expanded (SchNet)."""
     num_spherical: Annotated[int, Field(ge=2, le=16)] | None = None
-    """Spherical harmonics of the angular basis (DimeNet)."""
+    """Number of spherical harmonics of the angular basis (DimeNet)."""
     envelope_exponent: Annotated[int, Field(ge=1, le=64)] | None = None
     """Exponent of the envelope that takes the basis to zero at the cutoff (DimeNet)."""
     basis_emb_size: Width | None = None
@@ -77,9 +77,9 @@ class ModelParameters(ParameterGroup):
     out_emb_size: Width | None = None
     """Width of the output blocks (DimeNet)."""
     num_before_skip: Depth | None = None
-    """Residual layers before the skip connection (DimeNet)."""
+    """Number of residual layers before the skip connection (DimeNet)."""
     num_after_skip: Depth | None = None
-    """Residual layers after the skip connection (DimeNet)."""
+    """Number of residual layers after the skip connection (DimeNet)."""
     radial_type: RadialType | None = None
     """Radial basis (MACE)."""
     distance_transform: DistanceTransform | None = None
@@ -93,10 +93,10 @@ class ModelParameters(ParameterGroup):
 
     @model_validator(mode="after")
     def check_backbone(self) -> Self:
-        """Raise ValueError if a backbone is named and does not have one of the hyperparameters."""
+        """Raise ValueError if the backbone is given and lacks one of the given hyperparameters."""
         if "backbone" in self.model_fields_set:
             specific = BACKBONES[self.backbone].hyperparameters
-            for name in sorted(SPECIFIC - set(specific)):
+            for name in sorted(SPECIFIC_HYPERPARAMETERS - set(specific)):
                 if getattr(self, name) is not None:
                     known = f"its own are {', '.join(specific)}" if specific else "it has none of its own"
                     raise ValueError(f"{name} is no hyperparameter of the backbone {self.backbone!r}; {known}")

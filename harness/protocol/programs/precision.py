@@ -43,7 +43,7 @@ class PrecisionParameters(Parameters):
     precisions: Annotated[tuple[PrecisionName, ...], Field(min_length=1), AfterValidator(check_unique)] = get_args(
         PrecisionName
     )
-    """The precisions, fp64 first: the others are compared with it."""
+    """The precisions; the first must be fp64, with which the others are compared."""
     model: ModelParameters = ModelParameters()
     """Sizes of the model."""
     checkpoint: str | None = None
@@ -51,23 +51,23 @@ class PrecisionParameters(Parameters):
     datasets: Names | None = None
     """Shipped datasets; null: all."""
     test_fraction: TestFraction = 0.1
-    """Share of each set for the test; half as much is for validation."""
+    """Share of each dataset for the test; half of this share is for validation."""
     split_seed: int = SPLIT_SEED
     """Seed of the splits."""
     max_structures_per_dataset: PositiveInt | None = None
-    """Maximum number of structures of a set, the first ones."""
+    """Number of structures of each dataset to use, from its start; null: all."""
     sampling_temperature: PositiveFloat = 2.0
     """Datasets are weighted by count ** (1 / sampling_temperature)."""
     batch_size: PositiveInt = 16
-    """Structures of a step."""
+    """Structures per step."""
     steps: PositiveInt = 100
-    """Training steps."""
+    """Number of training steps."""
     timing_warmup_steps: NonNegativeInt = 5
     """Number of first steps that are not timed."""
     rounds: PositiveInt = 6
-    """Rounds of predictions."""
+    """Number of rounds of predictions."""
     predictions: PositiveInt = 16
-    """Held-out structures of each set per round."""
+    """Held-out structures of each dataset per round."""
     force_weight: PositiveFloat = 10.0
     """Weight of forces in the loss."""
     learning_rate: PositiveFloat = 1e-3
@@ -75,7 +75,7 @@ class PrecisionParameters(Parameters):
     backend: BackendName = "gloo"
     """Library of the process group."""
     device: DeviceName = "cpu"
-    """Where the model runs."""
+    """The device that runs the model."""
     seed: int = 0
     """Seed of weights and of the order of structures."""
 
@@ -105,7 +105,7 @@ class PrecisionSample(EventRecord, tag="sample"):
 
 
 class PredictionErrors(EventRecord, tag="prediction"):
-    """Errors of one head whose weights were cast to a precision, against FP64 and against labels."""
+    """Errors of one head, with weights that were cast to a precision, against FP64 and against labels."""
 
     precision: str
     head: str
@@ -168,7 +168,7 @@ class WeightSource(Part):
 
 
 class PrecisionFacts(Facts):
-    """Facts of a study."""
+    """Facts of a comparison of precisions."""
 
     model: PrecisionModel | None = None
     workload: PrecisionWorkload | None = None

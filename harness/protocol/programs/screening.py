@@ -45,15 +45,15 @@ class Candidates(ParameterGroup):
     """The candidates to screen."""
 
     kind: Literal["prototypes", "random"] = "prototypes"
-    """Crystals of prototypes, or the paper's random structures."""
+    """Crystals with the structure of a prototype, or the random structures of the paper."""
     elements: tuple[str, ...] = ()
-    """Symbols of the elements of crystals; empty: all that the model knows, up to plutonium."""
+    """Symbols of the elements of crystals; empty: all elements that the model knows, up to plutonium."""
     volumes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.94, 1.0, 1.06, 1.12)
-    """Volumes of a crystal, relative to the one that atomic radii suggest."""
+    """Volumes of a crystal, relative to an estimate from atomic radii."""
     filters: Annotated[tuple[FilterName, ...], AfterValidator(check_unique)] = ()
     """Filters that crystals have to pass."""
     streams: PositiveInt = 1
-    """Streams of random structures."""
+    """Number of streams of random structures."""
     per_stream: PositiveInt = 15_000
     """Structures per stream."""
     atoms: AtomRange = (2, 500)
@@ -66,19 +66,19 @@ class Selection(ParameterGroup):
     """The candidates whose results are kept."""
 
     mode: Literal["all", "top", "within"] = "top"
-    """All; the `count` best by a column; or those whose column lies between min and max."""
+    """All candidates, the `count` best ones by a column, or those with a value of the column between min and max."""
     column: ScoreColumn = "residual_energy_ev_per_atom"
-    """The column."""
+    """The column that selects candidates."""
     count: PositiveInt = 1000
     """Number of the best candidates to keep."""
     descending: bool = False
     """Whether the highest values are the best."""
     min: float | None = None
-    """Lower bound of the column; null: none."""
+    """Lower bound of the column; null: no bound."""
     max: float | None = None
-    """Upper bound of the column; null: none."""
+    """Upper bound of the column; null: no bound."""
     max_distance: PositiveFloat | None = None
-    """Maximum distance from the training sets of candidates to keep; null: no limit."""
+    """Maximum distance of a candidate from the training sets; null: no limit."""
 
     @model_validator(mode="after")
     def check_bounds(self) -> Self:
@@ -94,11 +94,11 @@ class ScreeningParameters(Parameters):
     workload: Candidates
     """The candidates to screen."""
     checkpoint: str | None = "painn-64"
-    """The model: a file, or the name of a shipped one; null for an untrained one of the sizes of `model`."""
+    """The model: a file, or the name of a shipped model; null for an untrained model with the sizes in `model`."""
     model: ModelParameters = ModelParameters()
     """Sizes of an untrained model."""
     max_candidates: PositiveInt | None = None
-    """Approximate number of candidates, in parts evenly spread over the space; null: all."""
+    """Approximate number of candidates, in parts that are evenly spaced over the whole space; null: all."""
     part_size: PositiveInt = 4096
     """Candidates per part."""
     retention: Selection = Selection()
@@ -116,7 +116,7 @@ class ScreeningParameters(Parameters):
     write_interval_s: Annotated[float, Field(ge=0)] = 60.0
     """Seconds between writes of results."""
     assessment: Assessment | None = None
-    """Assessment of the results by rank 0; null: none."""
+    """Assessment of the results by rank 0; null: no assessment."""
     assess_only: bool = False
     """Whether the case only assesses the results of the screening that it depends on."""
     message_backend: MessageBackendName = "unfused"
@@ -128,7 +128,7 @@ class ScreeningParameters(Parameters):
     backend: BackendName = "gloo"
     """Library of the process group."""
     device: DeviceName = "cpu"
-    """Where the model runs."""
+    """The device that runs the model."""
     seed: int = 0
     """Seed of an untrained model."""
     timeout_s: PositiveFloat = 3600.0
@@ -152,21 +152,21 @@ class RankWork(EventRecord, tag="rank_summary"):
     atoms: NonNegative
     edges: NonNegative
     generation_s: Seconds
-    """In the thread that generates candidates."""
+    """Time in the thread that generates candidates."""
     device_s: Seconds
     wall_s: Seconds
     memory_median_bytes: Bytes
-    """The median of the samples."""
+    """Median of the sampled memory of the process."""
     memory_peak_bytes: Bytes
     memory_last_bytes: Bytes
     excluded: Counts
     batches: Count | None = None
     wait_s: Seconds | None = None
-    """Wait of the evaluation for candidates."""
+    """Time for which the evaluation waits for candidates."""
     transfer_s: Seconds | None = None
     write_s: Seconds | None = None
     warm_up_s: Seconds | None = None
-    """Additional evaluation of the first batch, with compilation; the other times do not include it."""
+    """Time of an additional evaluation of the first batch, with compilation; the other times do not include it."""
     eager_reason: str | None = None
     memory_first_bytes: Bytes | None = None
     outside_coverage: Counts | None = None
@@ -178,7 +178,7 @@ class RankWork(EventRecord, tag="rank_summary"):
 
 
 class Verification(EventRecord, tag="verification"):
-    """Proof that every candidate was evaluated once: counts, and the checksum of the indices."""
+    """The proof that every candidate was evaluated exactly once: counts, and the checksum of the indices."""
 
     parts: Count
     candidates: Count
@@ -207,7 +207,7 @@ class BestCandidate(EventRecord, tag="best"):
 
 
 class ScreeningModel(Part):
-    """The model that screens, and how it is run."""
+    """The model of the screening, and the settings with which it runs."""
 
     checkpoint: str | None = None
     config: Config | None = None

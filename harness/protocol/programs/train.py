@@ -52,12 +52,12 @@ class OptimizerParameters(Parameters):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Weight decay of AdamW."""
     schedule: Literal["plateau", "cosine"] = "plateau"
-    """Plateau: the rate falls by `plateau_factor` when the validation loss has not improved for `plateau_patience`
-    epochs, as in the paper. Cosine: it falls to 1% over all steps."""
+    """Plateau: the rate is multiplied by `plateau_factor` when the validation loss has not improved for
+    `plateau_patience` epochs, as in the paper. Cosine: the rate decreases to 1% over all steps."""
     plateau_factor: Fraction = 0.5
     """Factor by which the rate is multiplied on a plateau."""
     plateau_patience: NonNegativeInt = 5
-    """Epochs without improvement that make a plateau."""
+    """Number of epochs without improvement after which the rate is multiplied."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the rate rises linearly before either schedule."""
     clip_norm: PositiveFloat | None = None
@@ -78,17 +78,17 @@ class TrainParameters(OptimizerParameters):
     store_folder: str = ""
     """A folder of stores, which contain their splits, instead of shipped sets."""
     read_mode: ReadMode = "preload"
-    """How stores are read."""
+    """The mode of reading stores."""
     replica_ranks: PositiveInt | None = None
     """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
     """Library of the mode `distributed`; auto: DDStore where it is installed."""
     test_fraction: TestFraction = 0.1
-    """Share of each shipped set for the test; half as much is for validation."""
+    """Share of each shipped set for the test; half of this share is for validation."""
     split_seed: int = SPLIT_SEED
     """Seed of the splits of shipped sets."""
     max_structures_per_dataset: PositiveInt | None = None
-    """Maximum number of structures of a shipped set, the first ones."""
+    """Number of structures of each shipped set to use, from its start; null: all."""
     sampling: Sampling = "mixed"
     """Whether all ranks draw from all datasets, or each rank from its own dataset."""
     sampling_temperature: PositiveFloat = 1.0
@@ -100,7 +100,7 @@ class TrainParameters(OptimizerParameters):
     epochs: PositiveInt = 20
     """Maximum number of epochs."""
     samples_per_epoch: PositiveInt | None = None
-    """Structures per epoch; null: as many as the training sets have."""
+    """Structures per epoch; null: the number of structures in the training sets."""
     prefetch_batches: NonNegativeInt = 2
     """Batches that are prepared in advance."""
     force_weight: PositiveFloat = 10.0
@@ -111,7 +111,7 @@ class TrainParameters(OptimizerParameters):
     early_stopping_patience: PositiveInt | None = None
     """Number of epochs without a better validation loss after which the run ends; null: no early stopping."""
     max_validation_structures: PositiveInt = 64
-    """Structures of each set that are evaluated after an epoch."""
+    """Number of structures of each validation set that are evaluated after an epoch."""
     heads: Literal["replicated", "parallel"] = "replicated"
     """Whether every rank has all heads, or only those of its datasets; the latter needs assigned sampling."""
     message_backend: MessageBackendName = "unfused"
@@ -127,13 +127,13 @@ class TrainParameters(OptimizerParameters):
     backend: BackendName = "gloo"
     """Library by which ranks exchange gradients."""
     device: DeviceName = "cpu"
-    """Where the model runs."""
+    """The device that runs the model."""
     seed: int = 0
     """Seed of weights and of the order of structures."""
     timeout_s: PositiveFloat = 600.0
     """Seconds that a rank waits for the others before the run fails."""
     time_limit_minutes: PositiveFloat | None = None
-    """Minutes after which the run writes its state and ends, as one link of a chain; null: no limit."""
+    """Minutes after which the run writes its state and ends, so that a later case can resume it; null: no limit."""
     resume_previous: bool = False
     """Whether the run resumes from the state of the case that it depends on."""
 
@@ -141,7 +141,7 @@ class TrainParameters(OptimizerParameters):
     def check_heads(self) -> Self:
         """Raise ValueError for parallel heads without assigned sampling."""
         if self.heads == "parallel" and self.sampling != "assigned":
-            raise ValueError("heads: only with assigned sampling can a rank do with the heads of its own datasets")
+            raise ValueError("heads: parallel heads need assigned sampling, with which a rank has its own datasets")
         return self
 
 
@@ -178,7 +178,7 @@ class HeadErrors(EventRecord, tag="head_errors"):
 
 
 class Resumed(EventRecord, tag="resumed"):
-    """The run continues from a state on disk; the events of the earlier epochs are logged again before this one."""
+    """The run continues from a state on disk; the events of the earlier epochs are logged again before this event."""
 
     step: Count
     epoch: Count
@@ -211,7 +211,7 @@ class TrainModel(Part):
 
 
 class TrainSet(Part):
-    """A dataset: numbers of structures in its splits, and how many an epoch draws."""
+    """A dataset: the numbers of structures in its splits, and of those that an epoch draws."""
 
     dataset: str
     data_origin: str
@@ -246,9 +246,9 @@ class GateErrors(Part):
     """Errors of the gate on its training data."""
 
     energy_error_ev_per_atom: Error | None = None
-    """Mean absolute difference of the mixed energy from that of the right branch."""
+    """Mean absolute difference of the mixed energy from the energy of the correct head."""
     accuracy: Share | None = None
-    """Share of structures for which the right branch has more than half of the weight."""
+    """Share of structures for which the correct head has more than half of the weight."""
 
 
 class TrainFacts(Facts):
@@ -263,7 +263,7 @@ class TrainFacts(Facts):
     test_errors: list[HeldOutErrors] | None = None
     train_s: Seconds | None = None
     completed_in: str | None = None
-    """The folder of the earlier link in which the training ended."""
+    """The folder of the earlier case of a chain in which the training ended."""
 
 
 EVENTS = (TrainEpoch, HeadErrors, Resumed, SkippedStep, Stopped)

@@ -29,7 +29,7 @@ STEP_STAGES: tuple[StepStageName, ...] = get_args(StepStageName)
 
 
 class TrainingStepsParameters(Parameters):
-    """Training steps of an untrained model on the random workload, each stage in turn, without the update."""
+    """Training steps of an untrained model on the random workload, each stage in turn, without updates of weights."""
 
     precision: PrecisionName
     """Precision of every stage."""
@@ -50,7 +50,7 @@ class TrainingStepsParameters(Parameters):
     force_weight: PositiveFloat = 10.0
     """Weight of forces in the loss."""
     device: DeviceName = "cpu"
-    """Where the model runs."""
+    """The device that runs the model."""
     seed: int = 0
     """Seed of weights and labels."""
 
@@ -69,7 +69,7 @@ class StepSample(EventRecord, tag="sample"):
     finite: bool | None = None
     loss_error: Error | None = None
     gradient_error: Error | None = None
-    """Norm of the difference of the gradients of all parameters over the norm of the baseline's."""
+    """Norm of the difference of the gradients of all parameters, divided by the norm of the baseline's gradient."""
 
 
 class StepModel(Part):
@@ -81,7 +81,7 @@ class StepModel(Part):
 
 
 class StepWorkload(Part):
-    """The batches of a case, in total."""
+    """The batches of a case: their sizes in total."""
 
     name: str | None = None
     structures: Count | None = None

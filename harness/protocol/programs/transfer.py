@@ -31,7 +31,7 @@ MODES: tuple[ModeName, ...] = get_args(ModeName)
 
 
 class TransferParameters(Parameters):
-    """One downstream task with few labels, learned with a pretrained model in several modes and without it."""
+    """One downstream task with few labels, learned with a pretrained model in several modes, and from scratch."""
 
     task: TaskName
     """The task, by its name in the catalog."""
@@ -40,11 +40,11 @@ class TransferParameters(Parameters):
     checkpoint: str = "painn-64"
     """The pretrained model: a file, or the name of a shipped one."""
     modes: Annotated[tuple[ModeName, ...], Field(min_length=1), AfterValidator(check_unique)] = MODES
-    """Modes: which weights of the pretrained model a task starts from, and which of them it may change."""
+    """Modes of transfer, which differ in the pretrained weights that a task starts from and in those that it trains."""
     labels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 30, 100, 300, 1000, 3000, 5000)
-    """Numbers of labels; a fifth of each is for early stopping."""
+    """Numbers of labels; a fifth of them is for early stopping."""
     seeds: PositiveInt = 3
-    """Number of draws of the labels; if a task has official folds, draw k is from fold k."""
+    """Number of random draws of the labels; if a task has official folds, draw k uses fold k."""
     subsets: PositiveInt | None = None
     """Maximum number of subsets of a task, each of which is learned separately; null: all."""
     test_fraction: Fraction = 0.2
@@ -68,7 +68,7 @@ class TransferParameters(Parameters):
     backend: BackendName = "gloo"
     """Library of the process group."""
     device: DeviceName = "cpu"
-    """Where the model runs."""
+    """The device that runs the model."""
     seed: int = 0
     """Seed of weights and draws."""
     timeout_s: PositiveFloat = 36_000.0
@@ -82,7 +82,7 @@ class PublishedResult(Part):
     value: Number
     unit: str
     train: Count
-    """Number of structures that it was trained on."""
+    """Number of structures that the model was trained on."""
     source: str
     subset: str
     quantity: str | None = None
@@ -90,7 +90,7 @@ class PublishedResult(Part):
 
 
 class TaskEvent(EventRecord, tag="task"):
-    """The task, the origin of its data and what was left out of them; or the files that it needs, if it has no data."""
+    """The task, the origin of its data and the structures left out; or, without data, the files that the task needs."""
 
     task: str
     unit: str
@@ -122,7 +122,7 @@ class Baseline(EventRecord, tag="baseline"):
     mean_mae: Error | None = None
     zero_force_mae: Error | None = None
     reason: str | None = None
-    """Why nothing can be learned from the draw."""
+    """The reason why nothing can be learned from the draw."""
 
 
 class Fit(EventRecord, tag="fit"):
@@ -140,7 +140,7 @@ class Fit(EventRecord, tag="fit"):
     validation: Count | None = None
     parameters: Count | None = None
     head: Count | None = None
-    """The index of the branch that the task started from."""
+    """The index of the pretrained head that the task started from."""
     steps: Count | None = None
     best_step: Count | None = None
     """The step whose weights were kept."""
@@ -153,7 +153,7 @@ class TransferModel(Part):
     checkpoint: str | None = None
     config: Config | None = None
     notes: list[str] | None = None
-    """Notes in its checkpoint."""
+    """Notes in the checkpoint."""
 
 
 class Budget(Part):

@@ -1,7 +1,8 @@
-"""Changes of level in measurements over commits, with few false alarms whatever the noise.
+"""Detection of changes of level in measurements over commits, with few false alarms for any distribution of the noise.
 
-Series with one value per commit are scanned in the ranks of their values, many series at once. Interleaved rounds, each
-of which measures every commit once, are ranked within each round: all commits of a round share the machine's state.
+A series with one value per commit is replaced by the ranks of its values and scanned for steps. Interleaved rounds,
+each of which measures every commit once, are ranked within each round, since all commits of a round share the machine's
+state.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from harness.stats.intervals import compute_median_interval
 from harness.stats.two_sample import TwoSampleEstimate, estimate_ratio
 
 MIN_ALPHA = 0.001
-MIN_LENGTH, MIN_LENGTH_FOR_TWO = 8, 12  # values in which one step, or two, are searched for
-MAX_TIED_SHARE = 0.3  # share of equal values in a series above which its ties need a table of their own
-TIE_CHECK_P = 0.05  # that table is only used below this p
-MIN_COMMITS = 1  # commits that form a level of interleaved rounds, since each is measured in many rounds
+MIN_LENGTH, MIN_LENGTH_FOR_TWO = 8, 12  # minimum number of values of a search for one step, or for two
+MAX_TIED_SHARE = 0.3  # a series with a larger share of equal values needs a separate null distribution
+TIE_CHECK_P = 0.05  # the separate null distribution is only simulated below this p
+MIN_COMMITS = 1  # one commit can form a level of interleaved rounds, since many rounds measure it
+# Limits of a simulation of random orders: total number of values, and largest and smallest number of orders.
 SIMULATED_VALUES, MAX_ORDERS, MIN_ORDERS = 3_000_000, 30_000, 4_000
 
 
@@ -46,8 +48,8 @@ class ChangePoint:
 
     Attributes:
         index: Index of the first value of the new level.
-        p: Probability of as strong a change anywhere in a series without one.
-        shift: Level after the change over the level before it. Its p is as if the index had been known.
+        p: Probability that a series without a change shows as strong a change anywhere.
+        shift: Ratio of the level after the change to the level before it; its p assumes that the index was known.
     """
 
     index: int
@@ -58,14 +60,15 @@ class ChangePoint:
 def detect_change_points(values: ArrayLike, alpha: float = 0.01) -> list[ChangePoint]:
     """Detect changes of level in one series.
 
-    With noise of lag-1 correlation 0.5 there are 2 to 3 times as many false alarms as alpha implies at 60 values, and
-    more in shorter series (reports/measured/detection). Rounds remove drift from round to round; two commits need 8
-    rounds at alpha 0.01, and 6 at 0.05. Commits must be in random order within a round: an effect of the order remains.
+    With noise of lag-1 correlation 0.5, a series of 60 values gives 2 to 3 times as many false alarms as alpha implies,
+    and shorter series give more (reports/measured/detection). Rounds remove the drift between rounds. To detect a
+    change between two commits, 8 rounds are needed at alpha 0.01, and 6 at 0.05. Within a round, commits must be in
+    random order, since an effect of the order is not removed.
 
     Args:
         values: One value per commit (n,), or interleaved rounds (rounds, n), each of which measures every commit once;
             NaN is a missing value.
-        alpha: Probability of any detected change in a series without one, whatever its distribution and scale.
+        alpha: Probability of a false alarm in a series without a change, for any distribution and scale of its values.
 
     Raises:
         ValueError: alpha is below 0.001, which the simulated tables do not resolve, or not below 1.
@@ -87,9 +90,14 @@ def detect_change_points(values: ArrayLike, alpha: float = 0.01) -> list[ChangeP
 
 
 def detect_in_each(series: ArrayLike, alpha: float = 0.01) -> list[list[ChangePoint]]:
-    """Detect changes of level in each of m series of one value per commit, (m, n); alpha holds for each series.
+    """Detect changes of level in each of m series with one value per commit; see detect_change_points.
 
-    See detect_change_points.
+    Args:
+        series: Values (m, n); NaN is a missing value.
+        alpha: Probability of a false alarm in each series.
+
+    Returns:
+        The change points of each series.
     """
     _check_alpha(alpha)
     x = np.asarray(series, dtype=float)
@@ -109,7 +117,7 @@ def _check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha is {alpha:g}; it must be at least {MIN_ALPHA:g} and below 1")
 
 
-def _detect_in_series(segments: Sequence[Floats], two: bool) -> list[Detection]:
+def _detect_in_series(segments: Sequence[Floats], search_two: bool) -> list[Detection]:
     """Return the likeliest steps in each segment (n,); segments of one length are scanned together."""
     detections = [Detection()] * len(segments)
     by_length = defaultdict(list)
@@ -120,7 +128,7 @@ def _detect_in_series(segments: Sequence[Floats], two: bool) -> list[Detection]:
             continue
         rows = np.stack([segments[i] for i in members])
         best = _scan(scan_one_step, rows)
-        if two and n >= MIN_LENGTH_FOR_TWO:
+        if search_two and n >= MIN_LENGTH_FOR_TWO:
             best = [combine_detections(*pair) for pair in zip(best, _scan(scan_two_steps, rows), strict=True)]
         for i, detection in zip(members, best, strict=True):
             detections[i] = detection
@@ -139,33 +147,34 @@ def _scan(scanner: Scanner, rows: Floats) -> list[Detection]:
     return [Detection(*pair) for pair in zip(p.tolist(), map(tuple, scan.starts.tolist()), strict=True)]
 
 
-def _detect_in_rounds(segments: Sequence[Floats], two: bool) -> list[Detection]:
+def _detect_in_rounds(segments: Sequence[Floats], search_two: bool) -> list[Detection]:
     """Return the likeliest steps in each segment (rounds, n), with the p of a permutation test within rounds."""
-    return [_detect_in_block(block, two) for block in segments]
+    return [_detect_in_block(block, search_two) for block in segments]
 
 
-def _detect_in_block(block: Floats, two: bool) -> Detection:
+def _detect_in_block(block: Floats, search_two: bool) -> Detection:
     rounds, n = block.shape
     if n < 2:
         return Detection()
     z = _compute_friedman_scores(block)[None]
     sums = compute_rank_sums(z, MIN_COMMITS)[0]
-    one = Detection(
+    one_step = Detection(
         _compute_permutation_p(_get_null_of_one_step(rounds, n), sums.max()), (int(sums.argmax()) + MIN_COMMITS,)
     )
-    if not two or n < 3:
-        return one
+    if not search_two or n < 3:
+        return one_step
     between, pair = find_best_levels(z, MIN_COMMITS)
     return combine_detections(
-        one, Detection(_compute_permutation_p(_get_null_of_two_steps(rounds, n), between[0]), tuple(pair[0].tolist()))
+        one_step,
+        Detection(_compute_permutation_p(_get_null_of_two_steps(rounds, n), between[0]), tuple(pair[0].tolist())),
     )
 
 
 def _compute_friedman_scores(block: Floats) -> Floats:
     """Return ranks within each round of (rounds, n), standardized and summed over rounds, (n,).
 
-    Their variance is 1 under the null; ties lower it, and make the test conservative. A missing value (NaN) counts as
-    the middle of its round. Source: Friedman, J. Am. Stat. Assoc. 32, 675 (1937).
+    The variance of the scores is 1 under the null hypothesis; ties lower it, which makes the test conservative. A
+    missing value (NaN) counts as the middle of its round. Source: Friedman, J. Am. Stat. Assoc. 32, 675 (1937).
     """
     from scipy.stats import rankdata  # type: ignore[import-untyped]  # importing it takes most of a second
 
@@ -179,7 +188,7 @@ def _compute_friedman_scores(block: Floats) -> Floats:
 
 
 def _compute_permutation_p(ordered: Floats, statistic: float) -> float:
-    """Return the share of random orders whose statistic is at least as large, the observed order among them."""
+    """Return the share of orders whose statistic is at least as large, among random orders and the observed one."""
     above = len(ordered) - np.searchsorted(ordered, statistic * (1 - 1e-9), side="left")
     return float((above + 1) / (len(ordered) + 1))
 
@@ -207,10 +216,10 @@ def _draw_random_scores(rounds: int, n: int) -> Floats:
 
 
 def _estimate_ratio_of_rounds(before: Floats, after: Floats, p: float) -> TwoSampleEstimate[float]:
-    """Return the median over rounds of after (rounds, n_b) over before (rounds, n_a), compared within each round."""
-    both = ~(np.isnan(before).all(axis=1) | np.isnan(after).all(axis=1))
+    """Return the median over rounds of the ratio of after (rounds, n_b) to before (rounds, n_a) within each round."""
+    is_complete = ~(np.isnan(before).all(axis=1) | np.isnan(after).all(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        gain = np.log(np.nanmedian(after[both], axis=1)) - np.log(np.nanmedian(before[both], axis=1))
+        gain = np.log(np.nanmedian(after[is_complete], axis=1)) - np.log(np.nanmedian(before[is_complete], axis=1))
     interval = compute_median_interval(gain[~np.isnan(gain)].tolist())
     estimate, low, high = np.exp([interval.value, interval.low, interval.high]).tolist()
     return TwoSampleEstimate(

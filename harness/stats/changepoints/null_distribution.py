@@ -1,4 +1,4 @@
-"""Null distributions of the scans of one series: tables simulated once for each length."""
+"""Null distributions of the scans of a series: tables that are simulated once for each length of the series."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEED = 20260415
 CORRELATIONS = np.linspace(0.0, MAX_CORRELATION, 7)
 N_ORDERS, N_SERIES = 10_000, 2_500  # random orders, and autocorrelated series of each correlation
 ORDERS_PER_CHUNK = 2_500
-LENGTHS = tuple(round(8 * 2 ** (k / 2)) for k in range(13))  # 8 to 512, each 1.4 times the last
+LENGTHS = tuple(round(8 * 2 ** (k / 2)) for k in range(13))  # 8 to 512, each 1.4 times the previous one
 BURN_IN = 40  # steps after which 0.9**steps of the initial value is negligible
 
 Scanner = Callable[[Floats], ScanResult]
@@ -24,11 +24,11 @@ Scanner = Callable[[Floats], ScanResult]
 
 @dataclass(frozen=True)
 class NullDistribution:
-    """Distribution of a scan's statistic where nothing changes.
+    """The distribution of a scan's statistic over series without a change.
 
     Attributes:
-        scale: 99% quantile of the statistic at each of CORRELATIONS.
-        ordered: statistic / scale of random orders, ascending.
+        scale: 99% quantile of the statistic for each of CORRELATIONS.
+        ordered: The statistic of random orders divided by the scale, in ascending order.
     """
 
     scale: Floats
@@ -42,23 +42,24 @@ class NullDistribution:
 
 
 def compute_p_values(scanner: Scanner, scan: ScanResult, n: int) -> Floats:
-    """Return the p (m,) of a scan of m series of n >= 8 values.
+    """Return the p values (m,) of a scan of m series of n >= 8 values.
 
-    It is exact but for simulation where values are exchangeable: a permutation test. Its statistic is divided by the
-    99% quantile that noise of the estimated correlation would reach, so that autocorrelated noise passes hardly more
-    often. Between the tabulated lengths it is the larger p of the two neighbours; beyond 512 values that of 512 (the
-    maximum of a scan grows as the root of an iterated logarithm; of 1,500 random values, 0.9% pass at 1%).
+    If the values are exchangeable, this is a permutation test, exact except for the error of the simulation. The
+    statistic is divided by the 99% quantile for noise of the estimated correlation, so that autocorrelated noise gives
+    few additional false alarms. Between the tabulated lengths, p is the larger one of the two neighbouring lengths;
+    above 512 values, p is that of 512. (The maximum of a scan grows as the root of an iterated logarithm; 0.9% of
+    series of 1,500 random values pass at 1%.)
     """
     upper = _find_table_index(n)
     lower = upper if n >= LENGTHS[upper] else upper - 1
-    p = np.maximum(*(null_distribution(scanner, LENGTHS[i]).compute_p_values(scan) for i in (lower, upper)))
+    p = np.maximum(*(simulate_null_distribution(scanner, LENGTHS[i]).compute_p_values(scan) for i in (lower, upper)))
     return np.maximum(p, compute_min_p_values(scan.starts, n))
 
 
 def compute_min_p_values(starts: Starts, n: int) -> Floats:
     """Return the probability (m,) that chance alone puts the values of the smallest level next to each other.
 
-    No p can be lower where all values of a level are equal, which tables without ties do not account for.
+    If all values of a level are equal, no p can be lower; tables of series without ties do not account for that.
     """
     edges = np.hstack([np.zeros((len(starts), 1), dtype=np.intp), starts, np.full((len(starts), 1), n)])
     smallest = np.diff(edges, axis=1).min(axis=1)
@@ -68,7 +69,7 @@ def compute_min_p_values(starts: Starts, n: int) -> Floats:
 
 
 @cache
-def null_distribution(scanner: Scanner, n: int) -> NullDistribution:
+def simulate_null_distribution(scanner: Scanner, n: int) -> NullDistribution:
     """Simulate the table of a scanner for series of n values."""
     rng = np.random.default_rng([SEED, n])
     quantiles = [
@@ -85,7 +86,7 @@ def simulate_null_distribution_with_ties(scanner: Scanner, tie_sizes: tuple[int,
     n = sum(tie_sizes)
     rng = np.random.default_rng([SEED, *tie_sizes])
     z = rank_scores(np.repeat(np.arange(len(tie_sizes), dtype=float), tie_sizes)[None])
-    scale = null_distribution(scanner, LENGTHS[_find_table_index(n)]).scale
+    scale = simulate_null_distribution(scanner, LENGTHS[_find_table_index(n)]).scale
     orders = rng.permuted(np.repeat(z, ORDERS_PER_CHUNK, axis=0), axis=1)
     return NullDistribution(scale, _compute_scaled_statistics(scanner, [orders], scale))
 
@@ -104,6 +105,6 @@ def _find_table_index(n: int) -> int:
 
 
 def _compute_scaled_statistics(scanner: Scanner, orders: Iterable[Floats], scale: Floats) -> Floats:
-    """Return statistic / scale of randomly ordered scores, ascending."""
+    """Return the statistic of randomly ordered scores divided by the scale, in ascending order."""
     scans = map(scanner, orders)
     return np.sort(np.concatenate([s.statistic / np.interp(s.correlation, CORRELATIONS, scale) for s in scans]))

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from harness.stats import Floats
 
-MIN_LEVEL = 2  # values that make a level: one alone is an outlier
-MAX_CANDIDATES = 32  # positions tried for each of two steps, however long the series
-MAX_CORRELATION = 0.9  # autocorrelation that is corrected for: beyond it, a step and a drift look alike
+MIN_LEVEL = 2  # minimum number of values of a level: a single value is an outlier
+MAX_CANDIDATES = 32  # maximum number of positions that a scan for two steps tries for each step
+MAX_CORRELATION = 0.9  # maximum autocorrelation that is corrected: above it, a step and a drift look alike
 ROWS_PER_CHUNK = 500
 
 Starts = NDArray[np.intp]
@@ -22,10 +22,10 @@ class ScanResult:
     """The best split of each of m series.
 
     Attributes:
-        statistic: (m,), grows with the evidence for a step.
-        correlation: (m,), lag-1 autocorrelation of the ranks about the best fit, unbiased to first order, between 0
-            and MAX_CORRELATION.
-        starts: (m, 1 or 2), index of the first value of each new level.
+        statistic: The evidence for a step, (m,).
+        correlation: Lag-1 autocorrelation (m,) of the ranks around the best fit, unbiased to first order, between 0 and
+            MAX_CORRELATION.
+        starts: Index of the first value of each new level, (m, 1) or (m, 2).
     """
 
     statistic: Floats
@@ -38,7 +38,7 @@ class ScanResult:
 
 
 def rank_scores(rows: Floats) -> Floats:
-    """Return midranks of each row of (m, n), scaled to mean 0 and variance 1; all 0 where a row is constant."""
+    """Return midranks of each row of (m, n), scaled to mean 0 and variance 1; a constant row becomes 0."""
     from scipy.stats import rankdata  # type: ignore[import-untyped]  # takes most of a second to import
 
     ranks = np.asarray(rankdata(rows, axis=1), dtype=np.float64)
@@ -48,11 +48,11 @@ def rank_scores(rows: Floats) -> Floats:
 
 
 def scan_one_step(z: Floats) -> ScanResult:
-    """Find the likeliest step in each row of scores (m, n), given the lag-1 correlation of the noise about it.
+    """Find the likeliest step in each row of scores (m, n), given the lag-1 correlation of the noise around it.
 
     The statistic is the largest |t| of a step in a regression with first-order autoregressive errors (Prais and
-    Winsten, Cowles Commission Discussion Paper 383, 1954), its correlation taken about the best split of the plain
-    rank sums (Pettitt, Appl. Statist. 28, 126, 1979).
+    Winsten, Cowles Commission Discussion Paper 383, 1954). The correlation of the errors is estimated around the best
+    split of the plain rank sums (Pettitt, Appl. Statist. 28, 126, 1979).
     """
     split = compute_rank_sums(z, MIN_LEVEL).argmax(axis=1) + MIN_LEVEL
     correlation = _estimate_correlation(z, split[:, None])
@@ -61,11 +61,11 @@ def scan_one_step(z: Floats) -> ScanResult:
 
 
 def scan_two_steps(z: Floats) -> ScanResult:
-    """Find the likeliest two steps in each row of scores (m, n): up and back, or two in the same direction.
+    """Find the likeliest two steps in each row of scores (m, n): opposite steps, or two steps in the same direction.
 
-    A level that comes and goes is invisible to a scan for one step: neither of its ends splits the ranks well. The
-    statistic is Kruskal and Wallis's (J. Am. Stat. Assoc. 47, 583, 1952) as an F, at its largest over pairs of starts,
-    divided by the factor that autocorrelation adds to the variance of a mean.
+    A scan for one step does not see a temporary level, since neither of its ends splits the ranks well. The statistic
+    is the largest value over pairs of starts of Kruskal and Wallis's statistic (J. Am. Stat. Assoc. 47, 583, 1952) as
+    an F, divided by the factor by which autocorrelation increases the variance of a mean.
     """
     n = z.shape[1]
     between, pair = find_best_levels(z, MIN_LEVEL)
@@ -76,22 +76,25 @@ def scan_two_steps(z: Floats) -> ScanResult:
 
 
 def compute_rank_sums(z: Floats, min_level: int) -> Floats:
-    """Return |sum of the first k scores| over its standard deviation under the null, (m, splits), k >= min_level."""
+    """Return |sum of the first k scores| / its standard deviation under the null hypothesis, (m, splits).
+
+    The splits k run from min_level to n - min_level, so that both levels have at least min_level values.
+    """
     n = z.shape[1]
     k = np.arange(min_level, n - min_level + 1)
     return np.abs(np.cumsum(z, axis=1)[:, k - 1]) / np.sqrt(k * (n - k) / n)
 
 
 def find_best_levels(z: Floats, min_level: int) -> tuple[Floats, Starts]:
-    """Return the largest sum of squares between three successive levels (m,), and the starts of the later two (m, 2).
+    """Return the largest sum of squares between three successive levels (m,), and the starts of the last two (m, 2).
 
-    Series longer than MAX_CANDIDATES are searched in strides.
+    In series longer than MAX_CANDIDATES, only every n-th position is tried.
     """
     m, n = z.shape
     candidates = np.arange(min_level, n - min_level + 1, -(-n // MAX_CANDIDATES))
     first, second = np.triu_indices(len(candidates), 1)
-    apart = candidates[second] - candidates[first] >= min_level
-    i, j = candidates[first[apart]], candidates[second[apart]]
+    is_apart = candidates[second] - candidates[first] >= min_level
+    i, j = candidates[first[is_apart]], candidates[second[is_apart]]
     largest, pair = np.empty(m), np.empty((m, 2), dtype=np.intp)
     for start in range(0, m, ROWS_PER_CHUNK):
         rows = slice(start, start + ROWS_PER_CHUNK)
@@ -105,10 +108,10 @@ def find_best_levels(z: Floats, min_level: int) -> tuple[Floats, Starts]:
 
 
 def _estimate_correlation(z: Floats, starts: Starts) -> Floats:
-    """Return the lag-1 correlation (m,) about the levels that begin at 0 and at starts (m, levels - 1).
+    """Return the lag-1 correlation (m,) around the levels that begin at 0 and at starts (m, levels - 1).
 
-    A correlation r about l levels is estimated near r - (l + (l + 2) r) / n, which is undone to first order (the
-    case l = 1: Marriott and Pope, Biometrika 41, 390, 1954).
+    The expected estimate of a correlation r around l levels is r - (l + (l + 2) r) / n; this bias is removed to first
+    order (for l = 1, see Marriott and Pope, Biometrika 41, 390, 1954).
     """
     m, n = z.shape
     level = (np.arange(n) >= starts[:, :, None]).sum(axis=1)
@@ -125,7 +128,8 @@ def _estimate_correlation(z: Floats, starts: Starts) -> Floats:
 def _maximize_autoregressive_t(z: Floats, correlation: Floats) -> tuple[Floats, Starts]:
     """Return the largest |t| of a step in rows z (m, n) with errors of the given correlation (m,), and its start.
 
-    Both the row and the regressors (a constant, and a step at k) are whitened; their products are cumulative sums.
+    The row and the regressors (a constant, and a step at k) are whitened, which removes the correlation of the errors.
+    Products of the row with a step are then cumulative sums.
     """
     n = z.shape[1]
     r = correlation[:, None]

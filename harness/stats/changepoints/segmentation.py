@@ -1,4 +1,4 @@
-"""Binary segmentation: split where a detector reports steps, then the segments; test every step again at the end."""
+"""Binary segmentation: split series where a detector reports steps, repeat for each segment, test all steps again."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from harness.stats import Floats
 
-ONE_STEP_SHARE = 0.8  # share of alpha for the scan for one step; the rest is for that for two
-MAX_MOVES = 6  # iterations in which steps may still move, odd and even ones in turn
+ONE_STEP_SHARE = 0.8  # share of alpha for the scan for one step; the rest is for the scan for two steps
+MAX_MOVES = 6  # number of iterations that move steps, those with odd and with even index in turn
 MAX_REFINEMENTS = 3
 RELATIVE_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class Detection:
-    """The likeliest starts of new levels in a segment, and the p of the segment having no step."""
+    """The likeliest starts of new levels in a segment, and the p value of the hypothesis that it has no step."""
 
     p: float = 1.0
     starts: tuple[int, ...] = ()
@@ -26,7 +26,14 @@ class Detection:
 
 @dataclass(frozen=True)
 class Step:
-    """A significant step: the values before and after it, and the index of the first of the latter."""
+    """A significant step.
+
+    Attributes:
+        start: Index of the first value of the new level.
+        p: p value of the step between its neighbours.
+        before: The values of the level before the step.
+        after: The values of the level after the step.
+    """
 
     start: int
     p: float
@@ -34,21 +41,26 @@ class Step:
     after: slice
 
 
-# One detection for each segment, an array with commits along its last axis; the flag asks for two steps at once too.
+# A function that returns one detection for each segment, an array with commits along its last axis; the flag says
+# whether to search for two steps at once too.
 Detector = Callable[[Sequence[Floats], bool], list[Detection]]
 
 
-def combine_detections(one: Detection, two: Detection) -> Detection:
-    """Return the stronger of the scans for one step and for two, with a weighted Bonferroni p that holds for both."""
-    p_one, p_two = one.p / ONE_STEP_SHARE, two.p / (1 - ONE_STEP_SHARE)
-    return Detection(min(p_one, 1.0), one.starts) if p_one <= p_two else Detection(min(p_two, 1.0), two.starts)
+def combine_detections(one_step: Detection, two_steps: Detection) -> Detection:
+    """Return the more significant of two detections, with a p value that is Bonferroni-corrected with weights."""
+    p_one_step, p_two_steps = one_step.p / ONE_STEP_SHARE, two_steps.p / (1 - ONE_STEP_SHARE)
+    return (
+        Detection(min(p_one_step, 1.0), one_step.starts)
+        if p_one_step <= p_two_steps
+        else Detection(min(p_two_steps, 1.0), two_steps.starts)
+    )
 
 
 def segment(series: Sequence[Floats], detect: Detector, alpha: float) -> list[list[Step]]:
-    """Return the steps of each series (..., n), in order; series may differ in n.
+    """Return the steps of each series (..., n) in order; series may differ in n.
 
-    Every step is at the likeliest index between its two neighbours, and is significant there; others are removed one
-    by one, the weakest first. The final index is taken from the values themselves, not from their ranks.
+    Every step is at the likeliest index between its two neighbours and is significant there; other steps are removed
+    one by one, the weakest first. The final index depends on the values themselves, not on their ranks.
     """
     starts: list[list[int]] = [[] for _ in series]
     queue = [(i, 0, s.shape[-1]) for i, s in enumerate(series)]
@@ -65,17 +77,17 @@ def segment(series: Sequence[Floats], detect: Detector, alpha: float) -> list[li
 
 
 def log_if_positive(values: Floats) -> Floats:
-    """Return logarithms where all values are positive: noise and steps are in proportion to the measured value."""
+    """Return the logarithms if all values are positive, since noise and steps are proportional to positive values."""
     return np.log(values) if np.all(np.isnan(values) | (values > 0)) else values
 
 
 def refine_start(y: Floats, start: int) -> int:
-    """Return the first index of the second of two levels in y (rounds, n), from a guess by ranks.
+    """Return the first index of the second of two levels in y (rounds, n), given a guess from ranks.
 
-    Ranks carry the order of values and not the gap between two levels, and so may assign the lowest of the upper level
-    to the lower. The index minimizes the sum of absolute deviations from the medians of the two levels, round by round
-    (Bai, Econometric Theory 11, 403, 1995), and medians are taken again until it is stable. Of equally good ones it is
-    the one next to the guess: beyond both medians all values deviate equally.
+    Ranks contain the order of values but not the gap between two levels, so they may assign the lowest value of the
+    upper level to the lower one. The index minimizes the sum of absolute deviations from the medians of the two levels
+    in each round (Bai, Econometric Theory 11, 403, 1995); the medians are computed again until the index is stable. Of
+    several minima, the one next to the guess is returned.
     """
     y = y[~(np.isnan(y[:, :start]).all(axis=1) | np.isnan(y[:, start:]).all(axis=1))]
     for _ in range(MAX_REFINEMENTS):
@@ -139,7 +151,7 @@ def _build_steps(values: Floats, starts: Sequence[int], detections: Sequence[Det
 
 
 def _move(starts: Sequence[int], detections: Sequence[Detection], iteration: int) -> list[int]:
-    """Move every other step to the likeliest index between its neighbours, which stay, so that none passes another."""
+    """Move every other step to the likeliest index between its neighbours, which stay, so that the order is kept."""
     return [
         low + detection.starts[0] if k % 2 == iteration % 2 else start
         for k, (start, low, detection) in enumerate(zip(starts, [0, *starts[:-1]], detections, strict=True))

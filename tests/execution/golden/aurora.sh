@@ -16,8 +16,8 @@
 # 2 cases, one after another, on Aurora (ALCF):
 #   scaling-weak-nodes_512 (id 53ce66e600294ee5): 512 nodes x 12 ranks, 30 min at most
 #   scaling-weak-nodes_1024 (id 2b16df96450b451a): 1024 nodes x 12 ranks, 30 min at most
-# Made by gfm-harness VERSION with `harness run scaling --system aurora`.
-# By hand: `qsub jobs/scaling-weak-nodes_512-1676731f.sh`, or with `-v GFM_HARNESS_AGAIN=again` to have ended cases run anew.
+# Written by gfm-harness VERSION with `harness run scaling --system aurora`.
+# To submit it by hand: `qsub jobs/scaling-weak-nodes_512-1676731f.sh`, or with `-v GFM_HARNESS_AGAIN=again` to repeat the cases that have ended.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
@@ -27,17 +27,17 @@ job=scaling-weak-nodes_512-1676731f
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
-# A job that PBS runs again keeps its id, and goes on where it stopped.
+# A job that PBS runs again keeps its id, and continues where it stopped.
 job_id=${PBS_JOBID:?this script is for qsub}
 set -- "${1:-${GFM_HARNESS_AGAIN:-}}"
 rerun=${1:-}
 exit_status=0
 cd "$campaign"
 if ! [ -e "jobs/$job.sh" ]; then
-    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN and the script name different folders)" >&2
     exit 2
 fi
-# In containers a user may have no name or home, which libraries need.
+# Libraries need a user name and a home folder, which a user in a container may lack.
 export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
 if ! [ -w "${HOME:-}" ]; then
     scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
@@ -52,12 +52,12 @@ module reset
 module load frameworks
 set -u
 
-absent=
+missing_programs=
 for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc ; do
-    command -v "$program" > /dev/null || absent+=" $program"
+    command -v "$program" > /dev/null || missing_programs+=" $program"
 done
-if [ -n "$absent" ]; then
-    echo "error: programs that this job needs are not here:$absent" >&2
+if [ -n "$missing_programs" ]; then
+    echo "error: programs that this job needs are not installed:$missing_programs" >&2
     exit 69
 fi
 export OMP_NUM_THREADS=8
@@ -69,34 +69,34 @@ export FI_CXI_RX_MATCH_MODE=hybrid
 export TORCH_DISTRIBUTED_USE_TORCHCOMMS=1
 export TRITON_CACHE_DIR="/tmp/triton-$UID"
 
-# check_nodes: the nodes that answer and pass the check. A case takes the first ones.
+# check_nodes: list the nodes that answer and pass the check. A case takes the first ones.
 # The files belong to this job alone: a second job of the same script may run at the same time.
 nodes=$campaign/jobs/$job.$job_id.nodes
-sort -u "$PBS_NODEFILE" > "$nodes.asked"
-there=$(wc -l < "$nodes.asked")
+sort -u "$PBS_NODEFILE" > "$nodes.requested"
+requested_nodes=$(wc -l < "$nodes.requested")
 # shellcheck disable=SC2016,SC2089  # expanded on the nodes
 check='test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 6'
 check_nodes() {
     local name
-    timeout -k 10 "$1" mpiexec -n "$there" --ppn 1 --hostfile "$nodes.asked" bash -c \
+    timeout -k 10 "$1" mpiexec -n "$requested_nodes" --ppn 1 --hostfile "$nodes.requested" bash -c \
         "if { $check; } > /dev/null 2>&1; then uname -n; fi" | cut -d . -f 1 | sort -u > "$nodes.answered" || true
     while read -r name; do
         if grep -Fqx "${name%%.*}" "$nodes.answered"; then echo "$name"; fi
-    done < "$nodes.asked" > "$nodes"
+    done < "$nodes.requested" > "$nodes"
     healthy_nodes=$(wc -l < "$nodes")
     MASTER_ADDR=$(head -n 1 "$nodes")
-    echo "$healthy_nodes of $there nodes passed the check"
+    echo "$healthy_nodes of $requested_nodes nodes passed the check"
 }
 number=${PBS_JOBID%%[!0-9]*}
 export MASTER_ADDR MASTER_PORT=$((20000 + number % 10000))
-# A scheduler that has just started a job may not be ready for its steps.
+# A scheduler that has just started a job may not be ready for the steps of the job.
 for _ in 1 2 3; do
     check_nodes 300
     if [ "$healthy_nodes" -gt 0 ]; then break; fi
     sleep 5
 done
 
-# same_nodes: whether all nodes are still healthy. The scheduler may end the job meanwhile.
+# same_nodes: succeed if all nodes are still healthy. The scheduler may end the job meanwhile.
 same_nodes() {
     local before=$healthy_nodes
     sleep 2
@@ -104,7 +104,7 @@ same_nodes() {
     [ "$healthy_nodes" -ge "$before" ]
 }
 
-# first N: the file that names the first N healthy nodes, as mpiexec takes it.
+# first N: write the file that names the first N healthy nodes in the format of mpiexec, and print its path.
 first() {
     head -n "$1" "$nodes" > "$nodes.$1"
     echo "$nodes.$1"
@@ -114,7 +114,7 @@ first() {
 keep_nodes() { head -n "$1" "$nodes" > ./nodes; }
 
 source "$HOME/gfm-harness-aurora/bin/activate"
-# Python imports nothing from the current folder: the files of a case may come from elsewhere.
+# Python must not import from the current folder, since others may have written the files of a case.
 export PYTHONSAFEPATH=1
 if [ -n "${PYTHONPATH:-}" ]; then
     IFS=: read -ra entries <<< "$PYTHONPATH"
@@ -125,7 +125,7 @@ if [ -n "${PYTHONPATH:-}" ]; then
 fi
 python=python
 
-# Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
+# Telemetry: the first rank of every node, and every rank with a GPU of its own, writes samples to the case's folder.
 export GFM_HARNESS_SAMPLER_S=5
 
 "$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
@@ -168,15 +168,15 @@ run_case() {
         timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$node_count" -gt "$healthy_nodes" ]; then
-            echo "$case: lost with a node, and left for another job" >&2
+            echo "$case: a node was lost and too few are left; another job can run the case" >&2
             exit_status=75
             return
         fi
-        echo "$case: lost with a node, and started again on others"
+        echo "$case: a node was lost, and the case is started again on others"
         first "$node_count" > /dev/null
     done
     if [ "$status" -eq 124 ]; then
-        echo "stopped after $limit s, the time this case may take" >> stderr
+        echo "stopped after $limit s, the time limit of this case" >> stderr
     fi
     printf '%s\n%s\n' "$status" "$((SECONDS - started))" > exit_code.part
     mv exit_code.part exit_code

@@ -14,8 +14,8 @@
 # 2 cases, one after another, on Frontier (OLCF):
 #   scaling-weak-nodes_512 (id 39e2b0b5cccf2c34): 512 nodes x 8 ranks, 30 min at most
 #   scaling-weak-nodes_1024 (id dffd31543d0c11e0): 1024 nodes x 8 ranks, 30 min at most
-# Made by gfm-harness VERSION with `harness run scaling --system frontier`.
-# By hand: `sbatch jobs/scaling-weak-nodes_512-fe9868f1.sh`, or with the word `again` to have ended cases run anew.
+# Written by gfm-harness VERSION with `harness run scaling --system frontier`.
+# To submit it by hand: `sbatch jobs/scaling-weak-nodes_512-fe9868f1.sh`, or with the argument `again` to repeat the cases that have ended.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
@@ -25,17 +25,17 @@ job=scaling-weak-nodes_512-fe9868f1
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
-# A job that Slurm requeues keeps its id, and goes on where it stopped.
+# A job that Slurm requeues keeps its id, and continues where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
 rerun=${1:-}
 exit_status=0
 cd "$campaign"
 if ! [ -e "jobs/$job.sh" ]; then
-    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN and the script name different folders)" >&2
     exit 2
 fi
-# In containers a user may have no name or home, which libraries need.
+# Libraries need a user name and a home folder, which a user in a container may lack.
 export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
 if ! [ -w "${HOME:-}" ]; then
     scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
@@ -51,12 +51,12 @@ module load cpe/24.07 cce/18.0.0 rocm/7.1.1 amd-mixed/7.1.1 craype-accel-amd-gfx
 module unload darshan-runtime
 set -u
 
-absent=
+missing_programs=
 for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc sinfo srun; do
-    command -v "$program" > /dev/null || absent+=" $program"
+    command -v "$program" > /dev/null || missing_programs+=" $program"
 done
-if [ -n "$absent" ]; then
-    echo "error: programs that this job needs are not here:$absent" >&2
+if [ -n "$missing_programs" ]; then
+    echo "error: programs that this job needs are not installed:$missing_programs" >&2
     exit 69
 fi
 venv=$HOME/gfm-harness-frontier
@@ -91,7 +91,7 @@ export MIOPEN_DISABLE_CACHE=1
 export MIOPEN_USER_DB_PATH=/tmp
 export TRITON_CACHE_DIR="/tmp/triton-$UID"
 
-# check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
+# check_nodes: list the nodes that are up and pass the check, as lines `name host`. A case takes the first ones.
 # The files belong to this job alone: a second job of the same script may run at the same time.
 nodes=$campaign/jobs/$job.$job_id.nodes
 # shellcheck disable=SC2016,SC2089  # expanded on the nodes
@@ -109,14 +109,14 @@ check_nodes() {
     echo "$healthy_nodes of $SLURM_JOB_NUM_NODES nodes passed the check"
 }
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-# A scheduler that has just started a job may not be ready for its steps.
+# A scheduler that has just started a job may not be ready for the steps of the job.
 for _ in 1 2 3; do
     check_nodes 300
     if [ "$healthy_nodes" -gt 0 ]; then break; fi
     sleep 5
 done
 
-# same_nodes: whether all nodes are still healthy, and the case was started. The scheduler may end the job meanwhile.
+# same_nodes: succeed if all nodes are still healthy and the case was started. The scheduler may end the job meanwhile.
 same_nodes() {
     local before=$healthy_nodes
     sleep 2
@@ -133,13 +133,14 @@ same_nodes() {
     [ "$healthy_nodes" -ge "$before" ]
 }
 
-# count_refusals: how often srun has ended because the controller did not answer; its exit code is 1, like a program's.
+# count_refusals: print how often srun has ended because the controller did not answer. The exit code of srun does not
+# show that, since programs also end with 1.
 count_refusals() {
     { grep -Es '^srun: error: Unable to (confirm allocation|create step) .*(contact|timed out|Zero Bytes|socket)' stderr || true; } |
         wc -l
 }
 
-# first N: the file that names the first N healthy nodes, as srun takes it.
+# first N: write the file that names the first N healthy nodes in the format of srun, and print its path.
 first() {
     head -n "$1" "$nodes" | cut -d ' ' -f 1 > "$nodes.$1"
     echo "$nodes.$1"
@@ -160,7 +161,7 @@ if [ -n "$archive" ]; then
     venv=$local_env
 fi
 VIRTUAL_ENV_DISABLE_PROMPT=1 source "$venv/bin/activate"
-# Python imports nothing from the current folder: the files of a case may come from elsewhere.
+# Python must not import from the current folder, since others may have written the files of a case.
 export PYTHONSAFEPATH=1
 if [ -n "${PYTHONPATH:-}" ]; then
     IFS=: read -ra entries <<< "$PYTHONPATH"
@@ -171,7 +172,7 @@ if [ -n "${PYTHONPATH:-}" ]; then
 fi
 python=python
 
-# Telemetry by Omnistat, whose output is in $telemetry.log. If it fails, the job goes on without it.
+# Telemetry by Omnistat, whose output is in $telemetry.log. If Omnistat fails, the job continues without it.
 telemetry=$campaign/jobs/$job.${job_id//[^A-Za-z0-9_]/-}.omnistat
 telemetry_id=$SLURM_JOB_ID telemetry_job=()
 omnistat() {
@@ -181,23 +182,23 @@ omnistat() {
         timeout -k 10 600 "${OMNISTAT_WRAPPER}" "$tool" "$@" >> "$telemetry.log" 2>&1 < /dev/null 9>&-)
 }
 annotate() { omnistat annotate --mode "$1" --text "$2" || true; }
-ask() { curl --silent --get --noproxy '*' --max-time 10 "$@" 2> /dev/null; }
-# Whether anything listens at a URL: curl distinguishes a refused connection from every other answer.
+fetch() { curl --silent --get --noproxy '*' --max-time 10 "$@" 2> /dev/null; }
+# listens URL: succeed if a program listens there; curl distinguishes a refused connection from every other answer.
 listens() {
     local status=0
-    ask --output /dev/null "$1" || status=$?
+    fetch --output /dev/null "$1" || status=$?
     [ "$status" -ne 6 ] && [ "$status" -ne 7 ]
 }
-# Whether a sample has arrived since this job started; on a shared server, a sample with the id of this job.
+# has_samples SELECTOR: succeed if a sample that the selector matches has arrived since this job started.
 has_samples() {
-    [[ $(ask --fail "$server/api/v1/export" --data-urlencode "match[]=$1" --data "start=$started_s" | head -c 10) == '{"metric":' ]]
+    [[ $(fetch --fail "$server/api/v1/export" --data-urlencode "match[]=$1" --data "start=$started_s" | head -c 10) == '{"metric":' ]]
 }
 wait_for_samples() {
     local started=$SECONDS timeout_s
     while ! has_samples "$1"; do
         timeout_s=10
         # Each node pushes once a minute, the first time at a random moment.
-        if [ "$(ask "$server/health")" = OK ]; then timeout_s=105; fi
+        if [ "$(fetch "$server/health")" = OK ]; then timeout_s=105; fi
         if [ $((SECONDS - started)) -ge "$timeout_s" ]; then return 1; fi
         sleep 1
     done
@@ -209,7 +210,7 @@ stop_telemetry() {
     telemetry_on=no
     if [ "$is_shared" = yes ]; then since=(--data "start=$started_s"); fi
     omnistat usermode --stopexporters "${telemetry_job[@]}" || true
-    sleep 3  # the server shows what it has just been sent after a second or two
+    sleep 3  # the server shows new samples only after a second or two
     if curl --silent --show-error --fail --noproxy '*' --max-time 600 "$server/api/v1/export" "${since[@]}" \
         --data-urlencode 'match[]={__name__!=""}' > "$part" 2>> "$telemetry.log" && [ -s "$part" ]; then
         mv "$part" "$telemetry.jsonl"
@@ -217,11 +218,11 @@ stop_telemetry() {
         rm -f "$part"
         echo "warning: no telemetry could be exported; see $telemetry.log, and the server's data in $OMNISTAT_VICTORIA_DATADIR" >&2
     fi
-    # CSV files too, where the tool can write them: it needs the metrics of AMD GPUs.
+    # Write CSV files too, which the tool can do only if it has metrics of AMD GPUs.
     omnistat query --job "$telemetry_id" --interval 15 --export "$telemetry" || true
     # This stops every server of this user on the node.
     if [ "$is_shared" = no ]; then omnistat usermode --stopserver || true; fi
-    # The server may still write for a moment; its data are kept where nothing could be exported.
+    # The server may still write for a moment. Without an export its data are kept.
     if [ -s "$telemetry.jsonl" ]; then
         rm -rf "$OMNISTAT_VICTORIA_DATADIR" 2> /dev/null || { sleep 3 && rm -rf "$OMNISTAT_VICTORIA_DATADIR"; }
     fi
@@ -234,7 +235,7 @@ mkdir -p "$telemetry.work"
 # Omnistat's annotations need USER; two jobs that share a data folder would export each other's samples.
 export USER=${USER:-${LOGNAME:-$(id -un 2> /dev/null || id -u)}}
 export OMNISTAT_VICTORIA_DATADIR=${OMNISTAT_VICTORIA_DATADIR:-$telemetry.work}/data-$telemetry_id
-telemetry_on=no is_shared=no why='' port=8001 started_s=$(date +%s)
+telemetry_on=no is_shared=no failure='' port=8001 started_s=$(date +%s)
 # With a configuration, the exporters (and so the figures of merit) get a free port of their own.
 if grep -q '^\[omnistat\.collectors\]' "${OMNISTAT_CONFIG:-/dev/null}" 2> /dev/null; then
     port=$((20000 + RANDOM % 10000))
@@ -244,34 +245,34 @@ if grep -q '^\[omnistat\.collectors\]' "${OMNISTAT_CONFIG:-/dev/null}" 2> /dev/n
         !(inside && /^port[ \t]*[=:]/)' "$OMNISTAT_CONFIG" > "$telemetry.work/config"
     export OMNISTAT_CONFIG=$telemetry.work/config
 fi
-merits=${OMNISTAT_FOM:-http://localhost:$port/fom}
-if listens "$merits"; then
-    echo "warning: no figures of merit are posted, since $merits is taken by another program" >&2
-    merits=''
+fom_url=${OMNISTAT_FOM:-http://localhost:$port/fom}
+if listens "$fom_url"; then
+    echo "warning: no figures of merit are posted, since $fom_url is taken by another program" >&2
+    fom_url=''
 fi
 samples='{__name__!=""}'
 if listens "$server"; then
     is_shared=yes samples="{jobid=\"$telemetry_id\"}"
-    if [ -z "${OMNISTAT_SERVER:-}" ]; then why="$server, where Omnistat starts its server, is taken by another program"; fi
+    if [ -z "${OMNISTAT_SERVER:-}" ]; then failure="$server, where Omnistat starts its server, is taken by another program"; fi
 fi
-if [ -n "$why" ]; then
+if [ -n "$failure" ]; then
     :
 elif ! omnistat usermode --start --interval 15 --pushinterval 1 "${telemetry_job[@]}"; then
-    why="Omnistat did not start"
+    failure="Omnistat did not start"
 elif ! wait_for_samples "$samples"; then
-    why="Omnistat started, but no sample of this job reached $server"
+    failure="Omnistat started, but no sample of this job reached $server"
     omnistat usermode --stopexporters "${telemetry_job[@]}" || true
     if [ "$is_shared" = no ]; then omnistat usermode --stopserver || true; fi
 fi
-if [ -z "$why" ]; then
+if [ -z "$failure" ]; then
     telemetry_on=yes
     trap 'stop_telemetry || true' EXIT
-    export GFM_HARNESS_FOM_URL=$merits
+    export GFM_HARNESS_FOM_URL=$fom_url
     for failed in "$telemetry.work/omnistat_failed_hosts.$telemetry_id".*; do
         if [ -s "$failed" ]; then echo "warning: no telemetry from $(wc -l < "$failed") hosts: $failed" >&2; fi
     done
 else
-    echo "warning: $why (see $telemetry.log); the ranks sample their nodes themselves" >&2
+    echo "warning: $failure (see $telemetry.log); the ranks sample their nodes themselves" >&2
     export GFM_HARNESS_SAMPLER_S=15
 fi
 
@@ -317,15 +318,15 @@ run_case() {
         if [ "$telemetry_on" = yes ]; then annotate stop "$case"; fi
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$node_count" -gt "$healthy_nodes" ]; then
-            echo "$case: lost with a node, and left for another job" >&2
+            echo "$case: a node was lost and too few are left; another job can run the case" >&2
             exit_status=75
             return
         fi
-        echo "$case: lost with a node, and started again on others"
+        echo "$case: a node was lost, and the case is started again on others"
         first "$node_count" > /dev/null
     done
     if [ "$status" -eq 124 ]; then
-        echo "stopped after $limit s, the time this case may take" >> stderr
+        echo "stopped after $limit s, the time limit of this case" >> stderr
     fi
     printf '%s\n%s\n' "$status" "$((SECONDS - started))" > exit_code.part
     mv exit_code.part exit_code

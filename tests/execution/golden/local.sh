@@ -3,8 +3,8 @@
 # Weak and strong scaling of data-parallel training
 # 1 case on This machine:
 #   scaling-weak-ranks_per_node_2 (id a8f6f40a4ab49c78): 1 node x 2 ranks, 10 min at most
-# Made by gfm-harness VERSION with `harness run scaling --system local`.
-# By hand: `bash jobs/scaling-weak-ranks_per_node_2-54280785.sh`, or with the word `again` to have ended cases run anew.
+# Written by gfm-harness VERSION with `harness run scaling --system local`.
+# To submit it by hand: `bash jobs/scaling-weak-ranks_per_node_2-54280785.sh`, or with the argument `again` to repeat the cases that have ended.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
@@ -16,7 +16,7 @@ script=${BASH_SOURCE[0]}
 
 job_id="$(uname -n)-$$"
 export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 10000))
-# The ranks belong to this job, whatever allocation or rank of another launcher it is started in.
+# The ranks belong to this job, even if it is started inside an allocation or a rank of another launcher.
 unset "${!SLURM_@}" "${!PMI_@}" "${!PMIX_@}" "${!PALS_@}" "${!OMPI_COMM_WORLD_@}" "${!MPI_LOCAL@}" "${!HYDRA_@}" \
     PBS_NODEFILE PE_HOSTFILE RANK LOCAL_RANK WORLD_SIZE
 export HYDRA_LAUNCHER=fork I_MPI_HYDRA_BOOTSTRAP=fork
@@ -24,10 +24,10 @@ rerun=${1:-}
 exit_status=0
 cd "$campaign"
 if ! [ -e "jobs/$job.sh" ]; then
-    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN and the script name different folders)" >&2
     exit 2
 fi
-# In containers a user may have no name or home, which libraries need.
+# Libraries need a user name and a home folder, which a user in a container may lack.
 export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
 if ! [ -w "${HOME:-}" ]; then
     scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
@@ -37,12 +37,12 @@ if ! [ -w "${HOME:-}" ]; then
     export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
 fi
 
-absent=
+missing_programs=
 for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc ; do
-    command -v "$program" > /dev/null || absent+=" $program"
+    command -v "$program" > /dev/null || missing_programs+=" $program"
 done
-if [ -n "$absent" ]; then
-    echo "error: programs that this job needs are not here:$absent" >&2
+if [ -n "$missing_programs" ]; then
+    echo "error: programs that this job needs are not installed:$missing_programs" >&2
     exit 69
 fi
 export OMP_NUM_THREADS=1
@@ -51,22 +51,24 @@ export MALLOC_TRIM_THRESHOLD_=1000000000000
 export MALLOC_TOP_PAD_=268435456
 export OMP_WAIT_POLICY=PASSIVE
 
-# One run of this job at a time; the lock lives as long as any process of the job. (A query of the job's state holds it
-# for an instant: hence the wait.) On a file system without locks, a file names the shell that runs the job.
+# Only one process may run this job at a time, and the lock lives as long as any process of the job. The wait is needed
+# since a query of the job's state holds the lock for an instant. On a file system without locks, a file names the shell
+# that runs the job.
 exec 9>> "jobs/$job.lock"
-held=$campaign/jobs/$job.lock.held
-taken=0
-hold() { (set -o noclobber && echo "$(uname -n) $$ $(date +%s)" > "$held") 2> /dev/null; }
-flock -w 2 9 2> /dev/null || taken=$?
-if [ "$taken" -gt 1 ]; then
-    taken=0
-    if [ -s "$held" ] && read -r host shell _ < "$held" && [ "$host" = "$(uname -n)" ] && ! kill -0 "$shell" 2> /dev/null
+holder=$campaign/jobs/$job.lock.held
+lock_status=0
+write_holder() { (set -o noclobber && echo "$(uname -n) $$ $(date +%s)" > "$holder") 2> /dev/null; }
+flock -w 2 9 2> /dev/null || lock_status=$?
+if [ "$lock_status" -gt 1 ]; then
+    lock_status=0
+    if [ -s "$holder" ] && read -r host shell _ < "$holder" && [ "$host" = "$(uname -n)" ] &&
+        ! kill -0 "$shell" 2> /dev/null
     then
-        rm -f "$held"
+        rm -f "$holder"
     fi
-    hold || taken=1
+    write_holder || lock_status=1
 fi
-if [ "$taken" -eq 1 ]; then
+if [ "$lock_status" -eq 1 ]; then
     echo "error: this job is already running here" >&2
     exit 3
 fi
@@ -75,7 +77,7 @@ same_nodes() { true; }
 first() { true; }
 keep_nodes() { uname -n > nodes; }
 PATH=/environment/bin:$PATH
-# Python imports nothing from the current folder: the files of a case may come from elsewhere.
+# Python must not import from the current folder, since others may have written the files of a case.
 export PYTHONSAFEPATH=1
 if [ -n "${PYTHONPATH:-}" ]; then
     IFS=: read -ra entries <<< "$PYTHONPATH"
@@ -86,7 +88,7 @@ if [ -n "${PYTHONPATH:-}" ]; then
 fi
 python=/environment/bin/python
 
-# Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
+# Telemetry: the first rank of every node, and every rank with a GPU of its own, writes samples to the case's folder.
 export GFM_HARNESS_SAMPLER_S=1
 
 "$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
@@ -129,15 +131,15 @@ run_case() {
         timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$node_count" -gt "$healthy_nodes" ]; then
-            echo "$case: lost with a node, and left for another job" >&2
+            echo "$case: a node was lost and too few are left; another job can run the case" >&2
             exit_status=75
             return
         fi
-        echo "$case: lost with a node, and started again on others"
+        echo "$case: a node was lost, and the case is started again on others"
         first "$node_count" > /dev/null
     done
     if [ "$status" -eq 124 ]; then
-        echo "stopped after $limit s, the time this case may take" >> stderr
+        echo "stopped after $limit s, the time limit of this case" >> stderr
     fi
     printf '%s\n%s\n' "$status" "$((SECONDS - started))" > exit_code.part
     mv exit_code.part exit_code
@@ -149,5 +151,5 @@ run_case scaling-weak-ranks_per_node_2-a8f6f40a4a '' 1 600 \
     mpiexec -n 2 \
     "$python" -P -m harness.reference "$campaign"/scaling-weak-ranks_per_node_2-a8f6f40a4a
 
-rm -f "$held"
+rm -f "$holder"
 exit "$exit_status"

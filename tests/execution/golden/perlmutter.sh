@@ -15,8 +15,8 @@
 # 2 cases, one after another, on Perlmutter (NERSC):
 #   scaling-weak-nodes_64 (id c15c6db95d0c7354): 64 nodes x 4 ranks, 30 min at most
 #   scaling-weak-nodes_128 (id 2c60885467b317f8): 128 nodes x 4 ranks, 30 min at most
-# Made by gfm-harness VERSION with `harness run scaling --system perlmutter`.
-# By hand: `sbatch jobs/scaling-weak-nodes_64-8941d6e3.sh`, or with the word `again` to have ended cases run anew.
+# Written by gfm-harness VERSION with `harness run scaling --system perlmutter`.
+# To submit it by hand: `sbatch jobs/scaling-weak-nodes_64-8941d6e3.sh`, or with the argument `again` to repeat the cases that have ended.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
@@ -26,17 +26,17 @@ job=scaling-weak-nodes_64-8941d6e3
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
-# A job that Slurm requeues keeps its id, and goes on where it stopped.
+# A job that Slurm requeues keeps its id, and continues where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
 rerun=${1:-}
 exit_status=0
 cd "$campaign"
 if ! [ -e "jobs/$job.sh" ]; then
-    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN and the script name different folders)" >&2
     exit 2
 fi
-# In containers a user may have no name or home, which libraries need.
+# Libraries need a user name and a home folder, which a user in a container may lack.
 export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
 if ! [ -w "${HOME:-}" ]; then
     scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
@@ -50,12 +50,12 @@ set +u
 module load cpe/24.07 PrgEnv-gnu/8.5.0 cray-mpich/8.1.30 craype-accel-nvidia80 cudatoolkit/12.9 gcc-native/13.2
 set -u
 
-absent=
+missing_programs=
 for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc sinfo srun; do
-    command -v "$program" > /dev/null || absent+=" $program"
+    command -v "$program" > /dev/null || missing_programs+=" $program"
 done
-if [ -n "$absent" ]; then
-    echo "error: programs that this job needs are not here:$absent" >&2
+if [ -n "$missing_programs" ]; then
+    echo "error: programs that this job needs are not installed:$missing_programs" >&2
     exit 69
 fi
 plugin=
@@ -72,7 +72,7 @@ export MPICH_ENV_DISPLAY=0
 export NCCL_SOCKET_IFNAME=hsn
 export TRITON_CACHE_DIR="/tmp/triton-$UID"
 
-# check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
+# check_nodes: list the nodes that are up and pass the check, as lines `name host`. A case takes the first ones.
 # The files belong to this job alone: a second job of the same script may run at the same time.
 nodes=$campaign/jobs/$job.$job_id.nodes
 # shellcheck disable=SC2016,SC2089  # expanded on the nodes
@@ -90,14 +90,14 @@ check_nodes() {
     echo "$healthy_nodes of $SLURM_JOB_NUM_NODES nodes passed the check"
 }
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-# A scheduler that has just started a job may not be ready for its steps.
+# A scheduler that has just started a job may not be ready for the steps of the job.
 for _ in 1 2 3; do
     check_nodes 300
     if [ "$healthy_nodes" -gt 0 ]; then break; fi
     sleep 5
 done
 
-# same_nodes: whether all nodes are still healthy, and the case was started. The scheduler may end the job meanwhile.
+# same_nodes: succeed if all nodes are still healthy and the case was started. The scheduler may end the job meanwhile.
 same_nodes() {
     local before=$healthy_nodes
     sleep 2
@@ -114,13 +114,14 @@ same_nodes() {
     [ "$healthy_nodes" -ge "$before" ]
 }
 
-# count_refusals: how often srun has ended because the controller did not answer; its exit code is 1, like a program's.
+# count_refusals: print how often srun has ended because the controller did not answer. The exit code of srun does not
+# show that, since programs also end with 1.
 count_refusals() {
     { grep -Es '^srun: error: Unable to (confirm allocation|create step) .*(contact|timed out|Zero Bytes|socket)' stderr || true; } |
         wc -l
 }
 
-# first N: the file that names the first N healthy nodes, as srun takes it.
+# first N: write the file that names the first N healthy nodes in the format of srun, and print its path.
 first() {
     head -n "$1" "$nodes" | cut -d ' ' -f 1 > "$nodes.$1"
     echo "$nodes.$1"
@@ -133,7 +134,7 @@ keep_nodes() {
 }
 
 source "$HOME/gfm-harness-perlmutter/bin/activate"
-# Python imports nothing from the current folder: the files of a case may come from elsewhere.
+# Python must not import from the current folder, since others may have written the files of a case.
 export PYTHONSAFEPATH=1
 if [ -n "${PYTHONPATH:-}" ]; then
     IFS=: read -ra entries <<< "$PYTHONPATH"
@@ -144,7 +145,7 @@ if [ -n "${PYTHONPATH:-}" ]; then
 fi
 python=python
 
-# Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
+# Telemetry: the first rank of every node, and every rank with a GPU of its own, writes samples to the case's folder.
 export GFM_HARNESS_SAMPLER_S=5
 
 "$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
@@ -187,15 +188,15 @@ run_case() {
         timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$node_count" -gt "$healthy_nodes" ]; then
-            echo "$case: lost with a node, and left for another job" >&2
+            echo "$case: a node was lost and too few are left; another job can run the case" >&2
             exit_status=75
             return
         fi
-        echo "$case: lost with a node, and started again on others"
+        echo "$case: a node was lost, and the case is started again on others"
         first "$node_count" > /dev/null
     done
     if [ "$status" -eq 124 ]; then
-        echo "stopped after $limit s, the time this case may take" >> stderr
+        echo "stopped after $limit s, the time limit of this case" >> stderr
     fi
     printf '%s\n%s\n' "$status" "$((SECONDS - started))" > exit_code.part
     mv exit_code.part exit_code

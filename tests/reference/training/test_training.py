@@ -385,7 +385,7 @@ def test_compiled_training_is_that_of_plain_code(one: tuple[Path, Log], tmp_path
         ({"datasets": ["qm7x", "qm7x"]}, "datasets: duplicate value 'qm7x'"),
         ({"precision": "fp16"}, "precision is 'fp16'"),
         ({"test_fraction": 0.5}, "test_fraction is 0.5"),
-        ({"heads": "parallel"}, "only with assigned sampling"),
+        ({"heads": "parallel"}, "parallel heads need assigned sampling"),
         ({"model": {"num_gaussians": 9}}, "num_gaussians is no hyperparameter of the backbone 'painn'"),
         ({"model": {"backbone": "paint"}}, r"did you mean 'painn'\?"),
         ({"model": {"hidden_dim": 0}}, "hidden_dim is 0, expected at least 1"),

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from harness.protocol.backbones import BACKBONES, SPECIFIC, BackboneName
+from harness.protocol.backbones import BACKBONES, SPECIFIC_HYPERPARAMETERS, BackboneName
 from harness.protocol.programs.hpo import Choice, Range, SearchedValues
 
 MPI = "mpi4py"
@@ -78,5 +78,5 @@ def contains_point(space: Space, configuration: Mapping[str, Any]) -> bool:
 
 def active_parameters(configuration: Mapping[str, Any], backbone: BackboneName) -> dict[str, Any]:
     """Return the configuration without hyperparameters that only other backbones have."""
-    inactive = SPECIFIC - set(BACKBONES[configuration.get(BACKBONE, backbone)].hyperparameters)
+    inactive = SPECIFIC_HYPERPARAMETERS - set(BACKBONES[configuration.get(BACKBONE, backbone)].hyperparameters)
     return {name: value for name, value in configuration.items() if name not in inactive}

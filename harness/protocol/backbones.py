@@ -105,3 +105,9 @@ def find_backbone(name: object) -> Backbone:
 def get_backbone_title(name: str) -> str:
     """Return the name of a backbone in papers, or the name itself for an unknown backbone."""
     return next((backbone.title for key, backbone in BACKBONES.items() if key == name), name)
+
+
+def describe_architecture(config: Mapping[str, Any]) -> str:
+    """Return `PaiNN`, or `HydraGNN's PaiNN`, from the configuration of a model, and `unknown` without a backbone."""
+    title = get_backbone_title(config.get("backbone", "unknown"))
+    return f"HydraGNN's {title}" if config.get("hydragnn") else title

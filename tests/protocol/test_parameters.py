@@ -52,6 +52,7 @@ def test_a_misspelt_parameter_in_a_case_names_file_and_key(
         ("train", {"test_fraction": 0.5}, "test_fraction is 0.5, expected a number below 0.5"),
         ("precision", {"precisions": ["fp32", "fp64"]}, "precisions: expected fp64 first"),
         ("data_parallel", {"store_folder": "x", "atoms": [1, 2]}, "atoms: only shipped sets can be limited"),
+        ("hpo", {"space": {"hydragnn": ["relu"]}}, "space: unknown hyperparameter 'hydragnn'"),
         ("hpo", {"space": {"hiden_dim": [4]}}, "space: unknown hyperparameter 'hiden_dim' (did you mean 'hidden_dim'"),
         ("hpo", {"trial": {"epochs": 0}}, "trial.epochs is 0, expected at least 1"),
         ("screening", {"retention": {"min": 2.0, "max": 1.0}}, "retention: min is 2, expected at most max, 1"),

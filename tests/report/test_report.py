@@ -24,12 +24,14 @@ FLOPS = [{"operation": "nodes", "dtype": "float64", "flops": 4e9}]
 STAGES = ["baseline", "branch_skip", "batched_heads", "torch_compile"]
 
 
-def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, error: float = 1e-12) -> None:
+def write_run(
+    out: Path, *, precision: str = "fp64", speedup: float = 40.0, error: float = 1e-12, **config: object
+) -> None:
     """Write a finished case of six rounds, whose last stage has this speedup and this relative error of forces."""
-    folder = out / "runs" / "ladder-local" / f"case-{precision}"
+    folder = out / "runs" / "ladder-local" / "-".join(["case", precision, *config])
     folder.mkdir(parents=True)
     parameters = {"workload": "random", "precision": precision, "stages": STAGES}
-    case = {"id": "1", "name": f"case-{precision}", "suite": "ladder", "program": "ladder", "parameters": parameters}
+    case = {"id": folder.name, "name": folder.name, "suite": "ladder", "program": "ladder", "parameters": parameters}
     (folder / "case.json").write_text(json.dumps(case))
     (folder / "provenance.json").write_text(json.dumps({"cpu": "A <CPU> & co", "time_s": 0.0, "commit": "c" * 40}))
     log = JsonLinesLog(folder / "events.jsonl")
@@ -37,7 +39,7 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
     log.write_fact(
         "model",
         {
-            "config": {"hidden_dim": 64, "readout": "sum", "cutoff": 5.0},
+            "config": {"backbone": "painn", "hidden_dim": 64, "readout": "sum", "cutoff": 5.0} | config,
             "trained": False,
             "parameters": 9,
             "untrained_heads": [],
@@ -113,6 +115,17 @@ def test_verdict_follows_interval(tmp_path: Path, speedup: float, verdict: str) 
     assert all(set(keys) <= set(row) for row in rows)
     (evidence,) = [row["evidence"] for row in rows if row["id"] == "ladder-speedup-fp64"]
     assert (tmp_path / evidence[0]).is_file()
+
+
+def test_ladder_claims_are_about_hydragnn_where_it_was_measured(tmp_path: Path) -> None:
+    write_run(tmp_path, speedup=40.0, hidden_dim=337)
+    write_run(tmp_path, speedup=20.0, hidden_dim=64, hydragnn={"vector_bias": True})
+    records = load_runs(tmp_path / "runs")
+    assert set(build_ladder_table(records)["architecture"]) == {"PaiNN", "HydraGNN's PaiNN"}
+    score = next(s for s in judge_papers(load_papers(), build_results(records), tmp_path) if s.id.endswith("p-fp64"))
+    assert score.verdict == "deviates"
+    assert score.measured_value == pytest.approx(20)
+    assert "measured with HydraGNN's PaiNN, width 64" in score.reason
 
 
 @pytest.mark.parametrize(("speedup", "error", "code"), [(40.0, 1e-12, 0), (20.0, 1e-12, 1), (40.0, 1e-3, 1)])

@@ -45,11 +45,11 @@ def draw_ladder(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
         axes.legend(frameon=False, ncols=2, loc="upper left", fontsize=8)
         counts = rows.loc[rows["samples"] > 0, "samples"]
         n = int(counts.min()) if len(counts) else 0
+        subject = ", ".join(rows[column].iloc[0] for column in ("architecture", "model", "workload"))
         caption = (
-            f"Cumulative speed-up over the baseline of the same column, {rows['model'].iloc[0]},"
-            f" {rows['workload'].iloc[0]} workload: median of paired ratios with 95% interval, n = {n} rounds. The"
-            " paper prints no row for batched heads and for the stages after torch compile. A cross marks a stage that"
-            " gives wrong numbers or did not run."
+            f"Cumulative speed-up over the baseline of the same column, {subject} workload:"
+            f" median of paired ratios with 95% interval, n = {n} rounds. The paper prints no row for batched heads and"
+            " for the stages after torch compile. A cross marks a stage that gives wrong numbers or did not run."
         )
         return save_figure(figure, folder, name, caption)
 
@@ -71,10 +71,10 @@ def draw_roofline(rows: pd.DataFrame, records: list[RunRecord], folder: Path, na
             axes.set_xlabel("FLOP / byte")
         panels[0][0].set_ylabel("GFLOP/s")
         caption = (
-            "Rate of each stage against its arithmetic per byte of traffic. The slope is the rate of a copy of 256"
-            " MiB, and the levels are the rates of matrix products of the model's shapes and types (solid: one row per"
-            " atom, dashed: heads), all measured in the same run. Percentages are shares of the attainable rate of the"
-            " stage's operations without caches; caches can raise a share above 100%."
+            f"{rows['architecture'].iloc[0]}: rate of each stage against its arithmetic per byte of traffic. The slope"
+            " is the rate of a copy of 256 MiB, and the levels are the rates of matrix products of the model's shapes"
+            " and types (solid: one row per atom, dashed: heads), all measured in the same run. Percentages are shares"
+            " of the attainable rate of the stage's operations without caches; caches can raise a share above 100%."
         )
         return save_figure(figure, folder, name, caption)
 

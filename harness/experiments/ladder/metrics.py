@@ -17,6 +17,7 @@ from harness.experiments.ladder.stages import (
     sum_by_round,
 )
 from harness.experiments.ladder.training_steps import build_training_steps_table
+from harness.protocol.backbones import describe_architecture
 from harness.protocol.events import Event
 from harness.protocol.parameters import RESULT_DTYPES
 from harness.protocol.programs.ladder import APPROXIMATE
@@ -35,7 +36,7 @@ FORCE_FLOOR, ENERGY_FLOOR = 1e-3, 1e-3
 SAME_COMPILED_GRAPH = {"tuned_allocator": "torch_compile"}
 LADDER = Columns(
     "ladder",
-    case="case suite experiment model workload precision stage verdict physics",
+    case="case suite experiment architecture model workload precision stage verdict physics",
     rates="structures_per_s structures_per_s_low structures_per_s_high coverage",
     speedup="speedup speedup_low speedup_high",
     end_to_end="end_to_end_structures_per_s end_to_end_structures_per_s_low end_to_end_structures_per_s_high",
@@ -104,6 +105,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
         "case": record.case["name"],
         "suite": record.case["suite"],
         "experiment": hash_experiment(record),
+        "architecture": describe_architecture(facts.get("model", {}).get("config", {})),
         "model": describe_model(facts.get("model", {})),
         "workload": parameters["workload"],
         "precision": parameters["precision"],

@@ -66,7 +66,7 @@ def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: Pr
     drawings = [draw_ladder(rows, paper.table_xv, STAGES, figures, slug)] if rows["speedup"].notna().any() else []
     if rows["attainable_fraction"].notna().any():
         drawings.append(draw_roofline(rows, records, figures, f"{slug}-roofline"))
-    title = f"Ladder: {first['model']}, {first['workload']} workload"
+    title = f"Ladder: {first['architecture']}, {first['model']}, {first['workload']} workload"
     return Section(title, slug, describe_ladder(records), drawings, blocks)
 
 
@@ -87,7 +87,8 @@ def build_paper_block(rows: pd.DataFrame, paper: PrintedPaper) -> TableBlock:
         body.append(line)
     note = (
         "The numbers are structures/s, with the speed-up over the baseline of the same column in brackets. Paper:"
-        f" {table.source}, one GPU. Measured: {first['device']}, {format_threads(first['threads'])}, device time only."
+        f" {table.source}, HydraGNN's PaiNN, one GPU. Measured: {first['architecture']}, {first['device']},"
+        f" {format_threads(first['threads'])}, device time only."
         " A * marks stages that differ from the baseline by design."
     )
     return TableBlock("The paper's Table XV and this machine", columns, body, note)
@@ -218,6 +219,11 @@ def describe_ladder(records: list[RunRecord]) -> list[str]:
             text.append(
                 "The weights are untrained and the gate is fixed by hand, so that rates and rounding errors are"
                 " realistic, but the errors of branch skip are not."
+            )
+        if (model["config"].get("hydragnn") or {}).get("vector_bias"):
+            text.append(
+                "Its linear maps of vectors have biases, as in the paper's weights: its forces do not turn with the"
+                " structure, in any stage."
             )
         if workload["unseen_elements"]:
             text.append(

@@ -14,6 +14,7 @@ from harness.experiments.ladder.stages import (
     hash_experiment,
     sum_by_round,
 )
+from harness.protocol.backbones import describe_architecture
 from harness.protocol.events import Event
 from harness.protocol.parameters import RESULT_DTYPES
 from harness.protocol.programs.training_steps import StepStageName
@@ -28,7 +29,7 @@ TOLERANCE = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 1e-1}
 BASELINE, COMPILED = "baseline", "torch_compile"
 STEPS = Columns(
     "training_steps",
-    case="case suite experiment model precision stage verdict",
+    case="case suite experiment architecture model precision stage verdict",
     times="step_s step_s_low step_s_high coverage structures_per_s",
     ratios="speedup speedup_low speedup_high over_compiled over_compiled_low over_compiled_high",
     errors="loss_error gradient_error",
@@ -44,9 +45,9 @@ def build_training_steps_table(records: Sequence[RunRecord]) -> Table:
 
     `step_s` is the time of one batch, median over rounds. `speedup` and `over_compiled` are the ratios to the baseline
     and to torch_compile within a round. `load_1min` is the highest load of the machine. `verdict` is "ok" (loss and
-    gradient equal those of the baseline to rounding), "incorrect" (they do not, or are not finite or not in the requested
-    precision, so that ratios are withheld), "not checked" (the run has no baseline), "unavailable: reason", or "not
-    run".
+    gradient equal those of the baseline to rounding), "incorrect" (they do not, or are not finite or not in the
+    requested precision, so that ratios are withheld), "not checked" (the run has no baseline), "unavailable: reason",
+    or "not run".
     """
     return STEPS.build(row for r in records if r.program == "training_steps" for row in _list_rows(r))
 
@@ -66,6 +67,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
         "case": record.case["name"],
         "suite": record.case["suite"],
         "experiment": hash_experiment(record),
+        "architecture": describe_architecture(facts.get("model", {}).get("config") or {}),
         "model": describe_model(facts.get("model", {})),
         "precision": record.case["parameters"]["precision"],
         **{k: workload.get(k, math.nan) for k in STEPS["workload"]},

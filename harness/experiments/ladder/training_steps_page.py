@@ -30,7 +30,12 @@ def build_steps_sections(table: pd.DataFrame) -> list[Section]:
 def _build_section(name: str, rows: pd.DataFrame) -> Section:
     first = list_rows(rows)[0]
     blocks = [_build_block(str(precision), group) for precision, group in rows.groupby("precision", sort=False)]
-    return Section(f"Training steps: {first['model']}", f"training-steps-{name}", _describe(first, rows), tables=blocks)
+    return Section(
+        f"Training steps: {first['architecture']}, {first['model']}",
+        f"training-steps-{name}",
+        _describe(first, rows),
+        tables=blocks,
+    )
 
 
 def _describe(first: Row, rows: pd.DataFrame) -> list[str]:

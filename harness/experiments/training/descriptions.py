@@ -10,7 +10,6 @@ import pandas as pd
 from harness.document.blocks import EN_DASH, count_by_reason, format_number, list_rows, number_cell
 from harness.experiments.data.page import ORIGIN_MEANINGS, describe_origin
 from harness.experiments.training.figures import classify_origin
-from harness.protocol.backbones import get_backbone_title
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
@@ -22,7 +21,7 @@ QUANTITY_TITLES = {"energy": "Energy per atom", "forces": "Forces"}
 def describe_model(runs: pd.DataFrame) -> str:
     """Return the model as text, `PaiNN, width 64, 3 layers`, without values that the log does not contain."""
     first = runs.iloc[0].dropna()
-    parts = [get_backbone_title(first["backbone"]) if "backbone" in first else "a model"]
+    parts = [first["architecture"] if "backbone" in first else "a model"]
     if "hidden_dim" in first:
         parts.append(f"width {first['hidden_dim']}")
     if "num_conv_layers" in first:

@@ -18,6 +18,7 @@ import pandas as pd
 from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, WorkCount, select_numbers
 from harness.experiments.training.multitask import build_ablation_tables
 from harness.experiments.training.quantities import ENERGY, HEAD, QUANTITIES, Quantity, average_by_seed
+from harness.protocol.backbones import describe_architecture
 from harness.protocol.parameters import RESULT_DTYPES
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
@@ -28,7 +29,7 @@ RUNS = Columns(
     "training_runs",
     case="campaign suite system case id experiment recipe regime seed split_seed",
     data="datasets data stand_ins evaluated_heads structures elements",
-    model="backbone hidden_dim num_conv_layers parameters",
+    model="backbone architecture hidden_dim num_conv_layers parameters",
     precision="precision observed_dtypes dtypes_match_request compiled eager_reason message_backend unfused_reason",
     length="epochs epochs_done steps batch_size global_batch_size budget best_epoch validation_loss stop_reason"
     " n_resumptions skipped_steps",
@@ -191,6 +192,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "structures": sum(s.get("train") or 0 for s in workload["datasets"]),
         "elements": len(workload.get("elements", [])),
         **{k: model.get("config", {}).get(k) for k in ("backbone", "hidden_dim", "num_conv_layers")},
+        "architecture": describe_architecture(model.get("config", {})),
         "parameters": model.get("parameters"),
         "precision": observed.get("precision"),
         "observed_dtypes": _format_types(observed),

@@ -40,7 +40,12 @@ class HalvingParameters(ParameterGroup):
 
 def check_space(space: dict[str, Any]) -> dict[str, Any]:
     """Return the space unchanged; raise ValueError for a name that training does not know or an empty range."""
-    known = {*ModelParameters.model_fields, *TrainParameters.model_fields} - {"model", "datasets", "store_folder"}
+    known = {*ModelParameters.model_fields, *TrainParameters.model_fields} - {
+        "model",
+        "hydragnn",
+        "datasets",
+        "store_folder",
+    }
     for name, choices in space.items():
         if name not in known and (new := find_new_name(name, known)) is not None:
             raise ValueError(f"hyperparameter {name!r} is now called {new!r}")

@@ -18,6 +18,9 @@ from harness.reference.errors import InputError
 
 __all__ = ["BackboneName", "DistanceTransform", "ModelConfig", "RadialType"]
 
+# HydraGNN has no epsilon in the norm of vectors, and a zero gradient where they vanish; this is zero in every type.
+HYDRAGNN_NORM_EPSILON = 1e-30
+
 
 class ModelConfig(ModelParameters):
     """Sizes of a multi-task model: the parameters of a case or checkpoint, with the backbone's defaults filled in.
@@ -33,7 +36,9 @@ class ModelConfig(ModelParameters):
 
     def __init__(self, **values: Any) -> None:
         backbone = values.setdefault("backbone", "painn")
-        defaults = find_backbone(backbone).hyperparameters
+        defaults = dict(find_backbone(backbone).hyperparameters)
+        if values.get("hydragnn") is not None:
+            defaults["norm_epsilon"] = HYDRAGNN_NORM_EPSILON
         missing = {name: value for name, value in defaults.items() if values.get(name) is None}
         try:
             super().__init__(**values | missing)

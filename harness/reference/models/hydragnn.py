@@ -34,8 +34,6 @@ from harness.reference.models.foundation import FoundationModel
 COMMAND = "python -m harness.reference.models.hydragnn"
 VECTOR_BIASES = ("update_U.bias", "update_V.bias")
 WRAPPERS = ("module.", "model.")  # of data-parallel models, and of models with a loss of forces
-# HydraGNN has no epsilon in the norm of vectors, and a zero gradient where they vanish; this is zero in every type.
-NORM_EPSILON = 1e-30
 CLOSED_LOGIT = -1e4  # of a head without a branch, whose weight is zero in every type
 # In HydraGNN the parts of messages are in the order v, r, s, and those of updates in the order vv, sv, ss.
 MESSAGE_PARTS, UPDATE_PARTS = (2, 1, 0), (2, 0, 1)
@@ -158,7 +156,7 @@ def _parse(path: Path, *, vector_bias: bool) -> tuple[ModelConfig, int]:
         config = ModelConfig(
             backbone="painn", hidden_dim=arch["hidden_dim"], num_conv_layers=arch["num_conv_layers"],
             cutoff=float(arch["radius"]), max_neighbours=arch["max_neighbours"], num_radial=arch["num_radial"],
-            norm_epsilon=NORM_EPSILON, readout="sum", hydragnn=options, **sizes,
+            readout="sum", hydragnn=options, **sizes,
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: Architecture is incomplete ({get_first_line(error)})") from None

@@ -65,6 +65,15 @@ def test_sound_stages_pass(tmp_path: Path, precision: str) -> None:
         )
 
 
+def test_no_stage_is_wrong_for_a_violation_of_its_model(tmp_path: Path) -> None:
+    """With HydraGNN's biases of vectors, no stage has forces that turn with the structure."""
+    rows = run_ladder(tmp_path, model=SIZES | {"hydragnn": {"vector_bias": True}})
+    for stage in ("baseline", "batched_heads"):
+        assert rows[stage]["verdict"] == "ok"
+        assert "violated by the model: " in rows[stage]["physics"]
+        assert "rotation" in rows[stage]["physics"]
+
+
 def test_fault_of_a_stage_withholds_its_speedup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, "batched_heads")
     row = run_ladder(tmp_path)["batched_heads"]

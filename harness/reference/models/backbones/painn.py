@@ -171,7 +171,7 @@ class Message(nn.Module):
         # phi_v v is computed on atoms, which are far fewer than edges
         parts = zip(v, phi_v * v, edges.unit, strict=True)
         new_v = [
-            old.index_add(0, edges.receiver, along * u + w_v * sent.index_select(0, edges.sender))
+            old.index_add(0, edges.receiver, torch.addcmul(along * u, w_v, sent.index_select(0, edges.sender)))
             for old, sent, u in parts
         ]
         return s.index_add(0, edges.receiver, phi_s.index_select(0, edges.sender) * w_s), torch.stack(new_v)

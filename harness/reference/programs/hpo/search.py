@@ -208,7 +208,8 @@ class Search:
     def _write_trial(self, trial: Trial) -> None:
         """Write the folder of a new trial."""
         fixed = self.config.trial.model_dump(mode="json", exclude_unset=True)
-        fixed["model"] = {**fixed.get("model", {}), BACKBONE: self.config.backbone}
+        backbone = trial.configuration.get(BACKBONE, self.config.backbone)
+        fixed["model"] = active_parameters({**fixed.get("model", {}), BACKBONE: backbone}, backbone)
         active = active_parameters(trial.configuration, self.config.backbone)
         write_trial(trial, fixed, active, search=self.folder.name)
 

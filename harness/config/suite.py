@@ -168,6 +168,15 @@ def _check_program_values(
     if not isinstance(program, str) or program not in programs:
         return problems
     model = programs[program].parameters
+    if "implementation" not in model.model_fields:
+        sections = [("parameters",), *_list_axis_sections(document.data)]
+        paths = [
+            (*path, "implementation") for path in sections if "implementation" in _get_section(document.data, *path)
+        ]
+        if paths:
+            several = ", ".join(name for name, known in programs.items() if known.implementations)
+            message = f"program {program!r} has no implementation but its own; others are there for {several}"
+            return problems + [document.make_problem(path, message) for path in paths]
     problems += [*_check_section(document, "parameters", model, expression_paths), *_check_old_names(document, program)]
     for key_path in _list_axis_sections(document.data):
         for axis, values in _get_section(document.data, *key_path).items():

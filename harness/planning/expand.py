@@ -19,6 +19,7 @@ from harness.config.system import ResolvedSystem
 from harness.config.templating import Template, TemplateCompiler
 from harness.host.process import pause_gc
 from harness.planning.dependencies import resolve_dependencies
+from harness.planning.implementations import check_implementation
 from harness.protocol.case import Case
 from harness.protocol.errors import UsageError, shorten
 from harness.protocol.registry import load_programs
@@ -99,7 +100,7 @@ class _SuiteExpander:
     """A suite on a system, compiled so that it can be rendered for each combination of the axes."""
 
     def __init__(self, suite: Suite, system: ResolvedSystem, repeats: int) -> None:
-        self.suite, self.repeats = suite, repeats
+        self.suite, self.system, self.repeats = suite, system, repeats
         self.model: type[BaseModel] = load_programs()[suite.program].parameters
         self.parameter_axes = suite.axes.keys() & self.model.model_fields.keys()
         compiler = TemplateCompiler(
@@ -169,6 +170,7 @@ class _SuiteExpander:
             values[name] = parameters[name] = render(values)
         name = self.build_name(combination, repeat)
         parameters = self.validate_parameters(parameters, name)
+        check_implementation(parameters, self.system)
         resources = self.render_resources(values, name)
         content = {
             **self.content,

@@ -21,6 +21,7 @@ MessageBackendName = Literal["unfused", "fused"]
 StoreBackend = Literal["auto", "rma", "ddstore", "ddstore-libfabric"]
 ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
 Sampling = Literal["mixed", "assigned"]
+ImplementationName = Literal["reference", "hydragnn"]
 SPLIT_SEED = 17  # with this seed, even a shipped set of 15 groups of structures has structures in every split
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 TestFraction = Annotated[float, Field(gt=0, lt=0.5)]

@@ -146,6 +146,20 @@ class Observed(ObservedTypes):
     """The types for each precision, if a case runs several."""
 
 
+class ImplementationSource(Part):
+    """The code of another implementation that a case ran, and where it ran."""
+
+    name: str
+    folder: str
+    """Its checkout."""
+    commit: str | None = None
+    changed_since_commit: bool | None = None
+    interpreter: str | None = None
+    python: str | None = None
+    """Version of the interpreter."""
+    packages: dict[str, str] | None = None
+
+
 class RankPlace(Part):
     """The node and the device of a rank."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,7 @@ class Program:
         log: the types of the program's events and facts.
         runs_on_all_ranks: whether the program is started on every rank.
         is_driver: whether the program is a single process that starts others on the nodes of its job.
+        implementations: the modules that run it with the code of others, by the parameter `implementation`.
     """
 
     module: str
@@ -51,15 +53,27 @@ class Program:
     log: LogTypes
     runs_on_all_ranks: bool = False
     is_driver: bool = False
+    implementations: Mapping[str, str] = field(default_factory=dict)
+
+    def find_module(self, parameters: Parameters) -> str:
+        """Return the module that runs a case with these parameters."""
+        return self.implementations.get(getattr(parameters, "implementation", ""), self.module)
 
 
 _FOLDER = "harness.reference.programs"
 PROGRAMS: dict[str, Program] = {
     "ladder": Program(
-        f"{_FOLDER}.ladder.program", ladder.LadderParameters, LogTypes(ladder.EVENTS, ladder.LadderFacts)
+        f"{_FOLDER}.ladder.program",
+        ladder.LadderParameters,
+        LogTypes(ladder.EVENTS, ladder.LadderFacts),
+        implementations={"hydragnn": f"{_FOLDER}.ladder.hydragnn"},
     ),
     "train": Program(
-        f"{_FOLDER}.train", train.TrainParameters, LogTypes(train.EVENTS, train.TrainFacts), runs_on_all_ranks=True
+        f"{_FOLDER}.train",
+        train.TrainParameters,
+        LogTypes(train.EVENTS, train.TrainFacts),
+        runs_on_all_ranks=True,
+        implementations={"hydragnn": f"{_FOLDER}.train_hydragnn"},
     ),
     "training_steps": Program(
         f"{_FOLDER}.training_steps",
@@ -71,6 +85,7 @@ PROGRAMS: dict[str, Program] = {
         data_parallel.DataParallelParameters,
         LogTypes(data_parallel.EVENTS, data_parallel.DataParallelFacts),
         runs_on_all_ranks=True,
+        implementations={"hydragnn": f"{_FOLDER}.scaling.hydragnn"},
     ),
     "data": Program(
         f"{_FOLDER}.data", data.DataParameters, LogTypes(data.EVENTS, data.DataFacts), runs_on_all_ranks=True

@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
         os.environ.pop(fom_client.URL, None)
     on_gpu = getattr(parameters, "device", None) == "cuda" or getattr(parameters, "backend", None) == "nccl"
     sampler = node_sampler.start(folder, rank_info.local_rank, on_gpu=on_gpu)
-    exit_code = run_program(programs[program].module, parameters, log, folder, rank_info)
+    exit_code = run_program(programs[program].find_module(parameters), parameters, log, folder, rank_info)
     if exit_code == 0:
         log.write(Done())
     if sampler is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, WorkCount
+from harness.experiments.implementations import find_implementation
 from harness.experiments.ladder.stages import (
     compute_paired_ratio,
     describe_model,
@@ -106,7 +107,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
         "suite": record.case["suite"],
         "experiment": hash_experiment(record),
         "architecture": describe_architecture(facts.get("model", {}).get("config", {})),
-        "model": describe_model(facts.get("model", {})),
+        "model": describe_model(facts.get("model", {}), find_implementation(record)),
         "workload": parameters["workload"],
         "precision": parameters["precision"],
         "structures": workload.get("structures", math.nan),

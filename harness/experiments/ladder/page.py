@@ -26,6 +26,7 @@ from harness.document.blocks import (
 )
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
+from harness.experiments.implementations import describe_implementations
 from harness.experiments.ladder.figures import draw_ladder, draw_roofline
 from harness.experiments.ladder.metrics import TOLERANCE
 from harness.experiments.ladder.stages import LOAD_MARGIN
@@ -215,6 +216,11 @@ def describe_ladder(records: list[RunRecord]) -> list[str]:
             f"Of {len(gate['mean_weight'])} heads, {' or '.join(map(str, counts))} per batch have a mean weight of at"
             f" least {gate['threshold']:g} ({', '.join(active)}).",
         ]
+        if sentences := describe_implementations(records):
+            text.append(
+                f"{' '.join(sentences)} Structures and edges are those of the reference implementation; times of the"
+                " device are those of the implementation's own timer, and neighbour lists are built by the reference's."
+            )
         if not model["trained"]:
             text.append(
                 "The weights are untrained and the gate is fixed by hand, so that rates and rounding errors are"

@@ -50,8 +50,9 @@ def hash_experiment(record: RunRecord) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def describe_model(model: dict[str, Any]) -> str:
-    """Return the fact about a model as text: `width 64, trained`."""
+def describe_model(model: dict[str, Any], implementation: str = "") -> str:
+    """Return the fact about a model as text, after the name of another implementation: `width 64, trained`."""
     if not model:
         return "unknown"
-    return f"width {model['config']['hidden_dim']}, {'trained' if model['trained'] else 'untrained'}"
+    code = f"{implementation}, " if implementation else ""
+    return f"{code}width {model['config']['hidden_dim']}, {'trained' if model['trained'] else 'untrained'}"

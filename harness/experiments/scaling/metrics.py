@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, MetricSamples, WorkCount, select_numbers
+from harness.experiments.implementations import find_implementation
 from harness.experiments.scaling.projection import build_projection_table
 from harness.protocol.programs.data_parallel import REGIONS
 from harness.protocol.types import Scope
@@ -47,6 +48,7 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
 def build_scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per finished run, sorted by number of ranks within each campaign and mode.
 
+    `mode` is the mode of the suite, with the name of the implementation unless it is the reference.
     `structures_per_s` is ranks x batch x steps / time of the train region, median over the timed epochs. `efficiency`
     is the throughput per rank divided by that of the smallest run of the same mode and campaign, with ends from the
     slowest and fastest epochs of both. `atoms_imbalance` and `edges_imbalance` are the number on the rank with most of
@@ -74,7 +76,9 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "campaign": record.campaign,
         **{name: case.get(name) for name in ("suite", "system", "id")},
         "case": case.get("name"),
-        "mode": str(case.get("axis_values", {}).get("mode", "runs")),
+        "mode": ", ".join(
+            filter(None, [str(case.get("axis_values", {}).get("mode", "runs")), find_implementation(record)])
+        ),
         "nodes": len({rank["node"] or rank["host"] for rank in ranks}),
         "hosts": len({rank["host"] for rank in ranks}),
         "cores": min(rank["cores"] for rank in ranks),

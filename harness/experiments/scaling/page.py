@@ -25,6 +25,7 @@ from harness.document.blocks import (
 from harness.document.figures import STYLE, Figure, save_figure
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
+from harness.experiments.implementations import describe_implementations
 from harness.protocol.programs.data_parallel import REGIONS
 from harness.results.tables import Row
 
@@ -49,6 +50,7 @@ def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
             " them."
         )
     campaign = rows["campaign"].iloc[0]
+    paragraphs += describe_implementations(record for record in context.records if record.campaign == campaign)
     projection = select_campaign(context.tables["projection"], campaign)
     held_out = projection[projection["basis"] == "cross-validated"]
     if len(held_out):

@@ -21,7 +21,8 @@ QUANTITY_TITLES = {"energy": "Energy per atom", "forces": "Forces"}
 def describe_model(runs: pd.DataFrame) -> str:
     """Return the model as text, `PaiNN, width 64, 3 layers`, without values that the log does not contain."""
     first = runs.iloc[0].dropna()
-    parts = [first["architecture"] if "backbone" in first else "a model"]
+    parts = [first["implementation"]] if "implementation" in first else []
+    parts.append(first["architecture"] if "backbone" in first else "a model")
     if "hidden_dim" in first:
         parts.append(f"width {first['hidden_dim']}")
     if "num_conv_layers" in first:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, WorkCount, select_numbers
+from harness.experiments.implementations import find_implementation
 from harness.experiments.training.multitask import build_ablation_tables
 from harness.experiments.training.quantities import ENERGY, HEAD, QUANTITIES, Quantity, average_by_seed
 from harness.protocol.backbones import describe_architecture
@@ -29,7 +30,7 @@ RUNS = Columns(
     "training_runs",
     case="campaign suite system case id experiment recipe regime seed split_seed",
     data="datasets data stand_ins evaluated_heads structures elements",
-    model="backbone architecture hidden_dim num_conv_layers parameters",
+    model="implementation backbone architecture hidden_dim num_conv_layers parameters",
     precision="precision observed_dtypes dtypes_match_request compiled eager_reason message_backend unfused_reason",
     length="epochs epochs_done steps batch_size global_batch_size budget best_epoch validation_loss stop_reason"
     " n_resumptions skipped_steps",
@@ -191,6 +192,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "evaluated_heads": sum(row.get(ENERGY.mae) is not None for row in facts["test_errors"]),
         "structures": sum(s.get("train") or 0 for s in workload["datasets"]),
         "elements": len(workload.get("elements", [])),
+        "implementation": find_implementation(record) or None,
         **{k: model.get("config", {}).get(k) for k in ("backbone", "hidden_dim", "num_conv_layers")},
         "architecture": describe_architecture(model.get("config", {})),
         "parameters": model.get("parameters"),

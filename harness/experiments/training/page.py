@@ -18,6 +18,7 @@ from harness.document.blocks import (
 from harness.document.figures import Figure
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
+from harness.experiments.implementations import describe_implementations
 from harness.experiments.training.descriptions import (
     MEV,
     QUANTITY_TITLES,
@@ -67,7 +68,8 @@ def build_experiment_section(experiment: str, context: PageContext) -> Section:
         figures.append(draw_head_curves(heads, errors, context.figures, f"{name}-heads"))
     blocks = [*(build_errors_block(errors, quantity) for quantity in QUANTITIES), build_runs_block(runs)]
     task = "Single-task training" if is_single else "Multi-task training"
-    paragraphs = [describe_setup(runs, errors), *targets, *describe_runs(runs)]
+    measured = [record for record in context.records if record.location in set(runs["folder"])]
+    paragraphs = [describe_setup(runs, errors), *targets, *describe_runs(runs), *describe_implementations(measured)]
     return Section(f"{task}: {describe_model(runs)}", name, paragraphs, figures, blocks)
 
 

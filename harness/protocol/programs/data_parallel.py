@@ -11,6 +11,7 @@ from harness.protocol.parameters import (
     AtomRange,
     BackendName,
     DeviceName,
+    ImplementationName,
     Names,
     ParameterGroup,
     Parameters,
@@ -19,7 +20,7 @@ from harness.protocol.parameters import (
     Sampling,
     StoreBackend,
 )
-from harness.protocol.programs.model import ModelParameters
+from harness.protocol.programs.model import ModelParameters, require_hydragnn_training
 from harness.protocol.records import (
     Bytes,
     Config,
@@ -28,6 +29,7 @@ from harness.protocol.records import (
     Error,
     EventRecord,
     Facts,
+    ImplementationSource,
     NonNegative,
     Number,
     Observed,
@@ -61,6 +63,8 @@ class DataParallelParameters(Parameters):
     """Structures per rank and step."""
     precision: PrecisionName
     """Precision of training."""
+    implementation: ImplementationName = "reference"
+    """Whose code runs: that of this package, or a checkout of HydraGNN (settings hydragnn_folder, hydragnn_python)."""
     backend: BackendName = "gloo"
     """Library by which ranks exchange gradients."""
     device: DeviceName = "cpu"
@@ -101,6 +105,15 @@ class DataParallelParameters(Parameters):
     """Seconds that a rank waits for the others before the run fails."""
     network: Network | None = None
     """The network that a projection assumes."""
+
+    @model_validator(mode="after")
+    def check_implementation(self) -> Self:
+        """Raise ValueError for what HydraGNN's training does not support."""
+        if self.implementation == "hydragnn":
+            require_hydragnn_training(self.model, self.store_folder)
+            if self.max_neighbours != 20:
+                raise ValueError("max_neighbours: the stores of hydragnn have 20")
+        return self
 
     @model_validator(mode="after")
     def check_stores(self) -> Self:
@@ -243,6 +256,7 @@ class GradientCheck(Part):
 class DataParallelFacts(Facts):
     """Facts of a scaling case."""
 
+    implementation: ImplementationSource | None = None
     model: ScalingModel | None = None
     workload: ScalingWorkload | None = None
     runtime: ScalingObserved | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from harness.protocol.backbones import BackboneName
 from harness.protocol.errors import did_you_mean
@@ -40,12 +40,8 @@ class HalvingParameters(ParameterGroup):
 
 def check_space(space: dict[str, Any]) -> dict[str, Any]:
     """Return the space unchanged; raise ValueError for a name that training does not know or an empty range."""
-    known = {*ModelParameters.model_fields, *TrainParameters.model_fields} - {
-        "model",
-        "hydragnn",
-        "datasets",
-        "store_folder",
-    }
+    other = {"model", "hydragnn", "datasets", "store_folder", "implementation"}
+    known = {*ModelParameters.model_fields, *TrainParameters.model_fields} - other
     for name, choices in space.items():
         if name not in known and (new := find_new_name(name, known)) is not None:
             raise ValueError(f"hyperparameter {name!r} is now called {new!r}")
@@ -92,6 +88,13 @@ class HpoParameters(Parameters):
     """Early stopping of trials that are worse than others; null: no early stopping."""
     seed: int = 42
     """Seed of the optimizer."""
+
+    @model_validator(mode="after")
+    def check_implementation(self) -> Self:
+        """Raise ValueError for trials of another implementation."""
+        if self.trial.implementation != "reference":
+            raise ValueError(f"trial: program 'hpo' has no implementation {self.trial.implementation!r}")
+        return self
 
 
 class TrialEvent(EventRecord, tag="trial"):

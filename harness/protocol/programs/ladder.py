@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from harness.protocol.parameters import AtomRange, DeviceName, Parameters, PrecisionName
+from harness.protocol.parameters import AtomRange, DeviceName, ImplementationName, Parameters, PrecisionName
 from harness.protocol.programs.model import ModelParameters
 from harness.protocol.records import (
     AtomicNumber,
@@ -18,6 +18,7 @@ from harness.protocol.records import (
     EventRecord,
     Facts,
     HeldOutErrors,
+    ImplementationSource,
     NonNegative,
     Observed,
     Part,
@@ -46,6 +47,8 @@ class LadderParameters(Parameters):
     """Structures: random ones as in the paper, shipped crystals, or the first ones of a file that ASE reads."""
     precision: PrecisionName
     """Precision of every stage."""
+    implementation: ImplementationName = "reference"
+    """Whose code runs: that of this package, or a checkout of HydraGNN (settings hydragnn_folder, hydragnn_python)."""
     structure_file: str | None = None
     """File of the workload `file`."""
     stages: Annotated[tuple[StageName, ...], Field(min_length=1), AfterValidator(check_unique)] = STAGES
@@ -74,6 +77,20 @@ class LadderParameters(Parameters):
     """Random rotations and reflections in the checks of each stage's physics; 0: no checks."""
     seed: int = 0
     """Seed of weights and of the order of structures."""
+
+    @model_validator(mode="after")
+    def check_implementation(self) -> Self:
+        """Raise ValueError for what HydraGNN's stages do not support."""
+        if self.implementation == "hydragnn":
+            if self.model.backbone != "painn":
+                raise ValueError(
+                    f"implementation: hydragnn runs the ladder of painn only, not of {self.model.backbone}"
+                )
+            if self.batch_size == "auto":
+                raise ValueError("batch_size: only the implementation reference chooses it")
+            if self.checkpoint is not None and not self.checkpoint.endswith(".pk"):
+                raise ValueError("checkpoint: hydragnn reads a file MODEL.pk with its config.json next to it")
+        return self
 
     @model_validator(mode="after")
     def check_file(self) -> Self:
@@ -252,6 +269,7 @@ class AutoBatchSize(Part):
 class LadderFacts(Facts):
     """Facts of a ladder."""
 
+    implementation: ImplementationSource | None = None
     model: LadderModel | None = None
     workload: LadderWorkload | None = None
     gate: LadderGate | None = None

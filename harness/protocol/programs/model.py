@@ -101,3 +101,15 @@ class ModelParameters(ParameterGroup):
                     known = f"its own are {', '.join(specific)}" if specific else "it has none of its own"
                     raise ValueError(f"{name} is no hyperparameter of the backbone {self.backbone!r}; {known}")
         return self
+
+
+def require_hydragnn_training(model: ModelParameters, store_folder: str) -> None:
+    """Raise ValueError if HydraGNN's training program cannot train this model, or has no data in its format."""
+    if model.backbone != "painn":
+        raise ValueError(f"implementation: hydragnn trains painn only, not {model.backbone}")
+    if model.cutoff != 5.0 or model.max_neighbours not in (None, 20):
+        raise ValueError("model: the stores of hydragnn have the 20 nearest neighbours within 5 angstrom")
+    if not store_folder:
+        raise ValueError(
+            "store_folder: hydragnn trains on a store, and not on shipped sets; `harness data convert` makes one"
+        )

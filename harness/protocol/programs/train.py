@@ -12,6 +12,7 @@ from harness.protocol.parameters import (
     BackendName,
     DeviceName,
     Fraction,
+    ImplementationName,
     MessageBackendName,
     Names,
     Parameters,
@@ -21,7 +22,7 @@ from harness.protocol.parameters import (
     StoreBackend,
     TestFraction,
 )
-from harness.protocol.programs.model import ModelParameters
+from harness.protocol.programs.model import ModelParameters, require_hydragnn_training
 from harness.protocol.records import (
     AtomicNumber,
     Config,
@@ -31,6 +32,7 @@ from harness.protocol.records import (
     EventRecord,
     Facts,
     HeldOutErrors,
+    ImplementationSource,
     NonNegative,
     Number,
     Observed,
@@ -69,6 +71,8 @@ class OptimizerParameters(Parameters):
 class TrainParameters(OptimizerParameters):
     """Training of model and gate, one process per rank."""
 
+    implementation: ImplementationName = "reference"
+    """Whose code runs: that of this package, or a checkout of HydraGNN (settings hydragnn_folder, hydragnn_python)."""
     precision: PrecisionName = "fp32"
     """Precision of training."""
     model: ModelParameters = ModelParameters()
@@ -136,6 +140,15 @@ class TrainParameters(OptimizerParameters):
     """Minutes after which the run writes its state and ends, so that a later case can resume it; null: no limit."""
     resume_previous: bool = False
     """Whether the run resumes from the state of the case that it depends on."""
+
+    @model_validator(mode="after")
+    def check_implementation(self) -> Self:
+        """Raise ValueError for what HydraGNN's training does not support."""
+        if self.implementation == "hydragnn":
+            require_hydragnn_training(self.model, self.store_folder)
+            if self.resume_previous or self.time_limit_minutes is not None:
+                raise ValueError("implementation: hydragnn does not resume, and so has no chains of links")
+        return self
 
     @model_validator(mode="after")
     def check_heads(self) -> Self:
@@ -254,6 +267,7 @@ class GateErrors(Part):
 class TrainFacts(Facts):
     """Facts of a training run."""
 
+    implementation: ImplementationSource | None = None
     model: TrainModel | None = None
     workload: TrainWorkload | None = None
     ranks: Annotated[list[RankPlace], Meta(min_length=1)] | None = None

@@ -96,7 +96,7 @@ def load_hydragnn(checkpoint: Path, config: Path, gate: Path | None = None) -> F
     """
     tensors = _Tensors(checkpoint, "model_state_dict")
     vector_bias = any(name.endswith(VECTOR_BIASES) for name in tensors.tensors)
-    sizes, branches = _parse(config, vector_bias=vector_bias)
+    sizes, branches = parse_config(config, vector_bias=vector_bias)
     state = _read_encoder(tensors, sizes) | _read_heads(tensors, sizes, branches)
     tensors.finish()
     model = FoundationModel(sizes).to(tensors.dtype)
@@ -118,7 +118,7 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path}: not a readable file of tensors ({get_first_line(error)})") from None
 
 
-def _parse(path: Path, *, vector_bias: bool) -> tuple[ModelConfig, int]:
+def parse_config(path: Path, *, vector_bias: bool) -> tuple[ModelConfig, int]:
     """Return the sizes of the model that a `config.json` describes, and the number of its branches."""
     try:
         network = json.loads(path.read_text(encoding="utf-8"))["NeuralNetwork"]

@@ -8,6 +8,7 @@ import selectors
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ class PotentialProcess:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # what a process that has ended did not read
+                    stream.close()
 
     def predict(self, structures: Sequence[Structure], *, with_stress: bool = False) -> list[PotentialPrediction]:
         """Return the prediction for each structure; raise PotentialError if one is refused or malformed."""
@@ -156,6 +158,10 @@ class PotentialProcess:
         request = {"do": "predict", "structures": [encode(s) for s in structures], "properties": properties}
         answers = self._request(request)["predictions"]
         return [_decode(answer, len(s)) for s, answer in zip(structures, answers, strict=True)]
+
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """Return the results of a method of a potential that is its own adapter; raise PotentialError."""
+        return self._request({"do": "call", "method": method, "arguments": arguments})
 
     def time(self, structure: Structure, *, repeats: int, displacement: float, seed: int) -> dict[str, Any]:
         """Return the seconds of repeated predictions after random displacements (angstrom), and the peak memory."""

@@ -24,8 +24,9 @@ class Absent(Exception):
     """A model that is not installed."""
 
 
-def build(spec: dict[str, Any]) -> AseAdapter | TorchSimAdapter:
-    """Import the class of a potential and return an adapter of it."""
+def build(spec: dict[str, Any]) -> Any:
+    """Import the class of a potential and return an adapter of it, or its object if that is an adapter."""
+    sys.path[:0] = spec.get("paths", [])
     try:
         module = importlib.import_module(spec["module"])
     except ModuleNotFoundError as error:
@@ -36,7 +37,8 @@ def build(spec: dict[str, Any]) -> AseAdapter | TorchSimAdapter:
         near = difflib.get_close_matches(spec["class_name"], dir(module)[:MAX_HINT_NAMES], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"module {spec['module']} has no {spec['class_name']!r}{hint}")
-    return (TorchSimAdapter if spec.get("interface") == "torch_sim" else AseAdapter)(make(**spec["kwargs"]))
+    adapt = {"torch_sim": TorchSimAdapter, "adapter": lambda model: model}.get(spec.get("interface", ""), AseAdapter)
+    return adapt(make(**spec["kwargs"]))
 
 
 class AseAdapter:
@@ -181,6 +183,11 @@ class Worker:
         atoms = [read_atoms(data) for data in request["structures"]]
         answers = self.adapter.predict_batch(atoms, request["properties"])
         return {"predictions": [{name: to_plain(value) for name, value in answer.items()} for answer in answers]}
+
+    def call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Call a method of the adapter."""
+        result = getattr(self.adapter, request["method"])(**request["arguments"])
+        return {name: to_plain(value) for name, value in result.items()}
 
     def time(self, request: dict[str, Any]) -> dict[str, Any]:
         """Displace all atoms and predict energy and forces, `repeats` times; return the seconds of each prediction."""

@@ -42,6 +42,12 @@ class PreparedStage:
         """Run gate and stage, as they are timed."""
         return self.predict(model, batch, model.gate(batch.composition))
 
+    def time(self, model: FoundationModel, batch: Batch) -> tuple[Prediction, dict[str, float]]:
+        """Run gate and stage, and return the prediction and the times of a sample that it determines."""
+        outputs: list[Prediction] = []
+        device_s = timing.time_call(lambda: outputs.append(self(model, batch)), batch.head.device)
+        return outputs[0], {"device_s": device_s}
+
     def shape(self, batch: Batch) -> Shape:
         """Return the shape on which the stage runs for a batch, with padding."""
         shape = get_shape(batch)

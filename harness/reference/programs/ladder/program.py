@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,25 +47,10 @@ SQUARE = (1024, 1024, 1024)
 def describe_workload(batches: Sequence[Batch], model: FoundationModel, config: LadderParameters) -> LadderFacts:
     """Return facts of the workload, of the gate on it, and of the observed types and devices."""
     weights = [model.gate(b.composition) for b in batches]
-    numbers = torch.cat([b.numbers for b in batches]).unique()
     encoded = model.encode(batches[0], batches[0].positions, batches[0].shift)
     return LadderFacts(
-        workload=LadderWorkload(
-            name=config.workload,
-            structures=sum(len(b.head) for b in batches),
-            atoms=sum(len(b.numbers) for b in batches),
-            edges=sum(len(b.receiver) for b in batches),
-            batches=len(batches),
-            batch_size=len(batches[0].head),
-            max_neighbours=neighbour_limit(model, config),
-            elements=len(numbers),
-            unseen_elements=numbers[~model.elements[numbers]].tolist(),
-        ),
-        gate=LadderGate(
-            threshold=SKIP_THRESHOLD,
-            active_heads=[[HEADS[h] for h in find_active_heads(w)] for w in weights],
-            mean_weight=dict(zip(HEADS, torch.cat(weights).mean(0).double().tolist(), strict=True)),
-        ),
+        workload=describe_batches(batches, model, config),
+        gate=describe_gate(weights),
         runtime=observe(
             LadderObserved,
             model,
@@ -75,6 +59,31 @@ def describe_workload(batches: Sequence[Batch], model: FoundationModel, config: 
             positions=str(batches[0].positions.dtype),
             encoder_output=str(encoded.dtype),
         ),
+    )
+
+
+def describe_batches(batches: Sequence[Batch], model: FoundationModel, config: LadderParameters) -> LadderWorkload:
+    """Return the fact about the structures, and about their elements that the model was not trained on."""
+    numbers = torch.cat([b.numbers for b in batches]).unique()
+    return LadderWorkload(
+        name=config.workload,
+        structures=sum(len(b.head) for b in batches),
+        atoms=sum(len(b.numbers) for b in batches),
+        edges=sum(len(b.receiver) for b in batches),
+        batches=len(batches),
+        batch_size=len(batches[0].head),
+        max_neighbours=neighbour_limit(model, config),
+        elements=len(numbers),
+        unseen_elements=numbers[~model.elements[numbers]].tolist(),
+    )
+
+
+def describe_gate(weights: Sequence[torch.Tensor]) -> LadderGate:
+    """Return the fact about the weights of the gate, [g, heads] of each batch."""
+    return LadderGate(
+        threshold=SKIP_THRESHOLD,
+        active_heads=[[HEADS[h] for h in find_active_heads(w)] for w in weights],
+        mean_weight=dict(zip(HEADS, torch.cat(list(weights)).mean(0).double().tolist(), strict=False)),
     )
 
 
@@ -157,28 +166,27 @@ def time_round(
     log: CaseLog,
 ) -> None:
     """Run every stage once on every batch, each round from a different stage on, and log samples after each batch."""
-    device = torch.device(config.device)
     start = number % len(stages)
     total = len(stages) * (config.rounds + 1)
     log.write(Progress(done=len(stages) * (number + 1), total=total, activity=f"round {number + 1}"))
     for index, group in enumerate(groups):
-        times: dict[str, tuple[float, float]] = {}
+        times: dict[str, tuple[dict[str, float], float]] = {}
         outputs: dict[str, Prediction] = {}
         load = os.getloadavg()[0]
         batch, preparation_times = prepare_batch(group, model, config)
         for prepared in [*stages[start:], *stages[:start]]:
             reset_allocator(prepared, stages, model, batch)
-            device_s = timing.time_call(partial(store_output, outputs, prepared, model, batch), device)
-            times[prepared.stage.name] = device_s, time.time()
-            fom_client.post_figure_of_merit("structures_per_s", len(group) / device_s)
+            outputs[prepared.stage.name], measured = prepared.time(model, batch)
+            times[prepared.stage.name] = measured, time.time()
+            fom_client.post_figure_of_merit("structures_per_s", len(group) / measured["device_s"])
         reference = outputs.get("baseline")
-        for name, (device_s, end_time_s) in times.items():
+        for name, (measured, end_time_s) in times.items():
             errors = compute_output_errors(outputs[name], reference, batch) if reference is not None else {}
             log.write(
                 LadderSample(
-                    stage=name, round=number, batch=index, structures=len(group), device_s=device_s,
+                    stage=name, round=number, batch=index, structures=len(group),
                     end_time_s=round(end_time_s, 6), load_1min=load, energy_dtype=str(outputs[name].energy.dtype),
-                    force_dtype=str(outputs[name].forces.dtype), **preparation_times, **errors,
+                    force_dtype=str(outputs[name].forces.dtype), **(preparation_times | measured), **errors,
                 )
             )  # fmt: skip
 
@@ -196,11 +204,6 @@ def reset_allocator(
             if other.stage.tuned_allocator:
                 other(model, batch)
         torch.ones(timing.COPY_BYTES, dtype=torch.uint8)
-
-
-def store_output(outputs: dict[str, Prediction], prepared: PreparedStage, model: FoundationModel, batch: Batch) -> None:
-    """Run a stage and store its prediction under its name."""
-    outputs[prepared.stage.name] = prepared(model, batch)
 
 
 def compute_output_errors(prediction: Prediction, expected: Prediction, batch: Batch) -> dict[str, Any]:

@@ -142,6 +142,7 @@ def screening(session: nox.Session) -> None:
 def models(session: nox.Session) -> None:
     """Compare interatomic potentials: yours in models/*.yaml and the shipped ones; speed, memory, errors, physics."""
     run_harness(session, "run", "models")
+    run_harness(session, "run", "vector-biases")
 
 
 @nox.session

@@ -185,5 +185,7 @@ class PhysicsCheck(EventRecord, tag="physics_check"):
     """The potential that was checked, in a comparison of potentials."""
     stage: str | None = None
     """The stage that was checked, on a ladder."""
+    precision: str | None = None
+    """The precision that was checked, in a comparison of precisions."""
     reason: str | None = None
     """The reason why the violation could not be measured."""

@@ -23,6 +23,7 @@ from harness.protocol.programs import (
     train,
     training_steps,
     transfer,
+    vector_biases,
 )
 from harness.protocol.records import EventRecord, Facts
 
@@ -109,6 +110,11 @@ PROGRAMS: dict[str, Program] = {
         runs_on_all_ranks=True,
     ),
     "models": Program(f"{_FOLDER}.models", models.ModelsParameters, LogTypes(models.EVENTS, models.ModelsFacts)),
+    "vector_biases": Program(
+        f"{_FOLDER}.vector_biases",
+        vector_biases.VectorBiasParameters,
+        LogTypes(vector_biases.EVENTS, vector_biases.VectorBiasFacts),
+    ),
 }
 # The types of the logs that importers write, by format.
 IMPORTED: dict[str, LogTypes] = {

@@ -21,6 +21,7 @@ from harness.experiments.tables import build_results
 from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_events
 from harness.protocol.records import Done
+from harness.reference.potentials.physics import TOLERANCES
 from harness.report.render import write_report
 from harness.results.runs import load_runs
 from tests.conftest import read_pages
@@ -49,7 +50,7 @@ def run_study(out: Path, **parameters: Any) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("precision")
-    run_study(folder)
+    run_study(folder, physics_transformations=2)
     return folder
 
 
@@ -60,6 +61,17 @@ def test_precisions_start_from_same_weights_and_batches(out: Path) -> None:
     assert 0 < first["fp32"] < 1e-5
     assert first["fp32"] < first["bf16"] < 0.1
     assert (losses.groupby("precision")["step"].nunique() == 8).all()
+
+
+def test_each_precision_obeys_physics_within_its_tolerance(out: Path) -> None:
+    checks = build_tables(load_runs(out / "runs"))["precision_physics"]
+    rotations = checks[checks["check"] == "rotation: forces"].set_index("precision")
+    for precision, dtype in {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16"}.items():
+        assert rotations["tolerance"][precision] == TOLERANCES[dtype].force
+        assert rotations["value"][precision] < rotations["tolerance"][precision]
+    assert rotations["value"]["fp64"] < 1e-3 * rotations["value"]["fp32"]
+    write_report(out)
+    assert "Physics of each precision" in read_pages(out)
 
 
 def test_killed_and_repeated_study_has_same_tables(out: Path, tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def write_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int = 0, *
     if len(rows) > 1:
         log.write_fact("gate", {"energy_error_ev_per_atom": 0.02, "accuracy": 0.9 + 0.01 * seed})
     log.write_fact("train_s", 6.0)
+    for check in changes.get("physics", ()):
+        log.write("physics_check", **check)
     log.write("done")
 
 
@@ -361,6 +363,20 @@ def test_page_reports_wrong_precision(tmp_path: Path, observed: dict[str, Any], 
     assert any(text.startswith("Incorrect: run requested") for text in sentences) != is_as_requested
     assert "Not compiled, 1 run: no compiler." in sentences
     assert "Messages not fused, 1 run: no C++ compiler." in sentences
+
+
+def test_page_names_violations_of_the_checkpoint(tmp_path: Path) -> None:
+    check = {"structure": "NaCl", "value": 2e-3, "tolerance": 1e-8, "unit": "of the largest force"}
+    passed = {"rotation: forces": False, "batch: forces": True}
+    checks = [check | {"check": name, "passed": value} for name, value in passed.items()]
+    write_run(tmp_path, "run", [make_row("MPTrj", 0.01, 0.1)], physics=checks)
+    runs = load_tables(tmp_path)["training_runs"]
+    assert runs["physics"].tolist() == ["incorrect"]
+    assert "Incorrect physics of the checkpoint, 1 run: rotation: forces (NaCl)." in describe_runs(runs)
+    write_report(tmp_path)
+    page = read_pages(tmp_path)
+    assert "Physics of the checkpoint" in page
+    assert "FAILS, 0.002 (1e-08)" in page
 
 
 def test_page_has_section_per_precision(tmp_path: Path) -> None:

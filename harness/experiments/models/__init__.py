@@ -5,7 +5,7 @@ from harness.experiments.experiment import CostJoin, Experiment
 EXPERIMENT = Experiment(
     package=__name__,
     title="Interatomic potentials",
-    programs=("models",),
+    programs=("models", "vector_biases"),
     costs={"models": CostJoin("stage", ("folder",), ("model",))},
     has_samples=True,
 )

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.experiments.experiment import Metric, MetricSamples, WorkCount
+from harness.experiments.models.vector_biases import build_vector_biases_table
+from harness.experiments.physics import judge_checks, list_violated, name_violated
 from harness.protocol.events import Event
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
@@ -49,7 +51,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, Table]:
     "not checked" if no check has a value; `reason` names what failed, or what could not be measured. us_per_atom is the
     median over rounds for the largest cell, with its interval; exponent is the slope of log(time) over log(atoms).
     model_speed: a row per cell. model_errors: errors against labels, and deviations from the model's own FP64.
-    model_physics: a row per check.
+    model_physics: a row per check. vector_biases: see `harness.experiments.models.vector_biases`.
     """
     runs = [r for r in records if r.program == "models"]
     return {
@@ -57,6 +59,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, Table]:
         "model_speed": SPEED.build(row for r in runs for row in _list_speed(r)),
         "model_errors": ERRORS.build(row for r in runs for row in _list_errors(r)),
         "model_physics": PHYSICS.build(row for r in runs for row in _list_physics(r)),
+        "vector_biases": build_vector_biases_table(records),
     }
 
 
@@ -69,9 +72,9 @@ def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of structures that were timed."""
-    timed = [s for s in record.samples if scope != "stage" or s["model"] == name]
-    return float(len(timed)), "structure"
+    """Return the number of atoms whose energies and forces were timed, of all models or of one."""
+    timed = [s["atoms"] for s in record.samples if scope != "stage" or s["model"] == name]
+    return sum(timed) / 1e6, "million atoms"
 
 
 def _group_samples(record: RunRecord) -> dict[tuple[str, int], list[Event]]:
@@ -128,36 +131,21 @@ def _format_version(packages: Mapping[str, str]) -> str:
 def _judge(record: RunRecord, name: str) -> dict[str, Any]:
     """Return the verdict on a model with its reason, and the number of checks and of violations."""
     checks = _find(record, "physics_check", name)
-    violated = [c for c in checks if c["passed"] is False]
     columns: dict[str, Any] = {
         "checks": sum(c["passed"] is not None for c in checks),
-        "violations": len(violated),
-        "violated": ", ".join(dict.fromkeys(f"{c['check']} ({c['structure']})" for c in violated)),
+        "violations": len(list_violated(checks)),
+        "violated": name_violated(checks),
     }
     verdict: Verdict
+    verdict, reason = judge_checks(checks)
     unavailable, failed = _find(record, "model_unavailable", name), _find(record, "model_failed", name)
     if unavailable:
         verdict, reason = "unavailable", unavailable[0]["reason"]
-    elif violated:
-        worst = max(violated, key=lambda c: c["value"] / c["tolerance"])
-        verdict = "incorrect"
-        reason = f"{worst['check']} of {worst['structure']}: {worst['value']:.2g} {worst['unit']}"
-        reason += f", tolerance {worst['tolerance']:.1g}"
-    elif failed:
+    elif failed and verdict != "incorrect":
         verdict, reason = "failed", f"{failed[0]['step']}: {failed[0]['reason']}"
-    elif columns["checks"]:
-        verdict, reason = "ok", describe_unmeasured(checks)
-    elif _find(record, "model_loaded", name):
-        verdict, reason = "not checked", describe_unmeasured(checks)
-    else:
-        verdict, reason = "not run", ""
+    elif not checks and not _find(record, "model_loaded", name):
+        verdict = "not run"
     return columns | {"verdict": verdict, "reason": reason}
-
-
-def describe_unmeasured(checks: Sequence[Event]) -> str:
-    """Return how many checks have no value, with the first reason; empty if all have one."""
-    reasons = [c.get("reason") or "no reason is known" for c in checks if c["passed"] is None]
-    return f"{len(reasons)} of {len(checks)} checks could not be measured: {reasons[0]}" if reasons else ""
 
 
 def _summarize_memory(record: RunRecord, name: str) -> dict[str, Any]:

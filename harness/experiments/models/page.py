@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from harness.document.blocks import (
 from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
+from harness.experiments.models.vector_biases_page import build_vector_bias_sections
+from harness.experiments.physics import build_physics_block
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
@@ -36,7 +39,8 @@ MARKS = "osD^vP*"
 def build_sections(context: PageContext) -> list[Section]:
     """Return a section for each case."""
     table = context.tables["models"]
-    return [build_case_section(str(case), rows, context) for case, rows in table.groupby("folder", sort=False)]
+    sections = [build_case_section(str(case), rows, context) for case, rows in table.groupby("folder", sort=False)]
+    return [*sections, *build_vector_bias_sections(context)]
 
 
 def build_case_section(folder: str, rows: pd.DataFrame, context: PageContext) -> Section:
@@ -46,11 +50,11 @@ def build_case_section(folder: str, rows: pd.DataFrame, context: PageContext) ->
         select(context.tables[name], folder) for name in ("model_speed", "model_errors", "model_physics")
     )
     figures = [draw_speed(speed, context.figures, f"{first['campaign']}-{first['case']}-speed")] if len(speed) else []
-    blocks = [build_summary_block(rows)]
+    blocks = [build_summary_block(rows, find_missing_energies(folder, context))]
     if len(errors):
         blocks.append(build_errors_block(errors))
     if len(physics):
-        blocks.append(build_physics_block(physics))
+        blocks.append(build_physics_block("Physics", physics, "model"))
     title = f"{first['case']}: {pluralize(len(rows), 'potential')}"
     return Section(title, f"{first['campaign']}-{first['case']}", describe_models(rows), figures, blocks)
 
@@ -83,8 +87,22 @@ def describe_models(rows: pd.DataFrame) -> list[str]:
     return texts
 
 
-def build_summary_block(rows: pd.DataFrame) -> TableBlock:
-    """Return a row per model."""
+def find_missing_energies(folder: str, context: PageContext) -> dict[str, str]:
+    """Return why the energy of a model is unknown, by model; the reason of the whole case comes first."""
+    cases, parts, models = (select(context.tables[name], folder) for name in ("cost_cases", "cost_parts", "models"))
+    if cases["energy_j"].isna().any():
+        return dict.fromkeys(models["model"], str(cases["unavailable_reason"].iloc[0]))
+    parts = parts[(parts["scope"] == "stage") & parts["energy_j"].isna()]
+    return dict(zip(parts["name"], parts["unavailable_reason"], strict=True))
+
+
+def build_summary_block(rows: pd.DataFrame, missing_energies: Mapping[str, str]) -> TableBlock:
+    """Return a row per model.
+
+    Args:
+        rows: The models.
+        missing_energies: Why the energy of a model is unknown.
+    """
     columns: list[Column] = [
         ("model", "model"),
         ("verdict", "verdict"),
@@ -102,15 +120,25 @@ def build_summary_block(rows: pd.DataFrame) -> TableBlock:
         ("force deviation from own FP64", number_cell("force_deviation_max_ev_per_angstrom", ".1e")),
         ("physics checks passed", format_checks),
         ("load (s)", number_cell("load_s", ".1f")),
+        ("J per million atoms", lambda r: format_energy(r, missing_energies)),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
     note = (
         "Time of energy and forces of the largest cell, after a random displacement of all atoms: median over rounds"
         " with its order-statistic interval; all models in turn in each round. Peak memory is that of the model's"
         " process. Errors are means over the datasets below; energies are differences between structures of one"
-        " composition, so that references do not matter. Energy consumption: see the page on costs."
+        " composition, so that references do not matter. Joules: of timed predictions, of all nodes as far as they have"
+        " sensors; see the page on costs."
     )
-    return add_cost_columns(build_block("All models", list_rows(rows), columns, note), rows)
+    block = build_block("All models", list_rows(rows), columns, note)
+    return add_cost_columns(block, rows.drop(columns="energy_per_result_j"))
+
+
+def format_energy(row: Row, missing: Mapping[str, str]) -> str:
+    """Return the energy per million atoms and what was measured, or why it is unknown."""
+    if row["energy_per_result_j"] is None:
+        return missing.get(row["model"], EN_DASH)
+    return f"{format_number(row['energy_per_result_j'])} ({row['energy_scope']})"
 
 
 def format_checks(row: Row) -> str:
@@ -132,31 +160,6 @@ def build_errors_block(errors: pd.DataFrame) -> TableBlock:
         ("not predicted", text_cell("excluded")),
     ]
     return build_block("Errors", list_rows(errors), columns)
-
-
-def build_physics_block(physics: pd.DataFrame) -> TableBlock:
-    """Return a row per check and a column per model: the violation over its tolerance, or what is wrong."""
-    models = list(dict.fromkeys(physics["model"]))
-    keys = list(dict.fromkeys(zip(physics["check"], physics["structure"], strict=True)))
-    cells = {(r["model"], r["check"], r["structure"]): format_check(r) for r in list_rows(physics)}
-    names = list(dict.fromkeys(check for check, _ in keys))
-    body = []
-    for name in names:
-        for structure in dict.fromkeys(s for check, s in keys if check == name):
-            body.append([name, structure, *(cells.get((m, name, structure), EN_DASH) for m in models)])
-    note = (
-        "Each cell: the largest violation, and the tolerance that rounding in the model's type explains; FAILS where"
-        " the violation is larger. Energies in eV/atom, forces relative to the largest force."
-    )
-    return TableBlock("Physics", ["check", "structure", *models], body, note)
-
-
-def format_check(row: Row) -> str:
-    """Return `ok, 1e-15 (1e-08)`, `FAILS, 0.2 (1e-08)`, or why there is no value."""
-    if row["passed"] is None:
-        return f"not measured: {row['reason']}"
-    word = "ok" if row["passed"] else "FAILS"
-    return f"{word}, {row['value']:.1g} ({row['tolerance']:.1g})"
 
 
 def draw_speed(speed: pd.DataFrame, folder: Path, name: str) -> Figure:

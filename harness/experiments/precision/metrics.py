@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, MetricSamples, WorkCount
+from harness.experiments.physics import CHECK_COLUMNS, list_checks
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, interval_columns
@@ -53,6 +54,7 @@ TYPES = Columns(
     run="campaign case backbone precision",
     types="parameters matrix_layers pooled energies forces",
 )
+PHYSICS = Columns("precision_physics", run="campaign case backbone precision", check=CHECK_COLUMNS, folder="folder")
 # The largest share of the model's error against labels that a harmless precision may add.
 MAX_HARMLESS_FRACTION = 0.1
 
@@ -65,7 +67,8 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     fractions, these deviations divided by the errors against labels. `precision_training` has the errors of models
     trained in each precision, and their ratios to those of FP64. `precision_losses` has a row per step, with the
     relative deviation from the FP64 run. `precision_modules` has the error of every module's output, and its ratio to
-    the error of the input. `precision_types` has the observed types.
+    the error of the input. `precision_types` has the observed types. `precision_physics` has a
+    row per backbone, precision and check of physics.
     """
     runs = [r for r in records if r.program == "precision" and r.state == "done"]
     return {
@@ -75,6 +78,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
         "precision_losses": LOSSES.build(row for r in runs for row in _list_losses(r)),
         "precision_modules": MODULES.build(row for r in runs for row in _list_modules(r)),
         "precision_types": TYPES.build(row for r in runs for row in _list_types(r)),
+        "precision_physics": PHYSICS.build(row for r in runs for row in _list_physics(r)),
     }
 
 
@@ -205,6 +209,12 @@ def _list_modules(record: RunRecord) -> list[dict[str, Any]]:
         event = {k: e[k] for k in ("precision", *MODULES["event"])}
         rows.append({**_get_run_columns(record), **event, "order": order[e["precision"]], "growth": growth})
     return rows
+
+
+def _list_physics(record: RunRecord) -> list[dict[str, Any]]:
+    names = [event["precision"] for event in record.events("physics_check")]
+    checks = zip(names, list_checks(record), strict=True)
+    return [{**_get_run_columns(record), "precision": name, **check} for name, check in checks]
 
 
 def _list_types(record: RunRecord) -> list[dict[str, Any]]:

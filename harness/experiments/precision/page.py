@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from harness.document.blocks import (
+    EN_DASH,
     Column,
     Section,
     TableBlock,
@@ -27,6 +28,7 @@ from harness.document.blocks import (
 from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
+from harness.experiments.physics import format_check, judge_checks
 from harness.experiments.precision.metrics import MAX_HARMLESS_FRACTION, REFERENCE, TYPES
 from harness.protocol.backbones import BACKBONES, GREY, find_backbone, get_backbone_title
 from harness.protocol.text import pluralize
@@ -103,6 +105,8 @@ def draw_drift(losses: pd.DataFrame, folder: Path, name: str) -> Figure:
 
 
 MEV = 1e3
+# The checks that low precision affects most.
+SHOWN_CHECKS = ("rotation: forces", "forces from energies")
 BACKBONE_COLUMN: Column = ("backbone", lambda r: get_backbone_title(r["backbone"]))
 
 
@@ -113,9 +117,9 @@ def build_sections(context: PageContext) -> list[Section]:
 
 def build_campaign_section(campaign: str, context: PageContext) -> Section:
     """Return the section on one campaign."""
-    costs, inference, training, losses, modules, types = (
+    costs, inference, training, losses, modules, types, physics = (
         select_campaign(context.tables[f"precision_{name}"], campaign)
-        for name in ("costs", "inference", "training", "losses", "modules", "types")
+        for name in ("costs", "inference", "training", "losses", "modules", "types", "physics")
     )
     figures: list[Figure] = []
     low = inference[inference["precision"] != REFERENCE]
@@ -130,6 +134,8 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
         build_modules_block(modules),
         build_types_block(types),
     ]
+    if len(physics):
+        blocks.insert(2, build_precisions_physics_block(physics))
     title = f"Precision: {', '.join(p.upper() for p in costs['precision'].unique())}"
     return Section(title, f"precision-{campaign}", describe_comparison(costs, inference, training), figures, blocks)
 
@@ -220,6 +226,27 @@ def build_inference_block(inference: pd.DataFrame) -> TableBlock:
         f" {MAX_HARMLESS_FRACTION:.0%}. All heads are in tables/precision_inference.csv."
     )
     return TableBlock("Inference: differences from FP64", columns, body, note)
+
+
+def build_precisions_physics_block(physics: pd.DataFrame) -> TableBlock:
+    """Return a row per backbone and precision with the verdict on its physics, and the violations of two checks."""
+    columns = ["backbone", "precision", "physics", "checks passed", *SHOWN_CHECKS, "reason"]
+    body = []
+    for (backbone, precision), rows in physics.groupby(["backbone", "precision"], sort=False):
+        checks = list_rows(rows)
+        worst = []
+        for name in SHOWN_CHECKS:
+            measured = [r for r in checks if r["check"] == name and r["passed"] is not None]
+            worst.append(format_check(max(measured, key=lambda r: r["value"])) if measured else EN_DASH)
+        verdict, reason = judge_checks(checks)
+        passed = f"{sum(r['passed'] is True for r in checks)} of {len(checks)}"
+        names = [get_backbone_title(str(backbone)), str(precision).upper()]
+        body.append([*names, verdict, passed, *worst, reason])
+    note = (
+        "The same weights as above. The largest violation of the crystal and the molecule, and in brackets the"
+        " tolerance that rounding in the precision explains. All checks are in tables/precision_physics.csv."
+    )
+    return TableBlock("Physics of each precision", columns, body, note)
 
 
 def build_training_block(training: pd.DataFrame) -> TableBlock:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, WorkCount, select_numbers
 from harness.experiments.implementations import find_implementation
+from harness.experiments.physics import CHECK_COLUMNS, judge_checks, list_checks, name_violated
 from harness.experiments.training.multitask import build_ablation_tables
 from harness.experiments.training.quantities import ENERGY, HEAD, QUANTITIES, Quantity, average_by_seed
 from harness.protocol.backbones import describe_architecture
@@ -36,6 +37,7 @@ RUNS = Columns(
     " n_resumptions skipped_steps",
     rates="train_s structures_per_s data_wait_fraction",
     gate="gate_energy_error_ev_per_atom gate_accuracy",
+    physics="physics physics_violated",
     machine="world_size device threads torch",
     folder="folder",
 )
@@ -71,6 +73,7 @@ HEADS = Columns(
     head="epoch step head dataset split",
     errors="energy_mae_ev_per_atom force_mae_ev_per_angstrom structures",
 )
+PHYSICS = Columns("training_physics", run="experiment seed case precision", check=CHECK_COLUMNS, folder="folder")
 VALIDATION_LOSS = Metric("validation loss", "", "lower")
 # Parameters in which multi-task training and its single-task baselines may differ: those of the budget, and those that
 # have no effect on a single dataset.
@@ -95,9 +98,9 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on finished training runs; missing values are NaN or None.
 
     `training_runs` has a row per run, `training_test_errors` a row per run and head, `training_epochs` a row per run
-    and epoch, and `training_heads` a row per run, epoch and head, with the values of the log. `training_errors` has a
-    row per experiment, head and quantity, with means over seeds, 95% intervals, and the baselines. For `ablation_*`,
-    see harness.experiments.training.multitask.
+    and epoch, and `training_heads` a row per run, epoch and head, with the values of the log. `training_physics` has a
+    row per run and check of its checkpoint. `training_errors` has a row per experiment, head and quantity, with means
+    over seeds, 95% intervals, and the baselines. For `ablation_*`, see harness.experiments.training.multitask.
     """
     runs = [r for r in records if r.program == "train" and r.state == "done"]
     runs = [r for r in runs if r.facts.get("test_errors") and r.facts.get("workload", {}).get("datasets")]
@@ -122,6 +125,11 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
         "training_epochs": _convert_to_floats(epochs, EPOCHS["curves"]),
         "training_heads": _convert_to_floats(heads, HEADS["errors"]),
         "training_errors": _build_errors(test_errors),
+        "training_physics": PHYSICS.build(
+            {**PHYSICS.select(names), **check, "precision": r.case["parameters"].get("precision")}
+            for r, names in identified
+            for check in list_checks(r)
+        ),
         **build_ablation_tables(test_errors),
     }
 
@@ -183,6 +191,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
     epochs, origins = record.events("epoch"), [s["data_origin"] for s in workload["datasets"]]
     waits = [e["wait_s"] for e in epochs if e.get("wait_s") is not None]
     best = next((e for e in reversed(epochs) if e.get("best")), {})
+    checks = record.events("physics_check")
     return {
         "campaign": record.campaign,
         **{k: case.get(k) for k in ("suite", "system", "id")},
@@ -221,6 +230,8 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         else None,
         "gate_energy_error_ev_per_atom": gate.get("energy_error_ev_per_atom"),
         "gate_accuracy": gate.get("accuracy"),
+        "physics": judge_checks(checks)[0] if checks else None,
+        "physics_violated": name_violated(checks) or None,
         "folder": record.location,
     }
 

@@ -19,6 +19,7 @@ from harness.document.figures import Figure
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.experiments.implementations import describe_implementations
+from harness.experiments.physics import build_physics_block
 from harness.experiments.training.descriptions import (
     MEV,
     QUANTITY_TITLES,
@@ -54,9 +55,9 @@ def build_sections(context: PageContext) -> list[Section]:
 
 def build_experiment_section(experiment: str, context: PageContext) -> Section:
     """Return the section on one experiment, whose runs differ in the seed."""
-    runs, errors, epochs, heads = (
+    runs, errors, epochs, heads, physics = (
         table[table["experiment"] == experiment]
-        for table in (context.tables[f"training_{name}"] for name in ("runs", "errors", "epochs", "heads"))
+        for table in (context.tables[f"training_{name}"] for name in ("runs", "errors", "epochs", "heads", "physics"))
     )
     is_single = runs["regime"].iloc[0] == "single-task"
     targets = [describe_target(errors, quantity) for quantity in (FORCES, ENERGY)]
@@ -67,6 +68,8 @@ def build_experiment_section(experiment: str, context: PageContext) -> Section:
     if len(heads):
         figures.append(draw_head_curves(heads, errors, context.figures, f"{name}-heads"))
     blocks = [*(build_errors_block(errors, quantity) for quantity in QUANTITIES), build_runs_block(runs)]
+    if len(physics):
+        blocks.append(build_physics_block("Physics of the checkpoint", physics, "case"))
     task = "Single-task training" if is_single else "Multi-task training"
     measured = [record for record in context.records if record.location in set(runs["folder"])]
     paragraphs = [describe_setup(runs, errors), *targets, *describe_runs(runs), *describe_implementations(measured)]
@@ -140,6 +143,7 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         ("steps", number_cell("steps", ",.0f")),
         ("best epoch", number_cell("best_epoch", ".0f")),
         ("validation loss", number_cell("validation_loss")),
+        ("physics of the checkpoint", text_cell("physics")),
         ("time (s)", number_cell("train_s")),
         ("structures/s", number_cell("structures_per_s")),
         ("waiting for data", number_cell("data_wait_fraction", ".1%")),

@@ -30,6 +30,7 @@ from harness.protocol.records import (
     Number,
     Observed,
     Part,
+    PhysicsCheck,
     PositiveCount,
 )
 from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt, check_unique
@@ -68,6 +69,9 @@ class PrecisionParameters(Parameters):
     """Number of rounds of predictions."""
     predictions: PositiveInt = 16
     """Held-out structures of each dataset per round."""
+    physics_transformations: NonNegativeInt = 0
+    """Random rotations and reflections of each structure with which the physics of each precision is checked, together
+    with the other checks; 0: none of them."""
     force_weight: PositiveFloat = 10.0
     """Weight of forces in the loss."""
     learning_rate: PositiveFloat = 1e-3
@@ -177,4 +181,4 @@ class PrecisionFacts(Facts):
     weights: WeightSource | None = None
 
 
-EVENTS = (PrecisionSample, PredictionErrors, TrainedErrors, ModuleErrors)
+EVENTS = (PrecisionSample, PredictionErrors, TrainedErrors, ModuleErrors, PhysicsCheck)

@@ -37,6 +37,7 @@ from harness.protocol.records import (
     Number,
     Observed,
     Part,
+    PhysicsCheck,
     PositiveCount,
     RankPlace,
     Rate,
@@ -134,6 +135,9 @@ class TrainParameters(OptimizerParameters):
     """The device that runs the model."""
     seed: int = 0
     """Seed of weights and of the order of structures."""
+    physics_transformations: NonNegativeInt = 0
+    """Random rotations and reflections of each structure with which the physics of the checkpoint is checked at the
+    end, together with the other checks; 0: none of them."""
     timeout_s: PositiveFloat = 600.0
     """Seconds that a rank waits for the others before the run fails."""
     time_limit_minutes: PositiveFloat | None = None
@@ -280,4 +284,4 @@ class TrainFacts(Facts):
     """The folder of the earlier case of a chain in which the training ended."""
 
 
-EVENTS = (TrainEpoch, HeadErrors, Resumed, SkippedStep, Stopped)
+EVENTS = (TrainEpoch, HeadErrors, Resumed, SkippedStep, Stopped, PhysicsCheck)

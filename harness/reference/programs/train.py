@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.train import GateErrors, TrainFacts, TrainParameters
-from harness.protocol.records import HeldOutErrors
+from harness.protocol.records import HeldOutErrors, Progress
 from harness.reference.datasets.collection import (  # fmt: skip
     Dataset,
     DatasetCollection,
@@ -38,6 +38,8 @@ from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import select_backend
+from harness.reference.potentials.physics import to_event
+from harness.reference.potentials.reference_model import check_model
 from harness.reference.storage.collectives import get_mpi_world
 from harness.reference.storage.sampling.sampler import MixtureSampler, SamplingSpec
 from harness.reference.training import state
@@ -54,6 +56,7 @@ from harness.reference.training.trainer import Trainer
 
 # Smallest unit of an error, eV/atom and eV/angstrom; otherwise a dataset with little variation would dominate the loss.
 MIN_UNIT = 0.05
+PHYSICS_DYNAMICS_STEPS = 100
 GATE_LIMIT = 1000  # structures of each dataset that the gate is trained on
 
 Splits = dict[str, DatasetCollection]
@@ -284,3 +287,19 @@ def finish(
     log.record_facts(TrainFacts(test_errors=msgspec.convert(notes["test_errors"], list[HeldOutErrors])))
     if world.rank == 0:
         checkpoints.save(model, folder / state.MODEL, notes)
+        if config.physics_transformations:
+            log_physics(folder / state.MODEL, config, world.device, log)
+
+
+def log_physics(checkpoint: Path, config: TrainParameters, device: torch.device, log: CaseLog) -> None:
+    """Check the physics of the checkpoint as it was written, in the precision of the training."""
+    log.write(Progress(done=0, total=1, activity="physics of the checkpoint"))
+    model = find_precision(config.precision).apply(checkpoints.load(checkpoint)[0])
+    model.to(device).eval().requires_grad_(False)
+    for violation in check_model(
+        model,
+        transformations=config.physics_transformations,
+        dynamics_steps=PHYSICS_DYNAMICS_STEPS,
+        seed=config.seed,
+    ):
+        log.write(to_event(violation))

@@ -19,7 +19,7 @@ from harness.config import resources, suite
 from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_events
 from harness.protocol.programs.train import OptimizerParameters
-from harness.reference.data.batch import build_batch
+from harness.reference.data.batch import Batch, build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.datasets.catalog import HEADS
@@ -29,9 +29,12 @@ from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed.group import process_group
 from harness.reference.distributed.launch import RankInfo
 from harness.reference.errors import InputError, NotFinite
+from harness.reference.inference.prediction import Prediction, batched_heads
 from harness.reference.models import checkpoints, sealed
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.potentials import reference_model
+from harness.reference.potentials.physics import TOLERANCES
 from harness.reference.training import evaluation, optimizer, state, trainer
 from harness.reference.training.gate_training import train_gate
 from harness.reference.training.optimizer import OptimizerState
@@ -103,6 +106,23 @@ def test_errors_fall_and_are_recorded_for_each_epoch_and_head(tmp_path: Path) ->
     }
     assert sum(r["structures"] for r in rows if r["split"] == "train") == 400
     assert [r["head"] for r in fact(log, "test_errors")] == ["QM7X", "ANI1x"]
+
+
+@pytest.mark.parametrize(("factor", "violated"), [(1.0, set()), (1.01, {"forces from energies"})])
+def test_physics_of_the_checkpoint_is_checked_in_its_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, violated: set[str]
+) -> None:
+    def predict(model: FoundationModel, batch: Batch, weights: torch.Tensor) -> Prediction:
+        energy, forces = batched_heads(model, batch, weights)
+        return Prediction(energy, factor * forces)
+
+    monkeypatch.setattr(reference_model, "batched_heads", predict)
+    log = run_training(tmp_path, physics_transformations=2, precision="fp32", epochs=1, samples_per_epoch=16)
+    checks = [e for e in log if e["event"] == "physics_check"]
+    assert {e["check"] for e in checks if e["passed"] is False} == violated
+    assert {e["tolerance"] for e in checks if e["check"] == "rotation: forces"} == {TOLERANCES["float32"].force}
+    (unknown,) = [e for e in checks if e["passed"] is None]
+    assert (unknown["structure"], "no head was trained" in unknown["reason"]) == ("crystal", True)
 
 
 def test_the_checkpoint_knows_its_heads_and_held_out_errors(one: tuple[Path, Log]) -> None:
@@ -432,6 +452,7 @@ def test_the_shipped_checkpoint_is_the_one_that_its_suite_makes() -> None:
     sizes = model.config.asdict()
     assert {k: sizes[k] for k in expected["model"]} == expected["model"]
     fixed = {k: v for k, v in expected.items() if k != "model" and "{{" not in str(v)}
+    del fixed["physics_transformations"]  # of the checks at the end, which the weights do not depend on
     assert {k: recorded[k] for k in fixed} == fixed
 
 

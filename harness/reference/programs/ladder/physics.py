@@ -15,7 +15,7 @@ from harness.reference.inference.precision import find_precision
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.potentials.physics import Predict, check_physics, to_event
 from harness.reference.potentials.process import PotentialError, PotentialPrediction
-from harness.reference.potentials.structures import CRYSTALS, MOLECULES
+from harness.reference.potentials.reference_model import select_structures
 from harness.reference.programs.ladder.prepared_stage import PreparedStage, apply_allocator
 from harness.reference.programs.ladder.workload import prepare_batch
 
@@ -29,13 +29,7 @@ def log_physics(
     stages: Sequence[PreparedStage], model: FoundationModel, config: LadderParameters, log: CaseLog
 ) -> None:
     """Check every stage, and log the violation of each property with its tolerance."""
-    known = set(torch.nonzero(model.elements).flatten().tolist())
-
-    def is_known(structure: Structure) -> bool:
-        return known.issuperset(structure.numbers.tolist())
-
-    crystal = next((s for build in CRYSTALS if is_known(s := build(1))), None)
-    molecule = next((s for build in MOLECULES if is_known(s := build())), None)
+    crystal, molecule = select_structures(model)
     dtype = str(find_precision(config.precision).dtype).removeprefix("torch.")
     structures = [s for s in (crystal, molecule) if s is not None]
     for number, prepared in enumerate(stages):

@@ -44,6 +44,8 @@ from harness.reference.inference.precision import Precision, find_precision, obs
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.potentials.physics import to_event
+from harness.reference.potentials.reference_model import check_model
 from harness.reference.profiling import timing
 from harness.reference.profiling.timing import observe
 from harness.reference.programs.precision.module_errors import compute_module_errors
@@ -52,6 +54,9 @@ from harness.reference.training.evaluation import evaluate_test_sets
 from harness.reference.training.loader import BatchLoader, LabelledBatch, set_reference_energies
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, predict_own_head
 from harness.reference.training.optimizer import OptimizerState
+
+# Checks that take most of the time, which a lower precision affects no more than the others.
+SLOW_CHECKS = ("force constants",)
 
 
 @dataclass
@@ -260,6 +265,12 @@ def predict(
         if name != REFERENCE:
             for row in compute_module_errors(models[REFERENCE], cast, batches[REFERENCE][0][0], batches[name][0][0]):
                 log.write(ModuleErrors(precision=name, **row))
+        if config.physics_transformations:
+            log.write(Progress(done=0, total=config.rounds, activity=f"physics of {name}"))
+            for violation in check_model(
+                cast, transformations=config.physics_transformations, skip=SLOW_CHECKS, seed=config.seed
+            ):
+                log.write(to_event(violation, precision=name))
     names = list(models)
     total = sum(len(batch.head) for batch, _ in batches[REFERENCE])
     for number in range(config.rounds):

@@ -1,0 +1,135 @@
+"""The sections on biases of vectors, and their figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from harness.document.blocks import (
+    Column,
+    Section,
+    TableBlock,
+    build_block,
+    format_number,
+    interval_cell,
+    list_rows,
+    number_cell,
+)
+from harness.document.figures import STYLE, Figure, save_figure
+from harness.experiments.experiment import PageContext
+from harness.protocol.text import pluralize
+from harness.results.tables import Row
+
+KINDS = {"crystal": ("crystals", "#0072b2", "o"), "molecule": ("molecules", "#d55e00", "s")}
+PERCENT = 100.0
+
+
+def build_vector_bias_sections(context: PageContext) -> list[Section]:
+    """Return a section for each case."""
+    table = context.tables["vector_biases"]
+    return [build_case_section(rows, context.figures) for _, rows in table.groupby("folder", sort=False)]
+
+
+def build_case_section(rows: pd.DataFrame, figures: Path) -> Section:
+    """Return the section on one case: the finding, the weights, the figure and the table."""
+    first = rows.iloc[0]
+    name = f"{first['campaign']}-{first['case']}-vector-biases"
+    paragraphs = [describe_finding(rows), describe_weights(list_rows(rows)[0])]
+    title = f"{first['case']}: rotations of a network with biases of vectors"
+    return Section(title, name, paragraphs, [draw_errors(rows, figures, name)], [build_errors_block(rows)])
+
+
+def describe_finding(rows: pd.DataFrame) -> str:
+    """Return the finding in one sentence: the errors with full biases, with the least ones, and without biases."""
+    biased = rows[rows["scale"] > 0]
+    full = float(biased["scale"].iloc[(biased["scale"] - 1.0).abs().argmin()])
+    least = float(biased["scale"].min())
+    with_biases = "" if full == 1 else f" with biases of {full:g} times their size"
+    errors = describe_errors(rows, full)
+    texts = [f"Turning a structure changes forces{with_biases}, relative to the largest one, by {errors}"]
+    if least != full:
+        texts.append(f"with biases of {least:g} times their size, by {describe_errors(rows, least)}")
+    unbiased = rows[rows["scale"] == 0]
+    if len(unbiased):
+        texts.append(f"without biases, by {PERCENT * unbiased['force_error'].max():.0e}%, which is rounding")
+    return f"{'; '.join(texts)}."
+
+
+def describe_errors(rows: pd.DataFrame, scale: float) -> str:
+    """Return `3.1% [0.5, 20] in crystals and 12% [4, 30] in molecules`."""
+    texts: list[str] = []
+    for row in list_rows(rows[rows["scale"] == scale]):
+        errors = [PERCENT * row[f"force_error{end}"] for end in ("", "_low", "_high")[: 3 if row["seeds"] > 1 else 1]]
+        value, *ends = (format_number(error, ".2g" if error < PERCENT else ".0f") for error in errors)
+        interval = f" [{', '.join(ends)}]" if ends else ""
+        texts.append(f"{value}%{interval} in {KINDS[row['kind']][0]}")
+    return " and ".join(texts)
+
+
+def describe_weights(row: Row) -> str:
+    """Return where the weights are from, and what that means for the errors."""
+    sizes = f"width {row['hidden_dim']}, {pluralize(row['num_conv_layers'], 'layer')}, {row['biases']} biases"
+    sizes += f" of vectors with a root mean square of {format_number(row['bias_rms'], '.2g')}"
+    if row["checkpoint"] is not None:
+        return f"The weights are those of the checkpoint {row['checkpoint']} ({sizes}). Seeds vary the rotations."
+    return (
+        f"The weights are untrained, as PyTorch initialises them ({sizes}), and seeds vary them; forces and biases of"
+        " trained weights are others, so that these numbers show that the violation exists and how it depends on the"
+        " biases, not how large it is in a published model."
+    )
+
+
+def draw_errors(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the errors of forces and energies over the factor of the biases, a line per kind of structure."""
+    panels = (
+        ("force_error", "force error / largest force"),
+        ("energy_error_angstrom", "energy error / largest force (\N{ANGSTROM SIGN})"),
+    )
+    with mpl.rc_context(STYLE):
+        figure, grid = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
+        for axes, (column, label) in zip(grid, panels, strict=True):
+            for kind, group in rows.groupby("kind"):
+                title, colour, mark = KINDS[str(kind)]
+                ordered = group[group["scale"] > 0].sort_values("scale")
+                value = ordered[column]
+                axes.plot(ordered["scale"], value, color=colour, marker=mark, ms=4.5, lw=1.3, label=title)
+                if ordered[f"{column}_low"].notna().all():
+                    low, high = ordered[f"{column}_low"], ordered[f"{column}_high"]
+                    axes.fill_between(ordered["scale"], low, high, color=colour, alpha=0.15, lw=0)
+                for level in group[group["scale"] == 0][column]:
+                    axes.axhline(level, color=colour, lw=1.0, ls=":", label=f"{title}, no biases")
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xlabel("factor of all biases of vectors")
+            axes.set_ylabel(label)
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+        first = rows.iloc[0]
+        caption = (
+            f"Violation of rotation over the size of the biases of vectors, in FP64: means over"
+            f" {pluralize(first['rotations'], 'rotation')} of each structure, geometric means over"
+            f" {pluralize(first['seeds'], 'seed')} with the 95% interval. Dotted: without biases."
+        )
+        return save_figure(figure, folder, name, caption)
+
+
+def build_errors_block(rows: pd.DataFrame) -> TableBlock:
+    """Return a row per kind of structure and factor."""
+    columns: list[Column] = [
+        ("structures", "structures"),
+        ("factor of the biases", number_cell("scale", "g")),
+        ("force error / largest force [95%]", interval_cell("force_error")),
+        ("largest", number_cell("force_error_max", ".2g")),
+        ("energy error / largest force (\N{ANGSTROM SIGN}) [95%]", interval_cell("energy_error_angstrom")),
+        ("largest energy error (meV/atom)", number_cell("energy_error_max_ev_per_atom", ".2g", 1e3)),
+        ("rotations", "rotations"),
+        ("seeds", "seeds"),
+    ]
+    note = (
+        "Energies are divided by the largest force, since those of untrained weights have no scale: the length over"
+        " which that force does the same work."
+    )
+    return build_block("Rotations with biases of vectors", list_rows(rows), columns, note)

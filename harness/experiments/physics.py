@@ -1,0 +1,68 @@
+"""Checks of physics on the pages of experiments: the verdict on what was checked, and a row per check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+
+from harness.document.blocks import EN_DASH, TableBlock, list_rows
+from harness.protocol.events import Event
+from harness.results.runs import RunRecord
+from harness.results.tables import Row
+
+CHECK_COLUMNS = "check structure value tolerance unit passed reason"
+Verdict = Literal["ok", "incorrect", "not checked"]
+
+
+def list_checks(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """Yield the values of CHECK_COLUMNS, and the folder of the run, for each check of physics in a record."""
+    for event in record.events("physics_check"):
+        yield {name: event.get(name) for name in CHECK_COLUMNS.split()} | {"folder": record.location}
+
+
+def judge_checks(checks: Sequence[Event]) -> tuple[Verdict, str]:
+    """Return the verdict on what was checked, with its reason: the worst violation, or what could not be measured."""
+    if violated := list_violated(checks):
+        worst = max(violated, key=lambda check: check["value"] / check["tolerance"])
+        reason = f"{worst['check']} of {worst['structure']}: {worst['value']:.2g} {worst['unit']}"
+        return "incorrect", f"{reason}, tolerance {worst['tolerance']:.1g}"
+    reasons = [check.get("reason") or "no reason is known" for check in checks if check["passed"] is None]
+    unmeasured = f"{len(reasons)} of {len(checks)} checks could not be measured: {reasons[0]}" if reasons else ""
+    return ("not checked" if len(reasons) == len(checks) else "ok"), unmeasured
+
+
+def list_violated(checks: Sequence[Event]) -> list[Event]:
+    """Return the checks whose violation is larger than the tolerance."""
+    return [check for check in checks if check["passed"] is False]
+
+
+def name_violated(checks: Sequence[Event]) -> str:
+    """Return the names of the violated checks with their structures, in the order of the checks."""
+    return ", ".join(dict.fromkeys(f"{c['check']} ({c['structure']})" for c in list_violated(checks)))
+
+
+def build_physics_block(title: str, physics: pd.DataFrame, key: str) -> TableBlock:
+    """Return a row per check: the violation over its tolerance, or what is wrong, in a column per value of `key`."""
+    names = list(dict.fromkeys(physics[key]))
+    pairs = list(dict.fromkeys(zip(physics["check"], physics["structure"], strict=True)))
+    cells = {(r[key], r["check"], r["structure"]): format_check(r) for r in list_rows(physics)}
+    order = {check: k for k, check in enumerate(dict.fromkeys(check for check, _ in pairs))}
+    body = [
+        [check, structure, *(cells.get((name, check, structure), EN_DASH) for name in names)]
+        for check, structure in sorted(pairs, key=lambda pair: order[pair[0]])
+    ]
+    note = (
+        "Each cell: the largest violation, and the tolerance that rounding in the model's type explains; FAILS where"
+        " the violation is larger. Energies in eV/atom, forces relative to the largest force."
+    )
+    return TableBlock(title, ["check", "structure", *map(str, names)], body, note)
+
+
+def format_check(row: Row) -> str:
+    """Return `ok, 1e-15 (1e-08)`, `FAILS, 0.2 (1e-08)`, or why there is no value."""
+    if row["passed"] is None:
+        return f"not measured: {row['reason']}"
+    word = "ok" if row["passed"] else "FAILS"
+    return f"{word}, {row['value']:.1g} ({row['tolerance']:.1g})"

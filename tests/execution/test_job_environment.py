@@ -80,9 +80,9 @@ def test_ranks_start_on_this_machine_inside_an_allocation(tmp_path: Path) -> Non
 @pytest.mark.parametrize("foreign", [v for k, v in FOREIGN.items() if k != "torchrun"])
 def test_launcher_with_another_number_of_ranks_is_refused(foreign: dict[str, str]) -> None:
     assert launch.detect_rank(foreign, 4) == launch.detect_rank(foreign) == RankInfo(2, 4, 2)
-    with pytest.raises(InputError, match=r"the case has 1 ranks, but .* says that there are 4; its job script"):
+    with pytest.raises(InputError, match=r"the case has 1 ranks, but .* started 4; use the job script"):
         launch.detect_rank(foreign, 1)
-    with pytest.raises(InputError, match="the case has 4 ranks, but no launcher has started this one"):
+    with pytest.raises(InputError, match="the case has 4 ranks, but no launcher started this process"):
         launch.detect_rank({}, 4)
 
 
@@ -94,7 +94,7 @@ def test_case_with_one_rank_is_refused_inside_a_larger_job(
     for name, value in FOREIGN["Slurm"].items():
         monkeypatch.setenv(name, value)
     assert run_program([str(tmp_path)]) == 2
-    assert "the case has 1 ranks, but Slurm says that there are 4" in capsys.readouterr().err
+    assert "the case has 1 ranks, but Slurm started 4" in capsys.readouterr().err
     assert not (tmp_path / "events.jsonl").exists()
 
 

@@ -125,9 +125,8 @@ def test_reading_without_stores_fails_in_one_line(tmp_path: Path, capsys: pytest
     case = {"id": "1", "program": "data", "parameters": {"action": "read", "dataset": "all"}, "depends_on": []}
     (tmp_path / "case.json").write_text(json.dumps(case))
     assert program.main([str(tmp_path)]) == 2
-    assert (
-        capsys.readouterr().err == "error: no store: this case reads the stores of the conversions that it waits for\n"
-    )
+    message = "no store: this case reads the stores of the conversions on which it depends"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_store_describes_itself(out: Path) -> None:

@@ -13,18 +13,22 @@ from harness.reference.data.structure import Array, Structure
 from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.errors import InputError
 
-COINCIDENT_ANGSTROM = 1e-3  # also between images; the check of parsing/unit_checks.py comes first
-SAME_SHELL_ANGSTROM = 1e-6
-SAME_IMAGE_ANGSTROM = 1e-6
+COINCIDENT_ANGSTROM = 1e-3  # structures with atoms or periodic images closer than this are rejected
+SAME_SHELL_ANGSTROM = 1e-6  # distances that differ by less belong to one shell
+SAME_IMAGE_ANGSTROM = 1e-6  # translations that differ by less are equal
 
 
 @dataclass(frozen=True)
 class NeighbourList:
     """A structure with the neighbours of its atoms: edges sorted by receiver, then by distance.
 
-    receiver, sender: [e]. shift: [e, 3] angstrom, Cartesian translation from the sender to its periodic image (0 in its
-    own cell). n_dropped: edges shorter than the cutoff that the limit on neighbours leaves out; 0 for a list read from
-    a store.
+    Attributes:
+        structure: The structure.
+        receiver: [e] index of the atom whose neighbour the edge lists.
+        sender: [e] index of the neighbour.
+        shift: [e, 3] angstrom, Cartesian translation from the sender to its periodic image (0 in its own cell).
+        n_dropped: Number of edges shorter than the cutoff that the limit on neighbours excludes; 0 for a list that is
+            read from a store.
     """
 
     structure: Structure
@@ -35,11 +39,16 @@ class NeighbourList:
 
 
 def build_neighbour_list(structure: Structure, *, cutoff: float, max_neighbours: int | None = None) -> NeighbourList:
-    """Return all pairs closer than cutoff (angstrom), or the nearest max_neighbours of each atom.
+    """List all pairs of atoms closer than the cutoff, or only the nearest neighbours of each atom.
 
-    A shell of equal distances that does not fit under max_neighbours is left out whole, so that the list does not
+    A shell of equal distances that does not fit under max_neighbours is excluded whole, so that the list does not
     depend on the order or orientation of the atoms; a shell is cut only if it is the nearest one and does not fit. A
     model's energy is discontinuous where the order of distances changes at the limit, however smooth its cutoff is.
+
+    Args:
+        structure: The structure.
+        cutoff: Angstrom.
+        max_neighbours: The largest number of neighbours of an atom; None for no limit.
 
     Raises:
         InputError: The structure is unusable, or two of its atoms coincide.
@@ -67,12 +76,15 @@ def build_neighbour_list(structure: Structure, *, cutoff: float, max_neighbours:
 def add_neighbours(
     table: StructureTable, *, cutoff: float, max_neighbours: int | None
 ) -> tuple[StructureTable, list[RejectedStructure]]:
-    """Return the table with the edges of `build_neighbour_list`, and rejections of structures with coincident atoms.
+    """Add the edges of `build_neighbour_list` to a table, without the structures that have coincident atoms.
 
     Args:
         table: Structures that have been checked.
         cutoff: Angstrom.
         max_neighbours: As in `build_neighbour_list`.
+
+    Returns:
+        The table with edges, and a rejection for each structure with coincident atoms.
     """
     search = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
     parts: list[tuple[Any, ...]] = []
@@ -100,16 +112,16 @@ def add_neighbours(
         shift=np.einsum("ek,ekj->ej", images.reshape(-1, 3)[order].astype(np.float64), table.cell[owner]),
         distance=distance,
     )
-    close = np.bincount(owner[distance < COINCIDENT_ANGSTROM], minlength=len(table)) > 0
-    if not close.any():
+    is_coincident = np.bincount(owner[distance < COINCIDENT_ANGSTROM], minlength=len(table)) > 0
+    if not is_coincident.any():
         return table, []
     reason = f"two atoms within {COINCIDENT_ANGSTROM:g} angstrom of each other"
-    rejected = [RejectedStructure(str(i), "coincident", reason) for i in table.ids[close]]
-    return table[~close], rejected
+    rejected = [RejectedStructure(str(i), "coincident", reason) for i in table.ids[is_coincident]]
+    return table[~is_coincident], rejected
 
 
 def count_degrees(table: StructureTable) -> NDArray[np.int64]:
-    """Return how many atoms of a table have 0, 1, ... neighbours."""
+    """Return how many atoms of a table have 0, 1, 2, ... neighbours, [largest number of neighbours + 1]."""
     assert table.edge_counts is not None
     assert table.receiver is not None
     first = np.repeat(table.ends - table.sizes, table.edge_counts)
@@ -117,7 +129,7 @@ def count_degrees(table: StructureTable) -> NDArray[np.int64]:
 
 
 def _sort_edges(receiver: NDArray[np.int64], distance: Array, limit: int | None, n_atoms: int) -> NDArray[np.int64]:
-    """Return the order by receiver and distance, without the edges that the limit on neighbours leaves out."""
+    """Return the indices that sort edges by receiver and distance, without those of edges beyond the limit."""
     order = np.lexsort((distance, receiver))
     if limit is None:
         return order

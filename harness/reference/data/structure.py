@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from harness.reference.errors import InputError
 
 MAX_ATOMIC_NUMBER = 118
-MIN_THICKNESS_ANGSTROM = 0.1  # of a cell along periodic directions; in a thinner one, images of an atom coincide
-# Larger values have lost their precision, or make neighbour lists overflow.
+# The thickness of a cell along its periodic directions: in a thinner cell, the images of an atom nearly coincide.
+MIN_THICKNESS_ANGSTROM = 0.1
+# Larger values lose precision, or make neighbour lists overflow.
 MAX_POSITION_ANGSTROM, MAX_CELL_ANGSTROM = 1e6, 1e5
 Array = NDArray[np.float64]
 
@@ -20,11 +21,19 @@ Array = NDArray[np.float64]
 class Structure:
     """Atoms in a box (or in vacuum) and their labels.
 
-    numbers: [n] atomic numbers. positions: [n, 3] angstrom. cell: [3, 3] rows are lattice vectors, angstrom.
-    periodic: along each lattice vector. head: index of its dataset in HEADS, -1 if there is none.
-    energy: eV. forces: [n, 3] eV/angstrom. stress: [3, 3] eV/angstrom^3, tension positive. None: not labelled.
-    charge: elementary charges. multiplicity: 2S + 1, 0 where not known.
-    group: structures of one group stay in one split.
+    Attributes:
+        name: The name that messages to users show.
+        numbers: [n] atomic numbers.
+        positions: [n, 3] angstrom.
+        cell: [3, 3] angstrom; rows are lattice vectors.
+        periodic: Whether the structure is periodic along each lattice vector.
+        head: Index in HEADS of the dataset that the structure belongs to, -1 if there is none.
+        energy: eV; None if the structure has no such label, as for forces and stress.
+        forces: [n, 3] eV/angstrom.
+        stress: [3, 3] eV/angstrom^3; tension is positive.
+        charge: Elementary charges.
+        multiplicity: 2S + 1, 0 if it is unknown.
+        group: Name of the group; the structures of a group are never divided between splits.
     """
 
     name: str
@@ -44,7 +53,11 @@ class Structure:
         return len(self.numbers)
 
     def check(self) -> Structure:
-        """Return itself, or raise InputError naming the structure and the first thing wrong with it."""
+        """Check shapes and values, and return self.
+
+        Raises:
+            InputError: The structure is unusable; the message gives its name and the first problem.
+        """
         n = len(self.numbers)
         if n == 0:
             raise InputError(f"structure {self.name!r} has no atoms")

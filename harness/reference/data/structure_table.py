@@ -13,24 +13,35 @@ from harness.reference.data.structure import Array, Structure
 
 ATOM_COLUMNS = frozenset({"numbers", "positions", "forces"})
 EDGE_COLUMNS = ("receiver", "sender", "shift", "distance")
-# A column on the left that only some of the concatenated tables have is filled with NaN in the others, in the shape of
-# the column on the right.
+# Each optional label, with a column of the same shape; `concatenate` fills the label with NaN for tables without it.
 FILL_SHAPES = {"forces": "positions", "stress": "cell"}
 
 
 @dataclass(frozen=True)
 class StructureTable:
-    """g structures with n atoms in all; eV, angstrom, eV/angstrom, eV/angstrom^3 (tension positive).
+    """A table of g structures with n atoms in all.
 
-    ids: [g] text, unique within a dataset. groups: [g] text, the molecule, material, reaction or trajectory; no split
-    separates the structures of a group. sizes: [g] atoms of each. numbers: [n]. positions: [n, 3].
-    energy: [g], NaN where the source has none. cell: [g, 3, 3], rows are lattice vectors. periodic: [g, 3].
-    charge: [g] elementary charges. multiplicity: [g] 2S + 1, 0 where the source does not say. forces: [n, 3].
-    stress: [g, 3, 3]. None: no structure of the table has the label.
+    If neighbour lists have been added (`add_neighbours`), there are e edges, sorted by structure, receiver and
+    distance; otherwise the last five columns are None.
 
-    Neighbour lists, where they have been added (`add_neighbours`), are e edges sorted by structure, receiver and
-    distance. edge_counts: [g] edges of each structure. receiver, sender: [e] indices of atoms within their structure.
-    shift: [e, 3] angstrom, translation from the sender to its periodic image. distance: [e] angstrom.
+    Attributes:
+        ids: [g] text, unique within a dataset.
+        groups: [g] text, the molecule, material, reaction or trajectory; no split separates the structures of a group.
+        sizes: [g] number of atoms of each structure.
+        numbers: [n] atomic numbers.
+        positions: [n, 3] angstrom.
+        energy: [g] eV, NaN where the source gives none.
+        cell: [g, 3, 3] angstrom; rows are lattice vectors.
+        periodic: [g, 3] whether each structure is periodic along each lattice vector.
+        charge: [g] elementary charges.
+        multiplicity: [g] 2S + 1, 0 where the source gives none.
+        forces: [n, 3] eV/angstrom; None if no structure of the table has forces.
+        stress: [g, 3, 3] eV/angstrom^3, tension is positive; None if no structure of the table has a stress.
+        edge_counts: [g] number of edges of each structure.
+        receiver: [e] index of an atom within its structure.
+        sender: [e] index of its neighbour within the same structure.
+        shift: [e, 3] angstrom, translation from the sender to its periodic image.
+        distance: [e] angstrom.
     """
 
     ids: NDArray[np.str_]
@@ -56,16 +67,16 @@ class StructureTable:
 
     @property
     def ends(self) -> NDArray[np.int64]:
-        """One past the last atom of each structure, [g]."""
+        """The index one past the last atom of each structure, [g]."""
         return np.cumsum(self.sizes)
 
     @property
     def owner(self) -> NDArray[np.int64]:
-        """The structure of each atom, [n]."""
+        """The index of the structure to which each atom belongs, [n]."""
         return np.repeat(np.arange(len(self)), self.sizes)
 
     def __getitem__(self, selection: slice | NDArray[np.bool_] | NDArray[np.int64]) -> StructureTable:
-        """Return some of the structures, in the order of the selection; consecutive ones without a copy."""
+        """Return the selected structures in the order of the selection; a slice with step 1 copies nothing."""
         if isinstance(selection, slice):
             first, stop, step = selection.indices(len(self))
             if step == 1:
@@ -83,14 +94,18 @@ class StructureTable:
         return StructureTable(**columns)
 
     def select_edges(self, mask: NDArray[np.bool_]) -> StructureTable:
-        """Return all structures with some of their edges; mask: [e]."""
+        """Return all structures, with the edges for which the mask [e] is True."""
         assert self.edge_counts is not None
         owner = np.repeat(np.arange(len(self)), self.edge_counts)
         columns: dict[str, Any] = {name: getattr(self, name)[mask] for name in EDGE_COLUMNS}
         return replace(self, edge_counts=np.bincount(owner[mask], minlength=len(self)), **columns)
 
     def structures(self, head: int = -1) -> Iterator[Structure]:
-        """Yield each structure, without its neighbours."""
+        """Yield each structure without its neighbours.
+
+        Args:
+            head: The head of all structures (index in HEADS), -1 if there is none.
+        """
         stop = 0
         for k, size in enumerate(self.sizes.tolist()):
             first, stop = stop, stop + size
@@ -111,7 +126,7 @@ class StructureTable:
 
 
 def _slice_rows(counts: NDArray[np.int64] | None, first: int, stop: int) -> slice:
-    """Return the rows of the structures first..stop; counts: rows of each."""
+    """Return the rows of atoms (or edges) of the structures first..stop - 1, given how many each structure has."""
     if counts is None:
         return slice(0)
     ends = np.concatenate([[0], np.cumsum(counts)])
@@ -119,7 +134,7 @@ def _slice_rows(counts: NDArray[np.int64] | None, first: int, stop: int) -> slic
 
 
 def _list_rows(counts: NDArray[np.int64] | None, structures: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows of some structures; counts: rows of each."""
+    """Return the rows of atoms (or edges) of the listed structures, given how many each structure has."""
     if counts is None:
         return np.zeros(0, dtype=np.int64)
     selected = counts[structures]
@@ -164,10 +179,13 @@ def tabulate(structures: Sequence[Structure]) -> StructureTable:
 
 @dataclass(frozen=True)
 class RejectedStructure:
-    """A structure that a reader or a check leaves out, its location and the reason.
+    """A structure that a reader or a check excludes, its location and the reason.
 
-    kind: a category to count by, such as "not finite", "duplicate", "missing key", "truncated", "force norm".
-    count: the number of structures that this rejection stands for.
+    Attributes:
+        where: The file and line, or the id of the structure.
+        kind: Category under which rejections are counted, such as "not finite", "duplicate" or "force norm".
+        reason: The problem, as a message to users.
+        count: Number of structures that this rejection stands for.
     """
 
     where: str
@@ -180,5 +198,7 @@ class RejectedStructure:
 class Remark(RejectedStructure):  # a subclass, as readers yield both in one stream
     """A note on structures that are used nevertheless: a label under another name, an assumed unit.
 
-    kind: the label, or "units". count: structures concerned; none of them is left out.
+    Attributes:
+        kind: The name of the label, or "units".
+        count: Number of structures that the note concerns; none of them is excluded.
     """

@@ -23,45 +23,47 @@ def build_parser() -> ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser, required=True)
 
-    list_command = commands.add_parser("list", help="the datasets, or all that is known of some")
+    list_command = commands.add_parser("list", help="list the datasets, or describe some of them")
     list_command.add_argument("datasets", nargs="*", metavar="DATASET")
 
-    fetch = commands.add_parser("fetch", help="download official files, or say how to get them")
+    fetch = commands.add_parser("fetch", help="download official files, or explain how to get them")
     fetch.add_argument("dataset", metavar="DATASET")
-    fetch.add_argument("files", nargs="*", metavar="FILE", help="some of its files (all, if there is but one)")
+    fetch.add_argument("files", nargs="*", metavar="FILE", help="files to download (optional for a single file)")
     fetch.add_argument("--to", type=Path, default=Path("data"), metavar="DIR", help="the folder of all datasets")
-    fetch.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    fetch.add_argument("-q", "--quiet", action="store_true", help="do not report progress")
 
-    convert = commands.add_parser("convert", help="official files, or the shipped set, into a store")
+    convert = commands.add_parser("convert", help="convert official files, or the shipped set, to a store")
     convert.add_argument("dataset", metavar="DATASET")
     convert.add_argument(
         "paths",
         nargs="*",
         type=Path,
         metavar="PATH",
-        help="files or folders (none: the shipped set); or a store that HydraGNN wrote, which is made usable in place",
+        help="files or folders (none: the shipped set), or a store that HydraGNN wrote, which is not copied",
     )
     convert.add_argument("--to", type=Path, metavar="DIR", help="the folder of all stores (stores)")
     convert.add_argument(
         "--for",
         dest="form",
         choices=["hydragnn"],
-        help="write NAME-v2.bp as HydraGNN reads it, of files, the shipped set or a store",
+        help="write files, the shipped set or a store to NAME-v2.bp, which HydraGNN reads",
     )
-    convert.add_argument("--cutoff", type=float, metavar="A", help="store neighbour lists too, angstrom")
-    convert.add_argument("--max-neighbours", type=int, metavar="N", help="only the nearest N of each atom")
-    convert.add_argument("--max-force", type=float, default=1000.0, metavar="F", help="leave out above, eV/angstrom")
-    convert.add_argument("--seed", type=int, default=SEED, help="of the split into training, validation and test")
+    convert.add_argument("--cutoff", type=float, metavar="A", help="store neighbour lists up to A angstrom")
+    convert.add_argument("--max-neighbours", type=int, metavar="N", help="list only the N nearest neighbours")
+    convert.add_argument(
+        "--max-force", type=float, default=1000.0, metavar="F", help="largest force allowed, eV/angstrom"
+    )
+    convert.add_argument("--seed", type=int, default=SEED, help="seed of the split of the structures")
     convert.add_argument("--strict", action="store_true", help="stop at the first structure that cannot be used")
-    convert.add_argument("--workers", type=int, metavar="N", help="processes (the cores of this machine)")
-    convert.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    convert.add_argument("--workers", type=int, metavar="N", help="number of processes (all cores)")
+    convert.add_argument("-q", "--quiet", action="store_true", help="do not report progress")
 
-    check = commands.add_parser("check", help="go through official files without writing, or through stores")
-    check.add_argument("dataset", metavar="DATASET|STORE", help="a dataset, whose files follow; or a store")
+    check = commands.add_parser("check", help="check official files without converting them, or check stores")
+    check.add_argument("dataset", metavar="DATASET|STORE", help="a dataset, followed by its files; or a store")
     check.add_argument("paths", nargs="*", type=Path, metavar="PATH")
-    check.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    check.add_argument("-q", "--quiet", action="store_true", help="do not report progress")
 
-    stats = commands.add_parser("stats", help="what stores hold")
+    stats = commands.add_parser("stats", help="summarize stores")
     stats.add_argument("stores", nargs="+", type=Path, metavar="STORE", help="stores, or folders of stores")
     return top
 
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Run one command; raises UsageError for what a user can put right."""
+    """Run one command; raises UsageError for problems that the user can correct."""
     try:
         arguments = build_parser().parse_args(argv)
         from harness.reference.datasets import commands
@@ -81,7 +83,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except InputError as error:
         raise UsageError(sanitize_line(str(error))) from None
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error}; install `pip install 'gfm-harness[reference]'`, which this needs") from None
+        raise UsageError(f"{error}; this command needs `pip install 'gfm-harness[reference]'`") from None
 
 
 if __name__ == "__main__":

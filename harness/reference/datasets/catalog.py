@@ -57,14 +57,26 @@ _WITH_SPIN = ("energy", "forces", "spin")
 class DatasetSource:
     """One dataset, as its authors publish it.
 
-    files: names and keys. units: those of the files (readers return eV and angstrom). level: level of theory.
-    energy_kind: kind of energy, "total" or "formation". zero_energy_state: the state of zero energy.
-    heaviest_all_electron: atomic number up to which all electrons are in the energy; 0: energies are those of
-    pseudo-atoms. energy_range_ev_per_atom: plausible range of the energy; wide where energies are compared with those
-    of free atoms (heaviest_all_electron > 0).
-    molecular: no periodic cell. charges: "all", "neutral" or "charged" structures of the files belong to the branch.
-    labels: which of energy, forces, stress and spin every file of the dataset has.
-    count: structures, published or listed; 0: a part of another dataset, not listed. fetch: how to get the files.
+    Attributes:
+        head: The head of the model.
+        format: The name of the format.
+        files: The names of the files, and the keys in them.
+        units: The units of the files (readers return eV and angstrom).
+        level: The level of theory.
+        energy_kind: "total" or "formation".
+        zero_energy_state: The state of zero energy.
+        energy_range_ev_per_atom: The plausible range of the energy; it is wide if energies are compared with those of
+            free atoms (heaviest_all_electron > 0).
+        count: Number of structures; 0 for a part of another dataset.
+        licence: The licence.
+        citation: The publication.
+        url: The page of the dataset.
+        fetch: Instructions to get the files.
+        heaviest_all_electron: Atomic number up to which the energy includes all electrons; 0 if energies are those of
+            pseudo-atoms.
+        molecular: Whether structures have no periodic cell.
+        charges: Which structures of the files belong to the head: "all", "neutral" or "charged".
+        labels: Which of energy, forces, stress and spin all files have.
     """
 
     head: str
@@ -92,7 +104,7 @@ class DatasetSource:
 
     @property
     def branch(self) -> int:
-        """The branch id in the model."""
+        """The index of the head in the model."""
         return HEADS.index(self.head)
 
 
@@ -238,7 +250,7 @@ SOURCES: tuple[DatasetSource, ...] = (
 
 
 def find_source(name: str) -> DatasetSource:
-    """Return the dataset of that slug or head name, whatever its case; raises InputError with the nearest name."""
+    """Return a dataset by its slug or head, ignoring case; raises InputError, with the closest name, if unknown."""
     slug = name.lower()
     for entry in SOURCES:
         if entry.slug == slug:

@@ -43,10 +43,18 @@ TRAINING_SPLIT = SPLITS[0]
 
 @dataclass(frozen=True)
 class Dataset:
-    """The samples of one branch. name, role, level: for reports. has_edges: whether samples include neighbour lists.
+    """The samples of one head.
 
-    is_referenced: whether the references were subtracted from the energies of the samples, and must be added.
-    has_forces: whether its structures are labelled with forces.
+    Attributes:
+        name: The name of the dataset.
+        head: Index of the head.
+        role: The name of the data in reports, such as "stand-in for MPTrj".
+        level: The level of theory.
+        samples: The samples.
+        references: The reference energies.
+        has_edges: Whether samples include neighbour lists.
+        is_referenced: Whether the reference energies are subtracted from the energies of the samples.
+        has_forces: Whether structures have forces.
     """
 
     name: str
@@ -62,7 +70,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class NeighbourSpec:
-    """The definition of neighbours: closer than cutoff (angstrom), and among the nearest max_neighbours."""
+    """The definition of neighbours.
+
+    Attributes:
+        cutoff: Neighbours are closer than this distance in angstrom.
+        max_neighbours: Only this number of nearest neighbours counts; None for no limit.
+    """
 
     cutoff: float
     max_neighbours: int | None
@@ -102,7 +115,7 @@ class DatasetCollection:
 
     @cached_property
     def _sizes(self) -> list[NDArray[np.int64]]:
-        """Atoms of every sample of each dataset, which are all read once."""
+        """The number of atoms of every sample, for each dataset; all samples are read once."""
         return [
             np.array([len(r["atomic_numbers"]) for r in d.samples.get(np.arange(len(d.samples)))])
             for d in self.datasets
@@ -123,7 +136,15 @@ class DatasetCollection:
 
 
 def load_shipped(name: str, size_range: tuple[int, int] | None = None) -> Dataset:
-    """Load a shipped set, or its structures of atoms[0] to atoms[1] atoms; raises InputError if there are none."""
+    """Load a shipped set.
+
+    Args:
+        name: The set.
+        size_range: The smallest and the largest number of atoms; None for all structures.
+
+    Raises:
+        InputError: There is no such set, or no structure has a size in this range.
+    """
     entry = find_shipped_set(name)
     table = load_table(entry)
     if size_range is not None:
@@ -143,12 +164,19 @@ def load_shipped(name: str, size_range: tuple[int, int] | None = None) -> Datase
 
 
 def load_shipped_splits(name: str, *, test_fraction: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
-    """Return the splits of a shipped set, or of its first `limit` structures, as a dict by split name.
+    """Return the training, validation and test split of a shipped set, by the name of the split.
 
-    The share `test_fraction` of the structures is for tests, and half as many are for validation.
+    All frames of a molecule, material, reaction or trajectory are in one split, and so are equal structures. The
+    reference energies are fitted to the training split alone.
 
-    All frames of a molecule, material, reaction or trajectory fall into one split, and so do equal structures;
-    references are of the training split alone. Raises InputError if that is empty.
+    Args:
+        name: The set.
+        test_fraction: The share of structures for tests; half as many are for validation.
+        seed: Seed of the split.
+        limit: Only the first `limit` structures are used; None for all.
+
+    Raises:
+        InputError: The training split is empty.
     """
     entry = find_shipped_set(name)
     table = load_table(entry)
@@ -192,7 +220,7 @@ def open_dataset(
 
     Args:
         path: The store.
-        neighbour_spec: Edges of the store are used if it has been written with this definition, else they are built.
+        neighbour_spec: The definition of neighbours. If the store has edges of this definition, they are used.
         mode: As in `open_samples`.
         comm: As in `open_samples`.
         width: As in `open_samples`.
@@ -229,7 +257,7 @@ def require_forces(datasets: Sequence[Dataset], force_weight: float) -> None:
 
     Args:
         datasets: The training sets.
-        force_weight: The weight of forces in the loss; 0 asks for none.
+        force_weight: The weight of forces in the loss; with 0, forces are not needed.
     """
     lacking = sorted({d.name for d in datasets if not d.has_forces and len(d.samples)})
     if lacking and force_weight > 0:

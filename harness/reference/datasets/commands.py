@@ -38,7 +38,7 @@ def do_list(arguments: Namespace) -> int:
 
 
 def describe_source(entry: DatasetSource) -> str:
-    """Return a description of a dataset, in lines."""
+    """Return a description of a dataset in several lines."""
     mini = find_shipped_set(entry.slug)
     facts = {
         "format": entry.format,
@@ -60,7 +60,7 @@ def describe_source(entry: DatasetSource) -> str:
 
 
 def do_fetch(arguments: Namespace) -> int:
-    """Download files that have a public address; for others, explain how to get them."""
+    """Download files that have a public address, or explain how to get other files."""
     from harness.reference.datasets.fetch import DOWNLOADS, fetch, select_downloads
 
     entry = find_source(arguments.dataset)
@@ -141,7 +141,7 @@ def _convert_for_hydragnn(entry: DatasetSource, arguments: Namespace) -> int:
         result = write_for_hydragnn(origin, target, make_progress(arguments.quiet))
     else:
         folder = target.with_name(f"{target.name}.origin")
-        shutil.rmtree(folder / (entry.slug + STORE_ENDING), ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(folder / (entry.slug + STORE_ENDING), ignore_errors=True)  # an earlier run may have been killed
         plain = {**vars(arguments), "form": None, "to": folder, "cutoff": None, "max_neighbours": None}
         do_convert(Namespace(**plain))
         result = write_for_hydragnn(folder / (entry.slug + STORE_ENDING), target, make_progress(arguments.quiet))
@@ -152,9 +152,7 @@ def _convert_for_hydragnn(entry: DatasetSource, arguments: Namespace) -> int:
         " the linear regression on the composition is subtracted from the energies"
     )
     if result.isolated:
-        print(
-            f"  {result.isolated:,} structures have no edges: HydraGNN reads these only where it preloads, as it trains"
-        )
+        print(f"  {result.isolated:,} structures have no edges; HydraGNN can read these only if it preloads the store")
     if result.coincident:
         print(f"  left out: {result.coincident:,} structures with coincident atoms")
     return DONE
@@ -169,7 +167,7 @@ def _require_same(entry: DatasetSource, path: Path) -> None:
 
 
 def _convert_store(entry: DatasetSource, arguments: Namespace) -> int:
-    """Make a store of HydraGNN usable in place."""
+    """Make a store of HydraGNN usable without copying or changing it."""
     from harness.reference.datasets.hydragnn.in_place import convert_in_place
 
     unsupported = {
@@ -180,7 +178,7 @@ def _convert_store(entry: DatasetSource, arguments: Namespace) -> int:
     options = [option for option, value in unsupported.items() if value]
     if len(arguments.paths) > 1 or options:
         reason = f"{options[0]} would change it" if options else "one at a time"
-        raise InputError(f"{arguments.paths[0]}: a store is converted where it lies: {reason}")
+        raise InputError(f"{arguments.paths[0]}: a store is converted in place: {reason}")
     print(convert_in_place(entry, arguments.paths[0], arguments.to, make_progress(arguments.quiet)))
     return DONE
 
@@ -197,9 +195,9 @@ def summarize_conversion(facts: dict[str, object]) -> str:
     others += "".join(f"; passed over: {what}: {n:,}" for what, n in c["skipped_files"].items())
     empty = [name for name in SPLIT_NAMES.values() if name not in c["splits"]]
     if empty:
-        others += f"; no {' and no '.join(empty)}, too few groups to part"
+        others += f"; no {' and no '.join(empty)}, as there are too few groups to split"
     if c["duplicate_structures"]:
-        others += f"; {c['duplicate_structures']:,} structures repeat another's geometry and are in its split"
+        others += f"; {c['duplicate_structures']:,} structures have the geometry of another and are in the same split"
     return (
         f"{c['structures_written']:,} structures ({splits}) of {about['data_origin']} {about['level_of_theory']};"
         f" {'left out: ' + left_out if left_out else 'none left out'}{others}{rate}"
@@ -207,7 +205,7 @@ def summarize_conversion(facts: dict[str, object]) -> str:
 
 
 def do_check(arguments: Namespace) -> int:
-    """Check files or stores; return 1 if some structures cannot be used, or there are none."""
+    """Check files or stores; return 1 if some structures cannot be used or there are no structures."""
     from harness.reference.datasets import inspect
 
     first = Path(arguments.dataset)
@@ -235,7 +233,7 @@ def do_stats(arguments: Namespace) -> int:
 
 
 def list_stores(paths: list[Path]) -> list[Path]:
-    """Return the named stores and those in named folders; raises InputError for a folder without stores."""
+    """Return the given stores and all stores in the given folders; raises InputError for a folder without stores."""
     stores: list[Path] = []
     for path in paths:
         inside = sorted(path.glob(f"*{STORE_ENDING}")) if path.suffix != STORE_ENDING else [path]
@@ -246,11 +244,11 @@ def list_stores(paths: list[Path]) -> list[Path]:
 
 
 def make_progress(quiet: bool) -> Callable[[int, int, str], None]:
-    """Return a function that reports progress in one line of a terminal, and does nothing elsewhere."""
+    """Return a function that reports progress in one line of a terminal; without a terminal, it does nothing."""
     is_visible = not quiet and sys.stderr.isatty()
 
-    def report(count: int, total: int, what: str) -> None:
+    def report(count: int, total: int, unit: str) -> None:
         if is_visible:
-            print(f"\r{count:,} of {total:,} {what} ", end="\n" if count >= total else "", file=sys.stderr, flush=True)
+            print(f"\r{count:,} of {total:,} {unit} ", end="\n" if count >= total else "", file=sys.stderr, flush=True)
 
     return report

@@ -1,4 +1,4 @@
-"""Detection of structures with the same geometry, and of groups that must therefore share a split."""
+"""Detection of structures with the same geometry, whose groups must therefore be in one split."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from harness.reference.datasets.splits import (
 )
 from harness.reference.storage.sampling.permutations import splitmix64
 
-# Structures count as equal if their fingerprints (N_LENGTHS numbers, see `splits.measure_shapes`) fall into the same
-# bin of at least one of N_LENGTHS + 1 shifted grids. For each length only one grid has a border between two values
-# closer than GRID_SPACING / N_GRIDS, so that at least one grid has no border between two structures whose lengths are
-# equal to within that.
+# Structures count as equal if their N_LENGTHS lengths (see `splits.measure_shapes`) fall into the same bins of at least
+# one of N_LENGTHS + 1 shifted grids. Two values of a length that differ by less than GRID_SPACING / N_GRIDS are
+# separated by the border of at most one grid; so at least one grid separates no length of two structures that are equal
+# to within this tolerance.
 N_GRIDS = N_LENGTHS + 1
 GRID_SPACING = 5e-4  # angstrom
-MAX_STRUCTURES = 500_000  # compared at a time, which bounds the memory
-# The fingerprint of a structure: place is the hash of its group, which decides its split (`splits.place_groups`);
-# forces is whether it has any.
+MAX_STRUCTURES = 500_000  # number of structures that are compared at a time, which limits the memory
+# The fingerprint of a structure. `place` is the hash of its group, which decides its split (`splits.place_groups`);
+# `forces` is whether the structure has forces.
 FINGERPRINT = np.dtype([("composition", "<u8"), ("lengths", "<f4", N_LENGTHS), ("place", "<u8"), ("forces", "?")])
 Fingerprints = NDArray[np.void]
 GroupPlaces = NDArray[np.uint64]
@@ -38,10 +38,11 @@ GroupPlaces = NDArray[np.uint64]
 
 @dataclass
 class Repeats:
-    """Equal structures of a dataset.
+    """The equal structures of a dataset.
 
-    count: structures whose geometry repeats that of an earlier one. links: [l, 2]
-    places of pairs of groups that hold equal structures.
+    Attributes:
+        count: Number of structures whose geometry is that of an earlier structure.
+        links: [l, 2] pairs of groups (by their places) that contain equal structures.
     """
 
     count: int
@@ -49,7 +50,7 @@ class Repeats:
 
 
 def compute_fingerprints(table: StructureTable, *, seed: int) -> Fingerprints:
-    """Return the fingerprint of every structure, from which its repeats can be found, [g]."""
+    """Return the fingerprint of every structure, [g]; seed: that of the split."""
     shapes = measure_shapes(table)
     fingerprints = np.empty(len(table), dtype=FINGERPRINT)
     fingerprints["composition"], fingerprints["lengths"] = shapes.composition, shapes.lengths
@@ -63,9 +64,10 @@ def sort_fingerprints(fingerprints: Fingerprints) -> Fingerprints:
 
 
 def find_repeats(parts: Sequence[Fingerprints]) -> Repeats:
-    """Find equal structures, in ranges of compositions so that memory does not grow with the number of structures.
+    """Find equal structures, one range of compositions at a time, so that the memory is bounded.
 
-    The fingerprints of each part must be in order of composition.
+    Args:
+        parts: Fingerprints, each part sorted by `sort_fingerprints`.
     """
     ranges = 1 + sum(map(len, parts)) // MAX_STRUCTURES
     borders = np.array([2**64 * k // ranges for k in range(ranges)], dtype=np.uint64)
@@ -86,7 +88,7 @@ def find_repeats(parts: Sequence[Fingerprints]) -> Repeats:
 
 
 def label_equal(composition: NDArray[np.uint64], lengths: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Number structures, from 0 on, so that equal ones have the same number, [g]."""
+    """Label each structure with an integer from 0 on, so that equal structures have equal labels, [g]."""
     label = np.arange(len(composition))
     for grid in range(N_GRIDS):
         key = composition
@@ -100,9 +102,9 @@ def label_equal(composition: NDArray[np.uint64], lengths: NDArray[np.float32]) -
 
 
 def unite_groups(links: GroupPlaces) -> tuple[GroupPlaces, GroupPlaces]:
-    """Return all linked groups, sorted, and for each the group that determines their common split, [k] both.
+    """Return the places of all linked groups, sorted, and for each the place that decides the common split, [k] each.
 
-    The choice of that group depends on the groups' places alone, and favours no split.
+    The choice of this place depends on the places of the linked groups alone, and favours no split.
     """
     places, position = np.unique(links, return_inverse=True)
     first, second = position.reshape(-1, 2).T
@@ -113,19 +115,19 @@ def unite_groups(links: GroupPlaces) -> tuple[GroupPlaces, GroupPlaces]:
 
 
 def _connect(first: NDArray[np.int64], second: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Number items from 0 on, so that those connected by pairs have the same number, [count]."""
+    """Return the index of the connected component of each item, [count], in the graph of pairs (first, second)."""
     graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
 def _select_shared(composition: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return whether another structure has the same composition, [g]."""
+    """Return for each structure whether another one has the same composition, [g]."""
     _, position, count = np.unique(composition, return_inverse=True, return_counts=True)
     return np.asarray(count[position] > 1)
 
 
 def _link_groups(label: NDArray[np.int64], places: GroupPlaces) -> GroupPlaces:
-    """Return enough pairs of groups to connect all groups that hold a structure of the same label."""
+    """Return pairs of groups that connect all groups with a structure of the same label."""
     order = np.lexsort((places, label))
     label, places = label[order], places[order]
     linked = (label[1:] == label[:-1]) & (places[1:] != places[:-1])
@@ -134,9 +136,12 @@ def _link_groups(label: NDArray[np.int64], places: GroupPlaces) -> GroupPlaces:
 
 @dataclass(frozen=True)
 class SplitAssignment:
-    """The splits of groups, by place.
+    """The assignment of groups to splits.
 
-    exceptions: [k] sorted places of the groups that are not assigned by place. splits: their splits, [k].
+    Attributes:
+        exceptions: [k] sorted places of the groups that `assign_by_place` does not decide.
+        splits: [k] the splits of these groups, as positions in SPLITS.
+        shares: The shares of the splits, for all other groups.
     """
 
     exceptions: GroupPlaces
@@ -144,7 +149,7 @@ class SplitAssignment:
     shares: tuple[float, ...] = SHARES
 
     def find_splits(self, places: GroupPlaces) -> NDArray[np.int64]:
-        """Return the position in SPLITS of groups at these places, [g]."""
+        """Return the split of each group, as a position in SPLITS, [g]; places: [g]."""
         result = assign_by_place(places, self.shares)
         if len(self.exceptions):
             k = np.minimum(np.searchsorted(self.exceptions, places), len(self.exceptions) - 1)
@@ -156,13 +161,13 @@ class SplitAssignment:
 def assign_splits(
     parts: Sequence[Fingerprints], links: GroupPlaces, *, fill: bool = True, shares: tuple[float, ...] = SHARES
 ) -> SplitAssignment:
-    """Assign linked groups to one split, and structures to every split if there are enough groups.
+    """Assign groups to splits so that linked groups share a split and, if there are enough groups, no split is empty.
 
     Args:
-        parts: fingerprints of all structures.
-        links: pairs of groups that hold equal structures.
-        fill: whether groups may be moved into a split that would be empty.
-        shares: Approximate share of the groups for each split.
+        parts: Fingerprints of all structures.
+        links: [l, 2] pairs of groups that contain equal structures.
+        fill: Whether groups may be moved into a split that would be empty.
+        shares: The approximate share of the groups in each split.
     """
     groups, leaders = unite_groups(links)
     united = SplitAssignment(groups, assign_by_place(leaders, shares), shares)
@@ -182,16 +187,16 @@ def assign_splits(
 def assign_structures(
     table: StructureTable, *, shares: tuple[float, ...] = SHARES, seed: int = SEED
 ) -> NDArray[np.int64]:
-    """Return the position in SPLITS of every structure of a dataset, [g]; equal structures get the same."""
+    """Return the split of every structure, as a position in SPLITS, [g]; equal structures share a split."""
     fingerprints = compute_fingerprints(table, seed=seed)
     links = find_repeats([sort_fingerprints(fingerprints)]).links
     return assign_splits([fingerprints], links, fill=False, shares=shares).find_splits(fingerprints["place"])
 
 
 def _fill_splits(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Change the numbers of groups in training, validation and test as little as possible so that none is empty.
+    """Change the numbers of groups in training, validation and test as little as possible, so that none is zero.
 
-    A single group is for training; of two, one is for validation.
+    If there is only one group, it goes to training; if there are two, one goes to validation.
     """
     total = int(counts.sum())
     validation = min(max(int(counts[1]), 1), total - 1)

@@ -1,4 +1,4 @@
-"""Downloads of official files that have a public address, which resume after a broken connection."""
+"""Downloads of official files that have a public address; a download resumes after a broken connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUMBER = "[0-9]{1,18}"
 
 
 def select_downloads(slug: str, names: list[str]) -> list[Download]:
-    """Return the downloads of those names of a dataset in DOWNLOADS; raises InputError with the known names."""
+    """Return the downloads of a dataset by their names; raises InputError, with the known names, for an unknown one."""
     known = {d.name: d for d in DOWNLOADS[slug]}
     for name in names:
         if name not in known:
@@ -39,7 +39,7 @@ def select_downloads(slug: str, names: list[str]) -> list[Download]:
 
 
 def fetch(download: Download, folder: Path, progress: ProgressCallback) -> Path:
-    """Download a file into the folder, from where an earlier attempt stopped; raises InputError if that fails.
+    """Download a file into the folder, or continue an earlier attempt; raises InputError if that fails.
 
     The file gets its final name only after its length, its file type and, if known, its MD5 have been checked.
     """
@@ -72,7 +72,7 @@ def _to_short_line(reason: object) -> str:
 
 
 def _find_fault(download: Download, path: Path, *, is_new: bool) -> str:
-    """Return the fault of a complete file, or ""; only new files are hashed, because that takes long."""
+    """Return the problem of a complete file, or ""; only new files are hashed, as this takes long."""
     size, kind = path.stat().st_size, Path(download.name).suffix
     if not size:
         return "is empty"
@@ -91,7 +91,14 @@ def _find_fault(download: Download, path: Path, *, is_new: bool) -> str:
 
 @dataclass(frozen=True)
 class Download:
-    """A file and its address. md5, size in bytes: as published, or None."""
+    """A file to download.
+
+    Attributes:
+        name: The name of the file.
+        url: Its address.
+        md5: The published MD5 digest, or None.
+        size: The published size in bytes, or None.
+    """
 
     name: str
     url: str
@@ -127,7 +134,7 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
 def receive(download: Download, partial: Path, progress: ProgressCallback) -> None:
     """Append the missing part of a file; return only if the server confirms that the file is complete.
 
-    Raises InputError for an answer that is not the file, and what urllib raises for a broken connection.
+    Raises InputError if the answer is not the file, and an error of urllib if the connection breaks.
     """
     offset = partial.stat().st_size if partial.exists() else 0
     try:
@@ -174,7 +181,7 @@ def _receive_rest(download: Download, partial: Path, offset: int, progress: Prog
 
 
 def _reject_other_version(download: Download, partial: Path, tag: str, total: int | None) -> None:
-    """Raise InputError, and delete the first part, if the rest would be of another version of the file."""
+    """Delete the first part and raise InputError if the file on the server is another version."""
     version = _version_path(partial)
     before = version.read_text(encoding="utf-8") if version.exists() else ""
     if (before and tag and before != tag) or (total is not None and total < partial.stat().st_size):
@@ -239,9 +246,9 @@ def _parse_length(response: http.client.HTTPResponse) -> int | None:
 
 
 def _read_total(download: Download, response: http.client.HTTPResponse, offset: int) -> int | None:
-    """Return the length of the whole file from a partial response.
+    """Return the length of the whole file, from a partial response.
 
-    Raises InputError if that is not the requested part.
+    Raises InputError if the response is not the requested part.
     """
     text = response.headers.get("Content-Range")
     if text is None:

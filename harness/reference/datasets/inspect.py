@@ -1,4 +1,4 @@
-"""Checks of official files without conversion, and of stores: their content and its faults."""
+"""Checks of official files without conversion, and checks of stores."""
 
 from __future__ import annotations
 
@@ -46,13 +46,18 @@ OUTLIERS = {
     "outlier": "that the dataset's authors flag as such",
     "force norm": f"with forces of {MAX_FORCE:g} eV/angstrom or more",
 }
-REQUIRED_LABELS = frozenset({"forces", "spin"})  # labels that a whole set must not lack if its dataset has them
-MAX_OUTLIER_SHARE = 0.05  # share of structures above which large forces mean that the units are wrong
+REQUIRED_LABELS = frozenset({"forces", "spin"})  # if the official dataset has them, the files must have them too
+MAX_OUTLIER_SHARE = 0.05  # if more structures have large forces, the units are probably wrong
 
 
 @dataclass(frozen=True)
 class Report:
-    """The findings, in lines, and the number of faults, at least 1 if no structure can be used."""
+    """The result of a check.
+
+    Attributes:
+        text: The findings in lines.
+        faults: Number of faults; at least 1 if no structure can be used.
+    """
 
     text: str
     faults: int
@@ -83,7 +88,7 @@ class _Findings:
 
 
 def inspect_files(entry: DatasetSource, paths: Sequence[Path], progress: ProgressCallback) -> Report:
-    """Read all of a dataset's files, or its shipped set, as a conversion would."""
+    """Read all files of a dataset, or its shipped set, as a conversion does, and report the faults."""
     form, official = (detect_source_format(entry, paths), entry) if paths else (SHIPPED, None)
     findings = _Findings()
     parts = form.list_chunks(list(paths) or [Path(entry.slug)])
@@ -122,7 +127,7 @@ def _count_item(
 
 
 def _build_report(entry: DatasetSource, findings: _Findings, passed_over: Counter[str], *, is_official: bool) -> Report:
-    """Return the lines of a report and the number of structures or labels at fault."""
+    """Return the report on official files or a shipped set."""
     unforced = findings.labels.without["forces"]
     usable = findings.sound - (unforced if unforced < findings.sound else 0)
     lacking = [label for label in entry.labels if is_official and 0 < findings.sound == findings.labels.without[label]]
@@ -154,7 +159,7 @@ def _is_usual(kind: str, count: int, findings: _Findings) -> bool:
 
 
 def inspect_store(path: Path, progress: ProgressCallback) -> Report:
-    """Read all of a store: checksums, values, ids."""
+    """Read a whole store, and check its checksums, values and ids."""
     if is_bp_folder(path) and not get_inner_seal_paths(path)[0].exists():
         return _inspect_original(path, progress)
     with BPFile(path) as file:
@@ -180,7 +185,7 @@ def inspect_store(path: Path, progress: ProgressCallback) -> Report:
 
 
 def _inspect_original(path: Path, progress: ProgressCallback) -> Report:
-    """Examine a store of HydraGNN, array by array."""
+    """Examine a store that HydraGNN wrote."""
 
     def find_expected_source(name: object) -> DatasetSource | None:
         try:
@@ -218,6 +223,6 @@ def _format_statistics(statistics: Mapping[str, Any]) -> str:
     energy, forces = statistics["energy_ev_per_atom"], statistics["force_norm_ev_per_a"]
     return (
         f"of {statistics['sizes']['min']:.0f} to"
-        f" {statistics['sizes']['max']:.0f} atoms; {listed}; energy beyond the references sd {energy['sd']:.3g} eV/atom"
+        f" {statistics['sizes']['max']:.0f} atoms; {listed}; residual energy sd {energy['sd']:.3g} eV/atom"
         + (f", forces rms {forces['rms']:.3g} eV/angstrom" if forces["number"] else ", no forces")
     )

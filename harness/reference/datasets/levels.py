@@ -17,9 +17,9 @@ import numpy as np
 from harness.reference.data.structure import Array, Structure
 from harness.reference.datasets.parsing.constants import BOHR_ANGSTROM, HARTREE_EV
 
-KELVIN_HARTREE = 3.166811563e-6
-METAL_KELVIN = 3000.0
-POINTS_ANGSTROM = 6.3
+KELVIN_HARTREE = 3.166811563e-6  # Boltzmann's constant
+METAL_KELVIN = 3000.0  # electronic temperature for metals
+POINTS_ANGSTROM = 6.3  # number of k-points along a lattice vector times its length
 
 Labels = tuple[float, Array]
 
@@ -56,7 +56,13 @@ def count_unpaired_electrons(structure: Structure) -> int:
 
 
 def compute_xtb(structure: Structure, method: str, kelvin: float = 300.0) -> Labels:
-    """Compute GFN1-xTB or GFN2-xTB (electronic free energy); periodic structures at the Gamma point alone."""
+    """Compute energy and forces by GFN1-xTB or GFN2-xTB; periodic structures use the Gamma point alone.
+
+    Args:
+        structure: The structure.
+        method: "GFN1-xTB" or "GFN2-xTB".
+        kelvin: Electronic temperature; the energy is the electronic free energy.
+    """
     from tblite.interface import Calculator
 
     is_periodic = any(structure.periodic)
@@ -79,7 +85,10 @@ def compute_xtb(structure: Structure, method: str, kelvin: float = 300.0) -> Lab
 
 
 def compute_gaussian(structure: Structure, functional: str, basis: str) -> Labels:
-    """Compute Kohn-Sham DFT in a Gaussian basis with density fitting; open shells unrestricted, ECPs from Rb on."""
+    """Compute energy and forces by Kohn-Sham DFT in a Gaussian basis with density fitting.
+
+    Open shells are unrestricted; def2 basis sets have effective core potentials (ECP) from rubidium on.
+    """
     from ase.data import chemical_symbols as symbols
     from pyscf import dft, gto, lib
 
@@ -99,7 +108,7 @@ def compute_gaussian(structure: Structure, functional: str, basis: str) -> Label
 
 
 def compute_plane_waves(structure: Structure, functional: str, cutoff: float) -> Labels:
-    """Compute spin-paired PAW in plane waves; cutoff in eV."""
+    """Compute energy and forces by spin-paired DFT with PAW and plane waves up to the cutoff in eV."""
     from ase import Atoms
     from gpaw import GPAW, PW, FermiDirac, KohnShamConvergenceError
 

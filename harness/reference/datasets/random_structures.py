@@ -1,4 +1,4 @@
-"""The paper's screening workload: atoms thrown at random into a box (arXiv 2604.15380, public screening script)."""
+"""The paper's screening workload: atoms at random positions in a box (arXiv 2604.15380, public screening script)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ SEED = 42
 
 
 def make_random_structures(count: int, *, atoms: tuple[int, int], rank: int = 0) -> list[Structure]:
-    """Return isolated structures of atoms[0]..atoms[1] atoms, uniform positions and elements, seed 42 + rank."""
+    """Return isolated structures with uniformly distributed positions and elements, for the seed 42 + rank.
+
+    Args:
+        count: Number of structures.
+        atoms: The smallest and the largest number of atoms.
+        rank: The rank.
+    """
     rng = np.random.default_rng(SEED + rank)
     structures = []
     for k in range(count):

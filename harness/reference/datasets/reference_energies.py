@@ -1,4 +1,4 @@
-"""Reference energies: the part of a dataset's energies that its compositions explain, fitted in constant memory."""
+"""Reference energies: one energy per element, fitted to the energies of a dataset in constant memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from harness.reference.data.structure_table import StructureTable
 from harness.reference.errors import InputError
 
 ELEMENT_SLOTS = MAX_ATOMIC_NUMBER + 1
-# Singular values below this fraction of the largest count as zero. Columns are first scaled to length 1, so that rare
-# elements are not cut. Rounding reaches 1e-13; compositions that differ at all differ by more than 1e-6 of their
-# length.
+# Singular values below this fraction of the largest one count as zero. Columns are scaled to length 1 first, so that
+# rare elements do not fall below it. Rounding errors are about 1e-13, real differences of compositions above 1e-6.
 RANK_CUTOFF = 1e-6
-# An element is undetermined if the norm of its part in the cut directions exceeds this.
+# An element is undetermined if the norm of its components along directions with singular value zero exceeds this.
 UNDETERMINED_SHARE = 1e-4
 
 
 class ElementState(IntEnum):
-    """What a dataset determines of an element's energy: nothing, only sums with other elements, or its value."""
+    """Whether a dataset determines an element's energy: not at all, only in sums with other elements, or uniquely."""
 
     ABSENT = 0
     UNDETERMINED = 1
@@ -33,19 +32,23 @@ class ElementState(IntEnum):
 
 
 def count_elements(table: StructureTable) -> NDArray[np.int64]:
-    """Return atoms of each element in each structure, [g, 119], by atomic number."""
-    places = table.owner * ELEMENT_SLOTS + table.numbers
-    return np.bincount(places, minlength=len(table) * ELEMENT_SLOTS).reshape(-1, ELEMENT_SLOTS)
+    """Return the number of atoms of each element in each structure, [g, 119], by atomic number."""
+    bins = table.owner * ELEMENT_SLOTS + table.numbers
+    return np.bincount(bins, minlength=len(table) * ELEMENT_SLOTS).reshape(-1, ELEMENT_SLOTS)
 
 
 @dataclass(frozen=True)
 class References:
-    """Energies of elements whose sums approximate the energies of structures.
+    """Reference energies, whose sum over the atoms of a structure approximates its energy.
 
-    energy_ev: [119], NaN if absent; for undetermined elements the smallest solution, of which only sums that occur in
-    the data are meaningful. state: [119]. rank: number of independent compositions. structures: those with energies.
-    rmse_ev_per_atom, mae_ev_per_atom: errors over all of them; the former is NaN if total
-    energies were fitted, the latter unless they were read twice.
+    Attributes:
+        energy_ev: [119] by atomic number, NaN if the element is absent. The energies of undetermined elements are those
+            of smallest norm; only their sums over compositions that occur in the data are meaningful.
+        state: [119] ElementState of each element.
+        rank: Number of independent compositions.
+        structures: Number of structures with energies.
+        rmse_ev_per_atom: Root mean square error of these structures; NaN if total energies were fitted.
+        mae_ev_per_atom: Mean absolute error of these structures; NaN unless the data were read a second time.
     """
 
     energy_ev: Array
@@ -56,20 +59,23 @@ class References:
     mae_ev_per_atom: float = float("nan")
 
     def sum_energies(self, table: StructureTable) -> Array:
-        """Return the sum of the reference energies of each structure, [g], eV; NaN where an element has none."""
+        """Return the sum of the reference energies over the atoms of each structure, [g] eV.
+
+        The sum is NaN if an element has no reference energy.
+        """
         owner, value = table.owner, self.energy_ev[table.numbers]
         return np.asarray(np.bincount(owner, weights=value, minlength=len(table)), dtype=np.float64)
 
     def residual(self, table: StructureTable) -> Array:
-        """Return the energy per atom relative to the references, [g], eV/atom; NaN where either is missing."""
+        """Return the energy minus the reference energies, per atom, [g] eV/atom; NaN if one of them is missing."""
         return (table.energy - self.sum_energies(table)) / table.sizes
 
     def knows(self, numbers: NDArray[np.int64]) -> bool:
-        """Return whether the dataset holds all of these elements."""
+        """Return whether all of these elements occur in the dataset."""
         return bool((self.state[numbers] > ElementState.ABSENT).all())
 
     def elements(self, state: ElementState) -> list[str]:
-        """Return symbols of the elements in a state, by atomic number."""
+        """Return the symbols of the elements in a state, in the order of atomic numbers."""
         return [chemical_symbols[z] for z in np.flatnonzero(self.state[1:] == state) + 1]
 
     def to_json(self) -> dict[str, Any]:
@@ -101,10 +107,11 @@ def from_json(plain: dict[str, Any]) -> References:
 
 
 class StreamingLeastSquares:
-    """Least squares of energy per atom on composition per atom, block by block.
+    """The least-squares fit of energy per atom to composition per atom, table by table.
 
-    The state is the triangular factor of all rows so far, at most [120, 120]; normal equations would square the
-    condition number. The result does not depend on the order or the division into blocks and workers, up to rounding.
+    The state is the triangular factor R of a QR decomposition of all rows so far, at most [120, 120]; the normal
+    equations would square the condition number. Up to rounding, the result depends neither on the order of the tables
+    nor on their division among workers.
     Source: Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, A206 (2012) (TSQR).
     """
 
@@ -126,14 +133,14 @@ class StreamingLeastSquares:
 
     def _append(self, rows: Array, structures: int) -> None:
         both = np.concatenate([self.factor, rows])
-        used = both.any(axis=0)  # a few of 120 columns, in most datasets
-        small = np.linalg.qr(both[:, used], mode="r")
-        self.factor = np.zeros((len(small), ELEMENT_SLOTS + 1))
-        self.factor[:, used] = small
+        used = both.any(axis=0)  # most datasets use only a few of the 120 columns
+        compact = np.linalg.qr(both[:, used], mode="r")
+        self.factor = np.zeros((len(compact), ELEMENT_SLOTS + 1))
+        self.factor[:, used] = compact
         self.structures += structures
 
     def solve(self) -> References:
-        """Return the references; raises InputError if no structure had an energy."""
+        """Return the reference energies; raises InputError if no structure has an energy."""
         if not self.structures:
             raise InputError("reference energies: no structure has an energy")
         length = np.linalg.norm(self.factor[:, :ELEMENT_SLOTS], axis=0)
@@ -142,13 +149,13 @@ class StreamingLeastSquares:
         left_vectors, values, right_vectors = np.linalg.svd(scaled, full_matrices=True)
         rank = int((values > RANK_CUTOFF * values[0]).sum())
         solution = right_vectors[:rank].T @ ((left_vectors[:, :rank].T @ energy) / values[:rank]) / length[present]
-        cut = right_vectors[rank:].T
-        open_directions = cut / length[present, None]
-        # Take the smallest of all solutions that fit equally well: moving along cut directions does not change the fit.
-        solution -= open_directions @ np.linalg.lstsq(open_directions, solution, rcond=None)[0]
+        null_space = right_vectors[rank:].T
+        directions = null_space / length[present, None]
+        # Of all solutions that fit equally well, take the one of smallest norm.
+        solution -= directions @ np.linalg.lstsq(directions, solution, rcond=None)[0]
         state = np.full(ELEMENT_SLOTS, ElementState.ABSENT, dtype=np.int64)
         state[present] = np.where(
-            np.linalg.norm(cut, axis=1) > UNDETERMINED_SHARE, ElementState.UNDETERMINED, ElementState.FITTED
+            np.linalg.norm(null_space, axis=1) > UNDETERMINED_SHARE, ElementState.UNDETERMINED, ElementState.FITTED
         )
         energies = np.full(ELEMENT_SLOTS, np.nan)
         energies[present] = solution
@@ -158,7 +165,7 @@ class StreamingLeastSquares:
 
 
 def fit(read_tables: Callable[[], Iterable[StructureTable]]) -> References:
-    """Fit the references of all blocks, which are read twice: to fit, and for the mean absolute error."""
+    """Fit reference energies to tables, which are read twice: for the fit, and for the mean absolute error."""
     solver = StreamingLeastSquares()
     for table in read_tables():
         solver.add(table)

@@ -1,4 +1,4 @@
-"""The small labelled sets that ship with the harness, one for each branch; shipped/sets.yaml describes them."""
+"""The small labelled sets that ship with the harness, one for each head; shipped/sets.yaml describes them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,28 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "shipped"
 TABLE = "sets.yaml"
-# branches that hold frames of another branch's set, and whether they hold the neutral ones
+# sets that are a part of another set: the name of the other set, and whether the part is the neutral structures
 CHARGE_VIEWS = {"omol25-neutral": ("omol25", True), "omol25-non-neutral": ("omol25", False)}
 
 
 @dataclass(frozen=True)
 class ShippedSet:
-    """One shipped set: shipped/<name>.h5, or the frames of another one's file by their charge.
+    """One shipped set: the file shipped/<name>.h5, or the neutral or charged structures of another set's file.
 
-    name: the head's name in lower case. sample: whether it is a sample of the branch's own dataset; otherwise it is a
-    stand-in, with other chemistry or another level of theory. labels: of E, F, stress. count: structures. sha256: of
-    the file. rejected: structures that were computed and left out, and why. provenance: package, version and digest of
-    the archive, or the program that computed it.
+    Attributes:
+        name: The name of the head in lower case.
+        head: The head.
+        sample: Whether the set is a sample of the head's dataset; otherwise it is a stand-in, with other chemistry or
+            another level of theory.
+        level: The level of theory.
+        labels: The kind of energy and the other labels.
+        chemistry: The kinds of structures.
+        count: Number of structures.
+        rejected: Number of structures that were computed but left out, and the reasons.
+        sha256: Digest of the file.
+        provenance: Package, version and digest of the archive, or the program that computed the set.
+        licence: The licence.
+        attribution: The authors.
     """
 
     name: str
@@ -52,7 +62,7 @@ class ShippedSet:
 
     @property
     def branch(self) -> int:
-        """The branch id in the model."""
+        """The index of the head in the model."""
         return HEADS.index(self.head)
 
     @property
@@ -62,12 +72,12 @@ class ShippedSet:
 
     @property
     def file(self) -> Path:
-        """The file of its frames."""
+        """The file with its structures."""
         return FOLDER / f"{CHARGE_VIEWS[self.name][0] if self.name in CHARGE_VIEWS else self.name}.h5"
 
 
 def read_table(path: Path) -> tuple[ShippedSet, ...]:
-    """Return the sets of a table, in the order of the branches; raises InputError naming what is missing."""
+    """Return the sets of a table in the order of HEADS; raises InputError with the name of a missing entry."""
     rows = YAML(typ="safe").load(path)
     sets = []
     for head in HEADS:
@@ -86,7 +96,7 @@ SHIPPED_SETS: tuple[ShippedSet, ...] = read_table(FOLDER / TABLE)
 
 
 def find_shipped_set(name: str) -> ShippedSet:
-    """Return the set of that name; raises InputError with the known names and the closest."""
+    """Return the set of a name; raises InputError, with the closest name, if there is none."""
     for entry in SHIPPED_SETS:
         if entry.name == name:
             return entry
@@ -94,14 +104,14 @@ def find_shipped_set(name: str) -> ShippedSet:
 
 
 def load_table(entry: ShippedSet) -> StructureTable:
-    """Read a shipped set after checking its digest; raises InputError if the file is not the one described."""
+    """Read a shipped set; raises InputError if its file does not have the recorded digest and number of structures."""
     try:
         data = entry.file.read_bytes()
     except OSError as error:
         raise InputError(f"{entry.file}: cannot be read ({error.strerror})") from None
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise InputError(f"{entry.file}: sha256 differs from the one recorded for {entry.name!r}")
-    import h5py  # not where suites are only planned
+    import h5py  # imported here, as planning a suite does not need it
 
     with h5py.File(io.BytesIO(data), "r") as file:
         table = decode_columns(file)
@@ -118,7 +128,7 @@ def load_structures(entry: ShippedSet) -> list[Structure]:
 
 
 def decode_columns(file: h5py.File) -> StructureTable:
-    """Return all columns of a shipped file, the fixed-point ones as numbers."""
+    """Return all columns of a shipped file, with fixed-point columns converted to floating point."""
     sizes = file["natoms"][:].astype(np.int64)
     return StructureTable(
         ids=np.array([f"{file.attrs['slug']}/{k}" for k in range(len(sizes))]),
@@ -137,7 +147,7 @@ def decode_columns(file: h5py.File) -> StructureTable:
 
 
 def decode_decimals(file: h5py.File, name: str) -> Array:
-    """Return a column of fixed-point numbers; the division gives the double nearest to each decimal."""
+    """Return a column of fixed-point numbers as the doubles that are nearest to the decimal values."""
     column = file[name]
     integers: NDArray[np.int64] = column[:]
     return np.asarray(integers / 10.0 ** int(column.attrs["decimals"]))

@@ -1,11 +1,12 @@
-"""Splits by the name of a group, and fingerprints that equal structures share: a composition, and a few lengths.
+"""Splits by the names of groups, and fingerprints by which equal structures are found: a composition and nine lengths.
 
 The lengths do not change under rotation, translation, reflection (a mirror image has the same energy) and exchange of
 equal atoms, nor, in a periodic structure, with the origin, the choice of lattice vectors and the size of the supercell.
-Charge and multiplicity belong to the composition, because a model takes them as input.
+Charge and multiplicity are part of the composition, because they are input of a model.
 
-Each atom is measured by its distances to the others. Sorted by element and size, such values are a function on 0 .. 1
-whose coefficients in Legendre polynomials are the lengths: atoms that are exchanged or repeated do not change them.
+Each atom has values that depend on its distances to other atoms. Sorted by element and size, the values of all atoms
+define a step function on 0 .. 1; the lengths are its coefficients in Legendre polynomials, which do not change if atoms
+are exchanged or the cell is repeated.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from harness.reference.storage.sampling.permutations import hash_key, splitmix64
 SPLIT_NAMES = {"trainset": "train", "valset": "validation", "testset": "test"}  # by the label in stores, HydraGNN's
 SPLITS = tuple(SPLIT_NAMES)
 SHARES = (0.9, 0.05, 0.05)
-SEED = 17  # with which every shipped set, of as few as 15 groups, has some in every split
+SEED = 17  # with this seed, every shipped set (the smallest has 15 groups) has groups in every split
 
 
 def hash_texts(texts: NDArray[np.str_], salt: str = "") -> NDArray[np.uint64]:
-    """Return a 64-bit number for each text, the same on every machine, [k]."""
+    """Return a 64-bit hash of each text, [k], the same on every machine."""
     key = salt.encode()
     joined = b"".join(
         blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8, key=key).digest() for text in texts.tolist()
@@ -39,27 +40,27 @@ def hash_texts(texts: NDArray[np.str_], salt: str = "") -> NDArray[np.uint64]:
 
 
 def place_groups(groups: NDArray[np.str_], *, seed: int = SEED) -> NDArray[np.uint64]:
-    """Return the place of each group in 0 .. 2**64, [k], which depends on its name and the seed alone."""
+    """Return the place of each group, [k]: a hash of its name and the seed, in 0 .. 2**64."""
     names, position = np.unique(groups, return_inverse=True)
     return hash_texts(names, f"split {seed}")[position]
 
 
 def assign_by_place(places: NDArray[np.uint64], shares: Sequence[float] = SHARES) -> NDArray[np.int64]:
-    """Return the position in SPLITS of groups at these places, [k]."""
+    """Return the split of each group, as a position in SPLITS, [k]; places: [k] from `place_groups`."""
     return np.searchsorted(np.cumsum(shares)[:-1], places.astype(np.float64) / 2.0**64, side="right")
 
 
 def assign_by_name(
     groups: NDArray[np.str_], *, shares: Sequence[float] = SHARES, seed: int = SEED
 ) -> NDArray[np.int64]:
-    """Return the position in SPLITS of each group, [k], which depends on its name and the seed alone."""
+    """Return the split of each group, as a position in SPLITS, [k]; it depends on its name and the seed alone."""
     return assign_by_place(place_groups(groups, seed=seed), shares)
 
 
 N_LENGTHS = 9
-RADIUS = 4.0  # angstrom, of the surroundings of an atom
-MAX_ALL_PAIRS = 1024  # atoms; in larger molecules only pairs within RADIUS are measured
-MAX_PAIRS = 200_000  # so that they stay in the cache
+RADIUS = 4.0  # angstrom; the radius of an atom's environment
+MAX_ALL_PAIRS = 1024  # in molecules with more atoms, only pairs within RADIUS are measured
+MAX_PAIRS = 200_000  # number of pairs that are measured at a time, which fit into the cache
 MIN_SPACING = 0.25  # angstrom; the atoms of a denser periodic structure have too many neighbours to measure
 MAX_LENGTH = 1000.0  # angstrom
 _ELEMENTS = np.arange(MAX_ATOMIC_NUMBER + 1, dtype=np.uint64)
@@ -72,14 +73,19 @@ _INTEGRALS = [Legendre.basis(k, domain=[0, 1]).integ(lbnd=0) * (2 * k + 1) ** 0.
 
 @dataclass(frozen=True)
 class StructureShapes:
-    """Of g structures: composition [g], equal for equal compositions; lengths [g, 9], angstrom, NaN if not measured."""
+    """The fingerprints of g structures.
+
+    Attributes:
+        composition: [g] hash of the composition.
+        lengths: [g, 9] angstrom, NaN if a structure is too dense to be measured.
+    """
 
     composition: NDArray[np.uint64]
     lengths: NDArray[np.float32]
 
 
 def measure_shapes(table: StructureTable) -> StructureShapes:
-    """Measure every structure; where interatomic distances differ by t, the lengths differ by about t at most."""
+    """Measure every structure; if interatomic distances change by t, the lengths change by at most about t."""
     periodic = np.asarray(table.periodic.any(axis=1))
     is_small = ~periodic & (table.sizes <= MAX_ALL_PAIRS)
     lengths = np.full((len(table), N_LENGTHS), np.nan)
@@ -99,7 +105,7 @@ def _hash_compositions(table: StructureTable, periodic: NDArray[np.bool_]) -> ND
 
 
 def _measure_molecules(table: StructureTable) -> Array:
-    """Return lengths from all pairs of atoms, [g, 9]."""
+    """Return the lengths of small molecules, computed from all pairs of atoms, [g, 9]."""
     values = np.empty((len(table.numbers), 3))
     starts = table.ends - table.sizes
     for size in np.unique(table.sizes).tolist():
@@ -112,7 +118,7 @@ def _measure_molecules(table: StructureTable) -> Array:
 
 
 def _measure_all_pairs(positions: Array, weights: Array) -> Array:
-    """Return values of the atoms of m molecules of one size: positions and weights [m, n, 3]; returns [m, n, 3]."""
+    """Return three values of each atom, [m, n, 3], for positions and weights [m, n, 3] of m molecules of n atoms."""
     centred = positions - positions.mean(axis=1, keepdims=True)
     squares = np.einsum("mik,mik->mi", centred, centred)
     squared = squares[:, :, None] + squares[:, None, :] - 2.0 * (centred @ centred.swapaxes(1, 2))
@@ -126,7 +132,7 @@ def _measure_all_pairs(positions: Array, weights: Array) -> Array:
 
 
 def _measure_surroundings(table: StructureTable) -> Array:
-    """Return lengths of periodic or large structures from the pairs within RADIUS, [g, 9]."""
+    """Return the lengths of periodic or large structures, computed from pairs within RADIUS, [g, 9]."""
     spacing = _measure_spacings(table)
     is_measured = spacing > MIN_SPACING
     i, j, vector = _find_near_pairs(table, is_measured)
@@ -138,9 +144,9 @@ def _measure_surroundings(table: StructureTable) -> Array:
         np.bincount(i, near * weights[j, 0], count) + np.bincount(j, near * weights[i, 0], count), float
     )
     nearest = np.asarray(np.bincount(i, to_i, count) + np.bincount(j, to_j, count), float)
-    # In a symmetric place the sums above do not change with a small step of the atom, but this one does.
-    pull = [np.bincount(i, to_i * x, count) - np.bincount(j, to_j * x, count) for x in vector.T]
-    off_centre = np.sqrt(pull[0] ** 2 + pull[1] ** 2 + pull[2] ** 2) / (1.0 + nearest)
+    # On a symmetric site, a small displacement of the atom does not change the sums above, but it changes this one.
+    asymmetry = [np.bincount(i, to_i * x, count) - np.bincount(j, to_j * x, count) for x in vector.T]
+    off_centre = np.sqrt(asymmetry[0] ** 2 + asymmetry[1] ** 2 + asymmetry[2] ** 2) / (1.0 + nearest)
     lengths = [
         spacing,
         *_expand_in_polynomials(_convert(around), table, degrees=3).T,
@@ -151,12 +157,12 @@ def _measure_surroundings(table: StructureTable) -> Array:
 
 
 def _convert(neighbours: Array) -> Array:
-    """Convert a weighted number of neighbours into a length, which changes by about as much as the distances do."""
+    """Convert a weighted number of neighbours into a length that changes by about as much as the distances."""
     return RADIUS / 4.0 * np.log1p(neighbours)
 
 
 def _expand_in_polynomials(values: Array, table: StructureTable, *, degrees: int) -> Array:
-    """Return coefficients of the atoms' values [n] of each structure, by element and size, [g, degrees]."""
+    """Sort the values [n] of each structure by element and size; return Legendre coefficients, [g, degrees]."""
     owner, stops = table.owner, table.ends
     offset = (owner * len(_ELEMENTS) + table.numbers) * (2.0 * MAX_LENGTH)
     ordered = np.sort(np.minimum(values, MAX_LENGTH) + offset) - np.sort(offset)
@@ -170,7 +176,7 @@ def _find_near_pairs(
     table: StructureTable, is_measured: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
     """Return both atoms of each pair within RADIUS, and the vector from the first to the second, [e, 3]."""
-    import vesin  # takes seconds, as it imports torch
+    import vesin  # imported here because it imports torch, which takes seconds
 
     search = vesin.NeighborList(cutoff=RADIUS, full_list=False, n_threads=1)
     starts, ends = (table.ends - table.sizes).tolist(), table.ends.tolist()
@@ -188,7 +194,7 @@ def _find_near_pairs(
 
 
 def _measure_spacings(table: StructureTable) -> Array:
-    """Return the edge of an atom's share of the periodic directions, or the radius of a large molecule, [g]."""
+    """Return the typical spacing of atoms along the periodic directions, or the radius of a large molecule, [g]."""
     spacings = np.cbrt(np.abs(np.linalg.det(table.cell)) / table.sizes)
     for k in np.flatnonzero(~table.periodic.all(axis=1)).tolist():
         size, stop, vectors = int(table.sizes[k]), int(table.ends[k]), table.cell[k][table.periodic[k]]

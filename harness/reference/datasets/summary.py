@@ -17,11 +17,11 @@ from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.reference_energies import ELEMENT_SLOTS, References, count_elements
 from harness.reference.storage.sampling.permutations import splitmix64
 
-PER_OCTAVE = 32  # a bin is 2.2% wide: a quantile is right to 1.1%
+PER_OCTAVE = 32  # number of bins per factor of two: a bin is 2.2% wide, so a quantile is accurate to 1.1%
 OCTAVES = (-30, 30)
 BINS_PER_SIGN = (OCTAVES[1] - OCTAVES[0]) * PER_OCTAVE
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-REGISTER_BITS = 12  # for the estimate of distinct names: 1.04 / 64 is its relative standard deviation
+REGISTER_BITS = 12  # the relative standard deviation of the number of distinct names is 1.04 / sqrt(2**12) = 1.6%
 REGISTERS = 2**REGISTER_BITS
 
 
@@ -33,10 +33,18 @@ def _make_bins() -> NDArray[np.int64]:
 class Histogram:
     """Number, mean, spread, extremes and histogram of finite values of either sign.
 
-    counts: [3841], the bins of negative values from the largest magnitude, then zero, then those of positive values;
-    their edges are 2 ** (k / PER_OCTAVE), magnitudes outside of 1e-9 .. 1e9 go to the last ones. squares: sum of
-    squared deviations from the mean. Sources: Masson, Rim and Lee, PVLDB 12, 2195 (2019) (bins of equal relative
-    width); Chan, Golub and LeVeque, Am. Stat. 37, 242 (1983) (merging).
+    Sources: Masson, Rim and Lee, PVLDB 12, 2195 (2019) (bins of equal relative width); Chan, Golub and LeVeque, Am.
+    Stat. 37, 242 (1983) (merging).
+
+    Attributes:
+        number: Number of values.
+        mean: Mean value.
+        squares: Sum of squared deviations from the mean.
+        low: The smallest value.
+        high: The largest value.
+        counts: [3841] numbers of values in the bins: those of negative values, from the largest magnitude on, then
+            zero, then those of positive values. Bin edges are 2 ** (k / PER_OCTAVE); magnitudes outside of 1e-9 .. 1e9
+            are counted in the outermost bins.
     """
 
     number: int = 0
@@ -47,7 +55,7 @@ class Histogram:
     counts: NDArray[np.int64] = field(default_factory=_make_bins)
 
     def add(self, values: Array) -> None:
-        """Add values of any shape; those that are not finite are ignored."""
+        """Add values of any shape; non-finite values are ignored."""
         x = values[np.isfinite(values)]
         if not len(x):
             return
@@ -68,14 +76,14 @@ class Histogram:
         """Add the values of another worker."""
         total = self.number + other.number
         if total:
-            apart = other.mean - self.mean
-            self.squares += other.squares + apart**2 * self.number * other.number / total
-            self.mean += apart * other.number / total
+            difference = other.mean - self.mean
+            self.squares += other.squares + difference**2 * self.number * other.number / total
+            self.mean += difference * other.number / total
         self.number, self.counts = total, self.counts + other.counts
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def quantile(self, share: float) -> float:
-        """Return the value below which a share of the values lies, to half a bin; NaN if there are no values."""
+        """Return the quantile of a share between 0 and 1, accurate to half a bin; NaN if there are no values."""
         if not self.number:
             return math.nan
         bin_index = (
@@ -124,9 +132,12 @@ class Histogram:
 
 @dataclass
 class DistinctCounter:
-    """An estimate of the number of distinct names.
+    """An estimator of the number of distinct names, HyperLogLog.
 
-    registers: [4096]. Source: Flajolet, Fusy, Gandouet and Meunier, HyperLogLog, DMTCS Proc. AH, 127 (2007).
+    Source: Flajolet, Fusy, Gandouet and Meunier, DMTCS Proc. AH, 127 (2007).
+
+    Attributes:
+        registers: [4096] largest number of leading zeros of the hashes in each register.
     """
 
     registers: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(REGISTERS, dtype=np.uint8))
@@ -146,7 +157,7 @@ class DistinctCounter:
 
     @property
     def estimate(self) -> int:
-        """The number of distinct names, to 3% at two standard deviations."""
+        """The estimated number of distinct names; two standard deviations are 3%."""
         empty = int((self.registers == 0).sum())
         raw = 0.7213 / (1 + 1.079 / REGISTERS) * REGISTERS**2 / float((0.5 ** self.registers.astype(float)).sum())
         return round(REGISTERS * math.log(REGISTERS / empty) if empty and raw <= 2.5 * REGISTERS else raw)
@@ -167,11 +178,21 @@ def _make_element_counts() -> NDArray[np.int64]:
 
 @dataclass
 class Statistics:
-    """Counts and distributions over structures, atoms and labels; eV and angstrom.
+    """Counts and distributions over structures, atoms and labels, in eV and angstrom.
 
-    structures_with, atoms_of: [119] by atomic number. sizes: atoms. energy: per atom, beyond the references. forces:
-    norm of each atom's force. stress: its nine components. periodic: [4] structures periodic in none .. all directions.
-    edges: neighbours counted, of edge_atoms atoms.
+    Attributes:
+        atoms_of: [119] number of atoms of each element.
+        structures_with: [119] number of structures with each element.
+        sizes: The numbers of atoms of structures.
+        energy: Energies per atom minus the reference energies.
+        forces: The norms of forces on atoms.
+        stress: The components of stresses.
+        groups: The names of groups.
+        charges: Number of structures of each charge.
+        multiplicities: Number of structures of each multiplicity.
+        periodic: [4] number of structures with 0, 1, 2, 3 periodic directions.
+        edges: Number of edges.
+        edge_atoms: Number of atoms whose neighbours are listed.
     """
 
     atoms_of: NDArray[np.int64] = field(default_factory=_make_element_counts)
@@ -188,7 +209,7 @@ class Statistics:
     edge_atoms: int = 0
 
     def add(self, table: StructureTable, references: References | None = None) -> None:
-        """Add a table; its energies count only if the references that they are relative to are passed."""
+        """Add a table; its energies are added only if the reference energies are given."""
         if not len(table):
             return
         composition = count_elements(table)

@@ -1,4 +1,4 @@
-"""Structures from ASE objects and from users' own files, with charge and multiplicity."""
+"""Structures from ASE objects and from files of the user, with charge and multiplicity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_VALUE = 100
 
 
 def read_structures(path: Path, count: int) -> list[Structure]:
-    """Return the first structures of a file that ASE reads, checked; raises InputError naming what is wrong."""
+    """Read and check the first `count` structures of a file in a format of ASE; raises InputError if that fails."""
     try:
         frames = ase.io.read(path, f":{count}")
     except FileNotFoundError:
@@ -36,7 +36,7 @@ def read_structures(path: Path, count: int) -> list[Structure]:
 
 
 def structure_from_ase(atoms: Atoms, name: str) -> Structure:
-    """Return the geometry of an ASE object, without labels; `read_electronic_state` gives charge and multiplicity."""
+    """Return a structure without labels; charge and multiplicity come from `read_electronic_state`."""
     charge, multiplicity = read_electronic_state(atoms.info, name)
     return Structure(
         name=name,
@@ -50,7 +50,7 @@ def structure_from_ase(atoms: Atoms, name: str) -> Structure:
 
 
 def read_electronic_state(info: Mapping[str, Any], name: str = "atoms") -> tuple[int, int]:
-    """Return (charge, multiplicity 2S + 1), each 0 where `info` does not give it; multiplicity 0 means unknown.
+    """Return (charge, multiplicity 2S + 1); a value that `info` does not contain is 0, which for S means unknown.
 
     Raises:
         InputError: A value is not a whole number within -100..100 (charge) or 0..100 (multiplicity), or two names

@@ -20,7 +20,7 @@ from harness.reference.errors import InputError, get_first_line
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-FAILED = "failed"
+FAILED = "failed"  # the key under which the first rank that fails stores its error
 REQUIRED_DEVICE = {"nccl": "cuda", "xccl": "xpu"}
 DEVICES = ("cpu", "cuda", "xpu")
 BACKENDS = ("gloo", *REQUIRED_DEVICE)
@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """All ranks of a run, as one of them sees them. Every method is collective: all ranks must call it.
+    """The ranks of a run. Every method is collective: all ranks must call it.
 
     Attributes:
         rank_info: The rank of this process.
@@ -41,12 +41,12 @@ class ProcessGroup:
 
     @property
     def rank(self) -> int:
-        """Return the rank of this process, 0 .. size - 1."""
+        """The rank of this process, 0 .. size - 1."""
         return self.rank_info.rank
 
     @property
     def size(self) -> int:
-        """Return the number of ranks."""
+        """The number of ranks."""
         return self.rank_info.size
 
     def all_reduce_max(self, numbers: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class ProcessGroup:
         return self.all_reduce_sum(numbers) / self.size
 
     def broadcast(self, values: Tensor) -> Tensor:
-        """Return a copy of the tensor of rank 0."""
+        """Return a copy of the tensor that rank 0 passes; the shape is the same on all ranks."""
         copy = values.detach().clone()
         dist.broadcast(copy, 0)
         return copy
@@ -80,13 +80,13 @@ class ProcessGroup:
         return values
 
     def broadcast_object(self, value: Value, source: int = 0) -> Value:
-        """Return the picklable value that the given rank passes; the values of the others are ignored."""
+        """Return the picklable value that the rank `source` passes; the values of the other ranks are ignored."""
         values = [value]
         dist.broadcast_object_list(values, source)
         return values[0]
 
     def time_all_reduce(self, values: Tensor) -> float:
-        """Return the seconds that the slowest rank needs to sum values over all ranks; overwrites the values."""
+        """Sum values over all ranks in place, and return the seconds that the slowest rank needs for that."""
         synchronize(self.device)
         started = time.perf_counter()
         dist.all_reduce(values)
@@ -105,20 +105,20 @@ class ProcessGroup:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device of any kind has finished its work."""
+    """Wait until the device has finished its work; on a CPU, return at once."""
     torch.get_device_module(device).synchronize()
 
 
 def select_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
-    """Make the device number (local rank modulo the number of visible devices) the current one, and return it.
+    """Select the device with the number (local rank modulo the number of visible devices), and return it.
 
     Args:
         kind: One of DEVICES.
-        backend: One of BACKENDS, by which the ranks communicate.
+        backend: One of BACKENDS, the library by which the ranks communicate.
         rank_info: The rank of this process.
 
     Raises:
-        InputError: The device or the backend is unknown, absent, or they do not fit each other.
+        InputError: The device or the backend is unknown or absent, or the backend does not support the device.
     """
     if kind not in DEVICES or backend not in BACKENDS:
         raise InputError(
@@ -173,7 +173,7 @@ def process_group(
         if not _is_connection_error(error):
             raise
         raise LostRank(
-            f"the {rank_info.size} ranks did not all meet within {timeout_s:g} s ({get_first_line(error)})"
+            f"the {rank_info.size} ranks did not all connect within {timeout_s:g} s ({get_first_line(error)})"
         ) from None
     try:
         yield ProcessGroup(rank_info, device)
@@ -199,7 +199,7 @@ def _open_store(rank_info: RankInfo, timeout: timedelta) -> Store:
 
 
 def _is_connection_error(error: Exception) -> bool:
-    """Return whether another rank does not answer; gloo has no error type of its own for that."""
+    """Return whether an error means that another rank does not answer; gloo has no error type for that."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
@@ -212,9 +212,9 @@ def _announce_failure(store: Store, rank_info: RankInfo, error: Exception) -> No
 
 
 def _read_failure(store: Store, rank_info: RankInfo, error: Exception) -> str:
-    """Return the error that the failed rank has stored, or that of this rank, as a killed rank stores none.
+    """Return the error that the failed rank has stored, or else, as a killed rank stores none, that of this rank.
 
-    Only rank 0, which serves the store, reads it: for the others it may be the rank that no longer answers.
+    Only rank 0, which serves the store, reads the stored error: the others might wait for rank 0 in vain.
     """
     if rank_info.rank == 0 and store.check([FAILED]):
         return store.get(FAILED).decode()

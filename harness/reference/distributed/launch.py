@@ -1,4 +1,4 @@
-"""The rank of this process, read from the environment variables of its launcher; imports no torch, to be fast."""
+"""The rank of this process, from the environment variables of its launcher; torch is not imported, to save time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from harness.reference.errors import InputError, get_first_line
 
-# The last sixteen step ids are not steps of ranks: the batch script, the extern step, an interactive shell.
+# Slurm's last sixteen step ids denote steps without ranks: the batch script, the extern step, an interactive shell.
 FIRST_SPECIAL_STEP = 0xFFFFFFF0
 REFERENCE = Path(__file__).parents[1]
 Item = TypeVar("Item")
@@ -37,7 +37,7 @@ class RankInfo:
 
 
 def shard(items: Iterable[Item], rank: int, size: int) -> Sequence[Item]:
-    """Return every size-th item, starting with item `rank`, as the share of one rank."""
+    """Return the share of one rank: every size-th item, starting with the item at index `rank`."""
     return list(items)[rank::size]
 
 
@@ -62,8 +62,8 @@ class Launcher:
     step: str | None = None
 
 
-# The innermost launcher comes first: an mpiexec inside a Slurm step passes that step's variables on, not the reverse.
-# PALS sets no world size with PMIx, so the job script exports WORLD_SIZE there.
+# The innermost launcher comes first: mpiexec inside a Slurm step passes on the variables of that step.
+# PALS (of HPE Cray) does not set the number of ranks with PMIx, so the job script exports WORLD_SIZE there.
 LAUNCHERS: tuple[Launcher, ...] = (
     Launcher(
         name="Open MPI",
@@ -98,19 +98,19 @@ LAUNCHERS: tuple[Launcher, ...] = (
 
 
 def detect_rank(environment: Mapping[str, str], ranks: int | None = None) -> RankInfo:
-    """Return the rank of this process; without a launcher it is the only one.
+    """Return the rank of this process; without a launcher, this process is the only rank.
 
     Args:
         environment: The variables of this process.
-        ranks: The number of ranks of the case; None accepts any.
+        ranks: The number of ranks of the case; None accepts any number.
 
     Raises:
         InputError: The variables of a launcher are incomplete, contradict each other, or differ from the case.
     """
     rank_info, launcher = _read_environment(environment)
     if ranks is not None and rank_info.size != ranks:
-        started = f"{launcher} says that there are {rank_info.size}" if launcher else "no launcher has started this one"
-        raise InputError(f"the case has {ranks} ranks, but {started}; its job script starts it as planned")
+        started = f"{launcher} started {rank_info.size}" if launcher else "no launcher started this process"
+        raise InputError(f"the case has {ranks} ranks, but {started}; use the job script of the case to start it")
     return rank_info
 
 
@@ -124,7 +124,10 @@ def _read_environment(environment: Mapping[str, str]) -> tuple[RankInfo, str | N
                 local_rank=_read_number(launcher, launcher.local_rank, environment),
             )
             if not (0 <= info.rank < info.size and 0 <= info.local_rank < info.size):
-                raise InputError(f"{launcher.name} says rank {info.rank}, local {info.local_rank}, of {info.size}")
+                raise InputError(
+                    f"the variables of {launcher.name} contradict each other: rank {info.rank} (local rank"
+                    f" {info.local_rank}) of {info.size} ranks"
+                )
             return info, launcher.name
     return RankInfo(), None
 
@@ -140,7 +143,7 @@ def _read_number(launcher: Launcher, names: tuple[str, ...], environment: Mappin
     """Return the integer in the first of these variables that is set."""
     name = next((n for n in names if environment.get(n)), None)
     if name is None:
-        raise InputError(f"started as a rank by {launcher.name}, but {' and '.join(names)} are not set")
+        raise InputError(f"{launcher.name} started this process as a rank, but {' and '.join(names)} are not set")
     try:
         return int(environment[name])
     except ValueError:
@@ -148,7 +151,7 @@ def _read_number(launcher: Launcher, names: tuple[str, ...], environment: Mappin
 
 
 def describe_error(error: Exception) -> str:
-    """Format an error as one line, with its location in a program unless the user's input caused it."""
+    """Format an error as one line, with its location in this package unless the user's input caused it."""
     if isinstance(error, InputError):
         return str(error)
     stack = traceback.extract_tb(error.__traceback__)

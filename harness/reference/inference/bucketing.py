@@ -1,4 +1,4 @@
-"""Batches padded to one of a few shapes, so that code compiled for a shape serves many batches."""
+"""Padding of batches to one of a few shapes, so that code compiled for one shape serves many batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.reference.data.batch import Batch
 
 # Sizes are rounded up to one of 16 steps between powers of two: padding is at most 1/16, and 3% on average.
 STEPS = 16
-# An existing shape serves a batch that leaves at most this share of its atoms empty.
+# An existing shape serves a batch if at most this fraction of the shape's atoms is padding.
 MAX_WASTE = 1 / 8
 
 
@@ -46,9 +46,9 @@ class ShapeBuckets:
 
     Attributes:
         shapes: The shapes in use.
-        batches: Number of batches assigned.
-        used: Atoms and edges of the batches.
-        allocated: Atoms and edges of the shapes assigned to them.
+        batches: Number of batches to which a shape was assigned.
+        used: Total numbers of atoms and edges of these batches.
+        allocated: Total numbers of atoms and edges of their shapes.
     """
 
     shapes: list[Shape] = field(default_factory=list)
@@ -57,7 +57,7 @@ class ShapeBuckets:
     allocated: list[int] = field(default_factory=lambda: [0, 0])
 
     def assign(self, shape: Shape) -> Shape:
-        """Return the smallest suitable shape with room for one more graph of an atom; add a shape if there is none."""
+        """Return the smallest shape in use that holds a batch and a padding graph of one atom; add one if needed."""
         required = Shape(shape.graphs + 1, shape.atoms + 1, shape.edges)
         fitting = [s for s in self.shapes if s.holds(required) and s.atoms * (1 - MAX_WASTE) <= required.atoms]
         if fitting:
@@ -72,7 +72,7 @@ class ShapeBuckets:
         return bucket
 
     def stats(self) -> dict[str, object]:
-        """Return the shapes, and the shares of atoms and edges that are padding."""
+        """Return the shapes, and the fractions of atoms and edges that are padding, as plain data."""
         atoms, edges = (1 - used / n if n else 0.0 for used, n in zip(self.used, self.allocated, strict=True))
         return {
             "shapes": [list(s) for s in self.shapes],
@@ -82,10 +82,10 @@ class ShapeBuckets:
 
 
 def pad_batch(batch: Batch, shape: Shape, cutoff: float) -> Batch:
-    """Pad a batch to a shape by one more graph of atoms of element 0.
+    """Pad a batch to a shape by one more graph, whose atoms have the atomic number 0.
 
-    The padding edges run from an atom to its own image at twice the cutoff, where every message is zero. Pairs of edges
-    are not padded.
+    The padding edges run from such an atom to its own image at twice the cutoff, where every message is zero. Pairs of
+    edges are not padded.
 
     Args:
         batch: The batch.
@@ -95,8 +95,8 @@ def pad_batch(batch: Batch, shape: Shape, cutoff: float) -> Batch:
     unpadded = get_shape(batch)
     graphs, atoms, edges = (padded - used for padded, used in zip(shape, unpadded, strict=True))
     end = unpadded.atoms + torch.arange(edges, device=batch.head.device) % atoms
-    far = batch.shift.new_zeros(edges, 3)
-    far[:, 0] = 2.0 * cutoff
+    shift = batch.shift.new_zeros(edges, 3)
+    shift[:, 0] = 2.0 * cutoff
     composition = pad(batch.composition, (0, 0, 0, graphs))
     composition[-1, 0] = atoms
     return batch._replace(
@@ -104,7 +104,7 @@ def pad_batch(batch: Batch, shape: Shape, cutoff: float) -> Batch:
         positions=pad(batch.positions, (0, 0, 0, atoms)),
         receiver=torch.cat([batch.receiver, end]),
         sender=torch.cat([batch.sender, end]),
-        shift=torch.cat([batch.shift, far]),
+        shift=torch.cat([batch.shift, shift]),
         graph=pad(batch.graph, (0, atoms), value=unpadded.graphs),
         edge_graph=pad(batch.edge_graph, (0, edges), value=unpadded.graphs),
         cell=pad(batch.cell, (0, 0, 0, 0, 0, graphs)),

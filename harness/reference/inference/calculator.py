@@ -1,6 +1,6 @@
 """An ASE calculator for checkpoints of the reference model.
 
-atoms.calc = ReferenceCalculator("painn-64")                # the gate weighs the heads
+atoms.calc = ReferenceCalculator("painn-64")                # the gate weights the heads
 atoms.calc = ReferenceCalculator("model.safetensors", head="MPTrj")  # one head alone
 """
 
@@ -36,12 +36,12 @@ DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 def resolve_head(name: str) -> int:
-    """Return the head of a dataset, ignoring the case of its name; raise InputError with the nearest name."""
-    lower = {known.lower(): k for k, known in enumerate(HEADS)}
-    if name.lower() in lower:
-        return lower[name.lower()]
-    near = difflib.get_close_matches(name.lower(), lower, n=1)
-    hint = f"did you mean {HEADS[lower[near[0]]]!r}?" if near else f"there are: {', '.join(HEADS)}"
+    """Return the index of a head by the name of its dataset, ignoring case; raise InputError for an unknown name."""
+    by_lower_name = {head.lower(): k for k, head in enumerate(HEADS)}
+    if name.lower() in by_lower_name:
+        return by_lower_name[name.lower()]
+    matches = difflib.get_close_matches(name.lower(), by_lower_name, n=1)
+    hint = f"did you mean {HEADS[by_lower_name[matches[0]]]!r}?" if matches else f"there are: {', '.join(HEADS)}"
     raise InputError(f"no head {name!r} ({hint})")
 
 
@@ -49,23 +49,24 @@ class ReferenceCalculator(Calculator):
     """Calculate energy (eV), forces (eV/angstrom) and stress (eV/angstrom^3, ASE's sign) with one model.
 
     Charge and multiplicity come from `atoms.info`: `charge` or `total_charge`; `multiplicity`, `spin_multiplicity` or,
-    as in OMol25, `spin`, all of them 2S + 1. If one of them changes, the next request calculates anew. Energies of
-    different heads have different zeros.
+    as in OMol25, `spin`, all of which mean 2S + 1. A change of charge or multiplicity triggers a new calculation. The
+    zero of the energy differs from head to head.
 
     Args:
-        model: A checkpoint's path, the name of a shipped one, or a model.
-        head: A dataset's name; None for the gate's weighted sum of the heads that know all elements of the atoms.
+        model: The path of a checkpoint, the name of a shipped checkpoint, or a model.
+        head: The name of a dataset; None for the gate's weighted sum over the heads that know all elements.
         precision: "fp64", "fp32" or "bf16" (BF16 products, FP32 parameters).
-        device: As torch names it.
+        device: The name of a torch device, such as "cuda:0".
         kwargs: Arguments of ASE's Calculator.
 
     Raises:
         InputError: The model, head or device does not exist, or the head was never trained. `calculate` raises it if
             charge or multiplicity are impossible, or the atoms are outside the training sets (OutsideTraining): the
-            head, or every single head, lacks an element, or atoms are closer than any in training.
+            head (or, with the gate, every head) lacks an element, or two atoms are closer than any in training.
 
     Warns:
-        UserWarning: Atoms have more neighbours than the model uses, so that the energy is discontinuous (issued once).
+        UserWarning: Atoms have more neighbours than the model uses, so that the energy is discontinuous. The warning
+            is issued once.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
@@ -80,15 +81,15 @@ class ReferenceCalculator(Calculator):
         **kwargs: Any,
     ) -> None:
         if unknown := kwargs.keys() - ASE_ARGUMENTS:
-            # ASE's class would store them, and the calculation would go on without them
+            # ASE's class would store unknown arguments and ignore them
             raise TypeError(f"ReferenceCalculator has no argument {', '.join(sorted(unknown))}")
         super().__init__(**kwargs)
-        arithmetic = find_precision(precision)
-        torch_device = find_device(device, arithmetic.dtype)
-        # a copy: another calculator of the same model may use another precision
+        model_precision = find_precision(precision)
+        torch_device = find_device(device, model_precision.dtype)
+        # the model is copied, as another calculator may use it in another precision
         loaded = copy.deepcopy(model) if isinstance(model, FoundationModel) else checkpoints.load_named(str(model))[0]
-        self.model = arithmetic.apply(loaded).to(torch_device).eval().requires_grad_(False)
-        self.device, self.dtype = torch_device, arithmetic.dtype
+        self.model = model_precision.apply(loaded).to(torch_device).eval().requires_grad_(False)
+        self.device, self.dtype = torch_device, model_precision.dtype
         self.head = None if head is None else resolve_head(head)
         if self.head is not None and not bool(self.model.trained[self.head : self.head + 1].any()):
             raise InputError(f"head {HEADS[self.head]!r} of this model was never trained")
@@ -96,12 +97,12 @@ class ReferenceCalculator(Calculator):
         self.has_warned = False
 
     def weights(self, composition: Tensor) -> Tensor:
-        """Return the weight of each head, [g, heads], for a composition [g, 119]."""
+        """Return the weight of each head, [g, heads], for a composition [g, 119] (number of atoms of each element)."""
         if self.head is None:
             return self.model.gate_weights(composition)
-        one = torch.zeros(self.model.config.heads, dtype=composition.dtype, device=composition.device)
-        one[self.head] = 1.0
-        return one.expand(len(composition), -1)
+        one_hot = torch.zeros(self.model.config.heads, dtype=composition.dtype, device=composition.device)
+        one_hot[self.head] = 1.0
+        return one_hot.expand(len(composition), -1)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Return the changes since the last calculation, including charge and multiplicity."""
@@ -120,14 +121,15 @@ class ReferenceCalculator(Calculator):
         assert self.atoms is not None
         structure = structure_from_ase(self.atoms, "atoms").check()
         check_elements(self.model, structure, self.head)
-        limits = self.model.config.cutoff, self.model.config.max_neighbours
-        graph = build_neighbour_list(structure, cutoff=limits[0], max_neighbours=limits[1])
+        cutoff, max_neighbours = self.model.config.cutoff, self.model.config.max_neighbours
+        graph = build_neighbour_list(structure, cutoff=cutoff, max_neighbours=max_neighbours)
         batch = build_batch([graph], with_triplets=self.model.config.needs_triplets).to(self.device, self.dtype)
         weights = self.weights(batch.composition)
         check_distances(self.model, graph, weights[0])
         if graph.n_dropped and not self.has_warned:
             self.has_warned = True
-            warnings.warn(format_jump_warning(graph, *limits), UserWarning, stacklevel=2)
+            message = format_discontinuity_warning(graph, cutoff, max_neighbours)
+            warnings.warn(message, UserWarning, stacklevel=2)
         if properties is not None and "stress" in properties:
             if not all(structure.periodic):
                 raise PropertyNotImplementedError("stress needs a cell that is periodic along all three vectors")
@@ -155,15 +157,15 @@ def build_hydragnn_calculator(
 
     Args:
         checkpoint: The `.pk` file.
-        config: Its `config.json`.
-        gate: The weights of its branches, `mlp_branch_weights.pt`.
-        head: The dataset of one branch; None for the gate's weighted sum of all of them.
+        config: The `config.json` of the checkpoint.
+        gate: The network that weights its branches (heads), `mlp_branch_weights.pt`.
+        head: The dataset of one branch; None for the gate's weighted sum over all branches.
         precision: "fp64" or "fp32".
-        device: As torch names it.
+        device: The name of a torch device.
 
     Raises:
-        InputError: The files do not fit each other or have options that are not supported, or there are several
-            branches and neither a gate nor a head.
+        InputError: The files do not match, they have options that are not supported, or there are several branches but
+            neither a gate nor a head.
     """
     model = hydragnn.load_hydragnn(Path(checkpoint), Path(config), None if gate is None else Path(gate))
     branches = int(model.trained.sum())
@@ -172,8 +174,8 @@ def build_hydragnn_calculator(
     return ReferenceCalculator(model, head=head, precision=precision, device=device)
 
 
-def format_jump_warning(graph: NeighbourList, cutoff: float, max_neighbours: int | None) -> str:
-    """Return the warning for a structure whose atoms have more neighbours than the model takes."""
+def format_discontinuity_warning(graph: NeighbourList, cutoff: float, max_neighbours: int | None) -> str:
+    """Return the warning for a structure whose atoms have more neighbours than the model uses."""
     return (
         f"the model takes the {max_neighbours} nearest neighbours of an atom, and {graph.n_dropped} further ones within"
         f" {cutoff:g} angstrom are ignored in this structure of {len(graph.structure)} atoms: where the order of"
@@ -183,12 +185,12 @@ def format_jump_warning(graph: NeighbourList, cutoff: float, max_neighbours: int
 
 
 def find_device(name: str, dtype: torch.dtype) -> torch.device:
-    """Return the device of that name; raise InputError if it is unknown, absent, or lacks the type."""
+    """Return the device of a name; raise InputError if it is unknown, absent, or does not support the dtype."""
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        near = difflib.get_close_matches(str(name).lower(), DEVICES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are, for example, {', '.join(DEVICES)}"
+        matches = difflib.get_close_matches(str(name).lower(), DEVICES, n=1)
+        hint = f"did you mean {matches[0]!r}?" if matches else f"there are, for example, {', '.join(DEVICES)}"
         raise InputError(f"no device {name!r} ({hint})") from None
     try:
         torch.zeros(1, dtype=dtype, device=device).item()

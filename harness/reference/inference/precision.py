@@ -1,4 +1,4 @@
-"""Three precisions, as requested and as observed: FP64, FP32, and BF16 matrix products on FP32 parameters."""
+"""The precisions FP64, FP32, and BF16 (matrix products of FP32 parameters), and the data types that a model uses."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Precision:
 
     Attributes:
         name: "fp64", "fp32" or "bf16".
-        dtype: Type of parameters, positions, sums, energies and forces.
-        autocast: Type of the encoder's matrix products if it differs from dtype.
+        dtype: Data type of parameters, positions, sums, energies and forces.
+        autocast: Data type of the encoder's matrix products; None for dtype.
     """
 
     name: str
@@ -49,7 +49,7 @@ def find_precision(name: str) -> Precision:
 
 
 def observe_dtypes(model: FoundationModel, batch: Batch) -> dict[str, object]:
-    """Return the types that occur in one pass over a batch: of parameters, linear layers, energies and forces."""
+    """Evaluate a batch, and return the data types of parameters, linear layers, energies and forces by name."""
     dtypes: set[str] = set()
 
     def record(_: nn.Module, __: object, result: object) -> None:

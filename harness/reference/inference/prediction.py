@@ -1,8 +1,8 @@
 """Energies and forces, one function per formulation of the paper's optimization ladder (Table XV), and mixed precision.
 
-Each takes a model, a batch and the weights [g, heads] of the heads, and returns the gated energy and its forces. All
-agree with the baseline up to rounding, except branch_skip, which omits the forces of heads with small weights,
-and mixed_precision.
+Each function takes a model, a batch and the weights [g, heads] of the heads, and returns the weighted energy and its
+forces. All agree with the baseline up to rounding, except branch_skip, which omits the forces of heads with small
+weights, and mixed_precision, which has lower precision.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SKIP_THRESHOLD = 0.01
 
 
 class Prediction(NamedTuple):
-    """The detached results of a batch.
+    """The energies and forces of a batch, without autograd graph.
 
     Attributes:
         energy: [g] eV.
@@ -53,17 +53,17 @@ def baseline(model: FoundationModel, batch: Batch, weights: Tensor) -> Predictio
 
 
 def encoder_reuse(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-    """Run the encoder once; each head still has its own gradient through it."""
+    """Run the encoder once; each head still has its own backward pass through the encoder."""
     return _per_head(model, batch, weights, threshold=0.0)
 
 
 def branch_skip(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-    """Omit the gradients of heads whose mean weight over the batch is below SKIP_THRESHOLD; their energies count."""
+    """Omit the forces, but not the energies, of heads whose mean weight over the batch is below SKIP_THRESHOLD."""
     return _per_head(model, batch, weights, threshold=SKIP_THRESHOLD)
 
 
 def find_active_heads(weights: Tensor, threshold: float = SKIP_THRESHOLD) -> list[int]:
-    """Return the heads whose mean weight over the batch, weights [g, heads], is at least the threshold."""
+    """Return the heads whose mean weight is at least the threshold, for weights [g, heads] of a batch."""
     return torch.nonzero(weights.mean(0) >= threshold).flatten().tolist()
 
 
@@ -95,7 +95,7 @@ def fused_gradient(model: FoundationModel, batch: Batch, weights: Tensor) -> Pre
 
 
 def batched_heads(model: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool = False) -> Prediction:
-    """Compute all heads as one batched product per layer, and one gradient as in `fused_gradient`.
+    """Compute all heads by one batched product per layer, and the forces by one gradient as in `fused_gradient`.
 
     Args:
         model: The model.
@@ -113,12 +113,13 @@ def batched_heads(model: FoundationModel, batch: Batch, weights: Tensor, *, fuse
 def mixed_precision(
     model: FoundationModel, low: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool = False
 ) -> Prediction:
-    """Compute as `batched_heads`, but with a single-precision model for all but distances and sums.
+    """Predict as `batched_heads` does, but with a model in single precision for all but distances and sums.
 
-    Geometry, sums over atoms, reference energies, and the sums over edges that yield forces have the type of the batch.
+    Distances, sums over atoms, reference energies, and the sums over edges for the forces have the data type of the
+    batch.
 
     Args:
-        model: The model in the type of the batch, for its reference energies.
+        model: The model in the data type of the batch, whose reference energies are used.
         low: The same model in single precision.
         batch: The structures.
         weights: [g, heads] weight of each head.
@@ -149,10 +150,10 @@ def predict_with_stress(model: FoundationModel, batch: Batch, weights: Tensor) -
     positions = batch.positions.detach().requires_grad_()
     strain = torch.zeros_like(batch.cell).requires_grad_()
     symmetric = 0.5 * (strain + strain.transpose(1, 2))
-    moved = positions + torch.einsum("ni,nij->nj", positions, symmetric[batch.graph])
+    strained = positions + torch.einsum("ni,nij->nj", positions, symmetric[batch.graph])
     shift = batch.shift + torch.einsum("ei,eij->ej", batch.shift, symmetric[batch.edge_graph])
-    energy = (weights * model.all_energies(model.encode(batch, moved, shift), batch)).sum(-1)
-    by_position, by_strain = torch.autograd.grad(energy.sum(), (positions, strain))
+    energy = (weights * model.all_energies(model.encode(batch, strained, shift), batch)).sum(-1)
+    position_gradient, strain_gradient = torch.autograd.grad(energy.sum(), (positions, strain))
     volume = torch.linalg.det(batch.cell).abs()
     volume = torch.where(volume > 0, volume, torch.full_like(volume, torch.nan))
-    return Prediction(energy.detach(), -by_position), by_strain / volume[:, None, None]
+    return Prediction(energy.detach(), -position_gradient), strain_gradient / volume[:, None, None]

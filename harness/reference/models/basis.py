@@ -1,4 +1,4 @@
-"""Functions of distances and angles from which backbones are built, and constants that conversions do not round."""
+"""Functions of distances and angles that backbones use, and a buffer whose constants no conversion rounds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# Series hold for |x| <= SERIES_LIMIT, so that asin(x / SERIES_LIMIT) has a finite slope at the cutoff, x = 1.
+# Chebyshev series are valid for |x| <= SERIES_LIMIT; above 1, asin(x / SERIES_LIMIT) has a finite slope at the cutoff.
 SERIES_LIMIT = 1.1
 
 
 class ExactBuffer(nn.Module):
     """Constants in double precision, whatever types the module has been converted to.
 
-    A floating-point buffer that was converted to single stays rounded in double; the bits of doubles, stored as
-    integers, do not.
+    A floating-point buffer that was converted to single precision stays rounded when it is converted back to double;
+    the bits of doubles, stored as integers, are never converted.
     """
 
     bits: Tensor
@@ -29,7 +29,7 @@ class ExactBuffer(nn.Module):
         self.register_buffer("bits", values.double().contiguous().view(torch.int64), persistent=False)
 
     def forward(self, dtype: torch.dtype) -> Tensor:
-        """Return the constants in this type, in their own shape."""
+        """Return the constants in the given type, in the shape in which they were passed."""
         return self.bits.view(torch.float64).to(dtype)
 
 
@@ -49,11 +49,11 @@ def cosine_cutoff(r: Tensor, cutoff: float) -> Tensor:
 def polynomial_cutoff(x: Tensor, p: int) -> Tensor:
     """Return 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2), and 0 from x = 1 on.
 
-    Two derivatives vanish at x = 1. Computed as (1 - x)^3 sum_(k<p) (k+1)(k+2)/2 x^k, which is the same without
-    differences of large numbers. Source: the envelope of DimeNet (arXiv 2003.03123).
+    The first two derivatives vanish at x = 1. The polynomial is computed as (1 - x)^3 sum_(k<p) (k+1)(k+2)/2 x^k, an
+    equal expression without differences of large numbers. Source: the envelope of DimeNet (arXiv 2003.03123).
 
     Args:
-        x: Distances over the cutoff, of any shape.
+        x: Distances divided by the cutoff, of any shape.
         p: The exponent.
     """
     total = torch.full_like(x, 0.5 * p * (p + 1))
@@ -74,9 +74,9 @@ def legendre(x: Tensor, count: int) -> Tensor:
 def bessel_zeros(orders: int, count: int) -> NDArray[np.float64]:
     """Return the first zeros of the spherical Bessel functions j_0, j_1, ..., [orders, count].
 
-    The zeros of one order lie between those of the order before.
+    The zeros of one order lie between the zeros of the previous order.
     """
-    # scipy.optimize hides warnings of numpy where it is imported
+    # imported here, as the import of scipy.optimize hides warnings of numpy
     from scipy.optimize import brentq  # type: ignore[import-untyped]
     from scipy.special import spherical_jn  # type: ignore[import-untyped]
 
@@ -84,7 +84,7 @@ def bessel_zeros(orders: int, count: int) -> NDArray[np.float64]:
     rows = [zeros[:count]]
     for order in range(1, orders):
         zeros = [
-            brentq(lambda t, order=order: spherical_jn(order, t), *between, xtol=1e-15) for between in pairwise(zeros)
+            brentq(lambda t, order=order: spherical_jn(order, t), *bracket, xtol=1e-15) for bracket in pairwise(zeros)
         ]
         rows.append(zeros[:count])
     return np.array(rows)
@@ -128,7 +128,7 @@ class SphericalBessel(nn.Module):
         """Return the functions times the envelope, [e, L * N].
 
         Args:
-            x: [e, 1] distances over the cutoff.
+            x: [e, 1] distances divided by the cutoff.
             envelope: [e, 1], 0 from x = 1 on.
         """
         phi = torch.asin(x.clamp(max=1.0) / SERIES_LIMIT)

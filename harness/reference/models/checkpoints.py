@@ -21,9 +21,9 @@ FORMAT = 3
 KEYS = ("format", "config", "notes")
 SHIPPED = Path(__file__).parent / "shipped"
 SUFFIX = ".safetensors"
-MAX_CONSTANTS = 1 << 24  # numbers that the tables of a model and their computation need in addition to the weights
+MAX_CONSTANTS = 1 << 24  # limit on the elements of tensors that are not weights, such as tables of constants
 _ATEN = torch.ops.aten
-FACTORIES = {
+FACTORIES = {  # operators that allocate memory
     _ATEN.empty.memory_format, _ATEN.zeros.default, _ATEN.ones.default, _ATEN.full.default, _ATEN.rand.default,
     _ATEN.randn.default,
 }  # fmt: skip
@@ -51,7 +51,7 @@ def load_named(name: str) -> tuple[FoundationModel, dict[str, object]]:
 def load(path: Path) -> tuple[FoundationModel, dict[str, object]]:
     """Return the model, in double or single precision as saved, and its notes.
 
-    The memory allocated is bounded by the size of the file, whatever sizes its configuration asks for.
+    The size of the file bounds the memory that is allocated, whatever sizes its configuration asks for.
 
     Raises:
         InputError: The file is missing, damaged or of another program, or its weights are not finite or do not fit
@@ -64,7 +64,7 @@ def load(path: Path) -> tuple[FoundationModel, dict[str, object]]:
         state = sealed.read_tensors(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
-    except sealed.Unreadable as error:
+    except sealed.UnreadableFile as error:
         raise InputError(f"{path}: not a readable checkpoint ({error}){_conversion_hint(path)}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -89,7 +89,7 @@ def _parse_header(about: Any) -> tuple[ModelConfig, dict[str, object]]:
 
 
 class _AllocationLimit(TorchDispatchMode):
-    """Refuse to allocate more numbers in total than a file and the constants of a model have."""
+    """Refuse to allocate more tensor elements than the weights in a file and MAX_CONSTANTS together."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _AllocationLimit(TorchDispatchMode):
 
 
 def _build(config: ModelConfig, shapes: sealed.Shapes) -> FoundationModel:
-    """Build the model for tensors of these shapes before they are read; raise InputError if they do not fit."""
+    """Build the model before its tensors are read; raise InputError if their shapes do not fit the configuration."""
     layers = config.num_conv_layers + len(config.head_sizes) + (config.num_before_skip or 0)
     if layers > len(shapes):
         raise InputError(f"weights and configuration do not fit: {layers} layers, but {len(shapes)} tensors")
@@ -134,7 +134,7 @@ def _format_shape(shape: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
 def _conversion_hint(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            is_zip = file.read(len(sealed.ZIP)) == sealed.ZIP
+            is_zip = file.read(len(sealed.ZIP_SIGNATURE)) == sealed.ZIP_SIGNATURE
     except OSError:
         return ""
     return f"; if an earlier version of the harness wrote it, convert it: {CONVERT} {path}" if is_zip else ""

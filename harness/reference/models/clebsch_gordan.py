@@ -1,4 +1,4 @@
-"""Couplings of spherical harmonics that rotations allow, as tables that are computed once when a model is built.
+"""Equivariant couplings of spherical harmonics, as tables that are computed once when a model is built.
 
 A feature of degree l has 2l + 1 components and the parity (-1)^l; degrees 0..L are concatenated, (L + 1)^2 in all.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def list_paths(l_in: int, l_edge: int, l_out: int) -> list[tuple[int, int]]:
-    """Return the degrees (l1 <= l_in, l2 <= l_edge) whose product contains l_out with the parity (-1)^l_out."""
+    """Return the pairs of degrees (l1 <= l_in, l2 <= l_edge) whose product contains l_out with parity (-1)^l_out."""
     return [
         (l1, l2)
         for l1 in range(l_in + 1)
@@ -42,7 +42,7 @@ def compute_edge_couplings(l_in: int, l_edge: int) -> Tensor:
 
 
 def list_monomials(variables: int, order: int) -> list[tuple[int, ...]]:
-    """Return the products of variables as sorted tuples of their indices, in lexical order."""
+    """Return the monomials of an order as sorted tuples of the indices of their variables, in lexical order."""
     return list(combinations_with_replacement(range(variables), order))
 
 
@@ -74,9 +74,12 @@ def compute_symmetric_couplings(max_ell: int, order: int, l_out: int) -> tuple[T
 
 
 def _multiply_by_variables(
-    lower: dict[tuple[int, int], Tensor], max_ell: int, order: int, highest: int
+    lower: dict[tuple[int, int], Tensor], max_ell: int, order: int, max_degree: int
 ) -> dict[tuple[int, int], Tensor]:
-    """Raise polynomials by (degree, parity) from one order less to this order, for degrees up to the highest."""
+    """Multiply polynomials of order - 1 by the variables, and keep products of degree up to max_degree.
+
+    Both mappings have (degree, parity) as keys and tensors [k, 2 degree + 1, monomials] as values.
+    """
     d = (max_ell + 1) ** 2
     index = {m: i for i, m in enumerate(list_monomials(d, order))}
     product = torch.tensor([[index[tuple(sorted((*m, v)))] for v in range(d)] for m in list_monomials(d, order - 1)])
@@ -85,25 +88,28 @@ def _multiply_by_variables(
     candidates: dict[tuple[int, int], list[Tensor]] = {}
     for (l1, parity), polynomials in lower.items():
         for l2 in range(max_ell + 1):
-            into = product[:, l2**2 : (l2 + 1) ** 2].flatten()
-            for l3 in range(abs(l1 - l2), min(l1 + l2, highest) + 1):
+            target = product[:, l2**2 : (l2 + 1) ** 2].flatten()
+            for l3 in range(abs(l1 - l2), min(l1 + l2, max_degree) + 1):
                 symbol = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)
                 terms = torch.einsum("kam,abc->kcmb", polynomials, symbol).flatten(2)
-                raised = terms.new_zeros(*terms.shape[:2], len(index)).index_add(2, into, terms)
+                raised = terms.new_zeros(*terms.shape[:2], len(index)).index_add(2, target, terms)
                 candidates.setdefault((l3, parity * (-1) ** l2), []).append(raised)
     independent = {key: _orthonormalize(torch.cat(tensors), metric) for key, tensors in candidates.items()}
     return {key: tensor for key, tensor in independent.items() if len(tensor)}
 
 
 def _orthonormalize(candidates: Tensor, metric: Tensor) -> Tensor:
-    """Apply Gram-Schmidt in the given order, so that weights mean the same on all machines (QR may differ)."""
+    """Apply Gram-Schmidt in the given order.
+
+    The result is the same on all machines, unlike that of a QR decomposition, so weights can be exchanged.
+    """
     basis = candidates[:0]
     for candidate in candidates:
-        rest, size = candidate, candidate.shape[0]
-        for _ in range(2):  # once more, against rounding
-            overlap = torch.einsum("kcm,cm,m->k", basis, rest, metric) / size
-            rest = rest - torch.einsum("k,kcm->cm", overlap, basis)
-        norm = (rest * rest * metric).sum().sqrt()
+        residual, size = candidate, candidate.shape[0]
+        for _ in range(2):  # the second pass removes rounding errors of the first
+            overlap = torch.einsum("kcm,cm,m->k", basis, residual, metric) / size
+            residual = residual - torch.einsum("k,kcm->cm", overlap, basis)
+        norm = (residual * residual * metric).sum().sqrt()
         if norm > 1e-8:
-            basis = torch.cat([basis, (rest * (math.sqrt(size) / norm)).unsqueeze(0)])
+            basis = torch.cat([basis, (residual * (math.sqrt(size) / norm)).unsqueeze(0)])
     return basis

@@ -1,4 +1,4 @@
-"""Charge and spin: every layer's features are changed by the electronic state of their structure."""
+"""Layers that make features depend on the charge and the spin of their structure."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class ChargeSpinEmbedding(nn.Module):
 class FiLM(nn.Module):
     """Modulate features: x -> x (1 + gamma) + beta, with gamma and beta linear in the state.
 
-    Source: Perez et al., arXiv 1709.07871.
-    Features of a neutral singlet pass unchanged: for it the backbone is that of its paper.
+    Source: feature-wise linear modulation, Perez et al., arXiv 1709.07871. The features of a neutral singlet remain
+    unchanged, so that the backbone is the published one.
     """
 
     def __init__(self, features: int) -> None:

@@ -23,16 +23,18 @@ HYDRAGNN_NORM_EPSILON = 1e-30
 
 
 class ModelConfig(ModelParameters):
-    """Sizes of a multi-task model: the parameters of a case or checkpoint, with the backbone's defaults filled in.
+    """The configuration of a multi-task model: the parameters of a case or checkpoint, with the backbone's defaults.
 
-    Hyperparameters of one backbone are None for the others, and have its default value unless they are set.
-    Raises InputError for a value out of range and for a hyperparameter of another backbone.
+    A hyperparameter of other backbones is None; one of this backbone has its default value unless it is set.
+
+    Raises:
+        InputError: A value is out of range, or a hyperparameter belongs to another backbone.
     """
 
     model_config = ConfigDict(strict=True)
 
     heads: Annotated[int, Field(ge=1, le=len(HEADS))] = len(HEADS)
-    """Heads, one for each dataset."""
+    """The number of heads, one for each dataset."""
 
     def __init__(self, **values: Any) -> None:
         backbone = values.setdefault("backbone", "painn")
@@ -47,23 +49,23 @@ class ModelConfig(ModelParameters):
 
     @classmethod
     def from_parameters(cls, parameters: ModelParameters, **changes: Any) -> Self:
-        """Return the sizes of the model of a case, with some of them changed."""
+        """Return the configuration for the parameters of a case, with some values changed."""
         return cls(**parameters.model_dump(exclude_unset=True) | changes)
 
     def replace(self, **changes: Any) -> Self:
-        """Return these sizes with some of them changed."""
+        """Return a copy with some values changed."""
         return type(self)(**self.model_dump() | changes)
 
     @property
     def head_sizes(self) -> tuple[int, ...]:
-        """Widths of a head's hidden layers, the two shared ones of the paper first."""
+        """The widths of the hidden layers of a head; those that the paper calls shared come first."""
         return (self.dim_sharedlayers,) * self.num_sharedlayers + (self.dim_headlayers,) * self.num_headlayers
 
     @property
     def needs_triplets(self) -> bool:
-        """Whether the backbone reads the angles between edges."""
+        """Whether the backbone needs pairs of edges, for the angles between them."""
         return BACKBONES[self.backbone].needs_triplets
 
     def asdict(self) -> dict[str, object]:
-        """Return the values of this backbone as plain data, as they are stored with the weights."""
+        """Return the values that apply to this backbone as plain data, as stored with the weights."""
         return self.model_dump(exclude_none=True)

@@ -1,8 +1,8 @@
 """Convert checkpoints of earlier versions: `python -m harness.reference.models.convert_checkpoint MODEL.pt ...`.
 
-Earlier files do not record the elements that each head knows, nor the shortest distances. The known elements are those
-with a reference energy. The distances come from the shipped sets if the head was trained on them; otherwise they remain
-unknown, and the model does not refuse atoms that are too close.
+Earlier files do not record the elements that each head knows, nor the shortest distances. An element counts as known if
+it has a reference energy. The distances come from the shipped sets if the head was trained on them; otherwise they
+remain unknown, and the model does not refuse atoms that are too close.
 """
 
 from __future__ import annotations
@@ -59,7 +59,12 @@ def convert(path: Path) -> Path:
 
 
 def set_shortest_distances(model: FoundationModel, training: dict[str, Any]) -> None:
-    """Set the shortest distance of each head whose training set is a shipped set that has not changed."""
+    """Set the shortest distance of each head that was trained on a shipped set which is still the same.
+
+    Args:
+        model: The model.
+        training: The notes of its checkpoint on training.
+    """
     spec = NeighbourSpec(model.config.cutoff, model.config.max_neighbours)
     for name in () if training.get("store_folder") else training.get("datasets", ()):
         options = {

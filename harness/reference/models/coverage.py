@@ -2,7 +2,7 @@
 
 Distances are divided by the sum of the two covalent radii (Cordero et al., Dalton Trans. 2832 (2008)). The shortest
 distance in the training set of each head is stored with the model. For a weighted sum of heads, the limit is the
-weighted mean of theirs: it depends on the composition alone, and so is constant along a relaxation or a trajectory.
+weighted mean of the heads' limits, which depends on the composition alone and so is constant along a trajectory.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from harness.reference.datasets.parsing.constants import COVALENT_RADII
 from harness.reference.errors import InputError
 from harness.reference.models.foundation import FoundationModel
 
-# A limit of single precision must not refuse the very structure that it was taken from.
-ROUNDING = 1e-5
+# Relative tolerance: a limit in single precision must not refuse the structure whose distance defines it.
+TOLERANCE = 1e-5
 OTHER_ELEMENTS = "elements outside the heads"
 TOO_CLOSE = "atoms closer than in training"
 
 
 class OutsideTraining(InputError):
-    """A structure outside the training sets of the model, for which its energies mean nothing."""
+    """A structure is outside the training sets of the model, so that predicted energies are meaningless."""
 
 
 def check_elements(model: FoundationModel, structure: Structure, head: int | None = None) -> None:
@@ -40,32 +40,32 @@ def check_elements(model: FoundationModel, structure: Structure, head: int | Non
     Args:
         model: The model.
         structure: The structure.
-        head: The head in use; None if the gate weighs all of them.
+        head: Index of the head in use; None if the gate weights all heads.
 
     Raises:
-        OutsideTraining: The head, or every single head, lacks an element of the structure.
+        OutsideTraining: The head was not trained on an element of the structure, or no head was trained on all of them.
     """
     numbers = np.unique(structure.numbers)
     known = model.known_elements.cpu().numpy()[:, numbers]
-    complete = np.asarray(known.all(axis=1))
-    if complete.any() if head is None else complete[head]:
+    knows_all = np.asarray(known.all(axis=1))
+    if knows_all.any() if head is None else knows_all[head]:
         return
-    knowing = ", ".join(HEADS[k] for k in np.flatnonzero(complete))
     if head is not None:
-        lacking, who = numbers[~known[head]], f"the head {HEADS[head]!r} was not trained on"
-        hint = f"heads that know all of its elements: {knowing or 'none'}"
+        missing, problem = numbers[~known[head]], f"the head {HEADS[head]!r} was not trained on"
+        alternatives = ", ".join(HEADS[k] for k in np.flatnonzero(knows_all))
+        hint = f"heads that know all of its elements: {alternatives or 'none'}"
     elif not known.any(axis=0).all():
-        lacking, who = numbers[~known.any(axis=0)], "no head of this model was trained on"
+        missing, problem = numbers[~known.any(axis=0)], "no head of this model was trained on"
         hint = "it cannot be used for this structure"
     else:
-        lacking, who = numbers, "no single head of this model was trained on all of"
+        missing, problem = numbers, "no single head of this model was trained on all of"
         hint = "it cannot be used for this structure"
-    elements = ", ".join(f"{chemical_symbols[z]} (element {z})" for z in lacking)
-    raise OutsideTraining(f"structure {structure.name!r}: {who} {elements}; {hint}")
+    elements = ", ".join(f"{chemical_symbols[z]} (element {z})" for z in missing)
+    raise OutsideTraining(f"structure {structure.name!r}: {problem} {elements}; {hint}")
 
 
 def compute_contact_ratios(graph: NeighbourList) -> Array:
-    """Return [e] the length of each edge over the sum of the covalent radii of its atoms."""
+    """Return the length of each edge divided by the sum of the covalent radii of its two atoms, [e]."""
     structure = graph.structure
     vector = structure.positions[graph.sender] + graph.shift - structure.positions[graph.receiver]
     radii = COVALENT_RADII[structure.numbers]
@@ -89,7 +89,7 @@ def check_distances(model: FoundationModel, graph: NeighbourList, weights: Tenso
     Raises:
         OutsideTraining: Two atoms are closer; the message names them.
     """
-    limit = float(weights @ model.closest.to(weights)) * (1.0 - ROUNDING)
+    limit = float(weights @ model.closest.to(weights)) * (1.0 - TOLERANCE)
     ratios = compute_contact_ratios(graph)
     if not ratios.size or ratios.min() >= limit:
         return
@@ -105,21 +105,25 @@ def check_distances(model: FoundationModel, graph: NeighbourList, weights: Tenso
 
 
 class Coverage:
-    """The limits of a model's training sets, copied to the CPU, to check candidates while the device computes."""
+    """A copy of the limits of a model's training sets on the CPU, which checks candidates while the GPU computes."""
 
     def __init__(self, model: FoundationModel) -> None:
         self.gate = copy.deepcopy(model.gate).to("cpu", torch.float64).requires_grad_(False)
         self.unknown = (~model.known_elements).T.to("cpu", torch.float64)
-        self.closest = model.closest.to("cpu", torch.float64) * (1.0 - ROUNDING)
-        self.is_total = not (self.unknown[1:].any() or self.closest.any())
+        self.closest = model.closest.to("cpu", torch.float64) * (1.0 - TOLERANCE)
+        self.has_limits = bool(self.unknown[1:].any() or self.closest.any())
 
     def find_outside(self, batch: Batch) -> dict[str, NDArray[np.bool_]]:
-        """Return for each reason which structures are outside the training sets, [g]; each has at most one reason.
+        """Find the structures outside the training sets.
 
         Args:
-            batch: Structures in double precision on the CPU.
+            batch: g structures in double precision on the CPU.
+
+        Returns:
+            For each reason, the mask [g] of the structures that are excluded for it; a structure has at most one
+            reason. The result is empty if the model has no limits.
         """
-        if self.is_total:
+        if not self.has_limits:
             return {}
         known = batch.composition @ self.unknown == 0
         lacks_element = ~known.any(1)

@@ -34,11 +34,13 @@ class FoundationModel(nn.Module):
         reference_energy: [heads, 119] eV per atom of each element.
         scale: [heads] eV per unit of head output.
         trained: [heads] whether a head was trained.
-        known_elements: [heads, 119] elements in the training set of each head.
-        closest: [heads] shortest distance in the training set, over the sum of covalent radii; 0 if it is unknown.
-        kept_heads: [k] heads that this process holds.
-        head_slot: [heads] position of each head among those held, -1 if it is not held.
-        autocast: Type of the encoder's matrix products if it is not that of the parameters; not saved.
+        known_elements: [heads, 119] whether an element is in the training set of a head.
+        closest: [heads] shortest distance between two atoms in the training set of a head, divided by the sum of their
+            covalent radii; 0 if it is unknown.
+        kept_heads: [k] indices of the heads in this process, see `keep_heads`.
+        head_slot: [heads] index of each head in kept_heads, -1 if it is discarded.
+        autocast: Data type of the encoder's matrix products in mixed precision; None for the type of the parameters.
+            It is not saved.
     """
 
     reference_energy: Tensor
@@ -70,7 +72,7 @@ class FoundationModel(nn.Module):
         """Set the reference energies of a head, and mark it as trained.
 
         Args:
-            head: The head.
+            head: Index of the head.
             energy_ev: [119] reference energy of each element in eV; NaN counts as 0.
             scale: eV per unit of head output.
             known: [119] whether an element is in the training set.
@@ -82,7 +84,7 @@ class FoundationModel(nn.Module):
 
     @property
     def elements(self) -> Tensor:
-        """Return which elements some head was trained on, [119]."""
+        """Whether any head was trained on each element, [119]."""
         return self.known_elements.any(0)
 
     def mark_all_elements_known(self) -> None:
@@ -90,25 +92,32 @@ class FoundationModel(nn.Module):
         self.known_elements[:, 1:] = True
 
     def heads_knowing_all_elements(self, composition: Tensor) -> Tensor:
-        """Return [g, heads] whether each head was trained on all elements of a composition [g, 119]."""
+        """Return whether each head was trained on all elements of each structure, [g, heads].
+
+        Args:
+            composition: [g, 119] number of atoms of each element.
+        """
         return composition @ (~self.known_elements).T.to(composition.dtype) == 0
 
     def gate_weights(self, composition: Tensor) -> Tensor:
-        """Return the gate's weights among the heads that know all elements, [g, heads], for a composition [g, 119].
+        """Return the gate's weights [g, heads], which are 0 for heads that do not know all elements of a structure.
 
         A row sums to 1; it is NaN if no head knows all elements of the structure.
+
+        Args:
+            composition: [g, 119] number of atoms of each element.
         """
         return self.gate.masked_weights(composition, self.heads_knowing_all_elements(composition))
 
     def keep_heads(self, heads: Sequence[int]) -> None:
-        """Discard all other heads; afterwards call only `residual_energies`, which returns their energies alone."""
+        """Discard all heads except these; `residual_energies`, the only method to call then, returns theirs."""
         self.heads = self.heads.subset(heads)
         self.kept_heads = torch.tensor(heads, device=self.kept_heads.device)
         slots = torch.arange(len(heads)).to(self.head_slot)
         self.head_slot = torch.full_like(self.head_slot, -1).index_copy(0, self.kept_heads, slots)
 
     def features(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
-        """Return the features s [n, F] of atoms, with matrix products in the type of `autocast`.
+        """Return the features s [n, F] of atoms; the data type of matrix products is `autocast`.
 
         Args:
             batch: The structures.
@@ -117,8 +126,8 @@ class FoundationModel(nn.Module):
                 raise TypeError).
         """
         device = vector.device.type
-        kind = self.autocast or torch.get_autocast_dtype(device)
-        with torch.autocast(device, kind, enabled=self.autocast is not None):
+        dtype = self.autocast or torch.get_autocast_dtype(device)
+        with torch.autocast(device, dtype, enabled=self.autocast is not None):
             s: Tensor = self.encoder(batch, vector, fused=True) if fused else self.encoder(batch, vector)
         return s
 
@@ -144,7 +153,7 @@ class FoundationModel(nn.Module):
         return self.scale[head] * (atoms * self.heads.forward_one(head, pooled / atoms.unsqueeze(-1))) + reference
 
     def residual_energies(self, pooled: Tensor, batch: Batch) -> Tensor:
-        """Return the energies [g, kept heads] in eV minus the reference energies, batched over heads.
+        """Return the energies of all kept heads minus the reference energies, [g, k] in eV, batched over heads.
 
         Args:
             pooled: [g, F] from `encode`.

@@ -1,4 +1,4 @@
-"""The readout: one head per dataset, stacked to run one by one or all at once, and the gate that weights them."""
+"""The readout: one head per dataset, in layers that run for one head or for all at once, and the gate."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Heads(nn.Module):
         """Return a new module with copies of the given heads."""
         subset = Heads(len(heads), self.sizes[0], self.sizes[1:-1], activation=self.activation)
         weight = next(self.parameters())
-        subset.to(weight.device, weight.dtype)  # before the values, which another type would round
+        subset.to(weight.device, weight.dtype)  # before the values are loaded, so that they are not rounded
         subset.load_state_dict({name: value[list(heads)] for name, value in self.state_dict().items()})
         return subset
 
@@ -73,9 +73,9 @@ class Heads(nn.Module):
 
 
 class Gate(nn.Module):
-    """Weight the heads by composition alone: 118 element fractions -> 128 -> 64 -> heads, with ReLU, then softmax.
+    """The network that weights the heads by composition: 118 fractions -> 128 -> 64 -> heads, ReLU, then softmax.
 
-    HydraGNN's gate reads the numbers of atoms of each element instead of fractions (`counts`).
+    With `counts`, as in HydraGNN, its input is the number of atoms of each element instead of the fractions.
     """
 
     def __init__(self, n_heads: int, *, counts: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The choice between plain messages and the fused operator of harness.reference.ops."""
+"""The choice between messages in plain PyTorch and the fused operator of harness.reference.ops."""
 
 from __future__ import annotations
 
@@ -17,31 +17,39 @@ BackendName = Literal["unfused", "fused"]
 
 @dataclass(frozen=True)
 class MessageBackend:
-    """Whether messages are fused, and why not if they were requested."""
+    """The implementation of the messages in use.
+
+    Attributes:
+        fused: Whether the fused operator computes the messages.
+        unfused_reason: Why the fused operator is not used although it was requested; else None.
+    """
 
     fused: bool
     unfused_reason: str | None = None
 
     @property
     def name(self) -> BackendName:
-        """Return the name of the backend in use."""
+        """The name of the backend in use."""
         return "fused" if self.fused else "unfused"
 
 
-PLAIN = MessageBackend(False)
+UNFUSED = MessageBackend(False)
 
 
 def select_backend(requested: BackendName, backbone: str, world: ProcessGroup) -> MessageBackend:
-    """Return fused messages if they are requested and every rank supports them; collective if they are requested."""
+    """Return the fused backend if it is requested and every rank supports it, else the unfused backend.
+
+    The call is collective if fused messages are requested.
+    """
     if requested == "unfused":
-        return PLAIN
+        return UNFUSED
     reasons = world.all_gather(find_unavailable_reason(backbone, world.device))
     reason = next((reason for reason in reasons if reason is not None), None)
     return MessageBackend(reason is None, reason)
 
 
 def find_unavailable_reason(backbone: str, device: torch.device) -> str | None:
-    """Return why this process cannot use fused messages, or None once they are loaded."""
+    """Load the fused operator; return None, or the reason why this process cannot use it."""
     try:
         messages.check(backbone, device)
         messages.load(device)

@@ -1,4 +1,4 @@
-"""Compile C++ operators on first use, and cache the library by a fingerprint of its sources for later processes."""
+"""Compilation of C++ operators on first use, and a cache of libraries, named by a fingerprint of their sources."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class BuildError(RuntimeError):
-    """There is no compiler, or it fails to build the library; the message says which."""
+    """There is no compiler, the compiler fails, or the library cannot be loaded; the message gives the reason."""
 
 
 @functools.cache
 def load(folder: Path) -> None:
     """Register the operators of folder/operators.cpp with torch, and compile them unless the cache has a valid library.
 
-    If the cache cannot be written, or its library cannot be loaded, the library is built in a temporary folder for this
-    process alone.
+    If the cache cannot be written, or the library in it cannot be loaded, the library is built in a temporary folder
+    for this process alone.
 
     Raises:
         BuildError: The library cannot be built or loaded.
@@ -51,14 +51,14 @@ def cache_folder() -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a hash, 20 hexadecimal digits, of the sources, flags, version of torch and processor."""
+    """Return a hash of 20 hexadecimal digits over the sources, the flags, the version of torch and the processor."""
     sources = [path.read_text(encoding="utf-8") for path in sorted([*folder.glob("*.h"), *folder.glob("*.cpp")])]
-    content = [*sources, *FLAGS, torch.__version__, _processor()]
+    content = [*sources, *FLAGS, torch.__version__, _describe_processor()]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()[:20]
 
 
-def _processor() -> str:
-    """Describe the processor, on which -march=native depends."""
+def _describe_processor() -> str:
+    """Return a description of the processor, as -march=native depends on it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -75,7 +75,7 @@ def _load_from(path: Path, sources: Path) -> None:
 
 
 def _has_valid_digest(path: Path) -> bool:
-    """Return whether the file ends in the digest of its content: loading a truncated library would end the process."""
+    """Return whether the file ends with a digest of its content; loading a truncated library would crash."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -84,7 +84,7 @@ def _has_valid_digest(path: Path) -> bool:
 
 
 def _compile(source: Path, path: Path) -> None:
-    """Write the library with its digest under a temporary name, then move it, so that no process sees half of it."""
+    """Write the library with its digest to a temporary file, then rename it, so that no process loads half of it."""
     compiler = _find_compiler()
     root = Path(torch.__file__).parent
     handle, part = tempfile.mkstemp(suffix=".so", prefix=f"{path.stem}-", dir=path.parent)

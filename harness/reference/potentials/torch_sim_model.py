@@ -23,7 +23,7 @@ from harness.reference.models.foundation import FoundationModel
 
 
 class ReferenceModel(ModelInterface):  # type: ignore[misc]
-    """The reference model behind torch-sim's interface; the gate weighs the heads.
+    """The reference model behind torch-sim's interface; the gate weights the heads.
 
     Args:
         model: A checkpoint's path, the name of a shipped one, or a model.

@@ -1,8 +1,8 @@
 """The work of a call: floating-point operations by operand and type, and bytes read and written.
 
-The counts of matrix products are those of torch.utils.flop_counter; those of messages, messages_backward and
-filter_backward, registered here with it, follow the loops of ops/painn/kernels.h. Second derivatives of the fused
-messages cannot be counted.
+The counts of matrix products come from torch.utils.flop_counter. The counts of messages, messages_backward and
+filter_backward, which this module registers there, follow the loops of ops/painn/kernels.h. Second derivatives of the
+fused messages cannot be counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from harness.reference.inference.bucketing import Shape
 from harness.reference.ops.messages import NAMESPACE
 
-# Matrix products with one row per edge, atom or structure (the heads), and messages by the fused operator.
+# Matrix products with one row per edge, per atom or per structure (the heads), and messages by the fused operator.
 Category = Literal["edges", "nodes", "heads", "messages"]
 Kind = tuple[Category, str]
 # (m, k, n) of a product [m, k] x [k, n], or (b, m, k, n) of b such products.
@@ -32,20 +32,20 @@ _aten = torch.ops.aten
 _operators = torch.ops.gfm_harness
 PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm}
 TF32 = "tf32"
-# Kinds with a smaller share of the arithmetic have no measured ceiling.
+# The peak rate of a kind is measured only if the kind has at least this share of the arithmetic.
 MIN_SHARE = 0.01
 _INDUCTOR_METRICS = logging.getLogger("torch._inductor.compile_fx.__inductor_metrics")
 
-# Operations per edge and feature besides the products with the columns of radial; the second number only with v.
-FORWARD = (9, 7)  # first: 2 for s, 7 for the term along the direction; second: 7 for the term in v
-# first: 7 for the gradient of unit, 5 for the term along it, 2 for that of the filter; second: 6 for the filter of v
+# Operations per edge and feature, without the products with the columns of radial: (always, in addition if there is v).
+FORWARD = (9, 7)  # always: 2 for s, 7 for the term in the direction; with v: 7 for the term in v
+# always: 7 for the gradient of unit, 5 for the term in the direction, 2 for that of the filter; with v: 6 for W_v
 BACKWARD = (14, 6)
 BACKWARD_NODES = (4, 6)
 FILTER = (7, 6)
 
 
 def _count_per_edge_and_feature(v: Tensor | None, *counts: tuple[int, int]) -> int:
-    return sum(always + (of_v if v is not None else 0) for always, of_v in counts)
+    return sum(always + (with_v if v is not None else 0) for always, with_v in counts)
 
 
 def _count_parts(v: Tensor | None) -> int:
@@ -56,8 +56,8 @@ def _count_parts(v: Tensor | None) -> int:
 def count_messages(phi: Tensor, v: Tensor | None, radial: Tensor, *_: Any, **__: Any) -> int:
     """Count the operations of gfm_harness::messages."""
     edges, columns = radial.shape
-    each = 2 * columns * _count_parts(v) + _count_per_edge_and_feature(v, FORWARD)
-    return edges * (phi.shape[1] // _count_parts(v)) * each
+    per_feature = 2 * columns * _count_parts(v) + _count_per_edge_and_feature(v, FORWARD)
+    return edges * (phi.shape[1] // _count_parts(v)) * per_feature
 
 
 @register_flop_formula(_operators.messages_backward, get_raw=True)
@@ -66,14 +66,14 @@ def count_messages_backward(
 ) -> int:
     """Count the operations of gfm_harness::messages_backward.
 
-    For radial and unit it evaluates one part of the filter, for phi and v all parts.
+    The gradients of radial and unit need one part of the filter, those of phi and v all parts.
     """
     edges, columns = radial.shape
     nodes = bool(rest[-1])
     filters = _count_parts(v) if nodes else 1
     counts = (BACKWARD, BACKWARD_NODES) if nodes else (BACKWARD,)
-    each = 2 * columns * (filters + _count_parts(v)) + _count_per_edge_and_feature(v, *counts)
-    return edges * grad_s.shape[1] * each
+    per_feature = 2 * columns * (filters + _count_parts(v)) + _count_per_edge_and_feature(v, *counts)
+    return edges * grad_s.shape[1] * per_feature
 
 
 @register_flop_formula(_operators.filter_backward, get_raw=True)
@@ -86,7 +86,7 @@ def count_filter_backward(
 
 
 def format_dtype(dtype: torch.dtype) -> str:
-    """Return the name of a type, such as `float64`."""
+    """Return the name of a data type, such as `float64`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -95,9 +95,9 @@ class WorkCount:
     """The work of a call.
 
     Attributes:
-        flops: Floating-point operations by kind (2 per multiply-add), without element-wise ones.
-        products: The flops of matrix products of each kind, by their sizes.
-        bytes: Bytes read and written, if each operation reads its inputs from memory and writes its results there.
+        flops: Floating-point operations by kind (2 per multiply-add), without element-wise operations.
+        products: Floating-point operations of the matrix products of each kind, by the sizes of the product.
+        bytes: Bytes read and written if each operation reads its inputs from memory and writes its results to memory.
     """
 
     flops: Counter[Kind] = field(default_factory=Counter)
@@ -106,15 +106,15 @@ class WorkCount:
 
     @property
     def kinds(self) -> dict[Kind, Sizes | None]:
-        """Return the kinds with at least MIN_SHARE of the flops, with their most costly sizes; None for messages."""
-        least = MIN_SHARE * self.flops.total()
-        most = {kind: max(sizes, key=lambda s: sizes[s]) for kind, sizes in self.products.items()}
-        return {kind: most.get(kind) for kind, n in self.flops.items() if n > least}
+        """The kinds with at least MIN_SHARE of the flops, each with its costliest sizes, or None for messages."""
+        threshold = MIN_SHARE * self.flops.total()
+        costliest = {kind: max(sizes, key=lambda s: sizes[s]) for kind, sizes in self.products.items()}
+        return {kind: costliest.get(kind) for kind, n in self.flops.items() if n > threshold}
 
     @property
     def matrix_flops(self) -> int:
-        """Return the flops of matrix products alone."""
-        return sum(n for (of, _), n in self.flops.items() if of != "messages")
+        """The floating-point operations of matrix products alone."""
+        return sum(n for (category, _), n in self.flops.items() if category != "messages")
 
 
 def count_work(call: Callable[[], object], shape: Shape) -> WorkCount:
@@ -128,7 +128,7 @@ class _WorkCounter(TorchDispatchMode):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.work = WorkCount()
-        # vectors are three rows per atom
+        # vector features have three rows per atom
         self._rows: dict[int, Category] = {shape.graphs: "heads", 3 * shape.atoms: "nodes", shape.atoms: "nodes"}
         self._rows |= {shape.edges: "edges"}
 
@@ -141,7 +141,7 @@ class _WorkCounter(TorchDispatchMode):
             left, right = inputs[-2:]
             sizes = (*left.shape, right.shape[-1])
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
-            kind = self._operand(sizes), find_product_dtype(results[0])
+            kind = self._classify(sizes), find_product_dtype(results[0])
             self.work.flops[kind] += flops
             self.work.products.setdefault(kind, Counter())[sizes] += flops
         elif func.namespace == NAMESPACE:
@@ -151,19 +151,19 @@ class _WorkCounter(TorchDispatchMode):
             self.work.bytes += sum(x.nbytes for x in (*inputs, *results))
         return out
 
-    def _operand(self, sizes: Sizes) -> Category:
-        """Classify a product by its rows or its summed dimension.
+    def _classify(self, sizes: Sizes) -> Category:
+        """Classify a product by its number of rows, or else by its columns or its summed dimension.
 
         Products with other sizes, such as those over elements or weights, count as nodes.
         """
-        *stack, m, k, n = sizes
-        transposed = [of for size in (n, k) if (of := self._rows.get(size)) != "heads"]
-        candidates = [*(self._rows.get(size) for size in (m, *stack)), *transposed]
-        return next((of for of in candidates if of is not None), "nodes")
+        *batch, m, k, n = sizes
+        transposed = [category for size in (n, k) if (category := self._rows.get(size)) != "heads"]
+        candidates = [*(self._rows.get(size) for size in (m, *batch)), *transposed]
+        return next((category for category in candidates if category is not None), "nodes")
 
 
 def find_product_dtype(product: Tensor) -> str:
-    """Return the type in which a product is computed: that of its result, or TF32."""
+    """Return the data type in which a product is computed: the type of its result, or TF32."""
     on_tensor_cores = product.is_cuda and torch.get_float32_matmul_precision() == "high"
     return TF32 if on_tensor_cores and product.dtype == torch.float32 else format_dtype(product.dtype)
 
@@ -171,7 +171,7 @@ def find_product_dtype(product: Tensor) -> str:
 def count_compiled_bytes(first_call: Callable[[], object]) -> int | None:
     """Return the bytes that compiled kernels read and write, or None if the first call compiles nothing.
 
-    The kernels are fused; each counts its inputs and results once.
+    Each fused kernel counts its inputs and results once.
     """
     _INDUCTOR_METRICS.setLevel(logging.INFO)
     _INDUCTOR_METRICS.propagate = False

@@ -1,4 +1,4 @@
-"""Figures of merit of a running job, posted to Omnistat's endpoint; a value is dropped rather than waited for."""
+"""Figures of merit of a running job, posted to Omnistat's endpoint without ever delaying the job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_FAILURES = 3
 
 
 def post_figure_of_merit(name: str, value: float) -> None:
-    """Post a value if the job has an endpoint; drop it if the previous one is still being sent."""
+    """Post a value if the job has an endpoint; drop the value if the previous one is still being sent."""
     pending = _get_queue()
     if pending is not None:
         with suppress(queue.Full):

@@ -1,7 +1,8 @@
-"""Memory: what is free on a device, the largest batch that fits into it, and the settings of glibc's allocator.
+"""The free memory of a device, the largest batch that fits into it, and the settings of glibc's memory allocator.
 
-By default the allocator returns a large freed block to the kernel, which clears every page of the next one; for tensors
-of edges that can cost more than the arithmetic. With the tuned settings it retains freed blocks (mallopt(3)).
+By default the allocator returns a large freed block to the kernel, which clears every page of the next block; for
+tensors with one row per edge, that can cost more than the arithmetic. With the tuned settings, the allocator retains
+freed blocks (mallopt(3)).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ AllocatorMode = Literal["default", "tuned"]
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 MIB = 1 << 20
 ALLOCATOR_SETTINGS: dict[AllocatorMode, dict[int, int]] = {
-    # the result of glibc's own adjustment once a block of 32 MiB or more has been freed
+    # glibc adjusts its thresholds to these values once a block of 32 MiB or more has been freed
     "default": {TRIM_THRESHOLD: 64 * MIB, TOP_PAD: MIB // 8, MMAP_THRESHOLD: 32 * MIB, MMAP_MAX: 65536},
-    # -1: nothing is ever returned to the kernel, and no block is mapped separately
+    # no memory is ever returned to the kernel (-1), and no block is mapped separately (0)
     "tuned": {TRIM_THRESHOLD: -1, TOP_PAD: 256 * MIB, MMAP_MAX: 0},
 }
 OTHER_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc", "hoard")
@@ -43,7 +44,7 @@ def _glibc() -> Any:
         raise NotGlibc(f"tensors come from {preloaded}, not from glibc's allocator")
     library = ctypes.CDLL(None)
     if not all(hasattr(library, name) for name in ("mallopt", "malloc_trim", "mallinfo2")):
-        raise NotGlibc("no glibc of 2021 or later, whose allocator is meant")
+        raise NotGlibc("the C library is not glibc 2.33 or later")
     library.mallinfo2.restype = _Info
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
@@ -72,13 +73,13 @@ class _Info(ctypes.Structure):
 
 _current: list[AllocatorMode] = []
 _heap_fillers: list[int] = []
-LARGEST, SMALLEST = 1024 * MIB, MIB
+LARGEST_BLOCK, SMALLEST_BLOCK = 1024 * MIB, MIB
 
 
 def set_allocator_mode(mode: AllocatorMode) -> bool:
-    """Switch the allocator to a mode, as if it had never been in the other; return False if nothing changes.
+    """Switch the allocator to a mode, as if it had never been in the other mode; return False if nothing changes.
 
-    Mode "default" also releases, at every call, the free blocks that the heap has accumulated.
+    Every call with the mode "default" also releases the free blocks that the heap has accumulated.
 
     Raises:
         NotGlibc: This process does not use glibc's allocator.
@@ -98,14 +99,14 @@ def set_allocator_mode(mode: AllocatorMode) -> bool:
 
 
 def _fill_heap(library: Any) -> None:
-    """Occupy all large free blocks of the heap, so that none serves a request that should go to the kernel."""
+    """Occupy all large free blocks of the heap, so that large requests go to the kernel as in a new process."""
 
     def measure() -> tuple[int, int]:
         info = library.mallinfo2()
         return info.arena, info.hblks
 
-    size = LARGEST
-    while size >= SMALLEST:
+    size = LARGEST_BLOCK
+    while size >= SMALLEST_BLOCK:
         before = measure()
         block = library.malloc(size)
         if block is not None and measure() == before:
@@ -115,15 +116,15 @@ def _fill_heap(library: Any) -> None:
             size //= 2
 
 
-# Share of the free memory that is used, as sizes differ from batch to batch.
-SHARE = 0.8
+# The share of the free memory that a batch may use; the rest is a reserve, as batches differ in size.
+USABLE_SHARE = 0.8
 # The files of a control group with its limit and use, and the entry of memory.stat for reclaimable cached files.
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def measure_free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device; for the host, within the control groups of this process."""
+    """Return the free memory of a device in bytes; on the host, the limits of control groups count too."""
     if device.type == "cpu":
         return min([psutil.virtual_memory().available, *list_cgroup_free_bytes()])
     module = torch.get_device_module(device)
@@ -132,11 +133,11 @@ def measure_free_bytes(device: torch.device) -> int:
 
 
 def list_cgroup_free_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Return the limit minus the use of the control group of this process and of each parent group with a limit.
+    """Return the free bytes (limit minus use) of this process's control group and of each parent with a limit.
 
     Args:
         groups: The file that lists the control groups of this process.
-        root: Where control groups are mounted.
+        root: The folder in which control groups are mounted.
     """
     free = []
     for line in groups.read_text().splitlines() if groups.exists() else []:
@@ -152,7 +153,7 @@ def list_cgroup_free_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path 
 
 
 def _read_free_bytes(folder: Path, limit: str, used: str, inactive: str) -> int | None:
-    """Return the limit minus the use of one group, or None if it has no limit or cannot be read."""
+    """Return the free bytes of one control group, or None if the group has no limit or cannot be read."""
     try:
         maximum, current = (folder / limit).read_text().strip(), int((folder / used).read_text())
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -164,11 +165,11 @@ def _read_free_bytes(folder: Path, limit: str, used: str, inactive: str) -> int 
 def estimate_largest_batch(peak_bytes: int, structures: int, free: int) -> int:
     """Return how many structures fit into the free memory, at least 1.
 
-    The estimate is proportional, which is safe: some of the memory of a small batch does not grow with it.
+    The estimate is proportional to the size of the batch. It is conservative, as a part of the memory is constant.
 
     Args:
-        peak_bytes: Peak memory of a batch.
-        structures: Structures in that batch.
+        peak_bytes: Peak memory of a batch in bytes.
+        structures: Number of structures in that batch.
         free: Free memory in bytes.
     """
-    return max(1, int(SHARE * free * structures / max(1, peak_bytes)))
+    return max(1, int(USABLE_SHARE * free * structures / max(1, peak_bytes)))

@@ -1,9 +1,10 @@
-"""A light sampler for machines without Omnistat: a thread in the first rank of each node and in each rank with a GPU.
+"""A lightweight sampler of telemetry for machines without Omnistat.
 
-It writes telemetry/<node>-<local rank>.jsonl in the form of Omnistat's raw export: host memory, busy cores, disk and
-network; the energy of CPUs with readable RAPL counters; energy, power, utilisation, memory, temperature and clock of
-the rank's NVIDIA GPU if pynvml is installed. Sensors that do not exist are omitted. A failure ends the sampling, not
-the run.
+The sampler is a thread in the first rank of each node and in each rank with a GPU. It writes telemetry/<node>-<local
+rank>.jsonl in the form of Omnistat's raw export: host memory, busy cores, disk and network; the energy of CPUs with
+readable RAPL (running average power limit) counters; energy, power, utilisation, memory, temperature and clock of the
+rank's NVIDIA GPU if pynvml is installed. Sensors that do not exist are omitted. A failure ends the sampling, not the
+run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from harness.host.locks import hold_lock
 
 INTERVAL_VARIABLE, FOLDER_VARIABLE = "GFM_HARNESS_SAMPLER_S", "GFM_HARNESS_TELEMETRY"
 TELEMETRY = "telemetry"
-# Samples are buffered for this many seconds, which a kill loses at most.
+# Samples are buffered for this many seconds; a kill loses no more than that.
 BUFFER_S = 20.0
 RAPL = Path("/sys/class/powercap")
 Key = tuple[tuple[str, str], ...]
@@ -34,22 +35,22 @@ Reader = Callable[[], Iterable[Reading]]
 
 
 class NodeSampler(threading.Thread):
-    """Call all readers at a fixed interval, and append their readings to one file.
+    """A thread that calls all readers at a fixed interval, and appends their readings to one file.
 
     Args:
         path: The file.
-        every_s: The interval in seconds.
+        interval_s: The interval in seconds.
         readers: Functions that return readings: name, labels and value.
     """
 
-    def __init__(self, path: Path, every_s: float, readers: Iterable[Reader]) -> None:
+    def __init__(self, path: Path, interval_s: float, readers: Iterable[Reader]) -> None:
         super().__init__(name="sampler", daemon=True)
-        self._path, self._every_s, self._readers = path, every_s, tuple(readers)
+        self._path, self._every_s, self._readers = path, interval_s, tuple(readers)
         self._stopped = threading.Event()
         self._buffer: dict[Key, tuple[list[int], list[float]]] = {}
 
     def run(self) -> None:
-        """Sample until stopped; a full disk or a sensor that fails ends it silently."""
+        """Sample until `stop` is called; a full disk or a sensor that fails ends the thread silently."""
         with suppress(Exception), self._path.open("ab") as out, hold_lock(self._path):  # another process may write too
             written = time.monotonic()
             try:
@@ -92,21 +93,24 @@ class NodeSampler(threading.Thread):
 
 
 def start(folder: Path, local_rank: int, *, on_gpu: bool) -> NodeSampler | None:
-    """Start the sampler of this rank if the job asks for one, and return it.
+    """Start the sampler of this rank if the job asks for sampling, and return it.
 
-    The first rank of a node samples the node; every rank that computes on a GPU samples it. Programs that this one
-    starts write into the same folder.
+    The first rank of a node samples the node; every rank that computes on a GPU samples its GPU. Child processes write
+    into the same folder.
 
     Args:
         folder: The folder of the case.
         local_rank: The rank within the node.
         on_gpu: Whether the rank computes on a GPU.
+
+    Returns:
+        The sampler, or None if this rank has nothing to sample or cannot write.
     """
     try:
-        every_s = float(os.environ.get(INTERVAL_VARIABLE) or 0.0)
+        interval_s = float(os.environ.get(INTERVAL_VARIABLE) or 0.0)
     except ValueError:
         return None
-    if not every_s > 0.0:
+    if not interval_s > 0.0:
         return None
     readers: list[Reader] = list(iter_node_readers()) if local_rank == 0 else []
     if on_gpu:
@@ -116,7 +120,7 @@ def start(folder: Path, local_rank: int, *, on_gpu: bool) -> NodeSampler | None:
     target = Path(os.environ.setdefault(FOLDER_VARIABLE, str(folder.resolve() / TELEMETRY)))
     with suppress(OSError):
         target.mkdir(exist_ok=True)
-        sampler = NodeSampler(target / f"{platform.node()}-{local_rank}.jsonl", every_s, readers)
+        sampler = NodeSampler(target / f"{platform.node()}-{local_rank}.jsonl", interval_s, readers)
         sampler.start()
         return sampler
     return None
@@ -148,12 +152,12 @@ def read_host() -> Iterator[Reading]:
 
 
 def _measure_busy_cores() -> float:
-    """Return the mean number of busy cores since the last call; 0 at the first."""
+    """Return the mean number of busy cores since the last call; the first call returns 0."""
     return psutil.cpu_percent() / 100.0 * (psutil.cpu_count() or 1)
 
 
 class Rapl:
-    """Read the energy of CPU packages and their memory, adding up the kernel's counters, which wrap at a maximum."""
+    """A reader of the energy of CPU packages and their memory that corrects for counters that wrap around."""
 
     def __init__(self, zones: Iterable[Path]) -> None:
         self._zones = {
@@ -182,11 +186,11 @@ def iter_gpu_readers(local_rank: int) -> Iterator[Reader]:
         import pynvml
 
         pynvml.nvmlInit()
-        card = find_local_gpu(local_rank, pynvml.nvmlDeviceGetCount())
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(card)
+        index = find_local_gpu(local_rank, pynvml.nvmlDeviceGetCount())
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
     except Exception:
         return
-    label = {"card": str(card)}
+    label = {"card": str(index)}
     sensors: dict[str, Callable[[], float]] = {
         "energy_joules": lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3,
         "power_watts": lambda: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
@@ -198,7 +202,7 @@ def iter_gpu_readers(local_rank: int) -> Iterator[Reader]:
 
     def read() -> Iterator[Reading]:
         for name, value in sensors.items():
-            with suppress(pynvml.NVMLError):  # not every card has every sensor
+            with suppress(pynvml.NVMLError):  # not every GPU has every sensor
                 yield f"harness_gpu_{name}", label, float(value())
 
     yield read

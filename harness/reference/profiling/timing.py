@@ -1,4 +1,4 @@
-"""Time and memory of one call, the highest rates of the machine, and the device and model as a run observes them."""
+"""Time, memory and profile of a call, measured peak rates of a device, and the facts that a run observes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from harness.reference.models.foundation import FoundationModel
 
 Call = Callable[[], object]
 REPEATS = 7
-# Calls are timed in bursts of this length, so that the cost of launching one and waiting for it does not count.
+# Calls are timed in bursts of this length, so that the overhead of the launch and the synchronization is small.
 BURST_S = 0.005
-COPY_BYTES = 256 * 2**20  # more than caches hold
+COPY_BYTES = 256 * 2**20  # more than fits into caches
 
 
 def get_device_name(device: torch.device) -> str | None:
@@ -38,7 +38,7 @@ def time_call(call: Call, device: torch.device) -> float:
 
 
 def measure_peak_bytes(call: Call, device: torch.device) -> int:
-    """Return the peak memory of tensors during one call in bytes, less that before the call."""
+    """Return by how many bytes the memory of tensors grows at most during one call."""
     if device.type != "cpu":
         module = torch.get_device_module(device)
         module.reset_peak_memory_stats(device)
@@ -69,22 +69,28 @@ def measure_sustained_seconds(call: Call, device: torch.device) -> float:
 
 
 def measure_product_gflop_per_s(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
-    """Measure the rate of a product [m, k] [k, n], or of b of them for sizes (b, m, k, n), in GFLOP/s."""
-    *stack, m, k, n = sizes
-    a, b = (torch.randn(*stack, *s, dtype=dtype, device=device) for s in ((m, k), (k, n)))
-    out = torch.empty(*stack, m, n, dtype=dtype, device=device)
+    """Measure the rate of matrix products in GFLOP/s.
+
+    Args:
+        device: The device.
+        dtype: The data type of the matrices.
+        sizes: (m, k, n) for a product [m, k] x [k, n], or (b, m, k, n) for a batch of b such products.
+    """
+    *batch, m, k, n = sizes
+    a, b = (torch.randn(*batch, *s, dtype=dtype, device=device) for s in ((m, k), (k, n)))
+    out = torch.empty(*batch, m, n, dtype=dtype, device=device)
     return 2 * prod(sizes) / measure_sustained_seconds(lambda: torch.matmul(a, b, out=out), device) / 1e9
 
 
 def measure_copy_gb_per_s(device: torch.device) -> float:
-    """Measure the rate of a copy of 256 MiB in GB/s, counting read and write."""
+    """Measure the rate of a copy of 256 MiB in GB/s; bytes read and bytes written both count."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     return 2 * source.nbytes / measure_sustained_seconds(lambda: target.copy_(source), device) / 1e9
 
 
-# Groups of operations with parts of their names; the first match counts, and the rest is the framework's.
-# Names of compiled kernels contain those of all operations fused into them, and so come first.
+# Groups of operations, each with substrings of their names. An operation belongs to the first group with a substring of
+# its name, or else to FRAMEWORK. Compiled kernels come first, as their names contain those of all fused operations.
 GROUPS: tuple[tuple[str, str], ...] = (
     ("matrix products", "triton_tem_"),
     ("element-wise and sums, compiled", "_fused_"),
@@ -104,12 +110,16 @@ def classify_operation(operation: str) -> str:
 
 
 def profile_call(call: Call, device: torch.device, rows: int = 12) -> dict[str, list[dict[str, object]]]:
-    """Profile one call: return `groups` (group, ms, share) and `rows` (operation, calls, ms, share), most costly first.
+    """Profile one call.
 
     Args:
         call: The call.
         device: The device that computes.
         rows: Number of operations to return.
+
+    Returns:
+        `groups` with the milliseconds and the fraction of each group of operations, and `rows` with the calls,
+        milliseconds and fraction of each operation; the most costly come first.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type in ("cuda", "xpu"):
@@ -118,7 +128,7 @@ def profile_call(call: Call, device: torch.device, rows: int = 12) -> dict[str, 
         call()
         synchronize(device)
     self_time = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
-    # on accelerators the operation that launches a kernel reports its time too
+    # on accelerators, an operation on the host reports the time of the kernels that it launches a second time
     events = [e for e in profile.key_averages() if device.type == "cpu" or _is_device_event(e)]
     costs = sorted(((e.key, e.count, getattr(e, self_time) / 1e3) for e in events), key=lambda e: -e[2])
     total = sum(ms for *_, ms in costs) or 1.0
@@ -142,17 +152,19 @@ def _is_device_event(event: FunctionEventAvg) -> bool:
     return event.device_type != DeviceType.CPU and not event.is_user_annotation
 
 
-Fact = TypeVar("Fact", bound=Observed)
+ObservedFact = TypeVar("ObservedFact", bound=Observed)
 
 
-def observe(kind: type[Fact], model: FoundationModel, device: torch.device | str, **others: Any) -> Fact:
-    """Return the fact of a program: types of parameters, device, threads, version of torch, and further fields.
+def observe(
+    fact_type: type[ObservedFact], model: FoundationModel, device: torch.device | str, **others: Any
+) -> ObservedFact:
+    """Return the fact on the runtime: data types of parameters, device, threads, version of torch, and further fields.
 
     Args:
-        kind: The program's type of the fact.
+        fact_type: The program's class of the fact.
         model: The model as it runs.
-        device: Where it runs.
-        others: Further fields of the type.
+        device: The device on which the model runs.
+        others: Further fields of the class.
     """
     common = {
         "parameters": sorted({str(p.dtype) for p in model.parameters()}),
@@ -161,4 +173,4 @@ def observe(kind: type[Fact], model: FoundationModel, device: torch.device | str
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
-    return kind(**common | others)
+    return fact_type(**common | others)

@@ -1,6 +1,6 @@
 """Convert one dataset to a store, or time reading from all stores in every mode on all ranks (suites/data.yaml).
 
-`convert` writes store/<slug>.bp in the folder of the case; `read` reads the stores of the cases that it waits for.
+`convert` writes store/<slug>.bp in the folder of the case; `read` reads the stores of the cases on which it depends.
 """
 
 from __future__ import annotations
@@ -60,27 +60,27 @@ def convert_dataset(parameters: DataParameters, log: CaseLog, folder: Path) -> N
         strict=parameters.strict,
     )
     target = folder / "store" / f"{entry.slug}.bp"
-    shutil.rmtree(target, ignore_errors=True)  # an earlier attempt may have left one without its facts
+    shutil.rmtree(target, ignore_errors=True)  # an earlier attempt may have left a store without logging its facts
     workers = parameters.workers or len(os.sched_getaffinity(0))
     plan = plan_conversion(entry, find_official_files(parameters.dataset_folder, entry), target, rules, workers)
 
-    def report(done: int, total: int, what: str) -> None:
-        log.write(Progress(done=done, total=total, activity=what))
+    def report(done: int, total: int, activity: str) -> None:
+        log.write(Progress(done=done, total=total, activity=activity))
 
     log.record_facts(msgspec.convert(convert(plan, report), DataFacts))
 
 
 def list_earlier_stores(folder: Path) -> list[Path]:
-    """Return the stores of the cases that this one waited for, in the order of their heads."""
+    """Return the stores of the cases on which this case depends, in the order of their heads."""
     needed = upgrade_case(json.loads((folder / "case.json").read_text(encoding="utf-8")))["depends_on"]
     stores = [path for name in needed for path in (folder.resolve().parent / name / "store").glob("*.bp")]
     if not stores:
-        raise InputError("no store: this case reads the stores of the conversions that it waits for")
+        raise InputError("no store: this case reads the stores of the conversions on which it depends")
     return sorted(stores, key=lambda path: find_source(path.stem).branch)
 
 
-SHARE_OF_MEMORY = 0.6  # of the free memory
-COMPARED_SAMPLES = 32  # samples whose bytes must be equal in every mode
+USABLE_SHARE = 0.6  # the share of the free memory that the samples may occupy
+COMPARED_SAMPLES = 32  # number of samples whose bytes must be equal in every mode
 
 
 def benchmark_modes(config: DataParameters, stores: Sequence[Path], rank_info: RankInfo, log: CaseLog) -> None:
@@ -94,13 +94,13 @@ def benchmark_modes(config: DataParameters, stores: Sequence[Path], rank_info: R
         try:
             _benchmark(config, stores, log, comm)
         except Exception as error:
-            if comm.size > 1:  # the next line ends this process
+            if comm.size > 1:  # abort_on_error then ends this process without logging the error
                 log.write(Failure(message=describe_error(error)))
             raise
 
 
 def _benchmark(config: DataParameters, stores: Sequence[Path], log: CaseLog, comm: MPI.Comm) -> None:
-    from mpi4py import MPI  # starts MPI, which conversions do without
+    from mpi4py import MPI  # imported here, as it starts MPI, which conversions do not need
 
     datasets: dict[ReadMode, ConcatenatedSamples] = {}
     open_costs: dict[ReadMode, tuple[float, int]] = {}
@@ -143,13 +143,13 @@ def _benchmark(config: DataParameters, stores: Sequence[Path], log: CaseLog, com
 def modes_that_fit(
     modes: Sequence[ReadMode], stores: Sequence[Path], comm: MPI.Comm
 ) -> tuple[list[ReadMode], list[str]]:
-    """Return the modes that fit into the memory of a node together, and why each of the others does not; collective."""
+    """Return the modes that fit together into the memory of a node, and a reason for each other mode; collective."""
     from mpi4py import MPI
 
     sizes = [BPFile(store).nbytes(TRAINING_SPLIT, training_keys(store)) for store in stores]
     total, local_ranks = sum(sizes), comm.Split_type(MPI.COMM_TYPE_SHARED).size
     copies = {"on_demand": 0.0, "preload": local_ranks, "shared": 1.0, "distributed": local_ranks / comm.size}
-    available = comm.allreduce(psutil.virtual_memory().available, MPI.MIN) * SHARE_OF_MEMORY
+    available = comm.allreduce(psutil.virtual_memory().available, MPI.MIN) * USABLE_SHARE
     fitting: list[ReadMode] = []
     skipped = []
     for mode in modes:
@@ -167,7 +167,7 @@ def modes_that_fit(
 
 
 def _read_origin(store: Path) -> str:
-    """Return whether the store's data are official or a stand-in, for the report."""
+    """Return the origin of the data in a store, such as "official" or a stand-in."""
     with BPFile(store) as file:
         about = file.attributes.get("about")
     return str(about["role"]) if isinstance(about, dict) else "unknown"
@@ -186,7 +186,7 @@ def _open(store: Path, mode: ReadMode, config: DataParameters, comm: MPI.Comm) -
 
 
 def training_keys(store: Path) -> list[str]:
-    """Return the keys of a sample that training reads, as far as the store has them."""
+    """Return the keys that training reads and that the store has."""
     with BPFile(store) as file:
         return [key for key in (*REQUIRED_KEYS, "forces", *EDGE_KEYS) if key in file.keys(TRAINING_SPLIT)]
 
@@ -194,7 +194,7 @@ def training_keys(store: Path) -> list[str]:
 def _round(
     mode: str, number: int, *, samples: ConcatenatedSamples, config: DataParameters, comm: MPI.Comm, log: CaseLog
 ) -> None:
-    """Time batches of random samples, other ones on each rank."""
+    """Time batches of random samples, which differ from rank to rank."""
     from mpi4py import MPI
 
     rng = np.random.default_rng((config.seed, number, comm.rank))
@@ -240,7 +240,7 @@ def _bytes(record: Record) -> int:
 
 
 def _time_copy_us(sample_bytes: float, count: int) -> float:
-    """Return the microseconds of copying one sample of that size in memory, when `count` are copied at once."""
+    """Return the microseconds for copying one sample of this size in memory, measured on `count` samples at once."""
     source = np.ones((count, max(1, int(sample_bytes))), dtype=np.uint8)
     target = np.empty_like(source)
     seconds = []
@@ -252,6 +252,6 @@ def _time_copy_us(sample_bytes: float, count: int) -> float:
 
 
 def _memory() -> int:
-    """Return the memory of this process, with its share of shared pages on Linux and all of them elsewhere."""
+    """Return the memory of this process in bytes; on Linux, shared pages count in proportion to their processes."""
     memory: Any = psutil.Process().memory_full_info()
     return int(getattr(memory, "pss", memory.rss))

@@ -54,10 +54,10 @@ from harness.reference.training.optimizer import OptimizerState
 from harness.reference.training.run_facts import describe_identity, describe_run, observe_runtime
 from harness.reference.training.trainer import Trainer
 
-# Smallest unit of an error, eV/atom and eV/angstrom; otherwise a dataset with little variation would dominate the loss.
+# The smallest unit of errors, eV/atom and eV/angstrom; without it, a dataset with little variation dominates the loss.
 MIN_UNIT = 0.05
 PHYSICS_DYNAMICS_STEPS = 100
-GATE_LIMIT = 1000  # structures of each dataset that the gate is trained on
+GATE_LIMIT = 1000  # number of structures of each dataset on which the gate is trained
 
 Splits = dict[str, DatasetCollection]
 
@@ -74,8 +74,8 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
     model_config = ModelConfig.from_parameters(config.model)
     splits = open_splits(config, NeighbourSpec(model_config.cutoff, model_config.max_neighbours), rank_info)
     torch.manual_seed(config.seed)
-    kind = find_precision(config.precision)
-    model = kind.apply(FoundationModel(model_config))
+    precision = find_precision(config.precision)
+    model = precision.apply(FoundationModel(model_config))
     model.gate.requires_grad_(False)
     training = splits[SPLITS[0]]
     sampling = SamplingSpec(
@@ -85,7 +85,7 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
     loader = BatchLoader(
         training,
         sampler,
-        kind.dtype,
+        precision.dtype,
         set_reference_energies(model, training),
         model_config.needs_triplets,
         config.balance,
@@ -100,7 +100,12 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
 
 
 def open_splits(config: TrainParameters, neighbour_spec: NeighbourSpec, rank_info: RankInfo) -> Splits:
-    """Return the datasets of the case by split; collective for stores.
+    """Open the training, validation and test sets of the case, by split; the call is collective for stores.
+
+    Args:
+        config: Parameters of the case.
+        neighbour_spec: The definition of neighbours.
+        rank_info: The rank of this process.
 
     Raises:
         InputError: There is no dataset for one of the splits, or forces are missing.
@@ -130,16 +135,16 @@ def open_splits(config: TrainParameters, neighbour_spec: NeighbourSpec, rank_inf
             )
             for name in config.datasets or ()
         ]
-    require_forces([dataset for of_split in datasets for dataset in of_split.values()], config.force_weight)
+    require_forces([dataset for by_split in datasets for dataset in by_split.values()], config.force_weight)
     usable = {split: [d[split] for d in datasets if split in d and len(d[split].samples)] for split in SPLITS}
-    for split, some in usable.items():
-        if not some:
+    for split, split_datasets in usable.items():
+        if not split_datasets:
             source = config.store_folder or ", ".join(config.datasets or ())
             raise InputError(
-                f"{source}: no dataset has a {split}; training needs one to train on, one to validate and one to test,"
-                " which `harness data convert` makes of at least three groups of structures"
+                f"{source}: no dataset has a {split}; training needs {', '.join(SPLITS)}, which"
+                " `harness data convert` makes of datasets with at least three groups of structures"
             )
-    return {split: DatasetCollection(some, neighbour_spec) for split, some in usable.items()}
+    return {split: DatasetCollection(split_datasets, neighbour_spec) for split, split_datasets in usable.items()}
 
 
 def train(
@@ -152,7 +157,7 @@ def train(
     log: CaseLog,
     folder: Path,
 ) -> None:
-    """Train on all ranks, and finish the model if no epoch remains; collective."""
+    """Train on all ranks and, if all epochs are done, evaluate the model and write its checkpoint; collective."""
     for fitted in (model.reference_energy, model.scale):
         fitted.copy_(world.broadcast(fitted))
     groups = None
@@ -163,7 +168,7 @@ def train(
         heads = [d.head for d in loader.collection.datasets]
         groups = HeadGroups(loader.sampler.assignment, heads, world)
         model.keep_heads(groups.heads)
-    example = next(loader.evaluation_batches(1000, world.device))
+    example = next(loader.iter_evaluation_batches(1000, world.device))
     message_backend = select_backend(config.message_backend, model.config.backbone, world)
     module, compiled = PerGraphErrors(model, fused=message_backend.fused), CompileResult(False, "not requested")
     if config.compile:
@@ -186,7 +191,7 @@ def train(
     validation_sets = [d for d in splits[SPLITS[1]].datasets if groups is None or d.head in groups.heads]
     if not validation_sets:
         raise InputError(
-            f"heads: parallel: of the datasets of rank {world.rank} none has a {SPLITS[1]}; leave out"
+            f"heads: parallel: none of the datasets of rank {world.rank} has a {SPLITS[1]}; remove"
             " `heads: parallel`, or convert these datasets again"
         )
     validation = replace(loader, collection=DatasetCollection(validation_sets, splits[SPLITS[1]].neighbour_spec))
@@ -197,7 +202,7 @@ def train(
         objective=make_objective(loader, config, world),
         loader=loader,
         validation=partial(
-            validation.evaluation_batches,
+            validation.iter_evaluation_batches,
             config.max_validation_structures,
             world.device,
             share=None if groups else world.rank_info,
@@ -229,15 +234,15 @@ def average_gradients(
 
     Args:
         module: The module.
-        model: The model in it.
+        model: The model inside the module.
         world: The ranks.
         has_all_heads: Whether every rank has all heads; otherwise gradients of heads are not averaged.
     """
     if world.size == 1:
         return module
     if not has_all_heads:
-        of_heads = {id(p) for p in model.heads.parameters()}
-        ignored = [name for name, p in module.named_parameters() if id(p) in of_heads]
+        head_parameters = {id(p) for p in model.heads.parameters()}
+        ignored = [name for name, p in module.named_parameters() if id(p) in head_parameters]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
     return wrap_ddp(module)
 
@@ -266,12 +271,12 @@ def finish(
     log: CaseLog,
     folder: Path,
 ) -> None:
-    """Train the gate and write the checkpoint on rank 0, evaluate on the test sets on all ranks; collective."""
+    """Train the gate on rank 0, evaluate on the test sets on all ranks, and write the checkpoint; collective."""
     notes: dict[str, Any] = {"training": config.model_dump()}
     model.eval().requires_grad_(False)
     if config.gate_steps and len(loader.collection.datasets) > 1 and world.rank == 0:
         model.gate.requires_grad_(True)
-        batches = (batch for batch, _ in loader.evaluation_batches(GATE_LIMIT, world.device))
+        batches = (batch for batch, _ in loader.iter_evaluation_batches(GATE_LIMIT, world.device))
         gate_errors = train_gate(
             model, batches, temperature=config.sampling_temperature, steps=config.gate_steps, seed=config.seed
         )

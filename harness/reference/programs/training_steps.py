@@ -1,6 +1,6 @@
-"""Training steps in three formulations, timed in turn on the same batches: forward, loss, backward, without the update.
+"""Training steps in three formulations (forward pass, loss, backward pass), timed in turn on the same batches.
 
-An untrained model runs on the random workload with random labels, on which the time of a step does not depend.
+An untrained model runs on the random workload with random labels; the time of a step does not depend on either.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make_model(config: TrainingStepsParameters) -> FoundationModel:
 
 
 def make_batches(model: FoundationModel, config: TrainingStepsParameters) -> list[LabelledBatch]:
-    """Return batches of random structures, dealt out to all heads, with labels from a normal distribution (eV, A)."""
+    """Return batches of random structures for all heads in turn, with labels from a normal distribution (eV, A)."""
     rng = np.random.default_rng(config.seed)
     dtype = find_precision(config.precision).dtype
     graphs: list[NeighbourList] = []
@@ -79,7 +79,7 @@ def make_batches(model: FoundationModel, config: TrainingStepsParameters) -> lis
 def describe(
     model: FoundationModel, batches: Sequence[LabelledBatch], config: TrainingStepsParameters
 ) -> TrainingStepsFacts:
-    """Return facts of the model, of the workload, and of the hardware and software."""
+    """Return the facts on the model, the workload, the hardware and the software."""
     trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return TrainingStepsFacts(
         model=StepModel(config=model.config.asdict(), parameters=trained_parameters, trained=False),
@@ -121,7 +121,7 @@ class Result(NamedTuple):
 
 
 class TimedStep:
-    """A stage with its model, ready to be timed: a call takes one step, and `last` is its result."""
+    """A stage with its model, ready to be timed: a call takes one step, and `last` is the result of that step."""
 
     def __init__(self, name: str, module: PerGraphErrors, model: FoundationModel, objective: MultiTaskLoss) -> None:
         self.name = name
@@ -138,17 +138,17 @@ class TimedStep:
 
     @property
     def last(self) -> Result:
-        """Return the result of the last step; valid until another stage takes a step on the same model."""
+        """The result of the last step; it is valid until another stage takes a step on the same model."""
         assert self._loss is not None
         return Result(self._loss.item(), flatten([p.grad for p in self._model.parameters() if p.grad is not None]))
 
-    def result(self, labelled: LabelledBatch) -> Result:
+    def take_step(self, labelled: LabelledBatch) -> Result:
         """Take a step and return its result."""
         self(labelled)
         return self.last
 
 
-def step_errors(result: Result, expected: Result) -> dict[str, Any]:
+def compute_step_errors(result: Result, expected: Result) -> dict[str, Any]:
     """Return the relative errors of loss and gradient, or only finite=False if the result is not finite."""
     if not math.isfinite(result.loss) or not bool(result.gradient.isfinite().all()):
         return {"finite": False}
@@ -176,7 +176,7 @@ def run(config: TrainingStepsParameters, log: CaseLog, folder: Path) -> None:
             steps.append(step)
     if not steps:
         raise InputError("none of the stages can run here")
-    references = [steps[0].result(b) for b in batches] if steps[0].name == STAGES[0].name else []
+    references = [steps[0].take_step(b) for b in batches] if steps[0].name == STAGES[0].name else []
     for number in range(config.rounds):
         log.write(Progress(done=len(stages) * (number + 1), total=total, activity=f"round {number + 1}"))
         start = number % len(steps)
@@ -186,7 +186,7 @@ def run(config: TrainingStepsParameters, log: CaseLog, folder: Path) -> None:
                 device_s = timing.time_call(partial(step, batch), torch.device(config.device))
                 end_time_s = time.time()
                 fom_client.post_figure_of_merit("structures_per_s", config.batch_size / device_s)
-                errors = step_errors(step.last, references[index]) if references else {}
+                errors = compute_step_errors(step.last, references[index]) if references else {}
                 log.write(
                     StepSample(
                         stage=step.name, round=number, batch=index, structures=config.batch_size,
@@ -203,7 +203,11 @@ def warm_up(
     config: TrainingStepsParameters,
     log: CaseLog,
 ) -> TimedStep | None:
-    """Return the stage after its warm-up, or None if it cannot run here; log first step and memory, or the reason."""
+    """Warm up a stage, and log the time of its first step and its memory, or why it cannot run.
+
+    Returns:
+        The stage, or None if it cannot run.
+    """
     device = torch.device(config.device)
     reason = find_unavailable_reason(model.config.backbone, device) if stage.fused else None
     module = PerGraphErrors(model, fused=stage.fused)

@@ -1,4 +1,4 @@
-"""Collective error handling: no rank waits for one that has failed."""
+"""Collective error handling, so that no rank waits for a rank that has failed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from harness.reference.distributed.launch import LostRank, RankInfo, describe_er
 from harness.reference.errors import InputError
 
 T = TypeVar("T")
-GRACE_S = 3.0
-FORWARD_S = 1.0  # launchers drop lines that they have not read by the time of an abort
+GRACE_S = 3.0  # the time in which a peer that failed first may report its error
+FORWARD_S = 1.0  # the time in which the launcher can read the last lines; an abort discards unread ones
 
 
 def run_collectively(comm: Any, work: Callable[[], T]) -> T:
-    """Return the result of this rank's work once all ranks have finished theirs. Collective.
+    """Return the result of this rank's work once all ranks have finished theirs. Collective over comm (mpi4py).
 
-    Where ranks fail, the first of them raises its own error, and all others raise LostRank, which names it.
+    If ranks fail, the first of them raises its own error, and all other ranks raise LostRank, which names that rank.
     """
     if comm is None:
         return work()
@@ -40,7 +40,7 @@ def run_collectively(comm: Any, work: Callable[[], T]) -> T:
 
 
 def get_mpi_world(rank_info: RankInfo) -> Any:
-    """Return the communicator of all ranks; raises InputError where MPI does not see the ranks of the launcher."""
+    """Return MPI's communicator of all ranks; raises InputError if its ranks are not those of the launcher."""
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
@@ -54,7 +54,7 @@ def get_mpi_world(rank_info: RankInfo) -> Any:
 
 @contextmanager
 def abort_on_error(comm: Any) -> Iterator[None]:
-    """Print the error in one line and end all ranks if this one fails in the block: others may wait in MPI forever.
+    """If this rank fails in the block, print the error in one line and end all ranks, which might wait in MPI forever.
 
     A rank that fails only because a peer has failed lets the peer report the error.
     """
@@ -67,7 +67,7 @@ def abort_on_error(comm: Any) -> Iterator[None]:
             time.sleep(GRACE_S)
         trace = error.__traceback__
         sys.stdout.flush()
-        # Leave out this frame, which would be reported as the location.
+        # without this frame, which would be reported as the location of the error
         sys.stderr.write(f"rank {comm.Get_rank()}: {describe_error(error.with_traceback(trace and trace.tb_next))}\n")
         sys.stderr.flush()
         time.sleep(FORWARD_S)

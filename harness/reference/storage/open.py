@@ -1,4 +1,4 @@
-"""Samples of a split in one of four modes: on disk, in memory, once per node, or spread over ranks."""
+"""Opening of the samples of a split in one of four modes: on disk, in memory, once per node, or spread over ranks."""
 
 from __future__ import annotations
 
@@ -27,12 +27,24 @@ def open_samples(
     own_share: bool = False,
     backend: str = "auto",
 ) -> Samples:
-    """Return a split of a store in one of the modes; collective over comm (mpi4py), where there is one.
+    """Open a split of a store; collective over comm, if there is one.
 
-    preload: all samples, or with own_share only those of this rank. shared: one copy for the ranks of a node.
-    distributed: one copy for every `width` ranks (default: all), by MPI (rma), by DDStore (ddstore, ddstore-libfabric),
-    or by DDStore if it is installed and else by MPI (auto). keys: the keys to read, None for all. Raises InputError on
-    one rank and LostRank on all others.
+    Args:
+        path: The store.
+        split: The name of the split.
+        mode: "on_demand" reads each sample from disk; "preload" loads all samples, or with own_share those of this
+            rank; "shared" holds one copy for the ranks of a node; "distributed" holds one copy for `width` ranks.
+        comm: The communicator (mpi4py) of all ranks.
+        width: Number of ranks that share a distributed copy; None for all ranks.
+        keys: The keys to read; None for all.
+        own_share: Whether to preload only this rank's share of the samples.
+        backend: The memory of the distributed mode: "rma" (MPI), "ddstore", "ddstore-libfabric", or "auto", which is
+            DDStore if it is installed and MPI otherwise.
+
+    Raises:
+        InputError: The store, the split or a key does not exist or is damaged; of several ranks, the first one that
+            fails raises it.
+        LostRank: Another rank failed first.
     """
     file = collectives.run_collectively(comm, lambda: _open_file(path, split, keys))
     if mode == "on_demand":

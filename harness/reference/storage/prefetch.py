@@ -16,14 +16,18 @@ Result = TypeVar("Result")
 
 
 class Prefetch(Generic[Request, Result]):
-    """Iterate over fetch(request) for each request, in order, up to `depth` of them in advance.
+    """An iterator over fetch(request) for each request, in order, that fetches up to `depth` results in advance.
 
-    threaded: False where depth is 0 or the samples cannot be read concurrently (MPI without THREAD_MULTIPLE); each
-    batch is then fetched when the consumer asks for it, and `reason` says why. waited_s: seconds the consumer has
-    waited. An exception of fetch or requests is raised in place of its batch.
+    An exception of fetch or requests is raised in place of the result.
 
-        with Prefetch(samples.get, batches, depth=2, samples=samples) as ahead:
-            for records in ahead: ...
+        with Prefetch(samples.get, batches, depth=2, samples=samples) as prefetched:
+            for records in prefetched: ...
+
+    Attributes:
+        threaded: Whether a thread fetches in advance. It is False if depth is 0 or the samples cannot be read
+            concurrently (MPI without THREAD_MULTIPLE); each result is then fetched when the consumer asks for it.
+        reason: Why `threaded` is False, or "".
+        waited_s: Seconds for which the consumer has waited.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Prefetch(Generic[Request, Result]):
             self._enqueue(("end", None))
 
     def _enqueue(self, item: tuple[str, Any]) -> bool:
-        """Queue an item, unless the consumer has stopped."""
+        """Queue an item; return False if the consumer has stopped."""
         while not self._stopped.is_set():
             try:
                 self._ready.put(item, timeout=0.05)
@@ -88,7 +92,7 @@ class Prefetch(Generic[Request, Result]):
         raise value if kind == "error" else StopIteration
 
     def close(self) -> None:
-        """Stop the thread; the batch in progress is finished and discarded."""
+        """Stop the thread; the fetch in progress is finished, and its result is discarded."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()

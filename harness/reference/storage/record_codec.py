@@ -1,6 +1,6 @@
-"""Samples as opaque records of bytes, and back as views of them without a copy.
+"""Conversion of samples to records of bytes, and of records to arrays that are views of the bytes.
 
-A record holds for each field its number of rows along the samples' axis as int32, then the values of each field with
+A record holds the number of rows of each field along the samples' axis as int32, then the values of each field with
 that axis first; each part begins at a multiple of eight bytes.
 """
 
@@ -17,12 +17,19 @@ from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.schema import Block, Column, Counts, Record
 
-UNIT = 8  # bytes; lengths and positions of records are counted in it
+UNIT = 8  # bytes; lengths and positions of records are multiples of this unit
 
 
 @dataclass(frozen=True)
 class RecordField:
-    """A key of a record. rest: the lengths of its axes except the samples' axis."""
+    """The layout of one key of a record.
+
+    Attributes:
+        name: The key.
+        dtype: The name of the data type.
+        axis: The samples' axis.
+        rest: The lengths of all other axes, that is the shape of a row.
+    """
 
     name: str
     dtype: str
@@ -59,31 +66,31 @@ class RecordSchema:
 
     @classmethod
     def from_record(cls, record: Record, axes: Mapping[str, int]) -> RecordSchema:
-        """Return the schema of a sample; axes: the samples' axis of keys where it is not the first."""
+        """Return the schema of a sample; axes: the samples' axis of each key for which it is not 0."""
         fields = []
         for name, values in record.items():
             axis = axes.get(name, 0)
             fields.append(RecordField(name, str(values.dtype), axis, values.shape[:axis] + values.shape[axis + 1 :]))
         return cls(fields)
 
-    def units(self, counts: Mapping[str, Counts]) -> Counts:
-        """Return the lengths of records, [samples], from the rows of each key."""
+    def compute_lengths(self, counts: Mapping[str, Counts]) -> Counts:
+        """Return the lengths of records in units, [samples]; counts: the numbers of rows of each key, [samples]."""
         total: Any = self.header_units
         for field in self.fields:
             total = total + -(-np.asarray(counts[field.name], dtype=np.int64) * field.row_bytes // UNIT)
         return np.asarray(total, dtype=np.int64)
 
     def pack_block(self, block: Block, out: NDArray[np.int64]) -> None:
-        """Write the records of all samples, one after the other, into memory of exactly their length."""
+        """Write the records of all samples, one after the other, into `out`, which has exactly their length."""
         rows = {f.name: block.columns[f.name].rows(block.samples) for f in self.fields}
-        lengths = self.units(rows)
+        lengths = self.compute_lengths(rows)
         if int(lengths.sum()) != len(out):
             raise InputError(f"records of {int(lengths.sum())} units do not fit memory of {len(out)}")
         starts = np.cumsum(lengths) - lengths
         slots = 2 * starts[:, None] + np.arange(len(self.fields))
         out.view(np.int32)[slots] = np.stack(list(rows.values()), axis=1)
         target = out.data.cast("B")
-        at = (starts + self.header_units) * UNIT
+        offsets = (starts + self.header_units) * UNIT
         for field in self.fields:
             column = block.columns[field.name]
             _check_same(field, column)
@@ -92,28 +99,28 @@ class RecordSchema:
             source = np.ascontiguousarray(np.moveaxis(column.values, field.axis, 0)).reshape(-1).data.cast("B")
             sizes = rows[field.name] * field.row_bytes
             ends = np.cumsum(sizes)
-            for start, size, end in zip(at.tolist(), sizes.tolist(), ends.tolist(), strict=True):
+            for start, size, end in zip(offsets.tolist(), sizes.tolist(), ends.tolist(), strict=True):
                 target[start : start + size] = source[end - size : end]
-            at = at + -(-sizes // UNIT) * UNIT
+            offsets = offsets + -(-sizes // UNIT) * UNIT
 
     def pack(self, record: Record) -> bytes:
         """Return one sample as bytes."""
         columns = {f.name: Column(record[f.name], record[f.name].shape[f.axis], f.axis) for f in self.fields}
         counts = {name: np.array([column.counts]) for name, column in columns.items()}
-        out = np.zeros(int(self.units(counts)[0]), dtype=np.int64)
+        out = np.zeros(int(self.compute_lengths(counts)[0]), dtype=np.int64)
         self.pack_block(Block(1, columns), out)
         return out.tobytes()
 
     def unpack(self, buffer: Any, start: int = 0) -> Record:
-        """Return the sample whose record begins at a unit of the buffer, as views of it."""
-        at = start * UNIT
-        rows = np.ndarray(len(self._layout), np.int32, buffer, at).tolist()
-        at += self.header_units * UNIT
+        """Return the sample whose record begins at unit `start` of the buffer, as views of the buffer."""
+        offset = start * UNIT
+        rows = np.ndarray(len(self._layout), np.int32, buffer, offset).tolist()
+        offset += self.header_units * UNIT
         record = {}
         for (name, dtype, row_bytes, rest, order), n in zip(self._layout, rows, strict=True):
-            values: NDArray[Any] = np.ndarray((n, *rest), dtype, buffer, at)
+            values: NDArray[Any] = np.ndarray((n, *rest), dtype, buffer, offset)
             record[name] = values if order is None else values.transpose(order)
-            at += -(-n * row_bytes // UNIT) * UNIT
+            offset += -(-n * row_bytes // UNIT) * UNIT
         return record
 
 
@@ -121,4 +128,4 @@ def _check_same(field: RecordField, column: Column) -> None:
     shape = column.values.shape
     rest = shape[: column.axis] + shape[column.axis + 1 :]
     if (str(column.values.dtype), column.axis, rest) != (field.dtype, field.axis, field.rest):
-        raise InputError(f"{field.name}: {column.values.dtype} {shape} is not what the records of this store hold")
+        raise InputError(f"{field.name}: {column.values.dtype} {shape} does not match the records of this store")

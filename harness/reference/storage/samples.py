@@ -1,4 +1,4 @@
-"""Samples of a split by index, on disk or in memory, and several splits as one."""
+"""Access to the samples of a split by index, on disk or in memory, and to several datasets as one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ ColumnGroup = tuple[Any, list[tuple[str, NDArray[Any], int]]]
 
 
 class Samples(ABC):
-    """Samples 0..len-1. thread_safe: whether `get` may run concurrently in threads."""
+    """A sequence of samples.
+
+    Attributes:
+        thread_safe: Whether `get` may run concurrently in threads.
+    """
 
     thread_safe = True
 
@@ -28,10 +32,14 @@ class Samples(ABC):
 
     @abstractmethod
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the requested order, read only; raises InputError for an index that does not exist."""
+        """Return the samples in the requested order; do not write to them.
+
+        Raises:
+            InputError: An index does not exist.
+        """
 
     def close(self) -> None:  # noqa: B027
-        """Release files, memory and windows; collective if opening was."""
+        """Release files, memory and MPI windows; collective if the opening was collective."""
 
     def __enter__(self) -> Samples:
         return self
@@ -39,7 +47,7 @@ class Samples(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        # A rank that fails must not wait for the others: its windows are freed when the process ends.
+        # A rank that fails must not wait for the others; its MPI windows are freed when the process ends.
         if kind is None:
             self.close()
 
@@ -64,17 +72,28 @@ class OnDemandSamples(Samples):
 
 
 class PreloadedSamples(Samples):
-    """Samples in memory as columns, returned as views. indices: of the samples in memory."""
+    """Samples in memory as columns, returned as views.
+
+    Attributes:
+        indices: The indices of the samples in memory, a part of the split.
+    """
 
     def __init__(self, groups: Sequence[ColumnGroup], count: int, first: int = 0, length: int | None = None) -> None:
-        """Hold groups of keys that have equal numbers of rows, each with its sample boundaries, [count + 1]."""
+        """Create samples from columns in memory.
+
+        Args:
+            groups: Keys with equal numbers of rows, together with the boundaries of their samples, [count + 1].
+            count: Number of samples in memory.
+            first: Index of the first sample in memory.
+            length: Number of samples of the split; None for `count`.
+        """
         self._groups = groups
         self.indices = range(first, first + count)
         self._length = count if length is None else length
 
     @classmethod
     def from_block(cls, block: Block, first: int = 0, length: int | None = None) -> PreloadedSamples:
-        """Return the samples of a block; length: of the split that the block is a part of."""
+        """Return the samples of a block that starts at `first` in a split of `length` samples."""
         groups: list[ColumnGroup] = []
         for name, column in block.columns.items():
             ends = column.ends(block.samples)
@@ -95,7 +114,7 @@ class PreloadedSamples(Samples):
         for index in indices.tolist() if isinstance(indices, np.ndarray) else indices:
             i = index - first
             if not 0 <= i < count:
-                raise InputError(f"samples {first}..{self.indices.stop - 1} are in memory, not {index}")
+                raise InputError(f"sample {index} is not in memory, which holds {first}..{self.indices.stop - 1}")
             record: Record = {}
             for ends, columns in self._groups:
                 start, stop = ends[i], ends[i + 1]
@@ -108,13 +127,13 @@ class PreloadedSamples(Samples):
 
 
 class FilteredSamples(Samples):
-    """The samples of a split without some that are left out."""
+    """The samples of a split, except some that are excluded."""
 
-    def __init__(self, samples: Samples, left_out: Sequence[int]) -> None:
-        """Leave out the samples with these indices, which are sorted and distinct."""
+    def __init__(self, samples: Samples, excluded: Sequence[int]) -> None:
+        """Exclude the samples with these indices, which must be sorted and distinct."""
         self._samples = samples
-        # For each left-out sample the number of remaining samples before it.
-        self._before = np.asarray(left_out, dtype=np.int64) - np.arange(len(left_out))
+        # the number of remaining samples before each excluded one
+        self._before = np.asarray(excluded, dtype=np.int64) - np.arange(len(excluded))
         self.thread_safe = samples.thread_safe
 
     def __len__(self) -> int:
@@ -123,9 +142,9 @@ class FilteredSamples(Samples):
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
         """Return the samples in the requested order."""
         numbers = np.asarray(indices, dtype=np.int64)
-        beyond = numbers[(numbers < 0) | (numbers >= len(self))]
-        if len(beyond):
-            raise InputError(f"there are samples 0..{len(self) - 1}, not {beyond[0]}")
+        invalid = numbers[(numbers < 0) | (numbers >= len(self))]
+        if len(invalid):
+            raise InputError(f"there are samples 0..{len(self) - 1}, not {invalid[0]}")
         return self._samples.get(numbers + np.searchsorted(self._before, numbers, side="right"))
 
     def close(self) -> None:
@@ -134,7 +153,7 @@ class FilteredSamples(Samples):
 
 
 class ConcatenatedSamples(Samples):
-    """Several datasets in one index space, one after the other; `datasets` returns the dataset of a sample."""
+    """Several datasets in one index space, one after the other."""
 
     def __init__(self, parts: Sequence[Samples]) -> None:
         """Concatenate datasets; raises InputError if there are none."""
@@ -147,12 +166,12 @@ class ConcatenatedSamples(Samples):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def datasets(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the dataset of each sample, [n]."""
+    def find_datasets(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the index of the dataset to which each sample belongs, [n]."""
         return np.searchsorted(self.starts, np.asarray(indices), side="right") - 1
 
     def index(self, dataset: int, sample: int) -> int:
-        """Return the index of a dataset's sample among all."""
+        """Return the index, among all samples, of one sample of a dataset."""
         return int(self.starts[dataset]) + sample
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
@@ -178,7 +197,7 @@ class ConcatenatedSamples(Samples):
 
 
 def split_evenly(samples: int, rank: int, ranks: int) -> tuple[int, int]:
-    """Return the first and one past the last of a rank's consecutive samples; shares differ by one at most."""
-    each, more = divmod(samples, ranks)
-    first = rank * each + min(rank, more)
-    return first, first + each + (rank < more)
+    """Return (first, stop) of the consecutive samples of one rank; the ranks' shares differ by one at most."""
+    quotient, remainder = divmod(samples, ranks)
+    first = rank * quotient + min(rank, remainder)
+    return first, first + quotient + (rank < remainder)

@@ -1,7 +1,7 @@
-"""The schema of stored structures: names, types and shapes, as in HydraGNN's own BP files.
+"""The schema of stored structures: names, types and shapes, as in the BP files (ADIOS2) that HydraGNN writes.
 
-A key k of a split L is one array `L/k`, the samples one after the other along one axis, with the number of rows of
-each sample in `L/k/variable_count`. Source: the ADIOS writer and reader of HydraGNN 5 (github.com/ORNL/HydraGNN).
+A key k of a split L is one array `L/k`, in which the samples follow each other along one axis; `L/k/variable_count` is
+the number of rows of each sample. Source: the ADIOS writer and reader of HydraGNN 5 (github.com/ORNL/HydraGNN).
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ DTYPES = frozenset(np.dtype(t) for t in ("float64", "float32", "int64", "int32",
 
 @dataclass(frozen=True)
 class KeySpec:
-    """One quantity. dtype: "real" is the type of the store, float64 or float32.
+    """The specification of one key.
 
-    per: what a row along `axis` belongs to. rows: their number per structure; None if it varies. rest: the other axes.
-    listed: whether `L/keys` names it; HydraGNN ignores keys that are not listed.
+    Attributes:
+        name: The key.
+        dtype: A data type of numpy, or "real" for that of the store, float64 or float32.
+        per: The thing to which a row along `axis` belongs.
+        rows: Number of rows per structure; None if it varies.
+        rest: The lengths of the axes other than `axis`.
+        meaning: The quantity, with its unit.
+        axis: The samples' axis.
+        listed: Whether `L/keys` lists the key; HydraGNN ignores keys that are not listed.
     """
 
     name: str
@@ -84,7 +91,7 @@ KEYS: dict[str, KeySpec] = {
             "edge",
             rows=None,
             rest=(2,),
-            meaning="sender and receiver, counted within the structure",
+            meaning="sender and receiver, as indices within the structure",
             axis=1,
         ),
         KeySpec("edge_attr", "real", "edge", rows=None, rest=(1,), meaning="distance, angstrom"),
@@ -114,7 +121,10 @@ KEYS: dict[str, KeySpec] = {
 class Column:
     """One key of consecutive samples.
 
-    values: all rows of all samples along `axis`. counts: [samples] rows of each, or one number if all are equal.
+    Attributes:
+        values: The rows of all samples along `axis`.
+        counts: [samples] number of rows of each sample, or one number if all are equal.
+        axis: The samples' axis.
     """
 
     values: NDArray[Any]
@@ -128,13 +138,13 @@ class Column:
         return self.counts
 
     def ends(self, samples: int) -> Counts:
-        """Return where each sample begins and the last one ends along the axis, [samples + 1]."""
+        """Return the start of each sample along the axis, and the end of the last one, [samples + 1]."""
         if isinstance(self.counts, int):
             return np.arange(samples + 1, dtype=np.int64) * self.counts
         return np.concatenate([[0], np.cumsum(self.counts)])
 
     def cut(self, first: int, stop: int) -> NDArray[Any]:
-        """Return a view of the rows first..stop along the axis."""
+        """Return a view of the rows first..stop - 1 along the axis."""
         return self.values[(slice(None),) * self.axis + (slice(first, stop),)]
 
 
@@ -151,7 +161,7 @@ class Block:
         return sum(column.values.nbytes for column in self.columns.values())
 
     def pieces(self, size: int) -> Iterator[Block]:
-        """Yield the block in parts of at most `size` samples, without a copy."""
+        """Yield the block in pieces of at most `size` samples, without copying values."""
         if self.samples <= size:
             yield self
             return
@@ -171,13 +181,17 @@ class Block:
             )
 
     def records(self) -> Iterator[Record]:
-        """Yield each sample, as views."""
+        """Yield each sample; its arrays are views of the columns."""
         ends = {name: column.ends(self.samples).tolist() for name, column in self.columns.items()}
         for k in range(self.samples):
             yield {name: c.cut(ends[name][k], ends[name][k + 1]) for name, c in self.columns.items()}
 
     def check(self, first: int = 0) -> Block:
-        """Return itself, or raise InputError naming the first fault and its sample, counted from `first`."""
+        """Check types, shapes and values, and return self; the first sample has the index `first` in messages.
+
+        Raises:
+            InputError: A value cannot be stored; the message names the first problem and its sample.
+        """
         if self.samples < 1 or not self.columns:
             raise InputError("a block without samples or without keys")
         for name, column in self.columns.items():
@@ -191,7 +205,7 @@ def may_be_empty(name: str) -> bool:
 
 
 def is_finite(name: str, values: NDArray[Any]) -> bool:
-    """Return whether all values are finite; a stress of NaN components only means that there is none."""
+    """Return whether all values are finite; a stress whose components are all NaN is allowed, as it means no label."""
     if name == "stress" and values.ndim == 2 and len(values) % 3 == 0:
         values = values[~np.isnan(values).reshape(-1, 3, values.shape[1]).all(axis=(1, 2)).repeat(3)]
     return bool(np.isfinite(values).all())
@@ -206,8 +220,8 @@ def _check_column(name: str, column: Column, samples: int, first: int) -> None:
     counts = column.rows(samples)
     if len(counts) != samples or counts.sum() != values.shape[column.axis] or (counts < 0).any():
         raise InputError(
-            f"{name}: {len(counts)} samples with {counts.sum()} rows are announced,"
-            f" {samples} with {values.shape[column.axis]} are there"
+            f"{name}: expected {len(counts)} samples with {counts.sum()} rows,"
+            f" got {samples} with {values.shape[column.axis]}"
         )
     if not may_be_empty(name) and not counts.all():
         raise InputError(f"{name} of sample {first + int(np.flatnonzero(counts == 0)[0])} is empty")
@@ -218,5 +232,5 @@ def _check_column(name: str, column: Column, samples: int, first: int) -> None:
 
 
 def move_samples_first(values: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Return the values with the samples' axis first, contiguous, as checksums require."""
+    """Return the values as a contiguous array with the samples' axis first, the order in which checksums read them."""
     return np.ascontiguousarray(np.moveaxis(values, axis, 0))

@@ -1,4 +1,4 @@
-"""Structures as the columns and records of a store, and back: the only conversion between atoms and stored data."""
+"""Conversion of structures to the columns of a store, and of stored columns and records to structures."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def encode_table(
     target: Literal["energy", "energy_per_atom"] = "energy",
     keys: Collection[str] | None = None,
 ) -> Block:
-    """Return all keys that the structures have, edges included, or the selected ones.
+    """Return a block with the keys of structures, including edges if the table has neighbours.
 
     Args:
         table: At least one structure.
-        dtype: float64 preserves every bit; HydraGNN stores float32.
-        target: The content of `y`.
+        dtype: Type of real values: float64 preserves every bit; HydraGNN stores float32.
+        target: The content of the key `y`.
         keys: The keys to encode, None for all.
 
     Raises:
@@ -58,15 +58,15 @@ def encode_table(
 
 
 def decode_block(block: Block, *, where: str, first: int) -> StructureTable:
-    """Return a block as a table with the energies as they are stored and without edges.
+    """Return a block as a table, without edges; energies are not changed (HydraGNN stores them minus references).
 
     Args:
         block: Samples of a split.
-        where: The name of the split in messages; with the index, also the name of a structure without one.
+        where: The name of the split for messages, and for the ids of structures that have none.
         first: Index of the block's first sample in the split.
 
     Raises:
-        InputError: The columns are not those of structures.
+        InputError: A column is missing or has the wrong shape.
     """
     missing = next((key for key in REQUIRED_KEYS if key not in block.columns), None)
     if missing:
@@ -75,7 +75,7 @@ def decode_block(block: Block, *, where: str, first: int) -> StructureTable:
     sizes = block.columns["pos"].rows(g)
     for key in ("atomic_numbers", "forces"):
         if key in block.columns and not np.array_equal(block.columns[key].rows(g), sizes):
-            raise InputError(f"{where}: {key} and pos have other numbers of rows in samples from {first} on")
+            raise InputError(f"{where}: {key} and pos differ in their numbers of rows in samples from {first} on")
     names = np.array([f"{where}/{k}" for k in range(first, first + g)])
     graph = np.nan_to_num(_reshape(block, "graph_attr", (g, 2), where))
     n = int(sizes.sum())
@@ -96,7 +96,7 @@ def decode_block(block: Block, *, where: str, first: int) -> StructureTable:
 
 
 def decode_compositions(block: Block) -> StructureTable:
-    """Return a table with only the elements and the stored energies."""
+    """Return a table in which only the elements and the stored energies are meaningful."""
     g = block.samples
     sizes = block.columns["atomic_numbers"].rows(g)
     names = np.zeros(g, dtype="U1")
@@ -129,8 +129,9 @@ def decode_structure(
     Args:
         record: A sample with the required keys, and optionally forces.
         name: The name of the structure.
-        head: Branch id of its dataset.
-        reference_energy_ev: [119] by atomic number, energies that were subtracted from the stored one; None for none.
+        head: Index in HEADS of its dataset, -1 if there is none.
+        reference_energy_ev: [119] energy of each element that was subtracted from the stored energy; None if nothing
+            was subtracted.
     """
     charge, multiplicity = record["graph_attr"].reshape(-1).tolist()
     numbers = record["atomic_numbers"].reshape(-1).astype(np.int64)

@@ -16,11 +16,23 @@ Kind = Literal["energy", "energy_forces", "property"]
 class Task:
     """A downstream task.
 
-    target: the predicted quantity. unit: of the target and of its error. kind: energy (of the whole structure, eV),
-    energy_forces (with forces, eV/angstrom) or property (a number that does not grow with the structure).
-    error_per_atom: whether the error of an energy is divided by the number of atoms. files: the files or keys that are
-    read. fetch: how to get them. size: structures of the benchmark, 0 where it has no fixed number. splits: how the
-    benchmark splits them. published: published results on the official data.
+    Attributes:
+        name: The name in suites.
+        title: The name in reports.
+        target: The predicted quantity.
+        unit: The unit of the target and of its error.
+        kind: "energy" (of the whole structure, eV), "energy_forces" (with forces, eV/angstrom) or "property" (a number
+            that does not grow with the size of the structure).
+        files: The official files, with the keys that are read.
+        fetch: Instructions to get the files.
+        size: Number of structures of the benchmark; 0 if it is not fixed.
+        splits: How the benchmark splits the structures.
+        licence: The licence.
+        citation: The publication.
+        url: The page of the benchmark.
+        error_per_atom: Whether the error of an energy is divided by the number of atoms.
+        metric: The name of the error.
+        published: Published results on the official data.
     """
 
     name: str
@@ -187,10 +199,7 @@ TASKS: tuple[Task, ...] = (
 
 
 def find_task(name: str) -> Task:
-    """Return the task of that name.
-
-    Raises InputError with the closest name, or with the known ones if none is close.
-    """
+    """Return the task of a name; raises InputError, with similar or known names, if there is none."""
     for entry in TASKS:
         if entry.name == name:
             return entry

@@ -21,13 +21,17 @@ Fold = tuple[Indices, Indices]
 
 @dataclass(frozen=True)
 class TaskDataset:
-    """g structures with their values.
+    """The dataset of a task: g structures with the values to predict.
 
-    table: the structures, with forces if the task has them and energies if they are known. target: [g] the value to
-    predict, in the task's unit. role: the name of the data in reports. level: of theory. left_out: structures of the
-    source that were rejected, by reason. official_ids: [g] the benchmark's names. subset: [g] the part of the task that
-    a structure belongs to, trained and tested separately; "" if none. folds: (train, test) positions where the
-    benchmark fixes its splits.
+    Attributes:
+        table: The structures, with forces if the task has forces, and with energies if they are known.
+        target: [g] the value to predict, in the unit of the task.
+        role: The name of the data in reports.
+        level: The level of theory.
+        official_ids: [g] the names of the structures in the benchmark.
+        subset: [g] the subset of each structure, which is trained and tested separately; "" if there are none.
+        left_out: Number of structures of the source that are left out, by reason.
+        folds: The (train, test) positions of each official split; empty if the benchmark has none.
     """
 
     table: StructureTable
@@ -45,7 +49,7 @@ class TaskDataset:
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """One structure of a reader: its columns, the value to predict and the subset it belongs to."""
+    """One structure of a reader: its columns, the value to predict, and its subset."""
 
     row: StructureRow
     target: float
@@ -59,9 +63,17 @@ def collect_rows(
     level: str,
     left_out: Counter[str] | None = None,
 ) -> TaskDataset:
-    """Return all usable values as a dataset, and count the rejections; `{count}` in the role becomes their number.
+    """Collect usable rows in a dataset, and count the rejections.
 
-    Raises InputError, naming the source, if no value is usable.
+    Args:
+        values: Rows and rejections.
+        source: The name of the source for messages.
+        role: The name of the data in reports; `{count}` is replaced by the number of usable rows.
+        level: The level of theory.
+        left_out: Number of structures that are left out already, by reason.
+
+    Raises:
+        InputError: No row is usable.
     """
     usable: list[LabelledRow] = []
     rejections: Counter[str] = Counter(left_out or {})
@@ -88,7 +100,7 @@ def collect_rows(
 
 
 def _find_rejection_kind(value: LabelledRow) -> str:
-    """Return the kind of fault that makes a structure unusable, or ""."""
+    """Return the kind of the problem that makes a structure unusable, or ""."""
     row = value.row
     checks = (
         ("value not finite", not np.isfinite(value.target)),
@@ -103,15 +115,24 @@ def _find_rejection_kind(value: LabelledRow) -> str:
 
 
 def split_task(labelled: TaskDataset, *, seed: int, test_fraction: float) -> Fold:
-    """Return (pool, test): positions of structures, with no group in both.
+    """Split a dataset into a pool and a test set that have no group in common.
 
-    About test_fraction of each subset is in test.
-    Groups are selected by their names, so that the choice of a group does not depend on the others. Raises InputError
-    if a subset has only one group, or the share leaves one side empty.
+    Groups are selected by a hash of their names, so that the choice of a group does not depend on the others.
+
+    Args:
+        labelled: The dataset.
+        seed: Seed of the hash.
+        test_fraction: The approximate share of the structures of each subset in the test set.
+
+    Returns:
+        The positions of the structures in the pool and in the test set.
+
+    Raises:
+        InputError: A subset has only one group, or the share is not between 0 and 1.
     """
     if not 0 < test_fraction < 1:
-        raise InputError(f"a test share of {test_fraction} leaves a side empty, expected between 0 and 1")
-    chosen = np.zeros(len(labelled), dtype=bool)
+        raise InputError(f"the test share is {test_fraction}, expected a number between 0 and 1")
+    is_test = np.zeros(len(labelled), dtype=bool)
     for name in np.unique(labelled.subset):
         rows = np.flatnonzero(labelled.subset == name)
         groups, group, sizes = np.unique(labelled.table.groups[rows], return_inverse=True, return_counts=True)
@@ -119,8 +140,8 @@ def split_task(labelled: TaskDataset, *, seed: int, test_fraction: float) -> Fol
             where = f"subset {str(name)!r}" if name else "the data"
             raise InputError(f"{labelled.role}: {where} has only the group {str(groups[0])!r}, which cannot be split")
         order = np.argsort(hash_texts(groups, f"task {seed}"), kind="stable")
-        # the groups whose middle lies within the share, which is as close to it as whole groups allow
+        # groups whose middle is within the share; no other number of whole groups is closer to the share
         middle = np.cumsum(sizes[order]) - sizes[order] / 2
         count = int(np.clip(np.count_nonzero(middle < test_fraction * len(rows)), 1, len(groups) - 1))
-        chosen[rows] = np.isin(group, order[:count])
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+        is_test[rows] = np.isin(group, order[:count])
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)

@@ -1,4 +1,4 @@
-"""The data of a downstream task: the official files if provided, else the shipped set (shipped/tasks.yaml)."""
+"""Loading of the data of a downstream task: official files if they are given, else the shipped set."""
 
 from __future__ import annotations
 
@@ -31,11 +31,20 @@ ROLES = ("official sample", "stand-in")
 
 @dataclass(frozen=True)
 class ShippedSet:
-    """One row of the table: shipped/<name>.h5.
+    """One shipped set: the file shipped/<name>.h5, which shipped/tasks.yaml describes.
 
-    role: one of ROLES. target: the quantity of the values, with the unit. count: structures. sha256: of the file.
-    rejected: structures that were computed and left out, and why. provenance: package, version and digest, or the
-    program that computed it.
+    Attributes:
+        name: The task.
+        role: One of ROLES.
+        chemistry: The kinds of structures.
+        target: The quantity to predict, with its unit.
+        level: The level of theory.
+        count: Number of structures.
+        rejected: Number of structures that were computed but left out, and the reasons.
+        sha256: Digest of the file.
+        provenance: Package, version and digest, or the program that computed the set.
+        licence: The licence.
+        attribution: The authors.
     """
 
     name: str
@@ -61,7 +70,11 @@ class ShippedSet:
 
 @cache
 def load_table_of_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
-    """Return the sets by the name of their task, in the order of the tasks; raises InputError naming what is wrong."""
+    """Return the shipped sets by the name of their task, in the order of the tasks.
+
+    Raises:
+        InputError: The table has an unknown task, a missing or unknown column, or an unknown role.
+    """
     path = folder / TABLE
     rows = YAML(typ="safe").load(path)
     if unknown := sorted(set(rows) - {t.name for t in TASKS}):
@@ -73,7 +86,7 @@ def load_table_of_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
         if missing := sorted(values - row.keys()):
             raise InputError(f"{path}: {name} lacks {', '.join(missing)}")
         if unknown := sorted(row.keys() - values):
-            raise InputError(f"{path}: {name} has {unknown[0]!r}, which is no column")
+            raise InputError(f"{path}: {name} has the unknown column {unknown[0]!r}")
         if row["role"] not in ROLES:
             raise InputError(f"{path}: {name} has the role {row['role']!r}, expected one of {', '.join(ROLES)}")
         sets[name] = ShippedSet(name=name, **row)
@@ -81,7 +94,7 @@ def load_table_of_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
 
 
 def load_shipped_task(name: str, folder: Path = FOLDER) -> TaskDataset | None:
-    """Return the shipped set of a task, or None; raises InputError if its file is not the one described."""
+    """Return the shipped set of a task, or None if there is none; raises InputError if its file has changed."""
     task = find_task(name)
     entry = load_table_of_sets(folder).get(name)
     if entry is None:
@@ -93,7 +106,7 @@ def load_shipped_task(name: str, folder: Path = FOLDER) -> TaskDataset | None:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise InputError(f"{path}: sha256 differs from the one recorded for {name!r}")
-    import h5py  # not where suites are only planned
+    import h5py  # imported here, as planning a suite does not need it
 
     with h5py.File(io.BytesIO(data), "r") as file:
         labelled = _decode_dataset(file, entry, task)
@@ -148,13 +161,19 @@ ENDINGS = (".json.gz", ".json", ".npz", ".xyz", ".extxyz", ".csv", ".traj")
 
 
 class TaskDataUnavailable(InputError):
-    """There are neither official files nor a shipped set of a task."""
+    """A task has neither official files nor a shipped set."""
 
 
 def load_task(name: str, files: Path | None = None) -> TaskDataset:
-    """Return the data of a task: FILES/<task>/ or FILES/<task>.<ending> if it exists, else the shipped set.
+    """Load the data of a task: FILES/<task>/ or FILES/<task>.<ending> if it exists, else the shipped set.
 
-    Raises InputError for an unknown task and for unreadable files, and TaskDataUnavailable if there is neither.
+    Args:
+        name: The task.
+        files: The folder FILES with official files; None for the shipped set.
+
+    Raises:
+        InputError: The task is unknown, or its files cannot be read.
+        TaskDataUnavailable: There are neither official files nor a shipped set.
     """
     entry = find_task(name)
     path = None if files is None else find_official_path(entry, files)
@@ -168,7 +187,7 @@ def load_task(name: str, files: Path | None = None) -> TaskDataset:
 
 
 def find_official_path(entry: Task, files: Path) -> Path | None:
-    """Return the path of a task's official files in a folder, or None; raises InputError if there is no such folder."""
+    """Return the path of a task's official files in a folder, or None; raises InputError if it is not a folder."""
     if not files.is_dir():
         raise InputError(f"{files}: no such folder, expected one with a folder or file for each task")
     names = (entry.name, *(entry.name + ending for ending in ENDINGS))

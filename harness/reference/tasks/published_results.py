@@ -12,7 +12,18 @@ _FINETUNING = (
 
 @dataclass(frozen=True)
 class Result:
-    """A mean absolute error of a quantity. subset: the part of the task, if any. train: structures trained on."""
+    """A published mean absolute error.
+
+    Attributes:
+        model: The model.
+        value: The error.
+        unit: Its unit.
+        train: Number of training structures.
+        source: The publication.
+        quantity: The quantity, if the task has several.
+        subset: The subset of the task, if it has subsets.
+        spread: Standard deviation over folds, or None.
+    """
 
     model: str
     value: float
@@ -25,7 +36,7 @@ class Result:
 
 
 def _leaderboard(task: str, unit: str, size: int, rows: dict[str, tuple[float, float]]) -> tuple[Result, ...]:
-    """Return mean and standard deviation over the five folds, as the leaderboard prints them."""
+    """Return the results of a leaderboard; rows: (mean, standard deviation) over the five folds, by model."""
     source = f"Matbench v0.1 leaderboard, {task} (github.com/materialsproject/matbench, docs_src)"
     return tuple(
         Result(model, mean, unit, size * 4 // 5, source, spread=deviation) for model, (mean, deviation) in rows.items()
@@ -122,8 +133,8 @@ QM9: tuple[Result, ...] = (
 )
 
 MD17: tuple[Result, ...] = tuple(
-    Result(f"HydraGNN, {what}", value, unit, 700, _FINETUNING, quantity=quantity)
-    for what, quantity, value, unit in (
+    Result(f"HydraGNN, {mode}", value, unit, 700, _FINETUNING, quantity=quantity)
+    for mode, quantity, value, unit in (
         ("fine-tuned", "energy", 0.0641, "eV"),
         ("fine-tuned", "forces", 0.2837, "eV/angstrom"),
         ("frozen", "energy", 0.1853, "eV"),

@@ -1,4 +1,4 @@
-"""torch.compile for training: the force loss as one compiled function of dynamic shapes, or eager with the reason."""
+"""torch.compile for training: the loss with forces becomes one compiled function, or stays eager for a reason."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from harness.reference.data.batch import Batch
 from harness.reference.errors import get_first_line
 from harness.reference.training.loss import Errors, Labels
 
-# Shapes are symbolic. Batches that would need further compilations (of one graph, without edges, ...) stay eager.
+# Shapes are symbolic, but some batches, such as those of one graph or without edges, need a compilation of their own.
+# After this number of compilations, further ones run eagerly.
 RECOMPILE_LIMIT = 16
 
 
 @dataclass(frozen=True)
 class CompileResult:
-    """Whether compiled code runs, and why not, or why only in parts."""
+    """The result of a compilation.
+
+    Attributes:
+        active: Whether compiled code runs.
+        eager_reason: Why nothing, or only a part of the module, is compiled; else None.
+    """
 
     active: bool
     eager_reason: str | None = None
@@ -33,7 +39,8 @@ def compile_loss(module: nn.Module, example: tuple[Batch, Labels]) -> CompileRes
     """
     torch._dynamo.config.trace_autograd_ops = True
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    torch._dynamo.config.optimize_ddp = False  # it would cut the graph, and the gradient inside it, at bucket borders
+    # otherwise the graph, which contains the gradient for the forces, would be split at the borders of DDP's buckets
+    torch._dynamo.config.optimize_ddp = False
     batch, labels = example
     leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
     rng_state = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Errors of each head on its test set, compared with those of baselines that know nothing of the structure."""
+"""Errors of each head on its test set, compared with those of baselines that ignore the positions of the atoms."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.training.loss import collate_labelled, predict_own_head
 
 BATCH = 32
+# The numbers of structures from which the mean energy is computed, in all and at a time.
 MEAN_SAMPLE, MEAN_BATCH = 100_000, 1000
+# The number of structures from which the shortest distance is computed.
 CONTACT_SAMPLE = 2000
-# Counts and sums over the test set of one head, which add up over ranks.
+# Counts and sums over the test set of one head; the sums over all ranks give the errors.
 SUMS = (
     "structures", "atoms", "structures_with_unseen_elements", "energy_abs", "energy_sq", "composition_abs",
     "composition_sq",
@@ -37,7 +39,7 @@ class ErrorSums:
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
 
     def add(self, **values: float) -> None:
-        """Add values to the sums of these names."""
+        """Add each value to the sum with the name of the argument."""
         for name, value in values.items():
             self.sums[name] += value
 
@@ -45,23 +47,23 @@ class ErrorSums:
 def compute_mean_energy(dataset: Dataset, world: ProcessGroup) -> float:
     """Return the mean energy per atom of a dataset in eV, from at most MEAN_SAMPLE evenly spaced structures.
 
-    The ranks share the reading.
+    Each rank reads its share of them. The call is collective.
     """
     count = len(dataset.samples)
     sample = np.linspace(0, count - 1, min(count, MEAN_SAMPLE)).round().astype(np.int64)
     indices = sample[world.rank :: world.size]
-    part = 0.0
+    local_sum = 0.0
     for first in range(0, len(indices), MEAN_BATCH):
         records = dataset.samples.get(indices[first : first + MEAN_BATCH])
-        part += sum(float(r["energy"][0]) / len(r["atomic_numbers"]) for r in records)
-    total, number = world.all_reduce_sum(torch.tensor([part, len(indices)], dtype=torch.float64)).tolist()
+        local_sum += sum(float(r["energy"][0]) / len(r["atomic_numbers"]) for r in records)
+    total, number = world.all_reduce_sum(torch.tensor([local_sum, len(indices)], dtype=torch.float64)).tolist()
     return float(total / number)
 
 
 def find_shortest_distance(collection: DatasetCollection, dataset: Dataset, world: ProcessGroup) -> float:
-    """Return the shortest distance in a dataset over the sum of covalent radii; see FoundationModel.closest.
+    """Return the shortest distance in a dataset divided by the sum of covalent radii; see FoundationModel.closest.
 
-    Only CONTACT_SAMPLE evenly spaced structures are read, which the ranks share.
+    At most CONTACT_SAMPLE evenly spaced structures are read, each rank its share. The call is collective.
     """
     position, count = collection.datasets.index(dataset), len(dataset.samples)
     sample = np.linspace(0, count - 1, min(count, CONTACT_SAMPLE)).round().astype(np.int64)
@@ -85,8 +87,8 @@ def evaluate_test_sets(
     """Return one row per dataset: mean absolute and root mean square errors on its test set; collective.
 
     The baselines are `composition`, the reference energies alone (a linear model of composition fitted on the training
-    set), `mean`, the mean energy per atom of the training set, and `zero_force`, no forces. Structures with elements
-    that the head's training set lacks are counted and omitted, as nothing is known of them. An empty mean is None.
+    set), `mean`, the mean energy per atom of the training set, and `zero_force`, zero for all forces. Structures with
+    elements that the head's training set lacks are counted and omitted. An error without structures is None.
 
     Args:
         model: The model.
@@ -101,8 +103,8 @@ def evaluate_test_sets(
         errors = ErrorSums()
         indices = np.arange(world.rank, len(dataset.samples), world.size)
         for first in range(0, len(indices), BATCH):
-            some = indices[first : first + BATCH]
-            graphs = test.load_graphs(SampleIndices(np.full(len(some), k), some))
+            selected = indices[first : first + BATCH]
+            graphs = test.load_graphs(SampleIndices(np.full(len(selected), k), selected))
             known = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
             errors.add(structures_with_unseen_elements=len(graphs) - len(known))
             if known:
@@ -116,7 +118,15 @@ def evaluate_test_sets(
 def sum_errors(
     model: FoundationModel, graphs: Sequence[NeighbourList], references: Tensor, mean: float, world: ProcessGroup
 ) -> dict[str, float]:
-    """Return the sums of SUMS over structures of one head; mean: energy per atom of its training set in eV."""
+    """Return the sums named in SUMS over structures of one head.
+
+    Args:
+        model: The model.
+        graphs: Labelled structures with neighbours.
+        references: [heads, 119] reference energies in eV.
+        mean: Mean energy per atom of the head's training set in eV.
+        world: The ranks, for their device.
+    """
     dtype = next(model.parameters()).dtype
     batch, labels = collate_labelled(graphs, references, dtype, with_triplets=model.config.needs_triplets)
     batch = batch.to(world.device, dtype)
@@ -148,12 +158,12 @@ def _to_numpy(tensor: Tensor) -> Array:
 
 
 def build_error_row(dataset: Dataset, total: dict[str, float]) -> dict[str, object]:
-    """Return the errors of one head as plain data."""
+    """Return the errors of one head as plain data; total: the sums named in SUMS over all ranks."""
 
-    def mean(name: str, over: str, root: bool = False) -> float | None:
-        if not total[over]:
+    def mean(name: str, count: str, root: bool = False) -> float | None:
+        if not total[count]:
             return None
-        value = total[name] / total[over]
+        value = total[name] / total[count]
         return value**0.5 if root else value
 
     return {

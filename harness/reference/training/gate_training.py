@@ -1,4 +1,4 @@
-"""Training of the gate alone, so that the weighted sum of energies matches the energy of the right head."""
+"""Training of the gate alone, so that the weighted energy matches that of the right head, the one of the dataset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class GateErrors:
 
     Attributes:
         energy_error_ev_per_atom: Mean absolute difference between the weighted energy and that of the right head.
-        accuracy: Share of structures whose right head has more than half of the weight.
+        accuracy: Fraction of structures whose right head has more than half of the weight.
     """
 
     energy_error_ev_per_atom: float
@@ -31,7 +31,11 @@ class GateErrors:
 
 @torch.no_grad()
 def compute_head_energies(model: FoundationModel, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for s structures the residual energy per atom of every head [s, heads], composition [s, 119], head [s]."""
+    """Evaluate all heads on batches of s structures in all.
+
+    Returns:
+        The residual energy per atom of every head [s, heads] in eV, the composition [s, 119], and the right head [s].
+    """
     rows = [
         (
             model.residual_energies(model.encode(b, b.positions, b.shift), b) / b.n_atoms.unsqueeze(-1),
@@ -49,7 +53,7 @@ def train_gate(
 ) -> GateErrors:
     """Fit the gate to structures sampled as in training, and return its errors on them.
 
-    The loss compares residual energies, since the zeros of the reference energies differ by thousands of eV/atom.
+    The loss compares residual energies, since the reference energies of the heads differ by thousands of eV/atom.
 
     Args:
         model: The model, whose gate is changed in place.
@@ -59,7 +63,7 @@ def train_gate(
         seed: Seed of the sampling.
     """
     per_atom, composition, head = compute_head_energies(model, batches)
-    right = per_atom.gather(1, head.unsqueeze(1))
+    target = per_atom.gather(1, head.unsqueeze(1))
     probability = head.bincount(minlength=model.config.heads).to(per_atom.dtype)[head] ** (1.0 / temperature - 1.0)
     optimizer = torch.optim.AdamW(model.gate.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -67,12 +71,12 @@ def train_gate(
     for _ in range(steps):
         selected = torch.multinomial(probability.cpu(), BATCH, replacement=True, generator=generator).to(head.device)
         mixed = (model.gate(composition[selected]) * per_atom[selected]).sum(1, keepdim=True)
-        loss = (mixed - right[selected]).abs().mean()
+        loss = (mixed - target[selected]).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
         weights = model.gate(composition)
-        error = ((weights * per_atom).sum(1, keepdim=True) - right).abs().mean()
+        error = ((weights * per_atom).sum(1, keepdim=True) - target).abs().mean()
         return GateErrors(float(error), float((weights.gather(1, head.unsqueeze(1)) > 0.5).double().mean()))

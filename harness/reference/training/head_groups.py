@@ -1,8 +1,9 @@
 """Task-parallel heads: each rank holds only the heads of its group's datasets, and the group shares their gradients.
 
 Every rank trains on the datasets of its group. Encoder gradients are averaged over all ranks. A head's gradient is
-summed over the ranks of its group and divided by the number of all ranks: the average over all, as the other ranks have
-none. A step is therefore the same as with all heads on every rank, with less memory and communication.
+summed over the ranks of its group and divided by the number of all ranks; this is the average over all ranks, since the
+gradient is zero on the others. A step is therefore the same as with all heads on every rank, but takes less memory and
+communication.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class HeadGroups:
     Attributes:
         members: The ranks of each group.
         heads_of_groups: The heads of each group.
-        index: The group of this rank.
+        index: Index of the group of this rank.
     """
 
     def __init__(self, assignment: Assignment, heads: Sequence[int], world: ProcessGroup) -> None:
@@ -42,16 +43,16 @@ class HeadGroups:
 
     @property
     def heads(self) -> list[int]:
-        """Return the heads that this rank holds."""
+        """The heads that this rank holds."""
         return self.heads_of_groups[self.index]
 
     @property
     def is_leader(self) -> bool:
-        """Return whether this rank is the first of its group."""
+        """Whether this rank is the first of its group."""
         return self.world.rank == self.members[self.index][0]
 
-    def reduce(self, heads: nn.Module) -> None:
-        """Sum the gradients of the heads over the group, and divide them by the number of all ranks."""
+    def reduce_gradients(self, heads: nn.Module) -> None:
+        """Sum the gradients of the heads over the group, and divide the sums by the number of all ranks."""
         gradients = [p.grad for p in heads.parameters() if p.grad is not None]
         if not gradients:
             return
@@ -61,10 +62,11 @@ class HeadGroups:
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def squared_norm(self, encoder: nn.Module, heads: nn.Module) -> Tensor:
+    def compute_squared_norm(self, encoder: nn.Module, heads: nn.Module) -> Tensor:
         """Return the squared norm of the gradient of the encoder and of the heads of all ranks, a scalar."""
-        part = _squared_norm(heads) / len(self.members[self.index])
-        return _squared_norm(encoder) + self.world.all_reduce_sum(part.reshape(1)).to(part.device, part.dtype).squeeze()
+        local = _compute_squared_norm(heads) / len(self.members[self.index])
+        of_heads = self.world.all_reduce_sum(local.reshape(1)).to(local.device, local.dtype).squeeze()
+        return _compute_squared_norm(encoder) + of_heads
 
     def merge_into(self, model: FoundationModel, complete: FoundationModel) -> None:
         """Copy the heads of all ranks, and this rank's encoder, into a model that has all heads.
@@ -82,6 +84,6 @@ class HeadGroups:
         complete.load_state_dict(state)
 
 
-def _squared_norm(module: nn.Module) -> Tensor:
+def _compute_squared_norm(module: nn.Module) -> Tensor:
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     return nn.utils.get_total_norm(gradients) ** 2

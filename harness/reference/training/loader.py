@@ -1,4 +1,4 @@
-"""Data-parallel training on one rank: its batches, and a timed pass over them."""
+"""The batches of one rank in data-parallel training, and an epoch over them that times each step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EVALUATION_BATCH = 32
 
 @dataclass(frozen=True)
 class BatchLoader:
-    """Load batches with neighbours and labels onto the device, as the sampler assigns structures to ranks.
+    """A loader of batches with neighbours and labels, of the structures that the sampler assigns to each rank.
 
     Attributes:
         collection: The datasets.
@@ -55,47 +55,47 @@ class BatchLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the number of steps of a whole epoch."""
+        """The number of steps of a whole epoch."""
         return math.ceil(self.sampler.length / (self.sampler.ranks * self.sampler.batch_size))
 
     @property
     def head_weights(self) -> Tensor:
-        """Return [heads] the structures of each head drawn per epoch, by which its validation set is weighted."""
+        """The number of structures of each head per epoch, [heads], which is the weight of its validation set."""
         weights = torch.zeros(len(HEADS), dtype=torch.float64)
         for dataset, draws in zip(self.collection.datasets, self.sampler.draws.tolist(), strict=True):
             weights[dataset.head] += draws
         return weights
 
     def select_indices(self, step: int, rank: int) -> SampleIndices:
-        """Return the structures of one rank at one step, counted from the position of the sampler."""
-        return self.sampler.batch(step, rank, self._count_atoms if self.balance == "atoms" else None)
+        """Return the structures of one rank at one step; the position of the sampler is step 0."""
+        return self.sampler.select_batch(step, rank, self._count_atoms if self.balance == "atoms" else None)
 
     def _count_atoms(self, indices: SampleIndices) -> NDArray[np.float64]:
         return self.collection.count_atoms(indices).astype(np.float64)
 
-    def evaluation_batches(
+    def iter_evaluation_batches(
         self, limit: int, device: torch.device, share: RankInfo | None = None
     ) -> Iterator[LabelledBatch]:
         """Yield the first structures of every dataset, in batches of one dataset each.
 
-        Structures with elements that the training set of their head lacks are omitted, as nothing is known of them.
+        Structures with elements that the training set of their head lacks are omitted.
 
         Args:
-            limit: Structures of each dataset.
+            limit: Maximum number of structures of each dataset.
             device: The device of the batches.
-            share: The rank whose share is returned; None for all structures.
+            share: The rank whose share of the structures is returned; None for all structures.
         """
         share = share or RankInfo()
         for k, dataset in enumerate(self.collection.datasets):
             indices = np.arange(share.rank, min(len(dataset.samples), limit), share.size)
             for first in range(0, len(indices), EVALUATION_BATCH):
-                some = indices[first : first + EVALUATION_BATCH]
-                graphs = self.collection.load_graphs(SampleIndices(np.full(len(some), k), some))
+                selected = indices[first : first + EVALUATION_BATCH]
+                graphs = self.collection.load_graphs(SampleIndices(np.full(len(selected), k), selected))
                 known = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
                 if known:
                     yield self.collate(known, device)
 
-    def batch(self, indices: SampleIndices, device: torch.device) -> LabelledBatch:
+    def load_batch(self, indices: SampleIndices, device: torch.device) -> LabelledBatch:
         """Load structures as one batch with labels."""
         return self.collate(self.collection.load_graphs(indices), device)
 
@@ -106,13 +106,13 @@ class BatchLoader:
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenate the numbers of all tensors into one vector, whatever their layout."""
+    """Concatenate the elements of all tensors, of any shape and layout, into one vector."""
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
 def wrap_ddp(module: nn.Module) -> DistributedDataParallel:
-    """Replicate the parameters of rank 0 on every rank, and average gradients; buffers, all constant, stay local."""
-    # For one graph, the gradient of the last head layer's bias has different strides: 16 numbers to copy.
+    """Wrap a module in DistributedDataParallel; its buffers are constants, so they are not broadcast."""
+    # With one graph, the gradient of the last head layer's bias has other strides; the copy is only 16 numbers.
     warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
     with warnings.catch_warnings():
         # Newer torch renamed this option.
@@ -121,7 +121,7 @@ def wrap_ddp(module: nn.Module) -> DistributedDataParallel:
 
 
 def set_reference_energies(model: FoundationModel, collection: DatasetCollection) -> Tensor:
-    """Set the reference energies of each dataset's head, and return them, [heads, 119] eV in double precision."""
+    """Set the reference energies of each dataset's head; return them all, [heads, 119] eV in double precision."""
     table = torch.zeros(model.config.heads, ELEMENT_SLOTS, dtype=torch.float64)
     for dataset in collection.datasets:
         references = dataset.references
@@ -132,7 +132,7 @@ def set_reference_energies(model: FoundationModel, collection: DatasetCollection
 
 
 class Stopwatch:
-    """Time marks along the work of a device, set without waiting for it."""
+    """A stopwatch for asynchronous devices: its marks are set without waiting for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -148,7 +148,7 @@ class Stopwatch:
             self._marks.append(event)
 
     def laps(self) -> list[float]:
-        """Return the seconds between consecutive marks; the device must have reached the last one."""
+        """Return the seconds between consecutive marks; the device must have reached the last mark."""
         pairs = zip(self._marks[:-1], self._marks[1:], strict=True)
         if self.device.type == "cpu":
             return [after - before for before, after in pairs]
@@ -157,13 +157,13 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class EpochTiming:
-    """The timing of one pass of one rank.
+    """The timing of one epoch of one rank.
 
     Attributes:
-        seconds: Duration of the pass.
+        seconds: Duration of the epoch.
         steps: [steps] seconds of each step.
-        busy: [steps] seconds of each step without the wait for data; on an accelerator, which computes while the host
-            waits, all of them.
+        busy: [steps] seconds of each step minus the wait for data. On an accelerator, which computes while the host
+            waits, nothing is subtracted.
         waits: [steps] seconds of waiting for data before each step.
         losses: [steps] loss of each step.
     """

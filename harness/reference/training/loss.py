@@ -1,4 +1,4 @@
-"""The training loss: errors of each graph's energy and forces, from the head of its own dataset, and their mean."""
+"""The training loss: errors of energy and forces of each graph, as predicted by its dataset's head, and their mean."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ class Errors(NamedTuple):
 def collate_labelled(
     graphs: Sequence[NeighbourList], references: Tensor, dtype: torch.dtype, *, with_triplets: bool = False
 ) -> tuple[Batch, Labels]:
-    """Build a batch and its labels in one type.
+    """Build a batch and its labels in one data type.
 
-    Reference energies are subtracted in double precision: totals of thousands of eV would lose the last meV in single.
+    Reference energies are subtracted in double precision: in single precision, total energies of thousands of eV would
+    lose the last meV.
 
     Args:
         graphs: Structures with neighbours and energies.
@@ -74,8 +75,8 @@ def predict_own_head(
 
     Args:
         model: The model.
-        batch: The structures; if its positions require a gradient, it flows to them.
-        create_graph: Whether the forces can be differentiated.
+        batch: The structures; the energies are differentiable with respect to positions that require a gradient.
+        create_graph: Whether the forces are differentiable.
         fused: Whether the fused operator computes the messages.
 
     Returns:
@@ -89,19 +90,19 @@ def predict_own_head(
 
 
 def compute_errors(model: FoundationModel, batch: Batch, labels: Labels, *, fused: bool = False) -> Errors:
-    """Return the errors of each graph, differentiable through the gradient that yields the forces."""
+    """Return the errors of each graph, differentiable with respect to the parameters of the model."""
     return compare_with_labels(*predict_own_head(model, batch, create_graph=True, fused=fused), batch, labels)
 
 
 def compare_with_labels(energy: Tensor, forces: Tensor, batch: Batch, labels: Labels) -> Errors:
     """Return the errors of residual energies [g] and forces [n, 3] for each graph."""
     per_atom = ((forces - labels.forces) * labels.force_mask).abs().mean(1)
-    of_graph = torch.zeros_like(energy).index_add(0, batch.graph, per_atom)
-    return Errors(((energy - labels.residual_energy) / batch.n_atoms).abs(), of_graph / batch.n_atoms)
+    force_sum = torch.zeros_like(energy).index_add(0, batch.graph, per_atom)
+    return Errors(((energy - labels.residual_energy) / batch.n_atoms).abs(), force_sum / batch.n_atoms)
 
 
 class PerGraphErrors(nn.Module):
-    """`compute_errors` as a module, to be compiled and wrapped for the exchange of gradients."""
+    """`compute_errors` as a module, which can be compiled and wrapped in DistributedDataParallel."""
 
     def __init__(self, model: FoundationModel, *, fused: bool = False) -> None:
         super().__init__()
@@ -118,21 +119,21 @@ class MultiTaskLoss:
 
     Attributes:
         force_weight: Weight of the force errors.
-        graphs_per_rank: Mean number of graphs per rank. A rank with more or fewer divides its sum by this number too,
-            so that the mean over ranks is the mean over all graphs of the step.
-        energy_unit: [heads] eV by which the energy errors of each head are divided; None is 1, the paper's loss;
+        graphs_per_rank: Mean number of graphs per rank. A rank with more or fewer graphs also divides its sum by this
+            number, so that the mean over ranks is the mean over all graphs of the step.
+        energy_unit: [heads] eV, the divisor of the energy errors of each head; None for 1, the paper's loss. It is
             ignored unless force_unit is given too.
-        force_unit: [heads] eV/angstrom by which the force errors of each head are divided.
+        force_unit: [heads] eV/angstrom, the divisor of the force errors of each head.
     """
 
     force_weight: float
-    graphs: int
+    graphs_per_rank: int
     energy_unit: Tensor | None = None
     force_unit: Tensor | None = None
 
     def __call__(self, graph_errors: Errors, head: Tensor) -> Tensor:
         """Return the loss, a scalar; head [g] is the head of each graph."""
-        return self.per_graph(graph_errors, head).sum() / self.graphs
+        return self.per_graph(graph_errors, head).sum() / self.graphs_per_rank
 
     def per_graph(self, graph_errors: Errors, head: Tensor) -> Tensor:
         """Return the contribution of each graph to the loss, [g]; head [g] is the head of each graph."""

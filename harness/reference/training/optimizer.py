@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with its schedule, gradient clipping and an average of weights, all of which can be saved."""
+"""The optimizer: AdamW with a schedule, gradient clipping and an average of the weights, whose state can be saved."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from harness.protocol.programs.train import OptimizerParameters
 
-FINAL_SHARE = 0.01
+FINAL_LR_FACTOR = 0.01  # the learning rate at the end of the cosine schedule, relative to the initial one
 
 
-def _average(averages: list[Tensor], current: list[Tensor], count: Tensor, *, decay: float) -> None:
-    """Move the averages towards the current weights, with a smaller decay at first, so that initial weights fade."""
+def _update_average(averages: list[Tensor], current: list[Tensor], count: Tensor, *, decay: float) -> None:
+    """Move the averages towards the current weights; the decay is smaller at first, so that initial weights fade."""
     weight = 1.0 - min(decay, (1.0 + float(count)) / (10.0 + float(count)))
     torch._foreach_lerp_(averages, current, weight)
 
@@ -28,9 +28,9 @@ class OptimizerState:
 
     Args:
         model: The model.
-        parameters: Its parameters to train.
-        config: Rates, schedule, clipping and averaging.
-        steps: Number of steps of the whole training.
+        parameters: The parameters of the model to train.
+        config: Learning rate, schedule, clipping and averaging.
+        steps: Number of steps of the whole run.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class OptimizerState:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.average: AveragedModel | None = None
         if config.ema_decay is not None:
-            self.average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.ema_decay))
+            self.average = AveragedModel(model, multi_avg_fn=partial(_update_average, decay=config.ema_decay))
         self.plateau = ReduceLROnPlateau(self.optimizer, factor=config.plateau_factor, patience=config.plateau_patience)
         self.steps = steps
         self.plateau_factor = 1.0
@@ -48,21 +48,22 @@ class OptimizerState:
 
     def _lr_factor(self, step: int) -> float:
         """Return the factor of the learning rate by warm-up and cosine decay, before plateau reductions."""
-        warm = self.config.warmup_steps
-        rise = min(1.0, (step + 1) / warm) if warm else 1.0
+        warmup_steps = self.config.warmup_steps
+        warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
         if self.config.schedule == "plateau":
-            return rise
-        part = min(1.0, max(0.0, (step - warm) / max(1, self.steps - warm)))
-        return rise * (FINAL_SHARE + (1.0 - FINAL_SHARE) * 0.5 * (1.0 + math.cos(math.pi * part)))
+            return warmup
+        progress = min(1.0, max(0.0, (step - warmup_steps) / max(1, self.steps - warmup_steps)))
+        decay = FINAL_LR_FACTOR + (1.0 - FINAL_LR_FACTOR) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return warmup * decay
 
     @property
     def eval_model(self) -> nn.Module:
-        """Return the model to evaluate: the average of weights if there is one."""
+        """The model to evaluate: the one with averaged weights if averaging is on."""
         return self.model if self.average is None else self.average.module
 
     @property
     def learning_rate(self) -> float:
-        """Return the learning rate of the next step."""
+        """The learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, squared_norm: Tensor | None = None) -> bool:

@@ -22,18 +22,18 @@ from harness.reference.profiling.timing import observe
 from harness.reference.training.compile import CompileResult
 from harness.reference.training.loader import BatchLoader
 
-# Options that change neither the model nor the sequence of steps: a resumed run may change them.
+# A resumed run may change these options, as they change neither the model nor the sequence of steps.
 NON_IDENTITY_OPTIONS = {
     "prefetch_batches", "checkpoint_interval_s", "timeout_s", "max_validation_structures", "gate_steps", "read_mode",
     "replica_ranks", "store_backend", "time_limit_minutes",
     "resume_previous",
 }  # fmt: skip
-# Defaults from before an option existed are omitted, so that earlier states can be resumed.
+# An option that was added later is omitted if it has its default, so that earlier states can be resumed.
 OMITTED_DEFAULTS = {"message_backend": "unfused"}
 
 
 def describe_identity(model: FoundationModel, config: Mapping[str, Any], world: ProcessGroup) -> dict[str, Any]:
-    """Return the plain data that a state on disk must agree with to be resumed."""
+    """Return the identity of a run; a state on disk can be resumed only by a run with the same identity."""
     options = {
         k: list(v) if isinstance(v, tuple) else v
         for k, v in config.items()
@@ -49,7 +49,7 @@ def describe_run(
     config: TrainParameters,
     world: ProcessGroup,
 ) -> TrainFacts:
-    """Return facts of the model, of what it is trained on, and of the ranks."""
+    """Return facts on the model, its training sets and the ranks."""
     parts = {"encoder": model.encoder, "heads": model.heads, "gate": model.gate}
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     train, validation, test = ({d.head: len(d.samples) for d in splits[split]} for split in SPLITS)
@@ -90,7 +90,7 @@ def observe_runtime(
     precision: str,
     world: ProcessGroup,
 ) -> Observed:
-    """Return the requested precision, the types observed in one pass, and the backends in use."""
+    """Return the requested precision, the data types observed in one evaluation of `example`, and the backends."""
     return observe(
         Observed,
         model,

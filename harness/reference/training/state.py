@@ -1,4 +1,4 @@
-"""The state of a training run on disk, so that resuming, also as a chain of cases, changes no number."""
+"""The state of a training run on disk; a resumed run, or a chain of cases, gives the same numbers as a single run."""
 
 from __future__ import annotations
 
@@ -23,37 +23,38 @@ from harness.reference.training.loss import Labels
 
 KIND = "gfm-harness state of training"
 FORMAT = 2
-FILE_NAME, EARLIER_NAME = "training.safetensors", "training.pt"
+FILE_NAME = "training.safetensors"
+EARLIER_NAME = "training.pt"  # the file of earlier versions
 BAD_BATCH = "bad-batch.safetensors"
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of torch's generator on the CPU, the only one that training draws from."""
+def get_random_state() -> dict[str, Any]:
+    """Return the state of torch's random generator on the CPU, the only one that training uses."""
     return {"cpu": torch.get_rng_state()}
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restore a state from `random_state`."""
+    """Restore a state from `get_random_state`."""
     torch.set_rng_state(state["cpu"])
 
 
 def save(folder: Path, state: dict[str, Any], *, identity: dict[str, Any]) -> None:
-    """Write a state atomically, and wait for the disk: a kill at any moment leaves this state or the previous one.
+    """Write a state atomically, and wait for the disk: after a kill, the file holds this state or the previous one.
 
     Args:
         folder: The folder of the run.
         state: Nested data with tensors.
-        identity: Plain data on model and options, which must agree when the state is loaded.
+        identity: Plain data on the model and its options; `load` refuses the state unless it gets the same.
     """
     _write(folder / FILE_NAME, {"format": FORMAT, "of": identity, "state": state})
 
 
 def save_part(folder: Path, part: int, step: int, state: dict[str, Any]) -> None:
-    """Write the part of a state that a group of ranks holds, and delete all but its two latest files.
+    """Write the part of a state that a group of ranks holds, and delete all but the group's two latest files.
 
     Args:
         folder: The folder of the run.
-        part: The group.
+        part: Index of the group.
         step: The step of training.
         state: Nested data with tensors.
     """
@@ -68,12 +69,12 @@ def load_part(folder: Path, part: int, step: int) -> dict[str, Any]:
     path = _part_path(folder, part, step)
     state = _read(path, identity={})
     if state is None:
-        raise InputError(f"{path}: missing, and the state of training is not whole without it; delete {FILE_NAME}")
+        raise InputError(f"{path}: missing, so that the state of training is incomplete; delete {FILE_NAME}")
     return state
 
 
 def save_batch(folder: Path, batch: Batch, labels: Labels, names: Sequence[str]) -> Path:
-    """Write a batch with a non-finite loss or gradient, and the names of its structures; return the path."""
+    """Write a batch whose loss or gradient is not finite, with the names of its structures; return the path."""
     path = folder / BAD_BATCH
     sealed.write(path, "gfm-harness batch", {**batch._asdict(), **labels._asdict()}, {"names": names})
     return path
@@ -94,11 +95,11 @@ def load(folder: Path, *, identity: dict[str, Any]) -> dict[str, Any] | None:
 
     Args:
         folder: The folder of the run.
-        identity: Plain data on model and options, as given to `save`.
+        identity: Plain data on the model and its options, as in `save`.
 
     Raises:
-        InputError: The file is damaged, belongs to another run (the message names the first difference), or an earlier
-            version wrote it: starting anew silently would discard its steps.
+        InputError: The file is damaged, belongs to another run (the message names the first difference), or was
+            written by an earlier version: a silent restart would discard its steps.
     """
     earlier = folder / EARLIER_NAME
     if earlier.exists() and not (folder / FILE_NAME).exists():
@@ -114,7 +115,7 @@ def _read(path: Path, *, identity: dict[str, Any]) -> dict[str, Any] | None:
         is_current = content["format"] == FORMAT
     except FileNotFoundError:
         return None
-    except sealed.Unreadable as error:
+    except sealed.UnreadableFile as error:
         raise InputError(f"{path}: not a readable state of training ({error}); delete it") from None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a readable state of training ({type(error).__name__}); delete it") from None
@@ -162,7 +163,7 @@ def copy_state(folder: Path) -> None:
     earlier = find_previous_case(folder)
     if not (earlier / FILE_NAME).exists():
         raise InputError(f"{earlier / FILE_NAME}: no state to continue from")
-    # the main file comes last: parts without it do not count as a state
+    # the main file is copied last, since parts without a main file do not count as a state
     for path in [*earlier.glob("training-*.safetensors"), earlier / FILE_NAME]:
         part = folder / f"{path.name}.part"
         shutil.copyfile(path, part)

@@ -55,7 +55,7 @@ class Trainer:
         folder: The folder of states on disk.
         limits: When to stop and to save.
         groups: The heads of each rank if ranks hold different heads.
-        identity: Plain data that a state on disk must agree with to be resumed.
+        identity: Plain data on model and options; a state on disk is resumed only if its identity is the same.
     """
 
     def __init__(
@@ -84,34 +84,34 @@ class Trainer:
         self._started = self._reported = self._saved = time.monotonic()
 
     @property
-    def total(self) -> int:
-        """Return the number of steps of the whole run."""
+    def total_steps(self) -> int:
+        """The number of steps of the whole run."""
         return self.limits.epochs * self.loader.steps_per_epoch
 
-    def run(self, ahead: int) -> None:
+    def run(self, prefetch_depth: int) -> None:
         """Train until the limits are reached, and give the model its best weights.
 
         If the time limit is reached first, the state is on disk and `is_finished` is False.
 
         Args:
-            ahead: Number of batches to prepare in advance.
+            prefetch_depth: Number of batches to prepare in advance.
         """
         while not self.is_finished and not self.is_out_of_time:
-            self.epoch(ahead)
+            self.run_epoch(prefetch_depth)
         if self.is_finished:
             self.model.load_state_dict(self.best)
         else:
-            why = f"{self.limits.time_limit_minutes:g} minutes have passed, the time limit"
-            self.log.write(Stopped(reason=why, epoch=self.progress.epoch, step=self.progress.step))
+            reason = f"{self.limits.time_limit_minutes:g} minutes have passed, the time limit"
+            self.log.write(Stopped(reason=reason, epoch=self.progress.epoch, step=self.progress.step))
 
     @property
     def is_finished(self) -> bool:
-        """Return whether all epochs are done, or the validation loss no longer improves."""
-        return self.progress.epoch >= self.limits.epochs or self.is_stale
+        """Whether all epochs are done, or the validation loss no longer improves."""
+        return self.progress.epoch >= self.limits.epochs or self.has_stopped_improving
 
     @property
-    def is_stale(self) -> bool:
-        """Return whether the validation loss has not improved for `early_stopping_patience` epochs."""
+    def has_stopped_improving(self) -> bool:
+        """Whether the validation loss has not improved for `early_stopping_patience` epochs."""
         return (
             self.limits.early_stopping_patience is not None
             and self.progress.since_best >= self.limits.early_stopping_patience
@@ -122,11 +122,11 @@ class Trainer:
         self.log.write(event)
         self.progress.history.append(msgspec.to_builtins(event))
 
-    def epoch(self, ahead: int) -> None:
+    def run_epoch(self, prefetch_depth: int) -> None:
         """Run the remaining steps of the current epoch, validate, and save the state.
 
         Args:
-            ahead: Number of batches to prepare in advance.
+            prefetch_depth: Number of batches to prepare in advance.
         """
         sampler, progress = self.loader.sampler, self.progress
         steps, first = sampler.steps, progress.step
@@ -135,12 +135,12 @@ class Trainer:
 
         def load(step: int) -> tuple[SampleIndices, LabelledBatch]:
             indices = self.loader.select_indices(step, self.world.rank)
-            return indices, self.loader.batch(indices, self.world.device)
+            return indices, self.loader.load_batch(indices, self.world.device)
 
-        with Prefetch(load, range(steps), depth=ahead, samples=self.loader.collection.samples) as batches:
+        with Prefetch(load, range(steps), depth=prefetch_depth, samples=self.loader.collection.samples) as batches:
             before = time.perf_counter()
             for indices, (batch, labels) in batches:
-                self.step(indices, batch, labels, meter)
+                self.take_step(indices, batch, labels, meter)
                 progress.step += 1
                 now = time.perf_counter()
                 fom_client.post_figure_of_merit("structures_per_s", self.world.size * len(batch.head) / (now - before))
@@ -154,14 +154,14 @@ class Trainer:
         self._end_epoch(meter, self.waited_s - waited)
         self.save(0)
 
-    def step(self, indices: SampleIndices, batch: Batch, labels: Labels, meter: ErrorMeter) -> None:
-        """Take one step, or skip it with an event if its gradient is not finite.
+    def take_step(self, indices: SampleIndices, batch: Batch, labels: Labels, meter: ErrorMeter) -> None:
+        """Take one step, or skip the step and log an event if its gradient is not finite.
 
         Args:
-            indices: The datasets and indices of the batch.
+            indices: The dataset and index of each structure.
             batch: The structures.
             labels: Their labels.
-            meter: Receives the errors.
+            meter: The meter to which the errors are added.
 
         Raises:
             NotFinite: The loss is not finite, or MAX_SKIPPED steps in a row were skipped; the batch is on disk.
@@ -175,8 +175,8 @@ class Trainer:
         loss.backward()
         squared = None
         if self.groups is not None:
-            self.groups.reduce(self.model.heads)
-            squared = self.groups.squared_norm(self.model.encoder, self.model.heads)
+            self.groups.reduce_gradients(self.model.heads)
+            squared = self.groups.compute_squared_norm(self.model.encoder, self.model.heads)
         if self.optimizer_state.step(squared):
             self.progress.skipped = 0
             meter.add(graph_errors, batch.head)
@@ -188,7 +188,7 @@ class Trainer:
         self.write(SkippedStep(step=self.progress.step, worst=self._name_structures(indices)[worst]))
 
     def _name_structures(self, indices: SampleIndices) -> list[str]:
-        """Return the names of structures, as dataset/index."""
+        """Return names of the form dataset/index."""
         return [
             f"{self.loader.collection.datasets[d].name}/{k}"
             for d, k in zip(indices.dataset, indices.index, strict=True)
@@ -210,7 +210,7 @@ class Trainer:
         """Report the progress, and save the state if it is due or the time is up."""
         now = time.monotonic()
         if now - self._reported > PROGRESS_S:
-            self.log.write(Progress(done=self.progress.step, total=self.total, activity="training steps"))
+            self.log.write(Progress(done=self.progress.step, total=self.total_steps, activity="training steps"))
             self._reported = now
         is_due = now - self._saved > self.limits.checkpoint_interval_s
         is_out_of_time = (
@@ -234,7 +234,7 @@ class Trainer:
         trained = self._sum_over_ranks(meter)
         validated = self._sum_over_ranks(measure_errors(model, self.validation()))
         shares = self.loader.head_weights
-        loss, validation_loss = trained.loss(self.objective), validated.loss(self.objective, shares)
+        loss, validation_loss = trained.compute_loss(self.objective), validated.compute_loss(self.objective, shares)
         is_best = validation_loss < progress.best
         if is_best:
             self.best = {k: v.detach().clone() for k, v in self.optimizer_state.eval_model.state_dict().items()}
@@ -242,14 +242,14 @@ class Trainer:
         progress.since_best = 0 if is_best else progress.since_best + 1
         graphs = trained.sums[:, 2].sum().item()
         for split, errors in (("train", trained), ("validation", validated)):
-            for head, (energy, force, count) in errors.rows().items():
+            for head, (energy, force, count) in errors.compute_head_means().items():
                 self.write(
                     HeadErrors(
                         epoch=progress.epoch, head=HEADS[head], dataset=self._find_dataset(head), split=split,
                         energy_mae_ev_per_atom=energy, force_mae_ev_per_angstrom=force, structures=count,
                     )
                 )  # fmt: skip
-        (energy, force), (v_energy, v_force) = trained.overall(), validated.overall(shares)
+        (energy, force), (v_energy, v_force) = trained.compute_means(), validated.compute_means(shares)
         self.write(
             TrainEpoch(
                 epoch=progress.epoch, step=progress.step, loss=loss, energy_mae_ev_per_atom=energy,
@@ -260,7 +260,7 @@ class Trainer:
                 structures_per_s=graphs / progress.seconds, best=is_best,
             )
         )  # fmt: skip
-        if self.is_stale:
+        if self.has_stopped_improving:
             self.write(
                 Stopped(reason=f"no improvement for {self.limits.early_stopping_patience} epochs", epoch=progress.epoch)
             )
@@ -279,7 +279,7 @@ class Trainer:
 
         Args:
             steps: Number of steps since the sampler last advanced.
-            extra_s: Seconds of the current epoch that the progress does not include.
+            extra_s: Seconds of the current epoch that `progress` does not include yet.
         """
         sampler = copy.copy(self.loader.sampler)
         sampler.advance(steps)
@@ -287,7 +287,7 @@ class Trainer:
         part = {
             "optimization": self.optimizer_state.state(),
             "best": self.best,
-            "random": training_state.random_state(),
+            "random": training_state.get_random_state(),
         }
         if self.groups is not None:
             if self.groups.is_leader:
@@ -303,7 +303,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def resume(self) -> bool:
-        """Restore the state in the folder, and write its events again; return False if there is no state."""
+        """Restore the state in the folder, and write its events to the log; return False if there is no state."""
         is_first = self.world.rank == 0
         state = self.world.broadcast_object(
             training_state.load(self.folder, identity=self.identity) if is_first else None
@@ -316,7 +316,7 @@ class Trainer:
         self.optimizer_state.load(part["optimization"])
         self.best = part["best"]
         training_state.set_random_state(part["random"])
-        # the sums of all ranks so far: rank 0 continues them
+        # the saved sums are those of all ranks together, so only rank 0 continues from them
         error_sums = state["means"] if self.world.rank == 0 else ErrorMeter().sums
         self.progress = TrainingProgress(**state["progress"], error_sums=error_sums)
         self.loader.sampler.resume(state["sampler"])

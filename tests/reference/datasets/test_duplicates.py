@@ -259,7 +259,7 @@ def test_repeated_structure_is_in_one_split_and_counted(tmp_path: Path, capsys: 
     write_molecules(tmp_path / "y.h5", dict(list(aliases.items())[20:]))
     assert len(set(assign_by_name(np.array(list(aliases))).tolist())) > 1
     assert main(["convert", "ani1x", str(tmp_path / "x.h5"), str(tmp_path / "y.h5"), "--to", str(tmp_path), "-q"]) == 0
-    assert "39 structures repeat another's geometry" in capsys.readouterr().out
+    assert "39 structures have the geometry of another" in capsys.readouterr().out
     with BPFile(tmp_path / "ani1x.bp") as file:
         result = {
             label

@@ -47,7 +47,7 @@ def convert(folder: Path, slug: str, groups: int) -> Path:
 def test_two_groups_are_converted_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(tmp_path, "two", 2)
     assert "8 structures (4 train, 4 validation)" in (message := capsys.readouterr().out)
-    assert "no test, too few groups to part" in message
+    assert "no test, as there are too few groups to split" in message
     convert(tmp_path, "three", 3)
     assert "12 structures (4 train, 4 validation, 4 test)" in capsys.readouterr().out
 

@@ -139,7 +139,7 @@ def test_other_models_and_devices_are_refused() -> None:
     batch = batch_of([molecule()], SMALL)
     with pytest.raises(UnsupportedKernel, match="only painn and pnaeq have fused messages, not egnn"):
         fused_messages()(other, batch, other.gate(batch.composition))
-    with pytest.raises(UnsupportedKernel, match="for CPUs, and for GPUs that Triton knows, not for mps"):
+    with pytest.raises(UnsupportedKernel, match="run on CPUs and on GPUs that Triton supports, not on mps"):
         kernels.check("painn", torch.device("mps"))
 
 
@@ -149,7 +149,7 @@ def test_a_gpu_without_triton_is_reported(device: str, monkeypatch: pytest.Monke
     for name in ("triton_messages", "triton_kernels"):
         monkeypatch.delitem(sys.modules, f"harness.reference.ops.{name}", raising=False)
     kernels.check("pnaeq", torch.device(device))
-    with pytest.raises(UnsupportedKernel, match=r"^no Triton here: No module named 'triton"):
+    with pytest.raises(UnsupportedKernel, match=r"^Triton cannot be used: No module named 'triton"):
         kernels.load(torch.device(device))
 
 

@@ -116,7 +116,7 @@ def test_other_sources_or_flags_are_another_library(sources: Path, monkeypatch: 
     names.add(jit_build.fingerprint(sources))
     monkeypatch.setattr(torch, "__version__", "0.0")
     names.add(jit_build.fingerprint(sources))
-    monkeypatch.setattr(jit_build, "_processor", lambda: "another")
+    monkeypatch.setattr(jit_build, "_describe_processor", lambda: "another")
     names.add(jit_build.fingerprint(sources))
     (sources / "more.h").write_text("")
     names.add(jit_build.fingerprint(sources))

@@ -185,7 +185,7 @@ def test_cuda_graphs_can_record_them() -> None:
 
 @pytest.mark.skipif(GPU is not None, reason="there is a GPU")
 def test_triton_without_a_device_is_reported() -> None:
-    with pytest.raises(UnsupportedKernel, match=r"^no Triton here: 0 active drivers"):
+    with pytest.raises(UnsupportedKernel, match=r"^Triton cannot be used: 0 active drivers"):
         kernels.load(torch.device("cuda"))
 
 

@@ -145,7 +145,7 @@ def test_control_groups_leave_their_limit_minus_unreclaimable_memory(tmp_path: P
 
 
 def test_the_largest_batch_is_in_proportion_with_a_reserve() -> None:
-    assert estimate_largest_batch(1 << 20, 4, 100 << 20) == int(memory.SHARE * 400)
+    assert estimate_largest_batch(1 << 20, 4, 100 << 20) == int(memory.USABLE_SHARE * 400)
     assert estimate_largest_batch(1 << 40, 16, 1 << 20) == 1
 
 

@@ -215,7 +215,7 @@ with group.process_group(launch.detect_rank(os.environ), backend="gloo", device=
 def test_a_rank_that_never_comes_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", str(free_ports()))
     with (
-        pytest.raises(LostRank, match=r"the 2 ranks did not all meet within 1 s"),
+        pytest.raises(LostRank, match=r"the 2 ranks did not all connect within 1 s"),
         process_group(RankInfo(0, 2, 0), backend="gloo", device=CPU, timeout_s=1),
     ):
         pass
@@ -299,10 +299,10 @@ def test_the_mean_over_ranks_is_the_loss_of_all_graphs_together() -> None:
     structures = [g.structure for g in loader.collection.load_graphs(indices)]
     assert {s.forces is None for s in structures} == {True, False}
     assert len({len(s) for s in structures}) > 1
-    whole_loss = loss(loader.batch(indices, CPU), 8)
-    parts = [loss(loader.batch(indices[k : k + 2], CPU), 2) for k in range(0, 8, 2)]
+    whole_loss = loss(loader.load_batch(indices, CPU), 8)
+    parts = [loss(loader.load_batch(indices[k : k + 2], CPU), 2) for k in range(0, 8, 2)]
     torch.testing.assert_close(torch.stack(parts).mean(), whole_loss, rtol=1e-12, atol=0)
-    uneven = [loss(loader.batch(indices[first:last], CPU), 2) for first, last in ((0, 1), (1, 2), (2, 3), (3, 8))]
+    uneven = [loss(loader.load_batch(indices[first:last], CPU), 2) for first, last in ((0, 1), (1, 2), (2, 3), (3, 8))]
     torch.testing.assert_close(torch.stack(uneven).mean(), whole_loss, rtol=1e-12, atol=0)
 
 

@@ -32,7 +32,7 @@ from harness.reference.models import checkpoints
 from harness.reference.models.coverage import OutsideTraining
 from harness.reference.programs.screening import program, result_segments
 from harness.reference.programs.screening.candidates.choice import build_workload
-from harness.reference.programs.screening.merge_results import global_top_k, results_files, top
+from harness.reference.programs.screening.merge_results import gather_best, list_results, select_best
 from harness.reference.programs.screening.result_segments import IndexPartition, checksum, checksum_of_range
 from harness.reference.programs.screening.scoring import COLUMNS, Retention, Scores, concatenate_scores
 from tests.conftest import require_program
@@ -53,7 +53,7 @@ def run_screening(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
 
 
 def read_scores(folder: Path) -> Scores:
-    segments = [c for path in results_files(folder) for c in result_segments.read(path)]
+    segments = [c for path in list_results(folder) for c in result_segments.read(path)]
     parts = [c.results for c in sorted(segments, key=lambda c: c.part) if c.results is not None]
     return Scores(parts[0].names, np.concatenate([k.index for k in parts]), np.concatenate([k.values for k in parts]))
 
@@ -169,7 +169,7 @@ def test_killed_ranks_lose_no_results(whole: Path, tmp_path: Path) -> None:
 def test_a_damaged_segment_is_recomputed_and_a_foreign_one_is_refused(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "segments").mkdir()
     identity = read_identity(whole)
-    covered = [c for path in results_files(whole) for c in result_segments.read(path)]
+    covered = [c for path in list_results(whole) for c in result_segments.read(path)]
     names = covered[0].results.names if covered[0].results else ()
     for k in range(3):
         result_segments.write(tmp_path / "segments" / f"{k}.bp", [covered[2 * k : 2 * k + 2]], names, identity)
@@ -191,7 +191,7 @@ def test_a_damaged_segment_is_recomputed_and_a_foreign_one_is_refused(whole: Pat
 def read_identity(folder: Path) -> str:
     from harness.reference.storage.adios.reader import BPFile
 
-    with BPFile(results_files(folder)[0]) as file:
+    with BPFile(list_results(folder)[0]) as file:
         return str(file.attributes["identity"])
 
 
@@ -247,14 +247,14 @@ def test_global_top_k_sends_few_scores(descending: bool, count: int) -> None:
     rank_scores, first = [], 0
     for size in (40, 0, 3, 60):
         values = rng.integers(-9, 9, (size, len(COLUMNS))).astype(np.float32)
-        rank_scores.append(top(Scores(tuple(COLUMNS), np.arange(first, first + size), values), retention))
+        rank_scores.append(select_best(Scores(tuple(COLUMNS), np.arange(first, first + size), values), retention))
         first += size
     with ThreadPoolExecutor(4) as pool:
         world = ThreadWorld(4)
         results = list(
-            pool.map(lambda rank: global_top_k(rank_scores[rank], retention, TeamRank(world, rank)), range(4))
+            pool.map(lambda rank: gather_best(rank_scores[rank], retention, TeamRank(world, rank)), range(4))
         )  # type: ignore[arg-type]
-    expected = top(concatenate_scores(tuple(COLUMNS), rank_scores), retention)
+    expected = select_best(concatenate_scores(tuple(COLUMNS), rank_scores), retention)
     assert results[0].index.tolist() == expected.index.tolist()
     assert [len(scores) for scores in results[1:]] == [0, 0, 0]
     assert sum(world.sent) <= max(2 * count, 20)
@@ -357,7 +357,7 @@ def test_random_structures_are_screened(tmp_path: Path) -> None:
     ("parameters", "match"),
     [
         ({"workload": FEW | {"elements": ["H", "Oo"]}}, "'Oo' is not the symbol of an element"),
-        ({"workload": FEW | {"elements": ["H", "Og"]}}, "element 'Og': the model has not seen it"),
+        ({"workload": FEW | {"elements": ["H", "Og"]}}, "element 'Og': the model was not trained on it"),
         ({"workload": FEW | {"filters": ["charge_balanced"]}}, r"did you mean 'charge_balance'\?"),
         (
             {"retention": {"mode": "top", "column": "energy"}},
@@ -388,7 +388,7 @@ def test_parts_are_spread_over_the_space() -> None:
 def test_ties_go_to_the_first() -> None:
     values = np.zeros((6, len(COLUMNS)), dtype=np.float32)
     scores = Scores(tuple(COLUMNS), np.array([9, 3, 5, 1, 7, 2]), values)
-    assert Retention(count=3).ranked(Retention(count=3).select(scores)).index.tolist() == [1, 2, 3]
+    assert Retention(count=3).sort(Retention(count=3).select(scores)).index.tolist() == [1, 2, 3]
 
 
 def test_relaxation_passes_over_elements_that_the_model_has_not_seen(tmp_path: Path) -> None:

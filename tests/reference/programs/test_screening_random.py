@@ -18,7 +18,7 @@ from harness.reference.errors import InputError
 from harness.reference.programs.screening.candidates.random_workload import (
     RandomSpace,
     build_vacuum_arrays,
-    random_stream,
+    iter_random_structures,
 )
 from tests.reference.conftest import crystal, molecule
 
@@ -31,7 +31,7 @@ def is_same_structure(a: Structure, b: Structure) -> bool:
 def test_a_stream_is_the_list_from_any_place_on(atoms: tuple[int, int], rank: int) -> None:
     expected = make_random_structures(60, atoms=atoms, rank=rank)
     for first in (0, 1, 2, 29, 59):
-        structures = islice(random_stream(rank, atoms, first), 60 - first)
+        structures = islice(iter_random_structures(rank, atoms, first), 60 - first)
         assert all(is_same_structure(a, b) for a, b in zip(structures, expected[first:], strict=True))
 
 
@@ -48,7 +48,7 @@ def test_a_block_crosses_ranks(data: st.DataObject) -> None:
 
 
 def test_a_stream_takes_no_more_memory_the_longer_it_runs() -> None:
-    stream = random_stream(0, (2, 50))
+    stream = iter_random_structures(0, (2, 50))
     next(stream)
     tracemalloc.start()
     for _ in islice(stream, 2000):

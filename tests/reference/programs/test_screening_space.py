@@ -193,8 +193,8 @@ def test_what_is_no_prototype_is_left_out_with_its_reason() -> None:
     [
         (((), (1, 2)), "0 candidates of 0 prototypes, 2 elements, 4 scales"),
         ((first_prototypes(4), (1, 6, 8)), "0 candidates of 1 prototypes, 3 elements"),
-        ((first_prototypes(1), (1, 97)), "element 97: no covalent radius is known of it, expected 1 to 96"),
-        ((first_prototypes(1), (0,)), "element 0: no covalent radius"),
+        ((first_prototypes(1), (1, 97)), "element 97: it has no known covalent radius, expected 1 to 96"),
+        ((first_prototypes(1), (0,)), "element 0: it has no known covalent radius"),
         ((first_prototypes(1), (6, 6)), "expected each once"),
         ((first_prototypes(1), (6,), (1.0, -1.0)), "scales [1.0, -1.0]: expected different volumes above 0"),
         ((first_prototypes(1), (6,), (1.0, 1.0)), "expected different volumes"),

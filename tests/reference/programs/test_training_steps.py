@@ -28,7 +28,7 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import find_unavailable_reason
 from harness.reference.ops import jit_build, messages
 from harness.reference.ops.messages import MessageInputs
-from harness.reference.programs.training_steps import Result, TimedStep, step_errors
+from harness.reference.programs.training_steps import Result, TimedStep, compute_step_errors
 from harness.reference.training.loader import LabelledBatch
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, collate_labelled
 from harness.reference.training.run_facts import describe_identity
@@ -106,9 +106,9 @@ def test_a_step_gives_the_plain_loss_and_gradient(compiled: bool) -> None:
     plain, fused = make_step(model, fused=False), make_step(model, fused=True, compiled=compiled)
     for name, structures in BATCHES.items():
         labelled = label_batch(structures)
-        expected, got = plain.result(labelled), fused.result(labelled)
+        expected, got = plain.take_step(labelled), fused.take_step(labelled)
         assert got.gradient.shape == expected.gradient.shape
-        errors = step_errors(got, expected)
+        errors = compute_step_errors(got, expected)
         assert float(str(errors["loss_error"])) < 1e-12, name
         assert float(str(errors["gradient_error"])) < 1e-10, name
 
@@ -118,7 +118,7 @@ def test_a_step_is_bitwise_reproducible_on_two_threads() -> None:
     torch.set_num_threads(2)
     step = make_step(make_model(SMALL.replace(hidden_dim=40)).requires_grad_(True), fused=True)
     labelled = label_batch([molecule(30, seed=k) for k in range(6)])
-    for before, after in pairwise(step.result(labelled) for _ in range(3)):
+    for before, after in pairwise(step.take_step(labelled) for _ in range(3)):
         assert before.loss == after.loss
         assert torch.equal(before.gradient, after.gradient)
 
@@ -176,7 +176,7 @@ def test_second_derivatives_are_registered_correctly(with_v: bool, directed: boo
     library.opcheck(torch.ops.gfm_harness.messages_second.default, (*output_gradients, *terms, *along))
     unweighted = (*output_gradients, *terms[:3], *terms[4:], *along)
     library.opcheck(torch.ops.gfm_harness.filter_second.default, unweighted)
-    with pytest.raises((ValueError, RuntimeError), match="directions do not fit"):
+    with pytest.raises((ValueError, RuntimeError), match="tangents do not fit"):
         torch.ops.gfm_harness.messages_second(
             *output_gradients, *terms, *along[:2], directions["radial"][:-1], directions["unit"]
         )
@@ -305,10 +305,10 @@ def test_a_wrong_gradient_has_no_speedup(record: RunRecord, other: dict[str, Any
 
 def test_step_errors_are_relative() -> None:
     expected = Result(2.0, torch.tensor([3.0, 4.0]))
-    assert step_errors(Result(2.0, torch.tensor([3.0, 4.5])), expected)["gradient_error"] == pytest.approx(0.1)
-    assert step_errors(Result(2.5, torch.tensor([3.0, 4.0])), expected)["loss_error"] == pytest.approx(0.25)
-    assert step_errors(Result(math.nan, torch.tensor([3.0, 4.0])), expected) == {"finite": False}
-    assert step_errors(Result(2.0, torch.tensor([math.inf, 4.0])), expected) == {"finite": False}
+    assert compute_step_errors(Result(2.0, torch.tensor([3.0, 4.5])), expected)["gradient_error"] == pytest.approx(0.1)
+    assert compute_step_errors(Result(2.5, torch.tensor([3.0, 4.0])), expected)["loss_error"] == pytest.approx(0.25)
+    assert compute_step_errors(Result(math.nan, torch.tensor([3.0, 4.0])), expected) == {"finite": False}
+    assert compute_step_errors(Result(2.0, torch.tensor([math.inf, 4.0])), expected) == {"finite": False}
 
 
 @pytest.mark.parametrize(

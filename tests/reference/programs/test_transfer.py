@@ -20,7 +20,13 @@ from harness.protocol.events import read_last_events
 from harness.reference.errors import InputError
 from harness.reference.models import checkpoints
 from harness.reference.programs.transfer.finetune import Budget, compute_validation_loss, fit, fit_scaling
-from harness.reference.programs.transfer.modes import MODES, MODES_BY_NAME, best_head, select_parameters, task_model
+from harness.reference.programs.transfer.modes import (
+    MODES,
+    MODES_BY_NAME,
+    build_task_model,
+    find_best_head,
+    select_parameters,
+)
 from harness.reference.programs.transfer.splits import TaskSplits
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.load import load_task
@@ -51,19 +57,19 @@ def test_the_head_that_a_task_starts_from_knows_its_elements() -> None:
     model = checkpoints.load_named("painn-64")[0]
     composition = torch.zeros(3, 119)
     composition[:, 1] = composition[:, 6] = 1.0
-    trusted = best_head(model, composition)
+    trusted = find_best_head(model, composition)
     model.known_elements[trusted, 6] = False
-    other = best_head(model, composition)
+    other = find_best_head(model, composition)
     assert other != trusted
     assert model.known_elements[other, [1, 6]].all()
     composition[2, 94] = 1.0  # in one structure of three: heads that know the other two will do
-    assert model.known_elements[best_head(model, composition), [1, 6]].all()
+    assert model.known_elements[find_best_head(model, composition), [1, 6]].all()
 
 
 @pytest.mark.parametrize("mode", [m for m in MODES if m.is_trained], ids=lambda m: m.name)
 def test_a_mode_changes_what_it_says_and_nothing_else(mode: Any) -> None:
     source = checkpoints.load_named("painn-64")[0].double()
-    model = task_model(source, mode, 8, keep_task_layers=False, seed=0)
+    model = build_task_model(source, mode, 8, keep_task_layers=False, seed=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     splits = make_splits("matbench_log_kvrh")
     draw = splits.draw("", 20, 0)
@@ -93,7 +99,7 @@ def test_pretrained_modes_start_from_the_checkpoint_and_scratch_does_not() -> No
     name = "encoder.embedding.weight"
     assert name in source.state_dict()
     for mode in MODES:
-        model = task_model(source, mode, 8, keep_task_layers=True, seed=0)
+        model = build_task_model(source, mode, 8, keep_task_layers=True, seed=0)
         same = torch.equal(model.state_dict()[name], source.state_dict()[name])
         assert same == mode.pretrained
         last = model.heads.layers[-1].weight[0]
@@ -105,7 +111,7 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept() -> None:
     source = checkpoints.load_named("painn-64")[0].double()
     splits = make_splits("qm9")
     draw = splits.draw("", 20, 0)
-    model = task_model(source, MODES_BY_NAME["full"], 8, keep_task_layers=True, seed=0)
+    model = build_task_model(source, MODES_BY_NAME["full"], 8, keep_task_layers=True, seed=0)
     like = next(model.parameters())
     train, validation = (splits.build_data(k, draw.scaling, like) for k in (draw.train, draw.validation))
     before = compute_validation_loss(model, draw.scaling, validation, 1.0)
@@ -177,10 +183,10 @@ def test_the_gate_picks_a_head_that_was_trained() -> None:
     model = checkpoints.load_named("painn-64")[0]
     composition = torch.zeros(1, 119)
     composition[0, [1, 6, 8]] = 2.0
-    chosen = best_head(model, composition)
+    chosen = find_best_head(model, composition)
     assert bool(model.trained[chosen])
     model.trained[chosen] = False
-    assert best_head(model, composition) != chosen
+    assert find_best_head(model, composition) != chosen
 
 
 @pytest.mark.slow

@@ -89,8 +89,8 @@ def test_conversion_leaves_the_store_as_it_is_and_training_reads_total_energies(
 ) -> None:
     before = digest(store)
     message = run(capsys, "convert", "QM7X", store)
-    assert "193 structures of qm7x can be trained on where they lie" in message
-    assert "its coefficients are added again" in message
+    assert "193 structures of qm7x can be used for training in place" in message
+    assert "residuals of a linear regression, which is added again" in message
     assert digest(store) == before
     assert find_stores(store.parent) == [store]
     for split in SPLITS:
@@ -266,7 +266,7 @@ def test_the_name_must_be_that_of_the_store(store: Path, capsys: pytest.CaptureF
     message = run(capsys, "convert", "ani1x", store, code=2)
     assert f"`harness data convert qm7x {store}`" in message
     for option in (["--cutoff", "5"], ["--strict"]):
-        assert "converted where it lies" in run(capsys, "convert", "qm7x", store, *option, code=2)
+        assert "converted in place" in run(capsys, "convert", "qm7x", store, *option, code=2)
 
 
 def test_a_store_is_linked_in_the_folder_that_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

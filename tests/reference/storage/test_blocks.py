@@ -103,7 +103,7 @@ def test_types_that_adios2_rejects_or_spoils_are_refused(dtype: str) -> None:
 
 
 def test_inconsistent_counts_are_rejected() -> None:
-    with pytest.raises(InputError, match="2 samples with 5 rows are announced, 2 with 4 are there"):
+    with pytest.raises(InputError, match="expected 2 samples with 5 rows, got 2 with 4"):
         Block(2, {"k": Column(np.zeros(4), np.array([2, 3]))}).check()
 
 

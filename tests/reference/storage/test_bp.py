@@ -55,7 +55,7 @@ def test_blocks_of_several_splits_may_alternate(tmp_path: Path) -> None:
 
 
 def test_large_blocks_are_cut_and_small_ones_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.reference.storage.adios.split.SMALLEST_CHUNK", 10_000)
+    monkeypatch.setattr("harness.reference.storage.adios.split.MIN_CHUNK_BYTES", 10_000)
     large = example_block(200)
     records = list(large.records())
     with BPFile(write(tmp_path / "a.bp", large, *large.pieces(1))) as file:
@@ -171,7 +171,7 @@ def test_bad_block_leaves_no_store(tmp_path: Path, second: Block, message: str) 
 
 
 def test_types_and_shapes_must_not_change(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a of this block is \('float32', 0, \(3,\)\), of those before"):
+    with pytest.raises(InputError, match=r"a is \('float32', 0, \(3,\)\) in this block, but"):
         write(
             tmp_path / "a.bp",
             Block(1, {"a": Column(np.zeros((2, 3)), 2)}),

@@ -211,7 +211,7 @@ def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"a.bp.part", "a.bp.reserve"}
     assert "incomplete" in refusal_message(tmp_path / "a.bp.part")
     (tmp_path / "a.bp.part").rename(tmp_path / "b.bp")
-    assert "holds no finished step" in refusal_message(tmp_path / "b.bp")
+    assert "has no finished step" in refusal_message(tmp_path / "b.bp")
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ class AsOriginal:
 
 
 def test_original_reader_reads_our_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.reference.storage.adios.split.SMALLEST_CHUNK", 20_000)
+    monkeypatch.setattr("harness.reference.storage.adios.split.MIN_CHUNK_BYTES", 20_000)
     blocks = [example_block(30, seed, stress=True) for seed in range(4)]
     reader = AsOriginal(write(tmp_path / "a.bp", *blocks), "trainset")
     assert reader.ndata == 120

@@ -104,7 +104,7 @@ def test_shared_samples_reach_other_processes(path: Path, expected: list[Record]
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             assert pool.apply(first_energies, (samples,)) == [r["energy"][0] for r in expected[:5]]
         reference = pickle.dumps(samples)
-    with pytest.raises(InputError, match=r"shared samples of process .* out of reach"):
+    with pytest.raises(InputError, match=r"shared samples of process .* cannot be accessed"):
         pickle.loads(reference)
 
 
@@ -137,7 +137,7 @@ def test_concatenated_datasets_keep_their_order(sizes: list[int], data: st.DataO
     indices = data.draw(st.lists(st.integers(0, starts[-1] - 1), max_size=10))
     assert [int(r["n"][0]) for r in both.get(indices)] == indices
     owners = np.repeat(np.arange(len(sizes)), sizes)
-    assert both.datasets(np.arange(starts[-1])).tolist() == owners.tolist()
+    assert both.find_datasets(np.arange(starts[-1])).tolist() == owners.tolist()
     assert all(both.index(int(owners[i]), i - starts[owners[i]]) == i for i in indices)
     with pytest.raises(InputError, match="not -1"):
         both.get([-1])
@@ -160,7 +160,7 @@ def test_records_are_packed_and_unpacked_bit_for_bit() -> None:
     block = example_block(25, stress=True)
     records = list(block.records())
     schema = RecordSchema.from_record(records[0], {"edge_index": 1})
-    lengths = schema.units({name: c.rows(25) for name, c in block.columns.items()})
+    lengths = schema.compute_lengths({name: c.rows(25) for name, c in block.columns.items()})
     memory = np.zeros(int(lengths.sum()), np.int64)
     schema.pack_block(block, memory)
     starts = np.cumsum(lengths) - lengths

@@ -37,7 +37,7 @@ def list_pairs(indices: SampleIndices) -> list[tuple[int, int]]:
 
 def draw_all(sampler: MixtureSampler, steps: int) -> list[tuple[int, int]]:
     """Return what all ranks draw, in order."""
-    return [p for k in range(steps) for r in range(sampler.ranks) for p in list_pairs(sampler.batch(k, r))]
+    return [p for k in range(steps) for r in range(sampler.ranks) for p in list_pairs(sampler.select_batch(k, r))]
 
 
 def shuffle(count: int, key: int) -> np.ndarray:
@@ -160,7 +160,7 @@ def test_no_sample_repeats_within_a_pass(counts: tuple[int, ...], temperature: f
     sampler = MixtureSampler(SamplingSpec(counts, temperature=temperature, length=length), 1, length)
     order_by_dataset: dict[int, list[int]] = {}
     for _ in range(4):
-        for dataset, index in list_pairs(sampler.batch(0, 0)):
+        for dataset, index in list_pairs(sampler.select_batch(0, 0)):
             order_by_dataset.setdefault(dataset, []).append(index)
         sampler.advance()
     assert sampler.epoch == 4
@@ -187,7 +187,7 @@ def test_shares_hold_in_every_stretch() -> None:
     sampler = MixtureSampler(SamplingSpec(tuple(counts), temperature=2.0, seed=2), 64, 32)
     share = compute_weights(counts, 2.0)
     for step in (0, 12_345, sampler.steps - 1):
-        datasets = np.concatenate([sampler.batch(step, r).dataset for r in range(64)])
+        datasets = np.concatenate([sampler.select_batch(step, r).dataset for r in range(64)])
         assert np.abs(np.bincount(datasets, minlength=16) - share * 2048).max() < 0.5 * math.sqrt(2048)
 
 
@@ -241,7 +241,7 @@ def test_assigned_ranks_draw_their_datasets_evenly(counts: tuple[int, ...], rank
     draws: Counter[tuple[int, int]] = Counter()
     for rank in range(ranks):
         for step in range(sampler.steps):
-            indices = sampler.batch(step, rank)
+            indices = sampler.select_batch(step, rank)
             assert len(indices) == batch
             assert set(indices.dataset.tolist()) <= set(sampler.assignment.find_datasets(rank))
             draws.update(list_pairs(indices))
@@ -260,10 +260,10 @@ def test_balancing_only_moves_samples_between_ranks() -> None:
     def costs(indices: SampleIndices) -> np.ndarray:
         return size[indices.dataset, indices.index]
 
-    plain = [costs(sampler.batch(5, r)).sum() for r in range(4)]
-    dealt = [sampler.batch(5, r, costs) for r in range(4)]
+    plain = [costs(sampler.select_batch(5, r)).sum() for r in range(4)]
+    dealt = [sampler.select_batch(5, r, costs) for r in range(4)]
     assert sorted(p for d in dealt for p in list_pairs(d)) == sorted(
-        p for r in range(4) for p in list_pairs(sampler.batch(5, r))
+        p for r in range(4) for p in list_pairs(sampler.select_batch(5, r))
     )
     even = [costs(d).sum() for d in dealt]
     assert max(even) / np.mean(even) < max(plain) / np.mean(plain)

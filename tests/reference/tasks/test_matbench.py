@@ -141,7 +141,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     ("change", "output"),
     [
         ({"columns": ["structure"]}, r"columns \['structure'\], expected"),
-        ({}, "too few rows, official fold 0 has none"),
+        ({}, "too few rows: official fold 0 has no"),
         ({"index": [0]}, "2 rows of data for an index of 1"),
         ({"index": [0, 636]}, "row 636, but matbench_jdft2d has 636 rows"),
         ({"index": [7, 7]}, "names a row twice"),

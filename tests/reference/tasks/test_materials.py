@@ -63,7 +63,7 @@ def test_repeated_frames_are_read_once(tmp_path: Path) -> None:
     write_traj(tmp_path / "HEA" / "set1" / "train-2.traj", many)
     labelled = ms25.read_ms25(tmp_path)
     assert labelled.target.tolist() == [-3.0, -4.0]
-    assert labelled.left_out == {"comes twice": 1}
+    assert labelled.left_out == {"repeated": 1}
 
 
 def test_an_energy_may_be_kept_with_the_frame(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_split_that_leaves_a_side_empty_is_refused() -> None:
     with pytest.raises(InputError, match="some data: the data has only the group 'g', which cannot be split"):
         split_task(make_dataset(["g", "g"]), seed=0, test_fraction=0.5)
     for share in (0.0, 1.0):
-        with pytest.raises(InputError, match="leaves a side empty"):
+        with pytest.raises(InputError, match="expected a number between 0 and 1"):
             split_task(make_dataset(["a", "b"]), seed=0, test_fraction=share)
     pool, test = split_task(make_dataset(["a", "b"]), seed=0, test_fraction=0.01)
     assert len(pool) == len(test) == 1

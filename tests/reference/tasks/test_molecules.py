@@ -160,7 +160,7 @@ def test_a_long_trajectory_is_read_at_even_steps(tmp_path: Path, monkeypatch: py
     np.savez(tmp_path / "md17_ethanol.npz", **trajectory(10))
     labelled = md17.read_md17(tmp_path)
     assert labelled.official_ids.tolist() == ["ethanol/0", "ethanol/3", "ethanol/6", "ethanol/9"]
-    assert labelled.left_out == {"frames beyond an even pick": 6}
+    assert labelled.left_out == {"not among the evenly spaced frames": 6}
 
 
 def test_unfit_frames_of_md17_are_counted(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_md17_is_in_the_units_that_a_file_names(
         ({"E": np.linspace(-1, 1, 4)}, "expected total energies of all electrons"),
         ({"type": "m"}, "an sGDML file of type 'm', expected a dataset"),
         ({"lattice": np.eye(3)}, "the molecules of MD17 are not periodic"),
-        ({"energies": np.zeros(4)}, "energies are there twice, as E and energies"),
+        ({"energies": np.zeros(4)}, "it has energies twice, as E and energies"),
         ({"E": np.array(["a"] * 4)}, "E is of type <U1, expected numbers"),
         ({"z": np.array([6, 6, 8, 1, 1, 1, 1, 1, -1])}, "z holds a value that is not an atomic number"),
         ({"z": np.array([6, 6, 8, 1, 1, 1, 1, 1, 0.5])}, "z holds a value that is not an atomic number"),

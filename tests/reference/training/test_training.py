@@ -282,7 +282,7 @@ def test_a_non_finite_loss_ends_the_run_with_its_batch(tmp_path: Path) -> None:
 
 
 def test_a_non_finite_gradient_is_skipped_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, steps = trainer.Trainer.step, iter(range(1000))
+    plain, steps = trainer.Trainer.take_step, iter(range(1000))
 
     def overflowing(self: trainer.Trainer, *arguments: Any) -> None:
         if next(steps) in (1, 4):
@@ -293,7 +293,7 @@ def test_a_non_finite_gradient_is_skipped_and_recorded(tmp_path: Path, monkeypat
         else:
             plain(self, *arguments)
 
-    monkeypatch.setattr(trainer.Trainer, "step", overflowing)
+    monkeypatch.setattr(trainer.Trainer, "take_step", overflowing)
     log = run_training(tmp_path)
     skipped = [e for e in log if e["event"] == "skipped"]
     assert [e["step"] for e in skipped] == [1, 4]

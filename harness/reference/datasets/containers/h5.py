@@ -1,4 +1,4 @@
-"""Reading HDF5 groups through h5py's low-level calls, which cost a third of the usual ones on small datasets."""
+"""Reading of HDF5 groups by h5py's low-level functions, which take a third of the time of its classes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from harness.reference.errors import InputError, get_first_line
 Group = Any  # h5py.h5g.GroupID, which has no types
 Dataset = Any
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
-MAX_CONFORMATIONS = 4 * TABLE_STRUCTURES  # conformations of a group that are read in one go
-MAX_NUMBERS = 1 << 24  # numbers that are read in one go, or stored in one chunk
-SUSPICIOUS_BYTES = 1 << 30  # size from which a dataset is compared with its stored size
-MAX_COMPRESSION = 1000  # ratio of deflate for zeros
+MAX_CONFORMATIONS = 4 * TABLE_STRUCTURES  # number of conformations that are read at a time
+MAX_NUMBERS = 1 << 24  # number of values that are read at a time, or stored in one chunk
+SUSPICIOUS_BYTES = 1 << 30  # the size of larger datasets is compared with their compressed size
+MAX_COMPRESSION = 1000  # the compression ratio of deflate for zeros
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def open_root(path: Path) -> Iterator[Group]:
 
 
 def list_names(group: Group, where: str) -> list[str]:
-    """Return the names of a group's members; raises InputError where they cannot be read."""
+    """Return the names of a group's members; raises InputError if they cannot be read."""
     try:
         return _list_member_names(group)
     except InvalidStructure as error:
@@ -63,19 +63,19 @@ def _list_member_names(group: Group) -> list[str]:
     try:
         return sorted(name.decode("utf-8", "replace") for name in group)
     except HDF5_ERRORS as error:
-        raise InvalidStructure("corrupt", f"what it holds cannot be listed ({get_first_line(error)})") from None
+        raise InvalidStructure("corrupt", f"its members cannot be listed ({get_first_line(error)})") from None
 
 
 def count_members(group: Group) -> int:
-    """Return the number of a group's members; raises InvalidStructure where it cannot be read."""
+    """Return the number of a group's members; raises InvalidStructure if it cannot be read."""
     try:
         return len(group)
     except HDF5_ERRORS as error:
-        raise InvalidStructure("corrupt", f"what it holds cannot be counted ({get_first_line(error)})") from None
+        raise InvalidStructure("corrupt", f"its members cannot be counted ({get_first_line(error)})") from None
 
 
 def open_child(group: Group, name: str) -> Group:
-    """Open a group in a group; raises InvalidStructure where there is none."""
+    """Open a group in a group; raises InvalidStructure if it does not exist."""
     try:
         return h5py.h5g.open(group, name.encode())
     except HDF5_ERRORS as error:
@@ -83,10 +83,10 @@ def open_child(group: Group, name: str) -> Group:
 
 
 def open_dataset(group: Group, name: str) -> Dataset:
-    """Open a dataset of a group; raises InvalidStructure with the names that exist."""
+    """Open a dataset of a group; raises InvalidStructure, with the existing names, if there is none."""
     try:
         result = h5py.h5d.open(group, name.encode())
-        _reject_bombs(result, name)
+        _reject_decompression_bombs(result, name)
     except KeyError:
         raise InvalidStructure("missing key", describe_missing_key(name, _list_member_names(group))) from None
     except HDF5_ERRORS as error:
@@ -96,12 +96,12 @@ def open_dataset(group: Group, name: str) -> Dataset:
     return result
 
 
-def _reject_bombs(dataset: Dataset, name: str) -> None:
+def _reject_decompression_bombs(dataset: Dataset, name: str) -> None:
     """Raise InvalidStructure for a dataset that is far larger decompressed than stored."""
     numbers = math.prod(dataset.shape or ())
     if numbers * 8 > max(SUSPICIOUS_BYTES, MAX_COMPRESSION * dataset.get_storage_size()):
         raise InvalidStructure(
-            "too large", f"{name!r} claims {numbers} numbers of which the file does not hold so much"
+            "too large", f"{name!r} claims to have {numbers} numbers, too many for the size of the file"
         )
     if numbers > MAX_NUMBERS:
         layout = dataset.get_create_plist()
@@ -110,22 +110,20 @@ def _reject_bombs(dataset: Dataset, name: str) -> None:
 
 
 def count_rows(dataset: Dataset) -> int:
-    """Return the length of a dataset's first dimension, 0 where it has none."""
+    """Return the length of a dataset's first dimension, 0 if it has no dimension."""
     shape = dataset.shape
     return shape[0] if shape else 0
 
 
 def read_values(dataset: Dataset, first: int | None = None, stop: int = 0) -> Array:
-    """Read a dataset, or its rows from first to before stop, as float64; raises InvalidStructure."""
+    """Read a dataset, or its rows first..stop - 1, as float64; raises InvalidStructure if that is not possible."""
     try:
         shape = dataset.shape
         if shape is None:
-            raise InvalidStructure("corrupt", "a dataset that holds nothing")
+            raise InvalidStructure("corrupt", "an empty dataset")
         extent = shape if first is None else (stop - first, *shape[1:])
         if math.prod(extent) > MAX_NUMBERS:
-            raise InvalidStructure(
-                "too large", f"{math.prod(extent)} numbers where those of one structure were expected"
-            )
+            raise InvalidStructure("too large", f"{math.prod(extent)} numbers, more than one structure can have")
         if first is None:
             array = np.empty(shape)
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array, h5py.h5t.NATIVE_DOUBLE)
@@ -153,9 +151,15 @@ def read_atomic_numbers(group: Group, name: str) -> NDArray[np.uint8]:
 def iter_conformations(
     group: Group, numbers: NDArray[np.uint8], keys: tuple[str, str, str]
 ) -> Iterator[tuple[int, Array, Array, Array]]:
-    """Yield (first row, positions [c, n, 3], energy [c], forces [c, n, 3]) in runs of at most MAX_CONFORMATIONS rows.
+    """Yield the conformations of a molecule of n atoms, at most MAX_CONFORMATIONS at a time.
 
-    Keys: the names of positions, energies and forces.
+    Args:
+        group: The group of the molecule.
+        numbers: [n] atomic numbers.
+        keys: The names of positions, energies and forces.
+
+    Yields:
+        (index of the first conformation, positions [c, n, 3], energy [c], forces [c, n, 3]).
     """
     datasets = [open_dataset(group, key) for key in keys]
     count = count_rows(datasets[0])
@@ -168,13 +172,13 @@ def iter_conformations(
     step = max(1, min(MAX_CONFORMATIONS, MAX_NUMBERS // (3 * max(n, 1))))
     for first in range(0, count, step):
         stop = min(first + step, count)
-        run = (None, 0) if count <= step else (first, stop)
-        positions, energy, forces = (read_values(part, *run) for part in datasets)
+        rows = (None, 0) if count <= step else (first, stop)
+        positions, energy, forces = (read_values(part, *rows) for part in datasets)
         yield first, positions, energy.reshape(stop - first), forces
 
 
 def count_dataset_rows(group: Group, name: str) -> int:
-    """Return the rows of a dataset of a group, 0 where there is none or it cannot be read."""
+    """Return the number of rows of a dataset in a group, 0 if the dataset does not exist or cannot be read."""
     try:
         return count_rows(h5py.h5d.open(group, name.encode()))
     except HDF5_ERRORS:
@@ -190,7 +194,16 @@ def tabulate_conformations(
     energy: Array,
     forces: Array,
 ) -> StructureTable:
-    """Return a table of c conformations of one molecule: positions and forces [c, n, 3], energy [c]."""
+    """Return a table of c conformations of one molecule of n atoms.
+
+    Args:
+        ids: [c] names.
+        group: The name of the molecule.
+        numbers: [n] atomic numbers.
+        positions: [c, n, 3] angstrom.
+        energy: [c] eV.
+        forces: [c, n, 3] eV/angstrom.
+    """
     count = len(ids)
     return StructureTable(
         ids=np.array(ids),

@@ -1,4 +1,4 @@
-"""Reading nested structures from JSON files too large to load: a scanner that follows brackets chunk by chunk."""
+"""Reading of nested values from JSON files that are too large to load, by a scanner that follows brackets."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from harness.reference.datasets.parsing.structure_builder import InvalidStructur
 from harness.reference.errors import InputError, get_first_line
 
 CHUNK_BYTES = 4 << 20
-MAX_VALUE_BYTES = 256 << 20  # bytes of a value; a larger one means that the file is of another layout
-MAX_GAP_BYTES = 64 << 10  # bytes of the text between values that are kept
+MAX_VALUE_BYTES = 256 << 20  # a larger value means that the file has another layout
+MAX_GAP_BYTES = 64 << 10  # number of bytes between two values that are retained
 _QUOTE, _OPEN, _CLOSE = 1, 2, 3
 _CLASS = np.zeros(256, dtype=np.uint8)
 _CLASS[list(b'"')] = _QUOTE
@@ -29,7 +29,13 @@ _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 
 
 class Value(NamedTuple):
-    """An object or array: the text between it and the previous one, its own text, and its offset in the file."""
+    """An object or array in a JSON file.
+
+    Attributes:
+        before: The text between the previous value and this one.
+        text: The text of the value.
+        offset: The offset of the value in the file.
+    """
 
     before: bytes
     text: bytes
@@ -37,10 +43,16 @@ class Value(NamedTuple):
 
 
 class JsonScanner:
-    """Finds every object or array nested in `depth` others, in order, in text that is fed to it in chunks.
+    """A scanner that finds every object or array nested in `depth` others, in text that it gets in chunks.
 
-    level: nesting level of the first byte. offset: its offset in the file. longest: maximum bytes of a value (a few
-    bytes of a compressed file may decompress to many). Memory: one chunk and one value.
+    The memory is that of one chunk and one value.
+
+    Args:
+        where: The name of the file in messages.
+        depth: The number of objects and arrays around the values.
+        level: The nesting level of the first byte.
+        offset: The offset of the first byte in the file.
+        longest: Maximum size of a value in bytes, since a small compressed file may contain a huge value.
     """
 
     def __init__(self, where: str, depth: int, *, level: int = 0, offset: int = 0, longest: int | None = None) -> None:
@@ -59,14 +71,14 @@ class JsonScanner:
         base, self._scanned = self._scanned, stop
         cut = 0
         for position, opens in edges:
-            at = base + position
+            index = base + position
             if opens:
-                self._start = at
+                self._start = index
             elif self._start is not None:
                 yield Value(
-                    self._buffer[cut : self._start], self._buffer[self._start : at + 1], self.offset + self._start
+                    self._buffer[cut : self._start], self._buffer[self._start : index + 1], self.offset + self._start
                 )
-                cut, self._start = at + 1, None
+                cut, self._start = index + 1, None
         if self._start is None:
             cut = max(cut, self._scanned - MAX_GAP_BYTES)
         elif len(self._buffer) - self._start > self.longest:
@@ -76,7 +88,7 @@ class JsonScanner:
         self._drop(cut)
 
     def finish(self) -> bytes:
-        """Return the rest after the last value; raises InputError where a bracket or string is still open."""
+        """Return the text after the last value; raises InputError if a bracket or string is still open."""
         if self.level > 0 or self._in_string:
             raise InputError(f"{self.where}: truncated, the JSON ends inside {self.level} brackets")
         return self._buffer
@@ -125,7 +137,7 @@ def _count_trailing_backslashes(text: bytes) -> int:
 
 
 def iter_values(chunks: Iterable[bytes], scanner: JsonScanner) -> Iterator[Value]:
-    """Yield the values of a whole text; raises InputError where it is not JSON or truncated."""
+    """Yield the values of a whole file; raises InputError if it is not JSON or truncated."""
     first = True
     for chunk in chunks:
         if first and chunk.lstrip()[:1] not in (b"{", b"["):
@@ -138,7 +150,14 @@ def iter_values(chunks: Iterable[bytes], scanner: JsonScanner) -> Iterator[Value
 
 
 def read_crystal(structure: Any) -> tuple[list[int], Array, Array, list[bool]]:
-    """Return (atomic numbers [n], positions [n, 3], cell [3, 3], periodic [3]); raises InvalidStructure."""
+    """Read a structure of pymatgen.
+
+    Returns:
+        (atomic numbers [n], positions [n, 3] angstrom, cell [3, 3] angstrom, periodic [3]).
+
+    Raises:
+        InvalidStructure: A key is missing, an element is unknown, or a site is disordered.
+    """
     lattice = require_key(structure, "lattice")
     cell = np.asarray(require_key(lattice, "matrix"), dtype=np.float64)
     sites = require_key(structure, "sites")

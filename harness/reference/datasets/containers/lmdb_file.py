@@ -1,4 +1,4 @@
-"""Opening an LMDB file to read it, and its keys."""
+"""Reading of LMDB files: transactions and keys."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import lmdb
 from harness.reference.datasets.parsing.paths import open_file
 from harness.reference.errors import InputError, get_first_line
 
-PAGE_HEAD = 24  # bytes of the first meta page up to its magic number, with 8-byte words
-MAX_DIGITS = 16  # most digits that a numeric key may have
+PAGE_HEAD = 24  # bytes of the first meta page up to the end of its magic number
+MAX_DIGITS = 16  # maximum number of digits of a numeric key
 MAGIC = b"\xde\xc0\xef\xbe"
 _OPEN: dict[tuple[int, Path], tuple[lmdb.Environment, int]] = {}
-DATA_FILE = "data.mdb"  # the file in the folder of a database that is a folder
+DATA_FILE = "data.mdb"  # the data file of a database that is a folder
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def _open_environment(path: Path) -> lmdb.Environment:
 
 
 def _check_complete(path: Path, environment: lmdb.Environment) -> None:
-    """Raise InputError for a truncated file: reading past the end of its memory map would kill the process."""
+    """Raise InputError if the file is truncated; reading past the end of its memory map would kill the process."""
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     size = path.stat().st_size
     if size < needed:
@@ -68,7 +68,7 @@ def _check_complete(path: Path, environment: lmdb.Environment) -> None:
 
 
 def is_ase_database(path: Path) -> bool:
-    """Return whether an LMDB file holds ASE rows; raises InputError for what is not LMDB."""
+    """Return whether an LMDB file contains ASE rows; raises InputError if it is not an LMDB file."""
     with open_transaction(path) as transaction:
         return transaction.get(b"nextid") is not None
 

@@ -1,4 +1,4 @@
-"""Safe decoding of pickled PyTorch Geometric graphs: it returns plain data, and imports and runs nothing."""
+"""Safe decoding of pickled PyTorch Geometric graphs to plain data, without importing or running anything."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ STORAGES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch.save before its zip files, which tensors in pickles still use
-ITEM_BYTES = 64  # charged to the budget for each item of a collection
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch.save's format before zip files, in which pickles store tensors
+ITEM_BYTES = 64  # bytes of the budget that each item of a collection takes
 COLLECTIONS = (set, frozenset, dict, list, tuple)
 GRAPHS = {
     "torch_geometric.data.data": {"Data", "DataEdgeAttr", "DataTensorAttr"},
     "torch_geometric.data.storage": {"GlobalStorage", "BaseStorage", "NodeStorage", "EdgeStorage"},
     "torch_geometric.data": {"Data"},
 }
-PLAIN = (bool, int, float, str, np.generic)
+PLAIN_TYPES = (bool, int, float, str, np.generic)
 MAX_OPERATIONS = 200_000  # operations in a pickle; a graph has a few hundred
 LINES = pickletools.UP_TO_NEWLINE
 # number of bytes that encode the length of an argument
@@ -53,7 +53,7 @@ PUT, LONG_BINPUT, STOP = ord("p"), ord("r"), ord(".")
 
 
 class InertObject:
-    """A substitute for a class of the file, which keeps its state and does nothing."""
+    """A substitute for a class that the pickle names: it stores its state and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.state: dict[str, Any] = {}
@@ -70,13 +70,13 @@ class _StorageType(NamedTuple):
 
 
 class Budget:
-    """The bytes that a pickle and its nested pickles may still copy, as they can copy the same bytes many times."""
+    """The number of bytes that a pickle and its nested pickles may still allocate; they can copy bytes many times."""
 
     def __init__(self) -> None:
         self.left = 4 * MAX_STRUCTURE_BYTES
 
     def spend(self, size: int) -> None:
-        """Spend some bytes; raises InvalidStructure where fewer remain."""
+        """Subtract some bytes; raises InvalidStructure if fewer remain."""
         self.left -= size
         if self.left < 0:
             raise InvalidStructure("too large", f"expands to more than {4 * MAX_STRUCTURE_BYTES >> 20} MB")
@@ -94,7 +94,7 @@ def load_pickle(data: bytes | memoryview) -> Any:
 
 
 def _load_storage(budget: Budget, data: bytes) -> NDArray[Any]:
-    """Return the storage of a tensor: a file of torch.save within the pickle, five pickles and then raw numbers."""
+    """Return the storage of a tensor from a file of torch.save inside the pickle: five pickles, then raw numbers."""
     budget.spend(len(data))
     position, values = 0, []
     for _ in range(5):  # magic number, version, machine, storage, the key of the only storage
@@ -152,7 +152,7 @@ class _NumpyType:
 
 
 class _NumpyArray:
-    """A numpy array, from the state that numpy gives it in a pickle."""
+    """A numpy array that is built from its state in a pickle."""
 
     def __init__(self, *_: Any) -> None:
         self.values: NDArray[Any] = np.empty(0)
@@ -185,7 +185,7 @@ def _build_collection(kind: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-# Callables whose results are charged to the budget of a pickle.
+# Callables whose results are subtracted from the budget of a pickle.
 METERED: dict[tuple[str, str], Callable[..., Any]] = {
     **{(module, k.__name__): _build_collection(k) for k in COLLECTIONS for module in ("builtins", "__builtin__")},
     ("collections", "OrderedDict"): _build_collection(OrderedDict),
@@ -194,7 +194,7 @@ METERED: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch.storage", "_load_from_bytes"): _load_storage,
 }
-# Types that pickles only name, as arguments of others, get a placeholder.
+# Types that pickles name only as arguments of other callables are replaced by a placeholder.
 ALLOWED: dict[tuple[str, str], Any] = {
     **{
         (module, name): InertObject
@@ -234,14 +234,14 @@ class _Unpickler(pickle.Unpickler):
 
 def _refuse(module: str, name: str) -> NoReturn:
     raise InvalidStructure(
-        "unsafe pickle", f"it asks for {module}.{name}, which is not part of a graph; nothing of it was run"
+        "unsafe pickle", f"it asks for {module}.{name}, which is not part of a graph; no code was run"
     )
 
 
 def load_graph(data: bytes | memoryview) -> dict[str, Any]:
     """Return the values of a PyTorch Geometric graph of any version by name: arrays, numbers, text and short lists.
 
-    Other values are dropped. Raises InvalidStructure if it is no graph.
+    Other values are dropped. Raises InvalidStructure if the pickle is not a graph.
     """
     graph = load_pickle(data)
     if not isinstance(graph, InertObject):
@@ -258,18 +258,18 @@ def load_graph(data: bytes | memoryview) -> dict[str, Any]:
 
 
 def _is_bounded(value: Any) -> bool:
-    """Return whether a value is plausible for a structure, and not a list that repeats others many times."""
+    """Return whether a value has a plausible size, unlike nested lists that repeat other values many times."""
     if isinstance(value, (list, tuple)):
         return all(
-            isinstance(v, PLAIN)
-            or (isinstance(v, (list, tuple)) and len(v) <= 3 and all(isinstance(x, PLAIN) for x in v))
+            isinstance(v, PLAIN_TYPES)
+            or (isinstance(v, (list, tuple)) and len(v) <= 3 and all(isinstance(x, PLAIN_TYPES) for x in v))
             for v in value
         )
-    return isinstance(value, (_NumpyArray, np.ndarray, *PLAIN))
+    return isinstance(value, (_NumpyArray, np.ndarray, *PLAIN_TYPES))
 
 
 def find_pickle_end(data: bytes, start: int = 0) -> int:
-    """Return where the pickle that begins at `start` ends.
+    """Return the end of the pickle that begins at `start`.
 
     Raises InvalidStructure if the pickle is truncated or could exhaust memory: too many operations, an argument longer
     than the data, or a memo index beyond the number of operations.
@@ -313,4 +313,4 @@ def _skip_lines(data: bytes, position: int, code: int, count: int) -> int:
 
 def _check_memo(index: int, count: int) -> None:
     if not 0 <= index <= count:
-        raise InvalidStructure("corrupt", f"cannot be unpickled (place {index} in a memo of {count})")
+        raise InvalidStructure("corrupt", f"cannot be unpickled (index {index} in a memo of {count})")

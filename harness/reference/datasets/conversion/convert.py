@@ -1,7 +1,7 @@
-"""Convert official files, or else a shipped set, to a store: read parts in parallel into a spool, then merge them.
+"""Convert official files or a shipped set to a store: read parts in parallel into a spool, then merge the parts.
 
-A conversion that was killed can be resumed: parts in the spool are not read again, and a store gets its name only when
-it is complete.
+A conversion that was killed can be resumed: parts in the spool are not read again, and a store gets its final name only
+when it is complete.
 """
 
 from __future__ import annotations
@@ -33,9 +33,17 @@ SPOOL_VERSION = 4  # a conversion does not resume from a spool of another versio
 
 @dataclass(frozen=True)
 class Conversion:
-    """The files to convert and the store to write. source: the expected labels and units; None for a shipped set.
+    """A conversion to carry out.
 
-    about: facts of the dataset for the store's attributes (head, role, level, licence, ...).
+    Attributes:
+        slug: The dataset.
+        format: The format of its files.
+        paths: The files or folders to read.
+        store: The store to write.
+        source: The expected labels and units; None for a shipped set.
+        about: Facts of the dataset for the store's attributes (head, role, level, licence, ...).
+        rules: The options.
+        workers: Number of processes.
     """
 
     slug: str
@@ -48,7 +56,7 @@ class Conversion:
     workers: int = 1
 
     def identity(self, parts: Sequence[FileChunk]) -> dict[str, Any]:
-        """Return everything that determines the content of the store."""
+        """Return plain data on everything that determines the content of the store."""
         files = {}
         for path in dict.fromkeys(part.path for part in parts):
             state = path.stat()
@@ -59,7 +67,7 @@ class Conversion:
 
 
 def convert(conversion: Conversion, progress: ProgressCallback) -> dict[str, Any]:
-    """Write the store and return its facts; raises InputError, and OSError if the disk is full."""
+    """Write the store, and return its facts; raises InputError for unusable files, OSError if the disk is full."""
     started = time.perf_counter()
     if conversion.store.exists():
         raise InputError(
@@ -113,7 +121,7 @@ def convert(conversion: Conversion, progress: ProgressCallback) -> dict[str, Any
 def _read_parts(
     conversion: Conversion, parts: Sequence[FileChunk], spool: Spool, progress: ProgressCallback
 ) -> list[Summary]:
-    """Return the summaries of all parts; those in the spool are not read again."""
+    """Read the parts that are not in the spool yet, and return the summaries of all parts."""
     summaries = [spool.summary(k) for k in range(len(parts))]
     missing = [
         PartRequest(k, part, conversion.format, source=conversion.source, rules=conversion.rules, spool=spool.folder)
@@ -123,7 +131,7 @@ def _read_parts(
     known = [s for s in summaries if s is not None]
     for s in known:
         if conversion.rules.strict and s["broken"]:
-            raise InputError(f"{s['broken']} (found before; without --strict it is left out and counted)")
+            raise InputError(f"{s['broken']} (from the spool; without --strict, the structure is left out)")
     progress(len(known), len(parts), "parts read")
     for count, (k, summary) in enumerate(_read_in_parallel(missing, conversion.workers), start=len(known) + 1):
         summaries[k] = summary
@@ -136,7 +144,7 @@ def _read_in_parallel(requests: Sequence[PartRequest], workers: int) -> Iterator
     if workers == 1 or len(requests) < 2:
         yield from ((request.number, read_part(request)) for request in requests)
         return
-    # As many at a time as there are workers, so that an error ends the rest soon.
+    # only as many requests as workers are submitted at a time, so that an error ends the conversion soon
     waiting = list(reversed(requests))
     running: dict[Future[Summary], PartRequest] = {}
     context = multiprocessing.get_context("spawn")
@@ -153,13 +161,13 @@ def _read_in_parallel(requests: Sequence[PartRequest], workers: int) -> Iterator
                     yield request.number, future.result()
                 except BrokenProcessPool:
                     raise InputError(
-                        f"{request.chunk.path}: a worker was killed while it read this (out of memory?); the same"
-                        " command carries on, with fewer --workers it needs less"
+                        f"{request.chunk.path}: a worker was killed while it read this file (out of memory?); run the"
+                        " same command again to continue, with fewer --workers if memory is short"
                     ) from None
 
 
 def _exit_with_parent(parent: int) -> None:
-    """End a worker when its parent ends: it would write into a spool that another process may use."""
+    """End this worker when its parent ends, since another process may then use the spool."""
     import ctypes
     import signal
 
@@ -169,13 +177,13 @@ def _exit_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-OMOL25 = "omol25"  # the dataset that the branches of one charge are parts of
+OMOL25 = "omol25"  # the dataset of which the heads for neutral and for charged structures use a part
 
 
 def plan_conversion(
     entry: DatasetSource, paths: Sequence[Path], store: Path, rules: ConversionRules, workers: int
 ) -> Conversion:
-    """Return how to convert these files, or the shipped set if there are none."""
+    """Return the conversion of these files, or of the shipped set if there are none."""
     if not paths:
         mini = find_shipped_set(entry.slug)
         return Conversion(
@@ -201,14 +209,15 @@ def plan_conversion(
 
 
 def detect_source_format(entry: DatasetSource, paths: Sequence[Path]) -> DatasetFormat:
-    """Return the format of a dataset's files: that of its authors, or another container."""
+    """Return the format of a dataset's files: its authors' format, or that of a common container."""
     return get_format(detect_format(paths, entry.format))
 
 
 def find_official_files(root: str, entry: DatasetSource) -> tuple[Path, ...]:
-    """Return the dataset's folder in a folder of all datasets, or nothing if it does not exist.
+    """Return the folder of a dataset inside the folder of all datasets, or an empty tuple if it does not exist.
 
-    A branch of one charge is read from the folder of the whole. Raises InputError for a folder with no dataset in it.
+    The neutral and the charged part of OMol25 may be in the folder of the whole. Raises InputError if `root` is not a
+    folder with datasets.
     """
     if not root:
         return ()
@@ -226,7 +235,7 @@ def find_official_files(root: str, entry: DatasetSource) -> tuple[Path, ...]:
 
 
 def describe_official(entry: DatasetSource) -> dict[str, Any]:
-    """Return the facts of official files that reports need."""
+    """Return the facts that reports need of official files."""
     return {
         "slug": entry.slug,
         "head": entry.head,
@@ -242,7 +251,7 @@ def describe_official(entry: DatasetSource) -> dict[str, Any]:
 
 
 def describe_shipped(entry: DatasetSource) -> dict[str, Any]:
-    """Return the facts of a shipped set that reports need."""
+    """Return the facts that reports need of a shipped set."""
     mini = find_shipped_set(entry.slug)
     return {
         "slug": entry.slug,

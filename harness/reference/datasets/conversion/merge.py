@@ -1,4 +1,4 @@
-"""Merge the spool of a conversion into one store: drop duplicates, fit references, collect statistics."""
+"""Merge the spool of a conversion into a store: drop duplicates, fit reference energies, collect statistics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPWriter
 from harness.reference.storage.structure_codec import encode_table
 
-MAX_IDS = 4_000_000  # ids that are compared at a time, which bounds the memory
+MAX_IDS = 4_000_000  # number of ids that are compared at a time, which limits the memory
 
 
 def merge(
@@ -41,19 +41,20 @@ def merge(
     """Write the store, and return its facts.
 
     The facts are dataset, references, statistics, missing_labels, splits, labels, without_stress, left_out, repeats
-    (structures that repeat another's geometry) and regrouped (structures that moved to another split). Duplicates are
-    left out, and structures without forces if others have them. If only some have a stress, that of the others is NaN.
+    (number of structures with the geometry of another) and regrouped (number of structures that moved to another
+    split). Duplicates are left out, and so are structures without forces if others have forces. If only some structures
+    have a stress, the stress of the others is NaN.
 
     Args:
         store: The folder of the store.
         spool: The parts that have been read.
-        summaries: What `read_part` returned for each part.
+        summaries: The result of `read_part` for each part.
         about: Facts of the dataset.
-        rules: Those of the conversion.
-        progress: Called with the number of structures written, out of how many.
+        rules: The options of the conversion.
+        progress: Called with the number of structures that are written, and the total.
 
     Raises:
-        InputError: Nothing is left to write.
+        InputError: No structure is left to write.
     """
     expected = sum(sum(s["samples"]) for s in summaries)
     if not expected:
@@ -124,9 +125,10 @@ def _merge_label_counts(summaries: Sequence[Summary]) -> LabelCounts:
 
 
 class SplitChanges:
-    """Structures that move to another split than the one they were read into, as equal structures must share a split.
+    """The moves of structures to another split than in the spool, as equal structures must share a split.
 
-    count: their number.
+    Attributes:
+        count: Number of structures that move.
     """
 
     def __init__(self, assignment: SplitAssignment, fingerprints: Sequence[Fingerprints], seed: int) -> None:
@@ -140,11 +142,11 @@ class SplitChanges:
             self._routes.append(frozenset(zip(before[moved].tolist(), after[moved].tolist(), strict=True)))
 
     def find_origins(self, part: int, split: int) -> list[int]:
-        """Return the splits of a part in the spool that contain structures of this final split."""
+        """Return the splits in the spool that contain structures of this final split, for one part."""
         return [k for k in range(len(SPLITS)) if k == split or (k, split) in self._routes[part]]
 
     def select(self, table: StructureTable, part: int, origin: int, split: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return whether each structure of a table that was read into `origin` goes to this split, [g]."""
+        """Return for each structure of a table in the split `origin` of the spool whether it goes to `split`, [g]."""
         if all(first != origin for first, _ in self._routes[part]):
             return np.ones(len(table), dtype=bool)
         return np.asarray(self._assignment.find_splits(place_groups(table.groups, seed=self._seed)) == split)
@@ -152,10 +154,17 @@ class SplitChanges:
 
 @dataclass
 class _MergedTables:
-    """The tables of the spool that go into the store.
+    """The tables of the spool, as they go into the store.
 
-    duplicate_ids: hashes of ids that several structures have, of which the first is kept. forces, stress: whether the
-    store has them.
+    Attributes:
+        spool: The spool.
+        parts: Number of parts.
+        duplicate_ids: Hashes of ids that several structures have; the first of these structures is retained.
+        split_changes: The moves of structures to other splits.
+        forces: Whether the store has forces.
+        stress: Whether the store has stresses.
+        left_out: Number of structures that are left out, by reason.
+        known_ids: Hashes among duplicate_ids that have occurred.
     """
 
     spool: Spool
@@ -188,7 +197,7 @@ class _MergedTables:
             yield self._fill_stress(table[~is_duplicate] if is_duplicate.any() else table)
 
     def _fill_stress(self, table: StructureTable) -> StructureTable:
-        """Return the table with the stress column that the store has; NaN marks structures without one."""
+        """Return the table with a stress (NaN if there is none) if the store has stresses, else without."""
         if not self.stress or table.stress is not None:
             return table if self.stress else replace(table, stress=None)
         return replace(table, stress=np.full((len(table), 3, 3), np.nan))
@@ -204,7 +213,7 @@ class _MergedTables:
 
 
 def _find_duplicate_ids(spool: Spool, parts: int) -> frozenset[int]:
-    """Return hashes of ids that occur more than once, found in ranges of hashes so that memory does not grow."""
+    """Return the hashes of ids that occur more than once; one range of hashes at a time, so that memory is bounded."""
     columns = [spool.array(part, "ids") for part in range(parts)]
     ranges = 1 + sum(map(len, columns)) // MAX_IDS
     width = 2**64 // ranges + 1
@@ -217,7 +226,7 @@ def _find_duplicate_ids(spool: Spool, parts: int) -> frozenset[int]:
 
 
 def _find_duplicate_name(spool: Spool, parts: int, duplicate_ids: frozenset[int]) -> str:
-    """Return the first id whose hash is among these."""
+    """Return the first id whose hash is among duplicate_ids."""
     for part in range(parts):
         for split in range(len(SPLITS)):
             for table in spool.blocks(part, split):
@@ -240,7 +249,7 @@ def _merge_fits(spool: Spool, summaries: Sequence[Summary]) -> tuple[StreamingLe
 
 
 def _refit(tables: _MergedTables) -> tuple[StreamingLeastSquares, Counter[int]]:
-    """Fit reference energies and count neighbours again, for the structures that are kept."""
+    """Fit reference energies and count neighbours again, for the structures that go into the store."""
     fit, degrees = StreamingLeastSquares(), Counter[int]()
     for table in tables.blocks(TRAINING_INDEX):
         fit.add(table)
@@ -252,7 +261,7 @@ def _refit(tables: _MergedTables) -> tuple[StreamingLeastSquares, Counter[int]]:
 def _build_attributes(
     about: dict[str, Any], rules: ConversionRules, references: References, degrees: Counter[int]
 ) -> dict[str, Any]:
-    """Return the attributes of the store, including HydraGNN's own."""
+    """Return the attributes of the store, including those that HydraGNN reads."""
     coefficients = np.nan_to_num(references.energy_ev[1 : MAX_ATOMIC_NUMBER + 1])
     attributes: dict[str, Any] = {
         "dataset": about["slug"],
@@ -271,4 +280,4 @@ def _describe_rejections(summaries: Sequence[Summary]) -> str:
     left_out: Counter[str] = sum((Counter(s["left_out"]) for s in summaries), Counter())
     counts = ", ".join(f"{n} {kind}" for kind, n in left_out.most_common())
     example = next((s["examples"][0] for s in summaries if s["examples"]), "")
-    return f"left out: {counts} (first: {example})" if counts else "the files hold none"
+    return f"left out: {counts} (first: {example})" if counts else "there are no structures in the files"

@@ -1,4 +1,4 @@
-"""Read one part of a conversion, check it, count labels, add neighbours, and write the spool, in bounded memory."""
+"""Read one part of a conversion in bounded memory: check structures, count labels, add neighbours, write the spool."""
 
 from __future__ import annotations
 
@@ -32,8 +32,11 @@ LABELS = ("energy", "forces", "stress", "spin")
 class LabelCounts:
     """Counts of labels over the structures that were read.
 
-    structures: usable ones. without: how many of these lack each of LABELS. left_out: structures that cannot be used
-    because they lack a label. remarks: the number of structures of each (kind, reason).
+    Attributes:
+        structures: Number of usable structures.
+        without: Number of usable structures without a label, for each of LABELS.
+        left_out: Number of structures that cannot be used because a label is missing, by label.
+        remarks: Number of structures for each remark (kind, reason).
     """
 
     structures: int = 0
@@ -67,7 +70,7 @@ class LabelCounts:
         self.remarks.update(other.remarks)
 
     def find_hint(self, label: str) -> str:
-        """Return the most frequent remark on a label, or ""."""
+        """Return the hint in the most frequent remark on a label, or ""."""
         remarks = [(count, reason) for (kind, reason), count in self.remarks.items() if kind == label]
         return max(remarks)[1].partition("(")[2].rstrip(")") if remarks else ""
 
@@ -93,11 +96,11 @@ def format_count(count: int) -> str:
 
 
 def describe_missing_labels(counts: LabelCounts, declared: Iterable[str]) -> list[str]:
-    """Return a line for each label of the dataset that structures lack, and for each other remark.
+    """Return a line for each label that structures lack, and for each other remark.
 
     Args:
         counts: The counts.
-        declared: The labels of the dataset as its authors publish it.
+        declared: The labels that the official dataset has.
     """
     lines = [f"{label}: missing in {format_count(n)}, left out" for label, n in counts.left_out.items()]
     for label in (name for name in LABELS if name in declared):
@@ -106,7 +109,7 @@ def describe_missing_labels(counts: LabelCounts, declared: Iterable[str]) -> lis
         if lacking and lacking == total:
             lines.append(f"no structure has {label}{hint}")
         elif lacking and label == "forces":
-            lines.append(f"forces: missing in {lacking:,} of {total:,} structures, which a store leaves out{hint}")
+            lines.append(f"forces: missing in {lacking:,} of {total:,} structures, which are left out{hint}")
         elif lacking:
             lines.append(
                 f"{label}: withheld for {lacking:,} of {total:,} structures, kept for {total - lacking:,}{hint}"
@@ -119,7 +122,7 @@ def describe_missing_labels(counts: LabelCounts, declared: Iterable[str]) -> lis
     return lines
 
 
-MAX_EXAMPLES = 3  # faults of each kind that are reported in full
+MAX_EXAMPLES = 3  # number of rejections of each kind that are reported in full
 # Rejections that a strict conversion allows too, since the source itself excludes these structures.
 REJECTED_BY_SOURCE = frozenset({UNLABELLED, "outlier"})
 UNREADABLE = "unreadable"
@@ -130,9 +133,13 @@ TRAINING_INDEX = 0
 class ConversionRules:
     """The options of a conversion.
 
-    cutoff: angstrom (None: no neighbour lists). max_neighbours: of each atom (None: all). max_force: eV/angstrom.
-    split_seed: of the hashes that decide the split of each group. charges: "all", "neutral" or "charged" structures.
-    strict: stop at the first structure that cannot be used.
+    Attributes:
+        cutoff: Cutoff of neighbour lists in angstrom; None for no neighbour lists.
+        max_neighbours: Maximum number of neighbours of an atom; None for no limit.
+        max_force: Structures with larger forces are rejected, eV/angstrom.
+        split_seed: Seed of the hashes that decide the split of each group.
+        charges: Which structures are used: "all", "neutral" or "charged".
+        strict: Whether the conversion stops at the first structure that cannot be used.
     """
 
     cutoff: float | None = None
@@ -145,7 +152,16 @@ class ConversionRules:
 
 @dataclass(frozen=True)
 class PartRequest:
-    """A part to read and its number; source: the expected labels and units, or None."""
+    """A request to read a part.
+
+    Attributes:
+        number: The number of the part.
+        chunk: The file, or the range of a file.
+        format: The format of the file.
+        source: The expected labels and units; None for a shipped set.
+        rules: The options of the conversion.
+        spool: The folder of the spool.
+    """
 
     number: int
     chunk: FileChunk
@@ -164,7 +180,7 @@ class PartResult:
     left_out: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     reported: Counter[str] = field(default_factory=Counter)
-    first_fault: str = ""  # the first fault that a strict conversion does not allow
+    first_fault: str = ""  # the first rejection that a strict conversion does not allow
     samples: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
     labels: LabelCounts = field(default_factory=LabelCounts)
     degrees: Counter[int] = field(default_factory=Counter)
@@ -173,7 +189,7 @@ class PartResult:
     fingerprints: list[Fingerprints] = field(default_factory=list)
 
     def add_rejection(self, fault: RejectedStructure, rules: ConversionRules, where: Path) -> None:
-        """Count a rejection; raises InputError where none is allowed."""
+        """Count a rejection; raises InputError if the conversion is strict and the source does not exclude it too."""
         message = sanitize_line(f"{where.name}: {fault.where}: {fault.reason}")
         if rules.strict and fault.kind not in REJECTED_BY_SOURCE:
             raise InputError(message)
@@ -201,9 +217,9 @@ class PartResult:
 
 
 def read_part(request: PartRequest) -> Summary:
-    """Read a part into the spool and return its summary.
+    """Read a part into the spool, and return its summary.
 
-    If the rest of a part cannot be read, that counts as one rejection; a strict conversion raises InputError.
+    If the rest of a part cannot be read, this counts as one rejection; a strict conversion raises InputError.
     """
     result, rules, path = PartResult(), request.rules, request.chunk.path
     with threadpool_limits(1), PartWriter(request.spool, request.number) as writer:
@@ -227,7 +243,7 @@ def read_part(request: PartRequest) -> Summary:
 
 
 def select_charges(table: StructureTable, charges: str) -> StructureTable:
-    """Select the structures whose charges belong to a branch: "all", "neutral" or "charged"."""
+    """Return "all" structures, or only the "neutral" or the "charged" ones."""
     return table if charges == "all" else table[(table.charge == 0) == (charges == "neutral")]
 
 

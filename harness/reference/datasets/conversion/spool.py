@@ -1,4 +1,4 @@
-"""The parts that a conversion has read: a file of tables per part and split, and a summary of each complete part."""
+"""The spool, a folder with the parts that a conversion has read: tables for each split, and a summary of each part."""
 
 from __future__ import annotations
 
@@ -28,10 +28,18 @@ Summary = dict[str, Any]
 
 
 class Spool:
-    """The folder of one conversion; a part in it is complete, or does not count as read."""
+    """The folder of one conversion; a part counts as read only if it is complete."""
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        """Create the folder, or reuse an earlier one; raises InputError if that is of another conversion."""
+        """Create the folder, or reuse an existing one.
+
+        Args:
+            folder: The folder.
+            identity: Plain data on everything that determines the result of the conversion.
+
+        Raises:
+            InputError: The folder belongs to a conversion with another identity.
+        """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / IDENTITY_FILE
@@ -43,7 +51,7 @@ class Spool:
         write_text(path, json.dumps(identity, indent=1))
 
     def summary(self, part: int) -> Summary | None:
-        """Return the summary of a part, or None if the part must be read, for example because its files are damaged."""
+        """Return the summary of a part, or None if the part must be read because it is absent or damaged."""
         try:
             summary = json.loads((self.folder / f"{part:06d}.json").read_text(encoding="utf-8"))
             sums = {name: _checksum(self.folder / f"{part:06d}.{name}") for name in summary["crc32"]}
@@ -56,7 +64,7 @@ class Spool:
         return np.load(self.folder / f"{part:06d}.{name}.npy", mmap_mode="r")
 
     def blocks(self, part: int, split: int) -> Iterator[StructureTable]:
-        """Yield the tables of a part in a split, as they were written."""
+        """Yield the tables of a part that belong to a split (a position in SPLITS), in the order of writing."""
         with open(self.folder / f"{part:06d}.{SPLITS[split]}", "rb") as handle:
             while names := handle.readline():
                 columns = {name: np.load(handle, allow_pickle=False) for name in json.loads(names)}
@@ -79,7 +87,7 @@ class Spool:
 
 
 class PartWriter:
-    """Writes one part to the spool; it does not count before `finish`."""
+    """A writer of one part to the spool; the part counts as read only after `finish`."""
 
     def __init__(self, spool: Path, part: int) -> None:
         self.stem = spool / f"{part:06d}"
@@ -100,7 +108,7 @@ class PartWriter:
             Path(f"{self.stem}.{split}{self.suffix}").unlink(missing_ok=True)
 
     def write(self, split: int, table: StructureTable) -> None:
-        """Append a block."""
+        """Append a table to a split (a position in SPLITS)."""
         columns = {f.name: getattr(table, f.name) for f in fields(StructureTable)}
         present = {name: column for name, column in columns.items() if column is not None}
         handle = self._files[split]
@@ -109,7 +117,7 @@ class PartWriter:
             _write_array(handle, column)
 
     def finish(self, summary: Summary, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Rename the files of the part to their final names: tables, arrays, and last the summary."""
+        """Give the files of the part their final names: tables, arrays, and at last the summary."""
         self._open.close()
         for split in SPLITS:
             os.replace(f"{self.stem}.{split}{self.suffix}", f"{self.stem}.{split}")
@@ -132,7 +140,7 @@ def _checksum(path: Path) -> int:
 
 
 def _write_array(handle: IO[bytes], array: NDArray[Any]) -> None:
-    """Write an array as np.save does, which does not report why it fails on a full disk."""
+    """Write an array in the format of np.save, which does not report the reason if the disk is full."""
     array = np.ascontiguousarray(array)
     np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(array))
     handle.write(array.tobytes())

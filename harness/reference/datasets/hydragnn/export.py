@@ -1,10 +1,11 @@
-"""Export of a store for HydraGNN's multi-branch training: NAME-v2.bp, with edges, and energies minus their references.
+"""Export of a store for HydraGNN's multi-branch training: NAME-v2.bp, with edges and residual energies.
 
-The rules are those of its converters at 5 angstrom: at most the 20 nearest neighbours of each atom, whose own index is
-row 1 of `edge_index`; a linear regression of the total energies of all splits on the composition, whose 118
-coefficients are the attribute energy_linear_regression_coeff; `energy_per_atom` stays the total energy. Numbers are
-double precision, as the paper trains in it, and splits are those of the store that is read. Atoms without neighbours
-stay without edges, whereas HydraGNN's converters connect them to an arbitrary atom.
+The rules are those of HydraGNN's converters with a cutoff of 5 angstrom. Each atom has at most its 20 nearest
+neighbours; row 1 of `edge_index` is the atom, row 0 the neighbour. A linear regression of the total energies of all
+splits on the composition is subtracted; its 118 coefficients are the attribute energy_linear_regression_coeff.
+`energy_per_atom` remains the total energy. Numbers are in double precision, as in the paper's training, and splits are
+those of the store. Atoms without neighbours have no edges, whereas HydraGNN's converters connect them to an arbitrary
+atom.
 """
 
 from __future__ import annotations
@@ -43,7 +44,14 @@ MAX_NEIGHBOURS = 20
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The content of an export. isolated: structures without edges, which HydraGNN reads only if it preloads."""
+    """The result of an export.
+
+    Attributes:
+        samples: Number of structures of each split.
+        edges: Number of edges.
+        isolated: Number of structures without edges, which HydraGNN can read only if it preloads the store.
+        coincident: Number of structures that are left out because atoms coincide.
+    """
 
     samples: Counter[str]
     edges: int
@@ -57,11 +65,20 @@ def format_store_name(head: str) -> str:
 
 
 def write_for_hydragnn(origin: Path, target: Path, progress: ProgressCallback) -> ExportResult:
-    """Write the structures of a store for HydraGNN; raises InputError if it lacks data that training needs."""
+    """Write the structures of a store for HydraGNN.
+
+    Args:
+        origin: The store.
+        target: The store to write.
+        progress: The function that reports progress.
+
+    Raises:
+        InputError: The store lacks a split or forces.
+    """
     with BPFile(origin) as file:
         facts = describe_store(file)
         _require_keys(file)
-        coefficients = _stored_coefficients(facts)
+        coefficients = _get_coefficients(facts)
         fit = StreamingLeastSquares(per_atom=False)
         for label in SPLITS:
             for table in _iter_tables(file, label, facts, coefficients):
@@ -78,10 +95,10 @@ def _require_keys(file: BPFile) -> None:
         if label not in file.splits:
             raise InputError(f"{file.path}: has no {label}; HydraGNN needs {', '.join(SPLITS)}")
         if "forces" not in file.keys(label):
-            raise InputError(f"{file.path}: {label} has no forces, which HydraGNN's training reads")
+            raise InputError(f"{file.path}: {label} has no forces, which HydraGNN's training needs")
 
 
-def _stored_coefficients(facts: StoreFacts) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+def _get_coefficients(facts: StoreFacts) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     return np.nan_to_num(facts.references.energy_ev[1:]) if facts.energies == REFERENCED else None
 
 
@@ -128,8 +145,8 @@ def _write(
             table = limit_neighbours(table, MAX_NEIGHBOURS)
             assert table.edge_counts is not None
             writer.split(label).put(_encode(table, references))
-            rest = references.residual(table)
-            error += np.abs(rest).sum(), rest @ rest
+            residual = references.residual(table)
+            error += np.abs(residual).sum(), residual @ residual
             statistics.add(table, references)
             edges_written += int(table.edge_counts.sum())
             isolated += int((table.edge_counts == 0).sum())
@@ -146,7 +163,7 @@ def _write(
 
 
 def limit_neighbours(table: StructureTable, limit: int) -> StructureTable:
-    """Return a table with at most `limit` nearest neighbours of each atom, even if that divides a shell."""
+    """Return a table with at most the `limit` nearest neighbours of each atom, even if that divides a shell."""
     assert table.edge_counts is not None
     assert table.receiver is not None
     owner = np.repeat(np.arange(len(table)), table.edge_counts)
@@ -156,7 +173,7 @@ def limit_neighbours(table: StructureTable, limit: int) -> StructureTable:
 
 
 def _encode(table: StructureTable, references: References) -> Block:
-    """Return all keys, with the regression subtracted from the energy and the target."""
+    """Encode a table, with the regression subtracted from the energy and from the target `y`."""
     block = encode_table(table)
-    rest = table.energy - references.sum_energies(table)
-    return Block(block.samples, {**block.columns, "energy": Column(rest, 1), "y": Column(rest.copy(), 1)})
+    residual = table.energy - references.sum_energies(table)
+    return Block(block.samples, {**block.columns, "energy": Column(residual, 1), "y": Column(residual.copy(), 1)})

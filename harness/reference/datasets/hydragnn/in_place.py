@@ -25,14 +25,24 @@ from harness.reference.storage.adios.integrity import (
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.adios.writer import sum_arrays
 
-MAX_REJECTED_SHARE = 0.1  # of all structures
-EDGES_NOTE = "edges are not used: neighbours are found from positions"
+MAX_REJECTED_SHARE = 0.1  # if more structures cannot be used, the whole store is rejected
+EDGES_NOTE = "edges are not used: neighbours are computed from positions"
 
 
 def convert_in_place(entry: DatasetSource, path: Path, to: Path | None, progress: ProgressCallback) -> str:
-    """Check a store of HydraGNN and write its seal next to it, or next to a link to it in the folder `to`.
+    """Check a store of HydraGNN, and write its seal next to it or next to a link in another folder.
 
-    Returns a summary, in lines. Raises InputError for a store of another dataset, and for one with too many faults.
+    Args:
+        entry: The dataset.
+        path: The store.
+        to: The folder in which a link to the store is created; None to write next to the store.
+        progress: The function that reports progress.
+
+    Returns:
+        A summary in lines.
+
+    Raises:
+        InputError: The store belongs to another dataset, or too many structures cannot be used.
     """
     older = read_older_seal(path)
     if older is not None:
@@ -55,7 +65,7 @@ def convert_in_place(entry: DatasetSource, path: Path, to: Path | None, progress
     target = path if to is None else _link_store(path, to)
     write_seal(target, get_outer_seal_paths(target), findings.tables, _build_facts(entry, findings))
     lines = [
-        f"{target}: {findings.samples - n_faulty:,} structures of {entry.slug} can be trained on where they lie;"
+        f"{target}: {findings.samples - n_faulty:,} structures of {entry.slug} can be used for training in place;"
         f" {get_outer_seal_paths(target)[0].name} next to it has the checksums and reference energies",
         *describe_findings(findings),
     ]
@@ -63,7 +73,7 @@ def convert_in_place(entry: DatasetSource, path: Path, to: Path | None, progress
 
 
 def _renew_seal(entry: DatasetSource, path: Path, older: Seal) -> str:
-    """Add the checksums of its blocks to an intact store of an older version."""
+    """Add checksums of blocks to an intact store that an older version wrote."""
     check_files(path, older)
     with BPFile(path, unfinished=True) as file:
         about = file.attributes.get("about")
@@ -74,7 +84,7 @@ def _renew_seal(entry: DatasetSource, path: Path, older: Seal) -> str:
 
 
 def require_dataset(entry: DatasetSource, path: Path, name: object) -> None:
-    """Raise InputError if the name of a store's dataset is that of another dataset."""
+    """Raise InputError if the dataset that a store names is not the expected one; unknown names are accepted."""
     try:
         source = find_named_source(str(name))
     except InputError:
@@ -88,7 +98,7 @@ def require_dataset(entry: DatasetSource, path: Path, name: object) -> None:
 def describe_findings(findings: Findings) -> list[str]:
     """Return a line for each split, for the kind of energies, and for each kind of fault."""
     kind = (
-        "energies are what a linear regression left; its coefficients are added again"
+        "energies are residuals of a linear regression, which is added again"
         if findings.is_referenced
         else "energies are total, as they are stored"
         if findings.coefficients is not None
@@ -100,9 +110,7 @@ def describe_findings(findings: Findings) -> list[str]:
         size = f"{s.sizes.low:.0f} to {s.sizes.high:.0f} atoms" if s.sizes.number else "no usable size"
         left_out = f", {len(split.left_out):,} left out" if split.left_out else ""
         forces = f", forces up to {s.forces.high:.4g} eV/angstrom" if s.forces.number else ", no forces"
-        energy = (
-            f"{s.energy.low:.4g} to {s.energy.high:.4g} eV/atom beyond the references" if s.energy.number else "none"
-        )
+        energy = f"{s.energy.low:.4g} to {s.energy.high:.4g} eV/atom minus references" if s.energy.number else "none"
         lines.append(
             f"  {label}: {split.samples:,} structures of {size}, {split.edges:,} edges{left_out};"
             f" energy {energy}{forces}"
@@ -114,7 +122,7 @@ def describe_findings(findings: Findings) -> list[str]:
 
 
 def _build_facts(entry: DatasetSource, findings: Findings) -> dict[str, Any]:
-    """Return the facts of a store that training, reports and `harness data stats` need."""
+    """Return the facts that training, reports and `harness data stats` need of a store."""
     statistics = Statistics()
     for split in findings.splits.values():
         statistics.merge(split.statistics)
@@ -131,7 +139,7 @@ def _build_facts(entry: DatasetSource, findings: Findings) -> dict[str, Any]:
 
 
 def _link_store(path: Path, to: Path) -> Path:
-    """Return a link to the store in a folder, which is created if it does not exist."""
+    """Create a link to the store in a folder, and return the link."""
     to.mkdir(parents=True, exist_ok=True)
     link = to / path.resolve().name
     if link.resolve() != path.resolve():

@@ -1,9 +1,9 @@
 """Examine stores that HydraGNN wrote, array by array, before they get a seal and can be used for training.
 
-Their energies are total energies, or the residuals of a linear regression on the composition, whose coefficients are an
-attribute. In `edge_index` row 1 is the atom whose neighbours are listed, at most 20 of them, and row 0 the neighbour;
-`edge_shifts` is added to the position in row 1. Training here does not use these edges, because HydraGNN divides shells
-of equal distance, and connects atoms without neighbours to arbitrary atoms: neighbours are computed again.
+The stored energies are total energies, or the residuals of a linear regression on the composition, whose coefficients
+are an attribute. Row 1 of `edge_index` is an atom, row 0 one of its neighbours, at most 20; `edge_shifts` is added to
+the position of the atom in row 1. The harness does not use these edges in training, because HydraGNN divides shells of
+equal distance and connects atoms without neighbours to arbitrary atoms; neighbours are computed again.
 """
 
 from __future__ import annotations
@@ -53,14 +53,21 @@ from harness.reference.storage.schema import Block, move_samples_first
 from harness.reference.storage.structure_codec import REQUIRED_KEYS, decode_compositions
 
 MAX_EXAMPLES = 5
-MAX_RESIDUAL_EV = 1000.0  # eV per atom beyond the references: no bond is worth a hundredth of it
+MAX_RESIDUAL_EV = 1000.0  # eV per atom, minus reference energies; no bond has a hundredth of this energy
 Result = TypeVar("Result")
-MAX_READ_S = 120
+MAX_READ_S = 120  # a read that takes longer never returns
 
 
 @dataclass
 class SplitFindings:
-    """The findings in one split. left_out: indices of the samples that cannot be used."""
+    """The findings in one split.
+
+    Attributes:
+        samples: Number of samples.
+        statistics: Statistics of the usable samples.
+        left_out: Indices of the samples that cannot be used.
+        edges: Number of stored edges.
+    """
 
     samples: int
     statistics: Statistics = field(default_factory=Statistics)
@@ -72,9 +79,16 @@ class SplitFindings:
 class Findings:
     """The findings in a store of HydraGNN.
 
-    coefficients: [118] of the regression, None where there is none. is_referenced: whether it was subtracted.
-    faults: structures that cannot be used, by kind. notes: unusual but usable, by kind. examples: the first of each.
-    tables: checksums of all arrays. entry: the dataset that was expected.
+    Attributes:
+        coefficients: [118] coefficients of the regression, None if there is none.
+        is_referenced: Whether the regression is subtracted from the stored energies.
+        references: The reference energies.
+        splits: The findings in each split.
+        faults: Number of structures that cannot be used, by kind.
+        notes: Number of structures that are unusual but usable, by kind.
+        examples: The first faults and notes of each kind.
+        tables: The checksums of all arrays.
+        entry: The expected dataset.
     """
 
     coefficients: Array | None
@@ -89,7 +103,7 @@ class Findings:
 
     @property
     def samples(self) -> int:
-        """Structures of all splits."""
+        """The number of structures in all splits."""
         return sum(split.samples for split in self.splits.values())
 
     def add(self, counter: Counter[str], kind: str, where: str, reason: str) -> None:
@@ -100,22 +114,34 @@ class Findings:
 
 
 def examine_store(
-    path: Path, entry_of: Callable[[object], DatasetSource | None], progress: ProgressCallback
+    path: Path, find_entry: Callable[[object], DatasetSource | None], progress: ProgressCallback
 ) -> Findings:
-    """Examine a store in a separate process; entry_of: maps its dataset_name to the expected dataset."""
+    """Examine a store in a separate process, since ADIOS2 may crash.
+
+    Args:
+        path: The store.
+        find_entry: Returns the expected dataset for the attribute dataset_name, or None.
+        progress: The function that reports progress.
+    """
 
     def work() -> Findings:
         restart_alarm()
         with BPFile(path) as file:
-            return examine_file(file, entry_of(file.attributes.get("dataset_name")), progress)
+            return examine_file(file, find_entry(file.attributes.get("dataset_name")), progress)
 
     return run_isolated(path, work)
 
 
 def examine_file(file: BPFile, entry: DatasetSource | None, progress: ProgressCallback) -> Findings:
-    """Examine all arrays of a store; entry: the dataset that its energies are compared with.
+    """Examine all arrays of a store.
 
-    Raises InputError where structures cannot be separated: counts, offsets or shapes that contradict each other.
+    Args:
+        file: The store.
+        entry: The dataset with which energies are compared; None for no comparison.
+        progress: The function that reports progress.
+
+    Raises:
+        InputError: Counts, offsets or shapes contradict each other, so that structures cannot be separated.
     """
     _check_layout(file)
     coefficients = _read_coefficients(file)
@@ -139,12 +165,12 @@ def examine_file(file: BPFile, entry: DatasetSource | None, progress: ProgressCa
     for array in file.tables():
         for rows in file.pieces(array):
             sums[array.name].add(rows)
-    findings.tables = {name: each.table() for name, each in sums.items()}
+    findings.tables = {name: array_sums.table() for name, array_sums in sums.items()}
     return findings
 
 
 def _check_layout(file: BPFile) -> None:
-    """Raise InputError unless each array's samples follow one another without a gap."""
+    """Raise InputError unless the samples of each array follow each other without gaps."""
     for label in file.splits:
         missing = next((key for key in REQUIRED_KEYS if key not in file.keys(label)), None)
         if missing:
@@ -157,7 +183,7 @@ def _check_layout(file: BPFile) -> None:
     total = sum(file.count_samples(label) for label in file.splits)
     if file.attributes.get("total_ndata", total) != total:
         text = file.attributes["total_ndata"]
-        raise InputError(f"{file.path}: damaged, total_ndata is {text}, its splits have {total} samples")
+        raise InputError(f"{file.path}: damaged, total_ndata is {text}, but its splits have {total} samples")
 
 
 def _read_coefficients(file: BPFile) -> Array | None:
@@ -171,9 +197,10 @@ def _read_coefficients(file: BPFile) -> Array | None:
 
 
 def _find_references(file: BPFile, coefficients: Array | None) -> Findings:
-    """Determine whether the regression was subtracted, and the references.
+    """Determine whether the regression is subtracted from the stored energies, and the reference energies.
 
-    The residuals of a regression are orthogonal to it; total energies are not: their product with it is its square.
+    The scalar product of regressed energies with the stored energies is zero for residuals; for total energies, it is
+    the square of the regressed energies.
     """
     present = np.zeros(ELEMENT_SLOTS, dtype=bool)
     fit, product, square, residuals = StreamingLeastSquares(), 0.0, 0.0, RegressionErrors()
@@ -218,7 +245,7 @@ def _find_references(file: BPFile, coefficients: Array | None) -> Findings:
 
 
 class RegressionErrors:
-    """Errors of the regression per atom, whether it was subtracted or not."""
+    """The errors per atom of the regression, for the case that it is subtracted and for the case that it is not."""
 
     def __init__(self) -> None:
         self.structures = 0
@@ -229,8 +256,8 @@ class RegressionErrors:
         known = np.isfinite(table.energy) & (table.sizes > 0)
         self.structures += int(known.sum())
         for is_referenced in self._sums:
-            rest = (table.energy - (0.0 if is_referenced else regressed))[known] / table.sizes[known]
-            self._sums[is_referenced] += np.abs(rest).sum(), rest @ rest
+            residual = (table.energy - (0.0 if is_referenced else regressed))[known] / table.sizes[known]
+            self._sums[is_referenced] += np.abs(residual).sum(), residual @ residual
 
     def errors(self, is_referenced: bool) -> tuple[float, float]:
         """Return the mean absolute error and the root of the mean square, eV/atom."""
@@ -239,10 +266,10 @@ class RegressionErrors:
 
 
 def _examine_block(block: Block, table: StructureTable, first: int, split: SplitFindings, findings: Findings) -> None:
-    """Count the faults of the structures of a block, and add the others to the statistics."""
+    """Count the faulty structures of a block, and add the others to the statistics."""
     is_faulty: NDArray[np.bool_] = np.zeros(len(table), dtype=bool)
-    beyond = np.abs(np.nan_to_num(findings.references.residual(table), nan=0.0)) > MAX_RESIDUAL_EV
-    energies = ("energy", beyond, f"an energy of more than {MAX_RESIDUAL_EV:g} eV per atom beyond the references")
+    is_extreme = np.abs(np.nan_to_num(findings.references.residual(table), nan=0.0)) > MAX_RESIDUAL_EV
+    energies = ("energy", is_extreme, f"a residual energy of more than {MAX_RESIDUAL_EV:g} eV per atom")
     for kind, mask, reason in (energies, *check_columns(block, table)):
         for k in np.flatnonzero(mask & ~is_faulty).tolist():
             findings.add(findings.faults, kind, str(table.ids[k]), reason)
@@ -260,7 +287,7 @@ def _examine_block(block: Block, table: StructureTable, first: int, split: Split
 
 
 def _compare_with_source(table: StructureTable, entry: DatasetSource, findings: Findings) -> None:
-    """Count structures with energies or lengths that do not fit the dataset's level of theory."""
+    """Count structures whose energies or lengths are implausible for the dataset."""
     sound = table[np.isfinite(table.energy) & (table.sizes > 0)]
     if not len(sound):
         return
@@ -273,7 +300,11 @@ def _compare_with_source(table: StructureTable, entry: DatasetSource, findings: 
 
 
 def run_isolated(path: Path, work: Callable[[], Result]) -> Result:
-    """Return what `work` returns or raise what it raises; raises InputError for the store at `path` if it crashes."""
+    """Call `work` in a separate process, and return its result or raise its error.
+
+    Raises:
+        InputError: The process crashes; the message names the store at `path`.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(work, sender), daemon=True)
@@ -294,7 +325,7 @@ def run_isolated(path: Path, work: Callable[[], Result]) -> Result:
 
 
 def restart_alarm() -> None:
-    """End the process unless this is called again within minutes: reads of damaged files may never return."""
+    """End the process unless this function is called again within MAX_READ_S: a read may never return."""
     if multiprocessing.parent_process() is not None:
         signal.alarm(MAX_READ_S)
 
@@ -302,7 +333,7 @@ def restart_alarm() -> None:
 def _send_result(work: Callable[[], Result], sender: multiprocessing.connection.Connection) -> None:
     faulthandler.disable()
     sys.stderr = os.fdopen(os.dup(2), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # messages of C++ when it ends a process
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # suppress the messages of C++ at a crash
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
         sender.send((work(), None))

@@ -37,9 +37,13 @@ ColumnFinding = tuple[str, Mask, str]  # kind, structures, reason
 class StoreFacts:
     """The facts of a store.
 
-    about: facts of the dataset, including its role and level of theory. energies: `total`, or `referenced` if the
-    references were subtracted and must be added to obtain total energies.
-    left_out: of each split, indices of the samples that cannot be used.
+    Attributes:
+        source: The dataset.
+        about: Facts of the dataset, including its role and level of theory.
+        references: The reference energies.
+        energies: "total", or "referenced" if the reference energies are subtracted from the stored energies.
+        statistics: Statistics of the structures, as plain data.
+        left_out: Indices of the samples of each split that cannot be used.
     """
 
     source: DatasetSource
@@ -61,7 +65,7 @@ class StoreFacts:
 
 
 def find_named_source(name: str) -> DatasetSource:
-    """Return the dataset of a name in HydraGNN's files or attributes; raises InputError for an unknown one."""
+    """Return the dataset by its name in HydraGNN's files or attributes; raises InputError if it is unknown."""
     plain = VERSION_SUFFIX.sub("", name.lower())
     return find_source(OTHER_NAMES.get(plain, plain))
 
@@ -72,7 +76,7 @@ def is_bp_folder(path: Path) -> bool:
 
 
 def require_seal(path: Path) -> None:
-    """Raise InputError, with the command to run, for a store of HydraGNN that was not converted yet."""
+    """Raise InputError, with the command to run, if a store of HydraGNN has no seal yet."""
     if not is_bp_folder(path) or find_seal(path) is not None:
         return
     try:
@@ -86,7 +90,7 @@ def require_seal(path: Path) -> None:
 
 
 def describe_store(file: BPFile) -> StoreFacts:
-    """Return the facts of a store; raises InputError if it lacks them, with the remedy."""
+    """Return the facts of a store; raises InputError, with a remedy, if it has none."""
     attributes = file.attributes
     if not file.is_sealed:
         require_seal(file.path)
@@ -109,25 +113,27 @@ def describe_store(file: BPFile) -> StoreFacts:
         ) from None
     for label, indices in left_out.items():
         if label not in file.splits or len(set(indices)) < len(indices):
-            raise InputError(f"{file.path}: damaged, {label[:80]!r} is no split to leave samples out of")
+            raise InputError(f"{file.path}: damaged, its list of unusable samples names {label[:80]!r}")
         if indices and not 0 <= indices[0] <= indices[-1] < file.count_samples(label):
-            raise InputError(f"{file.path}: damaged, it leaves out samples of {label} that are not there")
+            raise InputError(f"{file.path}: damaged, its list of unusable samples exceeds {label}")
     if facts.energies not in (REFERENCED, TOTAL) or np.isinf(facts.references.energy_ev).any():
         raise InputError(f"{file.path}: damaged, its energies are neither total nor referenced")
     return facts
 
 
 def read_blocks(file: BPFile, label: str, keys: tuple[str, ...] | None = None) -> Iterator[tuple[int, Block]]:
-    """Yield the samples of a split in blocks, with the index of the first of each."""
+    """Yield the samples of a split in blocks, as (index of the first sample, block)."""
     samples = file.count_samples(label)
     for first in range(0, samples, BLOCK_SAMPLES):
         yield first, file.columns(label, first, min(first + BLOCK_SAMPLES, samples), keys)
 
 
 def sum_coefficients(block: Block, coefficients: Array) -> Array:
-    """Return the energy that a linear regression gives each structure, [samples] eV.
+    """Return the energy of each structure by a linear regression on composition, [samples] eV.
 
-    coefficients: [118] from hydrogen on.
+    Args:
+        block: The structures.
+        coefficients: [118] eV for each element, from hydrogen on.
     """
     sizes = block.columns["atomic_numbers"].rows(block.samples)
     owner = np.repeat(np.arange(block.samples), sizes)
@@ -138,8 +144,14 @@ def sum_coefficients(block: Block, coefficients: Array) -> Array:
 def decode_total_energies(block: Block, *, where: str, first: int, coefficients: Array | None) -> StructureTable:
     """Return a block as a table with total energies.
 
-    coefficients: those of the regression that was subtracted from the energies and is added again, or None.
-    Other arguments and errors are those of `decode_block`.
+    Args:
+        block: As in `decode_block`.
+        where: As in `decode_block`.
+        first: As in `decode_block`.
+        coefficients: The coefficients of the regression that was subtracted from the stored energies, or None.
+
+    Raises:
+        InputError: As in `decode_block`.
     """
     table = decode_block(block, where=where, first=first)
     return (
@@ -148,7 +160,7 @@ def decode_total_energies(block: Block, *, where: str, first: int, coefficients:
 
 
 def check_columns(block: Block, table: StructureTable) -> list[ColumnFinding]:
-    """Find structures that cannot be used: non-finite values, wrong numbers of atoms, edges to other structures."""
+    """Find structures with non-finite values, wrong numbers of atoms, or edges to atoms that do not exist."""
     g = block.samples
     findings: list[ColumnFinding] = []
     for name, column in block.columns.items():
@@ -165,12 +177,12 @@ def check_columns(block: Block, table: StructureTable) -> list[ColumnFinding]:
     if "edge_index" in block.columns:
         index, owner = _read_edges(block.columns["edge_index"], g)
         outside = np.asarray(((index < 0) | (index >= table.sizes[owner])).any(axis=0))
-        findings.append(("edges", _any_of_structure(owner, outside, g), "edge_index names an atom that is not there"))
+        findings.append(("edges", _any_of_structure(owner, outside, g), "edge_index names an atom that does not exist"))
     return findings
 
 
 def find_inconsistencies(block: Block, table: StructureTable) -> list[ColumnFinding]:
-    """Find columns that training does not read and that contradict those that it reads."""
+    """Find structures with columns that training does not read and that contradict the columns that it reads."""
     g, n = block.samples, int(table.sizes.sum())
     findings: list[ColumnFinding] = []
     composition = block.columns.get("chemical_composition")
@@ -194,15 +206,15 @@ def _compare_lengths(block: Block, table: StructureTable) -> list[ColumnFinding]
     inside = ((index >= 0) & (index < table.sizes[owner])).all(axis=0)
     sender, receiver = np.where(inside, index, 0) + (table.ends - table.sizes)[owner]
     vector = table.positions[receiver] - table.positions[sender] + shift.reshape(-1, 3)
-    apart = np.linalg.norm(vector, axis=1)
-    differs = inside & (np.abs(apart - length.reshape(-1)) > LENGTH_TOLERANCE * (1.0 + apart))
+    distance = np.linalg.norm(vector, axis=1)
+    differs = inside & (np.abs(distance - length.reshape(-1)) > LENGTH_TOLERANCE * (1.0 + distance))
     return [
         ("edge_attr", _any_of_structure(owner, differs, block.samples), "edge_attr is not the distance of its atoms")
     ]
 
 
 def _read_edges(column: Column, samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the atoms of each edge, [2, e] within their structure, and its structure, [e]."""
+    """Return the two atoms of each edge as indices within the structure, [2, e], and the structure, [e]."""
     if column.axis == 1:
         return column.values, np.repeat(np.arange(samples), column.rows(samples))
     # All samples have equal numbers of edges: the two rows of each follow one another.

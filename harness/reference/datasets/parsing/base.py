@@ -11,19 +11,22 @@ import numpy as np
 from harness.reference.data.structure_table import RejectedStructure, StructureTable
 
 TABLE_STRUCTURES = 1024  # approximate number of structures in a table of a reader
-TABLE_ATOMS = 1 << 18  # and of atoms, so that tables of the largest structures do not fill the memory
+TABLE_ATOMS = 1 << 18  # approximate number of atoms in a table, which limits the memory of large structures
 MAX_ATOMS = 100_000  # atoms in a structure; official ones have a few hundred
-MAX_STRUCTURE_BYTES = 16 << 20  # a decompressed structure as text or record: ten times what MAX_ATOMS need
+MAX_STRUCTURE_BYTES = 16 << 20  # size of a decompressed structure; MAX_ATOMS atoms need a tenth of it
 ProgressCallback = Callable[[int, int, str], None]  # takes a count, the total, and the name of what is counted
 VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # positions of ASE's stress components xx yy zz yz xz xy
 
 
 @dataclass(frozen=True)
 class FileChunk:
-    """A piece of a dataset that one process reads from its beginning: a file, or a range of a file.
+    """A piece of a dataset that one process reads: a file, or a range of a file.
 
-    key: which piece of the file, in the reader's own notation; the same files always give the same chunks in the same
-    order.
+    The same files always give the same chunks in the same order.
+
+    Attributes:
+        path: The file.
+        key: The range of the file, in a notation of the reader.
     """
 
     path: Path
@@ -32,12 +35,15 @@ class FileChunk:
 
 @dataclass(frozen=True)
 class DatasetFormat:
-    """An official format: how its files are split into chunks, and how a chunk is read.
+    """An official format.
 
-    list_chunks: files or folders as the user names them -> chunks; raises InputError for files of another format.
-    read_chunk: a chunk -> tables of about TABLE_STRUCTURES structures and rejections, in an order that never changes. A
-    structure that cannot be read is a rejection, a note on a readable one is a Remark; if the rest of a chunk cannot be
-    read, InputError is raised with file and position.
+    Attributes:
+        name: The name of the format.
+        files: The names of its files.
+        list_chunks: Returns the chunks of files or folders; raises InputError if they have another format.
+        read_chunk: Yields the content of a chunk in a fixed order: tables of about TABLE_STRUCTURES structures,
+            a RejectedStructure for one that cannot be read, and a Remark for a note on readable ones. It raises
+            InputError, with file and position, if the rest of the chunk cannot be read.
     """
 
     name: str

@@ -37,7 +37,7 @@ _LENGTHS = (
 
 
 def compute_atom_energies() -> Array:
-    """Return all-electron total energies by atomic number, [256], eV; 0 where there is no such element.
+    """Return all-electron total energies of free atoms by atomic number, [256] eV; 0 if there is no such element.
 
     Semiclassical neutral atom, E = -0.768745 Z^(7/3) + Z^2/2 - 0.269900 Z^(5/3) hartree (J. Schwinger, Phys. Rev. A 24,
     2353 (1981)): within 1% of Hartree-Fock from carbon to krypton and within 7% of relativistic energies up to mercury.
@@ -62,7 +62,7 @@ COVALENT_RADII = load_atom_radii()
 
 
 def format_formula(numbers: Any) -> str:
-    """Return elements with their counts by atomic number, as in H2O; conformations of a molecule share it."""
+    """Return the formula, with elements in the order of atomic numbers, such as H2O; it serves as a group's name."""
     present, counts = np.unique(np.asarray(numbers, dtype=np.int64), return_counts=True)
     pairs = zip(present.tolist(), counts.tolist(), strict=True)
     return "".join(f"{_format_symbol(z)}{count if count > 1 else ''}" for z, count in pairs)
@@ -73,12 +73,17 @@ def _format_symbol(z: int) -> str:
 
 
 def find_energy_unit(where: str, text: Any) -> float:
-    """Return eV per unit of that name; raises InputError with the known names."""
+    """Return the value of an energy unit in eV; raises InputError, with the known names, if it is unknown.
+
+    Args:
+        where: The location of the name, for messages.
+        text: The name of the unit, as a string, bytes or an array of one string.
+    """
     return _find_unit(where, text, _ENERGIES)
 
 
 def find_length_unit(where: str, text: Any) -> float:
-    """Return angstrom per unit of that name; raises InputError with the known names."""
+    """Return the value of a length unit in angstrom; arguments and errors are those of `find_energy_unit`."""
     return _find_unit(where, text, _LENGTHS)
 
 

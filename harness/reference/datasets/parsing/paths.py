@@ -1,4 +1,4 @@
-"""Finding the files that a user names, opening them with errors of one line, and dividing them into chunks."""
+"""Functions that find the files of a user, open them with clear errors, and divide them into chunks."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from harness.reference.datasets.parsing.base import FileChunk
 from harness.reference.datasets.parsing.unpacking import HEAD_BYTES, reject_other_kinds
 from harness.reference.errors import InputError, get_first_line
 
-CHUNK_STRUCTURES = 50_000  # structures of a part, about
+CHUNK_STRUCTURES = 50_000  # approximate number of structures in a chunk
 COMPRESSED = (".xz", ".bz2", ".gz")
 SYSTEM_FOLDERS = frozenset({"__MACOSX", ".Trashes", ".Spotlight-V100", ".fseventsd", "@eaDir"})
 SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini", "lock.mdb"})
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".7z", ".rar")
 PACKED = (*COMPRESSED, ".zst")
 UNFINISHED = (".part", ".partial", ".crdownload", ".aria2", ".download", ".tmp", ".incomplete")
-COMPARED_BYTES = 1 << 19  # at either end of a file, before whole files are compared
+COMPARED_BYTES = 1 << 19  # files of equal size are compared first by this number of bytes at both ends
 
 
 def is_system_file(name: str) -> bool:
-    """Return whether macOS or Windows left a file in a folder or archive, such as the companion `._x` of x."""
+    """Return whether a file was created by macOS or Windows, such as `._x` next to a file x."""
     return name.startswith("._") or name in SYSTEM_FILES
 
 
 def count_passed_over(paths: Sequence[Path], parts: Iterable[FileChunk]) -> Counter[str]:
-    """Count the files in the folders that are not read although they may look like data."""
+    """Count the files in folders that look like data but are not read, by reason."""
     used = {os.path.realpath(part.path) for part in parts}
     counts: Counter[str] = Counter()
     for folder in (path for path in paths if path.is_dir()):
@@ -48,9 +48,12 @@ def count_passed_over(paths: Sequence[Path], parts: Iterable[FileChunk]) -> Coun
 
 @contextmanager
 def open_file(path: Path, buffering: int = -1, accepted: Collection[str] = ()) -> Iterator[BinaryIO]:
-    """Yield a file to read bytes from; raises InputError where it cannot be opened or is of another kind.
+    """Open a file to read bytes; raises InputError if it cannot be opened or is not a data file.
 
-    accepted: as in `reject_other_kinds`.
+    Args:
+        path: The file.
+        buffering: As in `open`.
+        accepted: As in `reject_other_kinds`.
     """
     try:
         with path.open("rb", buffering) as file:
@@ -62,9 +65,9 @@ def open_file(path: Path, buffering: int = -1, accepted: Collection[str] = ()) -
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """Return all files below a folder, links to folders followed, sorted; raises InputError for an unreadable folder.
+    """Return all files below a folder, sorted; raises InputError if a folder cannot be read.
 
-    Files that operating systems leave in folders are omitted.
+    Links to folders are followed. Files of the operating system are omitted.
     """
     return [
         path
@@ -88,10 +91,18 @@ def _walk_folder(folder: Path) -> list[Path]:
 
 
 def list_files(paths: Sequence[Path], endings: tuple[str, ...], what: str) -> list[tuple[Path, str]]:
-    """Return named files, and sorted files in folders with the endings, each with a unique label.
+    """Return the given files and all files with the endings in the given folders, each with a unique label.
 
-    The label is the path below their common folder, without the ending. A compressed file is ignored if its
-    decompressed copy is there too.
+    The label is the path below the common folder, without the ending. A compressed file is ignored if its decompressed
+    copy exists too.
+
+    Args:
+        paths: Files and folders.
+        endings: Endings of file names, which apply to files in folders only.
+        what: The name of such files in messages.
+
+    Raises:
+        InputError: A path does not exist, or a folder has no such files.
     """
     named_files: list[Path] = []
     for path in paths:
@@ -121,7 +132,7 @@ def list_files(paths: Sequence[Path], endings: tuple[str, ...], what: str) -> li
 
 
 def _describe_packed_files(folder: Path) -> str:
-    """Return a hint for a folder that holds only archives or compressed files, or ""."""
+    """Return a hint for a folder that contains only archives or compressed files, or ""."""
     packed = [p.name for p in list_folder(folder) if p.name.lower().endswith((*ARCHIVES, *PACKED))]
     return f"; it holds {packed[0]}, which has to be unpacked first" if packed else ""
 
@@ -133,7 +144,7 @@ def _strip_ending(name: str, endings: tuple[str, ...]) -> str:
 
 
 def split_into_chunks(path: Path, label: str, sizes: Sequence[int], limit: int = CHUNK_STRUCTURES) -> list[FileChunk]:
-    """Split a file into chunks of about `limit` structures; sizes: structures of each consecutive piece."""
+    """Split a file into chunks of about `limit` structures; sizes: number of structures in each consecutive piece."""
     parts, first, count = [], 0, 0
     for k, size in enumerate(sizes):
         count += size
@@ -151,7 +162,7 @@ def parse_chunk_bounds(part: FileChunk) -> tuple[str, int, int]:
 
 
 def reject_copies(paths: Iterable[Path]) -> None:
-    """Raise InputError if two different files hold the same bytes.
+    """Raise InputError if two different files have the same content.
 
     Only files of the same size are read, and only as far as they agree.
     """

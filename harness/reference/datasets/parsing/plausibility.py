@@ -1,4 +1,4 @@
-"""Checks that energies and lengths are plausible in eV and angstrom, which values in mixed units are not."""
+"""Checks that energies are plausible in eV and lengths in angstrom, which detect mixed units."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from harness.reference.datasets.parsing.constants import (
     format_formula,
 )
 
-ATOM_ENERGY_TOLERANCE = 0.1  # relative error of the free atoms' energy due to the table, bonds and relativity
-ATOM_TOLERANCE_EV = 0.25 * HARTREE_EV  # and per atom; twice that per charge
-WEAKLY_BOUND_ELEMENTS = (2, 10, 18, 36, 54, 80, 86)
-MAX_REFERENCED_SHARE = 0.5  # share of a block above which all its energies count as referenced
-MAX_UNUSUAL_SHARE = 0.1  # share of a block whose energies may be far from those of molecules
-MIN_STRUCTURES = 32  # structures of a block whose bond lengths are judged
+# A total energy may differ from that of its free atoms by this fraction (errors of the table, bonds, relativity) plus
+# this energy for each atom, and twice this energy for each elementary charge.
+ATOM_ENERGY_TOLERANCE = 0.1
+ATOM_TOLERANCE_EV = 0.25 * HARTREE_EV
+WEAKLY_BOUND_ELEMENTS = (2, 10, 18, 36, 54, 80, 86)  # atomic numbers of noble gases and mercury
+MAX_REFERENCED_SHARE = 0.5  # if more energies of a table are adsorption energies or the like, all of them count as such
+MAX_UNUSUAL_SHARE = 0.1  # if more energies of a table are implausible, its bond lengths are not judged
+MIN_STRUCTURES = 32  # minimum number of structures in a table whose bond lengths are judged
 
 # actual / expected energy if a reader or a file mixes units
 MIXED_ENERGIES = (
@@ -52,19 +54,23 @@ CANDIDATE_UNITS = {"hartree": HARTREE_EV, "eV": 1.0}
 # Formation energies from free atoms, eV per atom: H2 has -2.3, CH4 -3.5, benzene -4.9, CO2 -5.6, diamond -7.4.
 FORMATION_EV = (-9.0, -1.0)
 TOTAL_ENERGY_TOLERANCE = 0.1  # relative difference of a total energy from that of its atoms
-MAX_MISFIT_SHARE = 0.2  # share of structures that may fit no unit
+MAX_MISFIT_SHARE = 0.2  # maximum share of implausible energies in the right unit
 EnergySample = tuple[NDArray[np.int64], float]
 
 
 def find_implausible_energies(
     table: StructureTable, source: DatasetSource
 ) -> tuple[NDArray[np.bool_], Callable[[int], str]]:
-    """Find structures whose energy is implausible in eV on the source's scale, [g], with a function for the reason."""
+    """Find structures whose energies are implausible for a dataset.
+
+    Returns:
+        The mask [g] of these structures, and a function that returns the reason for the structure of an index.
+    """
     per_atom = table.energy / table.sizes
     low, high = source.energy_range_ev_per_atom
     wrong = (per_atom < low) | ((per_atom > high) & ~_is_bound_weakly(table))
     if high < 0 and np.count_nonzero(wrong & (per_atom > high)) > MAX_REFERENCED_SHARE * len(table):
-        wrong[:] = True  # the others lie in the range of totals by chance
+        wrong[:] = True  # the other energies are within the range of total energies by chance
 
     def describe_range(k: int) -> str:
         if high < 0 and per_atom[k] > low:
@@ -92,7 +98,7 @@ def find_implausible_energies(
 
 
 def _is_bound_weakly(table: StructureTable) -> NDArray[np.bool_]:
-    """Return whether noble gases and mercury dominate a structure, so that its total may be near zero, [g]."""
+    """Return whether noble gases and mercury dominate a structure, so that its energy may be near zero, [g]."""
     weak = np.isin(table.numbers, WEAKLY_BOUND_ELEMENTS).astype(np.int64)
     starts = table.ends - table.sizes
     return np.asarray(np.add.reduceat(weak, starts) > table.sizes / 2, dtype=np.bool_)
@@ -101,7 +107,12 @@ def _is_bound_weakly(table: StructureTable) -> NDArray[np.bool_]:
 def _compare_with_atoms(
     table: StructureTable, source: DatasetSource
 ) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the energy of the free atoms, [g] eV; whether all electrons count; whether the energy is far from it."""
+    """Compare the energy of each structure with that of its free atoms.
+
+    Returns:
+        The energy of the free atoms [g] in eV, whether the dataset's energies include all electrons of the structure
+        [g], and whether the energy is far from that of the free atoms [g].
+    """
     starts = table.ends - table.sizes
     atoms = np.add.reduceat(ATOM_ENERGIES_EV[table.numbers], starts)
     slack = ATOM_ENERGY_TOLERANCE * -atoms + ATOM_TOLERANCE_EV * (table.sizes + 2 * np.abs(table.charge))
@@ -110,11 +121,11 @@ def _compare_with_atoms(
 
 
 def find_implausible_lengths(table: StructureTable, source: DatasetSource) -> str:
-    """Return the reason why the block's positions are implausible in angstrom, or "".
+    """Return the reason why the positions of a table are implausible in angstrom, or "".
 
-    The criterion is the distance of each structure's first and last atom to its nearest neighbour over the sum of
-    covalent radii, as a median over the block: a single structure may be a loose cluster, but not a whole block. Only
-    blocks with energies of molecules are judged, because artificial test files may have any lengths.
+    The criterion is the distance of the first and the last atom of each structure to its nearest neighbour, divided by
+    the sum of covalent radii: the median over the table, since single structures may be loose clusters. Only tables
+    with energies of molecules are judged, because artificial test files may have any lengths.
     """
     _, known, is_far = _compare_with_atoms(table, source)
     if known.sum() < MIN_STRUCTURES or (known & is_far).sum() > MAX_UNUSUAL_SHARE * known.sum():
@@ -135,19 +146,19 @@ def find_implausible_lengths(table: StructureTable, source: DatasetSource) -> st
 
 
 def _measure_nearest_distances(table: StructureTable, starts: NDArray[np.int64], probe: NDArray[np.int64]) -> Array:
-    """Return the distance of each structure's probe atom to its nearest neighbour over the sum of their radii, [g]."""
-    apart = table.positions - np.repeat(table.positions[probe], table.sizes, axis=0)
+    """Return the distance of each probe atom to its nearest neighbour, divided by the sum of covalent radii, [g]."""
+    vector = table.positions - np.repeat(table.positions[probe], table.sizes, axis=0)
     radii = COVALENT_RADII[table.numbers]
-    scaled = np.einsum("ij,ij->i", apart, apart) / (radii + np.repeat(radii[probe], table.sizes)) ** 2
+    scaled = np.einsum("ij,ij->i", vector, vector) / (radii + np.repeat(radii[probe], table.sizes)) ** 2
     scaled[probe] = np.inf
     return np.sqrt(np.minimum.reduceat(scaled, starts))
 
 
 def find_fitting_units(samples: Sequence[EnergySample]) -> list[str]:
-    """Return the units in which the energies are plausible total or formation energies.
+    """Return the names of the units in which the energies are plausible total or formation energies.
 
     Args:
-        samples: Atomic numbers and energy of some structures.
+        samples: Atomic numbers [n] and energy of some structures.
     """
     return [
         name for name, unit in CANDIDATE_UNITS.items() if _compute_fitting_share(samples, unit) >= 1 - MAX_MISFIT_SHARE

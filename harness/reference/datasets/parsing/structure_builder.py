@@ -1,4 +1,4 @@
-"""Shared parts of readers: rows collected into tables, tables rechunked, and messages about invalid structures."""
+"""Functions that all readers share: building of rows and tables, and messages about invalid structures."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from harness.reference.errors import InputError, get_first_line
 
 MAX_BYTE = 255
 MAX_CHARGE = 100
-MAX_NAMES = 8  # names that a message lists
+MAX_NAMES = 8  # maximum number of names in a message
 T = TypeVar("T")
 Built = TypeVar("Built")
-# Labels under these names are suggested but not read: they may differ in method, corrections or units.
+# Patterns of names that may stand for a label. They are only suggested to the user, since such a value may differ in
+# method, corrections or units.
 SYNONYMS = {
     "energy": re.compile(r"energ|^e$|^e[_.-]|[_.-]e$|^(raw_)?y(_|$)|toten|^u0$|e_?tot", re.IGNORECASE),
     "forces": re.compile(r"forc|^f$|^f[_.-]|[_.-]f$|grad", re.IGNORECASE),
@@ -33,7 +34,7 @@ SYNONYMS["y"] = SYNONYMS["energy"]  # the key of PyTorch Geometric graphs
 
 
 class InvalidStructure(ValueError):  # `build_each` turns it into a RejectedStructure
-    """A structure that cannot be used; kind as in RejectedStructure."""
+    """A structure that cannot be used; `kind` is that of the RejectedStructure."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -41,9 +42,10 @@ class InvalidStructure(ValueError):  # `build_each` turns it into a RejectedStru
 
 
 class StructureRow(NamedTuple):
-    """One structure of n atoms: its columns of a StructureTable, None if the source lacks them.
+    """One structure of n atoms, with the columns of a StructureTable; None for a value that the source lacks.
 
-    hints: (label, message) for missing labels with a similar name in the source.
+    Attributes:
+        hints: (label, message) for each missing label for which the source has a similar name.
     """
 
     id: str
@@ -75,11 +77,26 @@ def build_row(
     multiplicity: Any = 0,
     names: Iterable[str] = (),
 ) -> StructureRow:
-    """Return a structure from lists, flat or nested, or arrays, in the units of StructureTable.
+    """Build a structure from arrays or lists, flat or nested, in the units of StructureTable.
 
-    None: the source lacks the value. Raises InvalidStructure for a wrong shape or an impossible number.
+    A value that the source lacks is None.
 
-    names: the keys of this structure in the source, among which a name similar to a missing label is searched.
+    Args:
+        name: The id.
+        group: The group.
+        numbers: [n] atomic numbers.
+        positions: [n, 3].
+        energy: A number.
+        forces: [n, 3].
+        cell: [3, 3].
+        periodic: [3] or one flag.
+        stress: [3, 3].
+        charge: A whole number.
+        multiplicity: A whole number.
+        names: The keys of the structure in the source, among which names similar to missing labels are searched.
+
+    Raises:
+        InvalidStructure: A shape is wrong, or a number is impossible.
     """
     values = np.asarray(numbers).reshape(-1)
     n = len(values)
@@ -114,8 +131,8 @@ def build_row(
 
 def _find_hints(labels: Mapping[str, Any], names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     lacking = [label for label, value in labels.items() if value is None]
-    near = {label: find_similar_name(label, names) for label in lacking} if lacking else {}
-    return tuple((label, f"no {label} (did you mean {name!r}?)") for label, name in near.items() if name)
+    similar = {label: find_similar_name(label, names) for label in lacking} if lacking else {}
+    return tuple((label, f"no {label} (did you mean {name!r}?)") for label, name in similar.items() if name)
 
 
 def _read_number(what: str, value: Any) -> float:
@@ -137,16 +154,16 @@ def _read_integer(what: str, value: Any, least: int) -> int:
 
 
 def describe_value(value: Any) -> str:
-    """Return a short description of a value, which may be deeply nested."""
+    """Return a short description of a value for messages; the value may be large or deeply nested."""
     if isinstance(value, str):
         return repr(value[:40])
     return str(value)[:40] if isinstance(value, (int, float, np.generic)) else f"a {type(value).__name__}"
 
 
 def reshape_values(what: str, values: Any, shape: tuple[int, ...]) -> Array:
-    """Return flat or nested values as float64 of that shape.
+    """Return flat or nested values as a float64 array of the given shape.
 
-    Raises InvalidStructure with both shapes if their number differs, ValueError if they are ragged.
+    Raises InvalidStructure if their number differs, and ValueError if they are ragged; what: the name for messages.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.shape == shape:
@@ -157,7 +174,7 @@ def reshape_values(what: str, values: Any, shape: tuple[int, ...]) -> Array:
 
 
 def tabulate_rows(rows: Iterable[StructureRow | RejectedStructure]) -> Iterator[StructureTable | RejectedStructure]:
-    """Collect rows into tables; yield a rejection before the table of the rows around it, remarks after their table.
+    """Collect rows into tables; rejections are yielded at once, remarks after the table of their rows.
 
     If the rows end with an InputError, the rows before it are yielded first.
     """
@@ -222,7 +239,7 @@ def _build_table(rows: Sequence[StructureRow]) -> StructureTable:
 def build_each(
     samples: Iterable[tuple[str, T | RejectedStructure]], make: Callable[[str, T], Built]
 ) -> Iterator[Built | RejectedStructure]:
-    """Build something from each (name, raw) pair; a pair that cannot be built becomes a rejection."""
+    """Yield make(name, raw) for each pair, or a rejection if it fails or `raw` is a rejection."""
     for where, raw in samples:
         if isinstance(raw, RejectedStructure):
             yield raw
@@ -270,7 +287,7 @@ def _split_table(piece: StructureTable) -> Iterator[StructureTable]:
 
 
 def require_key(mapping: Mapping[str, Any], key: str) -> Any:
-    """Return the value under a key; raises InvalidStructure with the most similar key."""
+    """Return the value of a key; raises InvalidStructure, with the most similar key, if it is missing."""
     try:
         return mapping[key]
     except (KeyError, TypeError):
@@ -280,9 +297,9 @@ def require_key(mapping: Mapping[str, Any], key: str) -> Any:
 def describe_missing_key(key: str, known: Iterable[str]) -> str:
     """Return a message for a missing key, with the most similar name or the existing names."""
     names = sorted(str(k) for k in known) if isinstance(known, Iterable) else []
-    near = find_similar_name(key, names)
+    similar = find_similar_name(key, names)
     listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
-    return f"no {key!r} ({f'did you mean {near!r}? ' if near else ''}there are: {listed or 'none'})"
+    return f"no {key!r} ({f'did you mean {similar!r}? ' if similar else ''}there are: {listed or 'none'})"
 
 
 def find_similar_name(key: str, names: Iterable[str]) -> str:

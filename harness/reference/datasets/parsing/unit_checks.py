@@ -1,4 +1,4 @@
-"""The checks of every structure that goes into a store, for whole tables at a time."""
+"""The checks of structures before they are written to a store, for whole tables at a time."""
 
 from __future__ import annotations
 
@@ -14,26 +14,36 @@ from harness.reference.datasets.parsing.plausibility import find_implausible_ene
 from harness.reference.errors import InputError
 
 MAX_FORCE = 1000.0  # eV/angstrom: the bound of HydraGNN's preprocessing
-COINCIDENT_ANGSTROM = 1e-4  # within one image; data/neighbours.py also finds images, and to a larger distance
-MIN_VOLUME = 1e-6  # angstrom^3
-MIN_LENGTH = 1e-6  # angstrom, of a lattice vector
-MAX_LENGTH = 1e6  # angstrom from the origin, and of a lattice vector
-MIN_PLANE_DISTANCE = 0.1  # angstrom between lattice planes of a periodic cell
-MIN_ATOM_VOLUME = 0.1  # angstrom^3 for each atom; metallic hydrogen has about 1
-FORCE_BOUND = 1e5  # eV/angstrom: carbon nuclei 0.07 angstrom apart
+COINCIDENT_ANGSTROM = 1e-4  # between atoms of one image; data/neighbours.py also checks images, at a larger distance
+MIN_VOLUME = 1e-6  # angstrom^3; of a cell
+MIN_LENGTH = 1e-6  # angstrom; of a lattice vector
+MAX_LENGTH = 1e6  # angstrom; of a lattice vector, and of the distance from the origin
+MIN_PLANE_DISTANCE = 0.1  # angstrom; between lattice planes of a periodic cell
+MIN_ATOM_VOLUME = 0.1  # angstrom^3 per atom; metallic hydrogen has about 1
+FORCE_BOUND = 1e5  # eV/angstrom; two carbon nuclei have such forces at 0.07 angstrom
 STRESS_BOUND = 1e3  # eV/angstrom^3, 160,000 GPa
 Mask = NDArray[np.bool_]
-Finding = tuple[Mask, str, Callable[[int], str]]  # structures at fault, kind, reason for one of them
+Finding = tuple[Mask, str, Callable[[int], str]]  # mask of faulty structures, kind, and reason for a structure's index
 
 
 def check_structures(
     table: StructureTable, *, source: DatasetSource | None, max_force: float = MAX_FORCE
 ) -> tuple[StructureTable, list[RejectedStructure]]:
-    """Return the usable structures in their order, and for each other one a rejection with its first fault.
+    """Check all structures of a table.
 
-    source: defines the expected units and energy scale; None: these are not checked. max_force: eV/angstrom. A
-    structure without an energy, or without forces in a block where others have them, is rejected with kind
-    "unlabelled"; stress may be absent. Raises InputError for columns whose lengths disagree.
+    A structure without an energy, or without forces in a table where others have forces, is rejected as "unlabelled";
+    a stress may be absent.
+
+    Args:
+        table: The structures.
+        source: The dataset, which defines the expected units and energies; None if these are not checked.
+        max_force: Larger forces are rejected, eV/angstrom.
+
+    Returns:
+        The usable structures in their order, and for each other structure a rejection with its first fault.
+
+    Raises:
+        InputError: The shapes of columns do not match.
     """
     _check_shapes(table)
     faults: list[RejectedStructure] = []
@@ -84,7 +94,7 @@ def _check_identity(table: StructureTable) -> Iterator[Finding]:
 
 
 def _check_bounds(table: StructureTable, max_force: float) -> Iterator[Finding]:
-    """Yield structures with values so large that later checks would overflow; NaN is checked later."""
+    """Find values that are so large that later checks would overflow; NaN is checked later."""
     starts = table.ends - table.sizes
     far = _exceeds(table.positions, MAX_LENGTH)
     if far.any():
@@ -107,12 +117,12 @@ def _check_bounds(table: StructureTable, max_force: float) -> Iterator[Finding]:
 
 
 def _exceeds(values: Array, bound: float) -> Mask:
-    """Return which rows of [k, ...] have a finite value beyond the bound, [k]."""
+    """Return for each row of [k, ...] whether it has a finite value beyond the bound, [k]."""
     return np.array((np.isfinite(values) & (np.abs(values) > bound)).reshape(len(values), -1).any(axis=1), dtype=bool)
 
 
 def _find_first_atom(table: StructureTable, atoms: Mask, k: int) -> int:
-    """Return the first of structure k's atoms that the mask holds for, counted within it."""
+    """Return the index, within structure k, of its first atom for which the mask is true."""
     stop = int(table.ends[k])
     return int(np.flatnonzero(atoms[stop - int(table.sizes[k]) : stop])[0])
 
@@ -155,7 +165,7 @@ def _check_values(table: StructureTable, max_force: float) -> Iterator[Finding]:
 
 
 def _find_invalid_number(table: StructureTable, k: int) -> int:
-    """Return the first atomic number of structure k that is not an element's."""
+    """Return the first number of structure k that is not an atomic number."""
     stop = int(table.ends[k])
     atoms = table.numbers[stop - int(table.sizes[k]) : stop]
     return int(atoms[(atoms < 1) | (atoms > MAX_ATOMIC_NUMBER)][0])
@@ -174,7 +184,7 @@ def _check_finite(name: str, values: Array, starts: NDArray[np.int64]) -> Iterat
 
 
 def _not_all(values: Mask) -> Mask:
-    """Return which rows of [k, ...] are not all true, [k]."""
+    """Return for each row of [k, ...] whether it has a false value, [k]."""
     return np.array(~values.reshape(len(values), -1).all(axis=1), dtype=bool)
 
 
@@ -186,13 +196,13 @@ def _any_atom(atoms: Mask, starts: NDArray[np.int64]) -> Mask:
 def _has_no_volume(table: StructureTable) -> Mask:
     cell = np.nan_to_num(table.cell)
     volume = np.abs(np.linalg.det(cell))
-    along = np.linalg.norm(cell, axis=2)
-    short = ((along < MIN_LENGTH) & table.periodic).any(axis=1)
+    lengths = np.linalg.norm(cell, axis=2)
+    short = ((lengths < MIN_LENGTH) & table.periodic).any(axis=1)
     return short | (table.periodic.all(axis=1) & (volume < MIN_VOLUME))
 
 
 def _is_crowded(table: StructureTable) -> Mask:
-    """Return which periodic cells are so small or flat that every atom has thousands of neighbours, [g]."""
+    """Return for each periodic cell whether it is so small or flat that atoms have thousands of neighbours, [g]."""
     cell = np.nan_to_num(table.cell)
     volume = np.abs(np.linalg.det(cell))
     full = table.periodic.all(axis=1) & (volume >= MIN_VOLUME)
@@ -217,20 +227,20 @@ def _check_plausibility(table: StructureTable, source: DatasetSource | None) -> 
 
 
 def _find_coincident(table: StructureTable) -> Mask:
-    """Return which structures have two atoms in one place, [g].
+    """Return for each structure whether two of its atoms coincide, [g].
 
     Coincident atoms have the same projection on any line, so only structures with two nearly equal projections are
     searched pair by pair. Periodic images are not considered.
     """
-    along = table.positions @ np.array([0.5363, 0.6217, 0.5706])
-    along -= along.min()
-    span = float(along.max()) + 1.0
-    order = np.sort(table.owner * span + along)
+    projection = table.positions @ np.array([0.5363, 0.6217, 0.5706])
+    projection -= projection.min()
+    span = float(projection.max()) + 1.0
+    order = np.sort(table.owner * span + projection)
     near = np.flatnonzero(np.diff(order) < COINCIDENT_ANGSTROM)
     is_coincident = np.zeros(len(table), dtype=bool)
     for k in np.unique((order[near] // span).astype(np.int64)).tolist():
         stop = int(table.ends[k])
         points = table.positions[stop - int(table.sizes[k]) : stop]
-        apart = np.linalg.norm(points[:, None] - points[None], axis=2)
-        is_coincident[k] = bool((apart[np.triu_indices(len(points), 1)] < COINCIDENT_ANGSTROM).any())
+        distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+        is_coincident[k] = bool((distances[np.triu_indices(len(points), 1)] < COINCIDENT_ANGSTROM).any())
     return is_coincident

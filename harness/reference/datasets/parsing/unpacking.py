@@ -1,4 +1,4 @@
-"""The kind of a file by its first bytes, and decompression in bounded memory."""
+"""Detection of the kind of a file by its first bytes, and decompression in bounded memory."""
 
 from __future__ import annotations
 
@@ -43,19 +43,22 @@ DECODING_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeE
 
 
 def detect_compression(head: bytes) -> str:
-    """Return the name of the compression that a file begins with, or ""."""
+    """Return the name of the compression of a file by its first bytes, or ""."""
     return next((name for magic, name in MAGIC if head.startswith(magic)), "")
 
 
 def reject_other_kinds(path: Path, head: bytes, accepted: Collection[str] = ()) -> None:
-    """Raise InputError for files that are not data files: empty ones, pointers, web pages, other compressions.
+    """Raise InputError for a file that is empty, a Git LFS pointer, a web page, or compressed.
 
-    head: the first HEAD_BYTES. accepted: compressions, and "tar", that the reader unpacks itself.
+    Args:
+        path: The file.
+        head: Its first HEAD_BYTES.
+        accepted: The compressions (and "tar") that the reader can unpack.
     """
     if not head:
         raise InputError(f"{path}: the file is empty; the download did not finish, fetch it again")
     if head.startswith(POINTER):
-        raise InputError(f"{path}: a Git LFS pointer, not the file it stands for; run `git lfs pull` where it lies")
+        raise InputError(f"{path}: a Git LFS pointer instead of the file; run `git lfs pull` in its repository")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(PAGES):
         raise InputError(
             f"{path}: a web page (HTML or XML), not the data; sign in or accept the terms, and fetch it again"
@@ -66,7 +69,7 @@ def reject_other_kinds(path: Path, head: bytes, accepted: Collection[str] = ()) 
             f"{path}: packed with {kind}, where a plain file is expected; unpack it first (`{UNPACK[kind]}`)"
         )
     if head[257:262] == b"ustar" and "tar" not in accepted:
-        raise InputError(f"{path}: a tar archive; unpack it first (`tar -xf`) and name the folder")
+        raise InputError(f"{path}: a tar archive; unpack it first (`tar -xf`) and pass the folder")
 
 
 class XZFile(io.RawIOBase):
@@ -83,7 +86,7 @@ class XZFile(io.RawIOBase):
         return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_DICTIONARY_BYTES)
 
     def readable(self) -> bool:
-        """Return True, because the file can be read."""
+        """Return True: the file can be read."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
@@ -122,7 +125,7 @@ def unpack_stream(packed: BinaryIO, kind: str) -> BinaryIO:
 
 @contextmanager
 def open_unpacked(path: Path, accepted: Collection[str] = (XZ, GZIP, BZIP2)) -> Iterator[BinaryIO]:
-    """Yield the decompressed content of a file, regardless of its name; raises InputError, also while it is read."""
+    """Open the decompressed content of a file, whatever its name; errors while it is read become InputError too."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)

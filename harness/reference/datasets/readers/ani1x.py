@@ -1,4 +1,4 @@
-"""ANI-1x: ani1x-release.h5, a group per formula with all of its conformations."""
+"""Reader of ANI-1x: ani1x-release.h5, with a group per formula that contains all conformations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _describe_mismatch(root: h5.Group, groups: list[str]) -> str:
 
 
 def _count_conformations(root: h5.Group, name: str) -> int:
-    """Return the most conformations that any key of a group has, so that those that lack another key count too."""
+    """Return the largest number of conformations of any key, so that those without another key count too."""
     try:
         group = h5.open_child(root, name)
     except InvalidStructure:
@@ -51,7 +51,7 @@ def _count_conformations(root: h5.Group, name: str) -> int:
 
 
 def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    """Yield conformations by group; those without a wB97X/6-31G(d) label are one rejection per group."""
+    """Yield conformations group by group; one rejection per group stands for those without wB97X/6-31G(d) labels."""
     yield from rechunk(_iter_tables(chunk))
 
 

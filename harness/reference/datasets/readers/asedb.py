@@ -1,4 +1,4 @@
-"""ASE's SQLite databases (*.db): Nabla2DFT."""
+"""Reader of ASE's SQLite databases (*.db): Nabla2DFT."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from harness.reference.datasets.parsing.structure_builder import (
 from harness.reference.errors import InputError, get_first_line
 
 MAX_ROWS = 10**10
-SAMPLES = 64  # rows whose energies determine their unit
+SAMPLES = 64  # number of rows from which the unit of energies is determined
 SQLITE = b"SQLite format 3\x00"
 ENERGY_UNITS = {"ev": 1.0, "ha": HARTREE_EV, "hartree": HARTREE_EV, "kcal/mol": KCAL_PER_MOL_EV}
 LENGTH_UNITS = {"ang": 1.0, "angstrom": 1.0, "a": 1.0, "bohr": BOHR_ANGSTROM}
@@ -40,7 +40,14 @@ _QUERY = "SELECT id, numbers, positions, cell, pbc, energy, forces, stress, key_
 
 
 class Units(NamedTuple):
-    """The factors of the labels of row.data; assumed: how the energy's unit was determined, "" if it is named."""
+    """The factors that convert the labels in row.data to eV and angstrom.
+
+    Attributes:
+        energy: eV per unit of energy.
+        force: eV/angstrom per unit of force.
+        length: Angstrom per unit of length.
+        assumed: How the unit of energy was determined; "" if the metadata name it.
+    """
 
     energy: float
     force: float
@@ -67,7 +74,7 @@ def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
 
 @contextmanager
 def _open_database(path: Path) -> Iterator[sqlite3.Connection]:
-    """Yield the database, read-only; raises InputError for what is not ASE's."""
+    """Open a database, read-only; raises InputError if it is not one of ASE."""
     _check_whole(path)
     try:
         with closing(sqlite3.connect(_find_address(path), uri=True)) as database:
@@ -82,11 +89,11 @@ def _open_database(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _check_whole(path: Path) -> None:
-    """Raise InputError for a file that is no database, or shorter than its own first page says."""
+    """Raise InputError for a file that is shorter than its first page says, or empty."""
     with open_file(path) as file:
         head = file.read(100)
     size = path.stat().st_size
-    if head.startswith(SQLITE) and head[24:28] == head[92:96]:  # else an old version did not write the count
+    if head.startswith(SQLITE) and head[24:28] == head[92:96]:  # otherwise, the number of pages is not valid
         needed = (int.from_bytes(head[16:18], "big") & 0xFFFE or 65536) * int.from_bytes(head[28:32], "big")
         if size < needed:
             reason = f"truncated, {size} of {needed} bytes; fetch it again"
@@ -94,19 +101,19 @@ def _check_whole(path: Path) -> None:
 
 
 def _find_address(path: Path) -> str:
-    """Return the address that also reads a write-ahead log; raises InputError for an interrupted write."""
+    """Return the URI that opens a database with its write-ahead log; raises InputError for an interrupted write."""
     log, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
     if journal.is_file() and journal.read_bytes()[:1].strip(b"\x00"):
         raise InputError(
-            f"{path}: {journal.name} lies with it, a write was interrupted; open it once with `sqlite3` where it was"
-            " written, which undoes that write"
+            f"{path}: {journal.name} is next to it, so a write was interrupted; open the database once with `sqlite3`"
+            " where it was written, which undoes that write"
         )
     has_log = log.is_file() and log.stat().st_size > 0
     return f"file:{quote(os.fsencode(path))}?mode=ro{'' if has_log else '&immutable=1'}"
 
 
 def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    """Yield rows in the order of their ids, labels converted from the units of the metadata to eV and angstrom."""
+    """Yield rows in the order of their ids, with labels converted from the units of the metadata."""
     label, first, stop = parse_chunk_bounds(chunk)
     with _open_database(chunk.path) as database:
         units = _read_units(chunk.path, database)
@@ -119,7 +126,7 @@ def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]
 
 
 def _read_units(path: Path, database: sqlite3.Connection) -> Units:
-    """Return the units of the metadata; if no energy unit is named, the one in which energies are plausible."""
+    """Return the units of the metadata; if they name no unit of energy, it is the plausible one."""
     metadata: dict[str, Any] = {}
     for name, value in database.execute("SELECT name, value FROM information"):
         if name == "metadata":
@@ -128,7 +135,7 @@ def _read_units(path: Path, database: sqlite3.Connection) -> Units:
             except (TypeError, ValueError, RecursionError):
                 raise InputError(f"{path}: its metadata are not JSON") from None
     if not isinstance(metadata, dict):
-        raise InputError(f"{path}: its metadata are not named values")
+        raise InputError(f"{path}: its metadata are not a mapping")
     properties = metadata.get("_property_unit_dict")
     properties = properties if isinstance(properties, dict) else {}
     length = _convert_unit(path, str(metadata.get("_distance_unit", "Ang")), LENGTH_UNITS)
@@ -139,10 +146,9 @@ def _read_units(path: Path, database: sqlite3.Connection) -> Units:
     force = str(properties.get("forces", ""))
     if not force:
         return Units(energy, energy / length, length, assumed)
-    above, _, below = force.rpartition("/")
-    return Units(
-        energy, _convert_unit(path, above, ENERGY_UNITS) / _convert_unit(path, below, LENGTH_UNITS), length, assumed
-    )
+    numerator, _, denominator = force.rpartition("/")
+    factor = _convert_unit(path, numerator, ENERGY_UNITS) / _convert_unit(path, denominator, LENGTH_UNITS)
+    return Units(energy, factor, length, assumed)
 
 
 def _find_plausible_unit(path: Path, database: sqlite3.Connection) -> tuple[str, str]:
@@ -162,7 +168,7 @@ def _find_plausible_unit(path: Path, database: sqlite3.Connection) -> tuple[str,
 
 
 def _read_sample(numbers: Any, data: Any) -> EnergySample | None:
-    """Return a row's atomic numbers and energy, or None where they cannot be read."""
+    """Return the atomic numbers and the energy of a row, or None if they cannot be read."""
     try:
         energy = decode_data(data, ("energy",)).get("energy")
         elements = np.frombuffer(numbers, dtype="<i4").astype(np.int64)
@@ -216,10 +222,13 @@ FORMAT = DatasetFormat("asedb", "*.db (ASE, SQLite)", list_chunks, read_chunk)
 
 
 def decode_data(data: Any, keys: Collection[str]) -> dict[str, Any]:
-    """Return all keys of row.data, with the values of the selected keys and None for the others.
+    """Decode row.data: return the values of the selected keys, and None for all other keys.
 
-    Since version 8 of its databases ASE stores it as bytes (the offset of the JSON in the first eight bytes, then
-    numbers, then JSON that refers to them), and as text before. Raises InvalidStructure for anything else.
+    Before version 8 of its databases, ASE stores row.data as JSON text; since then, it stores bytes: the offset of the
+    JSON in the first eight bytes, then numbers, then JSON that refers to them.
+
+    Raises:
+        InvalidStructure: The data have another form.
     """
     if not data or data == "null":
         return {}

@@ -1,4 +1,4 @@
-"""ASE rows in LMDB files (*.aselmdb): OC25, OMat24, OMol25, OPoly26."""
+"""Reader of ASE rows in LMDB files (*.aselmdb): OC25, OMat24, OMol25, OPoly26."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from harness.reference.errors import InputError, get_first_line
 
 ENDINGS = (".aselmdb", ".lmdb", DATA_FILE)
 RESERVED = frozenset({"nextid", "deleted_ids", "metadata"})
-SPARSEST = 1000  # ids for each entry
+MAX_IDS_PER_ENTRY = 1000  # with more row ids per stored entry, the file is damaged
 
 
 def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
@@ -54,7 +54,7 @@ def _read_next_id(path: Path, transaction: lmdb.Transaction) -> int:
     if not isinstance(value, int) or value < 1:
         raise InputError(f"{path}: 'nextid' is {str(value)[:40]!r}, expected a whole number from 1")
     entries = int(transaction.stat()["entries"])
-    if value > SPARSEST * (entries + 1):
+    if value > MAX_IDS_PER_ENTRY * (entries + 1):
         raise InputError(f"{path}: 'nextid' is {value}, but there are only {entries} entries; damaged?")
     return value
 
@@ -82,13 +82,13 @@ def _read_entry(path: Path, transaction: lmdb.Transaction, key: bytes) -> Any:
 
 
 def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    """Yield rows in the order of their ids without deleted ones; absent rows and unknown entries are rejected."""
+    """Yield rows in the order of their ids, without deleted rows; missing rows and unknown entries are rejected."""
     label, first, stop = parse_chunk_bounds(chunk)
     with open_transaction(chunk.path) as transaction:
         deleted = set(_read_deleted_ids(chunk.path, transaction))
         for name in _find_irregular_keys(chunk.path, transaction)[1] if first == 1 else ():
             yield RejectedStructure(
-                f"{label}/{name[:40]}", "unknown entry", "its key is not a row's, which are whole numbers"
+                f"{label}/{name[:40]}", "unknown entry", "its key is not a whole number, as the keys of rows are"
             )
         ids = (k for k in range(first, stop) if k not in deleted)
         yield from tabulate_rows(build_each(_iter_samples(transaction, label, ids), _build_row))
@@ -141,7 +141,7 @@ def _decode_row(value: memoryview) -> Any:
 
 
 def _decode_array(stored: Any) -> Any:
-    """Return a stored array, {"__ndarray__": [shape, dtype, flat]} or a plain list."""
+    """Decode an array that is stored as {"__ndarray__": [shape, dtype, flat]} or as a plain list."""
     if not isinstance(stored, dict):
         return stored
     shape, dtype, flat = require_key(stored, "__ndarray__")

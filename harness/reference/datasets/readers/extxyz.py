@@ -1,4 +1,4 @@
-"""Extended XYZ text, frame by frame: headers as ASE reads them, atoms without ASE's overhead."""
+"""Parser of extended XYZ text, frame by frame; ASE parses the headers, but not the atoms, for which it is slow."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ DEFAULT_COLUMNS = "species:S:1:pos:R:3"
 
 @dataclass(frozen=True)
 class FrameText:
-    """One frame: its second line, and the lines of its atoms."""
+    """The text of one frame: its second line (comment), and the lines of its atoms."""
 
     comment: str
     atoms: list[str]
 
     @cached_property
     def keys(self) -> dict[str, Any]:
-        """The header's keys with values as ASE reads them; raises InvalidStructure if ASE rejects the header."""
+        """The keys of the header with their values, parsed by ASE; raises InvalidStructure if ASE rejects it."""
         line = self.comment.strip()
         if not line:
             return {}
@@ -42,13 +42,13 @@ class FrameText:
         except (ValueError, RecursionError, TypeError) as error:
             kind = "shape" if "3x3" in str(error) else "malformed"
             raise InvalidStructure(
-                kind, f"the frame's second line is no extended XYZ header ({get_first_line(error)})"
+                kind, f"the frame's second line is not an extended XYZ header ({get_first_line(error)})"
             ) from None
         return keys
 
 
 def iter_frames(file: IO[str], where: str) -> Iterator[FrameText]:
-    """Yield the frames of a text; raises InputError with the line where it is malformed or truncated."""
+    """Yield the frames of a file; raises InputError, with the line, if it is malformed or truncated."""
     line = blank = 0
     while count_line := file.readline(MAX_LINE):
         line += 1
@@ -56,7 +56,7 @@ def iter_frames(file: IO[str], where: str) -> Iterator[FrameText]:
             blank = blank or line
             continue
         if blank:
-            raise InputError(f"{where}, line {blank}: a blank line before more frames; readers stop there, remove it")
+            raise InputError(f"{where}, line {blank}: a blank line between frames, where other readers stop; remove it")
         try:
             n = int(count_line)
         except ValueError:
@@ -74,7 +74,7 @@ def iter_frames(file: IO[str], where: str) -> Iterator[FrameText]:
 
 
 def _read_lines(file: IO[str], n: int, where: str) -> tuple[str, list[str]]:
-    """Read the second line of a frame and its atoms' lines; raises InputError where they are too long."""
+    """Read the second line of a frame and the lines of its n atoms; raises InputError if they are too long."""
     comment = file.readline(MAX_LINE)
     size, atoms = len(comment), []
     for _ in range(n):
@@ -91,7 +91,7 @@ def _read_lines(file: IO[str], n: int, where: str) -> tuple[str, list[str]]:
 
 
 def parse_frame(text: FrameText) -> dict[str, Any]:
-    """Return the arguments of `build_row` in a frame, with numbers as ASE reads them; raises InvalidStructure."""
+    """Parse a frame to arguments of `build_row`; raises InvalidStructure if it is malformed."""
     columns = _parse_columns(str(text.keys.get("Properties", DEFAULT_COLUMNS)))
     width = max(stop for _, stop in columns.values())
     tokens = [line.split() for line in text.atoms]
@@ -116,7 +116,7 @@ def parse_frame(text: FrameText) -> dict[str, Any]:
 
 
 def _read_periodic(stored: Any) -> Any:
-    """Return whether the frame repeats along each vector, from one flag or three; raises InvalidStructure."""
+    """Return whether the frame is periodic along each vector, from one flag or three; raises InvalidStructure."""
     flags = np.asarray(stored)
     if flags.dtype.kind not in "biuf" or flags.shape not in ((), (3,)):
         raise InvalidStructure(
@@ -126,7 +126,7 @@ def _read_periodic(stored: Any) -> Any:
 
 
 def _symmetrize(stress: Any) -> Array | None:
-    """Return a stress made symmetric from the six components that ASE takes."""
+    """Return the symmetric stress [3, 3] that has the upper triangle of the given one, which is the part ASE reads."""
     if stress is None:
         return None
     upper = np.triu(np.asarray(stress, dtype=np.float64))
@@ -134,7 +134,7 @@ def _symmetrize(stress: Any) -> Array | None:
 
 
 def _parse_columns(properties: str) -> dict[str, tuple[int, int]]:
-    """Return (first column, one past the last) of each property."""
+    """Return (first, stop) of the columns of each property."""
     words = properties.split(":")
     if len(words) % 3:
         raise InvalidStructure("malformed", f"Properties {properties[:60]!r} do not come in threes")

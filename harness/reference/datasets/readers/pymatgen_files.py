@@ -1,4 +1,4 @@
-"""Alexandria and MPtrj: JSON files of pymatgen's structures, read without loading them."""
+"""Readers of Alexandria and MPtrj: large JSON files with pymatgen structures, which are read value by value."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from harness.reference.datasets.parsing.structure_builder import (
 from harness.reference.datasets.parsing.unpacking import BZIP2, GZIP, HEAD_BYTES, XZ, detect_compression, open_unpacked
 from harness.reference.errors import InputError
 
-CHUNK_SPAN_BYTES = 256 << 20  # about 35,000 frames
+CHUNK_SPAN_BYTES = 256 << 20  # the size of a chunk, about 35,000 frames
 MAX_KEY_BYTES = 128
 NAME = rb"(?:mp|mvc)-\d+"  # the name of a material; frames are named mp-1234-0-1
 MATERIAL = re.compile(rb'"(' + NAME + rb')"\s*:\s*\{')
@@ -43,13 +43,13 @@ ANY_KEY = re.compile(rb'"([^"]{1,%d})"\s*:\s*$' % MAX_KEY_BYTES)
 
 
 def split_alexandria(paths: Sequence[Path]) -> list[FileChunk]:
-    """Return one part for each file, about 100,000 entries."""
+    """Return one chunk for each file, which has about 100,000 entries."""
     listed = list_files(paths, (".json.bz2", ".json", ".json.gz", ".json.xz"), "Alexandria files")
     for path, _ in listed:
         with open_file(path, accepted=(BZIP2, GZIP, XZ)) as file:
             head = file.read(HEAD_BYTES)
         if not detect_compression(head) and not head.lstrip().startswith(b"{"):
-            raise InputError(f"{path}: neither bzip2 nor JSON, it begins {head[:16]!r}")
+            raise InputError(f"{path}: neither bzip2 nor JSON, it begins with {head[:16]!r}")
     return [FileChunk(path, label) for path, label in listed]
 
 
@@ -100,21 +100,21 @@ ALEXANDRIA = DatasetFormat("alexandria", "alexandria_*.json.bz2", split_alexandr
 
 
 def split_mptrj(paths: Sequence[Path]) -> list[FileChunk]:
-    """Return ranges of bytes; a material belongs to the range in which its name begins."""
+    """Return ranges of bytes of each file; a material belongs to the range in which its name begins."""
     chunks = []
     for path, label in list_files(paths, (".json",), "JSON files"):
         size = path.stat().st_size
         with open_file(path) as file:
             head = file.read(4096)
         if not re.match(rb'\s*\{\s*"[^"]+"\s*:\s*\{', head) and head.strip() != b"{}":
-            raise InputError(f"{path}: not MPtrj, expected {{material: {{frame: ...}}}}, it begins {head[:24]!r}")
+            raise InputError(f"{path}: not MPtrj, expected {{material: {{frame: ...}}}}, it begins with {head[:24]!r}")
         cuts = [*range(0, max(size - CHUNK_SPAN_BYTES // 2, 1), CHUNK_SPAN_BYTES), size]
         chunks += [FileChunk(path, f"{label} {first}:{stop}") for first, stop in pairwise(cuts)]
     return chunks
 
 
 def read_mptrj(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    """Yield frames in the order of the file; energies without the Materials Project's corrections."""
+    """Yield frames in the order of the file, with energies without the Materials Project's corrections."""
     label, first, stop = parse_chunk_bounds(part)
     yield from tabulate_rows(build_each(_iter_frames(part.path, label, first, stop), _build_mptrj_row))
 
@@ -134,7 +134,7 @@ def _iter_frames(path: Path, label: str, first: int, stop: int) -> Iterator[tupl
             yield (
                 where,
                 RejectedStructure(
-                    where, "duplicate", f"{n_repeated} of its frames have the name of another", n_repeated
+                    where, "duplicate", f"{n_repeated} of its frames have the name of another frame", n_repeated
                 ),
             )
         for name, frame in frames.items():
@@ -163,7 +163,7 @@ def _iter_materials(path: Path, first: int, stop: int) -> Iterator[tuple[str, Va
 
 
 def _find_boundary(file: Any, first: int) -> int | None:
-    """Return the offset of the first material that begins at or after a byte; None if there is none."""
+    """Return the offset of the first material that begins at byte `first` or later; None if there is none."""
     file.seek(first)
     text, base = b"", first
     while chunk := file.read(CHUNK_BYTES):

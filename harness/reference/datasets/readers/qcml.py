@@ -1,4 +1,7 @@
-"""QCML: the TFDS folder qcml/dft_force_field, in atomic units (Ganscha et al., Sci. Data 12, 406 (2025))."""
+"""Reader of QCML: qcml/dft_force_field, a TensorFlow dataset (TFDS) of TFRecord files, in atomic units.
+
+Source: Ganscha et al., Sci. Data 12, 406 (2025).
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
 
 
 def _check_features(folder: Path) -> None:
-    """Raise InputError where features.json next to the shards lacks a feature that is read."""
+    """Raise InputError if features.json, next to the shards, lacks a feature that the reader needs."""
     path = folder / "features.json"
     if not path.is_file():
         return
@@ -65,7 +68,7 @@ def _check_features(folder: Path) -> None:
 
 
 def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    """Yield molecules in the order of the shard; those that the authors flag as outliers are rejected."""
+    """Yield molecules in the order of the shard; molecules that the authors flag as outliers are rejected."""
     yield from tabulate_rows(build_each(_iter_samples(chunk), _build_row))
 
 
@@ -108,7 +111,7 @@ FORMAT = DatasetFormat("qcml", "tfds/qcml/dft_force_field/1.0.0 (TFRecord shards
 
 
 def iter_records(path: Path) -> Iterator[bytes | None]:
-    """Yield the records of a file, None for a wrong checksum; raises InputError if record lengths are damaged."""
+    """Yield the records of a file, or None for one with a wrong checksum; raises InputError for a damaged length."""
     with open_file(path, 1 << 20) as file:
         offset = 0
         while head := file.read(_HEAD.size):
@@ -116,8 +119,8 @@ def iter_records(path: Path) -> Iterator[bytes | None]:
                 raise InputError(f"{path}: truncated at byte {offset}, inside the length of a record")
             length, checksum = _HEAD.unpack(head)
             if _mask_checksum(head[:8]) != checksum or length > MAX_STRUCTURE_BYTES:
-                what = "not a TFRecord file" if not offset else f"corrupt at byte {offset}, the rest is lost"
-                raise InputError(f"{path}: {what} (the checksum of a record's length is wrong)")
+                problem = "not a TFRecord file" if not offset else f"corrupt at byte {offset}, the rest is lost"
+                raise InputError(f"{path}: {problem} (the checksum of a record's length is wrong)")
             data, tail = file.read(length), file.read(4)
             if len(tail) < 4:
                 raise InputError(f"{path}: truncated at byte {offset}, inside a record of {length} bytes")
@@ -131,7 +134,11 @@ def _mask_checksum(data: bytes) -> int:
 
 
 def decode_example(data: bytes) -> dict[str, Any]:
-    """Return the features of an Example: lists of bytes or int, or arrays of float32; raises InvalidStructure."""
+    """Decode a tf.train.Example: each feature is a list of bytes or int, or an array of float32.
+
+    Raises:
+        InvalidStructure: The record is not a tf.train.Example.
+    """
     try:
         result: dict[str, Any] = {}
         for _, features in _iter_fields(data, 1):
@@ -156,7 +163,7 @@ def _decode_feature(data: bytes) -> Any:
 
 
 def _iter_fields(data: bytes, only: int | None = None) -> Iterator[tuple[int, Any]]:
-    """Yield (number, value) of a message's fields; a value is an int, or the bytes of anything else."""
+    """Yield (number, value) of the fields of a protobuf message; a value is an int, or bytes for other types."""
     position, stop = 0, len(data)
     while position < stop:
         key, position = _decode_varint(data, position)

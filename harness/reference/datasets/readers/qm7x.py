@@ -1,4 +1,4 @@
-"""QM7-X: 1000.xz .. 8000.xz, HDF5 files with a group per molecule and in it one per conformation."""
+"""Reader of QM7-X: 1000.xz .. 8000.xz, compressed HDF5 files with a group per molecule and per conformation."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from harness.reference.datasets.parsing.unpacking import (
 )
 from harness.reference.errors import InputError, get_first_line
 
-WHOLE = "all"  # in place of a range: every molecule of a compressed file
-# the decompressed size may reach the larger of this many bytes and this many times the compressed size
+WHOLE = "all"  # the key of a chunk with all molecules of a compressed file, in place of a range
+# The decompressed size may be up to MIN_LIMIT_BYTES, or MAX_COMPRESSION times the compressed size if that is larger.
 MIN_LIMIT_BYTES, MAX_COMPRESSION = 1 << 30, 50
 
 
 def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
-    """Return ranges of each file's molecules.
+    """Return ranges of molecules of each file.
 
-    A compressed file is one chunk, ignored if its decompressed copy is there too.
+    A compressed file is one chunk; it is ignored if its decompressed copy exists too.
     """
     listed = list_files(paths, (".xz", ".hdf5", ".h5"), "QM7-X files (1000.xz .. 8000.xz or 1000.hdf5 ..)")
     chunks = []
@@ -61,7 +61,7 @@ def _count_conformations(root: h5.Group, name: str) -> int:
 
 
 def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    """Yield conformations molecule by molecule, PBE0+MBD energies and forces."""
+    """Yield conformations molecule by molecule, with energies and forces of PBE0+MBD."""
     yield from rechunk(_iter_tables(chunk))
 
 
@@ -77,7 +77,7 @@ def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure
 
 @contextmanager
 def _decompress(path: Path) -> Iterator[Path]:
-    """Yield the file without its xz compression, in a temporary folder (TMPDIR) that is then removed."""
+    """Decompress a file into a temporary folder (TMPDIR), which is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="qm7x-") as folder:
         target = Path(folder) / f"{path.stem}.hdf5"
         try:
@@ -90,7 +90,7 @@ def _decompress(path: Path) -> Iterator[Path]:
                 while chunk := plain.read(CHUNK):
                     file.write(chunk)
                     if file.tell() > limit:
-                        raise InputError(f"{path}: is larger than {limit >> 20} MB when decompressed; not QM7-X")
+                        raise InputError(f"{path}: decompresses to more than {limit >> 20} MB; not QM7-X")
         except DECODING_ERRORS as error:
             if isinstance(error, OSError) and error.errno:
                 raise InputError(f"{path}: cannot be decompressed into {folder} ({get_first_line(error)})") from None
@@ -141,7 +141,7 @@ def _read_conformation(group: h5.Group) -> tuple[NDArray[np.uint8], Array, Array
 def _build_table(
     molecule: str, conformations: list[tuple[str, NDArray[np.uint8], Array, Array, Array]]
 ) -> StructureTable:
-    """Return the table of one molecule's conformations, which need not all have the same number of atoms."""
+    """Return the table of the conformations of one molecule, even if their numbers of atoms differ."""
     ids, numbers, positions, energy, forces = zip(*conformations, strict=True)
     count = len(ids)
     return StructureTable(

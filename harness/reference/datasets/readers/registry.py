@@ -40,21 +40,21 @@ CONTAINER_NAMES = {
 
 
 def get_format(name: str) -> DatasetFormat:
-    """Return the format of that name; raises InputError with the nearest one."""
+    """Return the format of a name; raises InputError, with the closest name, if there is none."""
     if name in FORMATS:
         return FORMATS[name]
     raise InputError(f"no format {name!r}{did_you_mean(name, FORMATS)}")
 
 
 def detect_format(paths: Sequence[Path], default: str) -> str:
-    """Return the name of the format that reads these files: the dataset's own, or that of a common container.
+    """Return the name of the format of these files: the authors' format, or that of a common container.
 
     Args:
-        paths: Files or folders as the user named them.
-        default: The format in which the dataset's authors publish it.
+        paths: Files or folders.
+        default: The format in which the authors publish the dataset.
 
     Raises:
-        InputError: The files are of several containers, of which only one could be read.
+        InputError: The files belong to several containers.
     """
     files = [file for path in paths for file in (list_folder(path) if path.is_dir() else (path,))]
     by_ending: dict[str, Path] = {}
@@ -102,4 +102,4 @@ def _detect_lmdb(file: Path, default: str) -> str:
     try:
         return "aselmdb" if is_ase_database(file) else "s2ef_lmdb"
     except InputError:
-        return default if default in ("aselmdb", "s2ef_lmdb") else "aselmdb"  # its reader reports the fault
+        return default if default in ("aselmdb", "s2ef_lmdb") else "aselmdb"  # this reader reports the problem

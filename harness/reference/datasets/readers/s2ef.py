@@ -1,4 +1,7 @@
-"""The S2EF files of the Open Catalyst datasets: extended XYZ (OC20), and LMDB of pickled graphs (OC22, ODAC23)."""
+"""Readers of the S2EF ("structure to energy and forces") files of the Open Catalyst datasets.
+
+OC20 is extended XYZ with text files; OC22 and ODAC23 are LMDB files of pickled graphs.
+"""
 
 from __future__ import annotations
 
@@ -55,24 +58,24 @@ CHARGE_KEYS, SPIN_KEYS = ("charge", "total_charge"), ("spin", "multiplicity", "s
 
 
 class System(NamedTuple):
-    """A line of OC20's text files: the names of a system and of its frame."""
+    """A line of a text file of OC20: the name of the system, and the name of the frame."""
 
     name: str
     frame: str
 
 
 def list_text_chunks(paths: Sequence[Path]) -> list[FileChunk]:
-    """Return one chunk for each file (5,000 frames in OC20) or archive; a decompressed copy of a file is preferred."""
+    """Return one chunk for each file (5,000 frames in OC20) or archive; decompressed copies are preferred."""
     chunks = [FileChunk(path, label) for path, label in list_files(paths, ENDINGS, "extended XYZ files")]
     next(_iter_text_samples(chunks[0]), None)
     return chunks
 
 
 def read_text_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    """Yield frames in the order of the file, with the energies of the frames themselves: DFT totals.
+    """Yield frames in the order of the file, with total DFT energies.
 
-    OC20's text file names the system of each frame, which becomes its group; its reference energy, which turns totals
-    into adsorption energies, is one number per system, which the fit of reference energies accounts for.
+    OC20's text files name the system of each frame, which becomes its group. They also give a reference energy, the
+    difference between the total and the adsorption energy, which is not read.
     """
     yield from tabulate_rows(build_each(_iter_text_samples(part), _build_text_row))
 
@@ -86,7 +89,7 @@ def _iter_text_samples(part: FileChunk) -> Iterator[tuple[str, Any]]:
 
 
 class _Bounded(io.RawIOBase):
-    """A file whose headers cannot request more than the size of a structure."""
+    """A file that cannot be read in pieces larger than a structure, so that a damaged header cannot fill the memory."""
 
     def __init__(self, plain: BinaryIO) -> None:
         super().__init__()
@@ -140,7 +143,7 @@ def _open_text(path: Path) -> Iterator[IO[str]]:
 
 
 def _find_text_file(path: Path) -> Path | None:
-    """Return OC20's text file of a trajectory, if there is one."""
+    """Return the text file of OC20 that belongs to a file of frames, or None."""
     stem = next(
         (path.name.removesuffix(e) for e in sorted(MEMBERS, key=len, reverse=True) if path.name.endswith(e)), ""
     )
@@ -167,9 +170,9 @@ def _iter_file(file: IO[str], where: str, label: str, text_file: Path | None) ->
         if systems is not None and system is None:
             raise InputError(f"{where}: frame {count}, but its text file has {count - 1} lines")
         yield f"{label}/{count - 1}", (text, system)
-    more = 0 if systems is None else sum(1 for _ in systems)
-    if more:
-        raise InputError(f"{where}: truncated, {count} frames where its text file has {count + more} lines")
+    surplus = 0 if systems is None else sum(1 for _ in systems)
+    if surplus:
+        raise InputError(f"{where}: truncated, {count} frames, but its text file has {count + surplus} lines")
     if not count:
         raise InputError(f"{where}: holds no frames")
 
@@ -195,9 +198,9 @@ TEXT_FORMAT = DatasetFormat(
 )
 
 
-SPARSEST = 1000  # numbers of keys for each entry
+MAX_KEYS_PER_ENTRY = 1000  # if keys go up to more per stored entry, the file is damaged
 RESERVED = frozenset({"length", "metadata"})
-ENERGIES = ("raw_y", "energy", "y")  # in newer files, or where there are several, the first is the DFT total
+ENERGIES = ("raw_y", "energy", "y")  # of several names in a file, the first one here is the total DFT energy
 
 
 def list_lmdb_chunks(paths: Sequence[Path]) -> list[FileChunk]:
@@ -214,7 +217,7 @@ def list_lmdb_chunks(paths: Sequence[Path]) -> list[FileChunk]:
 
 
 def _count_structures(path: Path, transaction: lmdb.Transaction) -> int:
-    """Return the number of structures: keys are 0, 1, ..., and 'length' has to agree."""
+    """Return the number of structures, whose keys are 0, 1, ...; raises InputError if 'length' is inconsistent."""
     if transaction.get(b"0") is None:
         raise InputError(f"{path}: not an S2EF LMDB, {describe_missing_key('0', list_first_keys(transaction))}")
     entries = int(transaction.stat()["entries"])
@@ -223,7 +226,7 @@ def _count_structures(path: Path, transaction: lmdb.Transaction) -> int:
     if transaction.get(b"%d" % (count - 1)) is None or transaction.get(b"%d" % count) is not None:
         numbers, _ = list_keys(transaction)
         count = numbers[-1] + 1
-    if count > SPARSEST * entries:
+    if count > MAX_KEYS_PER_ENTRY * entries:
         raise InputError(f"{path}: keys up to {count - 1}, but there are only {entries} entries; damaged?")
     if length is None:
         return count
@@ -233,15 +236,15 @@ def _count_structures(path: Path, transaction: lmdb.Transaction) -> int:
         raise InputError(f"{path}: 'length' cannot be read ({error})") from None
     if announced < count:
         raise InputError(f"{path}: 'length' is {announced}, but there are {count} structures")
-    if announced > SPARSEST * entries:
+    if announced > MAX_KEYS_PER_ENTRY * entries:
         raise InputError(f"{path}: 'length' is {announced}, but there are only {entries} entries; damaged?")
     return announced
 
 
 def read_lmdb_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    """Yield structures in the order of their keys, with DFT totals: `raw_y`, `energy`, or else `y` (OC22).
+    """Yield structures in the order of their keys, with total DFT energies: `raw_y`, `energy`, or else `y` (OC22).
 
-    ODAC23's `y` is the adsorption energy (https://github.com/facebookresearch/fairchem/issues/633).
+    In ODAC23, `y` is the adsorption energy (https://github.com/facebookresearch/fairchem/issues/633).
     """
     label, first, stop = parse_chunk_bounds(part)
     with open_transaction(part.path) as transaction:
@@ -267,7 +270,7 @@ def _build_lmdb_row(where: str, value: memoryview) -> StructureRow:
     energy = next((graph[name] for name in ENERGIES if name in graph), None)
     if energy is None and "y_relaxed" in graph:
         raise InvalidStructure(
-            "unlabelled", "an IS2RE graph: y_relaxed is of another geometry and no DFT total; take S2EF files"
+            "unlabelled", "an IS2RE graph: y_relaxed is the energy of another geometry; use S2EF files"
         )
     if energy is None:
         raise InvalidStructure("unlabelled", describe_missing_key("y", graph))
@@ -288,14 +291,14 @@ def _build_lmdb_row(where: str, value: memoryview) -> StructureRow:
 
 
 def _reject_unknown(transaction: lmdb.Transaction, label: str) -> Iterator[RejectedStructure]:
-    """Yield rejections of entries that are neither structures nor known."""
+    """Yield a rejection for each entry that is neither a structure nor a reserved key."""
     last = int(transaction.stat()["entries"]) - 1
     known = sum(transaction.get(name.encode()) is not None for name in RESERVED)
     if transaction.get(b"%d" % (last - known)) is None:
         for name in list_keys(transaction)[1]:
             if name not in RESERVED:
                 yield RejectedStructure(
-                    f"{label}/{name[:40]}", "unknown entry", "its key is not a structure's, which are whole numbers"
+                    f"{label}/{name[:40]}", "unknown entry", "its key is not a whole number, as those of structures are"
                 )
 
 

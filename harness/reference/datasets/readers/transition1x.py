@@ -1,4 +1,4 @@
-"""Transition1x: one HDF5 file, /data/<formula>/<reaction> with the points of its nudged elastic band runs."""
+"""Reader of Transition1x: an HDF5 file with points of nudged-elastic-band runs in /data/<formula>/<reaction>."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
 
 
 def _list_reactions(root: h5.Group, path: Path) -> list[tuple[str, str, str]]:
-    """Return (split, formula, reaction): of `data`, which holds all of them, or else of the splits."""
+    """Return (split, formula, reaction) of all reactions: those in `data`, or in all splits if there is no `data`."""
     members = h5.list_names(root, str(path))
     splits = ["data"] if "data" in members else [name for name in SPLITS if name in members]
     if not splits:
@@ -48,7 +48,7 @@ def _list_reactions(root: h5.Group, path: Path) -> list[tuple[str, str, str]]:
 
 
 def _count_points(root: h5.Group, reaction: tuple[str, str, str]) -> int:
-    """Return the most points that any key of a reaction has, so that points that lack another key count too."""
+    """Return the largest number of points of any key of a reaction, so that points without another key count too."""
     try:
         group = h5.open_child(root, "/".join(reaction))
     except InvalidStructure:

@@ -3,8 +3,8 @@
 Gasteiger, Giri, Margraf, Guennemann, "Fast and uncertainty-aware directional message passing for non-equilibrium
 molecules" (arXiv 2011.14115), after "Directional message passing for molecular graphs", ICLR 2020 (arXiv 2003.03123).
 F is the width, N radial and L angular functions, n atoms, e edges j -> i, t pairs of edges k -> j -> i. Layers, their
-names and initial weights are torch_geometric's. The arithmetic is our own: angles enter by their cosine, terms that all
-blocks share are computed once, and sums over neighbours keep the precision of distances when products have less.
+names and initial weights are torch_geometric's. The arithmetic differs: angles enter by their cosine, terms that all
+blocks share are computed once, and sums over neighbours keep the type of the distances even under autocast.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class Basis(nn.Module):
 
 
 class Embedding(EmbeddingBlock):  # type: ignore[misc]
-    """m_ji = silu(W [h_i, h_j, silu(e_ji)] + b) with W cut in three, so that two parts act on atoms, not on edges."""
+    """m_ji = silu(W [h_i, h_j, silu(e_ji)] + b), with W split in three so that two parts act on atoms, not on edges."""
 
     def forward(self, h: Tensor, radial: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
         """Return the first messages [e, F] for h [n, F] and radial [e, N]."""
-        of_receiver, of_sender, of_edge = self.lin.weight.chunk(3, dim=1)
-        edge = linear(silu(self.lin_rbf(radial)), of_edge, self.lin.bias)
-        atoms = linear(h, of_receiver).index_select(0, receiver) + linear(h, of_sender).index_select(0, sender)
+        w_receiver, w_sender, w_edge = self.lin.weight.chunk(3, dim=1)
+        edge = linear(silu(self.lin_rbf(radial)), w_edge, self.lin.bias)
+        atoms = linear(h, w_receiver).index_select(0, receiver) + linear(h, w_sender).index_select(0, sender)
         return silu(edge + atoms).to(radial.dtype)
 
 
@@ -129,7 +129,7 @@ class DimeNetPlusPlus(nn.Module):
         self.basis = Basis(config)
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)
         self.emb = Embedding(config.num_radial, width, silu)
-        del self.emb.emb  # of 95 elements only
+        del self.emb.emb  # torch_geometric's table of 95 elements, which self.embedding replaces
         self.interaction_blocks = nn.ModuleList(
             Interaction(
                 hidden_channels=width,

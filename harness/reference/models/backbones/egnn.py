@@ -4,10 +4,10 @@ Satorras, Hoogeboom, Welling, "E(n) equivariant graph neural networks", ICML 202
 are that paper's. F is the width, n atoms, e edges.
 
 Coordinates x_i + u_i are carried as displacements u alone: with vector_ij = x_j - x_i, periodic image included, the
-difference of moved coordinates is vector_ij + u_j - u_i. Three choices make it an interatomic potential: every message
-is weighed by w_ij, the cosine cutoff of the distance before any moves; the C of eq. 4, one over the number of
-neighbours, is 1 / (1 + sum_j w_ij), which does not jump as one passes the cutoff; and phi_x ends in tanh, so that no
-atom moves further than the longest of its edges and layers do not multiply distances without bound.
+difference of moved coordinates is vector_ij + u_j - u_i. Three choices make EGNN an interatomic potential: messages are
+weighted by w_ij, the cosine cutoff of the distance before any moves; the C of eq. 4, one over the number of neighbours,
+is 1 / (1 + sum_j w_ij), which is continuous as a neighbour crosses the cutoff; and phi_x ends in tanh, so that no atom
+moves further than its longest edge and layers do not multiply distances without bound.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Interaction(nn.Module):
     def messages(self, h: Tensor, square: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
         """Return m_ij = phi_e(h_i, h_j, |x_i - x_j|^2) (eq. 3), [e, F].
 
-        The first layer of phi_e is cut in three, so that two parts of it act on atoms, not on edges.
+        The first layer of phi_e is split in three, so that two parts of it act on atoms, not on edges.
 
         Args:
             h: [n, F] features.
@@ -47,10 +47,10 @@ class Interaction(nn.Module):
             receiver: [e].
             sender: [e].
         """
-        of_receiver, of_sender, of_square = self.edge_hidden.weight.split([self.width, self.width, 1], dim=1)
-        received = linear(h, of_receiver, self.edge_hidden.bias).index_select(0, receiver)
-        sent = linear(h, of_sender).index_select(0, sender)
-        return silu(self.edge(silu(received + sent + square * of_square.T)))
+        w_receiver, w_sender, w_square = self.edge_hidden.weight.split([self.width, self.width, 1], dim=1)
+        of_receiver = linear(h, w_receiver, self.edge_hidden.bias).index_select(0, receiver)
+        of_sender = linear(h, w_sender).index_select(0, sender)
+        return silu(self.edge(silu(of_receiver + of_sender + square * w_square.T)))
 
     def forward(self, h: Tensor, message: Tensor, weight: Tensor, receiver: Tensor) -> Tensor:
         """Return the new h [n, F] (eqs. 5 and 6, with the residual of the paper's appendix).

@@ -5,8 +5,8 @@ number of channels (hidden_dim), n atoms, e edges. A feature with degrees 0..L i
 
 Tables of couplings and the spherical harmonics come from e3nn (Geiger, Smidt, arXiv 2207.09453). Two things differ from
 mace-torch: products of features are summed over monomials, which are far fewer than index tuples, and the element
-enters the self-connection as a factor per channel, so that 119 elements cost 119 C numbers and not 119 C^2. The
-products keep weights of their own for each element: 119 k C numbers, k couplings.
+enters the self-connection as a factor per channel, so that 119 elements cost 119 C weights and not 119 C^2. The
+products still have separate weights for each element: 119 k C weights for k couplings.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from harness.reference.models.config import DistanceTransform, ModelConfig, Radi
 NEIGHBOURS = 20.0
 RADIAL_HIDDEN = (64, 64, 64)
 ENVELOPE_POWER = 5
-# Gains of the initial weights, so that messages are about as large as features: one makes up for the variance that silu
-# removes, one for dividing a sum of NEIGHBOURS terms of either sign by their number.
+# Gains of the initial weights, so that messages are about as large as features: SILU_GAIN restores the variance that
+# silu removes, SUM_GAIN the variance that is lost when a sum of NEIGHBOURS terms of either sign is divided by their
+# number.
 SILU_GAIN = 1.68
 SUM_GAIN = math.sqrt(NEIGHBOURS)
 
@@ -129,7 +130,7 @@ class ChannelMix(nn.Module):
 
 
 class SelfConnection(nn.Module):
-    """The second term of the update: an atom's own features, mixed and scaled by its element."""
+    """The second term of the update (eq. 11): an atom's own features, mixed and scaled by its element."""
 
     def __init__(self, max_ell: int, width: int) -> None:
         super().__init__()
@@ -183,7 +184,7 @@ class Interaction(nn.Module):
 
 
 class Product(nn.Module):
-    """Eqs. 10 and 11: products of up to `correlation` factors A, weighted by element, and mixed for the update."""
+    """The message of eqs. 10 and 11: products of up to `correlation` factors A, weighted by element, then mixed."""
 
     component: Tensor
     coupling: Tensor
@@ -194,19 +195,19 @@ class Product(nn.Module):
         orders = range(1, correlation + 1)
         couplings = [compute_symmetric_couplings(max_ell, order, l_out) for order in orders]
         self.tables = nn.ModuleList(
-            ExactBuffer(torch.cat([table.flatten(0, 1) for table in of_order])) for of_order in couplings
+            ExactBuffer(torch.cat([table.flatten(0, 1) for table in tables])) for tables in couplings
         )
         for order in orders[1:]:
             for name, index in zip(("variable", "lower"), factor_monomials((max_ell + 1) ** 2, order), strict=True):
                 self.register_buffer(f"{name}_{order}", index, persistent=False)
-        # for each row of the tables: which coupling it belongs to, and which component of the result it adds to
-        degrees = [d for of_order in couplings for d, table in enumerate(of_order) for _ in table]
+        # for each row of the tables, the index of its coupling and of the component of the result to which it adds
+        degrees = [d for tables in couplings for d, table in enumerate(tables) for _ in table]
         coupling = [k for k, d in enumerate(degrees) for _ in range(2 * d + 1)]
         component = [c for d in degrees for c in range(d**2, (d + 1) ** 2)]
         self.register_buffer("coupling", torch.tensor(coupling), persistent=False)
         self.register_buffer("component", torch.tensor(component), persistent=False)
-        spread = torch.tensor([degrees.count(d) for d in degrees]).rsqrt().unsqueeze(-1)
-        self.weight = nn.Parameter(torch.randn(MAX_ATOMIC_NUMBER + 1, len(degrees), width) * spread)
+        std = torch.tensor([degrees.count(d) for d in degrees]).rsqrt().unsqueeze(-1)
+        self.weight = nn.Parameter(torch.randn(MAX_ATOMIC_NUMBER + 1, len(degrees), width) * std)
         self.mix = ChannelMix(l_out, width)
 
     def forward(self, a: Tensor, numbers: Tensor) -> Tensor:
@@ -241,7 +242,7 @@ class MACE(nn.Module):
         if degree > ell * correlation:
             raise InputError(f"node_max_ell is {degree}, more than max_ell x correlation = {ell * correlation}")
         width, layers = config.hidden_dim, config.num_conv_layers
-        degrees = [0] + [degree] * (layers - 1) + [0]  # scalars come in, and only scalars are read at the end
+        degrees = [0] + [degree] * (layers - 1) + [0]  # the input and the last layer's output are scalars
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)
         self.radial = Radial(config.cutoff, config.num_radial, config.radial_type, config.distance_transform)
         self.harmonics = o3.SphericalHarmonics(list(range(ell + 1)), normalize=True, normalization="component")

@@ -25,11 +25,11 @@ COLUMN_MULTIPLE = 8
 
 
 class Edges(NamedTuple):
-    """The geometry of the edges as messages need it.
+    """The geometry of the edges, in the form that messages need.
 
     Attributes:
-        sender: [e] atom that sends.
-        receiver: [e] atom that receives.
+        sender: [e] index of the sending atom.
+        receiver: [e] index of the receiving atom.
         radial: [e, C] from `build_radial_features`.
         unit: x, y and z of the direction to the sender, [e, 1] each.
     """
@@ -69,8 +69,8 @@ def build_radial_features(basis: Tensor, envelope: Tensor, *, fused: bool = Fals
     """
     if fused:
         return torch.cat([basis * envelope, envelope], dim=-1)
-    spare = basis.new_zeros(basis.shape[0], -(basis.shape[1] + 1) % COLUMN_MULTIPLE)
-    return torch.cat([basis * envelope, envelope, spare], dim=-1)
+    padding = basis.new_zeros(basis.shape[0], -(basis.shape[1] + 1) % COLUMN_MULTIPLE)
+    return torch.cat([basis * envelope, envelope, padding], dim=-1)
 
 
 def stack_filter_weight(weight: Tensor, bias: Tensor, radial: Tensor) -> Tensor:
@@ -108,9 +108,9 @@ def fused_messages(phi: Tensor, v: Tensor | None, weight: Tensor, edges: Edges) 
 class Message(nn.Module):
     """Eqs. 7 and 8: an atom adds the messages of its neighbours.
 
-    With `fused`, one operator keeps edges out of memory (harness.reference.ops). Otherwise each part of a filter, and
-    each of x, y and z, is a tensor [e, F] of its own: memory traffic is the bottleneck, so no tensor [e, 3 F] is ever
-    formed, in the gradients either.
+    With `fused`, one operator (harness.reference.ops) stores no tensor of edges. Otherwise each part of a filter, and
+    each of x, y and z, is a separate tensor [e, F]: memory traffic is the bottleneck, so no tensor [e, 3 F] is ever
+    formed, not even in the gradients.
     """
 
     def __init__(self, width: int, n_radial: int) -> None:
@@ -146,32 +146,32 @@ class Message(nn.Module):
         Returns:
             s [n, F] and v [3, n, F] with the messages added.
         """
-        two = 2 * self.width
-        phi = linear(silu(self.phi_hidden(table)), self.phi.weight[:two], self.phi.bias[:two])
+        n_rows = 2 * self.width
+        phi = linear(silu(self.phi_hidden(table)), self.phi.weight[:n_rows], self.phi.bias[:n_rows])
         if fused:
             atom_phi = phi.index_select(0, numbers)
-            to_s, v = fused_messages(atom_phi, None, self.stack_filter_weight(edges.radial, 2), edges)
-            return s + to_s, v
+            summed_s, summed_v = fused_messages(atom_phi, None, self.stack_filter_weight(edges.radial, 2), edges)
+            return s + summed_s, summed_v
         phi_s, phi_r = phi.split(self.width, dim=-1)
         w_s, w_r = self.filters(edges.radial, 2)
         element = numbers[edges.sender]
-        along = phi_r.index_select(0, element) * w_r
-        new_v = [torch.zeros_like(s).index_add(0, edges.receiver, along * u) for u in edges.unit]
+        length = phi_r.index_select(0, element) * w_r
+        new_v = [torch.zeros_like(s).index_add(0, edges.receiver, length * u) for u in edges.unit]
         return s.index_add(0, edges.receiver, phi_s.index_select(0, element) * w_s), torch.stack(new_v)
 
     def forward(self, s: Tensor, v: Tensor, edges: Edges, *, fused: bool = False) -> tuple[Tensor, Tensor]:
         """Return s [n, F] and v [3, n, F] with the messages of the neighbours added."""
         phi = self.phi(silu(self.phi_hidden(s)))
         if fused:
-            to_s, to_v = fused_messages(phi, v, self.stack_filter_weight(edges.radial, 3), edges)
-            return s + to_s, v + to_v
+            summed_s, summed_v = fused_messages(phi, v, self.stack_filter_weight(edges.radial, 3), edges)
+            return s + summed_s, v + summed_v
         phi_s, phi_r, phi_v = phi.split(self.width, dim=-1)
         w_s, w_r, w_v = self.filters(edges.radial, 3)
-        along = phi_r.index_select(0, edges.sender) * w_r
+        length = phi_r.index_select(0, edges.sender) * w_r
         # phi_v v is computed on atoms, which are far fewer than edges
         parts = zip(v, phi_v * v, edges.unit, strict=True)
         new_v = [
-            old.index_add(0, edges.receiver, torch.addcmul(along * u, w_v, sent.index_select(0, edges.sender)))
+            old.index_add(0, edges.receiver, torch.addcmul(length * u, w_v, sent.index_select(0, edges.sender)))
             for old, sent, u in parts
         ]
         return s.index_add(0, edges.receiver, phi_s.index_select(0, edges.sender) * w_s), torch.stack(new_v)
@@ -199,7 +199,7 @@ class Update(nn.Module):
         Args:
             s: [n, F].
             v: [3, n, F].
-            scalars_only: Whether v is returned unchanged: after the last layer nothing reads it.
+            scalars_only: Whether to return v unchanged, as nothing reads it after the last layer.
         """
         vv, uv = self.mix(v).split(self.width, dim=-1)
         norm = torch.sqrt((vv * vv).sum(0) + self.epsilon)

@@ -32,7 +32,7 @@ MIN_FLOOR = 1e-16  # second derivatives divide by its square, which must not van
 
 
 class Message(nn.Module):
-    """PaiNN's eqs. 7 and 8, with parts of phi and W for s, for the direction to the sender, and for the sender's v.
+    """PaiNN's messages (eqs. 7 and 8); phi and W have three parts: for s, for the direction, for the sender's v.
 
     Each part is a separate tensor on edges, as in painn.py. The first layer has two parts, as v is 0 there. With
     `fused`, one operator (harness.reference.ops) computes the sums; messages for s are also stored for each edge.
@@ -50,23 +50,33 @@ class Message(nn.Module):
         return tuple(stack_filter_weight(part.weight, part.bias, radial) for part in parts)
 
     def forward(self, s: Tensor, v: Tensor, edges: Edges, *, fused: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the messages for s [e, F], their sums [n, F], and v [3, n, F] with its messages added."""
+        """Return the messages for s [e, F], their sums [n, F], and v [3, n, F] with the messages for v added.
+
+        Args:
+            s: [n, F] scalar features.
+            v: [3, n, F] vector features.
+            edges: The edges.
+            fused: Whether the fused operator computes the messages.
+        """
         hidden = silu(self.phi_hidden(s))
         phi = [part(hidden) for part in self.phi]
         weights = self.filter_weights(edges.radial)
         if fused:
             (w_s,) = apply_filter(edges.radial, weights[:1])
             sent_v = v if len(phi) == 3 else None
-            summed, new_v = fused_messages(torch.cat(phi, dim=1), sent_v, torch.cat(weights, dim=1), edges)
-            return phi[0].index_select(0, edges.sender) * w_s, summed, v + new_v
+            summed, summed_v = fused_messages(torch.cat(phi, dim=1), sent_v, torch.cat(weights, dim=1), edges)
+            return phi[0].index_select(0, edges.sender) * w_s, summed, v + summed_v
         w_s, w_r, *w_v = apply_filter(edges.radial, weights)
-        along = phi[1].index_select(0, edges.sender) * w_r
-        to_v = [along * u for u in edges.unit]
+        length = phi[1].index_select(0, edges.sender) * w_r
+        message_v = [length * u for u in edges.unit]
         if w_v:
-            to_v = [m + w_v[0] * sent.index_select(0, edges.sender) for m, sent in zip(to_v, phi[2] * v, strict=True)]
-        new = [x.index_add(0, edges.receiver, m) for x, m in zip(v, to_v, strict=True)]
-        to_s = phi[0].index_select(0, edges.sender) * w_s
-        return to_s, torch.zeros_like(s).index_add(0, edges.receiver, to_s), torch.stack(new)
+            scaled_v = phi[2] * v
+            message_v = [
+                m + w_v[0] * sent.index_select(0, edges.sender) for m, sent in zip(message_v, scaled_v, strict=True)
+            ]
+        new_v = [x.index_add(0, edges.receiver, m) for x, m in zip(v, message_v, strict=True)]
+        message_s = phi[0].index_select(0, edges.sender) * w_s
+        return message_s, torch.zeros_like(s).index_add(0, edges.receiver, message_s), torch.stack(new_v)
 
 
 def positive_powers(m: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,18 +89,18 @@ def positive_powers(m: Tensor) -> tuple[Tensor, Tensor]:
 class Aggregation(nn.Module):
     """Mean, minimum, maximum and standard deviation of the messages m_ij, under three scalers, mixed to the width.
 
-    All are smooth where a neighbour passes the cutoff (not where a neighbour limit drops it): a neighbour counts by its
-    envelope f_ij, and the atom itself once, with the message 0.
+    All are smooth as a neighbour crosses the cutoff (but not as a limit on neighbours excludes it): a neighbour j
+    counts with the weight f_ij, its envelope, and the atom itself with the weight 1 and the message 0.
 
         D_i  = 1 + sum_j f_ij                                        mean = sum_j m_ij / D_i
         std  = sqrt(sum_j f_ij m_ij^2 / D_i - (sum_j f_ij m_ij / D_i)^2 + epsilon)
         max  = sum_j m_ij^5 / (sum_j m_ij^4 + epsilon^2) over m_ij > 0;  min = -max of -m
 
-    Without its second envelope std would rise with infinite slope. The quotient of powers (a Lehmer mean) is the
-    maximum of 0 and one message or several equal ones, and below it for unequal ones; the maximum itself has a cusp
-    where neighbours are equal, as in every symmetric crystal, and rounding would choose the forces there.
-    The scalers are (log(D + 1) / log(typical_degree + 1))^a with a = 0, 1, -1; typical_degree is a constant that is
-    saved with the weights.
+    Without the second factor f_ij, std would rise with infinite slope at the cutoff. The quotient of powers (a Lehmer
+    mean) equals the maximum if all positive messages are equal, and is below it otherwise. The maximum itself has a
+    cusp where neighbours are equal, as in every symmetric crystal, so that rounding would decide the forces there.
+    The scalers are (log(D + 1) / log(typical_degree + 1))^a with a = 0, 1, -1; the constant typical_degree is saved
+    with the weights.
     """
 
     typical_degree: Tensor
@@ -108,18 +118,19 @@ class Aggregation(nn.Module):
             message: [e, F].
             summed: [n, F] sums of the messages.
             envelope: [e, 1].
-            receiver: [e].
+            receiver: [e] index of the receiving atom.
         """
 
-        def total(x: Tensor) -> Tensor:
+        def sum_over_neighbours(x: Tensor) -> Tensor:
             return x.new_zeros(summed.shape[0], x.shape[1]).index_add(0, receiver, x)
 
-        degree = 1.0 + total(envelope)
+        degree = 1.0 + sum_over_neighbours(envelope)
         weighted = message * envelope
-        variance = total(weighted * message) / degree - (total(weighted) / degree).square()
+        mean_square = sum_over_neighbours(weighted * message) / degree
+        variance = mean_square - (sum_over_neighbours(weighted) / degree).square()
         floor = max(self.epsilon**2, MIN_FLOOR)
         high, low = (
-            total(fifth) / (total(fourth) + floor)
+            sum_over_neighbours(fifth) / (sum_over_neighbours(fourth) + floor)
             for fourth, fifth in (positive_powers(message), positive_powers(-message))
         )
         std = torch.sqrt(variance.clamp(min=0.0) + self.epsilon)
@@ -168,8 +179,8 @@ class PNAEq(nn.Module):
         last = len(self.messages) - 1
         layers = zip(self.messages, self.aggregations, self.updates, self.conditions, strict=True)
         for k, (message, aggregate, update, condition) in enumerate(layers):
-            to_s, summed, v = message(s, v, edges, fused=fused)
-            s = s + aggregate(to_s, summed, envelope, edges.receiver)
+            message_s, summed, v = message(s, v, edges, fused=fused)
+            s = s + aggregate(message_s, summed, envelope, edges.receiver)
             s, v = update(s, v, scalars_only=k == last)
             s = condition(s, state, batch.graph)
         return s

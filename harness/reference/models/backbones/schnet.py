@@ -25,7 +25,7 @@ MIN_EXPONENT = -60.0
 
 
 def ssp(x: Tensor) -> Tensor:
-    """Return the shifted softplus ln(e^x / 2 + 1 / 2); linear from where doubles cannot tell the difference."""
+    """Return the shifted softplus ln(e^x / 2 + 1 / 2), computed as x - ln 2 for x > 40, where doubles are equal."""
     return softplus(x, threshold=40.0) - math.log(2.0)
 
 
@@ -36,26 +36,26 @@ class Gaussians(nn.Module):
 
     def __init__(self, cutoff: float, count: int) -> None:
         super().__init__()
-        self.per_spacing = (count - 1) / cutoff
+        self.inverse_spacing = (count - 1) / cutoff
         # whole numbers are exact in any type; centres, once rounded to single precision, would stay rounded in double
         self.register_buffer("orders", torch.arange(float(count)), persistent=False)
 
     def forward(self, r: Tensor) -> Tensor:
         """Expand distances r [e, 1] in angstrom -> [e, G]."""
-        exponent = -0.5 * (r * self.per_spacing - self.orders).square()
+        exponent = -0.5 * (r * self.inverse_spacing - self.orders).square()
         return torch.exp(exponent.clamp(min=MIN_EXPONENT))
 
 
 class Interaction(InteractionBlock):  # type: ignore[misc]
     """Interaction block: an atom-wise layer, a convolution with distance-dependent filters, two atom-wise layers.
 
-    Layers, their names and initial weights are torch_geometric's. The convolution is our own, as torch_geometric's
-    computes the cutoff again in each layer, lets it rise again beyond the cutoff, and rounds ln 2 to single precision.
+    Layers, their names and initial weights are torch_geometric's. The convolution is not, as torch_geometric's computes
+    the envelope again in each layer, lets it rise again beyond the cutoff, and rounds ln 2 to single precision.
     """
 
     def __init__(self, width: int, n_gaussians: int, n_filters: int, cutoff: float) -> None:
         super().__init__(width, n_gaussians, n_filters, cutoff)
-        del self.conv.nn  # the same filters as in mlp
+        del self.conv.nn  # the same module as self.mlp
 
     def forward(self, x: Tensor, receiver: Tensor, sender: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
         """Return the change of x, [n, F].

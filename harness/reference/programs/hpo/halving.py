@@ -1,4 +1,4 @@
-"""Asynchronous successive halving: a trial that is not among the best at a rung is stopped there.
+"""Asynchronous successive halving: a trial is stopped at a rung (a number of epochs) if it is not among the best there.
 
 Li, Jamieson, Rostamizadeh, Gonina, Hardt, Recht, Talwalkar, "A system for massively parallel hyperparameter tuning",
 MLSys 2020 (arXiv 1810.05934). No trial waits for others.
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Halving:
-    """Rungs after min_epochs, eta min_epochs, eta^2 min_epochs, ... epochs; the best 1/eta of each continue.
+    """The rungs after min_epochs, eta min_epochs, eta^2 min_epochs, ... epochs; the best 1/eta at each continue.
 
-    A trial is compared with those that reached the rung before it, so that the first ones always continue. A trial that
-    reaches a rung again, after a restart of the search, replaces its earlier objective.
+    A trial is compared with the trials that have reached the rung earlier, so the first ones always continue. A trial
+    that reaches a rung again, after a restart of the search, replaces its earlier objective.
 
     Attributes:
         eta: One in eta trials continues.
-        min_epochs: Epochs at the first rung.
+        min_epochs: Number of epochs at the first rung.
     """
 
     eta: int

@@ -1,4 +1,4 @@
-"""The nodes of a job as a pool from which each trial takes its own; nodes that fail the health check leave it."""
+"""The pool of nodes of a job, in which each trial reserves nodes; nodes that fail the health check are dropped."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Node:
     """A node of the job.
 
     Attributes:
-        name: Its name for the scheduler.
-        host: Its address for the ranks of a trial.
+        name: The name that the scheduler uses.
+        host: The address that the ranks of a trial use.
     """
 
     name: str
@@ -34,10 +34,10 @@ class NodePool:
     """The healthy nodes of a job, or slots on a machine without a scheduler; trials never share a node.
 
     Attributes:
-        nodes_per_trial: Nodes of a trial.
-        slots: Concurrent trials on a machine without a scheduler.
+        nodes_per_trial: Number of nodes of a trial.
+        slots: Maximum number of concurrent trials on a machine without a scheduler.
         path: The file of healthy nodes; None without a scheduler.
-        check: The shell command that updates it, or "".
+        check: The shell command that updates this file, or "".
     """
 
     nodes_per_trial: int
@@ -59,12 +59,12 @@ class NodePool:
         path = Path(file)
         pool = cls(nodes_per_trial, slots, path, environment.get(NODE_CHECK, ""), _read_nodes(path))
         if pool.capacity < 1:
-            raise InputError(f"{len(pool._healthy)} healthy nodes, and a trial takes {nodes_per_trial}")
+            raise InputError(f"there are {len(pool._healthy)} healthy nodes, but a trial needs {nodes_per_trial}")
         return pool
 
     @property
     def capacity(self) -> int:
-        """Return the number of trials that can run at once."""
+        """The number of trials that can run at once."""
         return len(self._healthy) // self.nodes_per_trial if self.path else self.slots
 
     def acquire(self) -> list[Node]:
@@ -74,7 +74,7 @@ class NodePool:
         with self._lock:
             free = [node for node in self._healthy if node.name not in self._busy]
             if len(free) < self.nodes_per_trial:
-                raise InputError(f"{len(free)} nodes are free, and a trial takes {self.nodes_per_trial}")
+                raise InputError(f"{len(free)} nodes are free, but a trial needs {self.nodes_per_trial}")
             nodes = free[: self.nodes_per_trial]
             self._busy |= {node.name for node in nodes}
             return nodes

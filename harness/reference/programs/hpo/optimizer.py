@@ -1,4 +1,4 @@
-"""DeepHyper's optimizer with an ask-and-tell interface, the log of its calls, and its warm start from results."""
+"""DeepHyper's optimizer with an ask-and-tell interface, a log of its calls, and a warm start from earlier results."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class AskTellLog:
     path: Path
 
     def append(self, call: str, trial: int) -> None:
-        """Append a line; the newline comes first, so that a line cut off by a full disk damages no other."""
+        """Append a line; the newline comes first, so that an incomplete line (full disk) does not damage the next."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"\n{call} {trial} .")
 
     def read(self) -> list[tuple[str, int]]:
-        """Return the calls with their trials, without incomplete lines; none if there is no file."""
+        """Return the calls with their trials, ignoring incomplete lines; without a file, the list is empty."""
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
@@ -43,12 +43,12 @@ FAILED = "F"
 
 @dataclass(frozen=True)
 class WarmStartCounts:
-    """Numbers of earlier results.
+    """The numbers of earlier results in a warm start.
 
     Attributes:
-        received: Results that the optimizer received.
-        failed: Failed trials, which are left out.
-        outside_space: Points outside the space, which are left out.
+        received: Number of results that the optimizer received.
+        failed: Number of failed trials, which are ignored.
+        outside_space: Number of points outside the space, which are ignored.
     """
 
     received: int = 0
@@ -64,7 +64,7 @@ class Optimizer:
         space: The search space.
         objectives: Names of the objectives.
         search: The optimizer of DeepHyper.
-        seconds: Time of all calls so far.
+        seconds: Seconds spent in all calls so far.
     """
 
     space: Space
@@ -114,7 +114,7 @@ class Optimizer:
             self._has_result = True
         else:
             self._pending_failures.append(dict(configuration))
-        if self._has_result and self._pending_failures:  # a failure needs a worst result to count as
+        if self._has_result and self._pending_failures:  # a failure counts as the worst result, so there must be one
             failure = FAILED if len(self.objectives) == 1 else [FAILED] * len(self.objectives)
             self.search.tell([(point, failure) for point in self._pending_failures])
             self._pending_failures.clear()

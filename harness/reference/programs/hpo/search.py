@@ -1,8 +1,8 @@
 """A search for hyperparameters (suites/hpo.yaml): trials start as nodes become free, until enough have ended.
 
-The search is one process, and not a rank of its trials. When it is started again in the same folder, it repeats the
-calls of the optimizer in their order, which is in the file `order`, so that the optimizer reaches the same state. Then
-it waits for trials that are still running, and continues.
+The search is one process, which is not a rank of its trials. If the search is started again in the same folder, it
+repeats all calls of the optimizer in the order that the file `order` records, so that the optimizer reaches the same
+state. Then the search waits for trials that are still running, and continues.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from harness.reference.programs.hpo.trial import (
 
 TRIALS, RESULTS, ORDER = "trials", "results.csv", "order"
 FIRST_PORT, PORTS = 20000, 40000
-MAX_ATTEMPTS = 2  # attempts at a trial whose nodes fail
+MAX_ATTEMPTS = 2  # a trial whose nodes fail is run at most this many times
 
 
 def run(config: HpoParameters, log: CaseLog, folder: Path) -> None:
@@ -96,8 +96,8 @@ class Search:
         optimizer: The optimizer.
         log: The log of the case.
         folder: The folder of the case.
-        stop: Set when the search must end.
-        results: Trials that have ended, by number.
+        stop: The event that is set when the search must end.
+        results: The trials that have ended and their results, by number.
     """
 
     config: HpoParameters
@@ -175,7 +175,7 @@ class Search:
         self.next_number = max(trials, default=-1) + 1
 
     def _restore_rungs(self, number: int, folder: Path) -> None:
-        """Tell the successive halving the accuracies that a trial had at its rungs."""
+        """Pass the accuracies of a trial at its rungs to the successive halving."""
         if self.halving is not None:
             for epochs, accuracy in read_accuracies(folder / EVENTS_FILE):
                 self.halving.should_continue(number, epochs, accuracy)
@@ -192,7 +192,7 @@ class Search:
         return minutes + self.config.trial_timeout_minutes <= self.config.time_limit_minutes
 
     def _next_trial(self, running: int) -> Trial | None:
-        """Return the next trial, or None if none may start now."""
+        """Return the next trial, or None if no trial may start now."""
         if self.stop.is_set() or not self._has_time():
             return None
         if self.waiting:
@@ -214,7 +214,7 @@ class Search:
         write_trial(trial, fixed, active, search=self.folder.name)
 
     def _run_trial(self, trial: Trial) -> Result:
-        """Run a trial on its own nodes; if it fails and a node is no longer healthy, its state is "lost"."""
+        """Run a trial on its nodes; if the trial fails and a node is no longer healthy, the state is "lost"."""
         nodes = self.pool.acquire()
         try:
             attempt = trial.number * MAX_ATTEMPTS + self.node_failures[trial.number]
@@ -226,7 +226,7 @@ class Search:
         return replace(result, state="lost", reason=f"lost with {', '.join(unhealthy)}") if unhealthy else result
 
     def _finish_trial(self, trial: Trial, future: Future[Result]) -> None:
-        """Save and record a result, or run a trial whose node failed once more."""
+        """Save and record the result of a trial, or schedule the trial again if its node failed."""
         try:
             result = future.result()
         except Interrupted:
@@ -236,7 +236,7 @@ class Search:
             self.waiting.append(trial)
             return
         save_result(trial, result)
-        if result.measured is not None:  # such a trial is never resumed, and its training state is large
+        if result.measured is not None:  # a trial with metrics is never resumed, so its large state can be deleted
             for state in trial.folder.glob("training*.safetensors"):
                 state.unlink()
         self.calls.append(TOLD, trial.number)
@@ -268,7 +268,7 @@ class Search:
         self._write_table()
 
     def _write_table(self) -> None:
-        """Write results.csv, from which any search by DeepHyper can start."""
+        """Write results.csv, which any search by DeepHyper can use for a warm start."""
         names = list(self.space)
         columns = [f"p:{n}" for n in names] + objective_columns(len(self.config.objectives))
         text = io.StringIO()

@@ -1,7 +1,7 @@
 """The search space: hyperparameters with their ranges or choices, for DeepHyper, which is imported without MPI.
 
-DeepHyper imports mpi4py without starting MPI. ASE, in the same process, would then take MPI for started, and end the
-process.
+DeepHyper imports mpi4py without starting MPI. ASE, in the same process, would then assume that MPI has been started,
+and crash.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Space = dict[str, Range | list[Choice]]
 
 
 def merge_spaces(*parts: Mapping[str, Range | list[Choice]]) -> Space:
-    """Return several spaces as one; for a name in several of them, the last one counts."""
+    """Merge several spaces; if a hyperparameter is in several of them, the last one counts."""
     return {name: choices for part in parts for name, choices in part.items()}
 
 
@@ -46,7 +46,7 @@ def describe(choices: Range | list[Choice]) -> SearchedValues:
 
 
 def build_problem(space: Space) -> HpProblem:
-    """Return the space in the form of DeepHyper."""
+    """Return the search space as a problem of DeepHyper."""
     problem = HpProblem()
     for name, choices in space.items():
         if isinstance(choices, list):
@@ -77,6 +77,6 @@ def contains_point(space: Space, configuration: Mapping[str, Any]) -> bool:
 
 
 def active_parameters(configuration: Mapping[str, Any], backbone: BackboneName) -> dict[str, Any]:
-    """Return the configuration without hyperparameters that only other backbones have."""
+    """Return the configuration without the hyperparameters of other backbones."""
     inactive = SPECIFIC_HYPERPARAMETERS - set(BACKBONES[configuration.get(BACKBONE, backbone)].hyperparameters)
     return {name: value for name, value in configuration.items() if name not in inactive}

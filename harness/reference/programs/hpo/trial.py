@@ -33,7 +33,7 @@ MODEL = set(ModelParameters.model_fields)
 
 
 class Interrupted(Exception):
-    """The search must end; the trial continues when the search is started again."""
+    """The search must end; the trial is continued when the search is started again."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class TrialMetrics:
 
     @property
     def accuracy(self) -> float:
-        """Return the objective of the paper, -(MAE(E/atom) + MAE(F)) / 2."""
+        """The objective of the paper, -(MAE(E/atom) + MAE(F)) / 2."""
         return -0.5 * (self.energy_mae_ev_per_atom + self.force_mae_ev_per_angstrom)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of the search.
+    """One training run of the search.
 
     Attributes:
-        number: Its number in the search.
-        configuration: The point, with hyperparameters of all backbones.
-        folder: Its folder.
-        limit_s: Wall time after which it counts as hung.
+        number: The number of the trial in the search.
+        configuration: The point in the search space, with hyperparameters of all backbones.
+        folder: The folder of the trial.
+        limit_s: Wall time after which the trial is considered hung and is stopped.
     """
 
     number: int
@@ -80,12 +80,12 @@ class Result:
     """The result of a trial.
 
     Attributes:
-        state: How it ended.
-        reason: Why it did not succeed, if so.
-        measured: Its metrics, if it has some.
+        state: The state in which the trial ended.
+        reason: Why the trial did not succeed; None if it did.
+        measured: The metrics; None if there are none.
         start_time_s: Unix time of the start.
         end_time_s: Unix time of the end.
-        nodes: Names of its nodes; none without a scheduler.
+        nodes: Names of the nodes; empty without a scheduler.
     """
 
     state: State
@@ -102,7 +102,7 @@ def write_trial(trial: Trial, fixed: Mapping[str, Any], active: Mapping[str, Any
     Args:
         trial: The trial.
         fixed: Parameters of training that all trials share.
-        active: Parameters of the point, which override them.
+        active: Parameters of the point, which override the fixed ones.
         search: Id of the search.
     """
     searched = {k: v for k, v in active.items() if k in MODEL and k != BACKBONE}
@@ -115,7 +115,7 @@ def write_trial(trial: Trial, fixed: Mapping[str, Any], active: Mapping[str, Any
 
 
 def load_trial(folder: Path) -> tuple[dict[str, Any], Result | None]:
-    """Return the configuration of a trial of an earlier attempt, and its result if it ended."""
+    """Return the configuration of a trial of an earlier attempt, and its result; None if it has not ended."""
     configuration = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
     try:
         plain = json.loads((folder / RESULT).read_text(encoding="utf-8"))
@@ -142,21 +142,21 @@ def read_metrics(log: Sequence[events.Event]) -> TrialMetrics | None:
 
 
 def read_accuracies(path: Path) -> list[tuple[int, float]]:
-    """Return the numbers of epochs in a training log, each with the accuracy reached by then."""
+    """Return (number of epochs, accuracy after this number) for each epoch in a training log."""
     epochs = [e for e in events.read_last_events(path) if e["event"] == "epoch"]
-    metrics = [(k, read_metrics(epochs[:k])) for k in range(1, len(epochs) + 1)]
-    return [(k, of_epochs.accuracy) for k, of_epochs in metrics if of_epochs is not None]
+    by_epoch = [(k, read_metrics(epochs[:k])) for k in range(1, len(epochs) + 1)]
+    return [(k, metrics.accuracy) for k, metrics in by_epoch if metrics is not None]
 
 
 def run_trial(trial: Trial, nodes: list[Node], port: int, halving: Halving | None, stop: threading.Event) -> Result:
-    """Run a trial, after waiting for the same trial if an earlier search left it running.
+    """Run a trial; if an earlier search left the same trial running, wait for it first.
 
     Args:
         trial: The trial.
-        nodes: Its nodes; none without a scheduler.
+        nodes: The nodes of the trial; empty without a scheduler.
         port: MASTER_PORT of its ranks.
-        halving: Stops lagging trials; None for none.
-        stop: Set when the search must end.
+        halving: The rule that stops unpromising trials; None if all trials run to the end.
+        stop: The event that is set when the search must end.
 
     Raises:
         Interrupted: The search must end.
@@ -190,7 +190,7 @@ def run_trial(trial: Trial, nodes: list[Node], port: int, halving: Halving | Non
 def classify_result(
     log: Sequence[events.Event], exit_code: int, folder: Path
 ) -> tuple[State, str | None, TrialMetrics | None]:
-    """Return state, reason and metrics of a run that ended by itself."""
+    """Return state, reason and metrics of a training run that was not stopped by the search."""
     metrics = read_metrics(log)
     if exit_code == 0 and any(e["event"] == "done" for e in log):
         if metrics is None or not math.isfinite(metrics.accuracy):
@@ -209,7 +209,7 @@ def classify_result(
 
 
 class TrialMonitor:
-    """Monitor a running trial: its time limit, its accuracy at rungs, and the end of the search."""
+    """The monitor of a running trial: it watches the time limit, the accuracy at rungs, and the end of the search."""
 
     def __init__(
         self, trial: Trial, process: subprocess.Popen[bytes], halving: Halving | None, stop: threading.Event
@@ -218,10 +218,10 @@ class TrialMonitor:
         self._log_size, self._epochs = -1, 0
 
     def wait(self) -> tuple[State, str] | None:
-        """Wait until the process ends, or must be ended.
+        """Wait until the process ends, or must be stopped.
 
         Returns:
-            None if it ended by itself, else the state and the reason for ending it.
+            None if the process ended by itself, else the state and the reason for which it must be stopped.
 
         Raises:
             Interrupted: The search must end.
@@ -255,7 +255,7 @@ class TrialMonitor:
 
 
 def _start(trial: Trial, nodes: list[Node], port: int, lock: int) -> subprocess.Popen[bytes]:
-    """Start a trial in a new process group, which inherits the lock and holds it even if the search is killed."""
+    """Start a trial in a new process group, which inherits the lock and keeps it even if the search is killed."""
     launch = trial.folder.parent.parent / LAUNCH
     command = [sys.executable, "-P", "-m", "harness.reference", str(trial.folder)]
     environment = {**os.environ, "MASTER_PORT": str(port)}
@@ -287,7 +287,7 @@ def _acquire(lock: FileLock, limit_s: float, stop: threading.Event) -> bool:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the processes of a trial; SIGTERM comes first, on which a launcher ends those on other nodes."""
+    """End the processes of a trial: first by SIGTERM, so that the launcher ends those on other nodes, then SIGKILL."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             return

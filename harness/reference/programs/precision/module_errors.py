@@ -1,4 +1,4 @@
-"""The error of each module's output in low precision, relative to that of the same weights in FP64."""
+"""The error of the output of each module in low precision, relative to the same model in FP64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from harness.reference.data.batch import Batch
 from harness.reference.models.foundation import FoundationModel
 
-# Module -> the floating-point tensors that it receives, and those that it returns.
+# For each module, its floating-point inputs and outputs.
 Activations = dict[str, tuple[list[Tensor], list[Tensor]]]
 
 
@@ -19,16 +19,16 @@ def compute_module_errors(
 ) -> list[dict[str, Any]]:
     """Return the errors of each module of encoder and heads, in the order in which they run.
 
-    The error is |x - x_64| / |x_64| in Frobenius norms. The last call counts of a module that is called repeatedly.
+    The error is |x - x_64| / |x_64| in Frobenius norms. If a module is called repeatedly, its last call counts.
 
     Args:
         exact: The model in FP64.
         low: The model in low precision.
-        batch: A batch for the exact model.
-        low_batch: The same batch for the other model.
+        batch: A batch in FP64.
+        low_batch: The same batch in the data type of the model in low precision.
 
     Returns:
-        Rows of `module`, `kind`, `input` (error of all that it receives, None without numbers) and `output`.
+        Rows of `module`, `kind`, `input` (error of its inputs, None if it has none in floating point) and `output`.
     """
     reference, other = _record_activations(exact, batch), _record_activations(low, low_batch)
     return [

@@ -1,7 +1,7 @@
 """Time, memory and accuracy of BF16, FP32 and FP64 (suites/precision.yaml).
 
 Every precision starts from the same weights and gets the same batches. Steps and predictions are timed in turn, so that
-other load on the machine affects all alike.
+other load on the machine affects all precisions equally.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def make_run(
     config: PrecisionParameters,
     device: torch.device,
 ) -> PrecisionRun:
-    """Return a run of one precision; all start from the same weights, which single precision represents exactly."""
+    """Return a run in one precision; all runs start from the same weights, which are representable in FP32."""
     torch.manual_seed(config.seed)
     model = kind.apply(FoundationModel(model_config))
     sampling = SamplingSpec(
@@ -140,11 +140,11 @@ def describe(
     config: PrecisionParameters,
     device: torch.device,
 ) -> PrecisionFacts:
-    """Return facts of model and data, the observed types, and the memory of one step and one prediction."""
+    """Return facts on the model, the data, the observed data types, and the memory of one step and one prediction."""
     first = runs[0].model
     types, memory = {}, []
     for precision_run in runs:
-        labelled = precision_run.loader.batch(precision_run.loader.select_indices(0, 0), device)
+        labelled = precision_run.loader.load_batch(precision_run.loader.select_indices(0, 0), device)
         types[precision_run.kind.name] = msgspec.convert(
             observe_dtypes(precision_run.model, labelled[0]), ObservedTypes
         )
@@ -184,14 +184,14 @@ def compute_loss(precision_run: PrecisionRun, labelled: LabelledBatch, config: P
 
 
 def train(runs: Sequence[PrecisionRun], config: PrecisionParameters, log: CaseLog, device: torch.device) -> None:
-    """Take every step in every precision, starting with another one each time; a non-finite loss ends a run."""
+    """Take every step in every precision, in rotating order; a run ends if its loss is not finite."""
     for step in range(config.steps):
         first = step % len(runs)
         indices = runs[0].loader.select_indices(step, 0)
         for precision_run in [*runs[first:], *runs[:first]]:
             if not precision_run.finite:
                 continue
-            labelled = precision_run.loader.batch(indices, device)
+            labelled = precision_run.loader.load_batch(indices, device)
             losses: list[float] = []
             seconds = timing.time_call(partial(take_step, precision_run, labelled, config, losses), device)
             precision_run.finite = math.isfinite(losses[0])
@@ -249,7 +249,7 @@ def predict(
     log: CaseLog,
     device: torch.device,
 ) -> None:
-    """Predict with one model in every precision: log the errors first, then time rounds in turn."""
+    """Predict with one model in every precision: log the errors, then time rounds of predictions in turn."""
     models, batches = {}, {}
     for precision_run in runs:
         models[precision_run.kind.name] = precision_run.kind.apply(copy.deepcopy(model))
@@ -257,7 +257,7 @@ def predict(
         loader = BatchLoader(
             test, precision_run.loader.sampler, precision_run.kind.dtype, references, model.config.needs_triplets
         )
-        batches[precision_run.kind.name] = list(loader.evaluation_batches(config.predictions, device))
+        batches[precision_run.kind.name] = list(loader.iter_evaluation_batches(config.predictions, device))
     exact = [predict_own_head(models[REFERENCE], batch, create_graph=False) for batch, _ in batches[REFERENCE]]
     for name, cast in models.items():
         for k, labelled in enumerate(batches[name]):
@@ -302,7 +302,18 @@ def compute_prediction_errors(
     exact: tuple[Tensor, Tensor],
     reference: LabelledBatch,
 ) -> PredictionErrors:
-    """Return the errors of one batch of one head against FP64 and against labels; non-finite errors are None."""
+    """Return the errors of the predictions for one batch, relative to FP64 and to the labels.
+
+    Args:
+        precision_name: The name of the precision.
+        model: The model in this precision.
+        labelled: A batch of one head, in this precision.
+        exact: Energies [g] and forces [n, 3] in FP64.
+        reference: The same batch and labels in FP64.
+
+    Returns:
+        The errors; an error that is not finite is None.
+    """
     energy, forces = (t.detach().double() for t in predict_own_head(model, labelled[0], create_graph=False))
     exact_energy, exact_forces = (t.detach().double() for t in exact)
     batch, labels = reference

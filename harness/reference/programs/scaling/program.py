@@ -1,10 +1,10 @@
 """Data-parallel training steps of the multi-task model, one process per rank: a point of weak or strong scaling.
 
-Batches of shipped sets or stores are prepared in a thread during the step before. Epochs run without a barrier, and
-each rank records its own step times; the first epoch is discarded, as in the paper. Another pass over the batches of
-the last epoch, without exchange of gradients, separates computation from communication: 1 - sum of `compute_only`
-seconds / sum of `busy_s` of the last epoch's samples is the share of communication. Gradient and parameters of
-the ranks are compared with those of one process.
+A thread prepares batches of shipped sets or stores in advance. Epochs run without a barrier, and each rank records its
+own step times; the first epoch is discarded, as in the paper. A further epoch over the batches of the last one, without
+exchange of gradients, separates computation from communication: the share of communication is 1 minus the sum of the
+`compute_only` seconds over the sum of `busy_s` of the last epoch's samples. The gradient is compared with that of one
+process, and the parameters are compared between ranks.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ CHECKED_GRAPHS = 2
 def gradient_error(
     replica: DistributedDataParallel, objective: MultiTaskLoss, loader: BatchLoader, world: ProcessGroup
 ) -> tuple[float, int, int]:
-    """Compare the exchanged gradient of one small batch with that which rank 0 computes alone; collective.
+    """Compare the exchanged gradient of one small batch with the gradient that rank 0 computes alone; collective.
 
-    Ranks beyond the first CHECKED_RANKS take part with weight 0.
+    Ranks beyond the first CHECKED_RANKS participate with weight 0.
 
     Returns:
         The largest difference relative to the largest gradient, and the numbers of ranks and graphs; 0 on other ranks.
@@ -78,15 +78,15 @@ def gradient_error(
     indices = parts[rank_info.rank] if rank_info.rank < counted else parts[0]
     weight = rank_info.size / counted if rank_info.rank < counted else 0.0
     parameters = [p for p in replica.parameters() if p.requires_grad]
-    batch, labels = loader.batch(indices, world.device)
-    (weight * replace(objective, graphs=len(indices))(replica(batch, labels), batch.head)).backward()
+    batch, labels = loader.load_batch(indices, world.device)
+    (weight * replace(objective, graphs_per_rank=len(indices))(replica(batch, labels), batch.head)).backward()
     exchanged = flatten([p.grad for p in parameters if p.grad is not None])
     if rank_info.rank > 0:
         return 0.0, 0, 0
     combined = SampleIndices(np.concatenate([p.dataset for p in parts]), np.concatenate([p.index for p in parts]))
     # autograd.grad, not backward(), whose DDP hooks would wait for the other ranks.
-    batch, labels = loader.batch(combined, world.device)
-    loss = replace(objective, graphs=len(combined))(replica.module(batch, labels), batch.head)
+    batch, labels = loader.load_batch(combined, world.device)
+    loss = replace(objective, graphs_per_rank=len(combined))(replica.module(batch, labels), batch.head)
     alone = flatten(torch.autograd.grad(loss, parameters))
     error = float((exchanged - alone).abs().max() / alone.abs().max())
     if not math.isfinite(error):
@@ -135,7 +135,7 @@ def run(config: DataParallelParameters, log: CaseLog, folder: Path) -> None:
 def open_collection(
     config: DataParallelParameters, neighbour_spec: NeighbourSpec, rank_info: RankInfo
 ) -> DatasetCollection:
-    """Return the datasets of the case; collective for stores."""
+    """Open the datasets of the case; the call is collective for stores."""
     if not config.store_folder:
         names = config.datasets or [s.name for s in SHIPPED_SETS]
         return DatasetCollection([load_shipped(name, config.atoms) for name in names], neighbour_spec)
@@ -166,11 +166,11 @@ def scale(
     log.record_facts(DataParallelFacts(gradient_error=error, gradient_check=check))
 
     def load_batch(step: int) -> LabelledBatch:
-        return loader.batch(loader.select_indices(step, world.rank), world.device)
+        return loader.load_batch(loader.select_indices(step, world.rank), world.device)
 
     steps = range((config.epochs + 1) * config.steps)
-    with Prefetch(load_batch, steps, depth=config.prefetch_batches, samples=loader.collection.samples) as ahead:
-        scaling = ScalingRun(replica, ahead, config, world, log)
+    with Prefetch(load_batch, steps, depth=config.prefetch_batches, samples=loader.collection.samples) as prefetched:
+        scaling = ScalingRun(replica, prefetched, config, world, log)
         batches: list[LabelledBatch] = []
         for number in range(config.epochs):
             batches = scaling.run_epoch(number)
@@ -187,7 +187,7 @@ def scale(
 def describe(
     model: FoundationModel, loader: BatchLoader, config: DataParallelParameters, world: ProcessGroup
 ) -> DataParallelFacts:
-    """Return facts of model, workload and ranks; collective."""
+    """Return the facts on the model, the workload and the ranks; collective."""
     rank_info, collection, host = world.rank_info, loader.collection, platform.node()
     structures = sum(collection.counts)
     return DataParallelFacts(

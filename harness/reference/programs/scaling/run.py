@@ -1,8 +1,7 @@
-"""The measurements of a scaling run on one rank: timed epochs, computation alone, exchange alone, and phases.
+"""The measurements of a scaling run on one rank: epochs, computation alone, exchange alone, and regions of a step.
 
-For the time of regions, a step is repeated with time marks between its kinds of work, without prefetch and exchange of
-gradients, so that each region is one kind of work. On a device the marks are events in its queue, which do not
-interrupt its work.
+To time its regions, a step is repeated with time marks between its kinds of work, without prefetch and without exchange
+of gradients. On an accelerator, the marks are events in its queue, which do not interrupt the computation.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def time_regions(
         model: The model.
         objective: The loss.
         optimizer: The optimizer.
-        loader: Loads the batch.
+        loader: The loader of the batch.
         indices: The structures of the batch.
         device: The device of the model.
     """
@@ -84,15 +83,23 @@ def time_regions(
     return torch.tensor([*host, *watch.laps()], dtype=torch.float64)
 
 
-MAX_GRAPHS = 2000  # whose sizes are logged
-REGION_STEPS = 11
-EXCHANGES = 7
+MAX_GRAPHS = 2000  # number of graphs whose sizes are logged
+REGION_STEPS = 11  # number of steps whose regions are timed
+EXCHANGES = 7  # number of timed all-reduces
 
 
 class ScalingRun:
-    """A model on every rank, its optimizer and its batches; every method is collective.
+    """The measurements of a model that is replicated on all ranks; every method is collective.
 
-    replica: the model, wrapped for the exchange of gradients. batches: those of this rank, at least epochs x steps.
+    Args:
+        replica: The model, wrapped in DistributedDataParallel.
+        batches: The batches of this rank, at least (epochs + 1) x steps.
+        config: Parameters of the case.
+        world: The ranks.
+        log: The log of the case.
+
+    Attributes:
+        throughput: Structures per second of each epoch after the first.
     """
 
     def __init__(
@@ -178,9 +185,9 @@ class ScalingRun:
             )  # fmt: skip
 
     def time_computation(self, batches: Sequence[LabelledBatch]) -> None:
-        """Time the same steps without exchange of gradients, after which the parameters of the ranks differ.
+        """Time the same steps without exchange of gradients; afterwards the parameters of the ranks differ.
 
-        Other batches are loaded meanwhile, since in training too the loader uses some of the cores.
+        Further batches are loaded during these steps, since the loader uses some of the cores in training too.
         """
         self.world.barrier()
         repeated = (batch for batch, _ in zip(batches, self.batches, strict=False))
@@ -193,7 +200,7 @@ class ScalingRun:
         self._log_local_steps(self.config.epochs, seconds, batches, synchronized=False)
 
     def time_exchange(self) -> None:
-        """Time all-reduces alone: of the whole gradient, and of one number, for the latency."""
+        """Time all-reduces alone: of the whole gradient, and of a single number, which measures the latency."""
         if self.world.size == 1:
             return
         parameters = [p for p in self.replica.parameters() if p.requires_grad]
@@ -202,7 +209,7 @@ class ScalingRun:
             for repeat in range(EXCHANGES + 1):
                 self.world.barrier()
                 seconds = self.world.time_all_reduce(values)
-                if repeat:  # the first one includes one-time costs
+                if repeat:  # the first all-reduce includes one-time costs
                     self.log.write(AllReduce(bytes=values.nbytes, duration_s=seconds))
 
     def time_regions(self, model: FoundationModel, loader: BatchLoader) -> None:
@@ -228,11 +235,11 @@ class ScalingRun:
 
 
 def measure_graph_sizes(batches: Sequence[LabelledBatch]) -> list[tuple[float, float]]:
-    """Return the atoms and edges of each graph of the batches, of at most MAX_GRAPHS."""
+    """Return the numbers of atoms and edges of the graphs in the batches, of at most MAX_GRAPHS graphs."""
     sizes: list[tuple[float, float]] = []
     for batch, _ in batches:
         count = len(batch.head)
-        atoms, edges = (torch.bincount(of, minlength=count).tolist() for of in (batch.graph, batch.edge_graph))
+        atoms, edges = (torch.bincount(owner, minlength=count).tolist() for owner in (batch.graph, batch.edge_graph))
         sizes += [(a, e) for a, e in zip(atoms, edges, strict=True)]
     return sizes[:MAX_GRAPHS]
 

@@ -53,8 +53,8 @@ from harness.reference.programs.screening.spot_checks import (
 
 COMPONENTS = 8
 MAX_DEVIATION = 10.0  # standard deviations
-MAX_POINTS = 300  # points of each kind in the figure of embeddings
-OOD_STRUCTURES = 200
+MAX_POINTS = 300  # number of points of each kind in the figure of embeddings
+OOD_STRUCTURES = 200  # number of out-of-distribution structures of each kind
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FinishedScreening:
         notes: The notes of its checkpoint.
         workload: The candidates.
         parts: The partition.
-        best: The best candidates, best first.
+        best: The numbers of the best candidates, best first.
     """
 
     model: FoundationModel
@@ -123,12 +123,12 @@ def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folde
 
 
 def select_covered(model: FoundationModel, candidates: Sequence[Structure], log: CaseLog) -> NDArray[np.int64]:
-    """Return the positions of the candidates inside the training sets of the model, and log the others by reason."""
-    coverage, limits = Coverage(model), (model.config.cutoff, model.config.max_neighbours)
+    """Return the positions of the candidates inside the model's training sets; log the number of others by reason."""
+    coverage, cutoff, max_neighbours = Coverage(model), model.config.cutoff, model.config.max_neighbours
     reasons: Counter[str] = Counter()
     covered = []
     for k, structure in enumerate(candidates):
-        graph = build_neighbour_list(structure, cutoff=limits[0], max_neighbours=limits[1])
+        graph = build_neighbour_list(structure, cutoff=cutoff, max_neighbours=max_neighbours)
         outside = [name for name, mask in coverage.find_outside(build_batch([graph])).items() if mask[0]]
         reasons.update(outside)
         covered += [] if outside else [k]
@@ -137,7 +137,7 @@ def select_covered(model: FoundationModel, candidates: Sequence[Structure], log:
 
 
 def sample_candidates(parts: IndexPartition, count: int, rng: np.random.Generator) -> list[int]:
-    """Return random candidates from the parts that were screened, ascending."""
+    """Return the numbers of random candidates in the parts that were screened, ascending."""
     numbers = parts.selected
     candidates = set()
     for position in rng.integers(0, len(numbers), count).tolist():
@@ -158,11 +158,20 @@ def log_overlap(
     candidates: Sequence[Structure],
     log: CaseLog,
 ) -> None:
-    """Log Wasserstein distances along principal components, in units of the training sets' deviation, and elements.
+    """Log the overlap of other structures with the training sets, and the elements of the candidates.
 
-    Deviations are clipped at MAX_DEVIATION, as outliers would dominate; the share of clipped structures is logged.
+    The overlap is measured by Wasserstein distances along principal components, in units of the standard deviation of
+    the training sets. Deviations are clipped at MAX_DEVIATION, since outliers would dominate; the share of clipped
+    structures is logged.
+
+    Args:
+        reference: [s, F] embeddings of the training sets.
+        others: [k, F] embeddings of other structures, by kind.
+        training: The structures of the training sets.
+        candidates: The sampled candidates.
+        log: The log of the case.
     """
-    axes, scale, mean = principal_components(reference)
+    axes, scale, mean = compute_principal_components(reference)
     base = (reference - mean) @ axes / scale
     for kind, embedding in others.items():
         scores = (embedding - mean) @ axes / scale
@@ -189,7 +198,7 @@ def log_overlap(
     )
 
 
-def principal_components(reference: Array) -> tuple[Array, Array, Array]:
+def compute_principal_components(reference: Array) -> tuple[Array, Array, Array]:
     """Return principal axes [F, c], standard deviations [c] along them, and the mean [F] of embeddings [s, F]."""
     mean = reference.mean(axis=0)
     _, values, right = np.linalg.svd(reference - mean, full_matrices=False)
@@ -199,11 +208,12 @@ def principal_components(reference: Array) -> tuple[Array, Array, Array]:
 
 def log_projection(reference: Array, others: dict[str, Array], log: CaseLog) -> None:
     """Log the projections of embeddings on the first two principal components."""
-    axes, scale, mean = principal_components(reference)
+    axes, scale, mean = compute_principal_components(reference)
     for kind, embedding in {"training": reference, **others}.items():
         stride = max(1, len(embedding) // MAX_POINTS)
-        at = np.clip((embedding[::stride] - mean) @ axes[:, :2] / scale[:2], -MAX_DEVIATION, MAX_DEVIATION).round(4)
-        log.write(Embedding(kind=kind, x=at[:, 0].tolist(), y=at[:, 1].tolist()))
+        projection = (embedding[::stride] - mean) @ axes[:, :2] / scale[:2]
+        clipped = np.clip(projection, -MAX_DEVIATION, MAX_DEVIATION).round(4)
+        log.write(Embedding(kind=kind, x=clipped[:, 0].tolist(), y=clipped[:, 1].tolist()))
 
 
 @torch.no_grad()
@@ -216,16 +226,16 @@ def estimate_uncertainty(
 ) -> None:
     """Log three estimates of the uncertainty, as medians over flagged candidates and over the others.
 
-    They are the spread of the heads, of dropout and of an ensemble. Dropout acts on the pooled features; the shipped
-    model was trained without it, so that it measures the sensitivity only.
+    They are the spread over the heads, over dropout samples and over an ensemble of models. Dropout acts on the pooled
+    features; the shipped model was trained without dropout, so its spread only measures the sensitivity.
     """
     generator = torch.Generator().manual_seed(config.seed)
     models = [model, *(checkpoints.load_named(name)[0].double().eval() for name in config.ensemble)]
     rows = []
     for structure in candidates:
-        limits = model.config.cutoff, model.config.max_neighbours
-        batch = build_batch([build_neighbour_list(structure, cutoff=limits[0], max_neighbours=limits[1])],
-                        with_triplets=model.config.needs_triplets)  # fmt: skip
+        cutoff, max_neighbours = model.config.cutoff, model.config.max_neighbours
+        graph = build_neighbour_list(structure, cutoff=cutoff, max_neighbours=max_neighbours)
+        batch = build_batch([graph], with_triplets=model.config.needs_triplets)
         weights = model.gate_weights(batch.composition)
         pooled = model.encode(batch, batch.positions, batch.shift)
         heads = model.residual_energies(pooled, batch)[0] / batch.n_atoms
@@ -233,8 +243,8 @@ def estimate_uncertainty(
         spread = (weights[0] * (heads - mean).square()).sum().sqrt()
         keep = torch.rand(config.dropout_samples, pooled.shape[1], generator=generator) > config.dropout
         dropped = pooled * keep / (1.0 - config.dropout)
-        many = batch._replace(composition=batch.composition.expand(config.dropout_samples, -1))
-        energies = (weights * model.residual_energies(dropped, many)).sum(1) / batch.n_atoms
+        repeated = batch._replace(composition=batch.composition.expand(config.dropout_samples, -1))
+        energies = (weights * model.residual_energies(dropped, repeated)).sum(1) / batch.n_atoms
         rows.append([float(spread), float(energies.std()), _ensemble_deviation(models, batch)])
     table = np.array(rows)
     for name, mask in (("flagged", flagged), ("not flagged", ~flagged)):
@@ -272,13 +282,13 @@ def log_labels(
     rng: np.random.Generator,
     log: CaseLog,
 ) -> None:
-    """Log the errors of the model on candidates that are calculated at the level of theory of one of its heads."""
+    """Log the errors of the model on candidates that are labelled at the level of theory of one of its heads."""
     if not config.n_labels:
         return
     head = find_labelled_head(notes)
     if not isinstance(workload, CrystalWorkload) or head is None:
-        why = "no head of this checkpoint was trained at a level that is at hand" if head is None else "not crystals"
-        log.write(Unlabelled(reason=why))
+        no_head = "no head of this checkpoint was trained at a level of theory that can be computed here"
+        log.write(Unlabelled(reason=no_head if head is None else "the candidates are not crystals"))
         return
     space = restrict_to_head(workload.space, model, head)
     indices = rng.integers(0, len(space), 20 * config.n_labels).tolist()
@@ -290,18 +300,18 @@ def log_labels(
     structures = [space.structure(k) for k in labels.index]
     distances = compute_distances(near, embed(model, structures)) if structures else np.zeros(0)
     columns = (labels.index, labels.energy_error_ev_per_atom, labels.force_error_ev_per_angstrom, distances.tolist())
-    for index, off, force_off, distance in zip(*columns, strict=True):
+    for index, energy_error, force_error, distance in zip(*columns, strict=True):
         log.write(
             SpotLabel(
                 head=labels.head,
                 level_of_theory=labels.level,
                 formula=space.formula(space.block(index, index + 1)[0])[0],
-                energy_error_ev_per_atom=off,
-                force_error_ev_per_angstrom=force_off,
+                energy_error_ev_per_atom=energy_error,
+                force_error_ev_per_angstrom=force_error,
                 distance=distance,
                 flagged=distance > threshold,
             )
         )
     if labels.failed or len(labels.index) < config.n_labels:
-        why = f"{len(labels.index)} of {config.n_labels} labelled"
-        log.write(Unlabelled(reason=why, failed=dict(labels.failed)))
+        reason = f"{len(labels.index)} of {config.n_labels} labelled"
+        log.write(Unlabelled(reason=reason, failed=dict(labels.failed)))

@@ -1,4 +1,4 @@
-"""Merge the results of all ranks into one file per node, and verify that they cover every part once."""
+"""Merge the results of all ranks into one file per node, and verify that they cover every part exactly once."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from harness.reference.programs.screening.candidates.workload import Workload
 from harness.reference.programs.screening.result_segments import MASK, IndexPartition, SegmentEntry, checksum_of_range
 from harness.reference.programs.screening.scoring import Retention, Scores, concatenate_scores
 
-CHUNK = 64  # parts
-MAX_BISECTIONS = 60  # after which the bounds are equal in single precision
+CHUNK = 64  # number of parts that are merged at a time
+MAX_BISECTIONS = 60  # after this number of steps, the bounds are equal in single precision
 
 
-def results_files(folder: Path) -> list[Path]:
+def list_results(folder: Path) -> list[Path]:
     """Return the files of a finished screening, one per node."""
     return sorted(folder.glob("results-*.bp"))
 
 
-def screening_identity(
+def compute_identity(
     model: nn.Module, workload: Workload, parts: IndexPartition, names: Sequence[str], retention: Retention
 ) -> str:
-    """Return the hash of all that two results must have in common to be merged."""
+    """Return a hash of everything that results must have in common to be merged."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -43,10 +43,10 @@ def screening_identity(
 
 
 def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str, world: ProcessGroup) -> Verification:
-    """Verify that the files cover every selected part once; collective.
+    """Verify that the files cover every selected part exactly once; collective.
 
-    Each rank reads its share of the files. The sum of their checksums is compared with that of the indices themselves,
-    which the ranks compute again: a missing or repeated part changes it.
+    Each rank reads its share of the files. The sum of the checksums in the files is compared with the sum that the
+    ranks compute from the indices; a missing or repeated part changes the sum.
 
     Args:
         files: The files of all ranks.
@@ -71,7 +71,7 @@ def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str,
     actual, expected = actual & MASK, expected & MASK
     if count != len(parts.selected) or actual != expected:
         raise InputError(
-            f"results: {count} parts are there for {len(parts.selected)}, checksum {actual:016x} for {expected:016x}"
+            f"results: {count} parts with checksum {actual:016x}, expected {len(parts.selected)} with {expected:016x}"
         )
     return Verification(
         parts=count,
@@ -92,7 +92,7 @@ def merge_segments(
         files: The segments.
         number: Number of the node.
         names: Names of the columns.
-        retention: Which results are kept.
+        retention: The rule by which results are retained.
         identity: The identity of the screening.
     """
     best = concatenate_scores(names, [])
@@ -104,7 +104,7 @@ def merge_segments(
             entries = result_segments.read(segment)
             for first in range(0, len(entries), CHUNK):
                 piece = entries[first : first + CHUNK]
-                best = top(
+                best = select_best(
                     concatenate_scores(names, [best, *(e.results for e in piece if e.results is not None)]), retention
                 )
                 yield piece
@@ -113,14 +113,15 @@ def merge_segments(
     return best
 
 
-def global_top_k(local: Scores, retention: Retention, world: ProcessGroup) -> Scores:
-    """Return the best results of all ranks on rank 0, and nothing on the others; collective.
+def gather_best(local: Scores, retention: Retention, world: ProcessGroup) -> Scores:
+    """Return the best results of all ranks on rank 0, and no results on the other ranks; collective.
 
-    Ranks send results below a bound, which bisection lowers until at most twice as many as requested remain.
+    Ranks send only results within a bound, which is found by bisection so that at most about twice as many results as
+    requested are sent.
 
     Args:
         local: The best results of this rank.
-        retention: Which results are kept.
+        retention: The rule by which results are retained.
         world: The ranks.
     """
     values = local.column(retention.column).astype(float) * (-1 if retention.descending else 1)
@@ -135,9 +136,9 @@ def global_top_k(local: Scores, retention: Retention, world: ProcessGroup) -> Sc
             low = middle
         if retention.count <= within <= 2 * retention.count:
             break
-    return top(concatenate_scores(local.names, world.gather(local[values <= high])), retention)
+    return select_best(concatenate_scores(local.names, world.gather(local[values <= high])), retention)
 
 
-def top(scores: Scores, retention: Retention) -> Scores:
+def select_best(scores: Scores, retention: Retention) -> Scores:
     """Return the best results by the column of the retention, at most `count` of them, best first."""
-    return retention.ranked(scores)[: retention.count]
+    return retention.sort(scores)[: retention.count]

@@ -1,7 +1,8 @@
-"""The distance of a structure from the training sets, and how well it detects out-of-distribution structures.
+"""The distance of a structure from the training sets, and its calibration as a detector of out-of-distribution (OOD).
 
-It is the Mahalanobis distance of the pooled embedding per atom, with a covariance shrunk towards the identity. Sources:
-Lee, Lee, Lee and Shin, NeurIPS 2018; Ledoit and Wolf, J. Multivariate Anal. 88, 365 (2004), as in scikit-learn.
+The distance is the Mahalanobis distance of the pooled embedding per atom, with a covariance that is shrunk towards the
+identity. Sources: Lee, Lee, Lee and Shin, NeurIPS 2018; Ledoit and Wolf, J. Multivariate Anal. 88, 365 (2004), as in
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ class OodCalibration:
 
     Attributes:
         threshold: Distance above which a structure is flagged.
-        flagged_fraction: Fraction of the held-out structures that set the threshold.
-        false_alarms: Share flagged of other held-out structures.
-        calibration_structures: Number of structures that set the threshold.
+        flagged_fraction: Flagged fraction of the held-out structures from which the threshold is determined.
+        false_alarms: Flagged fraction of other held-out structures.
+        calibration_structures: Number of structures from which the threshold is determined.
         test_structures: Number of other held-out structures.
-        detected: Share flagged of out-of-distribution structures, by kind.
+        detected: Flagged fraction of out-of-distribution structures, by kind.
     """
 
     threshold: float
@@ -57,9 +58,9 @@ def embed(model: FoundationModel, structures: Sequence[Structure]) -> Array:
     weight = next(model.parameters())
     rows = []
     for first in range(0, len(structures), BATCH):
-        limits = model.config.cutoff, model.config.max_neighbours
+        cutoff, max_neighbours = model.config.cutoff, model.config.max_neighbours
         chunk = structures[first : first + BATCH]
-        graphs = [build_neighbour_list(s, cutoff=limits[0], max_neighbours=limits[1]) for s in chunk]
+        graphs = [build_neighbour_list(s, cutoff=cutoff, max_neighbours=max_neighbours) for s in chunk]
         batch = build_batch(graphs, with_triplets=model.config.needs_triplets).to(weight.device, weight.dtype)
         with torch.no_grad():
             pooled = model.encode(batch, batch.positions, batch.shift) / batch.n_atoms.unsqueeze(-1)
@@ -82,7 +83,7 @@ def fit_training_distance(model: FoundationModel, limit: int, world: ProcessGrou
 
     Args:
         model: The model on the CPU.
-        limit: Structures of each training set.
+        limit: Maximum number of structures of each training set.
         world: The ranks.
         path: The file that rank 0 writes.
     """
@@ -95,7 +96,7 @@ def fit_training_distance(model: FoundationModel, limit: int, world: ProcessGrou
 
 
 def calibrate(known: Array, test: Array, ood: dict[str, Array], false_alarm: float) -> OodCalibration:
-    """Set the threshold that a share of the known distances exceeds, and measure it on other structures.
+    """Determine the threshold from known distances, and measure the flagged fraction of other structures.
 
     Args:
         known: Distances of held-out structures.

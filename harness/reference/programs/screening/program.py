@@ -1,6 +1,6 @@
 """Screen millions of candidates with a model on every rank, in constant memory (suites/screening.yaml).
 
-The results of each node are in results-<node>.bp, candidates and scores part by part; the best of all are in best.csv.
+The candidates and scores of each node are written to results-<node>.bp, the best of all to best.csv.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from harness.reference.programs.screening.assessment import FinishedScreening, a
 from harness.reference.programs.screening.candidates.choice import build_workload
 from harness.reference.programs.screening.candidates.workload import Workload
 from harness.reference.programs.screening.merge_results import (
-    global_top_k,
+    compute_identity,
+    gather_best,
+    list_results,
     merge_segments,
-    results_files,
-    screening_identity,
     verify_coverage,
 )
 from harness.reference.programs.screening.ood_distance import fit_training_distance
@@ -87,7 +87,7 @@ def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
             raise InputError(f"retention.column {retention.column!r}: expected one of {', '.join(scorer.names)}")
         if retention.max_distance < float("inf") and not config.distance:
             raise InputError("retention: max_distance needs `distance: true`")
-        identity = screening_identity(model, workload, parts, scorer.names, retention)
+        identity = compute_identity(model, workload, parts, scorer.names, retention)
         describe(config, workload, parts, scorer, log)
         screen(
             Screening(
@@ -177,16 +177,16 @@ def describe(
 
 @dataclass(frozen=True)
 class Screening:
-    """What a screening on one rank needs.
+    """The settings of a screening on one rank.
 
     Attributes:
         config: Parameters of the case.
         workload: The candidates.
         parts: The partition.
-        scorer: Scores batches.
-        retention: Which results are kept.
+        scorer: The scorer of batches.
+        retention: The rule by which results are retained.
         folder: The folder of the case.
-        identity: Hash of everything that results must have in common to be merged (`screening_identity`).
+        identity: Hash of everything that results must have in common to be merged (`compute_identity`).
         world: The ranks.
         log: The log of the case.
     """
@@ -205,10 +205,10 @@ class Screening:
 def screen(screening: Screening) -> None:
     """Screen the remaining parts on all ranks, verify the coverage, and merge the results; collective."""
     rank_info, folder = screening.world.rank_info, screening.folder / result_segments.FOLDER
-    is_merged = rank_info.rank == 0 and not folder.exists() and bool(results_files(screening.folder))
+    is_merged = rank_info.rank == 0 and not folder.exists() and bool(list_results(screening.folder))
     if screening.world.broadcast_object(is_merged):
         verification = verify_coverage(
-            results_files(screening.folder), screening.parts, screening.identity, screening.world
+            list_results(screening.folder), screening.parts, screening.identity, screening.world
         )
         screening.log.write(msgspec.structs.replace(verification, finished_earlier=True))
         return
@@ -225,8 +225,9 @@ def screen(screening: Screening) -> None:
     worker = ScreeningWorker(
         workload=screening.workload, parts=screening.parts, scorer=screening.scorer, retention=screening.retention,
         folder=folder, identity=screening.identity, rank=rank_info.rank, edges=screening.config.edges_per_batch,
-        ahead=screening.config.prefetch_batches,
-        write_interval_s=screening.config.write_interval_s, on_progress=report_progress,
+        prefetch_depth=screening.config.prefetch_batches,
+        write_interval_s=screening.config.write_interval_s,
+        on_progress=report_progress,
     )  # fmt: skip
     stats = worker.run(shard(remaining, rank_info.rank, rank_info.size))
     for number, plain in enumerate(screening.world.gather(stats.to_dict())):
@@ -238,13 +239,14 @@ def screen(screening: Screening) -> None:
 
 
 def scan_earlier_results(screening: Screening, folder: Path) -> dict[int, int]:
-    """Return the candidates of each part that earlier attempts finished, and delete unusable files; collective.
+    """Delete unusable files, and return the number of candidates of each part that earlier attempts finished.
 
-    Each rank checks its share of the files. Merged results are deleted and merged again, as all segments still exist.
+    The call is collective; each rank checks its share of the files. Incomplete merged results are deleted, since all
+    segments still exist.
     """
     rank_info = screening.world.rank_info
     if rank_info.rank == 0:
-        result_segments.remove(results_files(screening.folder))
+        result_segments.remove(list_results(screening.folder))
     paths = screening.world.broadcast_object(sorted(folder.glob("*")) if rank_info.rank == 0 else [])
     scan = result_segments.scan_segments(shard(paths, rank_info.rank, rank_info.size), screening.identity)
     parts: dict[int, int] = {}
@@ -277,12 +279,12 @@ def merge_results(screening: Screening, files: list[Path]) -> None:
                 retention=screening.retention,
                 identity=screening.identity,
             )
-    best_of_all = global_top_k(best, screening.retention, screening.world)
+    best_of_all = gather_best(best, screening.retention, screening.world)
     rank_info = screening.world.rank_info
     folder, trash = screening.folder / result_segments.FOLDER, screening.folder / f"{result_segments.FOLDER}.done"
     if rank_info.rank == 0:
         write_best(screening, best_of_all)
-        os.replace(folder, trash)  # in one step, as some of the segments alone would look like unfinished work
+        os.replace(folder, trash)  # at once, since a part of the segments would look like an unfinished screening
     screening.world.barrier()
     result_segments.remove(trash / path.name for path in shard(files, rank_info.rank, rank_info.size))
     screening.world.barrier()

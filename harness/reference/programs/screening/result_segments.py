@@ -1,4 +1,4 @@
-"""The parts of a screening's index space with checksums, and their results: BP files of a few parts each, or absent."""
+"""The parts of a screening's index space, with checksums, and the segments: BP files with the results of some parts."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class IndexPartition:
     """A partition of the candidates, of which some parts or all are screened.
 
     Attributes:
-        total: Candidates of the whole space.
-        size: Candidates of a part; the last part may have fewer.
+        total: Number of candidates in the whole space.
+        size: Number of candidates in a part; the last part may have fewer.
         n_selected: Number of parts that are screened, evenly spaced; None for all.
     """
 
@@ -63,28 +63,28 @@ class IndexPartition:
 
     @classmethod
     def for_candidates(cls, total: int, size: int, candidates: int | None) -> IndexPartition:
-        """Return a partition that screens about so many candidates, or all of them."""
+        """Return a partition of which about `candidates` candidates are screened, or all if it is None."""
         return cls(total, size, None if candidates is None else max(1, round(candidates / max(1, size))))
 
     @property
     def n_parts(self) -> int:
-        """Return the number of parts of the whole space."""
+        """The number of parts of the whole space."""
         return -(-self.total // self.size)
 
     @property
     def selected(self) -> range | list[int]:
-        """Return the numbers of the parts that are screened."""
+        """The numbers of the parts that are screened."""
         if self.n_selected is None or self.n_selected >= self.n_parts:
             return range(self.n_parts)
         return [k * self.n_parts // self.n_selected for k in range(self.n_selected)]
 
     def bounds(self, number: int) -> tuple[int, int]:
-        """Return the first candidate of a part, and the one after its last."""
+        """Return (first, stop) of the candidates of a part."""
         return number * self.size, min(self.total, (number + 1) * self.size)
 
     @property
     def candidates(self) -> int:
-        """Return the number of candidates in the parts that are screened."""
+        """The number of candidates in the parts that are screened."""
         return sum(stop - first for first, stop in map(self.bounds, self.selected))
 
     def checksum(self) -> int:
@@ -94,7 +94,7 @@ class IndexPartition:
 
 LABEL = "parts"
 FOLDER = "segments"
-SENTINEL = -1  # ends the results of each part, as ADIOS2 cannot read empty columns
+SENTINEL = -1  # the last row of the results of each part, as ADIOS2 cannot read empty columns
 SUMMARY = ("part", "candidates", "evaluated", "checksum")
 
 
@@ -109,7 +109,7 @@ class SegmentEntry:
     Attributes:
         part: Number of the part.
         candidates: Number of its candidates.
-        evaluated: Candidates with results: not filtered out, inside the training sets of the model, and finite.
+        evaluated: Number of candidates with results: not filtered out, inside the model's training sets, and finite.
         checksum: Checksum of all its candidates.
         results: The retained results, if they are loaded.
     """
@@ -145,7 +145,7 @@ def _build_block(entries: Sequence[SegmentEntry], names: tuple[str, ...]) -> Blo
 
 
 def read_summary(path: Path, identity: str) -> dict[int, SegmentEntry]:
-    """Return the parts that a file covers, without their results, after checking all of its checksums.
+    """Check all checksums of a file, and return its parts without their results.
 
     Raises:
         ForeignResults: The results belong to another screening.
@@ -174,7 +174,9 @@ def read(path: Path) -> list[SegmentEntry]:
 
 
 def scan_segments(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list[str]]:
-    """Return the candidates of each finished part in some files, and a message on each unusable file, which is deleted.
+    """Return the number of candidates of each finished part in some files, and a message for each unusable file.
+
+    Unusable files are deleted.
 
     Raises:
         ForeignResults: A file belongs to another screening; it is not deleted.

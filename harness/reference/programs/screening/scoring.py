@@ -18,9 +18,9 @@ from harness.reference.models.foundation import FoundationModel
 COLUMNS: dict[str, str] = {
     "energy_ev_per_atom": "the gate's weighted energy of the heads that know all elements",
     "residual_energy_ev_per_atom": "the same minus the reference energies of the elements",
-    "spread_ev_per_atom": "weighted standard deviation of the heads about it, references left off",
+    "spread_ev_per_atom": "weighted standard deviation of the residual energies of the heads",
     "force_max_ev_per_angstrom": "largest force on an atom",
-    "distance": "of the embedding from the training sets",
+    "distance": "distance of the embedding from the training sets",
 }
 
 
@@ -56,7 +56,7 @@ class Scores:
 
 
 def concatenate_scores(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
-    """Concatenate scores with the given columns; the list may be empty."""
+    """Concatenate scores; names: their columns, which the result has even if there are no parts."""
     empty = Scores(names, np.zeros(0, dtype=np.int64), np.zeros((0, len(names)), dtype=np.float32))
     parts = [empty, *parts]
     return Scores(names, np.concatenate([p.index for p in parts]), np.concatenate([p.values for p in parts]))
@@ -67,8 +67,8 @@ class MahalanobisDistance:
     """The distance |(z - mean) whitening| / sqrt(F) of a pooled embedding per atom z from the training sets.
 
     Attributes:
-        mean: [F].
-        whitening: [F, F].
+        mean: [F] mean embedding of the training sets.
+        whitening: [F, F] matrix that whitens their covariance.
     """
 
     mean: Tensor
@@ -80,7 +80,7 @@ class MahalanobisDistance:
         return (deviation.square().mean(1)).sqrt()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> MahalanobisDistance:
-        """Return a copy on a device in a type."""
+        """Return a copy on a device, in a data type."""
         return MahalanobisDistance(self.mean.to(device, dtype), self.whitening.to(device, dtype))
 
 
@@ -132,13 +132,13 @@ class Retention:
     """The rule by which results are retained.
 
     Attributes:
-        mode: "all", "top" (the `count` lowest, or highest, by a column) or "within" (column between low and high).
+        mode: "all", "top" (the `count` lowest or highest values of a column) or "within" (values from low to high).
         column: Name of the column.
         count: Number of results for "top".
-        descending: Whether "top" retains the highest.
+        descending: Whether "top" retains the highest values.
         low: Lower bound for "within".
         high: Upper bound for "within".
-        max_distance: Largest distance from the training sets of a result that is retained.
+        max_distance: Results with a larger distance from the training sets are dropped.
     """
 
     mode: Literal["all", "top", "within"] = "top"
@@ -163,7 +163,7 @@ class Retention:
         )
 
     def select(self, scores: Scores) -> Scores:
-        """Return the results to retain; among equal ones, the lower index is better."""
+        """Return the results to retain; of equal values, the one with the lower index is better."""
         if self.max_distance < np.inf:
             scores = scores[scores.column("distance") <= self.max_distance]
         if self.mode == "all":
@@ -175,7 +175,7 @@ class Retention:
         best: NDArray[np.int64] = np.sort(order[: self.count])
         return scores[best]
 
-    def ranked(self, scores: Scores) -> Scores:
+    def sort(self, scores: Scores) -> Scores:
         """Return the results sorted by the column, best first."""
         values = scores.column(self.column)
         return scores[np.lexsort((scores.index, -values if self.descending else values))]

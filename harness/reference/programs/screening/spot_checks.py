@@ -1,4 +1,4 @@
-"""Checks of single candidates: relaxation of the best, and labels for a random subset."""
+"""Checks of single candidates: relaxation of the best ones, and labels for a random subset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.reference.models.coverage import TOO_CLOSE, OutsideTraining
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace
 
-FMAX = 0.05
+FMAX = 0.05  # eV/angstrom
 FOLDER = "relaxed"
 
 
@@ -81,7 +81,7 @@ def relax(
             converged = bool(optimizer.run(fmax=FMAX, steps=steps))
             after, force = atoms.get_potential_energy() / len(atoms), float(np.abs(atoms.get_forces()).max())
         except OutsideTraining:
-            failed["outside what the model was trained on, at the start or on the way"] += 1
+            failed["outside the training sets of the model, at the start or during the relaxation"] += 1
             continue
         except (ValueError, RuntimeError, np.linalg.LinAlgError):  # a folded cell has no neighbour list
             failed["the cell folded or atoms coincided"] += 1
@@ -115,7 +115,7 @@ def _volume(atoms: Atoms) -> float:
     return float(atoms.get_volume() / len(atoms)) if atoms.pbc.all() else 0.0
 
 
-MIN_ATOMS = 8  # a cell large enough for the Gamma point alone
+MIN_ATOMS = 8  # smaller cells need more k-points than the Gamma point
 MAX_ATOMS = 32
 
 
@@ -124,7 +124,7 @@ class SpotLabels:
     """The errors of the model on k labelled candidates.
 
     Attributes:
-        head: The head that predicts.
+        head: The head whose predictions are compared.
         level: The level of theory of the labels.
         index: [k] numbers of the candidates.
         energy_error_ev_per_atom: [k] absolute error of the energy.
@@ -169,13 +169,13 @@ def make_supercell(structure: Structure) -> Structure:
 def label_candidates(
     model: FoundationModel, space: CandidateSpace, indices: Sequence[int], head: str, *, count: int, seconds: float
 ) -> SpotLabels:
-    """Label the first candidates for which the calculation succeeds, and compare the model with them.
+    """Label the first candidates for which the calculation succeeds, and compare the predictions of the model.
 
     Args:
         model: The model.
         space: The candidates.
-        indices: Numbers of candidates, in the order to try.
-        head: The head that predicts.
+        indices: Numbers of candidates, in the order in which they are tried.
+        head: The head whose predictions are compared.
         count: Number of labels.
         seconds: Time limit.
     """

@@ -1,4 +1,4 @@
-"""The worker of one rank: candidates are generated in a thread, scored on the device, and written to disk by parts."""
+"""The worker of one rank, which generates candidates in a thread, scores them on the device and writes the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.reference.distributed.group import synchronize
 from harness.reference.errors import get_first_line
 from harness.reference.models.coverage import Coverage
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.models.message_backend import PLAIN, MessageBackend
+from harness.reference.models.message_backend import UNFUSED, MessageBackend
 from harness.reference.profiling import fom_client
 from harness.reference.programs.screening import result_segments
 from harness.reference.programs.screening.candidates.workload import CandidateBatch, Workload
@@ -31,7 +31,7 @@ Score = Callable[[FoundationModel, Batch, MahalanobisDistance | None], Tensor]
 
 @dataclass
 class ModelScorer:
-    """Scores batches with a model.
+    """A function that scores batches with a model.
 
     Attributes:
         model: The model on its device.
@@ -41,9 +41,9 @@ class ModelScorer:
         device: The device.
         dtype: Type of the batches.
         message_backend: The message backend.
-        compiled: The compiled score function; batches of one structure or edge, which would need another compilation,
-            use `score`.
-        eager_reason: Why compilation failed, if it did.
+        compiled: The compiled score function, or None. Batches of one structure or edge, which would need another
+            compilation, use `score`.
+        eager_reason: Why the compilation failed; None if it did not.
     """
 
     model: FoundationModel
@@ -52,12 +52,12 @@ class ModelScorer:
     distance: MahalanobisDistance | None
     device: torch.device
     dtype: torch.dtype
-    message_backend: MessageBackend = PLAIN
+    message_backend: MessageBackend = UNFUSED
     compiled: Score | None = None
     eager_reason: str | None = None
 
     def warm_up(self, batch: Batch) -> None:
-        """Score a first batch, which compiles; if compilation fails, use the eager function from now on."""
+        """Score a first batch, which triggers the compilation; if that fails, use the eager function from now on."""
         try:
             self(batch)
         except Exception as error:  # each compiler raises its own errors
@@ -85,11 +85,11 @@ class WorkerStats:
     """Counts and times of a rank.
 
     Attributes:
-        candidates: Candidates of the parts that are done.
-        evaluated: Candidates with finite results, and those outside the training sets.
-        atoms: Atoms of the scored batches.
-        edges: Edges of the scored batches.
-        batches: Scored batches.
+        candidates: Number of candidates in the finished parts.
+        evaluated: Number of candidates with finite results or outside the training sets.
+        atoms: Number of atoms in the scored batches.
+        edges: Number of edges in the scored batches.
+        batches: Number of scored batches.
         generation_s: Seconds in the thread that generates candidates.
         wait_s: Seconds of waiting for that thread.
         transfer_s: Seconds of copying batches to the device.
@@ -97,10 +97,10 @@ class WorkerStats:
         write_s: Seconds of writing results.
         wall_s: Seconds in total, without the warm-up.
         warm_up_s: Seconds of an additional evaluation of the first batch, including compilation.
-        left_out: Candidates without results, by reason.
-        unranked: Candidates among those evaluated that are outside the training sets, by reason; they have no results.
+        left_out: Number of candidates without results, by reason.
+        unranked: Number of evaluated candidates outside the training sets, which have no results, by reason.
         memory_bytes: Resident memory after each part.
-        eager_reason: Why compilation failed, if it did.
+        eager_reason: Why the compilation failed; None if it did not.
     """
 
     candidates: int = 0
@@ -137,20 +137,20 @@ class WorkerStats:
 
 @dataclass(frozen=True, kw_only=True)
 class ScreeningWorker:
-    """Screens parts of the index space on one rank.
+    """A worker that screens parts of the index space on one rank.
 
     Attributes:
         workload: The candidates.
         parts: The partition.
-        scorer: Scores batches.
-        retention: Which results are kept.
+        scorer: The scorer of batches.
+        retention: The rule by which results are retained.
         folder: The folder of segments.
-        identity: Hash of everything that results must have in common to be merged (`screening_identity`).
+        identity: Hash of everything that results must have in common to be merged (`compute_identity`).
         rank: The rank of this process.
         edges: Approximate maximum number of edges of a batch.
-        ahead: Number of batches to generate in advance.
+        prefetch_depth: Number of batches to generate in advance.
         write_interval_s: Seconds between writes of finished parts.
-        on_progress: Receives the number of candidates of each finished part.
+        on_progress: The function that gets the number of candidates of each finished part.
     """
 
     workload: Workload
@@ -161,18 +161,18 @@ class ScreeningWorker:
     identity: str
     rank: int
     edges: int
-    ahead: int
+    prefetch_depth: int
     write_interval_s: float
     on_progress: Callable[[int], None]
 
     def run(self, part_numbers: Sequence[int]) -> WorkerStats:
-        """Screen the parts of these numbers."""
+        """Screen the parts with these numbers."""
         stats = WorkerStats()
         pending: list[SegmentEntry] = []
         results: list[Scores] = []
         started = committed = time.perf_counter()
-        with Prefetch(_identity, self._generate(part_numbers, stats), depth=self.ahead) as ahead:
-            for item in ahead:
+        with Prefetch(_identity, self._generate(part_numbers, stats), depth=self.prefetch_depth) as prefetched:
+            for item in prefetched:
                 if isinstance(item, CandidateBatch):
                     results.append(self._evaluate(item, stats))
                     continue
@@ -181,13 +181,13 @@ class ScreeningWorker:
                 if time.perf_counter() - committed > self.write_interval_s:
                     self._commit(pending, stats)
                     pending, committed = [], time.perf_counter()
-            stats.wait_s = ahead.waited_s
+            stats.wait_s = prefetched.waited_s
         self._commit(pending, stats)
         stats.wall_s = time.perf_counter() - started - stats.warm_up_s
         return stats
 
     def _generate(self, numbers: Sequence[int], stats: WorkerStats) -> Iterator[CandidateBatch | int]:
-        """Yield the batches of each part, then its number; runs in a thread."""
+        """Yield the batches of each part, then the number of the part; this runs in a thread."""
         coverage = Coverage(self.scorer.model)
         for number in numbers:
             batches = self.workload.batches(*self.parts.bounds(number), self.edges)
@@ -222,7 +222,7 @@ class ScreeningWorker:
         scores = Scores(self.scorer.names, candidates.index, values)
         inside = ~np.any([np.zeros(len(values), dtype=bool), *candidates.outside.values()], axis=0)
         finite = np.asarray(np.isfinite(values).all(axis=1))
-        stats.unranked.update({why: int(mask.sum()) for why, mask in candidates.outside.items() if mask.any()})
+        stats.unranked.update({reason: int(mask.sum()) for reason, mask in candidates.outside.items() if mask.any()})
         if (inside & ~finite).any():
             stats.left_out["not finite"] += int((inside & ~finite).sum())
         stats.evaluated += int((finite | ~inside).sum())
@@ -243,7 +243,7 @@ class ScreeningWorker:
         if not pending:
             return
         started = time.perf_counter()
-        # the best of a segment include only some of the best of each part
+        # of the best results of each part, only those among the best of the whole segment are written
         retained = self.retention.select(
             concatenate_scores(self.scorer.names, [e.results for e in pending if e.results is not None])
         )

@@ -1,7 +1,7 @@
-"""Fine-tuning of one model on the few labels of a task, stopped early by validation labels, never by the test set.
+"""Fine-tuning of one model on the few labels of a task, with early stopping on validation labels.
 
-The target is scaled: a baseline of composition or mean is subtracted, and the rest divided by its size. All of it is
-fitted to training labels alone.
+The target is scaled: a baseline (a linear model of composition, or the mean) is subtracted, and the residual is divided
+by its mean magnitude. The scaling is fitted to training labels alone.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class TargetScaling:
     known: NDArray[np.bool_]
 
     def baseline(self, table: StructureTable) -> Array:
-        """Return the prediction without a model, [g]."""
+        """Return the baseline of each structure, [g], in the unit of the task."""
         if not self.extensive:
             return np.full(len(table), self.offset)
         return np.asarray(count_elements(table) @ self.energies)
 
     def knows(self, table: StructureTable) -> NDArray[np.bool_]:
-        """Return [g] whether the baseline is defined: an energy needs training labels with all of its elements."""
+        """Return for each structure whether the baseline is defined: energies need all elements in the training set."""
         if not self.extensive:
             return np.ones(len(table), dtype=bool)
         return np.asarray((count_elements(table)[:, ~self.known] == 0).all(axis=1))
@@ -78,9 +78,10 @@ def fit_scaling(table: StructureTable, target: Array, *, extensive: bool) -> Tar
 
 
 def composition_baseline(table: StructureTable, target: Array, test: StructureTable, *, extensive: bool) -> Array:
-    """Return the predictions of a linear model of composition for test structures, [t].
+    """Return the predictions of a linear model of composition for t test structures, [t].
 
-    It is fitted to element counts for an extensive target, and to element fractions by ridge regression otherwise.
+    For an extensive target, the features are element counts; otherwise they are element fractions, with ridge
+    regression.
     """
     mean = target.mean()
     if extensive:
@@ -117,7 +118,7 @@ class FitResult:
 
     Attributes:
         steps: Number of steps.
-        best_step: The step whose weights the model has.
+        best_step: The step with the lowest validation loss, whose weights the model has.
         validation_loss: Validation loss at that step.
         seconds: Duration.
     """
@@ -136,7 +137,7 @@ class TaskData:
         residuals: [s] values minus the baseline.
         with_forces: Whether batches include forces.
         with_triplets: Whether batches include pairs of edges.
-        like: A tensor of the type and on the device of the batches.
+        like: A tensor with the data type and the device of the batches.
     """
 
     def __init__(
@@ -171,9 +172,9 @@ class TaskData:
             yield self.batch(np.arange(first, min(len(self), first + EVALUATION_BATCH)))
 
     def random_batches(self, size: int, steps: int, rng: np.random.Generator) -> Iterator[TaskBatch]:
-        """Yield random batches of at most `size` structures, in passes over all of them.
+        """Yield random batches of at most `size` structures, in passes over all structures.
 
-        A batch that spans two passes holds no structure twice, and may be smaller.
+        A batch that spans two passes contains no structure twice, so it may be smaller.
         """
         order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         size = min(size, len(self))

@@ -1,4 +1,4 @@
-"""Modes of transfer: which weights a task starts from, and which of them it trains."""
+"""Modes of transfer: the weights from which a task starts, and the weights that it trains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Mode:
     Attributes:
         name: Name of the mode.
         title: Name in reports.
-        pretrained: Whether it starts from the weights of the checkpoint, rather than random ones.
+        pretrained: Whether training starts from the weights of the checkpoint, rather than from random ones.
         trains_encoder: Whether message passing is trained.
         trains_shared_layers: Whether the layers of a head that all outputs share are trained.
         trains_task_layers: Whether the other layers of a head are trained.
@@ -34,12 +34,12 @@ class Mode:
 
     @property
     def is_trained(self) -> bool:
-        """Return whether any weights are trained, rather than reference energies alone."""
+        """Whether any weights are trained; otherwise only reference energies are fitted."""
         return self.trains_encoder or self.trains_shared_layers or self.trains_task_layers
 
 
 MODES: tuple[Mode, ...] = (
-    #                                      pretrained, then whether encoder, shared layers and task layers are trained
+    #    name, title; whether: pretrained, encoder trained, shared layers trained, task layers trained
     Mode("as_pretrained", "as pretrained", True, False, False, False),
     Mode("head_only", "head only", True, False, False, True),
     Mode("frozen_encoder", "frozen encoder", True, False, True, True),
@@ -49,7 +49,7 @@ MODES: tuple[Mode, ...] = (
 MODES_BY_NAME: dict[ModeName, Mode] = {mode.name: mode for mode in MODES}
 
 
-def best_head(model: FoundationModel, composition: Tensor) -> int:
+def find_best_head(model: FoundationModel, composition: Tensor) -> int:
     """Return the trained head with the largest mean weight of the gate for these compositions, [g, 119].
 
     Only heads that know all elements of the largest number of structures are considered.
@@ -61,15 +61,17 @@ def best_head(model: FoundationModel, composition: Tensor) -> int:
     return int(weights.masked_fill(known < known.max(), -1.0).argmax())
 
 
-def task_model(source: FoundationModel, mode: Mode, head: int, *, keep_task_layers: bool, seed: int) -> FoundationModel:
-    """Return a model with one head for a task, in the type and on the device of the source.
+def build_task_model(
+    source: FoundationModel, mode: Mode, head: int, *, keep_task_layers: bool, seed: int
+) -> FoundationModel:
+    """Return a model with one head for a task, in the data type and on the device of the source.
 
     Args:
         source: The pretrained model.
         mode: The mode.
-        head: The head whose layers it starts from.
-        keep_task_layers: Whether it starts from the layers after the shared ones too, which predict the energies of
-            that head; for a new property they are random.
+        head: The head of the source from which the layers are copied.
+        keep_task_layers: Whether the layers after the shared ones are copied too; they predict energies of the source's
+            head, so for a new property they start from random weights.
         seed: Seed of random weights.
     """
     torch.manual_seed(seed)

@@ -1,8 +1,8 @@
 """A downstream task trained on few labels, from a pretrained model in several modes, and from scratch.
 
-The draws of labels are shared among ranks (suites/transfer.yaml). Each baseline and each fit is written to a file in
-fits/ at once, and logged as an event when all ranks have finished; the predictions of each fit on the test set are in
-fits/ too.
+The ranks share the draws of labels (suites/transfer.yaml). Each baseline and each fit is written to a file in fits/ at
+once, and is logged as an event when all ranks have finished; the predictions of each fit on the test set are in fits/
+too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,13 @@ from harness.reference.programs.transfer.finetune import (
     fit_scaling,
     predict,
 )
-from harness.reference.programs.transfer.modes import MODES_BY_NAME, Mode, best_head, select_parameters, task_model
+from harness.reference.programs.transfer.modes import (
+    MODES_BY_NAME,
+    Mode,
+    build_task_model,
+    find_best_head,
+    select_parameters,
+)
 from harness.reference.programs.transfer.splits import LabelSplit, TaskSplits
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.load import TaskDataUnavailable, load_task
@@ -113,7 +119,7 @@ class TransferStudy:
     folder: Path
 
     def list_draws(self) -> list[tuple[str, int, int]]:
-        """Return subset, number of labels and seed of each draw; a pool with fewer labels is drawn once as a whole."""
+        """Return (subset, number of labels, seed) of each draw; a pool with fewer labels is used once as a whole."""
         draws = [
             (subset, min(labels, self.splits.count_labels(subset, seed)), seed)
             for labels in self.config.labels
@@ -133,7 +139,7 @@ class TransferStudy:
         self._write(Baseline(**key, **self._baseline_errors(split)), self._path(key, "baseline"))
         like = next(self.source.parameters())
         data = {part: self.splits.build_data(getattr(split, part), split.scaling, like) for part in PARTS}
-        head = best_head(self.source, build_batch(data["train"].graphs).composition)
+        head = find_best_head(self.source, build_batch(data["train"].graphs).composition)
         for name in self.config.modes:
             mode = MODES_BY_NAME[name]
             if mode.is_trained or self.splits.extensive:  # no pretrained head predicts a new property
@@ -166,7 +172,7 @@ class TransferStudy:
         }  # fmt: skip
 
     def _mean_absolute(self, errors: Array, table: StructureTable) -> float:
-        """Return the mean absolute error in the unit of the task, per atom if the task is reported so."""
+        """Return the mean absolute error in the unit of the task, per atom if the benchmark reports it per atom."""
         return float(np.abs(errors / table.sizes if self.splits.task.error_per_atom else errors).mean())
 
     def _fit_mode(
@@ -177,7 +183,7 @@ class TransferStudy:
         if path.exists():
             return
         seed = self.config.seed + key["seed"]
-        model = task_model(self.source, mode, head, keep_task_layers=self.splits.extensive, seed=seed)
+        model = build_task_model(self.source, mode, head, keep_task_layers=self.splits.extensive, seed=seed)
         if not (mode.pretrained and self.splits.extensive):
             model.scale[0] = split.scaling.unit
         parameters = select_parameters(model, mode)

@@ -20,7 +20,7 @@ SPLIT_SEED = 17
 
 @dataclass(frozen=True)
 class LabelSplit:
-    """One draw of labels.
+    """A random selection (draw) of labelled structures of a task.
 
     Attributes:
         train: Positions of training structures in the dataset.
@@ -59,21 +59,26 @@ class TaskSplits:
 
     @property
     def extensive(self) -> bool:
-        """Return whether the target is an energy, which grows with the structure."""
+        """Whether the target is an energy, which grows with the size of the structure."""
         return self.task.kind != "property"
 
     @property
     def with_forces(self) -> bool:
-        """Return whether forces are trained too."""
+        """Whether forces are trained too."""
         return self.task.kind == "energy_forces"
 
     @property
     def subsets(self) -> list[str]:
-        """Return the names of the subsets that are trained separately."""
+        """The names of the subsets, which are trained separately."""
         return [str(name) for name in np.unique(self.dataset.subset)]
 
     def split(self, subset: str, number: int) -> Fold:
-        """Return the pool of labels and the test set, of an official fold or of a split that is always the same."""
+        """Return the pool of labelled structures and the test set, as positions in the dataset.
+
+        Args:
+            subset: The subset.
+            number: The number of the draw, which selects an official fold; without folds, the split is always the same.
+        """
         folds = self.dataset.folds
         if folds:
             pool, test = folds[number % len(folds)]
@@ -85,11 +90,17 @@ class TaskSplits:
         return pool, test
 
     def count_labels(self, subset: str, number: int) -> int:
-        """Return the number of labels in the pool."""
+        """Return the number of structures in the pool; arguments as in `split`."""
         return len(self.split(subset, number)[0])
 
     def draw(self, subset: str, labels: int, number: int) -> LabelSplit:
-        """Draw labels from the pool, and use a fifth of them for validation."""
+        """Select labelled structures from the pool at random, a fifth of them for validation.
+
+        Args:
+            subset: The subset.
+            labels: Number of structures.
+            number: The number of the draw.
+        """
         pool, test = self.split(subset, number)
         indices = np.random.default_rng([self.seed, number]).permutation(pool)[:labels]
         count = min(MAX_VALIDATION, max(2, round(VALIDATION_SHARE * len(indices))))
@@ -100,7 +111,7 @@ class TaskSplits:
         return LabelSplit(train, validation, test, scaling)
 
     def build_data(self, indices: Indices, scaling: TargetScaling, like: Tensor) -> TaskData:
-        """Return structures with their labels minus the baseline, in the type and on the device of `like`."""
+        """Return structures with their labels minus the baseline, in the data type and on the device of `like`."""
         table = self.dataset.table[indices]
         for k, structure in zip(indices.tolist(), table.structures(head=0), strict=True):
             if k not in self.graphs:

@@ -23,12 +23,12 @@ from harness.reference.errors import InputError
 
 ATTRIBUTE_PREFIX = "harness/"
 TYPES = {"double": "float64", "float": "float32"} | {f"{t}_t": t for t in ("int64", "int32", "uint8", "int8", "int16")}
-MAX_CLOSE_ATTEMPTS = 20  # attempts to close a file on a full disk
+MAX_CLOSE_ATTEMPTS = 20  # on a full disk
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """A variable of the file: a key of a split, or a table of one."""
+    """A variable of the file: a key of a split, or a table of counts or offsets of a key."""
 
     name: str
     dtype: str
@@ -53,7 +53,7 @@ class StoredArray:
         return [start, count]
 
     def cut(self, values: NDArray[Any], first: int, stop: int) -> NDArray[Any]:
-        """Return some of the rows that were read, contiguous."""
+        """Return the rows first..stop - 1 of values that were read, as a contiguous array."""
         return np.ascontiguousarray(values[(slice(None),) * self.axis + (slice(first, stop),)])
 
 
@@ -100,7 +100,7 @@ class Handle:
 
     def close(self) -> None:
         """Close the file."""
-        with suppress(RuntimeError):  # a damaged file, which was rejected before
+        with suppress(RuntimeError):  # if the file is damaged, reading has reported that already
             self.engine.Close()
 
 
@@ -115,16 +115,24 @@ def parse_size(variable: Mapping[str, str]) -> int:
 
 
 def extract_reason(error: Exception) -> str:
-    """Return ADIOS2's message without its colours and ranks."""
+    """Return the essential part of an error message of ADIOS2, which also contains terminal colours and ranks."""
     lines = str(error).split("] : ")[-1].split(" : ")[-1].strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
 class Engine:
-    """A file that is written at `part`, and later renamed to `path`, which messages name.
+    """A BP file that is being written.
 
-    comm: the ranks that write the file together, None for one rank. written: bytes put by this rank. Raises OSError
-    with the system's reason where ADIOS2 fails.
+    Args:
+        path: The final path of the file, which messages name.
+        part: The path while the file is being written.
+        comm: The ranks that write the file together; None for one rank.
+
+    Attributes:
+        written: Number of bytes that this rank has written.
+
+    Raises:
+        OSError: ADIOS2 fails to write; the message gives the reason of the operating system.
     """
 
     def __init__(self, path: Path, part: Path, comm: Any) -> None:
@@ -133,7 +141,7 @@ class Engine:
         self.path, self.part, self.comm = path, part, comm
         self.written = 0
         self._open = False
-        self._adios = bindings.ADIOS()  # the engine dies with it
+        self._adios = bindings.ADIOS()  # a reference is needed as long as the engine exists
         self._io = self._adios.DeclareIO(str(path))
         self._io.SetParameter("StatsLevel", "0")
 
@@ -164,7 +172,7 @@ class Engine:
         self.written += values.nbytes
 
     def flush(self) -> None:
-        """Write buffered data to disk; several ranks do that at the end, as it is collective."""
+        """Write buffered data to disk; with several ranks, `end` does that, as the operation is collective."""
         if self.comm is None:
             with simplified_errors(self.part):
                 self._engine.PerformDataWrite()
@@ -172,7 +180,7 @@ class Engine:
     def define_attribute(self, name: str, value: Any) -> None:
         """Define an attribute under its full name."""
         if isinstance(value, np.ndarray):
-            value = np.array(value, order="C")  # a copy: ADIOS2 takes no views, and keeps zero dimensions
+            value = np.array(value, order="C")  # a copy, as ADIOS2 rejects views
         elif not isinstance(value, str | list):
             value = np.array(int(value) if isinstance(value, bool) else value)
         try:
@@ -181,7 +189,7 @@ class Engine:
             raise InputError(f"{self.path}: the attribute {name!r} cannot be stored: {value!r:.80}") from None
 
     def end(self) -> None:
-        """Close the file, complete; collective."""
+        """Close the complete file; collective."""
         with simplified_errors(self.part):
             self._engine.EndStep()
             self._engine.Close()
@@ -190,7 +198,11 @@ class Engine:
             self.comm.Barrier()
 
     def abandon(self, make_room: Callable[[], None]) -> None:
-        """Close the incomplete file; ADIOS2 ends the process if it cannot write the rest, so make room for that."""
+        """Close the incomplete file.
+
+        Args:
+            make_room: Frees disk space; without space for the rest of the data, ADIOS2 would end the process.
+        """
         for _ in range(MAX_CLOSE_ATTEMPTS if self._open else 0):
             make_room()
             try:
@@ -199,14 +211,14 @@ class Engine:
                 continue
             self._open = False
             break
-        if self._open:  # others have filled the disk: leak the engine, whose destructor would end the process
+        if self._open:  # the disk is still full: leak the engine, as its destructor would end the process
             for reference in (self._adios, self._io, self._engine):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(reference))
 
 
 @contextmanager
 def simplified_errors(path: Path) -> Iterator[None]:
-    """Raise ADIOS2's errors, which are pages long, as OSError with the system's reason."""
+    """Convert the long errors of ADIOS2 to OSError with the reason of the operating system."""
     try:
         yield
     except RuntimeError as error:

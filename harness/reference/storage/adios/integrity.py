@@ -1,7 +1,7 @@
-"""Checks of a BP folder without ADIOS2, which hangs or crashes on a damaged one.
+"""Checks of a BP folder without ADIOS2, which hangs or crashes if files are damaged.
 
-A seal, harness.json, lists sizes and checksums. It is in the folder of a store that this program wrote, and next to
-the folder of one that HydraGNN wrote, which stays as it is.
+A seal, harness.json, lists sizes and checksums. It is inside the folder of a store that this program wrote, but next to
+the folder of a store that HydraGNN wrote, which is never changed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from harness.reference.errors import InputError
 SEAL = "harness.json"
 SUMS = "harness.crc32"
 PART = ".part"
-HEADER_BYTES = 64
-VERSION_BYTE = 37
-LARGEST_SEAL = 16 << 20
-BLOCK_BYTES = 16 << 10
+HEADER_BYTES = 64  # size of the header of md.idx
+VERSION_BYTE = 37  # position of the BP version in that header
+MAX_SEAL_BYTES = 16 << 20
+BLOCK_BYTES = 16 << 10  # size of the blocks that have a checksum each
 Table = NDArray[np.uint32]
 
 
@@ -36,8 +36,13 @@ Table = NDArray[np.uint32]
 class Seal:
     """The content of a seal whose own checksum is correct.
 
-    path, sums: the files. sizes: bytes of each file. crc32: of the files that ADIOS2 trusts. arrays: of each array's
-    table of checksums, in the order of the tables in `sums`. facts: those that the store's own attributes lack.
+    Attributes:
+        path: The file of the seal.
+        sums: The file with the checksums of all arrays, one table after the other.
+        sizes: The size of each file of the store in bytes.
+        crc32: The checksum of each file that ADIOS2 trusts, such as those of metadata.
+        arrays: The checksum of each array's table, in the order of the tables in `sums`.
+        facts: Facts of the store that are not among its attributes.
     """
 
     path: Path
@@ -62,7 +67,14 @@ def get_outer_seal_paths(folder: Path) -> tuple[Path, Path]:
 def write_seal(
     folder: Path, paths: tuple[Path, Path], tables: Mapping[str, Table], facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the sizes and checksums of a finished folder; tables: the checksums of each array."""
+    """Write the seal of a finished folder.
+
+    Args:
+        folder: The folder of the store.
+        paths: The paths of the seal and of the file of checksums.
+        tables: The checksums of the blocks of each array.
+        facts: Facts of the store that are not among its attributes.
+    """
     seal, sums = paths
     _write_synced(sums, join_tables(list(tables.values())))
     files = sorted(f for f in folder.iterdir() if f.is_file() and f != seal)
@@ -78,16 +90,20 @@ def write_seal(
 
 
 def sync_files(folder: Path) -> None:
-    """Write the files of a finished folder through to the disk."""
+    """Wait until the files of a finished folder are on disk."""
     for path in (*folder.iterdir(), folder):
         _sync_file(path)
 
 
 def check_folder(path: Path, *, unfinished: bool = False) -> Seal | None:
-    """Check that a BP folder is complete and has one finished step, and return its seal, if there is one.
+    """Check that a BP folder is complete and has exactly one step, and return its seal, or None if it has none.
 
-    unfinished: the store is not sealed yet, so that an existing seal is ignored.
-    Raises InputError, naming the file, for any other folder.
+    Args:
+        path: The folder.
+        unfinished: Whether the store is not sealed yet, so that an existing seal is ignored.
+
+    Raises:
+        InputError: The folder is missing, incomplete or damaged; the message names the file.
     """
     if not path.is_dir():
         raise InputError(f"{path}: {'not a BP folder' if path.exists() else 'no such BP folder'}")
@@ -102,7 +118,7 @@ def check_folder(path: Path, *, unfinished: bool = False) -> Seal | None:
 
 
 def find_seal(path: Path) -> Seal | None:
-    """Return the seal of a store, or None if it has none; raises InputError for a damaged one."""
+    """Return the seal of a store, or None if it has none; raises InputError if the seal is damaged."""
     for seal, sums in (get_inner_seal_paths(path), get_outer_seal_paths(path)):
         if seal.exists() or seal.is_symlink():
             return _read_seal(seal, sums)
@@ -110,7 +126,7 @@ def find_seal(path: Path) -> Seal | None:
 
 
 def check_payload(path: Path, expected: int) -> None:
-    """Raise InputError if the data files cannot hold this many bytes: reading past their end never returns."""
+    """Raise InputError if the data files have fewer bytes than expected; ADIOS2 hangs when it reads past their end."""
     size = sum(f.stat().st_size for f in path.glob("data.*"))
     if size < expected:
         raise InputError(f"{path}: truncated, {size} bytes of data for arrays of {expected} bytes")
@@ -118,7 +134,7 @@ def check_payload(path: Path, expected: int) -> None:
 
 def _read_seal(path: Path, sums: Path) -> Seal:
     damaged = InputError(f"{path}: damaged, not as it was written; restore it, or convert the dataset again")
-    if not path.is_file() or path.stat().st_size > LARGEST_SEAL:
+    if not path.is_file() or path.stat().st_size > MAX_SEAL_BYTES:
         raise damaged
     try:
         whole = json.loads(path.read_bytes())
@@ -140,7 +156,7 @@ def _read_seal(path: Path, sums: Path) -> Seal:
 
 
 def read_older_seal(path: Path) -> Seal | None:
-    """Return the seal of a store as it was written before blocks had checksums, or None where there is none."""
+    """Return the seal of a store that an earlier version wrote, without checksums of blocks, or None."""
     seal, sums = get_inner_seal_paths(path)
     try:
         content = json.loads(seal.read_bytes())
@@ -158,27 +174,27 @@ def _compute_checksum(content: Mapping[str, Any]) -> int:
 
 
 def check_files(path: Path, seal: Seal) -> None:
-    """Compare the files that the seal lists, which are in the folder itself, with it."""
+    """Compare the files in the folder with their sizes and checksums in the seal; raises InputError."""
     folder = path.resolve()
     files = {entry.name: (folder / entry.name).resolve() for entry in os.scandir(folder)}
     for name in (*seal.sizes, *seal.crc32):
         if "/" in name or name in ("", ".", "..") or (name in files and files[name].parent != folder):
             raise InputError(f"{seal.path}: {name[:80]!r} is not a file in the store's folder")
     for name, size in seal.sizes.items():
-        size_found = files[name].stat().st_size if name in files and files[name].is_file() else None
-        if size_found != size:
-            was = "is missing" if size_found is None else f"has {size_found} bytes"
-            raise InputError(f"{path}: damaged, {name[:80]!r} {was} and was written with {size}")
+        present_size = files[name].stat().st_size if name in files and files[name].is_file() else None
+        if present_size != size:
+            problem = "is missing" if present_size is None else f"has {present_size} bytes"
+            raise InputError(f"{path}: damaged, {name[:80]!r} {problem} and was written with {size}")
     for name, checksum in seal.crc32.items():
         if name not in seal.sizes or zlib.crc32((path / name).read_bytes()) != checksum:
             raise InputError(f"{path}: damaged, {name} is not as it was written")
 
 
 def _check_index(path: Path) -> None:
-    """Check the steps that md.idx lists, and for BP5 that the metadata they point to exist."""
+    """Check the steps that md.idx lists and, for the version BP5, that the metadata of each step exist."""
     index = (path / "md.idx").read_bytes()
     if len(index) <= HEADER_BYTES:
-        raise InputError(f"{path}: incomplete: it holds no finished step")
+        raise InputError(f"{path}: incomplete: it has no finished step")
     if index[VERSION_BYTE] != 5:
         return
     if not (path / "mmd.0").is_file():
@@ -196,7 +212,7 @@ def _check_index(path: Path) -> None:
             if start + size > (path / "md.0").stat().st_size:
                 raise InputError(f"{path}: truncated, md.0 ends before what md.idx lists")
     if steps != 1:
-        raise InputError(f"{path}: holds {steps} steps, a store has one")
+        raise InputError(f"{path}: has {steps} steps, expected one")
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -214,7 +230,7 @@ def _sync_file(path: Path) -> None:
 
 
 def count_rows_per_block(row_bytes: int) -> int:
-    """Return how many rows of an array one checksum covers."""
+    """Return how many rows of an array belong to one checksum."""
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
@@ -224,7 +240,7 @@ def count_blocks(rows: int, row_bytes: int) -> int:
 
 
 class BlockSums:
-    """The checksums of one array while its rows arrive, in any division."""
+    """The checksums of one array, computed while its rows arrive in pieces of any size."""
 
     def __init__(self, row_bytes: int) -> None:
         self._block_bytes = count_rows_per_block(row_bytes) * row_bytes
@@ -233,7 +249,7 @@ class BlockSums:
         self._filled = 0
 
     def add(self, rows: NDArray[Any]) -> None:
-        """Append rows, which are contiguous with the samples' axis first."""
+        """Append rows; they must be contiguous, with the samples' axis first."""
         data = rows.reshape(-1).data.cast("B") if rows.size else memoryview(b"")
         start = 0
         while start < len(data):
@@ -249,14 +265,14 @@ class BlockSums:
         self._running = self._filled = 0
 
     def table(self) -> Table:
-        """Return the checksum of each block; call it once the array is complete."""
+        """Return the checksum of each block, [blocks]; all rows must have been added."""
         if self._filled:
             self._close_block()
         return np.array(self._sums, dtype="<u4")
 
 
 class Verifier:
-    """Compares blocks of one array with their checksums, each once."""
+    """The comparison of the blocks of one array with their checksums; each block is compared once."""
 
     def __init__(self, table: Table, rows: int, row_bytes: int) -> None:
         self._table = table
@@ -265,14 +281,14 @@ class Verifier:
         self._verified = bytearray(len(table))
 
     def widen(self, first: int, rows: int) -> tuple[int, int] | None:
-        """Return the rows (first, stop) of whole blocks to read in place of these, or None where all are verified."""
+        """Return (first, stop) of the whole blocks that contain some rows, or None if these blocks are verified."""
         low, high = first // self._block_rows, -(-(first + rows) // self._block_rows)
         if 0 not in self._verified[low:high]:
             return None
         return low * self._block_rows, min(self._rows, high * self._block_rows)
 
     def find_damage(self, first: int, values: NDArray[Any]) -> int | None:
-        """Return the first damaged block among contiguous rows that begin with a block at row `first`, or None."""
+        """Compare whole blocks that start at row `first`; return the index of the first damaged block, or None."""
         data = values.reshape(-1).data.cast("B")
         step = len(data) // len(values) * self._block_rows
         for number, start in enumerate(range(0, len(data), step), start=first // self._block_rows):
@@ -288,5 +304,5 @@ class Verifier:
 
 
 def join_tables(tables: Sequence[Table]) -> bytes:
-    """Return the tables as they are in the file, concatenated."""
+    """Return the tables as bytes, one after the other, as in the file of checksums."""
     return b"".join(table.astype("<u4").tobytes() for table in tables)

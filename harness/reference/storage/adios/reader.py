@@ -1,4 +1,4 @@
-"""Reading BP files of this project and of HydraGNN: single samples on demand, or ranges at once."""
+"""Reading of BP files of this project and of HydraGNN: single samples on demand, or ranges of samples at once."""
 
 from __future__ import annotations
 
@@ -31,12 +31,21 @@ TABLES = ("count", "offset")
 
 
 class BPFile:
-    """A finished BP file, opened once for each process and thread that reads; it pickles as its path.
+    """A BP file for reading. Each process and thread that reads gets its own handle; a pickle holds the path alone.
 
-    unfinished: open a file that its writer has not finished.
-    attributes: those of the file, without this project's prefix, and the facts of its seal.
-    is_sealed: whether there are checksums; if so, each block is compared with its own when it is first read.
-    Raises InputError for a folder that is not a complete BP file, for samples that do not exist, and for damage.
+    If the file is sealed, each block is compared with its checksum when it is first read.
+
+    Args:
+        path: The folder of the file.
+        unfinished: Whether to open a file that its writer has not finished.
+
+    Attributes:
+        attributes: The attributes of the file, without this project's prefix, and the facts of its seal.
+        is_from_hydragnn: Whether HydraGNN wrote the file.
+
+    Raises:
+        InputError: The folder is not a complete BP file or is damaged; methods raise it for samples that do not exist
+            and for damaged blocks.
     """
 
     def __init__(self, path: Path | str, *, unfinished: bool = False) -> None:
@@ -60,7 +69,7 @@ class BPFile:
             raise InputError(f"{self.path}: harness.json is missing; restore it, or convert the dataset again")
 
     def _describe(self) -> None:
-        """List the variables of the file; raises InputError where they contradict each other."""
+        """List the variables of the file; raises InputError if they contradict each other."""
         variables = self._handle.io.AvailableVariables()
         attributes, keys, axes = self._read_attributes()
         self.is_from_hydragnn = "format" not in attributes
@@ -79,13 +88,13 @@ class BPFile:
             if missing or split not in self._arrays:
                 raise InputError(f"{self.path}: damaged, {split}/{'/'.join(missing[:1])} is listed but missing")
         if not keys:
-            raise InputError(f"{self.path}: has no splits; not a store")
+            raise InputError(f"{self.path}: not a store, as it has no splits")
         check_payload(self.path, sum(map(parse_size, variables.values())))
 
     def _describe_array(self, variables: dict[str, dict[str, str]], name: str, axis: int) -> StoredArray:
         shape, kind = parse_shape(variables[name]), TYPES.get(variables[name]["Type"], "")
         if not kind:
-            raise InputError(f"{self.path}: {name} is of type {variables[name]['Type']}, which no store has")
+            raise InputError(f"{self.path}: {name} has the type {variables[name]['Type']}, which is not supported")
         if not 0 <= axis < len(shape) or 0 in shape[:axis] + shape[axis + 1 :]:
             raise InputError(f"{self.path}: damaged, {name} of shape {shape} has no rows along axis {axis}")
         return StoredArray(name, kind, shape, axis)
@@ -109,7 +118,7 @@ class BPFile:
         return located
 
     def _read_attributes(self) -> tuple[dict[str, Any], dict[str, list[str]], dict[tuple[str, str], int]]:
-        """Return the facts of the file, the listed keys of each split and the samples' axis of each array."""
+        """Return the attributes of the file, the listed keys of each split, and the samples' axis of each array."""
         facts: dict[str, Any] = {}
         keys: dict[str, list[str]] = {}
         axes: dict[tuple[str, str], int] = {}
@@ -174,12 +183,12 @@ class BPFile:
         return key, array.dtype, array.axis, array.shape[: array.axis] + array.shape[array.axis + 1 :]
 
     def counts(self, split: str, key: str, first: int, stop: int) -> Counts:
-        """Return the rows of consecutive samples, [stop - first]."""
+        """Return the numbers of rows of the samples first..stop - 1, [stop - first]."""
         self._check_range(split, first, stop)
         return self._table(self._array(split, key), "count", first, stop - first)
 
     def bounds(self, split: str, key: str) -> Counts:
-        """Return where each sample begins and the last one ends along the axis, [samples + 1]."""
+        """Return the start of each sample along the axis, and the end of the last one, [samples + 1]."""
         array, samples = self._array(split, key), self.count_samples(split)
         table = np.concatenate([[0], np.cumsum(self._table(array, "count", 0, samples))])
         if table[-1] != array.rows:
@@ -240,9 +249,9 @@ class BPFile:
             yield move_samples_first(self._read(array, first, rows), array.axis)
 
     def verify(self) -> None:
-        """Read everything and compare it with its checksums; raises InputError."""
+        """Read all arrays and compare them with their checksums; raises InputError if they differ."""
         if not self.is_sealed:
-            raise InputError(f"{self.path}: was written without checksums")
+            raise InputError(f"{self.path}: it was written without checksums")
         for array in self.arrays():
             for _ in self.pieces(array):
                 pass
@@ -306,7 +315,7 @@ class BPFile:
         return table
 
     def _load_ends(self, split: str, key: str) -> list[int]:
-        """Return where the samples of a key begin and end; keys with equal numbers of rows share the table."""
+        """Return the bounds of the samples of a key; keys with equal numbers of rows share one table."""
         table = self.bounds(split, key)
         known = self._ends.setdefault(split, {})
         return known.setdefault(key, next((t for t in known.values() if np.array_equal(t, table)), table.tolist()))

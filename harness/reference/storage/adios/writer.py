@@ -1,6 +1,6 @@
-"""Writing BP files that HydraGNN reads: one step, in constant memory, complete or not at all.
+"""Writing of BP files that HydraGNN can read, in constant memory; an incomplete file never gets its final name.
 
-With an ADIOS2 built with MPI, ranks write one file together, each its own consecutive samples.
+If ADIOS2 is built with MPI, several ranks can write one file, each rank a range of consecutive samples.
 """
 
 from __future__ import annotations
@@ -37,18 +37,23 @@ ORIGINAL_ATTRIBUTES = ("pna_deg", "energy_linear_regression_coeff")
 
 
 class BPWriter:
-    """Writes a BP file next to its final path, checks it at the end and only then renames it.
-
-    attributes: facts of the file, read back from BPFile.attributes; `dataset` is needed, None is left out, mappings
-    are kept as JSON. comm: an mpi4py communicator whose ranks write together; it needs an ADIOS2 built with MPI, and
-    every rank must then announce its samples and rows (`split`).
+    """A writer of a BP file: it writes next to the final path, checks the file at the end, and renames it.
 
         with BPWriter(path, {"dataset": "qm9", "cutoff": 5.0}) as writer:
             for table in tables:
                 writer.split("trainset").put(encode_table(table))
             writer.note("left_out", 12)
 
-    Raises InputError for bad blocks and an existing path, OSError when the disk is full; neither leaves files behind.
+    Args:
+        path: The final path.
+        attributes: Facts of the file, which BPFile.attributes returns. `dataset` is required; None values are omitted,
+            mappings are stored as JSON.
+        comm: The communicator (mpi4py) of the ranks that write together; None for one rank. It needs an ADIOS2 that is
+            built with MPI, and every rank must announce its samples and rows (`split`).
+
+    Raises:
+        InputError: A block cannot be stored, or the path exists. No files remain.
+        OSError: The disk is full. No files remain.
     """
 
     def __init__(self, path: Path | str, attributes: Mapping[str, Any], *, comm: Any = None) -> None:
@@ -97,10 +102,13 @@ class BPWriter:
         return self.comm is None or self.comm.Get_rank() == 0
 
     def split(self, name: str, *, samples: int | None = None, totals: Mapping[str, int] | None = None) -> Split:
-        """Return the split of this name, to which blocks are put in any order among splits.
+        """Return the split of this name; blocks of several splits may be written in any order.
 
-        samples and totals (rows of each key along its axis) are those that this rank announces: checked at the end,
-        and needed where ranks write together.
+        Args:
+            name: The name of the split.
+            samples: Number of samples that this rank will write. It is checked at the end, and required if several
+                ranks write together.
+            totals: Number of rows of each key along its axis that this rank will write; checked and required likewise.
         """
         if name not in self._splits:
             if not name or "/" in name:
@@ -109,7 +117,7 @@ class BPWriter:
         return self._splits[name]
 
     def note(self, name: str, value: Any) -> None:
-        """Set an attribute of the file; pna_deg and energy_linear_regression_coeff go where HydraGNN looks for them."""
+        """Set an attribute of the file; those in ORIGINAL_ATTRIBUTES get the name under which HydraGNN reads them."""
         self._notes[name] = value
 
     def _finish(self) -> None:
@@ -128,7 +136,7 @@ class BPWriter:
         self._reserve.unlink()
         if self.comm is None:
             tables = {name: table for split in splits for name, table in split.tables().items()}
-        else:  # rows of one block may come from two ranks
+        else:  # one block of the file may contain rows of two ranks
             with BPFile(self._part, unfinished=True) as file:
                 tables = sum_arrays(file)
         sync_files(self._part)
@@ -160,7 +168,7 @@ class BPWriter:
 
 
 def sum_arrays(file: BPFile) -> dict[str, Table]:
-    """Read a whole file, and return the checksums of each of its arrays."""
+    """Read a whole file, and return the checksums of the blocks of each array."""
     tables = {}
     for array in file.arrays():
         sums = BlockSums(array.row_bytes)
@@ -171,7 +179,7 @@ def sum_arrays(file: BPFile) -> dict[str, Table]:
 
 
 def _verify_written(part: Path, splits: Sequence[Split]) -> None:
-    """Raise OSError unless the file reads back as written: all totals, the first and the last sample of each split."""
+    """Raise OSError unless the counts, and the first and last sample of each split, are the same in the file."""
     with BPFile(part, unfinished=True) as file:
         for split in splits:
             if file.count_samples(split.name) != split.all_samples or not split.matches(file):

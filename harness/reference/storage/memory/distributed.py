@@ -1,8 +1,8 @@
 """One copy of a split, spread over the memory of ranks; any rank reads any sample by one-sided access.
 
-The semantics are those of DDStore (github.com/ORNL/DDStore), which may hold the memory instead of MPI: the communicator
-is split into groups of `width` ranks, each group holds all samples once, and the owner of a sample takes no part in a
-get.
+The semantics are those of DDStore (github.com/ORNL/DDStore), which can manage the memory instead of MPI: the
+communicator is split into groups of `width` ranks, each group holds all samples once, and the owner of a sample is not
+involved when another rank reads it.
 """
 
 from __future__ import annotations
@@ -38,15 +38,22 @@ class MemoryBackend(ABC):
 
     @abstractmethod
     def allocate(self, comm: Any, units: int) -> Units:
-        """Return this rank's part, to be filled before `open`."""
+        """Return this rank's memory, [units], which must be filled before `open`."""
 
     @abstractmethod
     def open(self) -> None:
-        """Let all ranks read; collective."""
+        """Allow all ranks to read; collective."""
 
     @abstractmethod
     def fetch(self, out: Units, owners: list[int], starts: list[int], lengths: list[int]) -> None:
-        """Copy parts of other ranks' memory one after the other into out, which has exactly their length."""
+        """Copy parts of the memory of other ranks into `out`, one after the other.
+
+        Args:
+            out: The target, of exactly the length of all parts.
+            owners: The rank that holds each part.
+            starts: The start of each part in its owner's memory, in units.
+            lengths: The length of each part in units.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -54,10 +61,10 @@ class MemoryBackend(ABC):
 
 
 class RmaBackend(MemoryBackend):
-    """A window that all ranks keep locked, shared, for its whole life: nobody writes to it.
+    """An MPI window (remote memory access) on which all ranks hold a shared lock, as no rank writes to it.
 
-    For records of 8 kB, a get per record and one flush took 1.4 us per record; a derived datatype for each owner took
-    1.0 to 3.7 us, depending on the number of records of an owner, and a lock for each get 12 us.
+    For records of 8 kB, one get per record and one flush for all take 1.4 us per record. A derived datatype for each
+    owner takes 1.0 to 3.7 us, depending on the number of records per owner, and a lock for each get 12 us.
     """
 
     name = "rma"
@@ -80,7 +87,7 @@ class RmaBackend(MemoryBackend):
         return np.asarray(self._window.tomemory()).view(np.int64)[:units]
 
     def open(self) -> None:
-        """Lock the window until it is closed; each rank has filled its part before any other reads it."""
+        """Lock the window until it is closed, after all ranks have filled their memory."""
         assert self._window is not None
         self._window.Lock_all(self._mpi.MODE_NOCHECK)
         self._window.Sync()
@@ -107,11 +114,14 @@ class RmaBackend(MemoryBackend):
 
 
 class DDStoreBackend(MemoryBackend):
-    """One variable of 8-byte rows. method: 0 MPI, 1 libfabric.
+    """Memory in a DDStore: one variable with rows of 8 bytes.
 
-    Its get locks and unlocks the owner's window in each call, and is therefore independent of its collective fence
-    epochs. Its get_batch is not used, as it is collective under MPI and takes rows of equal length only. Newer versions
-    keep a copy of their own, so that this rank's part is in memory twice; local samples are read from ours.
+    DDStore's get locks and unlocks the owner's window in each call, and so needs no collective fence. Its get_batch is
+    not used, as it is collective with MPI and supports only rows of equal length. Newer versions of DDStore copy the
+    data, so that this rank's part is in memory twice; local samples are read from the array of this class.
+
+    Args:
+        method: 0 for MPI, 1 for libfabric.
     """
 
     def __init__(self, method: int) -> None:
@@ -126,7 +136,7 @@ class DDStoreBackend(MemoryBackend):
 
     @property
     def thread_safe(self) -> bool:  # type: ignore[override]
-        """Whether gets may run in threads: always with libfabric, with MPI if it was started for threads."""
+        """Whether samples may be read in threads: always with libfabric; with MPI if it was started for threads."""
         from mpi4py import MPI
 
         return self._method == 1 or MPI.Query_thread() == MPI.THREAD_MULTIPLE
@@ -140,14 +150,14 @@ class DDStoreBackend(MemoryBackend):
         return self._local[:units]
 
     def open(self) -> None:
-        """Register this rank's rows, and find the first row of each rank."""
+        """Register this rank's rows with DDStore, and gather the index of each rank's first row."""
         rows = self._comm.allgather(len(self._local))
         self._firsts = np.concatenate([[0], np.cumsum(rows)]).tolist()
         self._store.add(self._variable, self._local)
         self._comm.Barrier()
 
     def fetch(self, out: Units, owners: list[int], starts: list[int], lengths: list[int]) -> None:
-        """Issue one get for each record, which is consecutive rows of one rank."""
+        """Issue one get for each record, which consists of consecutive rows of one rank."""
         offset, firsts, get, variable = 0, self._firsts, self._store.get, self._variable
         for owner, start, length in zip(owners, starts, lengths, strict=True):
             get(variable, out[offset : offset + length], firsts[owner] + start)
@@ -160,11 +170,15 @@ class DDStoreBackend(MemoryBackend):
 
 
 CHUNK_BYTES = 64 << 20
-Spans = tuple[list[int], list[int], list[int]]
+Spans = tuple[list[int], list[int], list[int]]  # owners, starts and lengths of records
 
 
 def make_backend(name: str) -> MemoryBackend:
-    """Return the backend of this name, where auto is DDStore if it is installed; raises InputError if it is not."""
+    """Return the backend of this name; "auto" is DDStore if it is installed, else MPI.
+
+    Raises:
+        InputError: The backend is unknown or not installed.
+    """
     if name == "auto":
         name = "ddstore" if find_spec("pyddstore") else "rma"
     if name == "rma":
@@ -175,10 +189,15 @@ def make_backend(name: str) -> MemoryBackend:
 
 
 class Directory:
-    """The owner of each record, and its position and length in units there; 4 bytes per sample, or 8 beyond 32 GiB.
+    """The locations of all records; it takes 4 bytes per sample, or 8 if a rank holds more than 32 GiB.
 
-    firsts: first sample of each owner, and the number of all. starts: [samples] position in the owner's memory.
-    units: [owners] length of each owner's memory.
+    Args:
+        lengths: The lengths in units of the records of each rank.
+
+    Attributes:
+        firsts: [owners + 1] index of the first sample of each owner, and the number of all samples.
+        starts: [samples] start of each record in its owner's memory, in units.
+        units: [owners] length of each owner's memory in units.
     """
 
     def __init__(self, lengths: Sequence[Units]) -> None:
@@ -195,11 +214,11 @@ class Directory:
 
     @property
     def nbytes(self) -> int:
-        """Size of the directory on each rank."""
+        """The size of the directory on each rank in bytes."""
         return self.starts.nbytes
 
     def find(self, indices: NDArray[np.int64]) -> Spans:
-        """Return the owners, positions and lengths of records."""
+        """Return the owners, starts and lengths of the records with these indices."""
         owners = (np.searchsorted(self.firsts, indices, side="right") - 1).tolist()
         starts = self.starts[indices].tolist()
         stops = self.starts[np.minimum(indices + 1, len(self) - 1)].tolist()
@@ -212,9 +231,14 @@ class Directory:
 
 
 class DistributedStore(Samples):
-    """Records spread over a group of ranks.
+    """Samples as records that are spread over the memory of a group of ranks.
 
-    schema: of all records. local: this rank's memory, with its records one after the other. lengths: of these, [k].
+    Args:
+        comm: The communicator of the group.
+        backend: The memory.
+        schema: The schema of all records.
+        local: This rank's memory, which holds its records one after the other.
+        lengths: [k] lengths of these records in units.
     """
 
     def __init__(self, comm: Any, backend: MemoryBackend, schema: RecordSchema, local: Units, lengths: Units) -> None:
@@ -231,7 +255,7 @@ class DistributedStore(Samples):
     def load(
         cls, file: BPFile, split: str, keys: Collection[str] | None, *, comm: Any, width: int | None, backend: str
     ) -> DistributedStore:
-        """Read each rank's share of a split from the file. Collective: if one rank fails, all do."""
+        """Read each rank's share of a split from the file. Collective; if one rank fails, all ranks raise an error."""
         comm, group = _split_communicator(comm, width)
         schema = RecordSchema.from_file(file, split, keys)
         first, stop = split_evenly(file.count_samples(split), group.Get_rank(), group.Get_size())
@@ -239,7 +263,7 @@ class DistributedStore(Samples):
         def measure() -> tuple[MemoryBackend, Units]:
             names = [field.name for field in schema.fields] if first < stop else []
             counts: Mapping[str, Any] = {name: file.counts(split, name, first, stop) for name in names}
-            return make_backend(backend), schema.units(counts) if names else np.zeros(0, np.int64)
+            return make_backend(backend), schema.compute_lengths(counts) if names else np.zeros(0, np.int64)
 
         memory, lengths = collectives.run_collectively(comm, measure)
         local = memory.allocate(group, int(lengths.sum()))
@@ -259,7 +283,7 @@ class DistributedStore(Samples):
         return len(self.directory)
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the requested order: this rank's as views of its memory, the others in one fetch."""
+        """Return the samples in the requested order; those of this rank are views of its memory."""
         numbers = np.asarray(indices, dtype=np.int64)
         if self._local is None:
             raise InputError("the distributed store is closed")
@@ -286,7 +310,7 @@ class DistributedStore(Samples):
         return records
 
     def close(self) -> None:
-        """Free the memory, after which views of this rank's samples must not be used. Collective."""
+        """Free the memory; views of this rank's samples must not be used any more. Collective."""
         if self._local is not None:
             self._local = None
             self.backend.close()
@@ -294,7 +318,7 @@ class DistributedStore(Samples):
 
 
 def _split_communicator(comm: Any, width: int | None) -> tuple[Any, Any]:
-    """Return the communicator and this rank's group of it; the last group may be smaller."""
+    """Return the communicator (that of this process alone if it is None) and the group of this rank in it."""
     if comm is None:
         from mpi4py import MPI
 

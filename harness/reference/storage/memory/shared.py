@@ -1,6 +1,6 @@
-"""One copy of a split for all processes of a node, in memory that the system frees after the last of them.
+"""One copy of a split for all processes of a node, in memory that the system frees when the last process ends.
 
-The memory has no name in any file system (memfd, Linux), so that nothing is left behind even if all are killed.
+The memory has no name in any file system (memfd of Linux), so that nothing remains even if all processes are killed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ NAME = "harness-samples"
 
 @dataclass(frozen=True)
 class ArrayPlacement:
-    """An array in the memory; ends: position of the table of its sample boundaries in the layout."""
+    """The location of an array in the memory.
+
+    Attributes:
+        name: The key; "" for a table of sample boundaries.
+        dtype: The name of the data type.
+        shape: The shape of the array.
+        axis: The samples' axis.
+        start: Offset in bytes.
+        ends: Position in the layout of the table of the array's sample boundaries.
+    """
 
     name: str
     dtype: str
@@ -40,9 +49,15 @@ class ArrayPlacement:
 
 @dataclass(frozen=True)
 class MemoryLayout:
-    """The layout of the memory: first `tables` tables of sample boundaries, then the keys.
+    """The layout of the memory.
 
-    owner, handle: the process that holds the memory, and its file descriptor there.
+    Attributes:
+        samples: Number of samples.
+        placements: The tables of sample boundaries, then the keys.
+        nbytes: Size of the memory in bytes.
+        tables: Number of tables of sample boundaries.
+        owner: Id of the process that created the memory.
+        handle: The file descriptor of the memory in that process.
     """
 
     samples: int
@@ -54,7 +69,10 @@ class MemoryLayout:
 
 
 class SharedSamples(Samples):
-    """Samples in memory that processes of a node share; pickles as a reference, valid while the first process lives."""
+    """Samples in memory that processes of a node share.
+
+    A pickle is a reference to the memory, which is valid as long as the process that created the memory lives.
+    """
 
     def __init__(self, layout: MemoryLayout, handle: int | None = None) -> None:
         """Attach to the memory; handle: its file descriptor, if this process created it."""
@@ -69,7 +87,7 @@ class SharedSamples(Samples):
 
     @classmethod
     def load(cls, file: BPFile, split: str, keys: Collection[str] | None, comm: Any) -> SharedSamples:
-        """Read the split into the node's memory, each rank of the node its part. Collective."""
+        """Read the split into memory that the ranks of a node share; each rank reads its part. Collective."""
         if comm is None:
             memory = cls(*_create_memory(file, split, keys))
             _fill_memory(memory, file, split, 0, memory.layout.samples)
@@ -88,7 +106,7 @@ class SharedSamples(Samples):
         return result
 
     def array(self, placement: ArrayPlacement) -> NDArray[Any]:
-        """Return a view of the memory."""
+        """Return an array as a view of the memory."""
         return np.ndarray(placement.shape, placement.dtype, self._memory, placement.start)
 
     def _build_reader(self) -> PreloadedSamples:
@@ -162,11 +180,13 @@ def _attach_memory(layout: MemoryLayout) -> int:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise InputError(f"the shared samples of process {layout.owner} are out of reach ({error.strerror})") from None
+        raise InputError(
+            f"the shared samples of process {layout.owner} cannot be accessed ({error.strerror})"
+        ) from None
 
 
 def _fill_memory(shared: SharedSamples, file: BPFile, split: str, first: int, stop: int) -> None:
-    """Copy samples first..stop from the file, a piece at a time."""
+    """Copy the samples first..stop - 1 from the file into the memory, piece by piece."""
     layout = shared.layout
     step = max(1, CHUNK_BYTES * layout.samples // max(1, layout.nbytes))
     names = [placement.name for placement in layout.placements[layout.tables :]]

@@ -16,9 +16,10 @@ from harness.reference.storage.sampling.permutations import Integers
 
 
 def compute_weights(counts: Sequence[int], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Return shares that sum to 1, proportional to count ** (1 / temperature), [d]: by size for 1, equal for infinity.
+    """Return the weight of each dataset, proportional to count ** (1 / temperature), [d]; weights sum to 1.
 
-    Raises InputError for an empty dataset and for a temperature that is not positive.
+    At temperature 1, weights are proportional to size; at infinity, they are equal. Raises InputError for an empty
+    dataset and for a temperature that is not positive.
     """
     if not counts or min(counts) < 1:
         raise InputError(f"sampling: every dataset needs at least one sample, got {list(counts)}")
@@ -30,23 +31,32 @@ def compute_weights(counts: Sequence[int], temperature: float = 1.0) -> NDArray[
 
 
 def round_shares(shares: ArrayLike, total: int, at_least: int = 0) -> Integers:
-    """Return whole numbers that sum to total, [d]: at_least each, the rest by largest remainder, ties to the first.
+    """Divide a total into integers in proportion to shares, by the largest-remainder method.
 
-    Raises InputError when total is too small.
+    Args:
+        shares: [d] the proportions.
+        total: The sum of the result.
+        at_least: The smallest allowed integer.
+
+    Returns:
+        [d] integers; of equal remainders, the first is rounded up.
+
+    Raises:
+        InputError: The total is too small.
     """
-    part = np.asarray(shares, dtype=float)
-    spare = total - at_least * len(part)
-    if spare < 0:
-        raise InputError(f"sampling: {total} is too few for {len(part)} datasets with at least {at_least} each")
-    quota = part / part.sum() * spare
-    whole = np.floor(quota).astype(np.int64)
-    whole[np.argsort(whole - quota, kind="stable")[: spare - int(whole.sum())]] += 1
-    return whole + at_least
+    proportions = np.asarray(shares, dtype=float)
+    divisible = total - at_least * len(proportions)
+    if divisible < 0:
+        raise InputError(f"sampling: {total} is too few for {len(proportions)} datasets with at least {at_least} each")
+    quota = proportions / proportions.sum() * divisible
+    rounded = np.floor(quota).astype(np.int64)
+    rounded[np.argsort(rounded - quota, kind="stable")[: divisible - int(rounded.sum())]] += 1
+    return rounded + at_least
 
 
 @dataclass(frozen=True)
 class RankGroup:
-    """Ranks first .. first + size - 1, which share the samples of the same datasets."""
+    """The ranks first .. first + size - 1, which divide the samples of the same datasets among them."""
 
     datasets: tuple[int, ...]
     first: int
@@ -64,21 +74,29 @@ class Assignment:
         return self.groups[bisect_right([g.first for g in self.groups], rank) - 1]
 
     def find_datasets(self, rank: int) -> tuple[int, ...]:
-        """Return the datasets that a rank serves: one, or several where there are fewer ranks than datasets."""
+        """Return the datasets that a rank serves: one, or several if there are fewer ranks than datasets."""
         return self.find_group(rank).datasets
 
     @property
     def ranks_per_dataset(self) -> tuple[int, ...]:
-        """How many ranks serve each dataset, shared or not, [d]."""
+        """The number of ranks that serve each dataset, [d]."""
         sizes = {d: g.size for g in self.groups for d in g.datasets}
         return tuple(sizes[d] for d in range(len(sizes)))
 
 
 def assign_ranks(counts: Sequence[int], ranks: int, temperature: float = 1.0) -> Assignment:
-    """Assign one rank to each dataset, and the rest in proportion to their weights by largest remainder.
+    """Assign at least one rank to each dataset, and further ranks in proportion to the weights of the datasets.
 
-    With fewer ranks than datasets, each dataset, the largest first, goes whole to the rank with the least weight so
-    far, and a rank draws from its datasets in proportion to their weights. Raises InputError for no ranks.
+    With fewer ranks than datasets, each dataset, the largest first, is assigned to the rank with the smallest weight so
+    far; a rank then draws from its datasets in proportion to their weights.
+
+    Args:
+        counts: [d] number of samples of each dataset.
+        ranks: Number of ranks.
+        temperature: As in `compute_weights`.
+
+    Raises:
+        InputError: There are no ranks.
     """
     if ranks < 1:
         raise InputError(f"sampling: expected at least one rank, got {ranks}")
@@ -92,11 +110,11 @@ def assign_ranks(counts: Sequence[int], ranks: int, temperature: float = 1.0) ->
 
 
 def balance_costs(costs: ArrayLike, parts: int) -> list[Integers]:
-    """Return the samples of each part, ascending, such that the parts have nearly equal sums of the costs [n].
+    """Divide samples into parts with nearly equal sums of their costs [n]; return the samples of each part, ascending.
 
-    Each sample, the costliest first, goes to the part with the lowest cost so far, and among equal ones to that with
-    the fewest samples, so that no part is empty if there are as many samples as parts. Source: Graham, SIAM J. Appl.
-    Math. 17, 416 (1969): the costliest part is at most 4/3 of the best possible.
+    Each sample, the costliest first, goes to the part with the lowest cost so far, or of equal ones to the part with
+    the fewest samples; so no part is empty if there are at least as many samples as parts. Source: Graham, SIAM J.
+    Appl. Math. 17, 416 (1969): the costliest part costs at most 4/3 of the optimum.
     """
     price = np.asarray(costs, dtype=float)
     heap = [(0.0, 0, k) for k in range(parts)]
@@ -109,11 +127,21 @@ def balance_costs(costs: ArrayLike, parts: int) -> list[Integers]:
 
 
 def pack_batches(costs: ArrayLike, budget: float, multiple: int = 1) -> list[Integers]:
-    """Return the samples of each batch, ascending, such that the costs [n] of no batch exceed the budget.
+    """Pack samples into batches whose costs do not exceed a budget.
 
-    A sample over the budget gets a batch of its own. The number of batches is the smallest multiple of `multiple` that
-    allows this, so that so many ranks make equally many steps; the costliest batches come first, so that those of a
-    step have similar costs. Raises InputError where so many batches are needed that one would be empty.
+    A sample that exceeds the budget gets its own batch. The costliest batches come first, so that the batches of a step
+    have similar costs.
+
+    Args:
+        costs: [n] cost of each sample.
+        budget: Maximum cost of a batch.
+        multiple: The number of batches is a multiple of this number, such as the number of ranks.
+
+    Returns:
+        The samples of each batch, ascending; as few batches as possible.
+
+    Raises:
+        InputError: So many batches are needed that one would be empty.
     """
     price = np.asarray(costs, dtype=float)
     if not budget > 0 or multiple < 1:
@@ -129,7 +157,7 @@ def pack_batches(costs: ArrayLike, budget: float, multiple: int = 1) -> list[Int
 
 
 def compute_imbalance(costs: ArrayLike, batches: Sequence[Integers], ranks: int) -> float:
-    """Return the largest cost of a rank over the mean, averaged over steps of `ranks` batches; 1 is balanced."""
+    """Return the ratio of the largest to the mean cost of the ranks, averaged over steps; 1 means perfect balance."""
     price = np.asarray(costs, dtype=float)
     steps = np.array([price[batch].sum() for batch in batches]).reshape(-1, ranks)
     return float((steps.max(1) / steps.mean(1)).mean())

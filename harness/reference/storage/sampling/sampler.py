@@ -1,8 +1,8 @@
 """The samples of each rank at each step: reproducible mixtures of datasets of very different sizes.
 
 All ranks share one sequence, which depends on the specification and its seed alone; step k distributes its next
-ranks x batch_size places in blocks of batch_size, in the order of the ranks. Any position of the sequence can be
-computed without those before it.
+ranks x batch_size draws in blocks of batch_size, in the order of the ranks. The draw at any position of the sequence
+can be computed without those before it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ from harness.reference.storage.sampling.rank_assignment import (
 )
 
 SamplingMode = Literal["mixed", "assigned"]
-WINDOW = 1024  # places over which every dataset gets its share, up to one sample
+WINDOW = 1024  # number of consecutive draws in which every dataset has its share, to within one sample
 
 
 @dataclass(frozen=True)
 class SampleIndices:
-    """Samples in order: the dataset of each, [n], and its index within that dataset, [n]."""
+    """A sequence of n samples.
+
+    Attributes:
+        dataset: [n] index of the dataset of each sample.
+        index: [n] index of each sample within its dataset.
+    """
 
     dataset: Integers
     index: Integers
@@ -43,17 +48,22 @@ class SampleIndices:
         return len(self.index)
 
     def __getitem__(self, selection: slice | Integers) -> SampleIndices:
-        """Return some of the samples, in the order of the selection."""
+        """Return the selected samples, in the order of the selection."""
         return SampleIndices(self.dataset[selection], self.index[selection])
 
 
 @dataclass(frozen=True)
 class MixtureStream:
-    """An endless mixture of datasets, which can be computed from any position.
+    """An endless sequence of draws from a mixture of datasets, which can be computed from any position.
 
-    datasets: [d] ids. counts: [d] samples. draws: [d] draws of each per epoch; an epoch has draws.sum() places. Each
-    dataset is drawn in passes, each with a new shuffle, that continue from one epoch to the next: no sample repeats
-    within a pass. Windows of about WINDOW places hold every dataset's share to within one sample, in a shuffled order.
+    Each dataset is drawn in passes over all its samples, each pass with a new shuffle; passes continue from one epoch
+    to the next. In windows of about WINDOW draws, every dataset has its share to within one sample, in shuffled order.
+
+    Attributes:
+        datasets: [d] indices of the datasets.
+        counts: [d] number of samples of each dataset.
+        draws: [d] number of draws from each dataset per epoch.
+        seed: Seed of all shuffles.
     """
 
     datasets: Integers
@@ -63,12 +73,12 @@ class MixtureStream:
 
     @cached_property
     def length(self) -> int:
-        """Number of places in an epoch."""
+        """The number of draws in an epoch."""
         return int(self.draws.sum())
 
     @cached_property
     def windows(self) -> int:
-        """Number of windows in an epoch."""
+        """The number of windows in an epoch."""
         return max(1, self.length // WINDOW)
 
     @cached_property
@@ -76,36 +86,36 @@ class MixtureStream:
         return (hash_key(self.seed, self.datasets) % np.uint64(self.windows)).astype(np.int64)
 
     def _count_draws_before(self, window: int) -> Integers:
-        """Return the draws of each dataset before a window, [d]; phases spread those of small datasets."""
+        """Return the number of draws from each dataset before a window, [d]; phases spread those of small datasets."""
         return (self.draws * window + self._phase) // self.windows
 
-    def _find_window(self, place: int) -> int:
-        window = place * self.windows // self.length
-        while int(self._count_draws_before(window).sum()) > place:
+    def _find_window(self, position: int) -> int:
+        window = position * self.windows // self.length
+        while int(self._count_draws_before(window).sum()) > position:
             window -= 1
-        while int(self._count_draws_before(window + 1).sum()) <= place:
+        while int(self._count_draws_before(window + 1).sum()) <= position:
             window += 1
         return window
 
     def _shuffle_window(self, window: int) -> tuple[Integers, Integers]:
-        """Return the position in `datasets` of each draw of a window, and its ordinal within that dataset."""
+        """Return the position in `datasets` of each draw of a window, and its ordinal among that dataset's draws."""
         before = self._count_draws_before(window)
         counts = self._count_draws_before(window + 1) - before
-        plain = np.repeat(np.arange(len(counts)), counts)
+        unshuffled = np.repeat(np.arange(len(counts)), counts)
         sort_keys = splitmix64(
-            hash_key(self.seed, int(self.datasets[0]), window) + np.arange(len(plain)).astype(np.uint64)
+            hash_key(self.seed, int(self.datasets[0]), window) + np.arange(len(unshuffled)).astype(np.uint64)
         )
-        dataset_position = plain[np.argsort(sort_keys, kind="stable")]
-        ordinal = np.empty(len(plain), dtype=np.int64)
+        dataset_position = unshuffled[np.argsort(sort_keys, kind="stable")]
+        ordinal = np.empty(len(unshuffled), dtype=np.int64)
         ordinal[np.argsort(dataset_position, kind="stable")] = (
-            np.arange(len(plain)) + (before - np.cumsum(counts) + counts)[plain]
+            np.arange(len(unshuffled)) + (before - np.cumsum(counts) + counts)[unshuffled]
         )
         return dataset_position, ordinal
 
-    def draw(self, place: int, count: int) -> SampleIndices:
+    def draw(self, position: int, count: int) -> SampleIndices:
         """Return `count` draws, starting at a position of the sequence."""
-        window = self._find_window(place)
-        skipped = place - int(self._count_draws_before(window).sum())
+        window = self._find_window(position)
+        skipped = position - int(self._count_draws_before(window).sum())
         parts = [self._shuffle_window(window)]
         while sum(len(dataset_position) for dataset_position, _ in parts) < skipped + count:
             window += 1
@@ -121,14 +131,18 @@ class MixtureStream:
 class SamplingSpec:
     """The specification of a sequence of samples.
 
-    mixed: every rank draws from all datasets by weight; an epoch has `length` samples for any number of ranks, by
-    default as many as there are. assigned: each rank serves one dataset, or a few; an epoch has by default as many
-    steps as the slowest rank needs to read its datasets once, and the other ranks repeat theirs meanwhile.
+    Attributes:
+        counts: Number of samples of each dataset.
+        mode: "mixed": every rank draws from all datasets by weight. "assigned": each rank serves one dataset or a few.
+        temperature: The weight of a dataset is count ** (1 / temperature).
+        seed: Seed of all shuffles.
+        length: Number of samples per epoch. None means in the mode "mixed" the number of all samples; in the mode
+            "assigned" as many steps as the slowest rank needs for one pass, while other ranks repeat their samples.
     """
 
     counts: tuple[int, ...]
     mode: SamplingMode = "mixed"
-    temperature: float = 1.0  # weight of a dataset: count ** (1 / temperature)
+    temperature: float = 1.0
     seed: int = 0
     length: int | None = None
 
@@ -136,9 +150,11 @@ class SamplingSpec:
 class MixtureSampler:
     """The batches of every rank, step by step, with a position that can be saved and resumed.
 
-    The last step of an epoch is filled with the first places of the next, so that all ranks make whole steps.
+    The first draws of the next epoch fill up the last step of an epoch, so that all ranks take whole steps.
 
-    position: places of the current epoch that have been consumed.
+    Attributes:
+        epoch: Index of the current epoch.
+        position: Number of draws of the current epoch that have been used.
     """
 
     def __init__(self, spec: SamplingSpec, ranks: int, batch_size: int) -> None:
@@ -174,22 +190,25 @@ class MixtureSampler:
 
     @property
     def steps(self) -> int:
-        """Steps left in the epoch."""
+        """The number of remaining steps in the epoch."""
         return math.ceil((self.length - self.position) / (self.ranks * self.batch_size))
 
     @property
     def draws(self) -> Integers:
-        """Samples that an epoch draws of each dataset, [d]."""
+        """The number of samples that an epoch draws from each dataset, [d]."""
         draws = {int(d): int(n) for s in self._streams.values() for d, n in zip(s.datasets, s.draws, strict=True)}
         return np.array([draws[d] for d in range(len(draws))])
 
-    def batch(
+    def select_batch(
         self, step: int, rank: int, costs: Callable[[SampleIndices], NDArray[np.float64]] | None = None
     ) -> SampleIndices:
-        """Return the samples of one rank at a step counted from the sampler's position.
+        """Return the samples of one rank at one step; the sampler's position is step 0.
 
-        With costs, the samples of the ranks with the same datasets at this step are distributed so that the ranks have
-        similar costs: the same samples, but more or fewer of them for a rank.
+        Args:
+            step: The step.
+            rank: The rank.
+            costs: Returns the cost of each sample, [n]. If it is given, the samples of the step are distributed among
+                the ranks of a group so that their costs, and not their numbers of samples, are similar.
         """
         group = self.assignment.find_group(rank)
         stream, member = self._streams[group], rank - group.first
@@ -201,14 +220,14 @@ class MixtureSampler:
         return joint[balance_costs(costs(joint), group.size)[member]]
 
     def advance(self, steps: int = 1) -> None:
-        """Advance by some steps, into the next epoch where this one ends."""
+        """Advance the position by some steps; at the end of the epoch, the next one begins."""
         for _ in range(steps):
             self.position += self.ranks * self.batch_size
             if self.position >= self.length:
                 self.epoch, self.position = self.epoch + 1, 0
 
     def state(self) -> dict[str, Any]:
-        """Return the sampler's position in the sequence, as plain data."""
+        """Return the position in the sequence as plain data."""
         progress = {"epoch": self.epoch, "taken": self.position}
         return progress | {"recipe": self._compute_digest(), "ranks": self.ranks, "batch_size": self.batch_size}
 

@@ -31,8 +31,8 @@ from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_ro
 from harness.reference.tasks.readers.energy_checks import check_formation
 
 ENERGY_KEY = "formation_energy_per_atom"
-LONGEST_FIELD = 1 << 24
-# its location, and a function that builds its row
+MAX_FIELD_CHARACTERS = 1 << 24
+# The location of a structure, and a function that builds its row.
 Sample = tuple[str, Callable[[], LabelledRow]]
 OQMD_TABLE, OQMD_ENTRY, OQMD_ENERGY = "oqmd_data.csv", "entry_id", "Ef"
 Energies = dict[str, str]
@@ -42,12 +42,23 @@ ABX3_STRUCTURES = "structures.json"
 
 
 def call_sample(_: str, make: Callable[[], LabelledRow]) -> LabelledRow:
-    """Return the row of a sample."""
+    """Call the function of a sample, and return its row."""
     return make()
 
 
 def build_crystal(name: str, numbers: Any, positions: Any, cell: Any, energy: Any) -> LabelledRow:
-    """Return a periodic crystal with its energy in eV/atom, grouped by reduced formula; raises InvalidStructure."""
+    """Build the row of a periodic crystal, whose group is its reduced formula.
+
+    Args:
+        name: The id.
+        numbers: [n] atomic numbers.
+        positions: [n, 3] angstrom.
+        cell: [3, 3] angstrom.
+        energy: Formation energy in eV/atom.
+
+    Raises:
+        InvalidStructure: The energy is missing, or a shape is wrong.
+    """
     if energy in (None, ""):
         raise InvalidStructure("value not finite", f"{name} has no formation energy")
     columns = build_row(name, reduce_formula(numbers), numbers, positions, cell=cell, periodic=True)
@@ -63,7 +74,7 @@ def iter_frames(path: Path) -> Iterator[Sample]:
 
 
 def _read_keys(frame: extxyz.FrameText) -> dict[str, Any]:
-    """Return the keys of a frame, none if its header cannot be read, which is reported when its row is built."""
+    """Return the keys of a frame; none if its header is invalid, which is reported when the row is built."""
     try:
         return frame.keys
     except InvalidStructure:
@@ -78,8 +89,8 @@ def _build_from_frame(name: str, frame: extxyz.FrameText) -> LabelledRow:
 
 
 def iter_table(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Yield the rows of a CSV whose header has these columns; raises InputError where one is missing."""
-    csv.field_size_limit(LONGEST_FIELD)
+    """Yield the rows of a CSV file; raises InputError if it cannot be read or one of the columns is missing."""
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
     try:
         with path.open(newline="", errors="replace") as file:
             reader = csv.DictReader(file)
@@ -93,7 +104,7 @@ def iter_table(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 def load_json(path: Path) -> Any:
-    """Return the content of a JSON file; raises InputError where it is truncated or not JSON."""
+    """Return the content of a JSON file; raises InputError if it is truncated or not JSON."""
     try:
         return decode_json(path.read_bytes())
     except OSError as error:
@@ -103,14 +114,18 @@ def load_json(path: Path) -> Any:
 
 
 def reduce_formula(numbers: Any) -> str:
-    """Return the formula in lowest terms, by atomic number."""
+    """Return the reduced formula, with elements in the order of atomic numbers."""
     counts = np.bincount(np.asarray(numbers, dtype=np.int64))
     common = math.gcd(*counts.tolist())
     return format_formula(np.repeat(np.arange(len(counts)), counts // max(common, 1)))
 
 
 def read_oqmd(path: Path) -> TaskDataset:
-    """Return all crystals, grouped by reduced formula; raises InputError naming file and fault."""
+    """Read the crystals of the Open Quantum Materials Database, grouped by reduced formula.
+
+    Raises:
+        InputError: Files are missing or damaged.
+    """
     paths = [file for file, _ in list_files([path], (".json", ".extxyz", ".xyz"), "OQMD files")]
     table_path = (path if path.is_dir() else path.parent) / OQMD_TABLE
     energies = (
@@ -155,7 +170,7 @@ def _build_oqmd_crystal(name: str, entry: Any, energies: Energies | None) -> Lab
 
 
 def read_abx3(path: Path) -> TaskDataset:
-    """Return all crystals, grouped by reduced formula; raises InputError naming file and fault."""
+    """Read the perovskites, grouped by reduced formula; raises InputError if files are missing or damaged."""
     paths = [file for file, _ in list_files([path], (".csv", ".extxyz", ".xyz"), "tables of perovskites")]
     left_out: Counter[str] = Counter()
     samples = [

@@ -1,4 +1,4 @@
-"""Checks that the energies of a task are plausible for its atoms, which those in mixed units are not."""
+"""Checks that the energies of a task are plausible for its atoms, which detect mixed units."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from harness.reference.errors import InputError
 from harness.reference.tasks.dataset import TaskDataset
 
 IMPLAUSIBLE = "energy that cannot be of these atoms"
-# ranges in eV per atom of total energies of pseudo-atoms and of formation energies
-PSEUDO = (-60.0, 60.0)
-FORMATION = 20.0
-# actual / expected energy if units are mixed, for files that are in kcal/mol by default
+PSEUDO = (-60.0, 60.0)  # eV/atom; the range of total energies with pseudopotentials
+FORMATION = 20.0  # eV/atom; the largest absolute formation energy
+# The ratio of the actual to the expected energy if units are mixed, for files that are in kcal/mol by default.
 MIXED = (
     (KCAL_PER_MOL_EV / HARTREE_EV, "hartree taken for kcal/mol"),
     (4.184, "kJ/mol taken for kcal/mol"),
     (1 / 4.184, "kcal/mol taken for kJ/mol"),
 )
 ALL_ELECTRON = replace(find_source("ani1x"), head="molecules")
-MAX_IMPLAUSIBLE_SHARE = 0.5  # share of implausible structures above which the whole file is rejected
+MAX_IMPLAUSIBLE_SHARE = 0.5  # if more structures are implausible, the whole file is rejected
 
 
 def check_molecules(labelled: TaskDataset, path: object) -> TaskDataset:
     """Return the structures whose all-electron total energies are plausible for their atoms, and count the others.
 
-    Raises InputError, naming the likely unit, if most energies of a subset are implausible, or its lengths are.
+    Raises:
+        InputError: Most energies, or the bond lengths, of a subset are implausible; the message gives the likely unit.
     """
     table = labelled.table
     wrong, reason = find_implausible_energies(table, ALL_ELECTRON)
@@ -106,7 +106,7 @@ def _is_far_from_atoms(table: StructureTable) -> NDArray[np.bool_]:
 
 
 def remove_structures(labelled: TaskDataset, wrong: NDArray[np.bool_], reason: str) -> TaskDataset:
-    """Return the structures outside the mask, and count the others under the reason."""
+    """Return the dataset without the structures in the mask, which are counted under the reason."""
     if not wrong.any():
         return labelled
     retained = ~wrong

@@ -1,4 +1,4 @@
-"""Matbench: matbench_*.json.gz, a pandas table in split orientation of pymatgen structures and values."""
+"""Reader of Matbench: matbench_*.json.gz, a table of pandas (orient="split") with pymatgen structures and values."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from harness.reference.tasks.readers.crystals import reduce_formula
 from harness.reference.tasks.readers.energy_checks import remove_structures
 
 FOLDS = 5
-MAX_WRONG_SHARE = 0.5  # share of values out of range above which the whole file is rejected
+MAX_WRONG_SHARE = 0.5  # if more values are out of range, the whole file is rejected
 RANDOM_STATE = 18012019
-LONGEST_HEADER = 16 << 20
-# The values of each table: the name of their column, and their range.
+MAX_HEADER_BYTES = 16 << 20
+# For each table, the name of the column of values, and the range of plausible values.
 VALUES: dict[str, tuple[str, float, float]] = {
     "matbench_dielectric": ("n", 0.9, 1000.0),
     "matbench_jdft2d": ("exfoliation_en", -1e4, 1e5),
@@ -44,10 +44,10 @@ _DATA = re.compile(rb'"data"\s*:\s*')
 
 
 def read_matbench(path: Path) -> TaskDataset:
-    """Return the table of the task that the file is named after, with its official folds.
+    """Read the table of the task after which the file is named, with its official folds.
 
-    Raises InputError if the file is not such a table, is cut short, has rows that the benchmark does not know, or
-    leaves a fold empty.
+    Raises:
+        InputError: The file is not such a table, is truncated, has unknown rows, or leaves a fold empty.
     """
     entry = find_task(path.name.partition(".")[0])
     column, low, high = VALUES[entry.name]
@@ -66,12 +66,12 @@ def read_matbench(path: Path) -> TaskDataset:
     known = np.array([rows_by_name[name] for name in labelled.official_ids.tolist()])
     folds = tuple(_select_known(known, fold) for fold in build_official_folds(entry.size))
     if empty := [k for k, sides in enumerate(folds) if not all(len(side) for side in sides)]:
-        raise InputError(f"{path}: too few rows, official fold {empty[0]} has none to train on or none to test")
+        raise InputError(f"{path}: too few rows: official fold {empty[0]} has no training or no test structures")
     return replace(labelled, folds=folds)
 
 
 def _select_range(labelled: TaskDataset, path: Path, low: float, high: float) -> TaskDataset:
-    """Return the rows with values in the range; raises InputError if most are outside."""
+    """Return the rows with values in the range; raises InputError if most values are outside."""
     wrong = (labelled.target < low) | (labelled.target > high)
     if wrong.mean() > MAX_WRONG_SHARE:
         first = int(np.flatnonzero(wrong)[0])
@@ -81,15 +81,15 @@ def _select_range(labelled: TaskDataset, path: Path, low: float, high: float) ->
 
 
 def list_official_ids(entry: Task) -> list[str]:
-    """Return the names that Matbench gives to the rows: mb-dielectric-0001 and so on."""
+    """Return Matbench's names of the rows of a task: mb-dielectric-0001 and so on."""
     stem, width = entry.name.replace("matbench_", "mb-").replace("_", "-"), len(str(entry.size))
     return [f"{stem}-{k + 1:0{width}d}" for k in range(entry.size)]
 
 
 def build_official_folds(size: int) -> tuple[Fold, ...]:
-    """Return (train, test) rows of each of Matbench v0.1's folds for regression, sorted.
+    """Return the (train, test) rows of each fold of Matbench v0.1 for regression, sorted.
 
-    Matbench took them from scikit-learn's KFold(5, shuffle=True, random_state=18012019): one shuffle, split in five.
+    Matbench made them by scikit-learn's KFold(5, shuffle=True, random_state=18012019): one shuffle, split in five.
     """
     order = np.arange(size)
     np.random.RandomState(RANDOM_STATE).shuffle(order)
@@ -98,7 +98,7 @@ def build_official_folds(size: int) -> tuple[Fold, ...]:
 
 
 def _select_known(known: Indices, fold: Fold) -> Fold:
-    """Return a fold of official rows as positions among those that are known."""
+    """Convert a fold of official rows to positions in `known`, the official rows of the structures in the dataset."""
     train, test = fold
     return np.flatnonzero(np.isin(known, train)), np.flatnonzero(np.isin(known, test))
 
@@ -109,7 +109,7 @@ def _open_table(path: Path, value: str) -> tuple[list[Any], Iterator[bytes]]:
     head = b""
     for chunk in chunks:
         head += chunk
-        if _DATA.search(head) or len(head) > LONGEST_HEADER:
+        if _DATA.search(head) or len(head) > MAX_HEADER_BYTES:
             break
     match = _DATA.search(head)
     header = _parse_header(path, head[: match.start()]) if match else {}
@@ -153,7 +153,7 @@ def _iter_chunks(path: Path) -> Iterator[bytes]:
 
 
 def _parse_numbers(path: Path, index: list[Any], entry: Task) -> list[int]:
-    """Return the official row of each row of the file, counted from 0 in the index or from 1 in its name."""
+    """Return the official row number (from 0) of each row; the index has such numbers, or names that count from 1."""
     official = {name: k for k, name in enumerate(list_official_ids(entry))}
     numbers = [k if type(k) is int else official.get(str(k), -1) for k in index]
     if unknown := [k for k, number in zip(index, numbers, strict=True) if number < 0]:

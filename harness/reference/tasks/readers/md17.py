@@ -1,6 +1,6 @@
-"""MD17 and its revision: one .npz of a trajectory for each molecule, in kcal/mol and angstrom unless it says otherwise.
+"""Reader of MD17 and its revision: one .npz file per molecule with a trajectory, in kcal/mol and angstrom.
 
-Files that sGDML's scripts write (type, theory, e_unit, r_unit, ...) are in the units that they name.
+Files that sGDML's scripts write (type, theory, e_unit, r_unit, ...) name their units, which may differ.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from harness.reference.errors import InputError, get_first_line
 from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.energy_checks import check_molecules
 
-MAX_FRAMES = 10_000  # evenly spaced frames that are read of a molecule's up to a million
+MAX_FRAMES = 10_000  # number of evenly spaced frames that are read of each molecule, of up to a million
 _AFFIXES = re.compile(r"^(r?md17_)|(_dft)$")
-# Each quantity under the names that files give it, MD17's first, then those of its revision.
+# The names of each quantity in files: that of MD17, that of its revision, and others.
 NAMES = {
     "energies": ("E", "energies", "energy"),
     "forces": ("F", "forces", "force"),
@@ -34,13 +34,22 @@ NAMES = {
     "numbers": ("z", "nuclear_charges", "atomic_numbers", "numbers"),
 }
 LEVEL, REVISED_LEVEL = "PBE+vdW-TS", "PBE/def2-SVP, tight"
-# A few MB of zeros decompress to gigabytes; coordinates and forces can hardly be compressed.
+# A few MB of zeros decompress to gigabytes, but coordinates and forces can hardly be compressed; so a larger ratio than
+# MAX_COMPRESSION is rejected if the content exceeds ALWAYS_ALLOWED bytes.
 MAX_COMPRESSION, ALWAYS_ALLOWED = 100, 64 << 20
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The frames of one molecule in eV and angstrom, and their level of theory."""
+    """The frames of one molecule of n atoms, and their level of theory.
+
+    Attributes:
+        energies: [frames] eV.
+        forces: [frames, n, 3] eV/angstrom.
+        positions: [frames, n, 3] angstrom.
+        numbers: [n] atomic numbers.
+        level: The level of theory.
+    """
 
     energies: Array
     forces: Array
@@ -50,14 +59,14 @@ class Trajectory:
 
 
 def read_md17(path: Path) -> TaskDataset:
-    """Return evenly spaced frames of each molecule as a subset; raises InputError naming file and fault."""
+    """Read evenly spaced frames of each molecule, which is a subset; raises InputError for unusable files."""
     values: list[LabelledRow] = []
     left_out: Counter[str] = Counter()
     levels: list[str] = []
     for file, _ in list_files([path], (".npz",), "MD17 files"):
         trajectory = _open_trajectory(file)
         levels.append(trajectory.level)
-        left_out["frames beyond an even pick"] += max(0, len(trajectory.energies) - MAX_FRAMES)
+        left_out["not among the evenly spaced frames"] += max(0, len(trajectory.energies) - MAX_FRAMES)
         values += _iter_rows(_AFFIXES.sub("", file.stem), trajectory)
     subsets = {v.subset for v in values}
     role = f"official MD17, {{count}} frames of {len(subsets)} molecules"
@@ -119,9 +128,9 @@ def _find_key(path: Path, quantity: str, archive: Mapping[str, Any]) -> str:
     if not keys:
         missing = describe_missing_key(NAMES[quantity][0], archive)
         names = ", ".join(NAMES[quantity])
-        raise InputError(f"{path}: not MD17, {missing}; {quantity} are looked for as {names}")
+        raise InputError(f"{path}: not MD17, {missing}; the accepted names of {quantity} are {names}")
     if len(keys) > 1:
-        raise InputError(f"{path}: {quantity} are there twice, as {' and '.join(keys)}; keep one of them")
+        raise InputError(f"{path}: it has {quantity} twice, as {' and '.join(keys)}; remove one of them")
     return keys[0]
 
 

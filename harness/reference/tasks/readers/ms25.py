@@ -1,4 +1,4 @@
-"""MS25: ASE trajectories of materials systems, one or more .traj for each, eV and eV/angstrom."""
+"""Reader of MS25: ASE trajectories (.traj) of materials systems, in eV and eV/angstrom."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from harness.reference.errors import InputError, get_first_line
 from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.energy_checks import check_materials
 
-GROUP_FRAMES = 10  # frames in a row that a split keeps together
+GROUP_FRAMES = 10  # number of consecutive frames that form a group, which is never divided between splits
 
 
 def read_ms25(path: Path) -> TaskDataset:
-    """Return all frames, the systems as subsets; raises InputError naming file and fault.
+    """Read all frames, with systems as subsets; raises InputError if files are missing or damaged.
 
-    A system is the folder of its trajectories below the path, or its single file. Training sets of growing size repeat
-    frames, of which each is read once.
+    A system is a folder of trajectories below the path, or a single file. Frames that occur in several training sets
+    are read once.
     """
     trajectories = list_files([path], (".traj",), "MS25 trajectories")
     systems = {label.partition("/")[0] for _, label in trajectories}
@@ -55,7 +55,7 @@ def _reject_repeats(frames: Iterator[tuple[str, Atoms]]) -> Iterator[tuple[str, 
         key = atoms.numbers.tobytes(), atoms.positions.tobytes(), atoms.cell.array.tobytes()
         yield (
             where,
-            RejectedStructure(where, "comes twice", "the same atoms in the same places") if key in known else atoms,
+            RejectedStructure(where, "repeated", "the same atoms at the same positions") if key in known else atoms,
         )
         known.add(key)
 
@@ -77,7 +77,7 @@ def _build_row(where: str, atoms: Atoms) -> LabelledRow:
 
 
 def _read_labels(atoms: Atoms) -> tuple[float, Array]:
-    """Return energy and forces of a calculator, or the energy `E` of the frame's info; raises InvalidStructure."""
+    """Return the energy (`E` of the frame's info, or the calculator's) and forces; raises InvalidStructure."""
     results = {} if atoms.calc is None else atoms.calc.results
     energy = atoms.info.get("E", results.get("energy"))
     if energy is None:

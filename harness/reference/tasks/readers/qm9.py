@@ -1,6 +1,6 @@
-"""QM9 in hartree: the authors' archive of xyz files, the tables of PyPI's qm9pack, or gdb9.sdf with gdb9.sdf.csv.
+"""Reader of QM9 (energies in hartree): the authors' archive of xyz files, the tables of PyPI's qm9pack, or gdb9.sdf.
 
-Where uncharacterized.txt is next to the archive or gdb9.sdf, the molecules that it lists are left out and counted.
+If uncharacterized.txt is next to the archive or to gdb9.sdf, the molecules in its list are left out and counted.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ ENERGY, POSITIONS, ELEMENTS, INDEX = "InternalEnergy_0K_au", "XYZ_Ang", "Element
 SDF, SDF_TABLE, UNCHARACTERIZED = "gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt"
 ARCHIVES = ("dsgdb9nsd.xyz.tar.bz2", "dsgdb9nsd.xyz.tar", "dsgdb9nsd.tar.bz2")
 FILES = "dsgdb9nsd_*.xyz"
-LARGEST_BYTES = 1 << 20  # largest file of one molecule; the official ones have a few kilobytes
-U0 = 12  # among the words of the second line
+MAX_FILE_BYTES = 1 << 20  # of the file of one molecule; official files have a few kilobytes
+U0 = 12  # the position of U0 among the words of the second line
 
 
 def read_qm9(path: Path) -> TaskDataset:
-    """Return the molecules of a folder with their U0 in eV; raises InputError naming file and fault."""
+    """Read the molecules in a folder with their U0 in eV; raises InputError if files are missing or damaged."""
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         raise InputError(f"{path}: no such file or folder")
@@ -57,10 +57,10 @@ def read_qm9(path: Path) -> TaskDataset:
         skipped = _read_uncharacterized(folder / UNCHARACTERIZED) or _read_uncharacterized(
             source.parent / UNCHARACTERIZED
         )
-        values = (v for v in build_each(iter_strings(source), _build_from_xyz) if not _is_listed(v, skipped))
+        values = (v for v in build_each(iter_texts(source), _build_from_xyz) if not _is_listed(v, skipped))
     else:
         raise InputError(
-            f"{path}: neither {ARCHIVES[0]} nor {FILES} nor qm9_part*.csv nor {SDF} with {SDF_TABLE} is there"
+            f"{path}: found neither {ARCHIVES[0]} nor {FILES} nor qm9_part*.csv nor {SDF} with {SDF_TABLE}"
         )
     rows = list(values)
     left_out = Counter({"uncharacterized": len(skipped), "not in the files": max(0, find_task("qm9").size - len(rows))})
@@ -82,16 +82,16 @@ def _iter_table_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _build_from_table(_: str, fields: dict[str, str]) -> LabelledRow:
-    # Python's lists as JSON: the quotes differ, and so does 1. for 1.0
+    # convert lists in Python's notation to JSON: other quotes, and 1.0 instead of 1.
     symbols = orjson.loads(require_key(fields, ELEMENTS).replace("'", '"'))
     positions = orjson.loads(_BARE_POINT.sub(".0", require_key(fields, POSITIONS)))
     return _build_molecule(int(fields[INDEX]), symbols, positions, fields[ENERGY])
 
 
 def _read_uncharacterized(path: Path) -> set[int]:
-    """Return the numbers of the molecules whose geometry fell apart.
+    """Return the numbers of the molecules that fell apart during relaxation.
 
-    Each begins a line of the list; the last line ("3054 compounds") has their count.
+    Each line of the list begins with a number; the last line ("3054 compounds") is their count.
     """
     if not path.is_file():
         return set()
@@ -104,7 +104,7 @@ def _read_uncharacterized(path: Path) -> set[int]:
 
 
 def _iter_sdf_rows(folder: Path, skipped: set[int]) -> Iterator[tuple[str, tuple[list[str], str]]]:
-    """Yield (where, (lines of the molecule, U0)) of each molecule that is not to be skipped."""
+    """Yield (location, (lines of the molecule, U0)) for each molecule that is not skipped."""
     energies = _read_sdf_energies(folder / SDF_TABLE)
     count = 0
     for count, block in enumerate(_iter_sdf_blocks(folder / SDF), start=1):
@@ -160,7 +160,7 @@ def _build_molecule(index: int, symbols: list[str], positions: list[list[float]]
 
 
 class Molecule(NamedTuple):
-    """A molecule of one file. energy: U0 in hartree, as text."""
+    """A molecule of one xyz file; positions are in angstrom, and energy is U0 in hartree, as text."""
 
     number: int
     symbols: list[str]
@@ -169,7 +169,7 @@ class Molecule(NamedTuple):
 
 
 def find_xyz_source(folder: Path) -> Path | None:
-    """Return the archive in a folder, or the folder of its unpacked molecules, or None."""
+    """Return the archive in a folder, or the folder with unpacked xyz files, or None."""
     for name in ARCHIVES:
         if (folder / name).is_file():
             return folder / name
@@ -177,13 +177,13 @@ def find_xyz_source(folder: Path) -> Path | None:
     return None if first is None else first.parent
 
 
-def iter_strings(source: Path) -> Iterator[tuple[str, str]]:
-    """Yield (file name, its text) of each molecule; raises InputError where the archive is damaged."""
+def iter_texts(source: Path) -> Iterator[tuple[str, str]]:
+    """Yield (file name, text) of each molecule in an archive or a folder; raises InputError if it is damaged."""
     if source.is_dir():
         for path in sorted(source.glob(FILES)):
             try:
                 with path.open(errors="replace") as file:
-                    yield path.name, file.read(LARGEST_BYTES)
+                    yield path.name, file.read(MAX_FILE_BYTES)
             except OSError as error:
                 raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         return
@@ -195,13 +195,13 @@ def iter_strings(source: Path) -> Iterator[tuple[str, str]]:
                     continue
                 content = archive.extractfile(member)
                 assert content is not None
-                yield name, content.read(LARGEST_BYTES).decode(errors="replace")
+                yield name, content.read(MAX_FILE_BYTES).decode(errors="replace")
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
         raise InputError(f"{source}: cut short, or not a tar archive ({get_first_line(error)})") from None
 
 
 def parse_xyz(text: str) -> Molecule:
-    """Return the molecule of a file; raises InvalidStructure, or ValueError for malformed numbers."""
+    """Parse the text of an xyz file; raises InvalidStructure, or ValueError for malformed numbers."""
     lines = text.splitlines()
     count = int(lines[0]) if lines else 0
     words = lines[1].split() if len(lines) > 1 else []

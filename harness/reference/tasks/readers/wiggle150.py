@@ -1,4 +1,4 @@
-"""Wiggle150: plain XYZ whose comment lines hold a conformer's name and energy, kcal/mol, as in 'ado_00 -603984.7'."""
+"""Reader of Wiggle150: XYZ files whose comment lines are a name and an energy in kcal/mol, as 'ado_00 -603984.7'."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from harness.reference.errors import InputError
 from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.energy_checks import check_molecules
 
-REFERENCE = "_00"
-MAX_DIGITS = 10  # most digits that a number of atoms may have
+REFERENCE = "_00"  # the end of the name of the relaxed conformer of a molecule, the zero of energy
+MAX_DIGITS = 10  # maximum number of digits of a number of atoms
 
 
 def read_wiggle150(path: Path) -> TaskDataset:
-    """Return conformers with their energies above the molecule's _00; raises InputError naming file, line and fault."""
+    """Read conformers with their energies relative to the conformer _00; raises InputError for malformed files."""
     conformers: list[tuple[StructureRow, float]] = []
     values: list[LabelledRow | RejectedStructure] = []
     for file, _ in list_files([path], (".xyz",), "Wiggle150 files"):
@@ -29,10 +29,10 @@ def read_wiggle150(path: Path) -> TaskDataset:
                 conformers.append((_build_row(name, kcal, atoms), kcal))
             except (InvalidStructure, ValueError) as error:
                 values.append(RejectedStructure(name, getattr(error, "kind", "malformed"), str(error)))
-    zero = {_parse_molecule(c): kcal for c, kcal in conformers if c.id.endswith(REFERENCE)}
+    zero_kcal = {_parse_molecule(c): kcal for c, kcal in conformers if c.id.endswith(REFERENCE)}
     for c, kcal in conformers:
-        if _parse_molecule(c) in zero:
-            values.append(LabelledRow(c, (kcal - zero[_parse_molecule(c)]) * KCAL_PER_MOL_EV))
+        if _parse_molecule(c) in zero_kcal:
+            values.append(LabelledRow(c, (kcal - zero_kcal[_parse_molecule(c)]) * KCAL_PER_MOL_EV))
         else:
             values.append(RejectedStructure(c.id, f"no {REFERENCE} of its molecule", c.id))
     labelled = collect_rows(values, str(path), "official Wiggle150, {count} conformers", "DLPNO-CCSD(T)/CBS")
@@ -46,21 +46,21 @@ def _parse_molecule(conformer: StructureRow) -> str:
 def _iter_frames(path: Path) -> Iterator[tuple[str, float, list[list[str]]]]:
     """Yield (name, energy in kcal/mol, words of each atom's line) of each frame."""
     lines = path.read_text(errors="replace").splitlines()
-    at = 0
-    while at < len(lines):
-        if not lines[at].strip():
-            at += 1
+    k = 0
+    while k < len(lines):
+        if not lines[k].strip():
+            k += 1
             continue
-        where = f"{path}, line {at + 1}"
-        if not (lines[at].strip().isdecimal() and len(lines[at].strip()) < MAX_DIGITS):
-            raise InputError(f"{where}: {lines[at].strip()[:40]!r} is not a number of atoms")
-        count = int(lines[at])
-        block = lines[at + 1 : at + 2 + count]
+        where = f"{path}, line {k + 1}"
+        if not (lines[k].strip().isdecimal() and len(lines[k].strip()) < MAX_DIGITS):
+            raise InputError(f"{where}: {lines[k].strip()[:40]!r} is not a number of atoms")
+        count = int(lines[k])
+        block = lines[k + 1 : k + 2 + count]
         if len(block) < count + 1:
             raise InputError(f"{where}: truncated inside a frame of {count} atoms")
-        name, energy = _parse_comment(f"{path}, line {at + 2}", block[0])
+        name, energy = _parse_comment(f"{path}, line {k + 2}", block[0])
         yield name, energy, [line.split() for line in block[1:]]
-        at += 2 + count
+        k += 2 + count
 
 
 def _parse_comment(where: str, line: str) -> tuple[str, float]:

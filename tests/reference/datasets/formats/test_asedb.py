@@ -154,7 +154,7 @@ def test_interrupted_write_is_rejected(tmp_path: Path) -> None:
     journal.write_bytes(bytes(512))
     assert len(read_all_files(asedb.FORMAT, tmp_path)[0]) == 2
     journal.write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(504))
-    with pytest.raises(InputError, match=r"a\.db: a\.db-journal lies with it, a write was interrupted"):
+    with pytest.raises(InputError, match=r"a\.db: a\.db-journal is next to it, so a write was interrupted"):
         read_all_files(asedb.FORMAT, tmp_path)
 
 

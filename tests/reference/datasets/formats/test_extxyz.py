@@ -129,7 +129,7 @@ def test_blank_lines_between_frames_are_rejected(tmp_path: Path) -> None:
     path.write_text(frame * 2 + "\n \n\n")
     assert len(read_all_files(s2ef.TEXT_FORMAT, path)[0]) == 2
     path.write_text(frame + "\n" + frame)
-    with pytest.raises(InputError, match=r"a\.extxyz, line 4: a blank line before more frames"):
+    with pytest.raises(InputError, match=r"a\.extxyz, line 4: a blank line between frames"):
         read_all_files(s2ef.TEXT_FORMAT, path)
 
 

@@ -111,7 +111,7 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"0\.extxyz, line 25: truncated inside a frame of 6 atoms"):
         read_all_files(s2ef.TEXT_FORMAT, text)
     text.write_text("".join(extxyz_frame(k) for k in range(3)))
-    with pytest.raises(InputError, match=r"0\.extxyz: truncated, 3 frames where its text file has 4 lines"):
+    with pytest.raises(InputError, match=r"0\.extxyz: truncated, 3 frames, but its text file has 4 lines"):
         read_all_files(s2ef.TEXT_FORMAT, text)
     text.write_text(whole + extxyz_frame(5))
     with pytest.raises(InputError, match=r"0\.extxyz: frame 5, but its text file has 4 lines"):

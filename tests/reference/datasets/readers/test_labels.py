@@ -177,9 +177,7 @@ def test_files_with_and_without_forces_together_are_counted_as_a_conversion_does
     assert main(["check", "oc2020", str(tmp_path), "-q"]) == 0
     output = capsys.readouterr().out
     assert "oc2020: 60 structures can be used" in output
-    assert (
-        "  forces: missing in 60 of 120 structures, which a store leaves out (did you mean 'REF_forces'?)\n" in output
-    )
+    assert "  forces: missing in 60 of 120 structures, which are left out (did you mean 'REF_forces'?)\n" in output
     assert main(["convert", "oc2020", str(tmp_path), "--to", str(tmp_path), "--workers", "1", "-q"]) == 0
     output = capsys.readouterr().out
     assert "60 structures (" in output

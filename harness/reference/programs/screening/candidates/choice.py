@@ -1,4 +1,4 @@
-"""The choice of the workload for a case."""
+"""The workload that the parameters of a case describe."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ def select_elements(symbols: Sequence[str], model: FoundationModel) -> tuple[int
         return tuple(known)
     for z in element_numbers(symbols):
         if z not in known:
-            raise InputError(f"element {chemical_symbols[z]!r}: the model has not seen it")
+            raise InputError(f"element {chemical_symbols[z]!r}: the model was not trained on it")
     return element_numbers(symbols)

@@ -18,13 +18,13 @@ from harness.reference.programs.screening.candidates.prototypes import Prototype
 ELEMENTS = MAX_ATOMIC_NUMBER + 1
 LARGEST_STATE = 9
 WORD_BITS = 64
-MAX_TABLES = 64  # tables in memory, up to 0.7 MB each; a prototype of four species needs eight
+MAX_TABLES = 64  # number of cached tables, up to 0.7 MB each; a prototype with four species needs eight
 
 
 def is_duplicate(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]:
-    """Return [m] whether a candidate is the same crystal as one with its elements in an earlier order.
+    """Return for each candidate whether an exchange of its elements gives the same crystal and an earlier order, [m].
 
-    Of each set of equal crystals only the first by atomic numbers is not a duplicate.
+    Of each set of equal crystals, only the first in the order of atomic numbers is not a duplicate.
     """
     result = np.zeros(len(run), dtype=bool)
     for order in prototype.exchanges:
@@ -35,26 +35,29 @@ def is_duplicate(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]
 
 
 def is_charge_balanced(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]:
-    """Return [m] whether known oxidation states can sum to zero with cations less electronegative than anions.
+    """Return whether known oxidation states can sum to zero with cations less electronegative than anions, [m].
 
-    Each element has one state; a single element is balanced. States (ICSD, 2024) and Pauling electronegativities are
-    those of smact; an element without either balances nothing. Sources: Davies et al., Chem 1, 617 (2016); smact, J.
-    Open Source Softw. 4, 1361 (2019).
+    Each element has one oxidation state; a single element is balanced. Oxidation states (ICSD, 2024) and Pauling
+    electronegativities come from smact; a candidate with an element that lacks one of them is not balanced. Sources:
+    Davies et al., Chem 1, 617 (2016); smact, J. Open Source Softw. 4, 1361 (2019).
 
     Raises:
         InputError: smact is not installed.
     """
     if prototype.species == 1:
         return np.ones(len(run), dtype=bool)
-    # Candidates that differ in volume alone are consecutive.
-    new = np.ones(len(run), dtype=bool)
-    new[1:] = (run.species[1:] != run.species[:-1]).any(axis=1)
+    # candidates that differ only in volume are consecutive
+    is_new = np.ones(len(run), dtype=bool)
+    is_new[1:] = (run.species[1:] != run.species[:-1]).any(axis=1)
     counts = prototype.counts // np.gcd.reduce(prototype.counts)
-    return _can_balance(tuple(counts.tolist()), run.species[new])[np.cumsum(new) - 1]
+    return _can_balance(tuple(counts.tolist()), run.species[is_new])[np.cumsum(is_new) - 1]
 
 
 def _can_balance(counts: tuple[int, ...], species: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Meet in the middle: compare the sums that half of the slots can reach with those that the rest needs."""
+    """Return whether oxidation states can balance, [m], for the numbers of sites of each slot and species [m, k].
+
+    The charges that the first half of the slots can have are compared with those that the second half needs.
+    """
     half = len(counts) // 2
     reach = LARGEST_STATE * max(sum(counts[:half]), sum(counts[half:]))
     electronegativity = _ions().electronegativity[species]
@@ -74,10 +77,16 @@ def _can_balance(counts: tuple[int, ...], species: NDArray[np.int64]) -> NDArray
 
 @lru_cache(maxsize=MAX_TABLES)
 def _charge_sums(counts: tuple[int, ...], signs: tuple[int, ...], sense: int, reach: int) -> NDArray[np.uint64]:
-    """Return the charges, times sense, of one or two slots with ions of given signs, for all elements on them.
+    """Return the possible charges of one or two slots for all elements on them.
+
+    Args:
+        counts: Number of sites of each slot.
+        signs: The sign of the oxidation state of each slot.
+        sense: 1 for the charges, -1 for the charges that balance them.
+        reach: Bound of the absolute charge.
 
     Returns:
-        [119, words] or [119, 119, words] bits; bit `charge + reach` is set if the charge occurs.
+        [119, words] or [119, 119, words] bits; bit `charge + reach` is set if the charge is possible.
     """
     ions = _ions()
     table = np.zeros((ELEMENTS,) * len(counts) + (2 * reach // WORD_BITS + 1,), dtype=np.uint64)
@@ -94,15 +103,15 @@ class Ions:
     """The ions of smact.
 
     Attributes:
-        states: [119, 19] whether an element is known with oxidation state -9 .. 9.
-        electronegativity: [119] Pauling's, or NaN.
+        states: [119, 19] whether each oxidation state -9 .. 9 of an element is known.
+        electronegativity: [119] on Pauling's scale, NaN if it is unknown.
     """
 
     states: NDArray[np.bool_]
     electronegativity: Array
 
     def has(self, state: int) -> NDArray[np.bool_]:
-        """Return [119] whether each element is known with an oxidation state."""
+        """Return for each element whether an oxidation state is known, [119]."""
         return self.states[:, state + LARGEST_STATE]
 
 

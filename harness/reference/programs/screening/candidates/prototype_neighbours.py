@@ -1,7 +1,7 @@
 """Neighbour lists of candidates from one list for each prototype.
 
-Candidates of a prototype differ in their elements and in one length. The neighbours of each atom and their order are
-therefore those of the prototype; how many of them are edges depends on the length alone and is looked up.
+Candidates of a prototype differ in their elements and in one length (the stretch). The neighbours of each atom and
+their order are therefore those of the prototype; the number of edges depends on the stretch alone and is looked up.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from harness.reference.programs.screening.candidates.prototypes import AtomPairs
 from harness.reference.programs.screening.candidates.workload import GraphArrays
 
 GROWTH = 1.25
-CACHE_SIZE = 16  # prototypes with all their pairs, up to 66,000 of one; with a neighbour limit, all are cached
+CACHE_SIZE = 16  # number of cached prototypes, with up to 66,000 pairs each; with a neighbour limit, all are cached
 
 
 @dataclass(frozen=True)
 class StepFunction:
-    """Counts that are constant between the values at which they change.
+    """Counts as functions of a value, which change at some values and are constant between them.
 
     Attributes:
-        at: [s] ascending values.
-        counts: [s + 1, n]; row k holds for values above at[k - 1] and up to at[k].
+        edges: [s] the values at which counts change, ascending.
+        counts: [s + 1, n]; row k is valid for values above edges[k - 1] and up to edges[k].
     """
 
-    at: Array
+    edges: Array
     counts: NDArray[np.int64]
 
     def __call__(self, value: Array) -> NDArray[np.int64]:
         """Return the counts at values [m], [m, n]."""
-        return self.counts[np.searchsorted(self.at, value, side="left")]
+        return self.counts[np.searchsorted(self.edges, value, side="left")]
 
 
 def count_below(rows: NDArray[np.int64], values: Array, n: int) -> StepFunction:
-    """Count the values below a given one in each of n rows.
+    """Return the function that counts, in each of n rows, the values below its argument.
 
     Args:
         rows: [p] row of each value, 0 .. n - 1.
-        values: [p].
+        values: [p] the values.
         n: Number of rows.
     """
-    at, where = np.unique(values, return_inverse=True)
-    counts = np.zeros((len(at) + 1, n), dtype=np.int64)
-    np.add.at(counts, (where + 1, rows), 1)
-    return StepFunction(at, np.cumsum(counts, axis=0))
+    edges, position = np.unique(values, return_inverse=True)
+    counts = np.zeros((len(edges) + 1, n), dtype=np.int64)
+    np.add.at(counts, (position + 1, rows), 1)
+    return StepFunction(edges, np.cumsum(counts, axis=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Topology:
     Attributes:
         prototype: The structure type.
         cutoff: Angstrom.
-        max_neighbours: Maximum number of neighbours of an atom by the rule of `neighbour_graph`, or None.
+        max_neighbours: Maximum number of neighbours of an atom, as in `build_neighbour_list`, or None.
         smallest_stretch: Lower bound of the stretch of candidates, angstrom per unit of length of the prototype.
     """
 
@@ -74,7 +74,7 @@ class Topology:
 
     @cached_property
     def pairs(self) -> AtomPairs:
-        """Return the pairs in the prototype's geometry, no more per atom than determine the max_neighbours nearest."""
+        """The pairs in the prototype's geometry; with a neighbour limit, the limit + 1 nearest of each atom."""
         furthest = self.cutoff / self.smallest_stretch
         if self.max_neighbours is None:
             return self.prototype.pairs(furthest)
@@ -90,23 +90,23 @@ class Topology:
 
     @cached_property
     def _first(self) -> NDArray[np.int64]:
-        """Return the first pair of each atom, [n]."""
+        """The index of the first pair of each atom, [n]."""
         degree = np.bincount(self.pairs.receiver, minlength=len(self.prototype))
         return np.cumsum(degree) - degree
 
     @cached_property
     def _shift(self) -> Array:
-        """Return the periodic image of each pair's sender in the prototype's geometry, [p, 3]."""
+        """The translation from each pair's sender to its periodic image in the prototype's geometry, [p, 3]."""
         return self.pairs.image @ self.prototype.cell
 
     @cached_property
     def _within(self) -> StepFunction:
-        """Return the number of pairs of each atom shorter than a distance."""
+        """The number of pairs of each atom that are shorter than a distance, as a function of the distance."""
         return count_below(self.pairs.receiver, self.pairs.distance, len(self.prototype))
 
     @cached_property
     def _before(self) -> StepFunction:
-        """Return the number of pairs of each atom that precede its first surplus pair by more than a distance."""
+        """The number of pairs of each atom that are shorter than the first pair beyond the limit, minus a distance."""
         assert self.max_neighbours is not None
         receiver, distance, n = self.pairs.receiver, self.pairs.distance, len(self.prototype)
         excess = np.full(n, np.inf)
@@ -137,14 +137,14 @@ class Topology:
         return self.degrees(run.stretch).sum(axis=1)
 
     def arrays(self, run: PrototypeBlock) -> GraphArrays:
-        """Return the candidates with their edges in the order of `neighbour_graph`, up to equal distances."""
+        """Return the candidates with their edges in the order of `build_neighbour_list`, up to equal distances."""
         slots, m, n = self.prototype.slots, len(run), len(self.prototype)
         degrees = self.degrees(run.stretch)
         edges = degrees.sum(axis=1)
         flat = degrees.reshape(-1)
         receiver = np.repeat(np.arange(m * n), flat)
-        begin = np.broadcast_to(self._first, (m, n)).reshape(-1) - (np.cumsum(flat) - flat)
-        pair = np.repeat(begin, flat) + np.arange(len(receiver))
+        offset = np.broadcast_to(self._first, (m, n)).reshape(-1) - (np.cumsum(flat) - flat)
+        pair = np.repeat(offset, flat) + np.arange(len(receiver))
         edge_graph = np.repeat(np.arange(m), edges)
         stretch = run.stretch[:, None, None]
         return GraphArrays(
@@ -171,7 +171,7 @@ class Topologies:
 
     @cached_property
     def get(self) -> Callable[[int], Topology]:
-        """Return the function that returns the topology of a prototype, from a cache."""
+        """The function that returns the topology of a prototype by its number, with a cache."""
         return lru_cache(maxsize=CACHE_SIZE if self.max_neighbours is None else None)(self._build_topology)
 
     def _build_topology(self, number: int) -> Topology:
@@ -188,6 +188,6 @@ class Topologies:
 
 
 def _rank_in_receiver(receiver: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Return [p] the position of each pair among those of its receiver; receivers ascend."""
+    """Return the position of each pair among the pairs of its receiver, [p]; receivers must ascend."""
     degree = np.bincount(receiver, minlength=n)
     return np.arange(len(receiver)) - (np.cumsum(degree) - degree)[receiver]

@@ -1,6 +1,6 @@
-"""Candidates by number, without a list of them: prototypes x ordered choices of elements x volumes.
+"""The space of crystal candidates, which are built from their number: prototypes x permutations of elements x volumes.
 
-The volume varies fastest, then the choice of elements in lexical order, then the prototype.
+The volume varies fastest, then the permutation of elements in lexical order, then the prototype.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.reference.errors import InputError
 from harness.reference.programs.screening.candidates.prototypes import Prototype
 
 SCALES = (0.94, 1.0, 1.06, 1.12)
-LAST_RADIUS = 96  # ASE fills in the elements that Cordero et al. do not have
+LAST_RADIUS = 96  # the last element with a radius by Cordero et al.; ASE's radii of later ones are placeholders
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class PrototypeBlock:
     """m candidates of one prototype with k species.
 
     Attributes:
-        prototype: Number of the prototype.
+        prototype: Index of the prototype.
         index: [m] numbers of the candidates.
-        species: [m, k] atomic numbers.
-        scale: [m] volume relative to that at which the closest atoms touch.
+        species: [m, k] atomic number of each slot.
+        scale: [m] volume, relative to the volume at which the closest atoms touch.
         stretch: [m] angstrom per unit of length of the prototype.
     """
 
@@ -76,7 +76,7 @@ class CandidateSpace:
     def __post_init__(self) -> None:
         for z in self.elements:
             if not 1 <= z <= LAST_RADIUS:
-                raise InputError(f"element {z}: no covalent radius is known of it, expected 1 to {LAST_RADIUS}")
+                raise InputError(f"element {z}: it has no known covalent radius, expected 1 to {LAST_RADIUS}")
         if len(set(self.elements)) < len(self.elements):
             raise InputError("elements of the candidates: expected each once")
         if len(set(self.scales)) < len(self.scales) or not all(0 < s < math.inf for s in self.scales):
@@ -92,7 +92,7 @@ class CandidateSpace:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """Return the first candidate of each prototype, and the end of the last one, [prototypes + 1]."""
+        """The first candidate of each prototype, and the number of all candidates, [prototypes + 1]."""
         return np.concatenate([[0], np.cumsum(self._sizes, dtype=np.int64)])
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class CandidateSpace:
         return blocks
 
     def _build_block(self, number: int, start: int, stop: int) -> PrototypeBlock:
-        """Build one block; all volumes of a choice of elements share one evaluation of their radii."""
+        """Build the block of the candidates start .. stop - 1; radii are evaluated once for all volumes."""
         volumes, before = len(self.scales), int(self.starts[number])
         index = np.arange(start, stop, dtype=np.int64)
         first, last = (start - before) // volumes, (stop - 1 - before) // volumes
@@ -126,7 +126,7 @@ class CandidateSpace:
         )
 
     def contact_scale(self, number: int, species: NDArray[np.int64]) -> Array:
-        """Return [m] the stretch at which the closest pair of atoms touches, for species [m, k] in a prototype."""
+        """Return the stretch at which the closest pair of atoms touches, [m], for species [m, k] in a prototype."""
         radii = covalent_radii[species].T
         closest = self.prototypes[number].closest
         largest = np.zeros(len(species))
@@ -140,7 +140,7 @@ class CandidateSpace:
         return float(2 * radius / self.prototypes[number].closest.min() * np.cbrt(min(self.scales)))
 
     def index_of(self, number: int, species: Sequence[int], scale: float) -> int:
-        """Return the candidate of a prototype with these atomic numbers on its slots, at a volume.
+        """Return the number of the candidate with these atomic numbers on the slots of a prototype, at a volume.
 
         Raises:
             InputError: There is no such candidate.
@@ -179,11 +179,11 @@ class CandidateSpace:
 
 
 def element_numbers(symbols: Sequence[str]) -> tuple[int, ...]:
-    """Return the atomic numbers of chemical symbols; raise InputError for an unknown one."""
+    """Return the atomic numbers of chemical symbols; raise InputError for an unknown symbol."""
     for symbol in symbols:
         if symbol not in chemical_symbols[1:]:
-            near = difflib.get_close_matches(symbol.capitalize(), chemical_symbols[1:], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            matches = difflib.get_close_matches(symbol.capitalize(), chemical_symbols[1:], n=1)
+            hint = f"; did you mean {matches[0]}?" if matches else ""
             raise InputError(f"{symbol!r} is not the symbol of an element{hint}")
     return tuple(atomic_numbers[symbol] for symbol in symbols)
 
@@ -194,7 +194,7 @@ def permutation_from_rank(rank: NDArray[np.int64], n: int, k: int) -> NDArray[np
     remainder = rank
     for j in range(k):
         digit, remainder = np.divmod(remainder, math.perm(n - j - 1, k - j - 1))
-        # The digit counts free elements: step over those in use, smallest first.
+        # The digit counts unused elements, so skip the used ones, smallest first.
         for element in np.sort(chosen[:, :j], axis=1).T:
             digit += digit >= element
         chosen[:, j] = digit
@@ -202,7 +202,7 @@ def permutation_from_rank(rank: NDArray[np.int64], n: int, k: int) -> NDArray[np
 
 
 def permutation_rank(chosen: Sequence[int], n: int) -> int:
-    """Return the rank in lexical order of one permutation of elements out of n."""
+    """Return the rank in lexical order of one permutation of some of the n elements 0 .. n - 1."""
     rank = 0
     for j, element in enumerate(chosen):
         free = element - sum(before < element for before in chosen[:j])

@@ -1,4 +1,4 @@
-"""The workload of crystals: elements on the sites of prototypes, in batches of one prototype each."""
+"""The workload of crystals: prototypes with elements on their sites; each batch has one prototype."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from harness.reference.programs.screening.candidates.workload import (
     split_by_count,
 )
 
-CHUNK = 2048  # candidates whose edges are counted together
+CHUNK = 2048  # number of candidates whose edges are counted at a time
 
 
 def _is_first_of_equals(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]:
     return ~is_duplicate(prototype, run)
 
 
-# Name -> whether each candidate of a block passes, [m].
+# For each filter, the function that returns which candidates of a block pass, [m].
 FILTERS: Mapping[str, Callable[[Prototype, PrototypeBlock], NDArray[np.bool_]]] = {
     "charge_balance": is_charge_balanced,
     "no_duplicates": _is_first_of_equals,
@@ -56,7 +56,7 @@ class CrystalWorkload:
         }  # fmt: skip
 
     def batches(self, first: int, stop: int, edges: int) -> Iterator[CandidateBatch]:
-        """Yield batches, as Workload.batches says."""
+        """Yield batches as in `Workload`."""
         for block in self.space.block(first, stop):
             for k in range(0, len(block), CHUNK):
                 passed, left_out = self._filter(block[k : k + CHUNK])

@@ -1,4 +1,4 @@
-"""Crystal structure types whose sites are open to any element, from the AFLOW library (`prototypes.json.gz`)."""
+"""Crystal structure types whose sites can have any element, from the AFLOW library (`prototypes.json.gz`)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class AtomPairs:
     """Directed pairs of atoms and periodic images, ordered by receiver, then by distance.
 
     Attributes:
-        receiver: [p] atoms.
-        sender: [p] atoms.
-        image: [p, 3] lattice vectors between the sender and its periodic image.
-        distance: [p].
+        receiver: [p] indices of atoms.
+        sender: [p] indices of atoms.
+        image: [p, 3] translation from the sender to its periodic image, in lattice vectors.
+        distance: [p] distance in the unit of the cell.
     """
 
     receiver: NDArray[np.int64]
@@ -40,7 +40,7 @@ class AtomPairs:
 
 @dataclass(frozen=True, eq=False)
 class Prototype:
-    """A structure type, in the geometry of the compound after which it is named.
+    """A structure type, with the geometry of the compound after which it is named.
 
     Attributes:
         tag: AFLOW's label.
@@ -49,8 +49,8 @@ class Prototype:
         spacegroup: Space group of the sites.
         fractions: [n, 3] fractional coordinates.
         cell: [3, 3] primitive cell, rows are lattice vectors.
-        slots: [n] species on each site, numbered by first appearance.
-        exchanges: Orders of the slots, other than the identity, that give the same crystal.
+        slots: [n] index of the slot, a set of sites with the same element, of each site.
+        exchanges: Permutations of the slots, other than the identity, that give the same crystal.
     """
 
     tag: str
@@ -67,17 +67,17 @@ class Prototype:
 
     @property
     def species(self) -> int:
-        """Return the number of slots for elements."""
+        """The number of slots, and so of elements."""
         return int(self.slots.max()) + 1
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Return the number of sites of each slot, [species]."""
+        """The number of sites of each slot, [species]."""
         return np.bincount(self.slots)
 
     @property
     def positions(self) -> Array:
-        """Return the positions of the sites, [n, 3]."""
+        """The positions of the sites, [n, 3]."""
         return self.fractions @ self.cell
 
     def pairs(self, radius: float) -> AtomPairs:
@@ -91,7 +91,7 @@ class Prototype:
 
     @cached_property
     def closest(self) -> Array:
-        """Return the smallest distance between sites of two slots, including periodic images, [species, species]."""
+        """The smallest distance between sites of two slots, including periodic images, [species, species]."""
         radius = INITIAL_RADIUS_ANGSTROM
         while True:
             pairs = self.pairs(radius)
@@ -104,7 +104,7 @@ class Prototype:
 
 @cache
 def load_source_notes() -> dict[str, Any]:
-    """Return source, licence, attribution, and the number of prototypes left out by reason."""
+    """Return the source, licence and attribution of the prototypes, and the number of excluded ones by reason."""
     return {key: value for key, value in _read(FILE).items() if key != "prototypes"}
 
 

@@ -1,4 +1,4 @@
-"""The workload of the paper: random structures in vacuum, in one endless stream for each rank of the paper."""
+"""The workload of the paper: random structures in vacuum, from one random stream for each rank of the paper's run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from harness.reference.programs.screening.candidates.workload import (
 PER_RANK = 15_000
 
 
-def random_stream(rank: int, atoms: tuple[int, int], first: int = 0) -> Iterator[Structure]:
-    """Yield the structures first, first + 1, ... of a rank's `random_structures`, without end.
+def iter_random_structures(rank: int, atoms: tuple[int, int], first: int = 0) -> Iterator[Structure]:
+    """Yield the structures first, first + 1, ... of the endless stream of a rank (see `random_structures`).
 
-    All structures of a rank share one generator, so those before the first are drawn too and discarded.
+    All structures of a rank share one random generator, so the random numbers of earlier structures are drawn too.
 
     Args:
         rank: The rank of the paper's workload.
@@ -47,11 +47,11 @@ def random_stream(rank: int, atoms: tuple[int, int], first: int = 0) -> Iterator
 
 @dataclass(frozen=True)
 class RandomSpace:
-    """The candidates: number r * per_rank + k is structure k of rank r.
+    """The candidates: candidate r * per_rank + k is structure k of rank r.
 
     Attributes:
-        ranks: Ranks of the paper's workload.
-        per_rank: Structures of each.
+        ranks: Number of ranks of the paper's run.
+        per_rank: Number of structures of each rank.
         atoms: Minimum and maximum number of atoms of a structure.
 
     Raises:
@@ -66,7 +66,9 @@ class RandomSpace:
         if self.ranks < 1 or self.per_rank < 1:
             raise InputError(f"{self.ranks} ranks of {self.per_rank} random structures: expected 1 or more of each")
         if not 1 <= self.atoms[0] <= self.atoms[1]:
-            raise InputError(f"{self.atoms[0]} to {self.atoms[1]} atoms: expected the fewest, 1 or more, and the most")
+            raise InputError(
+                f"{self.atoms[0]} to {self.atoms[1]} atoms: expected a minimum of at least 1 and a maximum"
+            )
 
     def __len__(self) -> int:
         return self.ranks * self.per_rank
@@ -78,7 +80,7 @@ class RandomSpace:
         while start < stop:
             rank, first = divmod(start, self.per_rank)
             number = min(stop - start, self.per_rank - first)
-            yield from islice(random_stream(rank, self.atoms, first), number)
+            yield from islice(iter_random_structures(rank, self.atoms, first), number)
             start += number
 
     def structure(self, index: int) -> Structure:
@@ -88,17 +90,17 @@ class RandomSpace:
         return next(self.block(index, index + 1))
 
 
-DISTANCE_CHUNK = 1 << 15  # distances that fit into the cache of the processor
+DISTANCE_CHUNK = 1 << 15  # number of distances that fit into the cache of the processor
 NO_NEIGHBOUR = np.array(np.inf).view(np.int64)
-MIN_PARTITION = 64  # columns; fewer are sorted faster without partitioning first
+MIN_PARTITION = 64  # shorter rows are sorted faster without a partition
 
 
 def build_vacuum_arrays(
     structures: Sequence[Structure], *, cutoff: float, max_neighbours: int | None = None
 ) -> GraphArrays:
-    """Build the edges of many small structures in vacuum by comparing all pairs, which is faster than a grid or tree.
+    """Build the edges of small structures in vacuum from all pairs of atoms, which is faster than a grid or tree.
 
-    The edges are those of `neighbour_graph`; equal distances come in any order.
+    The edges are those of `build_neighbour_list`, up to the order of equal distances.
 
     Args:
         structures: The structures.
@@ -149,8 +151,9 @@ def build_vacuum_arrays(
 def _nearest(positions: Sequence[Array], width: int, max_atoms: int) -> tuple[NDArray[np.int64], Array]:
     """Return the nearest other atoms of each atom, and their distances (inf if there are no more), [n, width] each.
 
-    Squared distances, being positive, sort by their bits. Their last bits are replaced by the number of the other atom,
-    so that one sort of integers orders both; the relative error of the distance is below 1e-12 up to 4096 atoms.
+    The bits of positive floating-point numbers sort like integers. The last bits of squared distances are replaced by
+    the index of the other atom, so that one sort orders both; for up to 4096 atoms, the relative error of a distance is
+    below 1e-12.
     """
     number_bits = np.int64((1 << max_atoms.bit_length()) - 1)
     nearest = np.full((sum(map(len, positions)), width), NO_NEIGHBOUR)
@@ -175,7 +178,7 @@ def _nearest(positions: Sequence[Array], width: int, max_atoms: int) -> tuple[ND
 
 
 def _select_edges(distance: Array, cutoff: float, limit: int) -> NDArray[np.bool_]:
-    """Return which ascending distances [n, width] are edges: at most `limit`, in whole shells of equal distance."""
+    """Return which distances, ascending in each row [n, width], are edges: at most `limit` per row, in whole shells."""
     keep = distance < cutoff
     if distance.shape[1] <= limit:
         return keep
@@ -189,7 +192,7 @@ def _select_edges(distance: Array, cutoff: float, limit: int) -> NDArray[np.bool
 
 
 class RandomWorkload:
-    """The workload "random". A stream is generated from its start, so a part of the partition is best one stream.
+    """The workload "random". A stream is generated from its start, so parts should coincide with streams.
 
     Args:
         space: The candidates.
@@ -208,7 +211,7 @@ class RandomWorkload:
         }  # fmt: skip
 
     def batches(self, first: int, stop: int, edges: int) -> Iterator[CandidateBatch]:
-        """See Workload; the number of atoms is limited, as every atom has at most max_neighbours edges."""
+        """Yield batches as in `Workload`; their numbers of atoms are limited, and so their numbers of edges."""
         max_atoms = max(1, edges // (self.max_neighbours or 50))
         source = self.space.block(first, stop)
         index = first
@@ -223,7 +226,7 @@ class RandomWorkload:
     def _build_valid_arrays(
         self, structures: list[Structure]
     ) -> tuple[GraphArrays | None, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-        """Build the edges of the structures without coincident atoms, and return which these are."""
+        """Build the edges of the structures without coincident atoms, and return the mask of these structures."""
         valid = np.ones(len(structures), dtype=bool)
         try:
             return self._build_arrays(structures), valid
@@ -249,7 +252,10 @@ class RandomWorkload:
 
 
 def _take_structures(source: Iterator[Structure], carried: list[Structure], max_atoms: int) -> list[Structure]:
-    """Return the next structures with at most max_atoms in total, or one larger; `carried` holds the surplus."""
+    """Return the next structures with at most max_atoms in total, or a single larger one.
+
+    `carried` holds a structure that was taken from the source but did not fit.
+    """
     structures, n_atoms = list(carried), sum(map(len, carried))
     carried.clear()
     for structure in source:

@@ -1,4 +1,4 @@
-"""The interface of a workload: candidates by number, in batches with their neighbours."""
+"""The interface of a workload, which generates candidates from their numbers, in batches with their neighbours."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class GraphArrays:
     Attributes:
         numbers: [n] atomic numbers.
         positions: [n, 3] angstrom.
-        receiver: [e] atoms of the batch, ascending; edges of an atom ascend by distance.
-        sender: [e] atoms of the batch.
-        shift: [e, 3] angstrom, periodic image of the sender.
-        graph: [n] structure of each atom.
-        edge_graph: [e] structure of each edge.
+        receiver: [e] index of an atom of the batch, ascending; edges of an atom ascend by distance.
+        sender: [e] index of an atom of the batch.
+        shift: [e, 3] angstrom, translation from the sender to its periodic image.
+        graph: [n] index of the structure of each atom.
+        edge_graph: [e] index of the structure of each edge.
         cell: [g, 3, 3] angstrom, rows are lattice vectors.
         atoms: [g] number of atoms.
         edges: [g] number of edges.
@@ -44,7 +44,7 @@ class GraphArrays:
 
     @property
     def composition(self) -> Array:
-        """Return the number of atoms of each element by atomic number, [g, 119]."""
+        """The number of atoms of each element by atomic number, [g, 119]."""
         width = MAX_ATOMIC_NUMBER + 1
         counts = np.bincount(self.graph * width + self.numbers, minlength=len(self.atoms) * width)
         return counts.reshape(-1, width).astype(np.float64)
@@ -56,9 +56,9 @@ class CandidateBatch:
 
     Attributes:
         index: [g] numbers of the candidates.
-        batch: The structures, or None if all were left out.
+        batch: The structures, or None if all candidates were filtered out.
         left_out: Number of candidates that were filtered out before this batch, by reason.
-        outside: [g] whether a candidate is outside the training sets of the model, by reason; see Coverage.outside.
+        outside: For each reason, [g] whether a candidate is outside the training sets; see `Coverage.find_outside`.
     """
 
     index: NDArray[np.int64]
@@ -68,7 +68,7 @@ class CandidateBatch:
 
 
 class Workload(Protocol):
-    """Candidates 0 .. total - 1, each of which any rank can generate from its number.
+    """The candidates 0 .. total - 1; any rank can generate a candidate from its number.
 
     Attributes:
         name: Name of the workload.

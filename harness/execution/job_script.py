@@ -67,6 +67,13 @@ SETUP_TEMPLATE = """\
 # shellcheck disable=SC1091
 set -eo pipefail
 """
+SETUP_END = """
+# The paper's weights are "HydraGNN_Predictive_GFM_2026 - ensemble", https://doi.org/10.13139/OLCF/2562660: fetch a
+# model's .pk file and config.json from there. These lines in models/paper.yaml compare it with other potentials
+# (`harness run models`); `gate: mlp_branch_weights.pt` instead of the head weighs all branches:
+#   paper:
+#     hydragnn: {checkpoint: MODEL.pk, config: config.json, head: MPTrj}
+"""
 
 
 class JobScriptWriter:
@@ -238,6 +245,7 @@ def render_setup_script(system: ResolvedSystem) -> str:
             [head, *system.render_setting_checks(("modules", "install")), *system.render_section("modules"), *lines]
         )
         + "\n"
+        + SETUP_END
     )
 
 

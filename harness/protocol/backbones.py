@@ -48,7 +48,7 @@ BACKBONES: dict[BackboneName, Backbone] = {
         "harness.reference.models.backbones.pnaeq:PNAEq",
         "#56b4e9",
         "s",
-        {"num_radial": 6, "norm_epsilon": 1e-8},
+        {"num_radial": 6, "norm_epsilon": 1e-8, "hydragnn": None},
         has_fused_messages=True,
     ),
     "egnn": Backbone("EGNN", "harness.reference.models.backbones.egnn:EGNN", "#009e73", "^"),

@@ -7,9 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from harness.cli.main import main
 from harness.config import system
+from harness.protocol.programs.models import ModelDefinition
 from tests.conftest import require_program
 from tests.support.expected_errors import SUITE
 
@@ -164,6 +166,18 @@ def test_setup_prints_commands_that_check_missing_settings(tmp_path: Path, capsy
     assert "make ${HARNESS_VENV}" in lines
     names = [line.split("HARNESS_")[1].split(":")[0] for line in lines if ":?" in line]
     assert names == ["TOOL", "VENV"]
+
+
+def test_setup_names_the_papers_weights_and_a_definition_that_is_valid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files(tmp_path, "pbs")
+    assert main(["setup", "--system", "site.yaml"]) == 0
+    text = capsys.readouterr().out
+    assert "https://doi.org/10.13139/OLCF/2562660" in text
+    definition = "\n".join(line[4:] for line in text.splitlines() if line.startswith("#   "))
+    models = YAML(typ="safe").load(definition)
+    assert ModelDefinition.model_validate(models["paper"]).hydragnn is not None
 
 
 def test_a_suite_that_reads_a_missing_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ Verdict = Literal["ok", "incorrect", "not checked", "failed", "unavailable", "no
 MODELS = Columns(
     "models",
     case="campaign case model verdict reason",
-    model="class_name version python precision dtype parameters properties load_s",
+    model="class_name version python precision compiled dtype parameters properties load_s",
     speed="atoms us_per_atom us_per_atom_low us_per_atom_high structures_per_s exponent",
     memory="peak_bytes device_peak_bytes largest_atoms largest_limit",
     errors="force_mae_ev_per_angstrom energy_mae_ev_per_atom force_deviation_max_ev_per_angstrom",
@@ -104,6 +104,7 @@ def _list_models(record: RunRecord) -> Iterator[dict[str, Any]]:
         row = _describe_case(record) | {
             "model": name,
             "precision": record.case["parameters"].get("precision", "published"),
+            "compiled": bool(record.case["parameters"].get("compiled")),
             "device": record.facts.get("device"),
             "case_state": record.state,
             "load": max((s["load_1min"] for s in record.samples), default=math.nan),

@@ -117,7 +117,7 @@ def build_summary_block(rows: pd.DataFrame, missing_energies: Mapping[str, str])
         ("largest cell (atoms)", number_cell("largest_atoms", ",.0f")),
         ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_angstrom")),
         ("energy MAE (eV/atom)", number_cell("energy_mae_ev_per_atom")),
-        ("force deviation from own FP64", number_cell("force_deviation_max_ev_per_angstrom", ".1e")),
+        ("force deviation from own FP64", format_deviation),
         ("physics checks passed", format_checks),
         ("load (s)", number_cell("load_s", ".1f")),
         ("J per million atoms", lambda r: format_energy(r, missing_energies)),
@@ -139,6 +139,13 @@ def format_energy(row: Row, missing: Mapping[str, str]) -> str:
     if row["energy_per_result_j"] is None:
         return missing.get(row["model"], EN_DASH)
     return f"{format_number(row['energy_per_result_j'])} ({row['energy_scope']})"
+
+
+def format_deviation(row: Row) -> str:
+    """Return the largest deviation of forces from the model's own FP64, or why there is none."""
+    text = format_number(row["force_deviation_max_ev_per_angstrom"], ".1e")
+    is_changed = row["compiled"] or row["precision"] not in ("published", "fp64")
+    return "no FP64" if text == EN_DASH and is_changed and row["verdict"] != "unavailable" else text
 
 
 def format_checks(row: Row) -> str:

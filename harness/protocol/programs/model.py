@@ -61,7 +61,7 @@ class ModelParameters(ParameterGroup):
     norm_epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
     """Constant that is added under the root of a norm of vectors (PaiNN, PNAEq)."""
     hydragnn: HydraGNNOptions | None = None
-    """Options of HydraGNN's variant of the network (PaiNN); null: the network of the original paper."""
+    """Options of HydraGNN's variant of the network (PaiNN, PNAEq); null: the network of the original paper."""
     num_filters: Width | None = None
     """Number of filters of a continuous convolution (SchNet)."""
     num_gaussians: Annotated[int, Field(ge=2, le=65_536)] | None = None

@@ -67,6 +67,8 @@ class ModelDefinition(ParameterGroup):
     """A model with the interface of torch-sim, which predicts many structures at once."""
     precisions: dict[PotentialPrecision, dict[str, Any]] = Field(default={})
     """The keyword arguments that each precision needs in addition."""
+    compiled: dict[str, Any] | None = None
+    """The keyword arguments with which the model is compiled, such as `{compile_mode: default}`. Null: it cannot be."""
     python: str | None = None
     """The Python of another environment, in which the model is installed."""
     install: str = ""
@@ -95,6 +97,8 @@ class ModelsParameters(Parameters):
     """The definitions of these models; filled in from the files when the suite is expanded."""
     precision: PotentialPrecision = "published"
     """Precision of the models; those that do not offer it are unavailable."""
+    compiled: bool = False
+    """Whether the models are compiled; those that cannot be are unavailable."""
     device: DeviceName = "cpu"
     """Where the models run."""
     threads: PositiveInt = 1

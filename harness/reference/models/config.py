@@ -66,6 +66,11 @@ class ModelConfig(ModelParameters):
         """Whether the backbone needs pairs of edges, for the angles between them."""
         return BACKBONES[self.backbone].needs_triplets
 
+    @property
+    def network(self) -> str:
+        """Return the name of the network: that of the backbone, or of HydraGNN's PNAEq, whose messages are others."""
+        return "HydraGNN's pnaeq" if self.backbone == "pnaeq" and self.hydragnn is not None else self.backbone
+
     def asdict(self) -> dict[str, object]:
         """Return the values that apply to this backbone as plain data, as stored with the weights."""
         return self.model_dump(exclude_none=True)

@@ -16,12 +16,15 @@ from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.heads import Gate, Heads
 
-HYDRAGNN_PAINN = "harness.reference.models.backbones.hydragnn:HydraGNNPaiNN"
+HYDRAGNN_NETWORKS = {
+    "painn": "harness.reference.models.backbones.hydragnn:HydraGNNPaiNN",
+    "pnaeq": "harness.reference.models.backbones.hydragnn_pnaeq:HydraGNNPNAEq",
+}
 
 
 def build_backbone(config: ModelConfig) -> nn.Module:
     """Build the encoder of a configuration; the libraries that other backbones need are not imported."""
-    network = BACKBONES[config.backbone].network if config.hydragnn is None else HYDRAGNN_PAINN
+    network = BACKBONES[config.backbone].network if config.hydragnn is None else HYDRAGNN_NETWORKS[config.backbone]
     module, _, name = network.partition(":")
     encoder: nn.Module = getattr(importlib.import_module(module), name)(config)
     return encoder

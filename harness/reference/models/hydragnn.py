@@ -2,11 +2,11 @@
 
     python -m harness.reference.models.hydragnn MODEL.pk config.json MODEL.safetensors [GATE.pt]
 
-Every tensor of a file is used exactly once, and every weight of the model comes from a file. Head k is HydraGNN's
-branch-k; further heads are zero, and count as untrained. Without a gate's file all heads have equal weights. Energies
-are those of HydraGNN's training data, from which a linear fit of compositions has been subtracted. Where the limit on
-neighbours cuts through a shell of equal distances, HydraGNN takes some of the shell and the harness takes none, so that
-energies differ.
+PaiNN and PNAEq are supported. Every tensor of a file is used exactly once, and every weight of the model comes from a
+file. Head k is HydraGNN's branch-k; further heads are zero, and count as untrained. Without a gate's file all heads
+have equal weights. Energies are those of HydraGNN's training data, from which a linear fit of compositions has been
+subtracted. Where the limit on neighbours cuts through a shell of equal distances, HydraGNN takes some of the shell
+and the harness takes none, so that energies differ.
 
 HydraGNN's task-parallel training ignores the conditioning on charge and spin that a configuration asks for, and saves
 no graph_concat_projector: such a checkpoint is refused until its config.json has `use_graph_attr_conditioning: false`.
@@ -28,11 +28,13 @@ from harness.protocol.errors import shorten
 from harness.reference.datasets.catalog import HEADS
 from harness.reference.errors import InputError, get_first_line
 from harness.reference.models import checkpoints
+from harness.reference.models.backbones.hydragnn_pnaeq import STATISTICS
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 
 COMMAND = "python -m harness.reference.models.hydragnn"
-VECTOR_BIASES = ("update_U.bias", "update_V.bias")
+VECTOR_BIASES = ("update_U.bias", "update_V.bias", "update_X.bias")
+BACKBONES = {"PAINN": "painn", "PNAEq": "pnaeq"}
 WRAPPERS = ("module.", "model.")  # of data-parallel models, and of models with a loss of forces
 CLOSED_LOGIT = -1e4  # of a head without a branch, whose weight is zero in every type
 # In HydraGNN the parts of messages are in the order v, r, s, and those of updates in the order vv, sv, ss.
@@ -83,7 +85,7 @@ class _Tensors:
 
 
 def load_hydragnn(checkpoint: Path, config: Path, gate: Path | None = None) -> FoundationModel:
-    """Return the model of a PaiNN checkpoint, in double or single precision as saved.
+    """Return the model of a checkpoint of PaiNN or PNAEq, in double or single precision as saved.
 
     Args:
         checkpoint: The `.pk` file.
@@ -127,8 +129,9 @@ def parse_config(path: Path, *, vector_bias: bool) -> tuple[ModelConfig, int]:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a configuration of HydraGNN ({get_first_line(error)})") from None
-    if arch.get("mpnn_type") != "PAINN":
-        raise InputError(f"{path}: mpnn_type is {shorten(arch.get('mpnn_type'))}; only PAINN is supported")
+    kind = arch.get("mpnn_type")
+    if not isinstance(kind, str) or kind not in BACKBONES:
+        raise InputError(f"{path}: mpnn_type is {shorten(kind)}; only {' and '.join(BACKBONES)} are supported")
     variables = network.get("Variables_of_interest")
     variables = variables if isinstance(variables, dict) else {}
     heads = arch.get("output_heads")
@@ -141,6 +144,8 @@ def parse_config(path: Path, *, vector_bias: bool) -> tuple[ModelConfig, int]:
         "graph_pooling": (arch.get("graph_pooling", "mean"), ("add", "sum")),
         "activation_function": (arch.get("activation_function", "relu"), ("relu", "silu")),
     }
+    if kind == "PNAEq":  # HydraGNN's PaiNN ignores features of edges
+        supported["edge_dim"] = (arch.get("edge_dim"), (None, 0))
     conditioning = arch.get("use_graph_attr_conditioning", False)
     if conditioning:
         mode = arch.get("graph_attr_conditioning_mode", "concat_node")
@@ -154,7 +159,7 @@ def parse_config(path: Path, *, vector_bias: bool) -> tuple[ModelConfig, int]:
         activation = arch.get("activation_function", "relu")
         options = {"activation": activation, "conditioning": conditioning, "vector_bias": vector_bias}
         config = ModelConfig(
-            backbone="painn", hidden_dim=arch["hidden_dim"], num_conv_layers=arch["num_conv_layers"],
+            backbone=BACKBONES[kind], hidden_dim=arch["hidden_dim"], num_conv_layers=arch["num_conv_layers"],
             cutoff=float(arch["radius"]), max_neighbours=arch["max_neighbours"], num_radial=arch["num_radial"],
             readout="sum", hydragnn=options, **sizes,
         )  # fmt: skip
@@ -203,12 +208,16 @@ def _read_encoder(tensors: _Tensors, config: ModelConfig) -> dict[str, Tensor]:
         n = 1 if k == 0 else width
         is_last = k == count - 1
         message, update, mix = (f"graph_convs.{k}.module_{part}" for part in range(3))
-        put(f"messages.{k}.phi_hidden", tensors.linear(f"{message}.scalar_message_mlp.0", n, n))
-        phi = tensors.linear(f"{message}.scalar_message_mlp.2", n, 3 * n)
-        put(f"messages.{k}.phi", phi, lambda x: _reorder(x, MESSAGE_PARTS))
-        radial = tensors.linear(f"{message}.filter_layer", config.num_radial, 3 * n)
-        put(f"messages.{k}.filter", radial, lambda x: _reorder(x, MESSAGE_PARTS))
-        names = [f"{update}.update_{part}" for part in "VU"]
+        if config.backbone == "pnaeq":
+            for name, values in _read_pnaeq_message(tensors, message, n, config.num_radial).items():
+                put(f"messages.{k}.{name}", values)
+        else:
+            put(f"messages.{k}.phi_hidden", tensors.linear(f"{message}.scalar_message_mlp.0", n, n))
+            phi = tensors.linear(f"{message}.scalar_message_mlp.2", n, 3 * n)
+            put(f"messages.{k}.phi", phi, lambda x: _reorder(x, MESSAGE_PARTS))
+            radial = tensors.linear(f"{message}.filter_layer", config.num_radial, 3 * n)
+            put(f"messages.{k}.filter", radial, lambda x: _reorder(x, MESSAGE_PARTS))
+        names = [f"{update}.update_{part}" for part in ("VX" if config.backbone == "pnaeq" else "VU")]
         vectors = {"weight": torch.cat([tensors.take(f"{name}.weight", n, n) for name in names])}
         if config.hydragnn.vector_bias:
             vectors["bias"] = torch.cat([tensors.take(f"{name}.bias", n) for name in names])
@@ -230,6 +239,23 @@ def _read_encoder(tensors: _Tensors, config: ModelConfig) -> dict[str, Tensor]:
     if config.hydragnn.conditioning:
         put("condition.linear", tensors.linear("graph_concat_projector", width + 2, width))
     return state
+
+
+def _read_pnaeq_message(tensors: _Tensors, message: str, n: int, num_radial: int) -> dict[str, dict[str, Tensor]]:
+    """Return the weights of a message of PNAEq by the names of its layers in the model."""
+    return {
+        "distance": tensors.linear(f"{message}.rbf_emb.0", num_radial, n),
+        "pair": tensors.linear(f"{message}.pre_nns.0.0", 3 * n, n),
+        "phi.0": tensors.linear(f"{message}.scalar_message_mlp.0", n, n),
+        "phi.2": tensors.linear(f"{message}.scalar_message_mlp.2", n, n),
+        "phi.4": tensors.linear(f"{message}.scalar_message_mlp.4", n, 3 * n),
+        "filter": {"weight": tensors.take(f"{message}.rbf_lin.weight", 3 * n, num_radial)},
+        "aggregation.mix": tensors.linear(f"{message}.post_nns.0.0", (STATISTICS + 1) * n, n),
+        "aggregation": {
+            "mean_degree": tensors.take(f"{message}.aggr_module.avg_deg_lin", 1),
+            "mean_log_degree": tensors.take(f"{message}.aggr_module.avg_deg_log", 1),
+        },
+    }
 
 
 def _pad(value: Tensor, rows: int) -> Tensor:

@@ -53,13 +53,15 @@ class PotentialPrediction:
     stress: Array | None = None
 
 
-def build_spec(definition: ModelDefinition, precision: PotentialPrecision, device: str) -> dict[str, Any]:
-    """Return what the worker has to import and call; raise PotentialError if the precision is not offered."""
+def build_spec(
+    definition: ModelDefinition, precision: PotentialPrecision, device: str, *, compiled: bool = False
+) -> dict[str, Any]:
+    """Return what the worker has to import and call; raise PotentialError if that is not offered."""
     if definition.checkpoint is not None or definition.hydragnn is not None:
         kwargs: dict[str, Any] = {"device": device}
         kwargs["precision"] = "fp64" if precision == "published" else precision
-        if precision == "bf16":
-            raise PotentialError("the calculator has no precision bf16", is_absence=True)
+        if compiled:
+            kwargs["compiled"] = True
         if definition.checkpoint is not None:
             kwargs["model"] = definition.checkpoint
             return {"module": CALCULATORS, "class_name": "ReferenceCalculator", "kwargs": kwargs}
@@ -70,6 +72,10 @@ def build_spec(definition: ModelDefinition, precision: PotentialPrecision, devic
         offered = ", ".join(definition.precisions) or "none but the published one"
         raise PotentialError(f"precision {precision} is not among those of its definition ({offered})", is_absence=True)
     added = definition.precisions.get(precision, {})
+    if compiled:
+        if definition.compiled is None:
+            raise PotentialError("its definition has no arguments `compiled`", is_absence=True)
+        added = added | definition.compiled
     spec: dict[str, Any] = {"install": definition.install}
     if definition.torch_sim is not None:
         source = definition.torch_sim

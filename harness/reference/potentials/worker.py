@@ -12,12 +12,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import sys
 import time
 from typing import Any
 
 MAX_HINT_NAMES = 400
+TERMINAL_CODES = r"\x1b\[[0-9;]*m"  # colours and bold text
 
 
 class Absent(Exception):
@@ -28,17 +30,34 @@ def build(spec: dict[str, Any]) -> Any:
     """Import the class of a potential and return an adapter of it, or its object if that is an adapter."""
     sys.path[:0] = spec.get("paths", [])
     try:
-        module = importlib.import_module(spec["module"])
+        potential = build_object(spec)
     except ModuleNotFoundError as error:
         hint = f"; {spec['install']}" if spec.get("install") else ""
         raise Absent(f"no module {error.name!r} in {sys.executable}{hint}") from None
-    make = getattr(module, spec["class_name"], None)
-    if make is None:
-        near = difflib.get_close_matches(spec["class_name"], dir(module)[:MAX_HINT_NAMES], n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"module {spec['module']} has no {spec['class_name']!r}{hint}")
     adapt = {"torch_sim": TorchSimAdapter, "adapter": lambda model: model}.get(spec.get("interface", ""), AseAdapter)
-    return adapt(make(**spec["kwargs"]))
+    return adapt(potential)
+
+
+def build_object(spec: dict[str, Any]) -> Any:
+    """Return what a spec names: the result of a class or function, whose arguments may be specs too, or a constant."""
+    target = importlib.import_module(spec["module"])
+    for name in spec["class_name"].split("."):
+        if not hasattr(target, name):
+            near = difflib.get_close_matches(name, dir(target)[:MAX_HINT_NAMES], n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"module {spec['module']} has no {spec['class_name']!r}{hint}")
+        target = getattr(target, name)
+    arguments = {name: build_argument(value) for name, value in spec.get("kwargs", {}).items()}
+    return target(**arguments) if callable(target) else target
+
+
+def build_argument(value: Any) -> Any:
+    """Return an argument, with objects in place of the definitions in it."""
+    if isinstance(value, list):
+        return [build_argument(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return build_object(value) if {"module", "class_name"} <= value.keys() else value
 
 
 class AseAdapter:
@@ -57,14 +76,19 @@ class AseAdapter:
 
     def predict_batch(self, structures: list[Any], properties: list[str]) -> list[dict[str, Any]]:
         """Return the results of each structure, or the reason why it was refused."""
-        answers: list[dict[str, Any]] = []
-        for atoms in structures:
-            try:
-                results = self.predict(atoms, properties)
-                answers.append({name: results[name] for name in properties if name in results})
-            except Exception as error:  # a model may refuse an element, and each has its own error for that
-                answers.append({"error": describe(error)})
-        return answers
+        return [self.answer(atoms, properties) for atoms in structures]
+
+    def answer(self, atoms: Any, properties: list[str]) -> dict[str, Any]:
+        """Return the results of a structure, without a stress that the calculator refuses, or why there are none."""
+        try:
+            results = self.predict(atoms, properties)
+            return {name: results[name] for name in properties if name in results}
+        except Exception as error:  # a model may refuse an element, and each has its own error for that
+            if hasattr(self.calculator, "reset"):
+                self.calculator.reset()  # it may take results of the structure before for those of this one
+            if "stress" in properties:
+                return self.answer(atoms, [name for name in properties if name != "stress"])
+            return {"error": describe(error)}
 
     def find_module(self) -> Any:
         """Return the torch module that the calculator holds, or None."""
@@ -120,7 +144,7 @@ class TorchSimAdapter:
 
 def describe(error: Exception) -> str:
     """Return an exception as one line."""
-    text = " ".join(str(error).split())[:300]
+    text = " ".join(re.sub(TERMINAL_CODES, "", str(error)).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

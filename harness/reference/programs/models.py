@@ -24,6 +24,7 @@ from harness.protocol.programs.models import (
     ModelUnavailable,
     PotentialErrors,
     PotentialMemory,
+    PotentialPrecision,
     PotentialSample,
 )
 from harness.protocol.records import Progress
@@ -107,9 +108,16 @@ def group_by_composition(structures: Iterable[Structure]) -> dict[bytes, list[St
     return groups
 
 
-def start(definition: ModelDefinition, precision: str, config: ModelsParameters, log_file: Path) -> PotentialProcess:
+def start(
+    definition: ModelDefinition,
+    precision: PotentialPrecision,
+    config: ModelsParameters,
+    log_file: Path,
+    *,
+    compiled: bool,
+) -> PotentialProcess:
     """Return the process of a model in a precision; raise PotentialError."""
-    spec = build_spec(definition, precision, config.device)  # type: ignore[arg-type]
+    spec = build_spec(definition, precision, config.device, compiled=compiled)
     return PotentialProcess(
         spec, python=definition.python, threads=config.threads, timeout_s=config.timeout_s, log=log_file
     )
@@ -117,9 +125,9 @@ def start(definition: ModelDefinition, precision: str, config: ModelsParameters,
 
 def load(name: str, config: ModelsParameters, log: CaseLog, folder: Path, stack: ExitStack) -> _Model | None:
     """Start a model and log what it is; return None if it cannot be used, with the reason in the log."""
-    definition = config.definitions[name]
+    definition, path = config.definitions[name], folder / f"{name}.log"
     try:
-        process = stack.enter_context(start(definition, config.precision, config, folder / f"{name}.log"))
+        process = stack.enter_context(start(definition, config.precision, config, path, compiled=config.compiled))
     except PotentialError as error:
         where = f"{definition.place}: " if definition.place else ""
         log.write(
@@ -181,15 +189,15 @@ class _Attempt:
 def measure_errors(
     model: _Model, labelled: dict[str, list[Structure]], config: ModelsParameters, log: CaseLog, folder: Path
 ) -> None:
-    """Log the errors of a model against labels, and in a lower precision against its own FP64 predictions."""
+    """Log the errors of a model against labels, and unless it is plain FP64, against its own FP64 predictions."""
     if model.has_failed:
         return
     exact: PotentialProcess | None = None
     with _Attempt(model, "errors", log), ExitStack() as stack:
-        if config.precision not in ("published", "fp64"):
+        if config.compiled or config.precision not in ("published", "fp64"):
             try:
                 path = folder / f"{model.name}-fp64.log"
-                exact = stack.enter_context(start(model.definition, "fp64", config, path))
+                exact = stack.enter_context(start(model.definition, "fp64", config, path, compiled=False))
             except PotentialError:
                 exact = None  # not offered: there is nothing to compare with
         for dataset, structures in labelled.items():

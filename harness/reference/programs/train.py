@@ -169,7 +169,7 @@ def train(
         groups = HeadGroups(loader.sampler.assignment, heads, world)
         model.keep_heads(groups.heads)
     example = next(loader.iter_evaluation_batches(1000, world.device))
-    message_backend = select_backend(config.message_backend, model.config.backbone, world)
+    message_backend = select_backend(config.message_backend, model.config.network, world)
     module, compiled = PerGraphErrors(model, fused=message_backend.fused), CompileResult(False, "not requested")
     if config.compile:
         compiled = compile_loss(module, example)

@@ -209,7 +209,7 @@ def warm_up(
         The stage, or None if it cannot run.
     """
     device = torch.device(config.device)
-    reason = find_unavailable_reason(model.config.backbone, device) if stage.fused else None
+    reason = find_unavailable_reason(model.config.network, device) if stage.fused else None
     module = PerGraphErrors(model, fused=stage.fused)
     started = time.perf_counter()
     if reason is None and stage.compiled:

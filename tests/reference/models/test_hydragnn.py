@@ -34,6 +34,7 @@ from harness.reference.potentials.structures import CRYSTALS, MOLECULES
 
 RECORDS = Path(__file__).parent / "recorded_hydragnn"
 NAMES = ("biased", "unbiased", "silu")
+PNAEQ_NAMES = ("pnaeq-biased", "pnaeq-unbiased")
 
 
 def load(name: str) -> FoundationModel:
@@ -71,8 +72,10 @@ def predict(
     return [(e.detach().numpy(), f.numpy()) for e, f in zip(energies, forces, strict=True)]
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [*((name, fused) for name in NAMES for fused in (False, True)), *((name, False) for name in PNAEQ_NAMES)],
+)
 def test_energies_and_forces_are_those_recorded_from_hydragnn(name: str, fused: bool) -> None:
     if fused:
         messages.load(torch.device("cpu"))
@@ -124,6 +127,26 @@ def test_bfloat16_products_run() -> None:
     assert all(np.isfinite(f).all() for _, f in predict(model, [s for s, _, _ in read_structures("unbiased")]))
 
 
+def test_pnaeq_agrees_to_the_last_digits_and_in_single_precision() -> None:
+    for name in PNAEQ_NAMES:
+        model = load(name)
+        recorded = read_structures(name)
+        structures = [s for s, _, _ in recorded]
+        single = predict(copy.deepcopy(model).float(), structures)
+        for (_, energy, forces), exact, rounded in zip(recorded, predict(model, structures), single, strict=True):
+            assert np.abs(exact[0] - energy).max() < 1e-12 * np.abs(energy).max()
+            assert np.abs(exact[1] - forces).max() < 1e-12 * np.abs(forces).max()
+            assert 0 < np.abs(rounded[0] - energy).max() < 1e-4
+            assert np.abs(rounded[1] - forces).max() < 1e-2 * np.abs(forces).max()
+
+
+def test_pnaeq_has_no_fused_messages() -> None:
+    config = load("pnaeq-unbiased").config
+    with pytest.raises(messages.UnsupportedKernel, match="not HydraGNN's pnaeq"):
+        messages.check(config.network, torch.device("cpu"))
+    messages.check(load("unbiased").config.network, torch.device("cpu"))
+
+
 def copy_files(tmp_path: Path, name: str = "biased") -> tuple[Path, Path]:
     """Return copies of a recorded checkpoint and its configuration."""
     for file in ("model.pk", "config.json"):
@@ -147,30 +170,40 @@ def list_tensors(name: str) -> list[str]:
     return list(torch.load(RECORDS / name / "model.pk", weights_only=True)["model_state_dict"])
 
 
-@pytest.mark.parametrize("tensor", list_tensors("biased"))
-def test_a_dropped_tensor_is_named(tmp_path: Path, tensor: str) -> None:
-    checkpoint, config = copy_files(tmp_path)
+EVERY_TENSOR = [(name, tensor) for name in ("biased", "pnaeq-biased") for tensor in list_tensors(name)]
+
+
+@pytest.mark.parametrize(("name", "tensor"), EVERY_TENSOR)
+def test_a_dropped_tensor_is_named(tmp_path: Path, name: str, tensor: str) -> None:
+    checkpoint, config = copy_files(tmp_path, name)
     edit_state(checkpoint, lambda state: state.pop(tensor))
     with pytest.raises(InputError, match=rf"{re.escape(tensor.removeprefix('model.'))} is missing$"):
         load_hydragnn(checkpoint, config)
 
 
-@pytest.mark.parametrize("tensor", list_tensors("unbiased"))
-def test_every_tensor_changes_a_weight_of_the_model(tmp_path: Path, tensor: str) -> None:
-    before = load("unbiased").state_dict()
-    checkpoint, config = copy_files(tmp_path, "unbiased")
+@pytest.mark.parametrize("name", ["unbiased", "pnaeq-biased"])
+def test_every_tensor_changes_a_weight_of_the_model(tmp_path: Path, name: str) -> None:
+    before = load(name).state_dict()
+    for tensor in list_tensors(name):
+        changed = change_tensor(tmp_path, name, tensor)
+        assert sum(not torch.equal(before[key], changed[key]) for key in before) == 1, tensor
+
+
+def change_tensor(tmp_path: Path, name: str, tensor: str) -> dict[str, Any]:
+    """Return the weights of a model in whose checkpoint one tensor is changed."""
+    checkpoint, config = copy_files(tmp_path, name)
     edit_state(checkpoint, lambda state: state[tensor].add_(1.0))
-    after = load_hydragnn(checkpoint, config).state_dict()
-    assert sum(not torch.equal(before[name], after[name]) for name in before) == 1
+    return load_hydragnn(checkpoint, config).state_dict()
 
 
 def test_every_weight_comes_from_the_checkpoint() -> None:
     """A second model, built from other random numbers, has the same weights."""
-    torch.manual_seed(1)
-    first = load("biased").state_dict()
-    torch.manual_seed(2)
-    second = load("biased").state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name in ("biased", "pnaeq-biased"):
+        torch.manual_seed(1)
+        first = load(name).state_dict()
+        torch.manual_seed(2)
+        second = load(name).state_dict()
+        assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +241,7 @@ def test_names_of_data_parallel_models_are_understood(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mpnn_type": "MACE"}, "mpnn_type is 'MACE'; only PAINN is supported"),
+        ({"mpnn_type": "MACE"}, "mpnn_type is 'MACE'; only PAINN and PNAEq are supported"),
         ({"global_attn_engine": "GPS"}, 'global_attn_engine is "GPS"; only null and "" is supported'),
         ({"graph_pooling": "mean"}, 'graph_pooling is "mean"; only "add" and "sum" is supported'),
         ({"activation_function": "elu"}, 'activation_function is "elu"'),
@@ -226,6 +259,23 @@ def test_names_of_data_parallel_models_are_understood(tmp_path: Path) -> None:
 )
 def test_an_option_that_is_not_supported_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     checkpoint, config = copy_files(tmp_path)
+    edit_architecture(config, **changes)
+    with pytest.raises(InputError, match=message):
+        load_hydragnn(checkpoint, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mpnn_type": "PAINN"}, r"scalar_message_mlp\.2\.weight has the shape|filter_layer\.weight is missing"),
+        ({"edge_dim": 1}, "edge_dim is 1; only null and 0 is supported"),
+        ({"num_conv_layers": 1}, r"update_mlp\.2\.weight has the shape"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_a_checkpoint_of_pnaeq_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    checkpoint, config = copy_files(tmp_path, "pnaeq-unbiased")
     edit_architecture(config, **changes)
     with pytest.raises(InputError, match=message):
         load_hydragnn(checkpoint, config)
@@ -365,6 +415,16 @@ def test_several_branches_need_a_gate_or_a_head() -> None:
     build_hydragnn_calculator(RECORDS / "silu/model.pk", RECORDS / "silu/config.json")
 
 
+def test_a_converted_checkpoint_of_pnaeq_gives_the_recorded_forces(tmp_path: Path) -> None:
+    folder, target = RECORDS / "pnaeq-unbiased", tmp_path / "model.safetensors"
+    assert hydragnn.main([str(folder / "model.pk"), str(folder / "config.json"), str(target)]) == 0
+    calculator = ReferenceCalculator(str(target), head="ANI1x")
+    for structure, energies, forces in read_structures("pnaeq-unbiased"):
+        predicted = calculate(calculator, structure)
+        assert predicted.energy == pytest.approx(energies[1], abs=1e-12)
+        assert np.allclose(predicted.forces, forces[1], rtol=0, atol=1e-12)
+
+
 def test_the_command_converts_a_checkpoint_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RECORDS / "biased"
     target = tmp_path / "model.safetensors"
@@ -406,6 +466,6 @@ def test_forces_of_biased_vectors_do_not_turn_with_the_structure() -> None:
 
 def test_the_records_are_those_of_the_readme() -> None:
     text = (RECORDS / "README.md").read_text(encoding="utf-8")
-    sums = dict(re.findall(r"`(\w+/[\w.]+)` \| `([0-9a-f]{64})`", text))
+    sums = dict(re.findall(r"`([\w-]+/[\w.]+)` \| `([0-9a-f]{64})`", text))
     files = {str(p.relative_to(RECORDS)): p for p in RECORDS.rglob("*.*") if p.name != "README.md"}
     assert sums == {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files.items()}

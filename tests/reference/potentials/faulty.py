@@ -31,6 +31,8 @@ class Faulty(EMT):  # type: ignore[misc]
             os._exit(3)
         if self.fault == "raises":
             raise RuntimeError("no such element")
+        if self.fault == "no_stress" and "stress" in (properties or ()):
+            raise RuntimeError("no stress")
         if self.fault == "lost_image" and has_left_cell(atoms):
             atoms = atoms.copy()
             atoms.pbc = (True, True, False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.emt import EMT
 
+from harness.cli.main import main
 from harness.experiments.models.metrics import build_tables
 from harness.protocol.events import read_last_run
 from harness.protocol.programs.models import ModelDefinition
@@ -21,6 +25,66 @@ from tests.support.programs import run_program
 
 FAULTY = {"module": "tests.reference.potentials.faulty", "class_name": "Faulty"}
 EMT_CLASS = {"module": "ase.calculators.emt", "class_name": "EMT"}
+CLAIMS = """\
+source: "A. Author, a paper (2026)"
+claims:
+  - id: emt-rate
+    statement: It predicts ten cells a second.
+    source: Table 1
+    unit: structures/s
+    value: 20
+    at_least: 10
+    measurement: cells a second
+    program: models
+    suites: [models]
+    query:
+      table: models
+      where: {model: emt}
+      incorrect: {where: {verdict: incorrect}, note: "{reason}"}
+      complete: {structures_per_s: present}
+      measure: {column: structures_per_s}
+  - id: bad-rate
+    statement: It predicts ten cells a second.
+    source: Table 1
+    unit: structures/s
+    value: 20
+    at_least: 10
+    measurement: cells a second
+    program: models
+    suites: [models]
+    query:
+      table: models
+      where: {model: bad}
+      incorrect: {where: {verdict: incorrect}, note: "{reason}"}
+      complete: {structures_per_s: present}
+      measure: {column: structures_per_s}
+  - id: emt-error
+    statement: Its forces are off by 0.1 eV/angstrom.
+    source: Table 2
+    unit: eV/angstrom
+    value: 0.1
+    within: 0.5
+    measurement: mean absolute error of forces
+    program: models
+    suites: [models]
+    query:
+      table: model_errors
+      where: {model: emt, reference: labels}
+      complete: {structures: "> 0"}
+      measure: {column: structures}
+  - id: no-violation
+    statement: No model violates physics.
+    source: page 1
+    unit: models
+    value: 0
+    at_most: 0
+    measurement: models with a violation
+    program: models
+    suites: [models]
+    query:
+      table: models
+      measure: {statistic: count, matching: {verdict: incorrect}}
+"""
 QUICK: dict[str, Any] = {
     "sizes": [8, 32], "rounds": 2, "datasets": ["omat24"], "structures_per_dataset": 4, "transformations": 4,
     "dynamics_steps": 10,
@@ -95,6 +159,83 @@ def test_lower_precision_is_compared_with_fp64(tmp_path: Path) -> None:
     assert 0 < rows["painn-64"]["force_deviation_max_ev_per_angstrom"] < 1e-2
     assert rows["emt"]["verdict"] == "unavailable"
     assert "precision fp32 is not among those of its definition" in rows["emt"]["reason"]
+
+
+def test_claims_judge_models_and_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    definitions = {"emt": EMT_CLASS, "bad": FAULTY | {"kwargs": {"fault": "forces_off"}}}
+    folder = tmp_path / "a/runs/models-here/case"
+    folder.mkdir(parents=True)
+    compare(folder, definitions, rounds=4, datasets=["mptrj"])
+    case = {"program": "models", "id": "1", "name": "models", "suite": "models", "system": "here",
+            "parameters": QUICK | {"definitions": definitions}}  # fmt: skip
+    (folder / "case.json").write_text(json.dumps(case))
+    (folder / "exit_code").write_text("0\n8\n")
+    with (folder / "events.jsonl").open("a") as log:
+        log.write('{"event": "done", "time_s": 4000000000.0}\n')
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "mine.yaml").write_text(CLAIMS)
+    main(["check", "--out", str(tmp_path / "a"), "--claims", str(tmp_path / "mine.yaml")])
+    captured = capsys.readouterr()
+    assert not captured.err
+    lines = {line.split(":")[0]: line for line in captured.out.splitlines()}
+    assert lines["emt-rate"].startswith("emt-rate: reproduced")
+    assert lines["bad-rate"].startswith("bad-rate: incorrect")
+    assert lines["emt-error"].startswith("emt-error: not run"), "EMT knows no oxides, so that it has no error"
+    assert lines["no-violation"].startswith("no-violation: deviates: 1")
+    path = tmp_path / "compared.csv"
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--csv", str(path)]) == 0
+    with path.open() as table:
+        rows = [row for row in csv.DictReader(table) if row["metric"] == "time per atom"]
+    assert len(rows) == 4, "two models, two cells"
+    assert all(float(row["ratio"]) == 1.0 for row in rows)
+
+
+EMT_AND_PAINN: dict[str, Any] = {"painn-64": {"checkpoint": "painn-64"}, "emt": EMT_CLASS}
+UNCHECKED: dict[str, Any] = {"physics": False, "rounds": 1, "structures_per_dataset": 2}
+
+
+def test_bfloat16_predictions_are_compared_with_fp64(tmp_path: Path) -> None:
+    row = compare(tmp_path, EMT_AND_PAINN, precision="bf16", **UNCHECKED)["painn-64"]
+    assert 1e-4 < row["force_deviation_max_ev_per_angstrom"] < 10
+
+
+@pytest.mark.slow
+def test_compiled_predictions_are_compared_with_eager_fp64(tmp_path: Path) -> None:
+    rows = compare(tmp_path, EMT_AND_PAINN, precision="fp64", compiled=True, **UNCHECKED)
+    assert 0 <= rows["painn-64"]["force_deviation_max_ev_per_angstrom"] < 1e-9
+    assert rows["painn-64"]["compiled"]
+    assert rows["emt"]["verdict"] == "unavailable"
+
+
+def test_precision_and_compilation_of_a_calculator_are_arguments(tmp_path: Path) -> None:
+    model = ModelDefinition.model_validate(
+        EMT_CLASS | {"kwargs": {"a": 1}, "precisions": {"fp32": {"b": 2}}, "compiled": {"c": 3}}
+    )
+    assert build_spec(model, "fp32", "cpu", compiled=True)["kwargs"] == {"a": 1, "b": 2, "c": 3}
+    assert build_spec(model, "published", "cpu")["kwargs"] == {"a": 1}
+    plain = ModelDefinition.model_validate(EMT_CLASS)
+    with pytest.raises(PotentialError, match="no arguments `compiled`"):
+        build_spec(plain, "published", "cpu", compiled=True)
+
+
+def test_an_argument_can_be_an_object(tmp_path: Path) -> None:
+    energies = []
+    for energy in (1.0, 2.5):
+        parts = {"module": "ase.calculators.lj", "class_name": "LennardJones", "kwargs": {"epsilon": energy}}
+        nested = {"module": "ase.calculators.mixing", "class_name": "SumCalculator", "kwargs": {"calcs": [parts]}}
+        with start(nested, tmp_path) as process:
+            energies.append(process.predict([make_alloy()])[0].energy)
+    assert energies[1] == pytest.approx(2.5 * energies[0])
+    wrong = {"module": "ase.calculators.emt", "class_name": "EMT.calculat"}
+    with pytest.raises(PotentialError, match=r"has no 'EMT.calculat' \(did you mean 'calculate'\?\)"):
+        start(wrong, tmp_path)
+
+
+def test_a_calculator_that_declares_a_stress_and_has_none_is_measured_without_it(tmp_path: Path) -> None:
+    with start(FAULTY | {"kwargs": {"fault": "no_stress"}}, tmp_path) as process:
+        (prediction,) = process.predict([make_alloy()], with_stress=True)
+    assert prediction.stress is None
+    assert np.abs(prediction.forces).max() > 0
 
 
 def test_predictions_are_those_of_the_calculator(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def fused_messages(compiler: Compiler = compile_dynamic) -> Predict:
     run = compiler(_formulation(batched_heads, True))
 
     def predict(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        messages.check(model.config.backbone, batch.positions.device)
+        messages.check(model.config.network, batch.positions.device)
         messages.load(batch.positions.device)
         return run(model, batch, weights)
 
@@ -81,7 +81,7 @@ def _can_fuse(model: FoundationModel, batch: Batch) -> bool:
     """Return whether the model has fused messages on this device; raise BuildError if only a compiler is missing."""
     device = batch.positions.device
     try:
-        messages.check(model.config.backbone, device)
+        messages.check(model.config.network, device)
         messages.load(device)
     except messages.UnsupportedKernel:
         return False

@@ -130,7 +130,7 @@ def build_scorer(
     model: FoundationModel, config: ScreeningParameters, device: torch.device, world: ProcessGroup, folder: Path
 ) -> ModelScorer:
     """Build the scorer of batches on the device of this rank; collective."""
-    message_backend = select_backend(config.message_backend, model.config.backbone, world)
+    message_backend = select_backend(config.message_backend, model.config.network, world)
     score: Score = partial(energies_only if config.energy_only else with_forces, fused=message_backend.fused)
     torch._dynamo.config.trace_autograd_ops = True
     compiled = torch.compile(score, dynamic=True) if config.compile else None

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# Pattern of files that are not modules -> the tests that read them.
+# Patterns of files that are not Python modules -> the tests that depend on those files.
 READERS = {
     "suites/*": ("tests/config/test_language.py", "tests/planning", "tests/experiments"),
     "systems/*": ("tests/config/test_language.py", "tests/execution/test_job_script.py"),
@@ -41,16 +41,18 @@ def find_tests(changed: Iterable[str]) -> list[str]:
             selected.add(path)
         module = ".".join(Path(name).with_suffix("").parts).removesuffix(".__init__")
         importers = {test for test, modules in imports.items() if module in modules and test.name.startswith("test_")}
-        selected |= next(filter(None, (_below(_mirror(path, depth), importers) for depth in (-1, 2))), importers)
+        selected |= next(
+            filter(None, (_select_in_folder(_mirror(path, depth), importers) for depth in (-1, 2))), importers
+        )
     return sorted(str(path.relative_to(ROOT)) for path in selected if path.exists())
 
 
 def _mirror(path: Path, depth: int) -> Path:
-    """Return the folder of the tests of a module, with the parts of its path up to `depth`."""
+    """Return the folder in tests/ that mirrors a module's path, with the parts of the path up to index `depth`."""
     return ROOT.joinpath("tests", *path.relative_to(ROOT).parts[1:depth])
 
 
-def _below(folder: Path, tests: Iterable[Path]) -> set[Path]:
+def _select_in_folder(folder: Path, tests: Iterable[Path]) -> set[Path]:
     return {test for test in tests if folder in test.parents}
 
 
@@ -64,8 +66,8 @@ def _list_imports(path: Path) -> set[str]:
     return modules
 
 
-def _git(*words: str) -> list[str]:
-    result = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+def _git(*args: str) -> list[str]:
+    result = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
     return result.stdout.splitlines()
 
 

@@ -1,4 +1,4 @@
-"""Fixtures and helpers of all tests: the harness as a user calls it, and requirements of the machine."""
+"""Fixtures and helpers of all tests: running the harness as a user does, and skipping tests that lack a program."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import pytest
 
 from tests.support.cluster import find_missing
 
-# The time of an example depends on what else runs on the machine.
-hypothesis.settings.register_profile("patient", deadline=None)
-hypothesis.settings.load_profile("patient")
+# Examples have no deadline, since their duration depends on the load of the machine.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 ROOT = Path(__file__).parent.parent
 Harness = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(autouse=True)
-def _same_environment() -> Iterator[None]:
+def _check_environment_is_unchanged() -> Iterator[None]:
     """Fail a test that leaves a variable of the harness behind, which a later test of the same process would see."""
     before = _list_variables()
     yield
@@ -41,11 +41,11 @@ def _list_variables() -> dict[str, str]:
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Harness:
-    """Return a function that runs `harness WORDS` in an empty folder and returns its output and exit code."""
+    """Return a function that runs `harness ARGS` in an empty folder and returns its output and exit code."""
 
-    def call(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(*args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "harness", *words],
+            [sys.executable, "-m", "harness", *args],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -54,7 +54,7 @@ def harness(tmp_path: Path) -> Harness:
             check=False,
         )
 
-    return call
+    return run
 
 
 def read_pages(out: Path) -> str:
@@ -63,13 +63,13 @@ def read_pages(out: Path) -> str:
 
 
 def require_program(program: str) -> None:
-    """Skip the test where a program is missing; in CI, fail it."""
+    """Skip the test if a program is missing, or fail it in CI."""
     if shutil.which(program) is None:
         skip_or_fail(program)
 
 
 def require_slurm(accounting: bool = False) -> None:
-    """Skip the test where this machine lacks something for an emulated cluster; in CI, fail it."""
+    """Skip the test if this machine cannot emulate a Slurm cluster, or fail it in CI."""
     if missing := find_missing(accounting):
         skip_or_fail(missing)
 

@@ -1,4 +1,4 @@
-"""The time of a kernel over that of a floor, measured in turn."""
+"""Measure the time of a function relative to a floor: minimal code that does the same kind of work."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 
 def measure_over_floor(
-    benchmark: BenchmarkFixture, kernel: Callable[[], object], floor: Callable[[], object], rounds: int = 20
+    benchmark: BenchmarkFixture, function: Callable[[], object], floor: Callable[[], object], rounds: int = 20
 ) -> float:
-    """Return the least time of the kernel over the least of its floor, which runs before each of its rounds."""
+    """Return the minimum time of a function over that of its floor, which runs before each round of the function."""
     floor_times = []
 
     def time_floor() -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         floor()
-        floor_times.append(time.perf_counter() - began)
+        floor_times.append(time.perf_counter() - start)
 
-    benchmark.pedantic(kernel, setup=time_floor, rounds=rounds, warmup_rounds=2)
+    benchmark.pedantic(function, setup=time_floor, rounds=rounds, warmup_rounds=2)
     ratio = float(benchmark.stats.stats.min / min(floor_times))
     benchmark.extra_info["over_floor"] = ratio
     print(f"{ratio:.2f} times its floor of {1e3 * min(floor_times):.3f} ms")

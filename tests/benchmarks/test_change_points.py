@@ -1,6 +1,6 @@
-"""Compare false alarms and power of change points with other detectors.
+"""False alarms and detection rates of change points stay within bounds, and compare well with other detectors.
 
-`pytest -s tests/benchmarks/test_change_points.py` prints the table, reports/measured/detection/README.md a longer one.
+`pytest -s tests/benchmarks/test_change_points.py` prints a table; reports/measured/detection/README.md has more rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 
 from harness.stats.changepoints.detect import detect_in_each
 from harness.stats.two_sample import estimate_ratios
-from tests.support.changepoint_methods import CASES, Case, detection_rates, format_table
+from tests.support.changepoint_methods import CASES, Case, format_table, measure_detection_rates
 
 N_SERIES, N_SERIES_OF_OTHERS = 4000, 60
 
@@ -29,7 +29,7 @@ MIN_DETECTION_RATE = {
 
 @pytest.fixture(scope="module")
 def measured_rates() -> dict[Case, dict[str, float]]:
-    return {case: detection_rates(case, N_SERIES, N_SERIES_OF_OTHERS) for case in CASES}
+    return {case: measure_detection_rates(case, N_SERIES, N_SERIES_OF_OTHERS) for case in CASES}
 
 
 def test_false_alarm_rates_stay_below_their_bounds(measured_rates: dict[Case, dict[str, float]]) -> None:
@@ -56,7 +56,7 @@ def test_more_changes_are_detected_than_by_asv(measured_rates: dict[Case, dict[s
 
 
 def test_ten_thousand_series_take_two_cpu_seconds_at_most() -> None:
-    """One in ten has a change; the tables, which are simulated once, are not included."""
+    """One series in ten has a change; the time excludes null distributions, which are simulated once per process."""
     series = Case("iid").series(10_000)
     series[:1000] *= Case("iid", "step", 0.1).series(1000) / Case("iid").series(1000)
     detect_in_each(series[:100])

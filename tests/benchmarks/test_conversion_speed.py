@@ -1,6 +1,6 @@
-"""Structures converted per second of one core: 20,000 from HDF5, 5,000 with neighbour lists, 2,000 from aselmdb.
+"""One core converts 20,000 structures/s from HDF5, 5,000 with neighbour lists, and 2,000 from aselmdb.
 
-The tests ask for half of these targets in CPU time, for machines slower or busier than an idle laptop.
+The tests require half of these targets, in CPU time, since a machine may be slower or busier than an idle laptop.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ ATOMS = 50
 def make_timed_conversion(
     slug: str, file: Path, rules: ConversionRules
 ) -> tuple[Callable[[], dict[str, Any]], list[float]]:
-    """Return a function that converts to a new store at each call, and the list of its CPU seconds."""
+    """Return a function that converts a file to a new store, and the list of CPU seconds to which each call adds."""
     entry, numbers, cpu_times = find_source(slug), itertools.count(), []
 
     def convert_once() -> dict[str, Any]:
         store = file.with_name(f"{next(numbers)}.bp")
-        began = time.process_time()
+        start = time.process_time()
         conversion = Conversion(slug, get_format(entry.format), (file,), store, entry, describe_official(entry), rules)
         facts = convert(conversion, ignore_progress)
-        cpu_times.append(time.process_time() - began)
+        cpu_times.append(time.process_time() - start)
         return facts
 
     return convert_once, cpu_times
@@ -54,14 +54,16 @@ def check_rate(benchmark: Any, slug: str, file: Path, rules: ConversionRules, ta
 @pytest.mark.parametrize(
     ("rules", "target"), [(ConversionRules(), 20_000), (ConversionRules(cutoff=5.0, max_neighbours=20), 5_000)]
 )
-def test_hdf5(benchmark: Any, tmp_path: Path, rules: ConversionRules, target: float) -> None:
+def test_conversion_from_hdf5_reaches_its_target(
+    benchmark: Any, tmp_path: Path, rules: ConversionRules, target: float
+) -> None:
     file = tmp_path / "ani1x-release.h5"
     write_ani1x(file, {f"g{k}": 100 for k in range(100)})
     check_rate(benchmark, "ani1x", file, rules, target)
 
 
 @pytest.mark.slow
-def test_aselmdb(benchmark: Any, tmp_path: Path) -> None:
+def test_conversion_from_aselmdb_reaches_its_target(benchmark: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = {k: make_crystal_row(rng) for k in range(1, 2001)}
     file = tmp_path / "data.aselmdb"
@@ -70,7 +72,7 @@ def test_aselmdb(benchmark: Any, tmp_path: Path) -> None:
 
 
 def make_crystal_row(rng: np.random.Generator) -> dict[str, Any]:
-    """Return a row of fifty displaced metal atoms."""
+    """Return a database row of fifty displaced metal atoms."""
     lattice = np.stack(np.meshgrid(*[np.arange(4.0)] * 3), -1).reshape(-1, 3)[:ATOMS] * 2.7
     return {
         "numbers": encode_array(np.full(ATOMS, 29)),

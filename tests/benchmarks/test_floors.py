@@ -1,6 +1,7 @@
-"""Guards that hold on any machine: times of quick kernels over those of a floor, measured in turn in one process.
+"""Quick functions take at most a few times as long as a floor, a limit that holds on any machine.
 
-The floor is the least code that does the same kind of work: a copy, a product of matrices, a parse.
+A floor is minimal code that does the same kind of work: a copy, a product of matrices, parsing. Function and floor are
+timed in turn in one process.
 """
 
 from __future__ import annotations
@@ -35,36 +36,38 @@ def graphs() -> list[NeighbourList]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
+def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_a_neighbour_list_over_all_distances(benchmark: BenchmarkFixture) -> None:
+def test_neighbour_lists_take_less_than_five_times_as_long_as_all_distances(benchmark: BenchmarkFixture) -> None:
     structures = make_random_structures(BATCH, atoms=(2, 100))
 
-    def distances() -> None:
+    def compute_distances() -> None:
         for s in structures:
             np.linalg.norm(s.positions[:, None] - s.positions, axis=-1)
 
-    def lists() -> None:
+    def build_lists() -> None:
         for s in structures:
             build_neighbour_list(s, cutoff=5.0, max_neighbours=20)
 
-    assert measure_over_floor(benchmark, lists, distances) < 5
+    assert measure_over_floor(benchmark, build_lists, compute_distances) < 5
 
 
-def test_collation_over_joining_the_arrays(benchmark: BenchmarkFixture, graphs: list[NeighbourList]) -> None:
-    def join() -> None:
+def test_collation_takes_less_than_eight_times_as_long_as_concatenation(
+    benchmark: BenchmarkFixture, graphs: list[NeighbourList]
+) -> None:
+    def concatenate() -> None:
         for _ in range(8):
             np.concatenate([g.structure.positions for g in graphs])
 
-    assert measure_over_floor(benchmark, lambda: build_batch(graphs), join) < 8
+    assert measure_over_floor(benchmark, lambda: build_batch(graphs), concatenate) < 8
 
 
-def test_energies_and_forces_over_as_many_multiplications(
+def test_prediction_takes_less_than_fifteen_times_as_long_as_its_matrix_products(
     benchmark: BenchmarkFixture, graphs: list[NeighbourList]
 ) -> None:
-    """In matrices of 256 x 256; narrow ones, gathers and scatters are what is dearer."""
+    """The floor multiplies matrices of 256 x 256; the narrow matrices, gathers and scatters of the model cost more."""
     torch.manual_seed(0)
     model = FoundationModel(ModelConfig()).requires_grad_(False)
     batch = build_batch(graphs).to("cpu", torch.float32)
@@ -80,7 +83,9 @@ def test_energies_and_forces_over_as_many_multiplications(
     assert measure_over_floor(benchmark, lambda: batched_heads(model, batch, weights), multiply) < 15
 
 
-def test_a_history_over_parsing_its_lines(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+def test_history_is_read_in_less_than_eighteen_times_the_time_of_parsing(
+    benchmark: BenchmarkFixture, tmp_path: Path
+) -> None:
     path = tmp_path / "history.jsonl"
     values = tuple(np.random.default_rng(0).random(5).tolist())
     append_measurements(path, [

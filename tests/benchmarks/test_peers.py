@@ -1,7 +1,7 @@
-"""Our backbones against other implementations: `pytest -s tests/benchmarks/test_peers.py` prints the ratios.
+"""The harness's backbones are about as fast as other implementations or faster; `pytest -s` prints the ratios.
 
-Both get the same structures, neighbour lists and readout, and each round times one after the other. Times are CPU times
-of one thread, which other load on the machine does not add to.
+Both implementations get the same structures, neighbour lists and readout, and are timed in turn. Times are CPU times
+of one thread, since other load on the machine hardly affects them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WIDTH = 64
 
 
 class Energy(nn.Module):
-    """An encoder and a small readout of each atom, as schnetpack's Atomwise: energy [g]."""
+    """An encoder and a small readout of each atom, like schnetpack's Atomwise; the energies are [g]."""
 
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
@@ -41,18 +41,18 @@ class Energy(nn.Module):
 
     def forward(self, batch: Batch, positions: Tensor) -> Tensor:
         vector = positions[batch.sender] + batch.shift - positions[batch.receiver]
-        of_atom = self.readout(self.encoder(batch, vector)).squeeze(-1)
-        return of_atom.new_zeros(len(batch.n_atoms)).index_add(0, batch.graph, of_atom)
+        atom_energies = self.readout(self.encoder(batch, vector)).squeeze(-1)
+        return atom_energies.new_zeros(len(batch.n_atoms)).index_add(0, batch.graph, atom_energies)
 
 
-def energy_and_forces(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def compute_energy_and_forces(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     positions = batch.positions.detach().requires_grad_()
     energy = model(batch, positions)
     return energy.detach(), -torch.autograd.grad(energy.sum(), positions)[0]
 
 
-def loss(model: nn.Module, batch: Batch, positions: Tensor) -> Tensor:
-    """Return a loss of energies per atom and forces with zero as target; its value does not matter."""
+def compute_loss(model: nn.Module, batch: Batch, positions: Tensor) -> Tensor:
+    """Return a loss of energies per atom and forces whose targets are zero; the value does not matter."""
     energy = model(batch, positions)
     forces = torch.autograd.grad(energy.sum(), positions, create_graph=True)[0]
     return (energy / batch.n_atoms).pow(2).mean() + forces.pow(2).mean()
@@ -63,7 +63,11 @@ Call = Callable[[], object]
 
 def inference(model: nn.Module, batch: Batch, *, compiled: bool = False) -> Call:
     frozen = model.eval().requires_grad_(False)
-    function = torch.compile(energy_and_forces, dynamic=True, fullgraph=True) if compiled else energy_and_forces
+    function = (
+        torch.compile(compute_energy_and_forces, dynamic=True, fullgraph=True)
+        if compiled
+        else compute_energy_and_forces
+    )
     return lambda: function(frozen, batch)
 
 
@@ -73,7 +77,7 @@ def training(model: nn.Module, batch: Batch) -> Call:
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(model, batch, batch.positions.clone().requires_grad_()).backward()
+        compute_loss(model, batch, batch.positions.clone().requires_grad_()).backward()
         optimizer.step()
 
     return step
@@ -81,7 +85,7 @@ def training(model: nn.Module, batch: Batch) -> Call:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Seconds of one call of theirs over ours, one ratio for each round."""
+    """The seconds of a call of the other implementation over those of ours, with one ratio per round."""
 
     rounds: tuple[float, ...]
     ours_s: float
@@ -94,19 +98,21 @@ class Ratio:
 
 
 def time_in_turn(ours: Call, theirs: Call, rounds: int = ROUNDS) -> Ratio:
-    """Time both calls in turn, after one call of each to warm up."""
+    """Time both calls in turn, after one warm-up call of each."""
     seconds: dict[Call, list[float]] = {ours: [], theirs: []}
     for k in range(rounds + 1):
         for call, times in seconds.items():
-            began = time.process_time()
+            start = time.process_time()
             call()
             if k > 0:
-                times.append(time.process_time() - began)
-    mine, their = seconds[ours], seconds[theirs]
-    return Ratio(tuple(b / a for a, b in zip(mine, their, strict=True)), median(mine), median(their))
+                times.append(time.process_time() - start)
+    our_times, their_times = seconds[ours], seconds[theirs]
+    return Ratio(
+        tuple(b / a for a, b in zip(our_times, their_times, strict=True)), median(our_times), median(their_times)
+    )
 
 
-def random_batch(count: int, *, with_triplets: bool = False) -> Batch:
+def make_random_batch(count: int, *, with_triplets: bool = False) -> Batch:
     graphs = [
         build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in make_random_structures(count, atoms=(2, 100))
     ]
@@ -114,8 +120,8 @@ def random_batch(count: int, *, with_triplets: bool = False) -> Batch:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def tuned_allocator() -> Iterator[None]:
-    """Set glibc as systems/local.yaml does (M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD), and the defaults afterwards."""
+def tune_allocator() -> Iterator[None]:
+    """Set glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD as systems/local.yaml does; afterwards, restore them."""
     mallopt = ctypes.CDLL(None).mallopt if sys.platform == "linux" else lambda _name, _value: None
     for name, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):
         mallopt(name, value)
@@ -125,8 +131,8 @@ def tuned_allocator() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread; restore the default type, which tests set because schnetpack relies on it."""
+def use_one_thread() -> Iterator[None]:
+    """Use one thread; afterwards, restore the default dtype, which tests set because schnetpack relies on it."""
     threads, tracing = torch.get_num_threads(), torch._dynamo.config.trace_autograd_ops
     torch.set_num_threads(1)
     torch._dynamo.config.trace_autograd_ops = True
@@ -137,16 +143,17 @@ def one_thread() -> Iterator[None]:
     torch._dynamo.config.trace_autograd_ops = tracing
 
 
-def report(what: str, ratio: Ratio, ours: nn.Module, theirs: nn.Module, batch: Batch, target: float) -> None:
-    """Print one line of the table, with the matrix products of energy and forces of both, in GFLOP."""
+def report(title: str, ratio: Ratio, ours: nn.Module, theirs: nn.Module, batch: Batch, target: float) -> None:
+    """Print one line of the table, with the GFLOP of the matrix products of both implementations."""
 
-    def forces(model: nn.Module) -> None:
+    def run_forces(model: nn.Module) -> None:
         model.requires_grad_(False)(batch, batch.positions.clone().requires_grad_()).sum().backward()
 
     flops = [
-        count_work(lambda model=model: forces(model), get_shape(batch)).matrix_flops / 1e9 for model in (ours, theirs)
+        count_work(lambda model=model: run_forces(model), get_shape(batch)).matrix_flops / 1e9
+        for model in (ours, theirs)
     ]
-    print(f"\n{what:34} ours {ratio} (target {target}x); GFLOP ours {flops[0]:.2f}, theirs {flops[1]:.2f}", end="")
+    print(f"\n{title:34} ours {ratio} (target {target}x); GFLOP ours {flops[0]:.2f}, theirs {flops[1]:.2f}", end="")
 
 
 def build_painns(dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Batch]:
@@ -157,28 +164,28 @@ def build_painns(dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Batch]:
     theirs.copy_weights(ours)
     models = Energy(ours, WIDTH).to(dtype), Energy(theirs, WIDTH).to(dtype)
     models[1].readout.load_state_dict(models[0].readout.state_dict())
-    return *models, random_batch(16)
+    return *models, make_random_batch(16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])
-def test_painn_infers_faster_than_that_of_schnetpack(dtype: torch.dtype) -> None:
+def test_painn_infers_faster_than_schnetpack(dtype: torch.dtype) -> None:
     ours, theirs, batch = build_painns(dtype)
-    mine, their = inference(ours, batch), inference(theirs, batch)
-    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(mine(), their(), strict=True))
-    ratio = time_in_turn(mine, their)
+    our_call, their_call = inference(ours, batch), inference(theirs, batch)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(our_call(), their_call(), strict=True))
+    ratio = time_in_turn(our_call, their_call)
     report(f"PaiNN, inference, eager, {dtype}", ratio, ours, theirs, batch, 2)
     assert median(ratio.rounds) > 1.3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])
-def test_painn_trains_faster_than_that_of_schnetpack(dtype: torch.dtype) -> None:
+def test_painn_trains_faster_than_schnetpack(dtype: torch.dtype) -> None:
     ours, theirs, batch = build_painns(dtype)
     ratio = time_in_turn(training(ours, batch), training(theirs, batch))
     report(f"PaiNN, training, eager, {dtype}", ratio, ours, theirs, batch, 2)
     assert median(ratio.rounds) > 1.3
 
 
-def test_painn_infers_faster_than_that_of_schnetpack_compiled() -> None:
+def test_painn_infers_faster_than_schnetpack_compiled() -> None:
     ours, theirs, batch = build_painns(torch.float32)
     ratio = time_in_turn(inference(ours, batch, compiled=True), inference(theirs, batch, compiled=True), rounds=15)
     report("PaiNN, inference, compiled, FP32", ratio, ours, theirs, batch, 2)
@@ -186,8 +193,8 @@ def test_painn_infers_faster_than_that_of_schnetpack_compiled() -> None:
 
 
 @pytest.mark.parametrize("make", [inference, training])
-def test_schnet_keeps_up_with_that_of_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
-    config, batch = ModelConfig(backbone="schnet", hidden_dim=WIDTH), random_batch(16)
+def test_schnet_keeps_up_with_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
+    config, batch = ModelConfig(backbone="schnet", hidden_dim=WIDTH), make_random_batch(16)
     ours, theirs = Energy(build_backbone(config), WIDTH), TorchGeometricSchNet(config)
     ratio = time_in_turn(make(ours, batch), make(theirs, batch))
     report(f"SchNet, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)
@@ -195,8 +202,8 @@ def test_schnet_keeps_up_with_that_of_torch_geometric(make: Callable[[nn.Module,
 
 
 @pytest.mark.parametrize("make", [inference, training])
-def test_dimenet_keeps_up_with_that_of_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
-    config, batch = ModelConfig(backbone="dimenet", hidden_dim=WIDTH), random_batch(4, with_triplets=True)
+def test_dimenet_keeps_up_with_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
+    config, batch = ModelConfig(backbone="dimenet", hidden_dim=WIDTH), make_random_batch(4, with_triplets=True)
     ours, theirs = Energy(build_backbone(config), WIDTH), TorchGeometricDimeNet(config)
     ratio = time_in_turn(make(ours, batch), make(theirs, batch), rounds=3)
     report(f"DimeNet++, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)

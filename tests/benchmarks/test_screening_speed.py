@@ -1,4 +1,4 @@
-"""Enumeration and neighbour lookup of candidates are far faster than any model."""
+"""Enumeration and neighbour look-up of candidates are far faster than any model."""
 
 from __future__ import annotations
 
@@ -24,64 +24,66 @@ SPACE = CandidateSpace(
 )
 
 
-def spread_runs(count: int) -> list[PrototypeBlock]:
-    """Return batches from the whole space, each within a prototype."""
+def list_blocks_of_the_whole_space(count: int) -> list[PrototypeBlock]:
+    """Return batches from the whole space, each of which has one prototype."""
     starts = np.linspace(0, len(SPACE) - BATCH, count).astype(int).tolist()
     return [max(SPACE.block(k, k + BATCH), key=len) for k in starts]
 
 
-def structures_per_s(work: Callable[[], object], structures: int) -> float:
-    """Return the structures per second, the best of three runs."""
+def measure_structures_per_s(work: Callable[[], object], structures: int) -> float:
+    """Return the structures per second of the fastest of three runs."""
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return structures / min(times)
 
 
-def test_enumeration(benchmark: BenchmarkFixture) -> None:
-    """A million candidates a second of one core, of four species; 25 million were measured."""
+def test_a_million_candidates_are_enumerated_per_second(benchmark: BenchmarkFixture) -> None:
+    """The candidates have four species; one core has reached 25 million per second."""
     start = len(SPACE) // 2
     (run,) = benchmark(SPACE.block, start, start + BLOCK)
     assert len(run) == BLOCK
     assert BLOCK / benchmark.stats.stats.median > 1_000_000
 
 
-def test_neighbours_are_looked_up(benchmark: BenchmarkFixture) -> None:
-    """Ten times as fast as a list for each structure; fifty times were measured."""
-    topologies, runs = Topologies(SPACE, 5.0, 20), spread_runs(20)
+def test_look_up_is_ten_times_as_fast_as_neighbour_lists(benchmark: BenchmarkFixture) -> None:
+    """A look-up has been fifty times as fast as building a list for each structure."""
+    topologies, runs = Topologies(SPACE, 5.0, 20), list_blocks_of_the_whole_space(20)
     structures = [SPACE.structure(int(run.index[k])) for run in runs for k in (0, 100)]
     benchmark(lambda: [topologies.arrays(run) for run in runs])
     rate = sum(map(len, runs)) / benchmark.stats.stats.median
     benchmark.extra_info["structures_per_s"] = rate
-    assert rate > 10 * structures_per_s(
+    assert rate > 10 * measure_structures_per_s(
         lambda: [build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in structures], 40
     )
 
 
-def test_edges_are_counted(benchmark: BenchmarkFixture) -> None:
-    topologies, runs = Topologies(SPACE, 5.0, 20), spread_runs(20)
+def test_half_a_million_edge_counts_are_made_per_second(benchmark: BenchmarkFixture) -> None:
+    topologies, runs = Topologies(SPACE, 5.0, 20), list_blocks_of_the_whole_space(20)
     benchmark(lambda: [topologies.edge_counts(run) for run in runs])
     assert sum(map(len, runs)) / benchmark.stats.stats.median > 500_000
 
 
 @pytest.mark.parametrize(("atoms", "count"), [((2, 100), 256), ((2, 500), 48)])
-def test_random_structures(benchmark: BenchmarkFixture, atoms: tuple[int, int], count: int) -> None:
-    """Twice as fast as one by one; four and six times were measured."""
+def test_batched_neighbour_lists_are_twice_as_fast_as_single_ones(
+    benchmark: BenchmarkFixture, atoms: tuple[int, int], count: int
+) -> None:
+    """Ratios of four and six have been measured."""
     structures = make_random_structures(count, atoms=atoms)
     benchmark(build_vacuum_arrays, structures, cutoff=5.0, max_neighbours=20)
     rate = count / benchmark.stats.stats.median
     benchmark.extra_info["structures_per_s"] = rate
     one_by_one = structures[: count // 4]
-    assert rate > 2 * structures_per_s(
+    assert rate > 2 * measure_structures_per_s(
         lambda: build_batch([build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in one_by_one]),
         len(one_by_one),
     )
 
 
-def test_charge_balance(benchmark: BenchmarkFixture) -> None:
-    """At most 5 us a candidate, of four species in batches; 1 us was measured."""
+def test_charge_balance_takes_at_most_five_microseconds(benchmark: BenchmarkFixture) -> None:
+    """Candidates have four species and come in batches; 1 us per candidate has been measured."""
     pytest.importorskip("smact")
     run = SPACE.block(len(SPACE) // 2, len(SPACE) // 2 + BATCH)[0]
     benchmark(is_charge_balanced, SPACE.prototypes[run.prototype], run)

@@ -1,4 +1,4 @@
-"""Guards on the store: each against a floor that is measured in the same run (`pytest tests/benchmarks`)."""
+"""Stores are written and read about as fast as a floor that is timed in the same run (`pytest tests/benchmarks`)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ KEYS = ("pos", "atomic_numbers", "energy", "forces", "cell")
 COUNT, BATCH, SAMPLE_BYTES, ROUNDS = 5000, 256, 8192, 40
 
 
-def median_s(work: Callable[[], object], rounds: int = 15) -> float:
+def measure_median_s(work: Callable[[], object], rounds: int = 15) -> float:
     times = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return float(np.median(times))
 
 
@@ -43,8 +43,8 @@ def path(block: Block, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("bp") / "a.bp", block)
 
 
-def test_blocks_are_made_quickly(benchmark: BenchmarkFixture) -> None:
-    """At least 100,000 molecules a second."""
+def test_structures_are_encoded_quickly(benchmark: BenchmarkFixture) -> None:
+    """The minimum is 100,000 molecules per second."""
     frames = random_frames(COUNT, atoms=(3, 20))
     benchmark(encode_table, frames)
     assert COUNT / benchmark.stats.stats.median > 100_000
@@ -53,20 +53,20 @@ def test_blocks_are_made_quickly(benchmark: BenchmarkFixture) -> None:
 def test_writing_is_not_much_slower_than_a_plain_file(
     benchmark: BenchmarkFixture, block: Block, tmp_path: Path
 ) -> None:
-    """Within 20 times a plain write of the same bytes; checks, checksums and reading back included."""
-    places = (tmp_path / f"{k}.bp" for k in range(1000))
-    benchmark.pedantic(lambda: write(next(places), block), rounds=7, warmup_rounds=1)
+    """The limit is 20 times a plain write of as many bytes, since the writer also checks and reads back the data."""
+    paths = (tmp_path / f"{k}.bp" for k in range(1000))
+    benchmark.pedantic(lambda: write(next(paths), block), rounds=7, warmup_rounds=1)
     content = bytes(block.nbytes)
 
-    def plain() -> None:
+    def write_plain_file() -> None:
         with open(tmp_path / "plain", "wb") as handle:
             handle.write(content)
 
-    assert benchmark.stats.stats.median < 20 * median_s(plain) + 0.1
+    assert benchmark.stats.stats.median < 20 * measure_median_s(write_plain_file) + 0.1
 
 
 def test_a_sample_on_demand_is_read_within_a_millisecond(benchmark: BenchmarkFixture, path: Path) -> None:
-    """Below a millisecond for five variables."""
+    """A sample consists of five variables."""
     order = iter(np.random.default_rng(0).integers(0, COUNT, 100_000).tolist())
     with BPFile(path) as file:
         benchmark.pedantic(lambda: file.record("trainset", next(order), KEYS), rounds=300, warmup_rounds=5)
@@ -74,8 +74,8 @@ def test_a_sample_on_demand_is_read_within_a_millisecond(benchmark: BenchmarkFix
 
 
 @pytest.mark.parametrize("mode", ["preload", "shared"])
-def test_a_sample_in_memory_costs_no_more_than_slicing(benchmark: BenchmarkFixture, path: Path, mode: str) -> None:
-    """Within three times the slicing of five arrays; 2 microseconds on a quiet core."""
+def test_a_sample_in_memory_costs_little_more_than_slicing(benchmark: BenchmarkFixture, path: Path, mode: str) -> None:
+    """The limit is three times the slicing of five arrays; on an idle core, a sample takes 2 microseconds."""
     order = np.random.default_rng(0).integers(0, COUNT, BATCH)
     with open_samples(path, "trainset", mode, keys=KEYS) as samples:  # type: ignore[arg-type]
         arrays = list(samples.get([0])[0].values())
@@ -86,7 +86,7 @@ def test_a_sample_in_memory_costs_no_more_than_slicing(benchmark: BenchmarkFixtu
 
 
 def test_a_sample_of_another_rank_costs_little_more_than_the_access(tmp_path: Path) -> None:
-    """Batches of 256 samples of 8 kB, 2 ranks: 5 microseconds each; within 6 times the bare accesses."""
+    """The limit is six times the plain accesses; a sample of 8 kB in batches of 256 takes 5 microseconds on 2 ranks."""
     rows = SAMPLE_BYTES // 8
     path = write(tmp_path / "a.bp", Block(2000, {"v": Column(np.random.default_rng(0).random(2000 * rows), rows)}))
     result = run_ranks(2, str(Path(__file__).resolve()), str(path))
@@ -97,7 +97,7 @@ def test_a_sample_of_another_rank_costs_little_more_than_the_access(tmp_path: Pa
 
 
 def measure_on_each_rank(path: str) -> None:
-    """Time the store's batches and bare accesses in turn; rank 0 prints medians in microseconds for each sample."""
+    """Time batches of the store and plain accesses in turn; rank 0 prints medians in microseconds per sample."""
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
@@ -108,23 +108,23 @@ def measure_on_each_rank(path: str) -> None:
     target = memoryview(np.zeros(BATCH * SAMPLE_BYTES, np.uint8))
     rng = np.random.default_rng(comm.Get_rank())
 
-    def get_bare(indices: list[int]) -> None:
+    def get_directly(indices: list[int]) -> None:
         for k, i in enumerate(indices):
-            at = (i * SAMPLE_BYTES, SAMPLE_BYTES, MPI.BYTE)
-            window.Get((target[k * SAMPLE_BYTES : (k + 1) * SAMPLE_BYTES], MPI.BYTE), other, at)
+            position = (i * SAMPLE_BYTES, SAMPLE_BYTES, MPI.BYTE)
+            window.Get((target[k * SAMPLE_BYTES : (k + 1) * SAMPLE_BYTES], MPI.BYTE), other, position)
         window.Flush_all()
 
     times: dict[str, list[float]] = {"floor_us": [], "get_us": []}
     with open_samples(path, "trainset", "distributed", comm=comm, keys=["v"], backend="rma") as samples:
         for _ in range(ROUNDS):
             for name, work, indices in (
-                ("floor_us", get_bare, rng.integers(0, 1000, BATCH).tolist()),
+                ("floor_us", get_directly, rng.integers(0, 1000, BATCH).tolist()),
                 ("get_us", samples.get, rng.integers(0, len(samples), BATCH).tolist()),
             ):
                 comm.Barrier()
-                began = time.perf_counter()
+                start = time.perf_counter()
                 work(indices)
-                times[name].append((time.perf_counter() - began) / BATCH * 1e6)
+                times[name].append((time.perf_counter() - start) / BATCH * 1e6)
         comm.Barrier()
     window.Unlock_all()
     window.Free()

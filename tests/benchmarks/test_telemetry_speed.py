@@ -1,4 +1,4 @@
-"""Speed and memory of the import of a large telemetry export."""
+"""A large telemetry export is imported quickly and in constant memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POWER = "rocm_average_socket_power_watts"
 
 @pytest.mark.slow
 def test_large_export_is_imported_in_constant_memory(tmp_path: Path) -> None:
-    """16 nodes with 8 GPUs, sampled each second for 15 minutes: 700 MB per minute, and less than 500 MB of memory."""
+    """The export has 16 nodes with 8 GPUs and 15 minutes of samples; 700 MB may take a minute and 500 MB of memory."""
     metrics = [POWER, "rocm_utilization_percentage", "rocm_vram_used_percentage", "rocm_temperature_celsius"]
     values = [(float(t), 300.0 + t % 7) for t in range(900)]
     path = tmp_path / "job.jsonl"
@@ -32,11 +32,11 @@ def test_large_export_is_imported_in_constant_memory(tmp_path: Path) -> None:
                     export.add(
                         "omnistat_hardware_counter", f"n{node}", values, card=str(card), name=counter, source=str(k)
                     )
-            out.writelines(f"{text}\n" for text in export.lines())
+            out.writelines(f"{text}\n" for text in export.format_lines())
     script = (
         "import sys; from harness.cli.main import main\n"
         "code = main(['collect', '--format', 'omnistat', sys.argv[1], '--out', sys.argv[2], '-q'])\n"
-        # of this process alone: getrusage includes the memory of the process that forked it
+        # VmHWM is the peak of this process; getrusage includes the memory of the process that forked it
         "print(code, next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
     )
     started = time.monotonic()

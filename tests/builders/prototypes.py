@@ -1,6 +1,6 @@
-"""Make prototypes.json.gz: `python -m tests.builders.prototypes ARCHIVES` (needs spglib).
+"""Build prototypes.json.gz: `python -m tests.builders.prototypes ARCHIVES` (needs spglib).
 
-ARCHIVES: a folder with the wheel of pymatgen named below, downloaded if it is not there.
+ARCHIVES is a folder for the wheel of pymatgen, which is downloaded if it is not there.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ PYMATGEN = Package(
     "pymatgen", "2026.10.24", "wheel", "bd341f2e0550ec38358de2c95a65cabd9f1efa433df48ed5b615cc2d0115d827"
 )
 MEMBER = "pymatgen/analysis/prototypes/aflow_prototypes.json.gz"
-MOST_ATOMS, MOST_SPECIES = 20, 4
+MAX_ATOMS, MAX_SPECIES = 20, 4
 COINCIDENT_ANGSTROM = 0.5
-DECIMALS = 10  # beyond the source's five there are thirds and square roots
+DECIMALS = 10  # the source has more than five decimals for thirds and square roots
 SAME_SITE_ANGSTROM = 1e-3
 
 
@@ -37,18 +37,18 @@ def parse_prototype(row: dict[str, Any]) -> Prototype | str:
     if any(len(site["species"]) != 1 or site["species"][0]["occu"] != 1 for site in sites):
         return "partly occupied sites"
     symbols = [site["species"][0]["element"] for site in sites]
-    kinds = list(dict.fromkeys(symbols))
-    if len(sites) > MOST_ATOMS:
-        return f"more than {MOST_ATOMS} atoms"
-    if len(kinds) > MOST_SPECIES:
-        return f"more than {MOST_SPECIES} species"
+    elements = list(dict.fromkeys(symbols))
+    if len(sites) > MAX_ATOMS:
+        return f"more than {MAX_ATOMS} atoms"
+    if len(elements) > MAX_SPECIES:
+        return f"more than {MAX_SPECIES} species"
     tags, counts = row["tags"], Counter(symbols)
     fractions = np.round(np.array([site["abc"] for site in sites]) % 1.0, DECIMALS) % 1.0
     cell = np.round(np.array(row["snl"]["lattice"]["matrix"]), DECIMALS) + 0.0
-    slots = [kinds.index(symbol) for symbol in symbols]
+    slots = [elements.index(symbol) for symbol in symbols]
     result = Prototype(
         tag=tags["aflow"],
-        name=tags["mineral"] or "".join(f"{k}{counts[k] if counts[k] > 1 else ''}" for k in kinds),
+        name=tags["mineral"] or "".join(f"{k}{counts[k] if counts[k] > 1 else ''}" for k in elements),
         strukturbericht="" if tags["strukturbericht"] == "None" else tags["strukturbericht"],
         spacegroup=find_spacegroup(cell, fractions, slots),
         fractions=fractions,
@@ -67,28 +67,28 @@ def find_spacegroup(cell: Array, fractions: Array, slots: list[int]) -> int:
 
 
 def find_exchanges(prototype: Prototype) -> list[tuple[int, ...]]:
-    """Return the orders of the slots, other than their own, with which an isometry maps the crystal onto itself.
+    """Return the permutations of slots, except the identity, for which an isometry maps the crystal onto itself.
 
-    Such an isometry is a symmetry of the sites with all atoms alike; spglib finds all of these in a primitive cell.
+    Such an isometry is a symmetry of the sites if all atoms are identical; spglib finds all in a primitive cell.
     """
-    alike = (prototype.cell.tolist(), prototype.fractions.tolist(), [0] * len(prototype))
-    symmetry = spglib.get_symmetry(alike, symprec=SAME_SITE_ANGSTROM)
+    identical_atoms = (prototype.cell.tolist(), prototype.fractions.tolist(), [0] * len(prototype))
+    symmetry = spglib.get_symmetry(identical_atoms, symprec=SAME_SITE_ANGSTROM)
     if symmetry is None:
         raise SystemExit(f"{prototype.tag}: spglib finds no symmetry, not even the identity")
-    orders = set()
+    permutations = set()
     for rotation, translation in zip(symmetry["rotations"], symmetry["translations"], strict=True):
         target = prototype.slots[_find_landing_sites(prototype, prototype.fractions @ rotation.T + translation)]
-        order = {(int(a), int(b)) for a, b in zip(prototype.slots, target, strict=True)}
-        if len(order) == prototype.species:
-            orders.add(tuple(b for _, b in sorted(order)))
-    return sorted(orders - {tuple(range(prototype.species))})
+        slot_pairs = {(int(a), int(b)) for a, b in zip(prototype.slots, target, strict=True)}
+        if len(slot_pairs) == prototype.species:
+            permutations.add(tuple(b for _, b in sorted(slot_pairs)))
+    return sorted(permutations - {tuple(range(prototype.species))})
 
 
 def _find_landing_sites(prototype: Prototype, moved: Array) -> NDArray[np.int64]:
-    """Return the index of the site that each moved one coincides with, [n]."""
-    apart = moved[:, None] - prototype.fractions[None]
-    apart -= np.round(apart)
-    return np.asarray(np.linalg.norm(apart @ prototype.cell, axis=2).argmin(axis=1))
+    """Return the index of the site with which each moved site coincides, [n]."""
+    differences = moved[:, None] - prototype.fractions[None]
+    differences -= np.round(differences)
+    return np.asarray(np.linalg.norm(differences @ prototype.cell, axis=2).argmin(axis=1))
 
 
 def format_row(prototype: Prototype) -> dict[str, Any]:
@@ -106,14 +106,14 @@ def format_row(prototype: Prototype) -> dict[str, Any]:
 
 
 def main(archives: Path, file: Path = FILE) -> None:
-    """Write the file and print what is in it."""
-    packed = read_member(fetch_archive(PYMATGEN, archives), MEMBER)
-    entries = [parse_prototype(row) for row in json.loads(gzip.decompress(packed))]
+    """Write the file and print a summary."""
+    compressed = read_member(fetch_archive(PYMATGEN, archives), MEMBER)
+    entries = [parse_prototype(row) for row in json.loads(gzip.decompress(compressed))]
     prototypes = sorted((p for p in entries if isinstance(p, Prototype)), key=lambda p: (p.species, p.tag, p.name))
     left_out = dict(Counter(p for p in entries if isinstance(p, str)))
     content = {
         "source": f"{PYMATGEN.provenance}, {MEMBER}",
-        "source_sha256": hashlib.sha256(packed).hexdigest(),
+        "source_sha256": hashlib.sha256(compressed).hexdigest(),
         "symmetry": f"spglib {spglib.__version__}, {SAME_SITE_ANGSTROM} angstrom",
         "licence": "MIT (pymatgen)",
         "attribution": "Mehl et al., The AFLOW Library of Crystallographic Prototypes: Part 1, Comput. Mater. Sci. 136,"

@@ -1,4 +1,4 @@
-"""The scorecard of the results that are kept under reports/measured, claim by claim."""
+"""The published results in reports/measured still have their scorecards, claim by claim."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from harness.results.runs import RunRecord, load_runs
 from tests.support.kept_results import NAMES, PUBLISHED, unpack_results
 
 FOLDERS = {"laptop": "laptop", "multitask": "multitask", "pretraining": "pretraining", "root": "."}
-# Folder -> claim -> verdict, basis, value with its interval, and evidence, from when each claim was a Python function.
+# Folder -> claim -> verdict, basis, value with its interval, and evidence, as an older version computed them.
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = json.loads(
     (Path(__file__).parent / "kept_scorecards.json").read_text(encoding="utf-8")
 )
 PAPER = "lupo-pasini-2026"
-# Verdicts and bases of that version -> the present ones.
-PRESENT_WORDS = {"out of reach here": "not applicable", "wrong": "incorrect", "projected": "extrapolated"}
+# Verdicts and bases of that version -> the present names.
+PRESENT_NAMES = {"out of reach here": "not applicable", "wrong": "incorrect", "projected": "extrapolated"}
 
 
 def check_score(score: Any, expected: dict[str, Any]) -> None:
-    expected = expected | {key: PRESENT_WORDS.get(expected[key], expected[key]) for key in ("verdict", "basis")}
+    expected = expected | {key: PRESENT_NAMES.get(expected[key], expected[key]) for key in ("verdict", "basis")}
     actual = {key: getattr(score, key) for key in expected}
     numbers = ("measured_value", "ci_low", "ci_high")
     assert {k: v for k, v in actual.items() if k not in numbers} == {
@@ -37,7 +37,7 @@ def check_score(score: Any, expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_claims_have_the_verdicts_of_the_kept_results(name: str) -> None:
+def test_claims_have_the_verdicts_that_an_older_version_computed(name: str) -> None:
     scores = [s for s in judge_folder(unpack_results(FOLDERS[name]), load_papers()).scores if s.paper == PAPER]
     assert [s.id for s in scores] == list(EXPECTED[name])
     for score in scores:
@@ -45,7 +45,7 @@ def test_claims_have_the_verdicts_of_the_kept_results(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_published_scorecard_is_that_of_the_bundle(name: str) -> None:
+def test_published_scorecard_follows_from_the_published_runs(name: str) -> None:
     published = json.loads((PUBLISHED / FOLDERS[name] / "scorecard.json").read_text(encoding="utf-8"))
     scores = judge_folder(unpack_results(FOLDERS[name]), load_papers()).scores
     for score, row in zip(scores, published, strict=True):
@@ -53,17 +53,17 @@ def test_published_scorecard_is_that_of_the_bundle(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kept_results_are_done_and_readable(name: str) -> None:
+def test_published_cases_are_done_and_readable(name: str) -> None:
     records = load_runs(unpack_results(name) / "runs")
     assert {(r.state, r.error, r.provenance_error) for r in records} == {("done", None, None)}
 
 
-def test_union_of_all_kept_results_has_its_scorecard() -> None:
-    def run_name(record: RunRecord) -> tuple[str, str]:
+def test_all_published_results_together_have_the_expected_scorecard() -> None:
+    def get_run_name(record: RunRecord) -> tuple[str, str]:
         return record.folder.parent.name, record.folder.name
 
     records = [record for folder in FOLDERS.values() for record in load_runs(unpack_results(folder) / "runs")]
-    scores = judge_papers(load_papers(), build_results(sorted(records, key=run_name)), Path())
+    scores = judge_papers(load_papers(), build_results(sorted(records, key=get_run_name)), Path())
     scores = [s for s in scores if s.paper == PAPER]
     assert [s.id for s in scores] == list(EXPECTED["union"])
     for score in scores:

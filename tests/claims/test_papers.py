@@ -149,12 +149,12 @@ def test_report_and_check_accept_files_of_claims(tmp_path: Path, capsys: pytest.
     write_run(tmp_path / "out")
     first = write_claims(tmp_path / "elsewhere", read_example(), "first.yaml")
     second = write_claims(tmp_path / "elsewhere", read_example().replace("skipping-branches", "another"), "second.yaml")
-    words = ["--out", "out", "--claims", str(first), "--claims", str(second)]
-    main(["check", *words])
+    args = ["--out", "out", "--claims", str(first), "--claims", str(second)]
+    main(["check", *args])
     printed = capsys.readouterr().out
     assert "skipping-branches: " in printed
     assert "another: " in printed
-    assert main(["report", *words]) == 0
+    assert main(["report", *args]) == 0
     rows = json.loads((tmp_path / "out" / "scorecard.json").read_text())
     assert {row["paper"] for row in rows} == SHIPPED | {"first", "second"}
     page = (tmp_path / "out" / "index.html").read_text()
@@ -162,7 +162,7 @@ def test_report_and_check_accept_files_of_claims(tmp_path: Path, capsys: pytest.
     assert "Claims of Schütt, Unke and Gastegger" in page
 
 
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_files_with_the_same_name_are_refused(tmp_path: Path) -> None:
     first = write_claims(tmp_path / "claims", read_example())
     load_papers([first])
     second = write_claims(tmp_path / "other", read_example())
@@ -172,7 +172,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         load_papers([write_claims(tmp_path, read_example(), "painn-2021.yaml")])
 
 
-def test_file_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.yaml: No such file"):
         load_papers([tmp_path / "none.yaml"])
 

@@ -1,4 +1,4 @@
-"""Queries: filters, statistics and groups give the numbers that plain arithmetic gives."""
+"""The filters, statistics and groups of queries agree with plain arithmetic."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_filter_selects_rows(conditions: dict[str, Any], expected: list[int]) ->
         ({"column": 12.0, "per": "error", "matching": {"head": "b"}}, 3.0),
     ],
 )
-def test_statistic_of_rows(options: dict[str, Any], expected: float) -> None:
+def test_statistic_of_rows_is_computed(options: dict[str, Any], expected: float) -> None:
     assert compute_measure(ROWS, Measure(**options))[0] == pytest.approx(expected)
 
 
@@ -77,7 +77,7 @@ def test_slope_of_logarithms_is_the_exponent() -> None:
     assert value == pytest.approx(0.9)
 
 
-def test_ratio_has_the_interval_of_the_ends() -> None:
+def test_interval_of_a_ratio_combines_the_ends_of_both_intervals() -> None:
     ratio = Measure(
         statistic="ratio", column="error", low="low", high="high", matching={"model": "painn"},
         against={"model": "schnet"},
@@ -101,7 +101,7 @@ def test_value_has_the_interval_of_its_row() -> None:
         ({"take": "smallest", "at_least": 0.6}, 4 / 3, ["b"]),
     ],
 )
-def test_groups_are_counted_or_chosen_by_their_measure(
+def test_groups_are_counted_or_selected_by_their_measure(
     groups: dict[str, Any], expected: float, heads: list[str]
 ) -> None:
     query = Query.model_validate(
@@ -147,7 +147,7 @@ def test_pick_selects_the_row_of_the_largest_or_smallest_number(pick: dict[str, 
     assert answer_query(query, {"t": ROWS}).rows.index.tolist() == expected
 
 
-def test_join_brings_columns_of_another_table() -> None:
+def test_join_adds_columns_of_another_table() -> None:
     other = pd.DataFrame({"head": ["a", "c", "c"], "label": [1, 2, 3]})
     query = Query.model_validate(
         {
@@ -159,7 +159,7 @@ def test_join_brings_columns_of_another_table() -> None:
     assert answer_query(query, {"t": ROWS, "o": other}).value == 1 + 1 + 2 + 2
 
 
-def test_preferred_rows_are_used_alone_where_there_are_any() -> None:
+def test_only_preferred_rows_are_used_if_there_are_any() -> None:
     for head, expected in (("b", 7.0), ("none", 25.0)):
         query = Query.model_validate(
             {"table": "t", "prefer": {"head": head}, "measure": {"statistic": "sum", "column": "error"}}
@@ -167,7 +167,7 @@ def test_preferred_rows_are_used_alone_where_there_are_any() -> None:
         assert answer_query(query, {"t": ROWS}).value == expected
 
 
-def test_reason_names_the_step_that_leaves_no_row() -> None:
+def test_reason_names_the_filter_that_leaves_no_row() -> None:
     def reason(**parts: Any) -> str:
         query = {
             "table": "t",
@@ -184,7 +184,7 @@ def test_reason_names_the_step_that_leaves_no_row() -> None:
     assert reason(measure={"column": "error", "matching": {"head": "z"}}) == "no row has head z"
 
 
-def test_incorrect_row_refutes() -> None:
+def test_incorrect_row_refutes_the_claim() -> None:
     parts = {"table": "t", "incorrect": {"where": {"error": "> 9"}, "note": "too large"}}
     with pytest.raises(Refuted, match="too large"):
         answer_query(Query.model_validate(parts | {"measure": {"column": "error"}}), {"t": ROWS})

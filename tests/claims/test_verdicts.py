@@ -1,4 +1,4 @@
-"""Verdicts follow from the bound, the interval, the needs and the note of a claim."""
+"""Verdicts follow from the bound, the interval and the conditions of a claim."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_bound_and_interval_decide(values: tuple[float, float, float], bound: di
     assert (score.paper_value, score.basis, score.evidence) == (10, "measured", ["runs/c/a/events.jsonl"])
 
 
-def test_first_need_that_names_a_verdict_decides() -> None:
+def test_first_unmet_condition_that_names_a_verdict_decides() -> None:
     conditions = [
         {"where": {"nodes": 1}, "otherwise": {"verdict": "deviates"}},
         {"where": {"nodes": "> 1"}, "otherwise": {"basis": "emulated", "note": "; one node"}},
@@ -61,7 +61,7 @@ def test_first_need_that_names_a_verdict_decides() -> None:
     assert (score.verdict, score.basis, score.reason) == ("inconclusive", "emulated", "+12%; one node; 2")
 
 
-def test_need_without_a_verdict_changes_the_basis_alone() -> None:
+def test_unmet_condition_without_a_verdict_changes_only_the_basis() -> None:
     score = judge(9, 8.5, 9.5, conditions=[{"where": {"stand_ins": 0}, "otherwise": {"basis": "stand-in"}}])
     assert (score.verdict, score.basis) == ("reproduced", "stand-in")
 

@@ -1,4 +1,4 @@
-"""The harness command: its help, its commands, and what it imports for them."""
+"""The harness command: its help, its commands, and the modules that they import."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_command_imports_no_heavy_package(argv: list[str]) -> None:
     assert not list_imports(*argv) & HEAVY
 
 
-def test_help_imports_nothing_that_planning_needs() -> None:
+def test_help_imports_no_package_that_only_planning_needs() -> None:
     assert not list_imports("--help") & {"pydantic", "jinja2", "rich", "orjson"}
 
 

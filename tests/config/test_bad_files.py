@@ -1,4 +1,4 @@
-"""Files that are not YAML, or are too large, are refused with their location and in little memory."""
+"""Files that are not YAML or are too large are refused with the location of the error, and need little memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.config.conftest import GetErrors
 from tests.conftest import ROOT
 from tests.support.expected_errors import SUITE
 
-LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+BILLION_LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
 )
-NESTED_LAUGHS = "a0: &a0 {x: 1}\n" + "".join(
+NESTED_BILLION_LAUGHS = "a0: &a0 {x: 1}\n" + "".join(
     f"a{k}: &a{k} {{{', '.join(f'k{n}: *a{k - 1}' for n in range(9))}}}\n" for k in range(1, 12)
 )
 AXES = "".join(f"  {axis}: {list(range(1, 1001))}\n" for axis in ("seed", "batches", "batch_size", "rounds"))
@@ -44,8 +44,8 @@ TOO_LARGE = "larger than 150 kB, the limit for YAML files"
         (SUITE + "\0", ":9:1: expected plain text, got the invisible character '\\x00'"),
         (bytes(range(256)), ":2:118: expected UTF-8 text, got the byte 0x80"),
         (random.Random(0).randbytes(1000), ":1:"),
-        (SUITE + LAUGHS, ":9:5: more than 100000 values with aliases expanded"),
-        (SUITE + NESTED_LAUGHS, ":10:5: more than 100000 values with aliases expanded"),
+        (SUITE + BILLION_LAUGHS, ":9:5: more than 100000 values with aliases expanded"),
+        (SUITE + NESTED_BILLION_LAUGHS, ":10:5: more than 100000 values with aliases expanded"),
         (SUITE + "x: " + "[" * 10_000, f":9:43: {TOO_DEEP}"),
         (SUITE + "x: " + "[" * 10_000 + "]" * 10_000, f":9:43: {TOO_DEEP}"),
         (SUITE + "x: " + "{a: " * 10_000, f":9:160: {TOO_DEEP}"),
@@ -85,8 +85,8 @@ def test_unusual_encodings_and_features_are_read(data: bytes, tmp_path: Path, mo
 
 
 def test_quoted_line_is_correct_for_every_line_ending(get_errors: GetErrors) -> None:
-    for end in ("\n", "\r\n", "\r"):
-        lines = get_errors("plan", "suite.yaml", suite=SUITE.replace("matrix", "matrixx").replace("\n", end))
+    for line_ending in ("\n", "\r\n", "\r"):
+        lines = get_errors("plan", "suite.yaml", suite=SUITE.replace("matrix", "matrixx").replace("\n", line_ending))
         assert lines[1] == "    7 | matrixx:"
 
 
@@ -97,10 +97,10 @@ def test_unreadable_files_are_reported(get_errors: GetErrors, tmp_path: Path, mo
 
     original_open = Path.open
 
-    def refuse(path: Path, *words: Any) -> Any:
+    def refuse(path: Path, *args: Any) -> Any:
         if path.name == "suite.yaml":
             raise PermissionError(13, "Permission denied", str(path))
-        return original_open(path, *words)
+        return original_open(path, *args)
 
     (tmp_path / "suite.yaml").write_text(SUITE)
     monkeypatch.setattr(Path, "open", refuse)
@@ -110,7 +110,7 @@ def test_unreadable_files_are_reported(get_errors: GetErrors, tmp_path: Path, mo
 def test_expansion_bombs_use_little_memory(get_errors: GetErrors) -> None:
     tracemalloc.start()
     try:
-        for text in (LAUGHS, "variables: {a: '{{ 9 ** 64 ** 9 }}', b: '{{ \"a\" * 10 ** 12 }}'}\n", AXES):
+        for text in (BILLION_LAUGHS, "variables: {a: '{{ 9 ** 64 ** 9 }}', b: '{{ \"a\" * 10 ** 12 }}'}\n", AXES):
             get_errors("plan", "suite.yaml", suite=SUITE + text)
         assert tracemalloc.get_traced_memory()[1] < 200e6
     finally:
@@ -137,7 +137,7 @@ def test_messages_contain_no_control_characters(get_errors: GetErrors) -> None:
 
 
 def test_an_alias_bomb_is_refused_in_a_new_process(tmp_path: Path) -> None:
-    (tmp_path / "suite.yaml").write_text(SUITE + LAUGHS)
+    (tmp_path / "suite.yaml").write_text(SUITE + BILLION_LAUGHS)
     result = subprocess.run(
         [sys.executable, "-m", "harness", "plan", "suite.yaml"],
         cwd=tmp_path,

@@ -10,10 +10,12 @@ from tests.config.conftest import GetErrors
 from tests.conftest import Harness
 from tests.support.expected_errors import SUITE, SYSTEM, Mistake, format_id, load_mistakes
 
-SUITES = ("keys", "axes", "expressions", "jobs", "checks", "layers", "yaml")
+MISTAKES_IN_SUITES = ("keys", "axes", "expressions", "jobs", "checks", "layers", "yaml")
 
 
-@pytest.mark.parametrize("mistake", [mistake for name in SUITES for mistake in load_mistakes(name)], ids=format_id)
+@pytest.mark.parametrize(
+    "mistake", [mistake for name in MISTAKES_IN_SUITES for mistake in load_mistakes(name)], ids=format_id
+)
 def test_each_mistake_in_a_suite_is_reported(get_errors: GetErrors, mistake: Mistake) -> None:
     text = mistake.apply(SUITE)
     assert get_errors("plan", "suite.yaml", suite=text) == mistake.list_messages("suite.yaml", text)
@@ -67,8 +69,8 @@ def test_all_errors_of_a_file_are_reported_in_order(get_errors: GetErrors) -> No
     text = SUITE.replace("title", "titel").replace("workload", "worklod").replace("fp32", "fp23")
     text += "variables: {a: '{{ nope }}'}\nresources: {nodes: x}\noverlays: {nowhere: 3, aurora: {pack: 0}}\n"
     lines = [line for line in get_errors("plan", "suite.yaml", suite=text) if line.startswith("error")]
-    places = ["1:1", "2:1", "5:3", "8:21", "9:13", "9:13", "10:13", "11:12", "11:33"]
-    assert [":".join(line.split(":")[2:4]) for line in lines] == places
+    locations = ["1:1", "2:1", "5:3", "8:21", "9:13", "9:13", "10:13", "11:12", "11:33"]
+    assert [":".join(line.split(":")[2:4]) for line in lines] == locations
 
 
 def test_at_most_forty_problems_are_reported(get_errors: GetErrors) -> None:
@@ -118,7 +120,7 @@ def test_a_null_that_removes_no_key_is_refused(get_errors: GetErrors) -> None:
         ),
     ],
 )
-def test_cases_beyond_the_limits_of_a_site_are_refused(
+def test_cases_beyond_the_limits_of_a_system_are_refused(
     get_errors: GetErrors, resources: str, system: str, message: str
 ) -> None:
     lines = get_errors("plan", "suite.yaml", "--system", system, suite=f"{SUITE}resources: {resources}\n")

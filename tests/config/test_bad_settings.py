@@ -16,7 +16,7 @@ UNSAFE = "expected letters, digits, $NAME and any of ./:@%+=,~_-"
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("option", "message"),
     [
         ("threads=two", "-S threads: expected a whole number, such as 1, got 'two'"),
         ("threads=1.5", "-S threads: expected a whole number, such as 1, got '1.5'"),
@@ -50,16 +50,16 @@ UNSAFE = "expected letters, digits, $NAME and any of ./:@%+=,~_-"
         ),
     ],
 )
-def test_invalid_settings_on_the_command_line_are_reported(get_errors: GetErrors, word: str, message: str) -> None:
+def test_invalid_settings_on_the_command_line_are_reported(get_errors: GetErrors, option: str, message: str) -> None:
     system = SYSTEM + "  share: {help: a share, default: 0.5}\n  account: {help: who pays, default: me}\n"
-    assert get_errors("plan", "suite.yaml", "--system", "here.yaml", "-S", word, suite=SUITE, here=system) == [
+    assert get_errors("plan", "suite.yaml", "--system", "here.yaml", "-S", option, suite=SUITE, here=system) == [
         f"error: {message}"
     ]
 
 
 def test_a_required_setting_may_not_be_empty(get_errors: GetErrors) -> None:
-    words = ("plan", "suite.yaml", "--system", "aurora", "-S", "account=")
-    assert get_errors(*words, suite=SUITE) == [f"error: -S account: {UNSAFE}, got ''"]
+    args = ("plan", "suite.yaml", "--system", "aurora", "-S", "account=")
+    assert get_errors(*args, suite=SUITE) == [f"error: -S account: {UNSAFE}, got ''"]
 
 
 def test_all_invalid_settings_are_reported(get_errors: GetErrors, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,10 +74,10 @@ def test_all_invalid_settings_are_reported(get_errors: GetErrors, monkeypatch: p
 def test_all_missing_settings_are_reported(get_errors: GetErrors, tmp_path: Path) -> None:
     system = SYSTEM.replace(THREADS, "account: {help: who pays}\n  queue: {help: where}")
     lines = get_errors("run", "suite.yaml", "--system", "here.yaml", suite=SUITE, here=system)
-    user_file = tmp_path / "config" / "gfm-harness" / "settings.yaml"
+    settings_file = tmp_path / "config" / "gfm-harness" / "settings.yaml"
     assert lines == [
         f"error: system 'here' needs the setting {name!r} ({why}): give -S {name}=..., HARNESS_{name.upper()}, or"
-        f" `here: {{{name}: ...}}` in {user_file}"
+        f" `here: {{{name}: ...}}` in {settings_file}"
         for name, why in (("account", "who pays"), ("queue", "where"))
     ]
 
@@ -105,38 +105,55 @@ def test_all_missing_settings_are_reported(get_errors: GetErrors, tmp_path: Path
         ("threads: !!python/object:os.system x", "1:10: tags are not supported, got 'tag:yaml.org,2002:python/obj"),
     ],
 )
-def test_invalid_settings_in_the_user_file_are_reported(
+def test_invalid_settings_in_the_users_settings_file_are_reported(
     get_errors: GetErrors, tmp_path: Path, text: str, message: str
 ) -> None:
-    user_file = tmp_path / "config" / "gfm-harness" / "settings.yaml"
-    user_file.parent.mkdir(parents=True)
-    user_file.write_text(text)
-    assert get_errors("plan", "suite.yaml", suite=SUITE)[0].startswith(f"error: {user_file}:{message}")
+    settings_file = tmp_path / "config" / "gfm-harness" / "settings.yaml"
+    settings_file.parent.mkdir(parents=True)
+    settings_file.write_text(text)
+    assert get_errors("plan", "suite.yaml", suite=SUITE)[0].startswith(f"error: {settings_file}:{message}")
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "frontier: {account: abc}\n", "account: abc\n", "local: {}\n"])
-def test_a_user_file_without_this_system_is_accepted(
+def test_a_settings_file_without_this_system_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     from harness.cli.main import main
 
-    user_file = tmp_path / "gfm-harness" / "settings.yaml"
-    user_file.parent.mkdir()
-    user_file.write_text(text)
+    settings_file = tmp_path / "gfm-harness" / "settings.yaml"
+    settings_file.parent.mkdir()
+    settings_file.write_text(text)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "ladder"]) == 0
 
 
-WORDS = ("0123", "1e10", "1_000", "0x10", "0o17", "yes", "true", "null", "~", "1.50", "2026-11-28", "12:30", "+7", ".5")
+LITERALS = (
+    "0123",
+    "1e10",
+    "1_000",
+    "0x10",
+    "0o17",
+    "yes",
+    "true",
+    "null",
+    "~",
+    "1.50",
+    "2026-11-28",
+    "12:30",
+    "+7",
+    ".5",
+)
 
 
-@pytest.mark.parametrize("text", WORDS)
-def test_a_setting_in_the_user_file_is_literal_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+@pytest.mark.parametrize("text", LITERALS)
+def test_a_value_in_the_settings_file_is_literal_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     """An account that consists of digits keeps leading zeros, as on the command line and in a variable."""
-    user_file = tmp_path / "gfm-harness" / "settings.yaml"
-    user_file.parent.mkdir()
-    user_file.write_text(f"aurora: {{account: {text}}}\nqueue: {text}\n")
+    settings_file = tmp_path / "gfm-harness" / "settings.yaml"
+    settings_file.parent.mkdir()
+    settings_file.write_text(f"aurora: {{account: {text}}}\nqueue: {text}\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     aurora = resources.find_resource("systems", "aurora")
     assert {name: load_system(aurora, {}).settings[name] for name in ("account", "queue")} == {
@@ -144,7 +161,7 @@ def test_a_setting_in_the_user_file_is_literal_text(tmp_path: Path, monkeypatch:
         "queue": text,
     }
     assert load_system(aurora, {"account": text}).settings["account"] == text
-    user_file.unlink()
+    settings_file.unlink()
     monkeypatch.setenv("HARNESS_ACCOUNT", text)
     assert load_system(aurora, {}).settings["account"] == text
 
@@ -154,7 +171,9 @@ def test_a_setting_in_the_user_file_is_literal_text(tmp_path: Path, monkeypatch:
     [("0123", "0123"), ("12.10", "12.10"), ("1e3", "1e3"), ("0x10", "0x10"), ("yes", "yes"), ("true", "true"),
      ("12", 12), ("-1", -1), ("0.5", 0.5), ("5.0", 5.0), ("'12'", "12"), ("2026-11-28", "2026-11-28")],
 )  # fmt: skip
-def test_a_default_is_a_number_only_as_python_prints_it(tmp_path: Path, text: str, default: str | float) -> None:
+def test_a_default_is_a_number_only_if_it_is_written_as_python_prints_it(
+    tmp_path: Path, text: str, default: str | float
+) -> None:
     path = tmp_path / "here.yaml"
     path.write_text(SYSTEM.replace("default: 1", f"default: {text}").replace("local.sh.j2", "slurm.sh.j2"))
     [value] = load_system(path, {}).settings.values()
@@ -162,7 +181,7 @@ def test_a_default_is_a_number_only_as_python_prints_it(tmp_path: Path, text: st
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["run", "laddr"], "no suite named 'laddr' (did you mean 'ladder'?)"),
         (["run", "ladder", "--system", "locl"], "no system named 'locl' (did you mean 'local'?)"),
@@ -184,7 +203,7 @@ def test_a_default_is_a_number_only_as_python_prints_it(tmp_path: Path, text: st
         (["report", "--out", "empty"], "empty/runs: no run folders"),
     ],
 )
-def test_invalid_command_lines_are_reported(get_errors: GetErrors, words: list[str], message: str) -> None:
-    lines = get_errors(*words)
+def test_invalid_command_lines_are_reported(get_errors: GetErrors, args: list[str], message: str) -> None:
+    lines = get_errors(*args)
     assert lines[0].startswith(f"error: {message}")
     assert len(lines) == 1

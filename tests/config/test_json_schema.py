@@ -1,4 +1,4 @@
-"""The schemas with which editors check suites and systems agree with the loader; in overlays they check only keys."""
+"""The JSON schemas for editors agree with the loader of suites and systems; in overlays, they check only keys."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from harness.config import json_schema, resources, suite, system, yaml_loader
 from harness.protocol.errors import UsageError
 
 SUITE = "name: mine\ntitle: Mine\nprogram: ladder\nparameters: {workload: random, precision: fp64}\n"
-PARTIAL = "name: mine\ntitle: Mine\nprogram: ladder\n"
-OVERLAY = "extends: ladder\nname: mine\n"
+WITHOUT_PARAMETERS = "name: mine\ntitle: Mine\nprogram: ladder\n"
+EXTENSION = "extends: ladder\nname: mine\n"
 SYSTEM = """\
 name: here
 title: Here
@@ -37,16 +37,17 @@ GOOD_SUITES = [
     SUITE + 'sanity: [{event: fact, field: value, at_least: "{{ repeat }}", at_most: 3, equals: [x]}]',
     SUITE + "performance: [{name: p, event: e, field: f, reference: 1, tolerance: 0.1, direction: equal, unit: s}]",
     SUITE + "overlays: {local: {title: Other, parameters: {precision: fp32}}}",
-    PARTIAL + "matrix: {workload: [random]}\nzips: {z: {precision: [fp64], seed: [1]}}",
-    PARTIAL + 'parameters: {workload: "{{ w }}", precision: fp64}\nmatrix: {w: [random, crystals]}',
-    PARTIAL + 'parameters: {workload: random, precision: fp64, stages: ["{{ s }}"]}\nmatrix: {s: [baseline]}',
-    PARTIAL
+    WITHOUT_PARAMETERS + "matrix: {workload: [random]}\nzips: {z: {precision: [fp64], seed: [1]}}",
+    WITHOUT_PARAMETERS + 'parameters: {workload: "{{ w }}", precision: fp64}\nmatrix: {w: [random, crystals]}',
+    WITHOUT_PARAMETERS
+    + 'parameters: {workload: random, precision: fp64, stages: ["{{ s }}"]}\nmatrix: {s: [baseline]}',
+    WITHOUT_PARAMETERS
     + "parameters: {workload: random, precision: fp64, checkpoint: null,"
     + ' model: {hidden_dim: "{{ 8 * 2 }}", num_radial: 2}}',
-    PARTIAL + "parameters: {workload: random, precision: fp64, atoms: [2, 9], stages: [baseline]}",
-    OVERLAY,
-    OVERLAY + "parameters: {rounds: null, atoms: [2, 9]}\nresources: null\ntags: null",
-    OVERLAY + "matrix: {workload: null}\nparameters: {workload: crystals}\noverlays: {local: {repeats: 2}}",
+    WITHOUT_PARAMETERS + "parameters: {workload: random, precision: fp64, atoms: [2, 9], stages: [baseline]}",
+    EXTENSION,
+    EXTENSION + "parameters: {rounds: null, atoms: [2, 9]}\nresources: null\ntags: null",
+    EXTENSION + "matrix: {workload: null}\nparameters: {workload: crystals}\noverlays: {local: {repeats: 2}}",
     "name: t\ntitle: T\nprogram: train",
 ]
 BAD_SUITES = [
@@ -91,12 +92,12 @@ BAD_SUITES = [
     SUITE.replace("fp64", "fp64, active_heads: 17"),
     SUITE.replace("fp64", "fp64, model: {widht: 8}"),
     "program: train\nname: t\ntitle: T\nparameters: {workload: random}",
-    OVERLAY + "repeat: 2",
+    EXTENSION + "repeat: 2",
     SUITE + "overlays: {local: {repeat: 2}}",
     "extends: [ladder]\nname: mine",
 ]
-# The schema cannot check names, consistency between parts, other files, and values in overlays.
-BEYOND_SUITES = [
+# The schema cannot check names, consistency between sections, other files, or values in overlays.
+SUITES_ONLY_THE_LOADER_REFUSES = [
     SUITE + "matrix: {sed: [1, 2]}",
     SUITE + 'resources: {nodes: "{{ nods }}"}',
     SUITE + "variables: {unused: 1}",
@@ -105,12 +106,12 @@ BEYOND_SUITES = [
     SUITE + "overlays: {nowhere: {repeats: 2}}",
     SUITE + "sanity: [{event: fact, at_least: 1}]",
     SUITE.replace("fp64", "fp64, checkpoint: nothing"),
-    OVERLAY.replace("ladder", "nothing"),
-    OVERLAY + "parameters: {seed: null}",
-    OVERLAY + "parameters: {rouns: 3}",
-    OVERLAY + "matrix: {precision: []}",
-    OVERLAY + "repeats: many",
-    OVERLAY + "program: lader",
+    EXTENSION.replace("ladder", "nothing"),
+    EXTENSION + "parameters: {seed: null}",
+    EXTENSION + "parameters: {rouns: 3}",
+    EXTENSION + "matrix: {precision: []}",
+    EXTENSION + "repeats: many",
+    EXTENSION + "program: lader",
     SUITE + "overlays: {local: {parameters: {rouns: 3}}}",
 ]
 GOOD_SYSTEMS = [
@@ -136,7 +137,7 @@ BAD_SYSTEMS = [
     SYSTEM.replace("ranks_per_node: 1", "ranks_per_node: many"),
     "extends: slurm\nname: here\nlimit: {}",
 ]
-BEYOND_SYSTEMS = [
+SYSTEMS_ONLY_THE_LOADER_REFUSES = [
     SYSTEM + 'modules: ["{{ settings.unknown }}"]',
     SYSTEM + "limits: {walltime: [{nodes: 2, minutes: 5}, {nodes: 1, minutes: 5}]}",
     SYSTEM.replace("job.sh.j2", "absent.sh.j2"),
@@ -145,13 +146,13 @@ BEYOND_SYSTEMS = [
 CASES = [
     *(("suites", text, True, True) for text in GOOD_SUITES),
     *(("suites", text, False, False) for text in BAD_SUITES),
-    *(("suites", text, True, False) for text in BEYOND_SUITES),
+    *(("suites", text, True, False) for text in SUITES_ONLY_THE_LOADER_REFUSES),
     *(("systems", text, True, True) for text in GOOD_SYSTEMS),
     *(("systems", text, False, False) for text in BAD_SYSTEMS),
-    *(("systems", text, True, False) for text in BEYOND_SYSTEMS),
+    *(("systems", text, True, False) for text in SYSTEMS_ONLY_THE_LOADER_REFUSES),
 ]
-# A suite with every key; few of REPLACEMENTS are valid anywhere in it.
-RICH = (
+# A suite with every key; most of REPLACEMENTS are invalid at every key.
+COMPLETE_SUITE = (
     SUITE.replace("fp64}", 'fp64, rounds: "{{ n * 2 }}", atoms: [2, 9], model: {hidden_dim: 8, dim_headlayers: 4}}')
     + """
 description: Long
@@ -203,7 +204,7 @@ def replace_value(node: Any, loc: tuple[Any, ...], value: Any) -> Any:
     return changed
 
 
-def test_the_command_writes_both_schemas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_files_writes_both_schemas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in VALIDATORS:
         (tmp_path / kind).mkdir()
     monkeypatch.setattr(resources, "get_resource_dir", lambda kind: tmp_path / kind)
@@ -218,17 +219,17 @@ def test_the_command_writes_both_schemas(tmp_path: Path, monkeypatch: pytest.Mon
 def test_every_key_has_a_description(kind: str) -> None:
     root: Any = VALIDATORS[kind].schema
     model = suite.Suite if kind == "suites" else system.System
-    more = {"extends", "overlays"} if kind == "suites" else {"extends"}
-    assert set(root["properties"]) == {*model.model_fields, *more}
+    extra_keys = {"extends", "overlays"} if kind == "suites" else {"extends"}
+    assert set(root["properties"]) == {*model.model_fields, *extra_keys}
     assert all(value["description"] for value in root["properties"].values())
     assert all(value["description"] for value in root["$defs"][model.__name__]["properties"].values())
 
 
 def test_descriptions_are_the_docstrings_of_the_fields() -> None:
-    parts = VALIDATORS["suites"].schema["$defs"]
-    minutes = parts["Resources-template"]["properties"]["walltime_minutes"]
+    definitions = VALIDATORS["suites"].schema["$defs"]
+    minutes = definitions["Resources-template"]["properties"]["walltime_minutes"]
     assert minutes["description"] == "Wall time after which the case is stopped."
-    assert parts["Check"]["properties"]["event"]["description"] == "The kind of event."
+    assert definitions["Check"]["properties"]["event"]["description"] == "The kind of event."
 
 
 @pytest.mark.parametrize(
@@ -240,20 +241,22 @@ def test_every_shipped_file_is_valid_and_names_its_schema(kind: str, name: str) 
     assert path.read_text().startswith(f"# yaml-language-server: $schema={json_schema.FILES[kind]}\n")
 
 
-@pytest.mark.parametrize(("kind", "text", "valid", "loaded"), CASES)
-def test_schema_and_loader_agree(tmp_path: Path, kind: str, text: str, valid: bool, loaded: bool) -> None:
+@pytest.mark.parametrize(("kind", "text", "schema_accepts", "loader_accepts"), CASES)
+def test_schema_and_loader_agree(
+    tmp_path: Path, kind: str, text: str, schema_accepts: bool, loader_accepts: bool
+) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     for name in ("job.sh.j2", "slurm.sh.j2"):
         (tmp_path / name).touch()
-    assert VALIDATORS[kind].is_valid(yaml_loader.load_yaml(path).data) is valid
-    assert is_accepted(kind, path) is loaded
+    assert VALIDATORS[kind].is_valid(yaml_loader.load_yaml(path).data) is schema_accepts
+    assert is_accepted(kind, path) is loader_accepts
 
 
 @pytest.mark.slow
-def test_the_loader_refuses_what_the_schema_refuses(tmp_path: Path) -> None:
+def test_the_loader_refuses_every_suite_that_the_schema_refuses(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(RICH)
+    path.write_text(COMPLETE_SUITE)
     data = yaml_loader.load_yaml(path).data
     assert VALIDATORS["suites"].is_valid(data)
     assert is_accepted("suites", path)

@@ -1,4 +1,4 @@
-"""The semantics of suites: which cases they expand to, what these contain, and how overlays are merged."""
+"""The semantics of suites: the cases to which a suite expands, their contents, and the merging of overlays."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def expand_cases(**parts: Any) -> tuple[Case, ...]:
     return expand_suite(Suite(**BASE | {"parameters": PARAMETERS} | parts), LOCAL).cases
 
 
-def expand_points(**parts: Any) -> list[dict[str, Any]]:
+def expand_axis_values(**parts: Any) -> list[dict[str, Any]]:
     return [case.axis_values for case in expand_cases(**parts)]
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    """Return a function that writes files and loads the first with load_suite."""
+    """Return a function that writes suites to files and loads the first one with load_suite."""
 
     def call(system: str | None = None, **files: dict[str, Any]) -> Suite:
         for name, data in files.items():
@@ -50,30 +50,33 @@ def load(tmp_path: Path) -> Load:
 
 
 def test_a_matrix_expands_to_all_combinations_with_the_last_axis_fastest() -> None:
-    assert expand_points(matrix={"a": [1, 2], "b": ["x", "y"]}) == [
+    assert expand_axis_values(matrix={"a": [1, 2], "b": ["x", "y"]}) == [
         {"a": a, "b": b} for a, b in itertools.product([1, 2], ["x", "y"])
     ]
-    assert expand_points() == [{}]
+    assert expand_axis_values() == [{}]
 
 
 def test_axes_of_a_zip_advance_together() -> None:
     zips = {"z": {"seed": [1, 2], "rounds": [3, 4]}}
-    assert expand_points(zips=zips) == [{"seed": 1, "rounds": 3}, {"seed": 2, "rounds": 4}]
-    result = expand_points(matrix={"a": [1, 2]}, zips=zips | {"y": {"b": [5, 6]}})
+    assert expand_axis_values(zips=zips) == [{"seed": 1, "rounds": 3}, {"seed": 2, "rounds": 4}]
+    result = expand_axis_values(matrix={"a": [1, 2]}, zips=zips | {"y": {"b": [5, 6]}})
     assert len(result) == 8
     assert {(p["seed"], p["rounds"]) for p in result} == {(1, 3), (2, 4)}
 
 
 def test_exclude_removes_cases_that_match_a_whole_row() -> None:
     matrix = {"a": [1, 2, 3], "b": ["x", "y"]}
-    remaining = expand_points(matrix=matrix, exclude=[{"a": [1, 2], "b": "x"}, {"a": 3}])
+    remaining = expand_axis_values(matrix=matrix, exclude=[{"a": [1, 2], "b": "x"}, {"a": 3}])
     assert remaining == [{"a": 1, "b": "y"}, {"a": 2, "b": "y"}]
 
 
 def test_where_keeps_cases_that_meet_every_condition() -> None:
     matrix = {"a": [1, 2, 3], "b": [1, 2, 3]}
-    assert expand_points(matrix=matrix, where=["a < b", "{{ a + b != 4 }}"]) == [{"a": 1, "b": 2}, {"a": 2, "b": 3}]
-    assert expand_points(matrix=matrix, variables={"c": "{{ a * b }}"}, where=["c == 9"]) == [{"a": 3, "b": 3}]
+    assert expand_axis_values(matrix=matrix, where=["a < b", "{{ a + b != 4 }}"]) == [
+        {"a": 1, "b": 2},
+        {"a": 2, "b": 3},
+    ]
+    assert expand_axis_values(matrix=matrix, variables={"c": "{{ a * b }}"}, where=["c == 9"]) == [{"a": 3, "b": 3}]
 
 
 @given(
@@ -90,18 +93,18 @@ def test_exclude_agrees_with_the_equivalent_condition(matrix: dict[str, list[int
     remaining = [p for p in combinations if not row or any(p[a] != v for a, v in row.items())]
     if remaining:
         assert (
-            expand_points(matrix=matrix, exclude=[row] if row else [])
-            == expand_points(matrix=matrix, where=[condition])
+            expand_axis_values(matrix=matrix, exclude=[row] if row else [])
+            == expand_axis_values(matrix=matrix, where=[condition])
             == remaining
         )
     else:
         with pytest.raises(UsageError, match="no case"):
-            expand_points(matrix=matrix, exclude=[row])
+            expand_axis_values(matrix=matrix, exclude=[row])
 
 
 @given(st.permutations(["a", "b", "c", "d"]))
 @settings(max_examples=24, deadline=None)
-def test_variables_may_be_in_any_order(order: list[str]) -> None:
+def test_variables_may_be_defined_in_any_order(order: list[str]) -> None:
     variables = {"a": 2, "b": "{{ a * seed }}", "c": "{{ [b, a] | max }}", "d": "{{ c + b }}"}
     result = expand_cases(
         matrix={"seed": [1, 5]},
@@ -151,8 +154,8 @@ def test_values_of_different_types_give_different_ids() -> None:
 def test_equal_parameters_give_equal_ids() -> None:
     with pytest.raises(UsageError, match="are identical"):
         expand_cases(matrix={"seed": [1, "1"]})
-    one, two = expand_cases(matrix={"seed": [1]}), expand_cases(parameters=PARAMETERS | {"seed": 1})
-    assert one[0].id == two[0].id
+    in_matrix, in_parameters = expand_cases(matrix={"seed": [1]}), expand_cases(parameters=PARAMETERS | {"seed": 1})
+    assert in_matrix[0].id == in_parameters[0].id
 
 
 def test_keys_that_do_not_affect_measurements_do_not_change_ids() -> None:
@@ -201,7 +204,7 @@ def test_ignored_axes_add_dependencies_on_every_value_of_an_axis() -> None:
     assert len(required) == 3
 
 
-def test_depends_on_without_cases_applies_to_all_others_and_rules_chain() -> None:
+def test_depends_on_without_cases_applies_to_all_other_cases_and_rules_can_be_chained() -> None:
     result = expand_cases(matrix={"rounds": [3, 2, 1]}, depends_on=[{"required_cases": {"rounds": 1}}])
     first = next(c for c in result if c.axis_values["rounds"] == 1)
     assert [c.depends_on for c in result if c is not first] == [(first.folder_name,)] * 2
@@ -268,13 +271,13 @@ def test_extends_chains_and_the_nearest_file_wins(load: Load) -> None:
     assert load(**files).description == "0"
 
 
-def test_a_neighbouring_base_precedes_a_shipped_one(load: Load) -> None:
-    neighbouring = load(top={"extends": "ladder"}, ladder=FILE | {"title": "Mine"})
-    assert neighbouring.title == "Mine"
-    shipped_base = load(ladder={"extends": "ladder", "description": "with a word of mine"})
+def test_a_base_in_the_same_folder_takes_precedence_over_a_shipped_one(load: Load) -> None:
+    local_base = load(top={"extends": "ladder"}, ladder=FILE | {"title": "Mine"})
+    assert local_base.title == "Mine"
+    shipped_base = load(ladder={"extends": "ladder", "description": "my description"})
     assert (shipped_base.title, shipped_base.description) == (
         "Inference optimization ladder, trained model",
-        "with a word of mine",
+        "my description",
     )
 
 
@@ -291,6 +294,7 @@ def test_paths_in_a_base_are_relative_to_the_base(load: Load, tmp_path: Path) ->
 
 
 def count_calls(work: Callable[[], object]) -> int:
+    """Return the number of Python function calls that `work` makes."""
     calls = 0
 
     def count(frame: Any, event: str, argument: Any) -> None:
@@ -305,7 +309,7 @@ def count_calls(work: Callable[[], object]) -> int:
     return calls
 
 
-def test_expansion_takes_calls_in_proportion_to_the_cases() -> None:
+def test_number_of_function_calls_grows_linearly_with_the_number_of_cases() -> None:
     def expand(count: int) -> None:
         parameters = PARAMETERS | {"batches": "{{ rounds * 2 }}"}
         matrix = {"rounds": list(range(1, 11)), "seed": list(range(count // 10))}
@@ -317,16 +321,16 @@ def test_expansion_takes_calls_in_proportion_to_the_cases() -> None:
     assert large < 4.5 * small
 
 
-TEXT_VALUES = st.one_of(st.booleans(), st.integers(-3, 3), st.floats(-2, 2), st.text(max_size=3))
+AXIS_VALUES = st.one_of(st.booleans(), st.integers(-3, 3), st.floats(-2, 2), st.text(max_size=3))
 
 
-@given(st.lists(TEXT_VALUES, min_size=1, max_size=6, unique_by=lambda v: (type(v), repr(v))), st.randoms())
+@given(st.lists(AXIS_VALUES, min_size=1, max_size=6, unique_by=lambda v: (type(v), repr(v))), st.randoms())
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_ids_differ_between_values_and_ignore_their_order(values: list[Any], random: Any) -> None:
+def test_ids_depend_on_the_values_of_an_axis_and_not_on_their_order(values: list[Any], random: Any) -> None:
     shuffled = random.sample(values, len(values))
-    one, two = expand_cases(matrix={"a": values}), expand_cases(matrix={"a": shuffled})
-    assert len({c.id for c in one}) == len(values)
-    assert {c.id for c in one} == {c.id for c in two}
+    cases, shuffled_cases = expand_cases(matrix={"a": values}), expand_cases(matrix={"a": shuffled})
+    assert len({c.id for c in cases}) == len(values)
+    assert {c.id for c in cases} == {c.id for c in shuffled_cases}
 
 
 def test_a_raised_recursion_limit_does_not_affect_parsing() -> None:
@@ -340,20 +344,20 @@ def test_a_raised_recursion_limit_does_not_affect_parsing() -> None:
         sys.setrecursionlimit(before)
 
 
-def test_text_that_doubles_through_variables_is_refused_at_the_bound() -> None:
+def test_text_that_doubles_with_each_variable_is_refused_at_the_limit() -> None:
     variables = {"v0": "xxxxxxxx"} | {f"v{k}": f"{{{{ v{k - 1} ~ v{k - 1} }}}}" for k in range(1, 41)}
     with pytest.raises(UsageError, match=r"variables\.v11: the result has more than 10000 characters and items in"):
         expand_cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ 1 if v40 else 2 }}"})
 
 
-def test_lists_that_multiply_through_variables_are_refused_at_the_bound() -> None:
+def test_lists_that_grow_with_each_variable_are_refused_at_the_limit() -> None:
     hundred = ", ".join(["{0}"] * 100)
     variables = {"v0": 1} | {f"v{k}": "{{ [" + hundred.format(f"v{k - 1}") + "] }}" for k in range(1, 9)}
     with pytest.raises(UsageError, match=r"variables\.v2: the result has more than 10000 characters and items"):
         expand_cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v8 | length }}"})
 
 
-def test_data_that_multiplies_through_variables_is_refused_at_the_bound() -> None:
+def test_mappings_that_grow_with_each_variable_are_refused_at_the_limit() -> None:
     ten = {f"k{k}": "{{ {0} }}" for k in range(10)}
     variables: dict[str, Any] = {"v0": 1}
     for k in range(1, 9):
@@ -363,7 +367,7 @@ def test_data_that_multiplies_through_variables_is_refused_at_the_bound() -> Non
 
 
 @pytest.mark.parametrize("text", ["{{ [v{0}] }}", {"key": "{{ v{0} }}"}])
-def test_values_that_nest_through_variables_are_refused_at_the_bound(text: Any) -> None:
+def test_values_that_nest_with_each_variable_are_refused_at_the_limit(text: Any) -> None:
     variables: dict[str, Any] = {"v0": 1}
     for k in range(1, 100):
         variables[f"v{k}"] = json.loads(json.dumps(text).replace("{0}", str(k - 1)))

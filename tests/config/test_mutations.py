@@ -1,4 +1,4 @@
-"""A randomly changed suite or system is planned, or refused with messages instead of a traceback."""
+"""A randomly changed suite or system is planned or is refused with messages, never with a traceback."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ TEXTS = st.one_of(
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS)
 VALUES = st.recursive(
     SCALARS,
-    lambda inside: st.one_of(st.lists(inside, max_size=3), st.dictionaries(TEXTS, inside, max_size=3)),
+    lambda children: st.one_of(st.lists(children, max_size=3), st.dictionaries(TEXTS, children, max_size=3)),
     max_leaves=6,
 )
 MUTATION_SETTINGS = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-BYTES = (
+BYTE_STRINGS = (
     b"\t",
     b"\n",
     b"\0",
@@ -79,35 +79,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(data=st.data())
 @MUTATION_SETTINGS
-def test_changed_bytes_are_planned_or_reported(
+def test_file_with_changed_bytes_is_planned_or_refused(
     data: st.DataObject, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, path = data.draw(st.sampled_from(FILES))
     text = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        at, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 20))
-        text[at : at + length] = data.draw(st.one_of(st.sampled_from(BYTES), st.binary(max_size=4)))
+        start, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 20))
+        text[start : start + length] = data.draw(st.one_of(st.sampled_from(BYTE_STRINGS), st.binary(max_size=4)))
     check_plan(kind, bytes(text), folder, capsys)
 
 
 @given(data=st.data())
 @MUTATION_SETTINGS
 @pytest.mark.slow
-def test_changed_parts_are_planned_or_reported(
+def test_file_with_changed_values_is_planned_or_refused(
     data: st.DataObject, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, path = data.draw(st.sampled_from(FILES))
     tree = YAML(typ="safe", pure=True).load(path)
     for _ in range(data.draw(st.integers(1, 3))):
-        change_part(tree, data)
+        change_entry(tree, data)
     target = folder / "changed.yaml"
     with target.open("w", encoding="utf-8", errors="backslashreplace") as stream:
         YAML(typ="safe", pure=True).dump(tree, stream)
     check_plan(kind, target.read_bytes(), folder, capsys)
 
 
-def change_part(tree: Any, data: st.DataObject) -> None:
-    """Remove, replace, add or rename a part."""
+def change_entry(tree: Any, data: st.DataObject) -> None:
+    """Remove, replace, add or rename a random entry of a mapping or list."""
     containers = [node for node in _list_containers(tree) if node]
     if not containers:
         return
@@ -139,8 +139,8 @@ def check_plan(kind: str, text: bytes, folder: Path, capsys: pytest.CaptureFixtu
     """Plan the file and assert exit code 0, or exit code 2 with printable messages."""
     file = folder / "mutant.yaml"
     file.write_bytes(text)
-    words = [str(file), "--system", "local"] if kind == "suites" else ["checkpoint", "--system", str(file)]
-    code = main(["plan", *words, "--out", str(folder / "results")])
+    args = [str(file), "--system", "local"] if kind == "suites" else ["checkpoint", "--system", str(file)]
+    code = main(["plan", *args, "--out", str(folder / "results")])
     message = capsys.readouterr().err
     assert code in (0, 2)
     assert (code == 2) == bool(message)

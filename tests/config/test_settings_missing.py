@@ -1,4 +1,4 @@
-"""Scripts are written although settings are missing, and read them from the environment; submission requires them."""
+"""Scripts can be written while settings are missing, and read those in the job; submission requires all settings."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ environment: {WHERE: "{{ settings.folder }}/y", SIZE: "{{ settings.count | int *
 directives: ["-A {{ settings.account }}", "{{ '-q ' ~ settings.queue if settings.queue == 'x' else '' }}", -k doe]
 launch: ["run {{ settings.folder }} {{ case.ranks }}"]
 install: ["make {{ settings.venv }}"]
-telemetry: {collector: "{{ settings.watch }}", interval_s: "{{ settings.pause }}"}
+telemetry: {collector: "{{ settings.collector }}", interval_s: "{{ settings.interval }}"}
 chunk: {ncpus: "{{ settings.count }}", mpiprocs: 2}
 settings:
   account: {help: who pays, default: null}
   queue: {help: where jobs go, NONE}
   folder: {help: "where it's `kept` for $5"}
   tool: {help: a module}
-  count: {help: how many}
+  count: {help: the number of cores}
   venv: {help: the environment}
-  watch: {help: what watches}
-  pause: {help: seconds}
+  collector: {help: the telemetry collector}
+  interval: {help: seconds between samples}
 """
-NAMES = ("account", "queue", "folder", "tool", "count", "venv", "watch", "pause")
+NAMES = ("account", "queue", "folder", "tool", "count", "venv", "collector", "interval")
 
 
 def write_files(folder: Path, base: str) -> None:
@@ -58,8 +58,8 @@ def _working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
-def test_run_without_settings_prints_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """This is what `nox -s scaling -- --system aurora` runs."""
+def test_run_without_settings_lists_the_missing_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`nox -s scaling -- --system aurora` runs the same command."""
     assert main(["run", "scaling", "--system", "aurora"]) == 0
     output = capsys.readouterr().out.splitlines()
     scripts = {name: text for name, text in read_files(tmp_path).items() if name.endswith(".sh")}
@@ -89,7 +89,7 @@ def test_scripts_with_missing_settings_pass_shellcheck(
     output = capsys.readouterr().out
     for name in NAMES:
         assert f"\n  {name} (" in output
-    variables = "HARNESS_FOLDER=FOLDER,HARNESS_TOOL=TOOL,HARNESS_COUNT=COUNT,HARNESS_WATCH=WATCH,HARNESS_PAUSE=PAUSE"
+    variables = ",".join(f"HARNESS_{name}={name}" for name in ("FOLDER", "TOOL", "COUNT", "COLLECTOR", "INTERVAL"))
     command = {"pbs": f"qsub -A ACCOUNT -v {variables}", "slurm": f"sbatch --account=ACCOUNT --export=ALL,{variables}"}[
         base
     ]
@@ -114,30 +114,30 @@ def test_scripts_with_missing_settings_pass_shellcheck(
         assert shellcheck.returncode == 0, shellcheck.stdout
 
 
-@pytest.mark.parametrize("words", [("plan",), ("run", "--dry-run"), ("list",)])
-def test_planning_needs_no_settings(words: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("args", [("plan",), ("run", "--dry-run"), ("list",)])
+def test_planning_needs_no_settings(args: tuple[str, ...], tmp_path: Path) -> None:
     write_files(tmp_path, "pbs")
-    assert main([words[0], "suite.yaml", *words[1:], "--system", "site.yaml"]) == 0
+    assert main([args[0], "suite.yaml", *args[1:], "--system", "site.yaml"]) == 0
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("words", [("--submit",), ("--wait",)])
+@pytest.mark.parametrize("args", [("--submit",), ("--wait",)])
 def test_submitting_requires_every_setting(
-    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    args: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_files(tmp_path, "pbs")
-    assert main(["run", "suite.yaml", "--system", "site.yaml", *words]) == 2
+    assert main(["run", "suite.yaml", "--system", "site.yaml", *args]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("'")[3] for line in lines] == list(NAMES)
     assert not (tmp_path / "results").exists()
 
 
-def test_settings_without_identity_change_no_case_name(tmp_path: Path) -> None:
+def test_settings_that_do_not_affect_results_keep_the_names_of_cases(tmp_path: Path) -> None:
     write_files(tmp_path, "pbs")
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 0
     before = read_files(tmp_path)
-    options = [word for name in NAMES for word in ("-S", f"{name}=1")]
-    options[options.index("watch=1")] = "watch=sampler"
+    options = [option for name in NAMES for option in ("-S", f"{name}=1")]
+    options[options.index("collector=1")] = "collector=sampler"
     assert main(["run", "suite.yaml", "--system", "site.yaml", *options]) == 0
     after = read_files(tmp_path)
     assert before.keys() == after.keys()
@@ -146,7 +146,7 @@ def test_settings_without_identity_change_no_case_name(tmp_path: Path) -> None:
         assert "HARNESS_FOLDER" not in text
 
 
-def test_a_job_ends_with_the_name_of_a_missing_setting(tmp_path: Path) -> None:
+def test_a_job_that_lacks_a_setting_ends_with_an_error_that_names_it(tmp_path: Path) -> None:
     write_files(tmp_path, "slurm")
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 0
     script = next((tmp_path / "results").rglob("jobs/*.sh"))
@@ -181,7 +181,7 @@ def test_setup_names_the_papers_weights_and_a_definition_that_is_valid(
 
 
 def test_a_suite_that_reads_a_missing_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A job cannot decide what a case measures."""
+    """The parameters of a case must be known before its job runs."""
     write_files(tmp_path, "pbs")
     (tmp_path / "suite.yaml").write_text(SUITE + 'resources: {walltime_minutes: "{{ settings.count }}"}\n')
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 2
@@ -212,12 +212,12 @@ def test_chunk_is_rendered_for_pbs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", ["pbs", "slurm", "frontier", "perlmutter", "aurora"])
 def test_nodes_are_exclusive_unless_the_system_says_otherwise(base: str, tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE)
-    for word in ("true", "false"):
-        (tmp_path / "site.yaml").write_text(f"name: site\nextends: {base}\nexclusive: {word}\n")
-        assert main(["run", "suite.yaml", "--system", "site.yaml", "--out", word]) == 0
-        scripts = list((tmp_path / word).rglob("jobs/*.sh"))
+    for exclusive in ("true", "false"):
+        (tmp_path / "site.yaml").write_text(f"name: site\nextends: {base}\nexclusive: {exclusive}\n")
+        assert main(["run", "suite.yaml", "--system", "site.yaml", "--out", exclusive]) == 0
+        scripts = list((tmp_path / exclusive).rglob("jobs/*.sh"))
         assert scripts
         for script in scripts:
             lines = script.read_text().splitlines()
             directives = [line for line in lines if line in ("#SBATCH --exclusive", "#PBS -l place=scatter:excl")]
-            assert len(directives) == (word == "true")
+            assert len(directives) == (exclusive == "true")

@@ -1,4 +1,4 @@
-"""Real jobs on this machine: failures, resumption, a killed harness, two harnesses at once, interruption."""
+"""Campaigns of real jobs on this machine: failures, resumption, a killed harness, two harnesses, an interruption."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from harness.execution.schedulers.local import LocalScheduler
 from harness.protocol import events
 from tests.conftest import ROOT, Harness, read_pages
 
-EAGER = "[baseline, encoder_reuse, branch_skip, fused_gradient, batched_heads]"
+EAGER_STAGES = "[baseline, encoder_reuse, branch_skip, fused_gradient, batched_heads]"
 TINY = f"""\
 name: tiny
 title: A tiny ladder
 program: ladder
 parameters:
   model: {{hidden_dim: 8, num_conv_layers: 2, num_sharedlayers: 0, dim_headlayers: 4}}
-  stages: {EAGER}
+  stages: {EAGER_STAGES}
   batch_size: 2
   batches: 2
   rounds: 6
@@ -65,7 +65,7 @@ def start_harness(folder: Path, *argv: str) -> subprocess.Popen[str]:
 def wait_for(path: Path, word: str, times: int = 1) -> None:
     deadline = time.monotonic() + 300
     while read_text(path).count(word) < times:
-        assert time.monotonic() < deadline, f"{path} never held {word} {times} times"
+        assert time.monotonic() < deadline, f"{path} does not contain {word} {times} times"
         time.sleep(0.05)
 
 
@@ -104,9 +104,9 @@ def test_run_reports_and_does_not_rerun_done_cases(harness: Harness, tmp_path: P
 
     folders = sorted((out / "runs").glob("*/*/case.json"))
     before = [(f.parent / "events.jsonl").read_bytes() for f in folders]
-    again = harness("run", "tiny.yaml", "--out", "out")
-    assert again.returncode == 0
-    assert again.stderr.count("done before") == 2
+    rerun = harness("run", "tiny.yaml", "--out", "out")
+    assert rerun.returncode == 0
+    assert rerun.stderr.count("done before") == 2
     assert before == [(f.parent / "events.jsonl").read_bytes() for f in folders]
 
 
@@ -128,7 +128,7 @@ def test_moved_campaign_runs_by_hand(harness: Harness, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_failed_case_is_reported_and_only_it_is_retried(harness: Harness, tmp_path: Path) -> None:
+def test_failed_case_is_reported_and_is_the_only_one_that_is_retried(harness: Harness, tmp_path: Path) -> None:
     model = "  model: {hidden_dim: 8, num_conv_layers: 2, num_sharedlayers: 0, dim_headlayers: 4}\n"
     broken = tmp_path / "broken.safetensors"
     broken.write_text("not a checkpoint")
@@ -148,9 +148,9 @@ def test_failed_case_is_reported_and_only_it_is_retried(harness: Harness, tmp_pa
     second = harness("run", "tiny.yaml", "--out", "out")
     assert second.returncode == 3
     assert "--retry" in second.stderr
-    again = harness("run", "tiny.yaml", "--out", "out", "--retry")
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("done before") == 1
+    rerun = harness("run", "tiny.yaml", "--out", "out", "--retry")
+    assert rerun.returncode == 0, rerun.stderr
+    assert rerun.stderr.count("done before") == 1
     assert len(list((tmp_path / "out" / "runs").glob("*/*/attempt-1/stderr"))) == 1
 
 
@@ -208,7 +208,7 @@ def test_program_that_outlives_its_shell_is_not_rerun(harness: Harness, tmp_path
     shell.kill()
     _, errors = first.communicate(timeout=300)
     assert first.returncode == 0, errors
-    assert not (folder / "exit_code").exists(), "this test needs a case without exit code"
+    assert not (folder / "exit_code").exists(), "this test needs a case without an exit code"
     lines = list(events.read(folder / "events.jsonl"))
     assert sum(e["event"] == "start" for e in lines) == 1
     assert not list(folder.glob("attempt-*"))
@@ -250,11 +250,11 @@ def test_second_harness_on_one_campaign_is_refused(harness: Harness, tmp_path: P
     log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
     size = log.stat().st_size
     time.sleep(1.0)
-    assert log.stat().st_size == size, "the interrupted job goes on"
+    assert log.stat().st_size == size, "the interrupted job still runs"
 
 
 @pytest.mark.slow
-def test_stage_that_cannot_run_is_shown_as_not_available(
+def test_stage_that_cannot_run_is_shown_as_unavailable(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch.compile and the fused operators need a C++ compiler."""
@@ -290,7 +290,7 @@ def test_run_over_the_node_hour_limit_starts_no_job(harness: Harness, tmp_path: 
 
 @pytest.mark.slow
 def test_run_of_one_case_keeps_the_results_of_others(harness: Harness, tmp_path: Path) -> None:
-    """A run of all cases is killed, and the next runs only one: the result of the other is not a loss."""
+    """After a killed run of both cases, a run of one case must not count the result of the other as lost."""
     write_suite(tmp_path, TINY.replace("rounds: 6", "rounds: 100"))
     first = start_harness(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"

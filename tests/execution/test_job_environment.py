@@ -1,4 +1,4 @@
-"""Jobs and commands do the same inside other allocations, in any folder, for any user, without optional programs."""
+"""Jobs and commands behave the same inside allocations, in any folder, for any user, without optional programs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.conftest import ROOT
 from tests.execution.test_run_case import SYSTEMS, make_job
 from tests.support.expected_errors import SUITE
 
-# The environment of one of four ranks of each launcher.
-FOREIGN = {
+# The variables that each launcher sets for one of four ranks.
+LAUNCHER_VARIABLES = {
     "Slurm": {"SLURM_JOB_ID": "5", "SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_LOCALID": "2",
               "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NODELIST": "n[1-2]"},
     "Slurm, PMI": {"SLURM_JOB_ID": "5", "PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "2", "PMI_FD": "8"},
@@ -41,15 +41,15 @@ FOREIGN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
-def test_local_job_ignores_variables_of_other_launchers(tmp_path: Path, foreign: dict[str, str]) -> None:
+@pytest.mark.parametrize("launcher_variables", LAUNCHER_VARIABLES.values(), ids=LAUNCHER_VARIABLES)
+def test_local_job_ignores_variables_of_other_launchers(tmp_path: Path, launcher_variables: dict[str, str]) -> None:
     job = make_job(tmp_path, "local")
     job.set_action(0, "env > environment")
-    result = job.run(HYDRA_LAUNCHER="slurm", HYDRA_RMK="slurm", I_MPI_HYDRA_BOOTSTRAP="slurm", **foreign)
+    result = job.run(HYDRA_LAUNCHER="slurm", HYDRA_RMK="slurm", I_MPI_HYDRA_BOOTSTRAP="slurm", **launcher_variables)
     assert result.returncode == 0, result.stderr
     lines = (job.cases[0] / "environment").read_text().splitlines()
     variables = dict(line.split("=", 1) for line in lines if "=" in line)
-    assert not foreign.keys() & variables.keys()
+    assert not launcher_variables.keys() & variables.keys()
     assert launch.detect_rank(variables, 1) == RankInfo()
     hydra = {name: value for name, value in variables.items() if "HYDRA" in name}
     assert hydra == {"HYDRA_LAUNCHER": "fork", "I_MPI_HYDRA_BOOTSTRAP": "fork"}
@@ -62,7 +62,10 @@ def test_ranks_start_on_this_machine_inside_an_allocation(tmp_path: Path) -> Non
     tools.mkdir()
     (tools / "srun").write_text("#!/bin/sh\ntouch $0.called\nsleep 600\n")
     (tools / "srun").chmod(0o755)
-    allocation = FOREIGN["Slurm"] | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_TASKS_PER_NODE": "2(x2)"}
+    allocation = LAUNCHER_VARIABLES["Slurm"] | {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SLURM_TASKS_PER_NODE": "2(x2)",
+    }
     result = subprocess.run(
         [sys.executable, "-m", "harness", "run", "scaling", "-n", "per_node_2"], cwd=tmp_path,
         env=os.environ | allocation | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
@@ -77,11 +80,11 @@ def test_ranks_start_on_this_machine_inside_an_allocation(tmp_path: Path) -> Non
         assert [e["value"]["world_size"] for e in logged if e.get("name") == "runtime"] == [2]
 
 
-@pytest.mark.parametrize("foreign", [v for k, v in FOREIGN.items() if k != "torchrun"])
-def test_launcher_with_another_number_of_ranks_is_refused(foreign: dict[str, str]) -> None:
-    assert launch.detect_rank(foreign, 4) == launch.detect_rank(foreign) == RankInfo(2, 4, 2)
+@pytest.mark.parametrize("launcher_variables", [v for k, v in LAUNCHER_VARIABLES.items() if k != "torchrun"])
+def test_launcher_with_another_number_of_ranks_is_refused(launcher_variables: dict[str, str]) -> None:
+    assert launch.detect_rank(launcher_variables, 4) == launch.detect_rank(launcher_variables) == RankInfo(2, 4, 2)
     with pytest.raises(InputError, match=r"the case has 1 ranks, but .* started 4; use the job script"):
-        launch.detect_rank(foreign, 1)
+        launch.detect_rank(launcher_variables, 1)
     with pytest.raises(InputError, match="the case has 4 ranks, but no launcher started this process"):
         launch.detect_rank({}, 4)
 
@@ -89,20 +92,20 @@ def test_launcher_with_another_number_of_ranks_is_refused(foreign: dict[str, str
 def test_case_with_one_rank_is_refused_inside_a_larger_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A case that somebody runs by hand in a shell of `srun -n4 --pty` has one rank, not four."""
+    """A case with one rank that is run by hand in a shell of `srun -n4 --pty` must not start as one of four ranks."""
     (tmp_path / "case.json").write_text(json.dumps({"program": "data_parallel", "parameters": {}, "ranks": 1}))
-    for name, value in FOREIGN["Slurm"].items():
+    for name, value in LAUNCHER_VARIABLES["Slurm"].items():
         monkeypatch.setenv(name, value)
     assert run_program([str(tmp_path)]) == 2
     assert "the case has 1 ranks, but Slurm started 4" in capsys.readouterr().err
     assert not (tmp_path / "events.jsonl").exists()
 
 
-HOSTILE = 'from pathlib import Path\nPath(__file__).with_name("ran-foreign-code").touch()\n'
+FOREIGN_CODE = 'from pathlib import Path\nPath(__file__).with_name("ran-foreign-code").touch()\n'
 
 
 def test_python_files_in_a_case_folder_are_not_imported(tmp_path: Path) -> None:
-    """A results folder may come from elsewhere; an empty part of PYTHONPATH means the current folder."""
+    """A results folder may come from another user; an empty entry in PYTHONPATH means the current folder."""
     (tmp_path / "suite.yaml").write_text(SUITE)
     (tmp_path / "here.yaml").write_text("name: here\nextends: local\n")
     site = system.load_system(tmp_path / "here.yaml", {})
@@ -111,10 +114,10 @@ def test_python_files_in_a_case_folder_are_not_imported(tmp_path: Path) -> None:
     [job] = pack_jobs(plan, plan.cases[:1], campaign)
     script = JobScriptWriter(plan, campaign).write(job)
     folder = campaign / job.cases[0].folder_name
-    for place in (folder, campaign, folder / "relative", campaign / "relative"):
-        place.mkdir(exist_ok=True)
+    for directory in (folder, campaign, folder / "relative", campaign / "relative"):
+        directory.mkdir(exist_ok=True)
         for module in ("harness", "torch", "json", "psutil", "sitecustomize", "orjson"):
-            (place / f"{module}.py").write_text(HOSTILE)
+            (directory / f"{module}.py").write_text(FOREIGN_CODE)
     case = json.loads((folder / "case.json").read_text()) | {"parameters": {"workload": "none"}}
     (folder / "case.json").write_text(json.dumps(case))
     environment = os.environ | {"PYTHONPATH": f":{ROOT}::relative:"}
@@ -140,7 +143,7 @@ def test_script_refuses_the_folder_of_another_campaign(tmp_path: Path, kind: str
 @pytest.mark.parametrize("absent", ["hostname", "realpath", "flock", "curl", "find", "sed"])
 def test_job_runs_without_programs_that_containers_lack(tmp_path: Path, absent: str) -> None:
     job = make_job(tmp_path, "local")
-    _hide(tmp_path, job.environment, absent)
+    _hide_programs(tmp_path, job.environment, absent)
     result = job.run()
     assert (result.returncode, job.exit_codes) == (0, ["0", "0", "0"]), result.stderr
 
@@ -148,14 +151,14 @@ def test_job_runs_without_programs_that_containers_lack(tmp_path: Path, absent: 
 @pytest.mark.parametrize("kind", ["local", "slurm", "pbs"])
 def test_job_names_missing_programs_in_one_line(tmp_path: Path, kind: str) -> None:
     job = make_job(tmp_path, kind)
-    _hide(tmp_path, job.environment, "timeout", "cut", "sinfo")
+    _hide_programs(tmp_path, job.environment, "timeout", "cut", "sinfo")
     result = job.run()
     assert (result.returncode, job.runs) == (69, [0, 0, 0])
     missing_sinfo = " sinfo" if kind == "slurm" else ""
     assert result.stderr == f"error: programs that this job needs are not installed: cut timeout{missing_sinfo}\n"
 
 
-def _hide(folder: Path, environment: dict[str, str], *absent: str) -> None:
+def _hide_programs(folder: Path, environment: dict[str, str], *absent: str) -> None:
     """Restrict PATH to the programs that a job may use, without the absent ones."""
     tools = folder / "tools"
     tools.mkdir()
@@ -190,12 +193,12 @@ def test_job_sets_name_and_home_for_a_user_without_them(tmp_path: Path, home: st
 
 
 def test_command_sets_name_and_home_for_a_user_without_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def unknown(uid: int) -> None:
+    def raise_key_error(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
     for name in ("USER", "LOGNAME", "LNAME", "USERNAME", "HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(pwd, "getpwuid", raise_key_error)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError):
         Path.home()
@@ -274,7 +277,7 @@ def test_plan_names_cases_that_are_too_large(
     assert first.startswith("large-small: 2 cases")
 
 
-def test_suite_without_fitting_case_is_refused(
+def test_suite_whose_cases_are_all_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -322,7 +325,7 @@ def test_folder_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         ("echo 'error: the file system is away' >&2; exit 4", "the file system is away"),
     ],
 )
-def test_reason_of_a_lost_case_contains_the_complaint_of_its_job(
+def test_reason_of_a_lost_case_contains_the_error_message_of_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,6 @@
-"""Job scripts: their exact text, and what every one of them must contain.
+"""Job scripts: their exact text, and the properties that all of them have.
 
-golden/<system>.sh is the script of one scaling job. After an intended change, renew the files and read the difference:
+golden/<system>.sh is the script of one scaling job. After an intended change, regenerate the files and review the diff:
 `python -m tests.execution.test_job_script`.
 """
 
@@ -35,14 +35,14 @@ SYSTEMS = ("aurora", "frontier", "local", "pbs", "perlmutter", "slurm")
 CAMPAIGN = Path("/campaign")
 
 
-def load_site(name: str, **settings: str) -> ResolvedSystem:
+def load_shipped_system(name: str, **settings: str) -> ResolvedSystem:
     path = find_resource("systems", name)
     declared = load_system(path, {}).definition.settings
     return load_system(path, {key: value for key, value in (SETTINGS | settings).items() if key in declared})
 
 
 def load_plan(suite: str, system: str, **settings: str) -> Plan:
-    site = load_site(system, **settings)
+    site = load_shipped_system(system, **settings)
     return expand_suite(load_suite(find_resource("suites", suite), site.definition.overlay or system), site)
 
 
@@ -51,7 +51,7 @@ def pack(plan: Plan, folder: Path = CAMPAIGN) -> list[Job]:
 
 
 def render_golden(system: str) -> str:
-    """Return the script of the largest job, without what differs between machines and versions."""
+    """Return the script of the largest job, without paths and versions, which differ between machines."""
     plan = load_plan("scaling", system)
     job = max(pack(plan), key=lambda job: (job.nodes, job.cases[0].ranks, job.name))
     text = JobScriptWriter(plan, CAMPAIGN).render(job)
@@ -62,8 +62,8 @@ def render_golden(system: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def every_script(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[Plan, Job]]:
-    """Write every job of every shipped suite on every system."""
+def all_scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[Plan, Job]]:
+    """Write the scripts of all shipped suites on all systems; return the plan and the job of each script."""
     scripts: dict[Path, tuple[Plan, Job]] = {}
     for system in SYSTEMS:
         for suite in list_resources("suites"):
@@ -80,28 +80,28 @@ def test_scaling_script_equals_its_golden_file(system: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_script_passes_shellcheck_and_bash(every_script: dict[Path, tuple[Plan, Job]], tmp_path: Path) -> None:
+def test_every_script_passes_shellcheck_and_bash(all_scripts: dict[Path, tuple[Plan, Job]], tmp_path: Path) -> None:
     require_program("shellcheck")
-    assert {plan.campaign_name for plan, _ in every_script.values()} == {
+    assert {plan.campaign_name for plan, _ in all_scripts.values()} == {
         f"{suite}-{system}" for suite in list_resources("suites") for system in SYSTEMS
     }
-    files = [str(path) for path in every_script]
-    # scripts of one campaign differ only in their cases, and checking each takes long
+    files = [str(path) for path in all_scripts]
+    # scripts of one campaign differ only in their cases, and shellcheck is slow
     campaigns = {
-        plan.campaign_name: [p for p, (other, _) in every_script.items() if other is plan]
-        for plan, _ in every_script.values()
+        plan.campaign_name: [p for p, (other, _) in all_scripts.items() if other is plan]
+        for plan, _ in all_scripts.values()
     }
     checked_files = [str(path) for paths in campaigns.values() for path in {paths[0], paths[-1]}]
     files += [
-        str(trial_launcher(path, c))
-        for path, (_, job) in every_script.items()
+        str(get_trial_launcher(path, c))
+        for path, (_, job) in all_scripts.items()
         for c in job.cases
         if PROGRAMS[c.program].is_driver
     ]
     checked_files += [name for name in files if name.endswith("launch.sh")]
     for system in SYSTEMS:
         path = tmp_path / f"setup-{system}.sh"
-        path.write_text(render_setup_script(load_site(system)))
+        path.write_text(render_setup_script(load_shipped_system(system)))
         files.append(str(path))
         checked_files.append(str(path))
     result = subprocess.run(["shellcheck", "--shell=bash", *checked_files], capture_output=True, text=True, check=False)
@@ -110,17 +110,17 @@ def test_every_script_passes_shellcheck_and_bash(every_script: dict[Path, tuple[
         assert subprocess.run(["bash", "-n", name], check=False).returncode == 0, name
 
 
-def test_scripts_contain_no_unfilled_placeholder(every_script: dict[Path, tuple[Plan, Job]]) -> None:
-    for path in every_script:
+def test_scripts_contain_no_unfilled_placeholder(all_scripts: dict[Path, tuple[Plan, Job]]) -> None:
+    for path in all_scripts:
         text = path.read_text()
         assert not re.search(r"\{\{|\{%|%\}|\bNone\b|\bsettings\.|\bUndefined\b", text), path
         assert "\n\n\n" not in text
 
 
 def test_walltime_is_the_sum_of_cases_and_overhead(
-    every_script: dict[Path, tuple[Plan, Job]],
+    all_scripts: dict[Path, tuple[Plan, Job]],
 ) -> None:
-    for path, (plan, job) in every_script.items():
+    for path, (plan, job) in all_scripts.items():
         request = re.search(r"^#(?:SBATCH --time|PBS -l walltime)=(\d+):(\d\d):00$", path.read_text(), re.MULTILINE)
         if plan.system.definition.scheduler != "local":
             assert request, path
@@ -128,45 +128,46 @@ def test_walltime_is_the_sum_of_cases_and_overhead(
             assert int(request[1]) * 60 + int(request[2]) == minutes
 
 
-def test_every_case_starts_with_its_nodes_and_ranks(every_script: dict[Path, tuple[Plan, Job]]) -> None:
-    for path, (plan, job) in every_script.items():
+def test_every_case_starts_with_its_nodes_and_ranks(all_scripts: dict[Path, tuple[Plan, Job]]) -> None:
+    for path, (plan, job) in all_scripts.items():
         lines = path.read_text().replace(" \\\n", " ").splitlines()
         runs = [line for line in lines if line.startswith("run_case ")]
         assert [line.split()[1] for line in runs] == [case.folder_name for case in job.cases]
         for line, case in zip(runs, job.cases, strict=True):
-            n, ranks, each = case.nodes, case.ranks, case.ranks_per_node
+            nodes, ranks, ranks_per_node = case.nodes, case.ranks, case.ranks_per_node
             if PROGRAMS[case.program].is_driver:
-                n = case.parameters["nodes_per_trial"]
-                ranks = n * each
-            assert shlex.split(line)[3:5] == [str(n), str(round(case.walltime_minutes * 60))]
+                nodes = case.parameters["nodes_per_trial"]
+                ranks = nodes * ranks_per_node
+            assert shlex.split(line)[3:5] == [str(nodes), str(round(case.walltime_minutes * 60))]
             assert line.endswith(f'"$python" -P -m harness.reference "$campaign"/{case.folder_name}')
-            started = line
+            launch_text = line
             if PROGRAMS[case.program].is_driver:
                 assert "srun" not in line
                 assert "mpiexec" not in line
-                assert not case.nodes % n
-                started = trial_launcher(path, case).read_text().replace(" \\\n", " ")
+                assert not case.nodes % nodes
+                launch_text = get_trial_launcher(path, case).read_text().replace(" \\\n", " ")
             match plan.system.definition.scheduler:
                 case "slurm":
-                    assert f"srun --nodes={n} --ntasks={ranks} --ntasks-per-node={each} " in started
-                    assert f'--nodelist="$(first {n})"' in started
+                    assert f"srun --nodes={nodes} --ntasks={ranks} --ntasks-per-node={ranks_per_node} " in launch_text
+                    assert f'--nodelist="$(first {nodes})"' in launch_text
                 case "pbs":
                     assert (
-                        f'env WORLD_SIZE={ranks} mpiexec -n {ranks} --ppn {each} --hostfile "$(first {n})" ' in started
+                        f"env WORLD_SIZE={ranks} mpiexec -n {ranks} --ppn {ranks_per_node} "
+                        f'--hostfile "$(first {nodes})" ' in launch_text
                     )
                 case _:
-                    assert ("mpiexec -n" in started) == (ranks > 1)
+                    assert ("mpiexec -n" in launch_text) == (ranks > 1)
 
 
-def trial_launcher(script: Path, case: Case) -> Path:
-    """Return the script by which a search starts its trials."""
+def get_trial_launcher(script: Path, case: Case) -> Path:
+    """Return the script with which a search starts its trials."""
     return script.parent.parent / case.folder_name / "launch.sh"
 
 
 def test_job_requests_nodes_of_its_largest_case_and_spares(
-    every_script: dict[Path, tuple[Plan, Job]],
+    all_scripts: dict[Path, tuple[Plan, Job]],
 ) -> None:
-    for path, (plan, job) in every_script.items():
+    for path, (plan, job) in all_scripts.items():
         request = re.search(r"^#(?:SBATCH --nodes|PBS -l select)=(\d+)\b", path.read_text(), re.MULTILINE)
         if request:
             assert int(request[1]) == max(case.nodes for case in job.cases) + 2
@@ -177,8 +178,8 @@ def test_job_requests_nodes_of_its_largest_case_and_spares(
 def test_aurora_binds_twelve_ranks_to_free_cores() -> None:
     """The first core of each socket, 0 and 52, is reserved for the operating system."""
     text = render_golden("aurora")
-    [bound, *_] = re.findall(r"--cpu-bind=list:(\S+)", text)
-    ranges = [tuple(map(int, part.split("-"))) for part in bound.split(":")]
+    [binding, *_] = re.findall(r"--cpu-bind=list:(\S+)", text)
+    ranges = [tuple(map(int, part.split("-"))) for part in binding.split(":")]
     assert len(ranges) == 12
     assert all(last - first == 7 for first, last in ranges)
     assert all(last < first for (_, last), (first, _) in pairwise(ranges))
@@ -198,14 +199,14 @@ def test_perlmutter_selects_the_gpu_memory() -> None:
 
 
 def test_walltime_limits_depend_on_the_node_count() -> None:
-    aurora, frontier = load_site("aurora"), load_site("frontier")
+    aurora, frontier = load_shipped_system("aurora"), load_shipped_system("frontier")
     assert [aurora.get_max_minutes(n) for n in (512, 513, 1025, 2048)] == [360, 720, 1080, 1440]
     assert [frontier.get_max_minutes(n) for n in (91, 92, 184)] == [120, 360, 720]
 
 
 @pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Start a Slurm with as many nodes as the largest job needs; nothing runs on most of them."""
+def planning_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Start a Slurm with as many nodes as the largest job needs; all but one are only planned."""
     require_slurm()
     with Cluster(
         tmp_path_factory.mktemp("planner"), nodes=1, cpus=128, gpus=8, features=("nvme", "gpu"), partition="batch",
@@ -215,21 +216,23 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-def test_real_slurm_accepts_every_script(every_script: dict[Path, tuple[Plan, Job]], planner: Cluster) -> None:
-    scripts = [path for path, (plan, _) in every_script.items() if plan.system.definition.scheduler == "slurm"]
+def test_real_slurm_accepts_every_script(all_scripts: dict[Path, tuple[Plan, Job]], planning_cluster: Cluster) -> None:
+    scripts = [path for path, (plan, _) in all_scripts.items() if plan.system.definition.scheduler == "slurm"]
     assert len(scripts) > 20
     for path in scripts:
-        result = planner.run("sbatch", "--test-only", str(path))
+        result = planning_cluster.run("sbatch", "--test-only", str(path))
         assert result.returncode == 0, f"{path}: {result.stderr}"
     too_large = scripts[0].read_text().replace("#SBATCH --nodes=", "#SBATCH --nodes=999")
-    (planner.folder / "large.sh").write_text(too_large)
-    assert planner.run("sbatch", "--test-only", "large.sh").returncode != 0
+    (planning_cluster.folder / "large.sh").write_text(too_large)
+    assert planning_cluster.run("sbatch", "--test-only", "large.sh").returncode != 0
 
 
 @pytest.mark.slow
-def test_campaign_in_a_folder_with_odd_name_runs_on_real_slurm(planner: Cluster, tmp_path: Path) -> None:
+def test_campaign_in_a_folder_with_special_characters_runs_on_real_slurm(
+    planning_cluster: Cluster, tmp_path: Path
+) -> None:
     job = make_job(tmp_path, "slurm", spare_nodes="0")
-    planner.call("sbatch", str(job.script))
+    planning_cluster.call("sbatch", str(job.script))
     wait_until("all cases have ended", lambda: job.exit_codes == ["0", "0", "0"], 120)
     assert "three-seed_3" in job.script.with_suffix(".log").read_text()
 

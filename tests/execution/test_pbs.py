@@ -14,18 +14,18 @@ from harness.execution.schedulers.base import ExitInfo, JobRejected, QueueEntry,
 from harness.execution.schedulers.command import CommandFailed, RetriesExhausted
 from harness.execution.schedulers.pbs import PbsScheduler
 from tests.support import fake_schedulers
-from tests.support.fake_schedulers import Programs, print_error
+from tests.support.fake_schedulers import FakePrograms, print_error
 
 RECORDED = Path(__file__).parent / "recorded"
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePrograms:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("LOGNAME", "pbsuser")
     monkeypatch.setattr(command, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(command, "LONGEST_PAUSE_S", 0.002)
-    return Programs(tmp_path, "qstat", "qsub", "qdel")
+    return FakePrograms(tmp_path, "qstat", "qsub", "qdel")
 
 
 def print_recorded(name: str, code: int = 0) -> str:
@@ -62,7 +62,7 @@ def combine_jobs(*records: tuple[str, str]) -> str:
     ],
 )
 def test_queue_finds_recorded_jobs_by_name(
-    server: Programs, monkeypatch: pytest.MonkeyPatch, file: str, user: str, expected: list[str]
+    server: FakePrograms, monkeypatch: pytest.MonkeyPatch, file: str, user: str, expected: list[str]
 ) -> None:
     monkeypatch.setenv("LOGNAME", user)
     server.set_answers("qstat", print_recorded(file))
@@ -70,7 +70,7 @@ def test_queue_finds_recorded_jobs_by_name(
     assert [queued.state for queued in PbsScheduler().list_jobs(names)] == expected
 
 
-def test_every_recorded_file_is_tested() -> None:
+def test_every_recorded_file_is_used_in_this_module() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     assert [path.name for path in RECORDED.iterdir() if f'"{path.name}"' not in text and path.suffix != ".md"] == []
 
@@ -93,7 +93,7 @@ def test_every_recorded_file_is_tested() -> None:
         ("running.txt", ExitInfo("state R", "alive")),
     ],
 )
-def test_exit_info_of_recorded_jobs_is_parsed(server: Programs, file: str, expected: ExitInfo) -> None:
+def test_exit_info_of_recorded_jobs_is_parsed(server: FakePrograms, file: str, expected: ExitInfo) -> None:
     text = (RECORDED / file).read_text()
     job = next(iter(pbs.parse_text(text) if file.endswith(".txt") else pbs.parse_json(text)))
     server.set_answers("qstat", print_recorded(file))
@@ -106,7 +106,7 @@ def test_job_that_pbs_could_not_run_is_retryable() -> None:
     )
 
 
-def test_broken_json_is_queried_as_text(server: Programs) -> None:
+def test_broken_json_is_queried_as_text(server: FakePrograms) -> None:
     """The text contains the same fields as valid JSON."""
     with pytest.raises(ValueError, match="delimiter"):
         pbs.parse_json((RECORDED / "broken.json").read_text())
@@ -119,8 +119,8 @@ def test_broken_json_is_queried_as_text(server: Programs) -> None:
     assert server.calls[2:] == ["qstat -x -f -F json 40.pbs", "qstat -x -f 40.pbs"]
     from_json = pbs.parse_json((RECORDED / "finished.json").read_text())["40.pbs"]
     from_text = pbs.parse_text((RECORDED / "finished.txt").read_text())["40.pbs"]
-    same = {name for name, value in from_json.items() if not isinstance(value, dict)}
-    assert {name: str(from_json[name]) for name in same} == {name: from_text[name] for name in same}
+    shared = {name for name, value in from_json.items() if not isinstance(value, dict)}
+    assert {name: str(from_json[name]) for name in shared} == {name: from_text[name] for name in shared}
 
 
 def test_continuation_line_of_a_variable_is_not_a_field() -> None:
@@ -131,7 +131,7 @@ def test_continuation_line_of_a_variable_is_not_a_field() -> None:
     }
 
 
-def test_queue_uses_one_command_for_many_jobs(server: Programs) -> None:
+def test_queue_uses_one_command_for_many_jobs(server: FakePrograms) -> None:
     scheduler = PbsScheduler()
     assert scheduler.list_jobs([]) == []
     assert server.calls == []
@@ -144,7 +144,7 @@ def test_queue_uses_one_command_for_many_jobs(server: Programs) -> None:
     assert server.calls == ["qstat -f -F json", "qstat -f -F json", "qstat -f 1.pbs 2.pbs"]
 
 
-def test_waiting_job_has_a_reason(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_job_has_a_reason(server: FakePrograms, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "user2")
     server.set_answers("qstat", print_recorded("held.json"))
     [entry] = PbsScheduler().list_jobs(["pyannote"])
@@ -153,7 +153,7 @@ def test_waiting_job_has_a_reason(server: Programs, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("code", [255, 183, 35])
-def test_failed_qstat_is_repeated(server: Programs, code: int) -> None:
+def test_failed_qstat_is_repeated(server: FakePrograms, code: int) -> None:
     """A failing server may still print an answer without jobs, which must not count."""
     server.set_answers(
         "qstat",
@@ -165,14 +165,14 @@ def test_failed_qstat_is_repeated(server: Programs, code: int) -> None:
     assert len(server.calls) == 3
 
 
-def test_qstat_that_keeps_failing_raises_scheduler_busy(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qstat_that_keeps_failing_exhausts_the_retries(server: FakePrograms, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.05")
     server.set_answers("qstat", print_error("Connection refused\nqstat: cannot connect to server pbs (errno=111)", 255))
     with pytest.raises(RetriesExhausted, match="cannot connect"):
         PbsScheduler().list_jobs(["pbs_sleep"])
 
 
-def test_forgotten_job_has_no_exit_info(server: Programs) -> None:
+def test_job_that_the_server_has_forgotten_has_no_exit_info(server: FakePrograms) -> None:
     for message, code in (
         ("qstat: Unknown Job Id 7.pbs", 153),
         ("qstat: PBS is not configured to maintain job history", 18),
@@ -181,7 +181,7 @@ def test_forgotten_job_has_no_exit_info(server: Programs) -> None:
         assert PbsScheduler().query_exit_info(["7.pbs"]) == {}
 
 
-def test_submit_returns_the_id_and_passes_dependencies(server: Programs) -> None:
+def test_submit_returns_the_id_and_passes_dependencies(server: FakePrograms) -> None:
     server.set_answers("qsub", "echo 12.pbs", "echo 13.pbs")
     scheduler = PbsScheduler()
     assert scheduler.submit(Path("jobs/a.sh"), "a") == "12.pbs"
@@ -189,7 +189,7 @@ def test_submit_returns_the_id_and_passes_dependencies(server: Programs) -> None
     assert server.calls == ["qsub jobs/a.sh", "qsub -W depend=afterany:12.pbs:11.pbs jobs/b.sh"]
 
 
-def test_failed_qsub_is_repeated(server: Programs) -> None:
+def test_failed_qsub_is_repeated(server: FakePrograms) -> None:
     unreachable = print_error("qsub: cannot connect to server pbs (errno=15010)", 1)
     server.set_answers("qstat", print_recorded("no-jobs.json"))
     server.set_answers("qsub", unreachable, unreachable, "echo 14.pbs")
@@ -197,7 +197,7 @@ def test_failed_qsub_is_repeated(server: Programs) -> None:
 
 
 @pytest.mark.parametrize("answer", [print_error("qsub: End of File", 190), "exit 0"])
-def test_qsub_whose_answer_was_lost_is_not_repeated(server: Programs, answer: str) -> None:
+def test_qsub_whose_answer_was_lost_is_not_repeated(server: FakePrograms, answer: str) -> None:
     """The job is in the queue although qsub failed."""
     server.set_answers("qsub", answer)
     server.set_answers("qstat", print_recorded("requeued.json"))
@@ -216,7 +216,7 @@ def test_qsub_whose_answer_was_lost_is_not_repeated(server: Programs, answer: st
         "qsub: Access to queue is denied",
     ],
 )
-def test_permanent_rejection_is_not_repeated(server: Programs, message: str) -> None:
+def test_permanent_rejection_is_not_repeated(server: FakePrograms, message: str) -> None:
     server.set_answers("qsub", print_error(message, 171))
     with pytest.raises(JobRejected, match=message.removeprefix("qsub: ")):
         PbsScheduler().submit(Path("a.sh"), "a")
@@ -244,7 +244,7 @@ def test_permanent_rejection_is_not_repeated(server: Programs, message: str) -> 
         "Request not allowed: Server shutting down",
     ],
 )
-def test_full_queue_raises_queue_full(server: Programs, message: str) -> None:
+def test_full_queue_raises_queue_full(server: FakePrograms, message: str) -> None:
     """The messages are those of OpenPBS, src/lib/Liblog/pbs_messages.c."""
     server.set_answers("qsub", print_error(f"qsub: {message}", 223))
     with pytest.raises(QueueFull, match=re.escape(message)):
@@ -260,7 +260,7 @@ def test_full_queue_raises_queue_full(server: Programs, message: str) -> None:
     ],
 )  # fmt: skip
 def test_unavailable_server_is_reported_and_retried(
-    server: Programs, message: str, capfd: pytest.CaptureFixture[str]
+    server: FakePrograms, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.set_answers("qsub", print_error(f"qsub: {message}", 1), print_error(f"qsub: {message}", 1), "echo 14.pbs")
     assert PbsScheduler().submit(Path("a.sh"), "a") == "14.pbs"
@@ -268,7 +268,7 @@ def test_unavailable_server_is_reported_and_retried(
 
 
 @pytest.mark.parametrize("message", ["Unknown Job Id 11.pbs", "Invalid Job Dependency", "Job has finished"])
-def test_ended_dependency_is_dropped(server: Programs, message: str) -> None:
+def test_ended_dependency_is_dropped(server: FakePrograms, message: str) -> None:
     """The script itself checks the cases that it depends on."""
     server.set_answers("qsub", f"case $* in *11.pbs*) {print_error(f'qsub: {message}', 153)};; *) echo 13.pbs;; esac")
     text = (RECORDED / "running.txt").read_text()
@@ -291,12 +291,12 @@ def test_ended_dependency_is_dropped(server: Programs, message: str) -> None:
         ("14", "14"),
     ],
 )
-def test_job_id_is_read_from_the_last_line_that_is_one(server: Programs, answer: str, job: str) -> None:
+def test_job_id_is_the_last_line_of_the_output_that_looks_like_one(server: FakePrograms, answer: str, job: str) -> None:
     server.set_answers("qsub", f"cat << 'END'\n{answer}\nEND")
     assert PbsScheduler().submit(Path("a.sh"), "a") == job
 
 
-def test_qsub_without_id_is_not_repeated(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qsub_that_prints_no_id_is_not_repeated(server: FakePrograms, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.1")
     server.set_answers("qsub", "echo thank you")
     server.set_answers("qstat", print_recorded("no-jobs.json"))
@@ -315,7 +315,9 @@ def test_qsub_without_id_is_not_repeated(server: Programs, monkeypatch: pytest.M
         ({"job_state": "H", "Hold_Types": "s", "depend": "afterany:11.pbs@pbs"}, False, ""),
     ],
 )
-def test_stuck_reasons_are_recognized(server: Programs, change: dict[str, str], is_stuck: bool, reason: str) -> None:
+def test_stuck_reasons_are_recognized(
+    server: FakePrograms, change: dict[str, str], is_stuck: bool, reason: str
+) -> None:
     """The comments are those of pbs_sched; a job that waits for another is held too, but will start."""
     fields = {"Job_Name": "a", **change}
     lines = "".join(f"    {name} = {value}\n" for name, value in fields.items())
@@ -325,7 +327,7 @@ def test_stuck_reasons_are_recognized(server: Programs, change: dict[str, str], 
     assert queued.reason.startswith(reason)
 
 
-def test_ended_job_does_not_hide_others(server: Programs) -> None:
+def test_ended_job_does_not_hide_others(server: FakePrograms) -> None:
     text = (RECORDED / "running.txt").read_text()
     [job] = pbs.parse_text(text)
     (server.folder / "one.txt").write_text(text)
@@ -335,7 +337,7 @@ def test_ended_job_does_not_hide_others(server: Programs) -> None:
     assert PbsScheduler().list_jobs((), ["7.pbs"]) == []
 
 
-def test_cancel_continues_after_jobs_that_have_ended(server: Programs) -> None:
+def test_cancel_continues_after_jobs_that_have_ended(server: FakePrograms) -> None:
     errors = [print_error("qdel: Job has finished 1.pbs", 35), print_error("qdel: Unknown Job Id 2.pbs", 153)]
     server.set_answers(
         "qdel", *errors, "exit 0", print_error("qdel: cannot connect to server pbs (errno=111)", 1), "exit 0"

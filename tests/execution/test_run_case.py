@@ -1,4 +1,4 @@
-"""Job scripts run by bash, with fakes in place of scheduler, launcher and program."""
+"""Job scripts are run by bash, with fakes in place of the scheduler, the launcher and the program."""
 
 from __future__ import annotations
 
@@ -68,17 +68,19 @@ FOLDER = "it's a $HOME of 100%, `mine` & yours"
 
 @dataclass
 class ScriptedJob:
-    """The script of a job with three cases, started as its scheduler would start it."""
+    """The script of a job with three cases; `run` starts it as a scheduler would, after the shell command `before`."""
 
     script: Path
     cases: list[Path]
     environment: dict[str, str]
 
-    def run(self, *arguments: str, job: str = "7", before: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, job: str = "7", before: str = "", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         ids = {"SLURM_JOB_ID": job, "PBS_JOBID": job}
         return subprocess.run(
             ["bash", "-c", f'{before}\nexec bash "$@"', "bash", str(self.script), *arguments],
-            env=self.environment | ids | more, capture_output=True, text=True, timeout=300, check=False,
+            env=self.environment | ids | variables, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
 
     def set_action(self, case: int, line: str) -> None:
@@ -98,7 +100,7 @@ class ScriptedJob:
 
 
 def make_job(
-    folder: Path, kind: str, title: str = "Three", system: str = "", spares: str = "1", minutes: float = 1
+    folder: Path, kind: str, title: str = "Three", system: str = "", spare_nodes: str = "1", minutes: float = 1
 ) -> ScriptedJob:
     tools = folder / "bin"
     tools.mkdir()
@@ -110,10 +112,10 @@ def make_job(
     system = system if "health_check:" in system else f"health_check: test -w /tmp\n{system}"
     (folder / "here.yaml").write_text(f"name: here\n{SYSTEMS[kind]}python: {tools}/python\n{system}")
     (folder / "three.yaml").write_text(SUITE.replace("TITLE", title).replace("MINUTES", str(minutes)))
-    (folder / "asked").write_text("n2.site\nn1.site\n")
-    settings = {"account": "abc", "spare_nodes": spares} if kind != "local" else {}
-    site = load_system(folder / "here.yaml", settings)
-    plan = expand_suite(load_suite(folder / "three.yaml"), site)
+    (folder / "requested").write_text("n2.site\nn1.site\n")
+    settings = {"account": "abc", "spare_nodes": spare_nodes} if kind != "local" else {}
+    system_here = load_system(folder / "here.yaml", settings)
+    plan = expand_suite(load_suite(folder / "three.yaml"), system_here)
     campaign = folder / FOLDER
     [job] = pack_jobs(plan, plan.cases, campaign)
     script = JobScriptWriter(plan, campaign).write(job)
@@ -122,7 +124,7 @@ def make_job(
         "PATH": f"{tools}:{os.environ['PATH']}",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_NODELIST": "n[1-3]",
-        "PBS_NODEFILE": str(folder / "asked"),
+        "PBS_NODEFILE": str(folder / "requested"),
     }
     return ScriptedJob(script, [campaign / case.folder_name for case in job.cases], environment)
 
@@ -137,7 +139,7 @@ def local(tmp_path: Path) -> ScriptedJob:
     return make_job(tmp_path, "local")
 
 
-def test_cases_run_in_order_and_write_exit_code_and_seconds(job: ScriptedJob) -> None:
+def test_cases_run_in_order_and_write_their_exit_code_and_duration(job: ScriptedJob) -> None:
     """The folder's name contains quotes, spaces and other special characters."""
     job.set_action(0, "exit 3")
     result = job.run()
@@ -171,7 +173,7 @@ def test_job_without_enough_healthy_nodes_runs_nothing(tmp_path: Path) -> None:
         assert "takes 1 nodes and 0 passed the check" in result.stderr
 
 
-def test_ended_cases_are_skipped_unless_rerun_is_requested(job: ScriptedJob) -> None:
+def test_ended_cases_are_skipped_unless_a_rerun_is_requested(job: ScriptedJob) -> None:
     job.run()
     second = job.run(job="8")
     assert (job.runs, second.returncode) == ([1, 1, 1], 0)
@@ -190,7 +192,7 @@ def test_pbs_job_reads_the_rerun_request_from_a_variable(tmp_path: Path) -> None
 
 
 def test_requeued_job_continues_where_it_stopped(tmp_path: Path) -> None:
-    """So does a job that was submitted with `again`, which reruns its cases."""
+    """A job that was submitted with `again`, and so reruns its cases, continues there too."""
     for kind in ("slurm", "pbs"):
         (tmp_path / kind).mkdir()
         job = make_job(tmp_path / kind, kind)
@@ -205,7 +207,7 @@ def test_requeued_job_continues_where_it_stopped(tmp_path: Path) -> None:
         assert (job.runs[:2], job.exit_codes[:2]) == ([2, 3], ["0", "0"])
 
 
-def test_case_of_another_job_is_skipped(job: ScriptedJob) -> None:
+def test_case_that_another_job_has_locked_is_skipped(job: ScriptedJob) -> None:
     (job.cases[0] / "claim").write_text("another\n")
     result = job.run()
     assert (job.runs, job.exit_codes) == ([0, 1, 1], [None, "0", "0"])
@@ -250,7 +252,7 @@ def test_environment_values_are_quoted(tmp_path: Path) -> None:
     assert output.stdout.splitlines() == [value.replace("$HOME", "/h") for value in values.values()]
 
 
-def test_title_cannot_leave_its_comment(tmp_path: Path) -> None:
+def test_title_cannot_escape_from_its_comment(tmp_path: Path) -> None:
     title = "'x $(touch broke) `touch broke`; \" #PBS -q other \\ '"
     job = make_job(tmp_path, "pbs", title=title.replace("'x", '"x').replace("\\ '", '"').replace('; "', ";"))
     head, rest = job.script.read_text().split("set -euo pipefail", 1)

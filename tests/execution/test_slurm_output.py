@@ -15,15 +15,15 @@ from harness.execution.schedulers import command, slurm_output
 from harness.execution.schedulers.base import JobRejected, QueueFull
 from harness.execution.schedulers.command import RetriesExhausted
 from harness.execution.schedulers.slurm import SlurmScheduler
-from tests.support.fake_schedulers import Programs, print_error
+from tests.support.fake_schedulers import FakePrograms, print_error
 
 POLICY = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"  # noqa: E501
 FAILED = "sbatch: error: Batch job submission failed: "
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
-    programs = Programs(tmp_path / "bin", "sbatch", "squeue", "sacct", "scontrol", "scancel")
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePrograms:
+    programs = FakePrograms(tmp_path / "bin", "sbatch", "squeue", "sacct", "scontrol", "scancel")
     monkeypatch.setenv("PATH", programs.path)
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "60")
     monkeypatch.setattr(command, "FIRST_PAUSE_S", 0.001)
@@ -43,14 +43,14 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
         ("Submitted batch job 12 on cluster c1\n", "12"),
     ],
 )
-def test_job_id_is_read_from_the_last_line_that_is_one(slurm: Programs, output: str, job: str) -> None:
+def test_job_id_is_the_last_line_of_the_output_that_looks_like_one(slurm: FakePrograms, output: str, job: str) -> None:
     slurm.set_answers("sbatch", f"cat << 'END'\n{output}\nEND")
     assert SlurmScheduler().submit(Path("a.sh"), "a") == job
 
 
 @pytest.mark.parametrize("output", ["", "Your job was submitted; thank you", "12.5", "job 12"])
-def test_submission_without_id_is_searched_and_not_repeated(
-    slurm: Programs, monkeypatch: pytest.MonkeyPatch, output: str
+def test_submission_that_prints_no_id_is_looked_up_by_name_and_not_repeated(
+    slurm: FakePrograms, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     slurm.set_answers("sbatch", f"echo '{output}'")
     slurm.set_answers("squeue", "exit 0", "echo '12|a|PENDING|None'")
@@ -80,7 +80,7 @@ def test_submission_without_id_is_searched_and_not_repeated(
         f"{FAILED}Requested nodes are busy",
     ],
 )
-def test_temporary_limit_raises_queue_full(slurm: Programs, message: str) -> None:
+def test_temporary_limit_raises_queue_full(slurm: FakePrograms, message: str) -> None:
     slurm.set_answers("sbatch", print_error(message, 1))
     with pytest.raises(QueueFull) as raised:
         SlurmScheduler().submit(Path("a.sh"), "a")
@@ -88,7 +88,7 @@ def test_temporary_limit_raises_queue_full(slurm: Programs, message: str) -> Non
     assert len(slurm.get_calls("sbatch")) == 1
 
 
-def test_unnamed_policy_limit_may_be_permanent(slurm: Programs) -> None:
+def test_unnamed_policy_limit_may_be_permanent(slurm: FakePrograms) -> None:
     """Older versions of Slurm did not name the limit."""
     slurm.set_answers("sbatch", print_error(POLICY, 1))
     with pytest.raises(QueueFull, match="job submit limit") as raised:
@@ -116,7 +116,7 @@ def test_unnamed_policy_limit_may_be_permanent(slurm: Programs) -> None:
         "sbatch: unrecognized option '--nope'",
     ],
 )
-def test_permanent_rejection_is_not_repeated(slurm: Programs, message: str) -> None:
+def test_permanent_rejection_is_not_repeated(slurm: FakePrograms, message: str) -> None:
     slurm.set_answers("sbatch", print_error(message, 1))
     with pytest.raises(JobRejected):
         SlurmScheduler().submit(Path("a.sh"), "a")
@@ -140,7 +140,7 @@ def test_permanent_rejection_is_not_repeated(slurm: Programs, message: str) -> N
     ],
 )
 def test_unavailable_controller_is_reported_and_retried(
-    slurm: Programs, message: str, capfd: pytest.CaptureFixture[str]
+    slurm: FakePrograms, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     slurm.set_answers("sbatch", print_error(message, 1), print_error(message, 1), "echo 13")
     assert SlurmScheduler().submit(Path("a.sh"), "a") == "13"
@@ -152,7 +152,7 @@ def test_unavailable_controller_is_reported_and_retried(
 
 
 def test_hanging_command_is_reported_and_killed(
-    slurm: Programs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    slurm: FakePrograms, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The child process of a wrapper, which keeps the output open, is killed too."""
     monkeypatch.setattr(command, "SLOW_S", 0.2)
@@ -163,10 +163,24 @@ def test_hanging_command_is_reported_and_killed(
     assert capfd.readouterr().err.startswith("squeue has not answered for 0.2 s; ")
 
 
-def test_user_variables_do_not_reach_commands(slurm: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
-    foreign = ("SQUEUE_STATES", "SQUEUE_PARTITION", "SBATCH_ACCOUNT", "SBATCH_EXPORT", "SACCT_FORMAT", "SINFO_FORMAT")
-    foreign += ("SCANCEL_STATE", "SCONTROL_ALL", "SLURM_MEM_PER_NODE", "SLURM_JOB_ID", "SLURM_TIME_FORMAT", "PBS_JOBID")
-    for name in (*foreign, "SLURM_CONF", "SLURM_CLUSTERS", "PBS_SERVER", "SLURMER"):
+def test_user_variables_do_not_reach_commands(slurm: FakePrograms, monkeypatch: pytest.MonkeyPatch) -> None:
+    user_variables = (
+        "SQUEUE_STATES",
+        "SQUEUE_PARTITION",
+        "SBATCH_ACCOUNT",
+        "SBATCH_EXPORT",
+        "SACCT_FORMAT",
+        "SINFO_FORMAT",
+    )
+    user_variables += (
+        "SCANCEL_STATE",
+        "SCONTROL_ALL",
+        "SLURM_MEM_PER_NODE",
+        "SLURM_JOB_ID",
+        "SLURM_TIME_FORMAT",
+        "PBS_JOBID",
+    )
+    for name in (*user_variables, "SLURM_CONF", "SLURM_CLUSTERS", "PBS_SERVER", "SLURMER"):
         monkeypatch.setenv(name, "mine")
     for program in ("sbatch", "squeue", "sacct", "scancel"):
         slurm.set_answers(program, f'env > "$folder/env.{program}"; test {program} != sbatch || echo 12')
@@ -178,11 +192,11 @@ def test_user_variables_do_not_reach_commands(slurm: Programs, monkeypatch: pyte
     for program in ("sbatch", "squeue", "sacct", "scancel"):
         lines = (slurm.folder / f"env.{program}").read_text().splitlines()
         names = {line.split("=")[0] for line in lines}
-        assert not names & set(foreign), program
+        assert not names & set(user_variables), program
         assert {"SLURM_CONF=mine", "SLURM_CLUSTERS=mine", "PBS_SERVER=mine", "SLURMER=mine"} <= set(lines), program
 
 
-def test_queue_queries_ids_in_all_partitions(slurm: Programs) -> None:
+def test_queue_queries_ids_in_all_partitions(slurm: FakePrograms) -> None:
     SlurmScheduler().list_jobs((), ["101_1", "101_2", "205", "by hand", ""])
     [call] = slurm.calls
     assert call.split()[:2] == ["squeue", "--all"]
@@ -190,7 +204,7 @@ def test_queue_queries_ids_in_all_partitions(slurm: Programs) -> None:
     assert "--me" not in call.split()
 
 
-def test_forgotten_id_is_not_an_error(slurm: Programs) -> None:
+def test_id_that_slurm_has_forgotten_is_not_an_error(slurm: FakePrograms) -> None:
     """squeue fails for one unknown id; older versions also fail for several ids of which one is known."""
     forgotten = print_error("slurm_load_jobs error: Invalid job id specified", 1)
     slurm.set_answers("squeue", f"case $* in *--jobs=12*) echo '12|a|RUNNING|None';; *) {forgotten};; esac")
@@ -218,25 +232,25 @@ TASKS = [f"101_{k}" for k in range(1, 7)]
         ("101", "123456"),
     ],
 )
-def test_row_of_several_tasks_counts_for_each(slurm: Programs, row: str, tasks: str) -> None:
+def test_row_of_several_tasks_counts_for_each_of_them(slurm: FakePrograms, row: str, tasks: str) -> None:
     """A truncated row may stand for any task: waiting for an ended job is better than submitting one twice."""
     expected = [f"101_{k}" for k in tasks]
     slurm.set_answers("squeue", f"echo '{row}|fleet|PENDING|Priority'")
     assert sorted(queued.id for queued in SlurmScheduler().list_jobs((), TASKS)) == expected
     slurm.set_answers("sacct", f"echo '{row}|CANCELLED by 1000'")
     slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Invalid job id specified", 1))
-    endings = SlurmScheduler().query_exit_info(TASKS)
-    assert sorted(endings) == expected
-    assert {(e.kind, e.reason) for e in endings.values()} <= {("cancelled", "CANCELLED by 1000")}
+    exit_infos = SlurmScheduler().query_exit_info(TASKS)
+    assert sorted(exit_infos) == expected
+    assert {(e.kind, e.reason) for e in exit_infos.values()} <= {("cancelled", "CANCELLED by 1000")}
 
 
-def test_row_of_one_task_has_precedence(slurm: Programs) -> None:
+def test_row_of_a_single_task_takes_precedence(slurm: FakePrograms) -> None:
     slurm.set_answers("sacct", "printf '101_2|COMPLETED\\n101_[1-6]|CANCELLED by 0\\n101_3|NODE_FAIL\\n'")
     kinds = {job: ending.kind for job, ending in SlurmScheduler().query_exit_info(TASKS).items()}
     assert [kinds[job] for job in TASKS[:4]] == ["cancelled", "completed", "retryable", "cancelled"]
 
 
-def test_controller_lists_arrays_without_accounting(slurm: Programs) -> None:
+def test_controller_lists_arrays_without_accounting(slurm: FakePrograms) -> None:
     slurm.set_answers("sacct", print_error("Slurm accounting storage is disabled", 1))
     lines = [
         "JobId=101 ArrayJobId=101 ArrayTaskId=3-6%2 JobName=fleet JobState=CANCELLED Reason=None",
@@ -249,8 +263,8 @@ def test_controller_lists_arrays_without_accounting(slurm: Programs) -> None:
     assert len(slurm.get_calls("scontrol")) == 1
 
 
-def test_job_alive_in_accounting_is_alive(slurm: Programs) -> None:
-    """If the controller does not know the job, the accounting has missed its end."""
+def test_job_that_runs_according_to_accounting_counts_as_alive(slurm: FakePrograms) -> None:
+    """If the controller does not know the job, it has ended, and the accounting database has missed that."""
     slurm.set_answers("sacct", "echo '12|RUNNING'")
     slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Unable to contact slurm controller", 1))
     assert SlurmScheduler().query_exit_info(["12"])["12"].kind == "alive"
@@ -284,7 +298,7 @@ def test_usual_reasons_are_not_reported(reason: str) -> None:
     assert not queued.is_stuck
 
 
-def test_ended_dependency_is_dropped(slurm: Programs) -> None:
+def test_ended_dependency_is_dropped(slurm: FakePrograms) -> None:
     """The controller forgets jobs some minutes after their end; the script itself checks their cases."""
     problem = print_error(f"{FAILED}Job dependency problem", 1)
     slurm.set_answers("sbatch", f"case $* in *11*) {problem};; *) echo 13;; esac")

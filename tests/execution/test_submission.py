@@ -6,7 +6,6 @@ The queue is kept in files (tests/support/fake_schedulers.py); test_slurm_limits
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from harness.cli.main import main
 from harness.execution.journal import Journal
 from harness.execution.schedulers import command
 from harness.execution.schedulers.slurm import SlurmScheduler
-from tests.support.fake_schedulers import Queue, print_error
+from tests.support.fake_schedulers import FakeSlurm, print_error
 
 SUITE = """\
 name: fleet
@@ -28,12 +27,11 @@ resources: {walltime_minutes: 5}
 ARGV = ("run", "fleet.yaml", "--system", "slurm")
 LIMIT = "sbatch: error: AssocMaxSubmitJobLimit"
 POLICY = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"  # noqa: E501
-Call = Callable[..., int]
 
 
 @pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    fake_queue = Queue(tmp_path / "bin")
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake_queue = FakeSlurm(tmp_path / "bin")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", fake_queue.path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -61,14 +59,16 @@ def finish_cases(campaign: Path, *, code: int | None = 0, seeds: range = range(1
             (folder / "exit_code").write_text(f"{code}\n1\n")
 
 
-def print_status(capsys: pytest.CaptureFixture[str]) -> str:
+def get_status(capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     main(["status", *ARGV[1:]])
     return capsys.readouterr().out
 
 
-def test_full_queue_gets_what_fits_and_the_rest_later(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
-    """Arrays are halved until they fit, down to one job."""
+def test_jobs_beyond_the_limit_of_the_queue_are_submitted_later(
+    queue: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Arrays are halved until the queue accepts them, down to a single job."""
     queue.set_limit(7, f"{LIMIT}\n{POLICY}")
     assert main([*ARGV, "--submit"]) == 0
     assert sum(queue.accepted) == 7
@@ -82,18 +82,18 @@ def test_full_queue_gets_what_fits_and_the_rest_later(queue: Queue, capsys: pyte
     assert main([*ARGV, "--submit"]) == 0
     assert sum(queue.accepted) == 10
     assert len(queue.jobs) == 10
-    assert "10 waiting" in print_status(capsys)
+    assert "10 waiting" in get_status(capsys)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 9])
-def test_full_queue_causes_no_double_submission(queue: Queue, campaign: Path, limit: int) -> None:
+def test_full_queue_causes_no_double_submission(queue: FakeSlurm, campaign: Path, limit: int) -> None:
     queue.set_limit(limit, f"{LIMIT}\n{POLICY}")
     assert main([*ARGV, "--submit"]) == (0 if limit else 3)
     assert sum(queue.accepted) == limit
     assert len(Journal(campaign).active_jobs) == limit
 
 
-def test_rejected_array_is_halved(queue: Queue) -> None:
+def test_rejected_array_is_halved(queue: FakeSlurm) -> None:
     """Above MaxArraySize, `--array=1-N` is rejected as an invalid specification."""
     body = (queue.folder / "sbatch.1").read_text()
     too_large = print_error("sbatch: error: Batch job submission failed: Invalid job array specification", 1)
@@ -106,7 +106,9 @@ def test_rejected_array_is_halved(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("wait", ["--submit", "--wait"])
-def test_unclear_rejection_mentions_both_causes(queue: Queue, capsys: pytest.CaptureFixture[str], wait: str) -> None:
+def test_unclear_rejection_mentions_both_causes(
+    queue: FakeSlurm, capsys: pytest.CaptureFixture[str], wait: str
+) -> None:
     """The queue contains no job of the campaign, so that a wait might never end."""
     queue.set_limit(0, POLICY)
     assert main([*ARGV, wait]) == 3
@@ -115,7 +117,9 @@ def test_unclear_rejection_mentions_both_causes(queue: Queue, capsys: pytest.Cap
     assert "too large or too long for the account" in output
 
 
-def test_rejected_job_does_not_stop_others(queue: Queue, campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejected_job_does_not_stop_others(
+    queue: FakeSlurm, campaign: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("fleet.yaml").write_text(
         SUITE.replace("{walltime_minutes: 5}", "{walltime_minutes: 5, nodes: '{{ 2 if seed > 7 else 1 }}'}")
     )
@@ -138,7 +142,7 @@ def test_rejected_job_does_not_stop_others(queue: Queue, campaign: Path, capsys:
 
 @pytest.mark.parametrize("row", ["101_[1-10]", "101_[1-10%2]", "101_[1,2-10]", "101_[1-4,..."])
 def test_cancelled_waiting_array_stays_cancelled(
-    queue: Queue, campaign: Path, capsys: pytest.CaptureFixture[str], row: str
+    queue: FakeSlurm, campaign: Path, capsys: pytest.CaptureFixture[str], row: str
 ) -> None:
     assert main([*ARGV, "--submit"]) == 0
     queue.clear()
@@ -146,7 +150,7 @@ def test_cancelled_waiting_array_stays_cancelled(
     assert main([*ARGV, "--submit"]) == 3
     assert queue.accepted == [10]
     assert "10 cases did not succeed; add --retry" in capsys.readouterr().err
-    status = print_status(capsys)
+    status = get_status(capsys)
     assert status.endswith("10 cancelled\n")
     assert status.count("CANCELLED by 1000") == 10
     assert main([*ARGV, "--submit", "--retry"]) == 0
@@ -154,7 +158,7 @@ def test_cancelled_waiting_array_stays_cancelled(
 
 
 def test_cancelled_running_case_keeps_its_records(
-    queue: Queue, campaign: Path, capsys: pytest.CaptureFixture[str]
+    queue: FakeSlurm, campaign: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*ARGV, "--submit"]) == 0
     for folder in campaign.glob("fleet-seed_*"):
@@ -163,43 +167,45 @@ def test_cancelled_running_case_keeps_its_records(
     queue.clear()
     queue.set_accounting(*(f"101_{k}|CANCELLED by 1000" for k in range(1, 11)))
     assert main([*ARGV, "--submit"]) == 3
-    assert print_status(capsys).endswith("10 cancelled\n")
+    assert get_status(capsys).endswith("10 cancelled\n")
     assert not list(campaign.glob("*/attempt-*"))
 
 
-def test_files_of_a_completed_job_are_awaited(queue: Queue, campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_a_completed_job_are_awaited(
+    queue: FakeSlurm, campaign: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file system may show an exit code long after the scheduler has said that the job completed."""
     assert main([*ARGV, "--submit"]) == 0
     queue.clear()
     queue.set_accounting(*(f"101_{k}|COMPLETED" for k in range(1, 11)))
     assert main([*ARGV, "--submit"]) == 0
     assert "and 9 more: the scheduler says COMPLETED" in capsys.readouterr().err
-    status = print_status(capsys)
+    status = get_status(capsys)
     assert status.count("waiting for its files") == 10
     finish_cases(campaign)
     assert main([*ARGV, "--submit"]) == 0
     assert queue.accepted == [10]
-    assert print_status(capsys).endswith("10 done\n")
+    assert get_status(capsys).endswith("10 done\n")
     assert not list(campaign.glob("*/attempt-*"))
 
 
-def test_wait_ends_when_the_files_appear(queue: Queue, campaign: Path) -> None:
-    """The fake sacct writes the exit codes when it is called for the third time."""
+def test_wait_ends_when_the_files_appear(queue: FakeSlurm, campaign: Path) -> None:
+    """The third call of the fake sacct writes the exit codes."""
     assert main([*ARGV, "--submit"]) == 0
     finish_cases(campaign, code=None)
     queue.clear()
     queue.set_accounting(*(f"101_{k}|COMPLETED" for k in range(1, 11)))
-    late = f"for case in {campaign}/fleet-seed_*; do printf '0\\n1\\n' > $case/exit_code; done\n"
+    write_exit_codes = f"for case in {campaign}/fleet-seed_*; do printf '0\\n1\\n' > $case/exit_code; done\n"
     body = (queue.folder / "sacct.1").read_text()
-    queue.set_answers("sacct", body, body, late + body)
+    queue.set_answers("sacct", body, body, write_exit_codes + body)
     assert main([*ARGV, "--wait"]) == 0
     assert queue.accepted == [10]
     assert not list(campaign.glob("*/attempt-*"))
 
 
 @pytest.mark.parametrize("state", ["COMPLETED", ""])
-def test_vanished_job_without_history_is_not_submitted_again(queue: Queue, campaign: Path, state: str) -> None:
-    """Without a history of jobs, their files are awaited too."""
+def test_vanished_job_without_history_is_not_submitted_again(queue: FakeSlurm, campaign: Path, state: str) -> None:
+    """If Slurm keeps no history of jobs, the harness waits for their files too."""
     assert main([*ARGV, "--submit"]) == 0
     queue.clear()
     queue.set_accounting(*(f"101_{k}|{state}" for k in range(1, 11) if state))
@@ -209,7 +215,7 @@ def test_vanished_job_without_history_is_not_submitted_again(queue: Queue, campa
 
 
 def test_completed_job_without_files_is_not_submitted_again(
-    queue: Queue, campaign: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    queue: FakeSlurm, campaign: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*ARGV, "--submit"]) == 0
     for folder in campaign.glob("fleet-seed_*"):
@@ -220,14 +226,14 @@ def test_completed_job_without_files_is_not_submitted_again(
     monkeypatch.setenv("GFM_HARNESS_FILES_S", "0.1")
     assert main([*ARGV, "--wait"]) == 3
     assert queue.accepted == [10]
-    assert "no exit code was written" in print_status(capsys)
+    assert "no exit code was written" in get_status(capsys)
     finish_cases(campaign)  # a late exit code still counts
     assert main([*ARGV, "--wait"]) == 0
     assert queue.accepted == [10]
     assert not list(campaign.glob("*/attempt-*"))
 
 
-def test_job_alive_in_accounting_is_not_submitted_again(queue: Queue) -> None:
+def test_job_alive_in_accounting_is_not_submitted_again(queue: FakeSlurm) -> None:
     """squeue's output may have been truncated."""
     queue.set_answers("scontrol", print_error("slurm_load_jobs error: Unable to contact slurm controller", 1))
     assert main([*ARGV, "--submit"]) == 0
@@ -237,7 +243,7 @@ def test_job_alive_in_accounting_is_not_submitted_again(queue: Queue) -> None:
     assert queue.accepted == [10]
 
 
-def test_stuck_jobs_end_the_wait(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stuck_jobs_end_the_wait(queue: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ARGV, "--submit"]) == 0
     text = (queue.folder / "jobs").read_text()
     (queue.folder / "jobs").write_text(text.replace("Priority", "launch failed requeued held"))
@@ -248,10 +254,10 @@ def test_stuck_jobs_end_the_wait(queue: Queue, capsys: pytest.CaptureFixture[str
         in output
     )
     assert "the remaining jobs cannot start" in output
-    assert print_status(capsys).count("launch failed requeued held (it will not start by itself)") == 10
+    assert get_status(capsys).count("launch failed requeued held (it will not start by itself)") == 10
 
 
-def test_unavailable_scheduler_is_reported_at_once(queue: Queue, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unavailable_scheduler_is_reported_at_once(queue: FakeSlurm, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*ARGV, "--submit"]) == 0
     queue.set_answers(
         "squeue", print_error("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", 1)
@@ -265,21 +271,21 @@ def test_unavailable_scheduler_is_reported_at_once(queue: Queue, capfd: pytest.C
     assert queue.accepted == [10]
 
 
-def test_every_command_reports_missing_slurm(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_every_command_reports_that_slurm_is_missing(
+    queue: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*ARGV, "--submit"]) == 0
     for program in ("squeue", "sacct", "scontrol", "sbatch"):
         (queue.folder / program).unlink()
     monkeypatch.setenv("PATH", f"{queue.folder}:/usr/bin-without-slurm")
-    for words in (["run", *ARGV[1:], "--submit"], ["collect", *ARGV[1:]]):
-        assert main(words) == 2
+    for command_line in (["run", *ARGV[1:], "--submit"], ["collect", *ARGV[1:]]):
+        assert main(command_line) == 2
         assert "squeue: no such command on this machine" in capfd.readouterr().err.splitlines()[-1]
     assert main(["status", *ARGV[1:]]) == 3
     assert "the states below are the last ones that the scheduler reported" in capfd.readouterr().err
 
 
-def test_attempts_are_numbered_after_the_highest(queue: Queue, campaign: Path) -> None:
+def test_new_attempt_gets_the_number_after_the_highest(queue: FakeSlurm, campaign: Path) -> None:
     assert main([*ARGV, "--submit"]) == 0
     folders = list(campaign.glob("fleet-seed_*"))
     for folder in folders:

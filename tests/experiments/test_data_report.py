@@ -1,4 +1,4 @@
-"""Records of conversions and of reading become tables, figures and a section of the report."""
+"""Logs of conversions and of reading become tables, figures and a section of the report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ORGANIC = ["H", "C", "N", "O", "F", "P", "S", "Cl"]
 
 
 def make_distribution(values: np.ndarray) -> dict[str, Any]:
-    """Return the fact of a distribution as the converter writes it."""
+    """Return the summary of a distribution in the form that a conversion writes as a fact."""
     fact: dict[str, Any] = {"count": len(values), "bins_per_octave": 32, "zero": int((values == 0).sum())}
     for sign, magnitudes in (("negative", -values[values < 0]), ("positive", values[values > 0])):
         bins, counts = np.unique(np.floor(np.log2(magnitudes) * 32).astype(int), return_counts=True)
@@ -46,12 +46,12 @@ def make_distribution(values: np.ndarray) -> dict[str, Any]:
 
 def make_statistics(rng: np.random.Generator, structures: int, molecules: bool, labelled: bool) -> dict[str, Any]:
     sizes = rng.integers(4, 40, structures) if molecules else np.maximum(1, rng.lognormal(2.6, 0.8, structures)).round()
-    chosen = (
+    symbols = (
         ORGANIC
         if molecules
         else [s for s in ELEMENT_SYMBOLS[:94] if rng.uniform() < 0.8 and s not in ("He", "Ne", "Ar")]
     )
-    counts = {s: int(max(1, structures * rng.uniform() ** 5)) for s in chosen}
+    counts = {s: int(max(1, structures * rng.uniform() ** 5)) for s in symbols}
     force = rng.lognormal(-1 if molecules else -3, 1.2, structures * 3) if labelled else np.zeros(0)
     return {
         "structures": structures, "atoms": int(sizes.sum()), "groups_estimate": structures // 3, "sketch_registers": "",
@@ -130,7 +130,7 @@ def write_all_datasets(out: Path) -> None:
             write_reading(out, mode, ranks, us * (1 + 0.3 * math.log2(ranks)), floor_us=0.6 + 0.1 * ranks)
 
 
-def test_tables_hold_values_of_facts(tmp_path: Path) -> None:
+def test_tables_contain_the_values_of_facts(tmp_path: Path) -> None:
     write_conversion(tmp_path, 3)
     write_reading(tmp_path, "disk", 4, 100.0, floor_us=2.0)
     tables = build_tables(load_runs(tmp_path / "runs"))
@@ -166,7 +166,7 @@ def test_reading_has_one_row_per_mode(tmp_path: Path) -> None:
     assert table["batches"].tolist() == [6, 6]
 
 
-def test_official_files_have_official_role(tmp_path: Path) -> None:
+def test_official_files_are_not_called_stand_ins(tmp_path: Path) -> None:
     write_conversion(tmp_path, 3)
     log = tmp_path / "runs" / "data-local" / "convert-oc2020" / "events.jsonl"
     log.write_text(log.read_text().replace('"stand-in"', '"official"'))
@@ -176,7 +176,7 @@ def test_official_files_have_official_role(tmp_path: Path) -> None:
     assert "stand-in" not in page
 
 
-def test_latest_finished_conversion_counts(tmp_path: Path) -> None:
+def test_only_the_latest_finished_conversion_of_a_dataset_counts(tmp_path: Path) -> None:
     write_conversion(tmp_path, 3, count=700, name="a", time_s=30.0)
     write_conversion(tmp_path, 3, count=500, name="b", time_s=20.0)
     write_conversion(tmp_path, 3, count=300, name="c", time_s=40.0)
@@ -224,14 +224,14 @@ def test_data_section_shows_conversion_or_reading_alone(tmp_path: Path, facts: s
     assert ("data-reading-local.svg" in (tmp_path / "report.md").read_text()) == (facts == "reading")
 
 
-def test_elements_are_located_in_periodic_table() -> None:
-    places = {s: locate_element(z) for z, s in enumerate(ELEMENT_SYMBOLS, 1)}
-    assert len(set(places.values())) == len(ELEMENT_SYMBOLS) == 118
-    assert [places[s] for s in ("H", "He", "Li", "B", "Ne", "Sc", "Zn", "Hf", "Og")] == [
+def test_elements_are_located_in_the_periodic_table() -> None:
+    cells = {s: locate_element(z) for z, s in enumerate(ELEMENT_SYMBOLS, 1)}
+    assert len(set(cells.values())) == len(ELEMENT_SYMBOLS) == 118
+    assert [cells[s] for s in ("H", "He", "Li", "B", "Ne", "Sc", "Zn", "Hf", "Og")] == [
         (0, 0), (0, 17), (1, 0), (1, 12), (1, 17), (3, 2), (3, 11), (5, 3), (6, 17),
     ]  # fmt: skip
-    assert places["La"][1] == 2
-    assert places["Lr"] == (8.4, 16)
+    assert cells["La"][1] == 2
+    assert cells["Lr"] == (8.4, 16)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from harness.reference.datasets.catalog import SOURCES
 from harness.reference.storage.adios.reader import BPFile
 from tests.reference.datasets.official_files.writers import write_ani1x
 
-SETS = ("mptrj", "ani1x")
 MODES = get_args(ReadMode)
 SUITE = """\
 name: small-data
@@ -51,8 +50,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_ani1x_folder(folder / "official" / "ani1x")
     (folder / "small.yaml").write_text(SUITE)
-    words = ["run", str(folder / "small.yaml"), "--out", str(folder / "out"), "-q"]
-    assert main([*words, "-S", f"dataset_folder={folder / 'official'}"]) == 0
+    args = ["run", str(folder / "small.yaml"), "--out", str(folder / "out"), "-q"]
+    assert main([*args, "-S", f"dataset_folder={folder / 'official'}"]) == 0
     return folder / "out"
 
 
@@ -90,14 +89,14 @@ def test_data_suite_measures_every_mode_with_one_and_two_ranks(out: Path) -> Non
     assert read_facts(out, "read-all-ranks_per_node_2")["reading"][0]["datasets"] == ["ani1x", "mptrj"]  # type: ignore[index]
 
 
-def test_data_page_names_sets_roles_and_modes(out: Path) -> None:
+def test_data_page_names_data_origins_and_levels_of_theory(out: Path) -> None:
     page = (out / "report.md").read_text(encoding="utf-8")
     assert "sample of MPTrj" in page
     assert "files of ANI1x" in page
     assert "wB97X/6-31G(d)" in page
 
 
-def test_training_reads_stores_of_data_suite(out: Path) -> None:
+def test_training_reads_the_stores_of_the_data_suite(out: Path) -> None:
     suite = """\
 name: on-stores
 title: On stores
@@ -109,8 +108,8 @@ resources: {ranks_per_node: 2, walltime_minutes: 5}
 """
     (out / "on-stores.yaml").write_text(suite)
     stores = out / "runs" / "small-data-local"
-    words = ["run", str(out / "on-stores.yaml"), "--out", str(out / "second"), "-q", "-S", f"store_folder={stores}"]
-    assert main(words) == 0
+    args = ["run", str(out / "on-stores.yaml"), "--out", str(out / "second"), "-q", "-S", f"store_folder={stores}"]
+    assert main(args) == 0
     (log,) = (out / "second" / "runs" / "on-stores-local").glob("*/events.jsonl")
     (workload,) = (e["value"] for e in events.read(log) if e["event"] == "fact" and e["name"] == "workload")
     assert {s["dataset"]: s["data_origin"] for s in workload["datasets"]} == {
@@ -129,7 +128,7 @@ def test_reading_without_stores_fails_in_one_line(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_store_describes_itself(out: Path) -> None:
+def test_store_contains_its_data_origin_cutoff_and_level_of_theory(out: Path) -> None:
     (path,) = (out / "runs" / "small-data-local").glob("small-data-convert-mptrj-*/store/mptrj.bp")
     with BPFile(path) as file:
         assert file.attributes["about"]["role"] == "sample of MPTrj"

@@ -22,27 +22,27 @@ from harness.results.runs import load_runs
 from tests.conftest import read_pages
 from tests.support.programs import run_program
 
-LEARN: dict[str, Any] = {
+TRANSFER: dict[str, Any] = {
     "labels": [10, 30], "seeds": 2, "subsets": 1, "max_test_structures": 20, "steps": 4,
     "validation_interval_steps": 2, "batch_size": 4,
 }  # fmt: skip
-SCREEN: dict[str, Any] = {
+SCREENING: dict[str, Any] = {
     "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part_size": 32, "max_candidates": 96,
     "compile": False, "distance": True, "reference_structures_per_dataset": 4, "retention": {"mode": "top",
     "count": 10},
 }  # fmt: skip
-JUDGE = {
+ASSESSMENT = {
     "assess_only": True,
     "assessment": {"sample": 30, "reference_structures_per_dataset": 6, "n_labels": 2, "n_relaxations": 1,
     "relax_steps": 3, "label_time_limit_s": 60},
 }  # fmt: skip
 
 
-def run_case(out: Path, name: str, kind: str, parameters: dict[str, Any], *after: str) -> Path:
+def run_case(out: Path, name: str, kind: str, parameters: dict[str, Any], *depends_on: str) -> Path:
     folder = out / "runs" / f"{kind}-local" / f"{name}-1"
     folder.mkdir(parents=True)
     case = {"id": "1", "name": name, "suite": kind, "program": kind, "system": "local", "parameters": parameters}
-    case |= {"depends_on": after}
+    case |= {"depends_on": depends_on}
     (folder / "case.json").write_text(json.dumps(case))
     run_program(kind, parameters, folder).write(Done())
     (folder / "exit_code").write_text("0\n")
@@ -53,9 +53,9 @@ def run_case(out: Path, name: str, kind: str, parameters: dict[str, Any], *after
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("downstream")
     for name in ("matbench_log_kvrh", "qm9", "matbench_phonons"):
-        run_case(folder, f"transfer-{name}", "transfer", LEARN | {"task": name})
-    run_case(folder, "screening-prototypes", "screening", SCREEN)
-    run_case(folder, "screening-judged", "screening", SCREEN | JUDGE, "screening-prototypes-1")
+        run_case(folder, f"transfer-{name}", "transfer", TRANSFER | {"task": name})
+    run_case(folder, "screening-prototypes", "screening", SCREENING)
+    run_case(folder, "screening-assessed", "screening", SCREENING | ASSESSMENT, "screening-prototypes-1")
     return folder
 
 
@@ -88,8 +88,8 @@ def test_screening_rates_follow_from_ranks(out: Path) -> None:
     assert run["device_candidates_per_s"] == pytest.approx(rank["evaluated"] / rank["device_s"])
     assert run["device_candidates_per_s"] > run["end_to_end_candidates_per_s"]
     assert run["is_verified"]
-    here = tables["screening_times"][tables["screening_times"]["machine"] == "local"].iloc[0]
-    assert here["seconds"] == pytest.approx(screening.PAPER_CANDIDATES / run["end_to_end_candidates_per_s"])
+    local = tables["screening_times"][tables["screening_times"]["machine"] == "local"].iloc[0]
+    assert local["seconds"] == pytest.approx(screening.PAPER_CANDIDATES / run["end_to_end_candidates_per_s"])
     frontier = tables["screening_times"][tables["screening_times"]["machine"] == "Frontier"].iloc[0]
     assert frontier["basis"] == "extrapolated"
     assert frontier["seconds"] == pytest.approx(
@@ -97,38 +97,40 @@ def test_screening_rates_follow_from_ranks(out: Path) -> None:
     )
 
 
-def test_screening_counts_candidates_outside_training(out: Path) -> None:
+def test_screening_counts_candidates_outside_the_training_sets(out: Path) -> None:
     tables = screening.build_tables(load_runs(out / "runs"))
     folder = out / "runs" / "screening-local"
     (outside,) = [
-        e for e in read_last_events(folder / "screening-judged-1" / "events.jsonl") if e["event"] == "outside_coverage"
+        e
+        for e in read_last_events(folder / "screening-assessed-1" / "events.jsonl")
+        if e["event"] == "outside_coverage"
     ]
     rows = tables["screening_assessment"][
         tables["screening_assessment"]["quantity"] == "outside the training"
     ].set_index("kind")
-    assert rows["value"].to_dict() == {why: n / outside["candidates"] for why, n in outside["reasons"].items()}
+    assert rows["value"].to_dict() == {reason: n / outside["candidates"] for reason, n in outside["reasons"].items()}
     (rank,) = [
         e for e in read_last_events(folder / "screening-prototypes-1" / "events.jsonl") if e["event"] == "rank_summary"
     ]
     assert tables["screening_runs"]["outside_coverage"].tolist() == [
-        ", ".join(f"{n} {why}" for why, n in rank["outside_coverage"].items())
+        ", ".join(f"{n} {reason}" for reason, n in rank["outside_coverage"].items())
     ]
 
 
 def test_threshold_flags_the_share_for_which_it_was_calibrated(out: Path) -> None:
-    log = read_last_events(out / "runs" / "screening-local" / "screening-judged-1" / "events.jsonl")
+    log = read_last_events(out / "runs" / "screening-local" / "screening-assessed-1" / "events.jsonl")
     (calibration,) = [e for e in log if e["event"] == "calibration"]
     assert calibration["flagged_fraction"] <= 0.05 + 1.0 / calibration["calibration_structures"]
     assert 0.0 <= calibration["false_alarms"] < 0.4
     assert calibration["detected"]["random box"] > 0.5
     relaxed = [e for e in log if e["event"] == "relaxation"]
-    assert all((out / "runs" / "screening-local" / "screening-judged-1" / e["file"]).exists() for e in relaxed)
+    assert all((out / "runs" / "screening-local" / "screening-assessed-1" / e["file"]).exists() for e in relaxed)
     labels = [e for e in log if e["event"] == "label"]
     assert len(labels) == 2
     assert np.isfinite([e["energy_error_ev_per_atom"] for e in labels]).all()
 
 
-def test_verdicts_claim_no_more_than_was_run(out: Path) -> None:
+def test_verdicts_do_not_go_beyond_the_runs(out: Path) -> None:
     scores = {s.id: s for s in judge_papers(load_papers(), build_results(load_runs(out / "runs")), out)}
     assert scores["transfer-tasks"].verdict == "inconclusive"
     assert scores["transfer-tasks"].measured_value == 2

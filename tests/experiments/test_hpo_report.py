@@ -1,4 +1,4 @@
-"""Events of searches become tables, figures, a section of the report, and the suite of the best points."""
+"""Events of searches become tables, figures, a section of the report, and a suite of the best configurations."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def write_search(out: Path, search: str, trials: list[dict[str, Any]], exit_code
     log.write("start")
     log.write_fact("warm_start", {"received": 3, "outside_space": 2, "failed": 1})
     log.write_fact("search", {"space": SPACE, "backbone": search, "max_trials": 6, "trial": {}})
-    for one in trials:
-        log.write("trial", **one)
-        (folder / one["folder"]).mkdir(parents=True)
-        JsonLinesLog(folder / one["folder"] / "events.jsonl").write("start")
+    for trial in trials:
+        log.write("trial", **trial)
+        (folder / trial["folder"]).mkdir(parents=True)
+        JsonLinesLog(folder / trial["folder"] / "events.jsonl").write("start")
     if exit_code == 0:
         log.write_fact("overhead", {"optimizer_s": 5.0, "search_s": 400.0})
         log.write("done")
@@ -98,27 +98,27 @@ def test_tables_hold_complete_and_interrupted_searches(out: Path) -> None:
     ) == {("painn", 0)}
 
 
-def test_pareto_front_holds_unbeaten_points() -> None:
+def test_pareto_front_contains_the_points_that_no_other_dominates() -> None:
     a = np.array([1.0, 2.0, 3.0, 2.0, math.nan, 1.0])
     b = np.array([3.0, 2.0, 1.0, 1.5, 9.0, 3.0])
     assert find_pareto_front(a, b).tolist() == [True, True, True, False, False, True]
 
 
-def test_only_decisive_hyperparameters_are_important() -> None:
+def test_only_decisive_hyperparameters_have_a_high_importance() -> None:
     rng = np.random.default_rng(1)
     rows = []
     for k in range(40):
-        values = {"decides": rng.uniform(), "idle": rng.uniform(), "word": "ab"[k % 2], "fixed": 3}
-        objective = -(values["decides"] ** 2) + (0.02 if values["word"] == "a" else 0.0)
+        values = {"decisive": rng.uniform(), "irrelevant": rng.uniform(), "categorical": "ab"[k % 2], "fixed": 3}
+        objective = -(values["decisive"] ** 2) + (0.02 if values["categorical"] == "a" else 0.0)
         common = {"campaign": "c", "case": "x", "search": "s", "trial": k, "objective": objective}
         rows += [{**common, "hyperparameter": n, "value": v} for n, v in values.items()]
     importance = rank_importance(pd.DataFrame(rows)).set_index("hyperparameter")
-    assert set(importance.index) == {"decides", "idle", "word"}
-    assert importance.loc["decides", "explained_variance"] > 0.9
-    assert importance.loc["decides", "direction"] == -1
-    assert importance.loc["decides", "p_value"] < 0.001
-    assert importance.loc["idle", "p_value"] > 0.05
-    assert importance.loc["word", "kind"] == "choice"
+    assert set(importance.index) == {"decisive", "irrelevant", "categorical"}
+    assert importance.loc["decisive", "explained_variance"] > 0.9
+    assert importance.loc["decisive", "direction"] == -1
+    assert importance.loc["decisive", "p_value"] < 0.001
+    assert importance.loc["irrelevant", "p_value"] > 0.05
+    assert importance.loc["categorical", "kind"] == "choice"
 
 
 def test_search_page_shows_states_and_incomplete_searches(out: Path) -> None:
@@ -127,7 +127,7 @@ def test_search_page_shows_states_and_incomplete_searches(out: Path) -> None:
     assert "2 searches by Bayesian optimization (DeepHyper), 8 trials: 6 done, 1 timeout, 1 lost" in page
     assert "Incomplete searches, with the trials that have ended: hpo-painn (failed, 2 of 6)." in page
     assert "lost with n1" in page
-    assert str(out) not in page, "pages are read elsewhere too"
+    assert str(out) not in page, "pages must not contain paths of this machine"
     assert "/trials/" in page
     for table in ("searches", "trials", "best", "points", "importance"):
         assert len(pd.read_csv(out / "tables" / f"hpo_{table}.csv"))
@@ -135,7 +135,7 @@ def test_search_page_shows_states_and_incomplete_searches(out: Path) -> None:
         assert (out / "figures" / f"hpo-slurm-{figure}.svg").exists()
 
 
-def test_best_points_become_suite(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_best_configurations_become_a_suite(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["promote", "hpo-slurm", "--out", str(out)]) == 0
     assert str(out / "pretrain-promoted.yaml") in capsys.readouterr().out
     for system in ("local", "slurm", "frontier", "aurora"):
@@ -166,7 +166,7 @@ def test_best_points_become_suite(out: Path, capsys: pytest.CaptureFixture[str])
         ("{space: {hidden_dim: [1, 2]}, halving: {eta: 1, min_epochs: 1}}", "a number of at least 2"),
     ],
 )
-def test_wrong_search_is_refused_in_one_line(
+def test_invalid_search_is_refused_in_one_line(
     parameters: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parameters = parameters if parameters.startswith("{") else f"{{{parameters}}}"

@@ -1,4 +1,4 @@
-"""Arithmetic, traffic and memory of a ladder in the report, from logs with known numbers."""
+"""The report shows the arithmetic, traffic and memory of a ladder correctly for logs with known numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLOPS = [
 ]
 
 
-def test_attainable_time_is_that_of_arithmetic_or_traffic() -> None:
+def test_attainable_time_is_the_longer_one_of_arithmetic_and_traffic() -> None:
     arithmetic_s = 4 / 40 + 1 / 20
     rates = compute_roofline(FLOPS, int(1e9), CEILINGS, 0.3)
     assert rates["attainable_fraction"] == pytest.approx(arithmetic_s / 0.3)
@@ -42,9 +42,11 @@ def test_attainable_time_is_that_of_arithmetic_or_traffic() -> None:
     assert traffic_rates["attainable_fraction"] == pytest.approx(2 / 10 / 0.3)
 
 
-def test_attainable_uses_ceiling_of_each_type() -> None:
-    low = [{"operation": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1]]
-    assert compute_roofline(low, 1, CEILINGS, 0.1)["attainable_fraction"] == pytest.approx((4 / 200 + 1 / 20) / 0.1)
+def test_attainable_time_uses_the_ceiling_of_each_type() -> None:
+    bf16_flops = [{"operation": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1]]
+    assert compute_roofline(bf16_flops, 1, CEILINGS, 0.1)["attainable_fraction"] == pytest.approx(
+        (4 / 200 + 1 / 20) / 0.1
+    )
 
 
 def test_matmul_rates_use_square_products_of_same_type() -> None:
@@ -59,14 +61,14 @@ def test_matmul_rates_use_square_products_of_same_type() -> None:
     assert math.isnan(compute_matmul_rates(mixed, {}, 0.1)["matrix_peak_fraction"])
 
 
-def test_attainable_is_empty_without_counts() -> None:
+def test_attainable_time_is_absent_without_counts() -> None:
     assert compute_roofline(None, 1, CEILINGS, 1.0) == {}
     assert compute_roofline(FLOPS, 1, {"squares": []}, 1.0) == {}
     assert "attainable_fraction" not in compute_roofline(FLOPS, None, CEILINGS, 1.0)
 
 
 def add_work(out: Path, precision: str, **fields: Any) -> None:
-    """Add events on work to the case of write_run."""
+    """Add counts of arithmetic, traffic, memory and padding to the case that write_run has written."""
     folder = out / "runs" / "ladder-local" / f"case-{precision}"
     log = JsonLinesLog(folder / "events.jsonl")
     log.write_fact("ceilings", CEILINGS)
@@ -92,12 +94,12 @@ def add_work(out: Path, precision: str, **fields: Any) -> None:
     log.write("done")
 
 
-def test_ladder_table_holds_work(tmp_path: Path) -> None:
+def test_ladder_table_has_traffic_batch_size_and_padding(tmp_path: Path) -> None:
     write_run(tmp_path)
     add_work(tmp_path, "fp64")
     last = build_ladder_table(load_runs(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
     assert last["memory_traffic_gb"] == 1.0
-    assert last["max_batch_size"] == 160, "16 structures took a tenth of what is free"
+    assert last["max_batch_size"] == 160, "16 structures need a tenth of the free memory"
     assert (last["padding_atom_fraction"], last["padding_edge_fraction"], last["shapes"]) == (0.05, 0.01, 2)
     assert last["attainable_fraction"] == pytest.approx(0.15 / (10.5 / 40))
 
@@ -107,11 +109,11 @@ def test_ladder_page_shows_work_roofline_and_profile(tmp_path: Path) -> None:
     add_work(tmp_path, "fp64")
     write_report(tmp_path)
     page = (tmp_path / "ladder.html").read_text()
-    for words in (
+    for text in (
         "FP64: arithmetic, traffic and memory", "Time by kind of operation: torch compile, FP64", "aten::mm &lt;x&gt;",
         "75.0%", "matrix products", ">160<",
     ):  # fmt: skip
-        assert words in page, words
+        assert text in page, text
     assert list((tmp_path / "figures").glob("*-roofline.png"))
 
 
@@ -128,7 +130,7 @@ def test_long_page_names_the_table_that_has_the_other_ladders(tmp_path: Path, mo
     assert pd.read_csv(tmp_path / "tables" / "ladder.csv")["folder"].nunique() == 2
 
 
-def test_ladder_page_shows_logs_without_work(tmp_path: Path) -> None:
+def test_ladder_page_shows_logs_without_counts(tmp_path: Path) -> None:
     write_run(tmp_path)
     write_report(tmp_path)
     table = pd.read_csv(tmp_path / "tables" / "ladder.csv")

@@ -54,7 +54,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_precisions_start_from_same_weights_and_batches(out: Path) -> None:
+def test_precisions_start_from_the_same_weights_and_batches(out: Path) -> None:
     losses = build_tables(load_runs(out / "runs"))["precision_losses"]
     first = losses[losses["step"] == 0].set_index("precision")["relative_deviation"]
     assert first["fp64"] == 0
@@ -74,7 +74,7 @@ def test_each_precision_obeys_physics_within_its_tolerance(out: Path) -> None:
     assert "Physics of each precision" in read_pages(out)
 
 
-def test_killed_and_repeated_study_has_same_tables(out: Path, tmp_path: Path) -> None:
+def test_study_that_was_killed_and_repeated_has_the_same_tables(out: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "precision-local" / "precision-painn-1"
     shutil.copytree(out / "runs" / "precision-local" / "precision-painn-1", folder)
     (folder / "events.jsonl").unlink()
@@ -87,18 +87,18 @@ def test_killed_and_repeated_study_has_same_tables(out: Path, tmp_path: Path) ->
     first.kill()
     assert first.wait(60) != 0
     subprocess.run(command, check=True, capture_output=True, timeout=400)
-    whole, repeated = (build_tables(load_runs(place / "runs")) for place in (out, tmp_path))
+    uninterrupted, repeated = (build_tables(load_runs(results / "runs")) for results in (out, tmp_path))
     for name in ("inference", "training", "losses", "modules", "types"):
-        pd.testing.assert_frame_equal(whole[f"precision_{name}"], repeated[f"precision_{name}"])
+        pd.testing.assert_frame_equal(uninterrupted[f"precision_{name}"], repeated[f"precision_{name}"])
 
 
 def test_errors_grow_with_lower_precision(out: Path) -> None:
     inference = build_tables(load_runs(out / "runs"))["precision_inference"]
     for column in ("energy_deviation_mean_ev_per_atom", "force_deviation_mean_ev_per_angstrom"):
-        off = inference.groupby("precision")[column].mean()
-        assert off["fp64"] == 0
-        assert 0 < off["fp32"] < 1e-4
-        assert off["fp32"] < off["bf16"]
+        deviation = inference.groupby("precision")[column].mean()
+        assert deviation["fp64"] == 0
+        assert 0 < deviation["fp32"] < 1e-4
+        assert deviation["fp32"] < deviation["bf16"]
     labels = inference.pivot_table(index="head", columns="precision", values="force_mae_ev_per_angstrom")
     assert labels["fp32"].tolist() == pytest.approx(labels["fp64"].tolist(), rel=1e-3)
 
@@ -113,7 +113,7 @@ def test_modules_have_errors_against_fp64(out: Path) -> None:
     assert ordered.index("encoder.messages.1") > ordered.index("encoder.updates.0")
 
 
-def test_speedups_are_ratios_of_same_round(out: Path) -> None:
+def test_each_precision_has_a_speedup_and_a_peak_memory(out: Path) -> None:
     costs = build_tables(load_runs(out / "runs"))["precision_costs"].set_index(["phase", "precision"])
     assert len(costs) == 6
     assert (costs["samples"] == 6).all()
@@ -122,13 +122,13 @@ def test_speedups_are_ratios_of_same_round(out: Path) -> None:
     assert costs.loc[("training", "fp32"), "peak_bytes"] < costs.loc[("training", "fp64"), "peak_bytes"]
 
 
-def test_types_are_those_observed(out: Path) -> None:
+def test_table_shows_the_observed_types(out: Path) -> None:
     types = build_tables(load_runs(out / "runs"))["precision_types"].set_index("precision")
     assert types.loc["fp64", ["parameters", "matrix_layers", "forces"]].tolist() == ["float64"] * 3
     assert types.loc["bf16", ["parameters", "matrix_layers", "forces"]].tolist() == ["float32", "bfloat16", "float32"]
 
 
-def test_precision_page_and_claim(out: Path) -> None:
+def test_page_shows_the_tables_and_the_claim_is_judged(out: Path) -> None:
     write_report(out)
     page = read_pages(out)
     assert "Precision: FP64, FP32, BF16" in page
@@ -150,7 +150,7 @@ def test_diverged_precision_stops_and_is_reported(tmp_path: Path) -> None:
     assert "The training loss became non-finite: PaiNN in FP64, PaiNN in FP32." in read_pages(tmp_path)
 
 
-def test_judge_inference_compares_with_error_against_labels() -> None:
+def test_deviations_are_judged_relative_to_the_error_against_labels() -> None:
     row = {"precision": "bf16", "energy_fraction": 0.05, "force_fraction": math.nan,
     "energy_deviation_mean_ev_per_atom": 1e-3,
            "force_deviation_mean_ev_per_angstrom": 1e-3}  # fmt: skip
@@ -168,6 +168,6 @@ def test_judge_inference_compares_with_error_against_labels() -> None:
         ({"model": {"hiden": 3}}, "unknown parameter 'model.hiden'"),
     ],
 )
-def test_wrong_study_is_refused(parameters: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_parameters_of_a_study_are_refused(parameters: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         run_program("precision", SMALL | parameters, tmp_path)

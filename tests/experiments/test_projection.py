@@ -1,4 +1,4 @@
-"""The projection of scaling: its parts against known results, and the whole on held-out runs."""
+"""The parts of the scaling projection match known results, and the projection predicts held-out runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.results.runs import load_runs
 from tests.conftest import read_pages
 
 PER_STEP, PER_ATOM, PER_EDGE = 4e-3, 2e-5, 3e-6
-LINK = Network(2e-6, 1e9, "the truth")
+LINK = Network(2e-6, 1e9, "simulated")
 PARAMETERS = 500_000
 SIZES = np.column_stack([np.arange(5, 105, 5), np.arange(5, 105, 5) * 15]).astype(float)
 
@@ -30,11 +30,11 @@ def simulate_step(rng: np.random.Generator, ranks: int, batch: int) -> tuple[np.
 
 
 def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **changes: Any) -> None:
-    """Write a run as the program data_parallel does."""
+    """Write the case and the log of a run of the program data_parallel with simulated times."""
     rng = np.random.default_rng(ranks)
-    folder = out / "runs" / "scaling-there" / f"{mode}-{ranks}"
+    folder = out / "runs" / "scaling-cluster" / f"{mode}-{ranks}"
     folder.mkdir(parents=True)
-    case = {"id": f"{mode}{ranks}", "name": f"{mode}-{ranks}", "suite": "scaling", "system": "there",
+    case = {"id": f"{mode}{ranks}", "name": f"{mode}-{ranks}", "suite": "scaling", "system": "cluster",
             "program": "data_parallel", "parameters": changes.get("parameters", {}),
             "axis_values": {"mode": mode}}  # fmt: skip
     (folder / "case.json").write_text(json.dumps(case))
@@ -79,14 +79,14 @@ def test_projection_predicts_unseen_runs(tmp_path: Path) -> None:
     assert len(tested) == 10
     assert tested["error"].abs().max() < 0.08
     assert (tested["from_ranks"] < tested["ranks"]).all()
-    further = table[(table["basis"] == "extrapolated") & (table["mode"] == "weak")]
-    assert further["ranks"].tolist() == [256, 512, 1024, 2048, 4096, 8192]
+    extrapolated = table[(table["basis"] == "extrapolated") & (table["mode"] == "weak")]
+    assert extrapolated["ranks"].tolist() == [256, 512, 1024, 2048, 4096, 8192]
     rng = np.random.default_rng(5)
-    truth = np.mean([simulate_step(rng, 1024, 16)[0].max() for _ in range(300)]) + LINK.compute_all_reduce_s(
+    expected = np.mean([simulate_step(rng, 1024, 16)[0].max() for _ in range(300)]) + LINK.compute_all_reduce_s(
         1024, 8 * PARAMETERS
     )
-    assert further.set_index("ranks").loc[1024, "projected_s"] == pytest.approx(truth, rel=0.08)
-    assert (further["overlapped_s"] < further["projected_s"]).all()
+    assert extrapolated.set_index("ranks").loc[1024, "projected_s"] == pytest.approx(expected, rel=0.08)
+    assert (extrapolated["overlapped_s"] < extrapolated["projected_s"]).all()
 
 
 def test_step_model_recovers_coefficients() -> None:
@@ -96,10 +96,10 @@ def test_step_model_recovers_coefficients() -> None:
     times = PER_STEP + sizes @ np.array([PER_ATOM, PER_EDGE])
     model = fit_step_model(np.column_stack([times, sizes]), SIZES)
     assert model.coefficients == pytest.approx([PER_STEP, PER_ATOM, PER_EDGE], rel=1e-6)
-    falling = fit_step_model(np.column_stack([1.0 - 1e-4 * sizes[:, 0], sizes]), SIZES)
-    assert (falling.coefficients >= 0).all()
-    same = fit_step_model(np.column_stack([times, np.ones_like(sizes)]), SIZES)
-    assert same.coefficients == pytest.approx([times.mean(), 0, 0])
+    decreasing = fit_step_model(np.column_stack([1.0 - 1e-4 * sizes[:, 0], sizes]), SIZES)
+    assert (decreasing.coefficients >= 0).all()
+    constant = fit_step_model(np.column_stack([times, np.ones_like(sizes)]), SIZES)
+    assert constant.coefficients == pytest.approx([times.mean(), 0, 0])
 
 
 def test_expected_max_step_of_uniform_times() -> None:
@@ -109,7 +109,7 @@ def test_expected_max_step_of_uniform_times() -> None:
         assert model.compute_expected_max_step(ranks, 4) == pytest.approx(2 * ranks / (ranks + 1), rel=0.03)
 
 
-def test_all_reduce_time_follows_formula() -> None:
+def test_all_reduce_time_follows_from_latency_and_bandwidth() -> None:
     link = Network(1e-6, 1e9, "")
     assert link.compute_all_reduce_s(1, 1e9) == 0
     assert link.compute_all_reduce_s(2, 1e9) == pytest.approx(2e-6 + 1.0)

@@ -1,4 +1,4 @@
-"""Every experiment has what tables and pages of the report need, and every program has one experiment."""
+"""Every experiment defines its tables and costs, and every program belongs to one experiment."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def test_tables_of_no_runs_have_all_their_columns() -> None:
     assert "energy_per_result_j" in results["ladder"].columns
 
 
-def test_comparison_of_metrics_needs_no_matplotlib() -> None:
+def test_tables_of_experiments_import_neither_pandas_nor_matplotlib() -> None:
     script = "import sys, harness.experiments.tables; sys.exit(bool({'pandas', 'matplotlib'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -1,4 +1,4 @@
-"""Pretraining from the command line to the report: a job killed within an epoch resumes from its last checkpoint."""
+"""Pretraining runs from the command line to the report, and a job that was killed resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import ROOT, read_pages
 pytestmark = pytest.mark.slow
 SUITE = """\
 name: brief
-title: Three datasets, briefly
+title: Short training on three datasets
 extends: pretrain-short
 parameters:
   model: {hidden_dim: 8, num_conv_layers: 1, dim_headlayers: 8}
@@ -82,7 +82,7 @@ def test_pretraining_suites_plan_on_every_system(
     assert len(capsys.readouterr().out.splitlines()) == 17 * 3
 
 
-def test_single_task_cases_differ_in_data_alone() -> None:
+def test_single_task_cases_differ_only_in_their_data() -> None:
     """Otherwise the ratio of their errors would not compare multi-task with single-task training."""
     suite = load_suite(find_resource("suites", "multitask"), "local")
     assert suite.parameters["datasets"] == "{{ everything if dataset == 'all' else [dataset] }}"

@@ -36,7 +36,7 @@ Errors = dict[str, tuple[float | None, float | None]]
 
 
 def make_row(head: str, energy: float | None, force: float | None, **changes: Any) -> dict[str, Any]:
-    """Return errors of a head; baselines are 90 meV/atom for the composition and 400 meV/angstrom for zero forces."""
+    """Return the errors of a head; the baselines are 90 meV/atom (composition) and 400 meV/angstrom (zero forces)."""
     return {
         "head": head, "dataset": head.lower(),
         "data_origin": f"sample of {head}" if head in SAMPLES else f"stand-in for {head}",
@@ -59,7 +59,7 @@ def make_epoch(number: int, loss: float = 1.0, **changes: Any) -> dict[str, Any]
 
 
 def start_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **changes: Any) -> JsonLinesLog:
-    """Write a run up to its first step, with changes to its facts and its case, and return its log."""
+    """Write a run up to its first step and return its log; `changes` override parts of its case and its facts."""
     folder = out / "runs" / changes.get("campaign", "pretrain-local") / name
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {"datasets": [r["dataset"] for r in rows], "seed": seed, **changes.get("parameters", {})}
@@ -90,7 +90,7 @@ def start_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **cha
 
 
 def write_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int = 0, **changes: Any) -> None:
-    """Write a run of three epochs that is done, apart from the changes."""
+    """Write a finished run of three epochs; `changes` override parts of its case and its facts."""
     log = start_run(out, name, rows, seed, **changes)
     for number, loss in enumerate(changes.get("losses", (4.0, 2.0, 1.0))):
         log.write("epoch", **make_epoch(number, loss))
@@ -120,7 +120,7 @@ def load_tables(out: Path) -> dict[str, pd.DataFrame]:
 
 
 def write_all_runs(out: Path) -> None:
-    """Write three seeds of all sixteen heads, and an ablation of each head."""
+    """Write runs of three seeds with all heads together and, as an ablation, with each head alone."""
     rng = np.random.default_rng(0)
     level = {h: (rng.uniform(0.01, 0.05), rng.uniform(0.05, 0.3)) for h in HEADS}
     ratio = {h: rng.uniform(0.6, 1.3) for h in HEADS}
@@ -162,7 +162,9 @@ def test_errors_are_means_over_seeds_with_interval(tmp_path: Path) -> None:
     ("energy", "force", "verdicts"),
     [(0.0299, 0.199, ("met", "met")), (0.0301, 0.199, ("missed", "met")), (0.0299, 0.201, ("met", "missed"))],
 )
-def test_verdicts_follow_targets(tmp_path: Path, energy: float, force: float, verdicts: tuple[str, str]) -> None:
+def test_verdicts_follow_from_the_targets(
+    tmp_path: Path, energy: float, force: float, verdicts: tuple[str, str]
+) -> None:
     write_run(tmp_path, "run", [make_row("MPTrj", energy, force), make_row("QCML", 0.01, 0.1)])
     errors = load_tables(tmp_path)["training_errors"].set_index(["head", "quantity"])["verdict"]
     assert (errors["MPTrj", "energy"], errors["MPTrj", "forces"]) == verdicts
@@ -228,7 +230,7 @@ def test_error_that_is_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
     assert not re.search(r"\bnan\b", text)
 
 
-def test_seed_run_twice_counts_once(tmp_path: Path) -> None:
+def test_two_runs_with_one_seed_count_as_one_seed(tmp_path: Path) -> None:
     for name, seed, energy in (("a", 0, 0.010), ("b", 0, 0.014), ("c", 1, 0.020)):
         write_run(tmp_path, name, [make_row("MPTrj", energy, 0.1), make_row("QCML", 0.1, 0.1)], seed)
     row = load_tables(tmp_path)["training_errors"].iloc[0]
@@ -281,7 +283,7 @@ def test_ablation_ratios_are_paired_by_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.09, "ok"), (1.11, "worse")])
-def test_ablation_verdict_follows_tolerance(tmp_path: Path, ratio: float, verdict: str) -> None:
+def test_ablation_verdict_follows_from_the_tolerance(tmp_path: Path, ratio: float, verdict: str) -> None:
     write_ablation(tmp_path, {0: {"A": (0.01, 0.1 * ratio), "B": (0.01, 0.1)}}, {0: {"A": (0.01, 0.1)}})
     heads = load_tables(tmp_path)["ablation_heads"].set_index(["head", "quantity"])["verdict"]
     assert heads["A", "forces"] == verdict
@@ -352,7 +354,9 @@ def test_single_task_runs_make_one_section(tmp_path: Path) -> None:
         ({"autocast": "torch.bfloat16"}, False),
     ],
 )
-def test_page_reports_wrong_precision(tmp_path: Path, observed: dict[str, Any], is_as_requested: bool) -> None:
+def test_page_reports_types_that_differ_from_the_requested_precision(
+    tmp_path: Path, observed: dict[str, Any], is_as_requested: bool
+) -> None:
     write_run(
         tmp_path, "run", [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)],
         runtime=observed | {"compiled": False, "eager_reason": "no compiler", "unfused_reason": "no C++ compiler"},
@@ -433,7 +437,7 @@ def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "role", "elements", "verdicts"),
+    ("heads", "data_origin", "elements", "verdicts"),
     [
         (16, "sample of", 89, ("reproduced", "reproduced")),
         (16, "official files of", 84, ("reproduced", "inconclusive")),
@@ -443,16 +447,16 @@ def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
     ],
 )
 def test_claims_on_joint_training_follow_from_runs(
-    tmp_path: Path, heads: int, role: str, elements: int, verdicts: tuple[str, str]
+    tmp_path: Path, heads: int, data_origin: str, elements: int, verdicts: tuple[str, str]
 ) -> None:
-    rows = [make_row(h, 0.01, 0.1, data_origin=f"{role} {h}") for h in HEADS[:heads]]
+    rows = [make_row(h, 0.01, 0.1, data_origin=f"{data_origin} {h}") for h in HEADS[:heads]]
     write_run(tmp_path, "run", rows, workload={"elements": list(range(1, elements + 1))})
     scores = {s.id: s for s in judge_papers(load_papers(), build_results(load_runs(tmp_path / "runs")), tmp_path)}
     assert (scores["datasets"].verdict, scores["elements"].verdict) == verdicts
     if heads > 1:
         assert scores["datasets"].measured_value == heads
         assert scores["elements"].measured_value == elements
-        assert ("stand-ins" in scores["datasets"].reason) == (role == "stand-in for")
+        assert ("stand-ins" in scores["datasets"].reason) == (data_origin == "stand-in for")
         assert scores["datasets"].evidence == ["runs/pretrain-local/run/events.jsonl"]
         assert format_measured(scores["datasets"]) == f"{heads} datasets"
 
@@ -494,7 +498,7 @@ def test_mean_interval_has_nominal_coverage(n: int) -> None:
     assert np.mean([m.low <= 5.0 <= m.high for m in intervals]) == pytest.approx(0.95, abs=0.013)
 
 
-def test_geometric_interval_of_zero_or_nothing_is_nan() -> None:
+def test_geometric_interval_of_zero_or_of_no_values_is_nan() -> None:
     assert math.isnan(compute_geometric_mean_interval([1.0, 0.0]).value)
     assert math.isnan(compute_geometric_mean_interval([]).value)
     assert compute_geometric_mean_interval([2.0]).value == pytest.approx(2.0)

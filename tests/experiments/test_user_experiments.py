@@ -1,4 +1,4 @@
-"""An experiment of a user is planned, run and reported; a mistake in it is one line with its location."""
+"""A user's experiment is planned, run and reported; a mistake in it gives one line with its location."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def replace_text(file: Path, before: str, after: str) -> None:
     file.write_text(text.replace(before, after))
 
 
-def test_experiment_of_user_is_planned_run_and_reported(user_folder: Path, harness: Harness) -> None:
+def test_users_experiment_is_planned_run_and_reported(user_folder: Path, harness: Harness) -> None:
     plan = harness("plan", "sorting")
     assert plan.returncode == 0, plan.stderr
     assert "2 cases" in plan.stdout
@@ -82,7 +82,7 @@ def test_function_that_the_harness_would_not_call_is_refused(
         _ = experiment.metrics if file == "metrics" else experiment.page_module
 
 
-def test_job_script_names_folder_of_experiments(user_folder: Path, harness: Harness) -> None:
+def test_job_script_exports_the_folder_of_experiments(user_folder: Path, harness: Harness) -> None:
     """The job finds the program wherever and whenever it runs."""
     result = harness("run", "sorting", "--system", "slurm", "-q")
     assert result.returncode in (0, 3), result.stderr
@@ -140,7 +140,7 @@ def test_log_that_does_not_fit_the_types_is_reported_with_its_line(user_folder: 
     assert "events.jsonl:2: sample: unknown field 'secnds' (did you mean 'seconds'?)" in harness("report").stdout
 
 
-def test_misspelt_column_of_page_is_shown_on_page(user_folder: Path, harness: Harness) -> None:
+def test_misspelt_column_is_shown_on_the_page(user_folder: Path, harness: Harness) -> None:
     replace_text(user_folder / "experiments/sorting/page.py", 'number_cell("size", ",")', 'number_cell("siez", ",")')
     result = harness("run", "sorting", "-q", "-n", "1000")
     assert result.returncode == 1
@@ -149,7 +149,7 @@ def test_misspelt_column_of_page_is_shown_on_page(user_folder: Path, harness: Ha
     assert "table sorting: no column &#39;siez&#39; (did you mean &#39;size&#39;?)" in page
 
 
-def test_name_of_shipped_program_is_refused(user_folder: Path, harness: Harness) -> None:
+def test_name_of_a_shipped_program_is_refused(user_folder: Path, harness: Harness) -> None:
     (user_folder / "experiments/sorting").rename(user_folder / "experiments/ladder")
     result = harness("plan", "ladder")
     assert result.returncode == 2

@@ -23,40 +23,42 @@ LIMIT_BYTES = 2 << 30
 
 
 def run_fuzzer(examine: Callable[[random.Random, Path], None], folder: Path, count: int = COUNT) -> None:
-    """Call `examine(rng, folder)` for each input and fail on the first for which it raises.
+    """Call `examine(rng, folder)` for each input, and fail at the first input for which it raises an error.
 
-    `examine` draws one input from `rng`, writes what it needs below `folder` (empty at each call), processes it, and
-    raises for anything that must not happen; it catches errors that users may see. An input that takes more than 60 s,
-    or 2 GiB more than the process had, fails too.
+    `examine` draws one input from `rng`, writes its files below `folder` (empty at each call) and processes the input.
+    It raises an error for anything that must not happen and catches errors that users may see. An input that takes more
+    than 60 s, or increases the memory of the process by more than 2 GiB, fails too.
     """
     print(f"FUZZ_SEED={SEED}")
-    verdict = folder / "verdict"
-    process = multiprocessing.get_context("fork").Process(target=_examine_all, args=(examine, folder, verdict, count))
+    result_file = folder / "verdict"
+    process = multiprocessing.get_context("fork").Process(
+        target=_examine_all, args=(examine, folder, result_file, count)
+    )
     process.start()
     process.join()
-    report = verdict.read_text() if verdict.exists() else f"the process ended with {process.exitcode}"
-    assert report == "passed", f"FUZZ_SEED={SEED} {report}"
+    message = result_file.read_text() if result_file.exists() else f"the process ended with {process.exitcode}"
+    assert message == "passed", f"FUZZ_SEED={SEED} {message}"
 
 
-def _examine_all(examine: Callable[[random.Random, Path], None], folder: Path, verdict: Path, count: int) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _examine_all(examine: Callable[[random.Random, Path], None], folder: Path, result_file: Path, count: int) -> None:
+    memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     signal.signal(signal.SIGALRM, _time_out)
     for number in range(count):
-        verdict.write_text(f"input {number}: the process was killed")
+        result_file.write_text(f"input {number}: the process was killed")
         input_folder = folder / f"input-{number}"
         input_folder.mkdir()
         signal.alarm(LIMIT_S)
         try:
             examine(random.Random(f"{SEED}-{number}"), input_folder)
-            growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+            growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - memory_before
             assert growth < LIMIT_BYTES, f"memory grew by {growth >> 20} MiB"
         except BaseException:
             signal.alarm(0)
-            verdict.write_text(f"input {number} (left in {input_folder}):\n{traceback.format_exc()}")
+            result_file.write_text(f"input {number} (left in {input_folder}):\n{traceback.format_exc()}")
             os._exit(1)
         signal.alarm(0)
         shutil.rmtree(input_folder, ignore_errors=True)
-    verdict.write_text("passed")
+    result_file.write_text("passed")
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""`harness data` with odd arguments and folders, and downloads from faulty servers: one line, never a traceback."""
+"""`harness data` with random arguments and folders, and downloads from faulty servers, end with one-line errors."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ CONTENT = [b"", b"\x00", b"<html>", b"\x89HDF\r\n\x1a\n", b"\xfd7zXZ\x00", b"SQL
 OPTIONS = ["--cutoff", "--max-neighbours", "--max-force", "--seed", "--strict", "-q", "--help", "--frob", "--", "-h"]
 VALUES = ["5", "-1", "nan", "inf", "1e999", "0", "", "x", "٣", "9" * 40, "\n", "3"]
 SLUGS = [entry.slug for entry in SOURCES]
-PATIENCE_S = 0.5
+TIMEOUT_S = 0.5
 
 
 def draw_tree(rng: random.Random, folder: Path, sample: Path) -> list[str]:
-    """Make files and folders of every kind and return their names, and names of files that do not exist."""
+    """Create files and folders of every kind; return their names, and names of files that do not exist."""
     created = [folder]
     for _ in range(rng.randrange(8)):
         path = rng.choice([p for p in created if p.is_dir() and not p.is_symlink()]) / rng.choice(NAMES)
@@ -68,17 +68,20 @@ def draw_tree(rng: random.Random, folder: Path, sample: Path) -> list[str]:
     ]
 
 
-def draw_words(rng: random.Random, paths: list[str]) -> list[str]:
-    """Draw a command line that is valid or nearly so."""
+def draw_arguments(rng: random.Random, paths: list[str]) -> list[str]:
+    """Draw a command line that is valid or nearly valid."""
     command = rng.choice(["list", "check", "check", "convert", "convert", "stats", "fetch", "", "chek"])
-    words = [rng.choice([rng.choice(SLUGS), "ani1x", "ani1x", rng.choice(paths), rng.choice(NAMES)])]
-    words += [rng.choice(paths) for _ in range(rng.randrange(1, 4))]
+    arguments = [rng.choice([rng.choice(SLUGS), "ani1x", "ani1x", rng.choice(paths), rng.choice(NAMES)])]
+    arguments += [rng.choice(paths) for _ in range(rng.randrange(1, 4))]
     for _ in range(rng.choice([0, 0, 1, 2])):
-        at = rng.randrange(len(words) + 1)
+        position = rng.randrange(len(arguments) + 1)
         option = rng.choice(OPTIONS)
-        words[at:at] = [option, rng.choice(VALUES)] if rng.random() < 0.7 else [option]
-    more = {"convert": ["--workers", "1", "--to", rng.choice([*paths, "stores"])], "fetch": ["--to", rng.choice(paths)]}
-    return [command, *more.get(command, []), *words]
+        arguments[position:position] = [option, rng.choice(VALUES)] if rng.random() < 0.7 else [option]
+    required_options = {
+        "convert": ["--workers", "1", "--to", rng.choice([*paths, "stores"])],
+        "fetch": ["--to", rng.choice(paths)],
+    }
+    return [command, *required_options.get(command, []), *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -88,28 +91,29 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_data_command_survives_odd_arguments(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nowhere = {
-        slug: tuple(replace(d, url="http://127.0.0.1:9/x") for d in some) for slug, some in downloads.DOWNLOADS.items()
+def test_data_command_handles_random_arguments(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unreachable = {
+        slug: tuple(replace(d, url="http://127.0.0.1:9/x") for d in downloads_of_dataset)
+        for slug, downloads_of_dataset in downloads.DOWNLOADS.items()
     }
-    monkeypatch.setattr(downloads, "DOWNLOADS", nowhere)
+    monkeypatch.setattr(downloads, "DOWNLOADS", unreachable)
 
     def examine(rng: random.Random, folder: Path) -> None:
         os.chdir(folder)
-        words = draw_words(rng, draw_tree(rng, folder, sample))
-        out, error = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        arguments = draw_arguments(rng, draw_tree(rng, folder, sample))
+        stdout, error = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(error):
             try:
-                code = main(words)
-            except SystemExit as end:  # --help
-                code = end.code
-        output = out.getvalue() + error.getvalue()
-        assert code in (0, 1, 2), (words, code)
-        assert all(line.isprintable() for line in output.splitlines()), (words, output)
-        assert "Traceback" not in output, (words, output)
+                code = main(arguments)
+            except SystemExit as system_exit:  # --help
+                code = system_exit.code
+        output = stdout.getvalue() + error.getvalue()
+        assert code in (0, 1, 2), (arguments, code)
+        assert all(line.isprintable() for line in output.splitlines()), (arguments, output)
+        assert "Traceback" not in output, (arguments, output)
         if code == 2:
-            assert error.getvalue().startswith("error: "), (words, output)
-            assert error.getvalue().count("\n") == 1, (words, output)
+            assert error.getvalue().startswith("error: "), (arguments, output)
+            assert error.getvalue().count("\n") == 1, (arguments, output)
 
     run_fuzzer(examine, tmp_path)
 
@@ -118,19 +122,23 @@ BODY = b"\xfd7zXZ\x00" + bytes(range(256)) * 40
 
 
 def draw_answer(rng: random.Random, request: bytes) -> bytes:
-    """Draw the answer of a correct server, partly changed."""
-    span = request.partition(b"Range: bytes=")[2].partition(b"-")[0]
-    first = int(span) if span.isdigit() and rng.random() < 0.8 else 0
-    body = BODY[first:] if rng.random() < 0.8 else rng.choice([b"", b"<html>", BODY[first : first + 99], BODY + BODY])
+    """Draw the answer of a correct server, with random changes."""
+    range_start = request.partition(b"Range: bytes=")[2].partition(b"-")[0]
+    first_byte = int(range_start) if range_start.isdigit() and rng.random() < 0.8 else 0
+    body = (
+        BODY[first_byte:]
+        if rng.random() < 0.8
+        else rng.choice([b"", b"<html>", BODY[first_byte : first_byte + 99], BODY + BODY])
+    )
     headers = {"Content-Length": str(len(body)), "ETag": '"1"'}
-    status = "206 Partial Content" if first else "200 OK"
-    if first:
-        headers["Content-Range"] = f"bytes {first}-{len(BODY) - 1}/{len(BODY)}"
-    if first >= len(BODY):
+    status = "206 Partial Content" if first_byte else "200 OK"
+    if first_byte:
+        headers["Content-Range"] = f"bytes {first_byte}-{len(BODY) - 1}/{len(BODY)}"
+    if first_byte >= len(BODY):
         status, headers["Content-Range"], body = "416 Range Not Satisfiable", f"bytes */{len(BODY)}", b""
     changes = {
         "Content-Length": ["-1", "x", "0", str(10**18), str(len(body) + 9), "9" * 5000],
-        "Content-Range": ["", "bytes 0-1/2", "x", f"bytes {first}-9/*", "bytes 1-0/0"],
+        "Content-Range": ["", "bytes 0-1/2", "x", f"bytes {first_byte}-9/*", "bytes 1-0/0"],
         "Transfer-Encoding": ["chunked"],
         "Content-Encoding": ["gzip", ""],
         "Content-Type": ["text/html", "\x1b[2J", "x/y; charset=\xff"],
@@ -145,22 +153,24 @@ def draw_answer(rng: random.Random, request: bytes) -> bytes:
             ["202 Accepted", "204 No", "206 P", "302 Found", "403 \x1b[2J", "503", "0 x", "99999 x", ""]
         )
     message = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if rng.random() < 0.95)
-    sent = f"HTTP/1.1 {status}\r\n{message}\r\n".encode("latin-1") + body
+    answer = f"HTTP/1.1 {status}\r\n{message}\r\n".encode("latin-1") + body
     if headers.get("Transfer-Encoding"):
-        sent = (
-            sent[: len(sent) - len(body)] + b"%x\r\n%s\r\n" % (len(body), body) + rng.choice([b"0\r\n\r\n", b"", b"zz"])
+        answer = (
+            answer[: len(answer) - len(body)]
+            + b"%x\r\n%s\r\n" % (len(body), body)
+            + rng.choice([b"0\r\n\r\n", b"", b"zz"])
         )
     if rng.random() < 0.2:
-        sent = sent[: rng.randrange(len(sent))]
+        answer = answer[: rng.randrange(len(answer))]
     if rng.random() < 0.1:
-        at = rng.randrange(len(sent))
-        sent = sent[:at] + rng.randbytes(rng.randrange(9)) + sent[at:]
-    return sent
+        position = rng.randrange(len(answer))
+        answer = answer[:position] + rng.randbytes(rng.randrange(9)) + answer[position:]
+    return answer
 
 
 @contextlib.contextmanager
 def run_server(rng: random.Random) -> Iterator[str]:
-    """Run a server with drawn answers until the block ends."""
+    """Run a server that sends random answers, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -168,7 +178,7 @@ def run_server(rng: random.Random) -> Iterator[str]:
                 while True:
                     connection, _ = listener.accept()
                     with connection, contextlib.suppress(OSError):
-                        connection.settimeout(PATIENCE_S)
+                        connection.settimeout(TIMEOUT_S)
                         connection.sendall(draw_answer(rng, connection.recv(1 << 16)))
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -178,8 +188,8 @@ def run_server(rng: random.Random) -> Iterator[str]:
         thread.join()
 
 
-def test_fetch_survives_misbehaving_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "TIMEOUT_S", PATIENCE_S)
+def test_fetch_handles_faulty_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "TIMEOUT_S", TIMEOUT_S)
 
     def examine(rng: random.Random, folder: Path) -> None:
         with run_server(rng) as url:

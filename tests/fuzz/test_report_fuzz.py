@@ -1,4 +1,4 @@
-"""Damaged results folders: no traceback, and every row of an undamaged case is unchanged."""
+"""Results folders with damaged cases: no command fails, and every row of an undamaged case is unchanged."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.support.kept_results import CASES, FILES, copy_case, save_nothing
 
 pytestmark = pytest.mark.slow
 DAMAGED_AT_ONCE = 6
-# A report takes two seconds, however few of its cases are damaged.
-PER_REPORT = 16
+# A report takes two seconds, so fewer reports than inputs are made.
+INPUTS_PER_REPORT = 16
 VALUES: list[Any] = [
     None, True, False, -1, 0, 3, -2.5, 1e300, -1e300, 2**63, -(2**63), 10**30, "", "x", "\x1b[2J", "a|b<script>\n", [],
     [None], [[]], {}, {"a": 1}, [1] * 3, "9" * 400, 1e-320, "NaN", [[[[]]]], "done", "failed", 119, 0.5,
@@ -36,7 +36,7 @@ VALUES: list[Any] = [
 
 
 @pytest.fixture(scope="module")
-def sound_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an undamaged results folder: a case of each program in its own campaign, with long logs shortened."""
     out = tmp_path_factory.mktemp("whole")
     for k, (result, path) in enumerate(CASES):
@@ -45,7 +45,7 @@ def sound_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_rows(out: Path) -> set[tuple[str, frozenset[tuple[str, str]]]]:
-    """Return every row of every table of a report, without empty cells and what depends on several cases."""
+    """Return every row of every table of a report, without empty cells and the column that depends on several cases."""
     rows = set()
     for path in sorted((out / "tables").glob("*.csv")):
         table = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="is_pareto_optimal", errors="ignore")
@@ -61,54 +61,54 @@ def normalize_number(text: str) -> str:
     return text
 
 
-def test_a_damaged_case_leaves_all_others_as_they_are(
-    sound_results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_damaged_cases_do_not_change_the_rows_of_other_cases(
+    intact_results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save_nothing)
-    folders = sorted(sound_results.glob("runs/*/*"))
+    folders = sorted(intact_results.glob("runs/*/*"))
     monkeypatch.setattr(metrics, "PERMUTATIONS", 20)
-    before = {}
+    rows_before = {}
     for folder in folders:
-        alone = tmp_path / folder.name
-        shutil.copytree(folder.parent, alone / "runs" / folder.parent.name)
-        write_report(alone)
-        before[folder.name] = read_rows(alone)
+        single_case = tmp_path / folder.name
+        shutil.copytree(folder.parent, single_case / "runs" / folder.parent.name)
+        write_report(single_case)
+        rows_before[folder.name] = read_rows(single_case)
 
-    def examine(rng: random.Random, place: Path) -> None:
-        out = place / "results"
-        shutil.copytree(sound_results, out)
+    def examine(rng: random.Random, folder_of_input: Path) -> None:
+        out = folder_of_input / "results"
+        shutil.copytree(intact_results, out)
         damaged = rng.sample(folders, DAMAGED_AT_ONCE)
         changes = []
         for folder in damaged:
-            case_folder = out / folder.relative_to(sound_results)
+            case_folder = out / folder.relative_to(intact_results)
             changes.append(damage(rng, case_folder))
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             code = main(["check", "--out", str(out)])
             main(["report", "--out", str(out)])
-            compared = main(["compare", f"{out}", f"{sound_results}"])
+            compare_code = main(["compare", f"{out}", f"{intact_results}"])
             for campaign in ("campaign-02", "none"):
                 with contextlib.suppress(UsageError):
                     write_best_suite(out, campaign)
         assert code in (0, 1), changes
-        assert compared in (0, 2), changes
+        assert compare_code in (0, 2), changes
         assert "\x1b" not in printed.getvalue(), changes
-        after = read_rows(out)
+        rows_after = read_rows(out)
         for folder in folders:
             if folder not in damaged:
-                missing = before[folder.name] - after
+                missing = rows_before[folder.name] - rows_after
                 assert not missing, (changes, [(name, sorted(row)) for name, row in missing][:2])
         page = (out / "index.html").read_text()
         for record in load_runs(out / "runs"):
             if record.state == "unreadable":
                 assert record.folder.name in page, changes
-        broken = [line for line in (out / "report.md").read_text().splitlines() if "cannot be shown" in line]
-        assert not broken, (changes, broken)
+        error_lines = [line for line in (out / "report.md").read_text().splitlines() if "cannot be shown" in line]
+        assert not error_lines, (changes, error_lines)
 
-    run_fuzzer(examine, tmp_path, max(1, COUNT // PER_REPORT))
+    run_fuzzer(examine, tmp_path, max(1, COUNT // INPUTS_PER_REPORT))
 
 
 def damage(rng: random.Random, folder: Path) -> str:
-    """Do one of many things to the files of a case, and return what it was."""
+    """Damage the files of a case at random, and return a description of the damage."""
     kind = rng.choice([mutate_event] * 12 + [mutate_lines] * 4 + [mutate_json] * 4 + [mutate_bytes, mutate_files] * 2)
     return f"{folder.name}: {kind(rng, folder)}"
 
@@ -116,26 +116,26 @@ def damage(rng: random.Random, folder: Path) -> str:
 def mutate_event(rng: random.Random, folder: Path) -> str:
     lines = (folder / "events.jsonl").read_bytes().splitlines()
     kinds: dict[bytes, list[int]] = {}
-    for k, line in enumerate(lines):  # of each kind as often
+    for k, line in enumerate(lines):  # group the lines by kind, so that each kind is changed equally often
         kinds.setdefault(line[:45].split(b"time_s")[0], []).append(k)
     k = rng.choice(rng.choice(list(kinds.values())))
     event = orjson.loads(lines[k])
-    what = mutate(rng, event)
+    description = mutate(rng, event)
     lines[k] = orjson.dumps(event)
     (folder / "events.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    return f"line {k + 1}: {what}"
+    return f"line {k + 1}: {description}"
 
 
 def mutate_json(rng: random.Random, folder: Path) -> str:
     path = folder / rng.choice(["case.json", "provenance.json"])
     value = orjson.loads(path.read_bytes())
-    what = mutate(rng, value)
+    description = mutate(rng, value)
     path.write_bytes(orjson.dumps(value))
-    return f"{path.name}: {what}"
+    return f"{path.name}: {description}"
 
 
 def mutate(rng: random.Random, value: Any) -> str:
-    """Change one place of the value, at any depth, and describe the change."""
+    """Change a random item of the value, at any depth, and return a description of the change."""
     path = ""
     while True:
         keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -173,25 +173,25 @@ def mutate_lines(rng: random.Random, folder: Path) -> str:
         case 0:
             kind = orjson.loads(lines[k])["event"]
             lines = [x for x in lines if orjson.loads(x)["event"] != kind]
-            what = f"no {kind}"
+            description = f"no {kind}"
         case 1:
             del lines[k]
-            what = f"line {k + 1} deleted"
+            description = f"line {k + 1} deleted"
         case 2:
             lines = lines[:k]
-            what = f"cut after {k}"
+            description = f"cut after {k}"
         case 3:
             lines.insert(k, lines[rng.randrange(len(lines))])
-            what = f"a line again at {k + 1}"
+            description = f"line repeated at {k + 1}"
         case 4:
             event = {"event": rng.choice(["sample", "new", "fit", "epoch", "rank", "start"]), "time_s": 1.0}
             lines.insert(k, orjson.dumps(event) + b"\n")
-            what = f"{event} at {k + 1}"
+            description = f"{event} at {k + 1}"
         case _:
             rng.shuffle(lines)
-            what = "shuffled"
+            description = "shuffled"
     path.write_bytes(b"".join(lines))
-    return what
+    return description
 
 
 def mutate_bytes(rng: random.Random, folder: Path) -> str:
@@ -216,12 +216,12 @@ def mutate_bytes(rng: random.Random, folder: Path) -> str:
 def mutate_files(rng: random.Random, folder: Path) -> str:
     path = folder / rng.choice(FILES)
     others = [p for p in sorted(folder.parents[1].glob(f"*/*/{path.name}")) if p != path]
-    steps: list[Callable[[], object]] = [
+    replacements: list[Callable[[], object]] = [
         lambda: None, path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to("nowhere"),
         lambda: path.symlink_to(path.name), lambda: path.symlink_to("/dev/zero"),
         lambda: shutil.copyfile(rng.choice(others), path) if others else None,
     ]  # fmt: skip
-    k = rng.randrange(len(steps))
+    k = rng.randrange(len(replacements))
     path.unlink()
-    steps[k]()
+    replacements[k]()
     return f"{path.name} replaced ({k})"

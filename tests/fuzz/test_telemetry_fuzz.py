@@ -1,4 +1,4 @@
-"""Mutated exports, files of the sampler and logs of the original code give results or one clear error, no traceback."""
+"""Randomly changed telemetry exports and HydraGNN logs give valid results, or one clear error without traceback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.importers.test_hydragnn_runs import COMMAND, CONFIG, format_epochs, f
 from tests.telemetry.exports import Recording, sample, write_case
 
 pytestmark = pytest.mark.slow
-PIECES = (
+FRAGMENTS = (
     b"-1", b"1e308", b"1e-308", b"nan", b"NaN", b"null", b"\x00", b'"', b"[", b"]", b"{", b"}", b",", b":", b"9" * 5000,
     b"\n", b"\r", b"\xff\xfe", b"[" * 2000, b"0", b"true", b'"values":5', b"Epoch: 00", b"Command: a.py --log=GFM ",
     b"x" * 100_000, b"-35700", b"1e17", b"../..", b"\xc2\xb2",
@@ -33,16 +33,16 @@ METRICS = ("rocm_energy_joules", "rocm_average_socket_power_watts", "rmsjob_anno
 
 def mutate(rng: random.Random, content: bytes) -> bytes:
     for _ in range(rng.choice((0, 1, 1, 2, 5, 20))):
-        at, length = rng.randrange(len(content) + 1), rng.choice((0, 0, 1, 3, 30, 300))
-        kind = rng.random()
-        if kind < 0.5:
-            content = content[:at] + rng.choice(PIECES) + content[at + length :]
-        elif kind < 0.7:
-            content = content[:at] + content[at + length :]
-        elif kind < 0.85:
-            content = content[:at] + content[at : at + length] * 2 + content[at + length :]
+        position, length = rng.randrange(len(content) + 1), rng.choice((0, 0, 1, 3, 30, 300))
+        draw = rng.random()
+        if draw < 0.5:
+            content = content[:position] + rng.choice(FRAGMENTS) + content[position + length :]
+        elif draw < 0.7:
+            content = content[:position] + content[position + length :]
+        elif draw < 0.85:
+            content = content[:position] + content[position : position + length] * 2 + content[position + length :]
         else:
-            content = content[:at]
+            content = content[:position]
     return content
 
 
@@ -107,13 +107,13 @@ def check_events(out: Path) -> None:
     for path in out.rglob("case.json"):
         orjson.loads(path.read_bytes())
     for path in out.rglob("events.jsonl"):
-        for text in path.read_bytes().splitlines():
-            orjson.loads(text)
+        for line in path.read_bytes().splitlines():
+            orjson.loads(line)
 
 
 def test_mutated_telemetry_is_read_or_rejected(tmp_path: Path) -> None:
     run_fuzzer(examine_telemetry, tmp_path)
 
 
-def test_mutated_logs_of_the_original_code_are_imported_or_rejected(tmp_path: Path) -> None:
+def test_mutated_hydragnn_logs_are_imported_or_rejected(tmp_path: Path) -> None:
     run_fuzzer(examine_logs, tmp_path)

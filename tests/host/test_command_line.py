@@ -55,7 +55,7 @@ def test_other_errors_are_not_hidden() -> None:
 @pytest.mark.parametrize(
     "argv", [["-q", "a", "b"], ["a", "-q", "b"], ["a", "b", "-q"], ["a", "-q", "--", "b"]], ids=" ".join
 )
-def test_options_may_stand_between_arguments(argv: list[str]) -> None:
+def test_options_may_appear_between_positional_arguments(argv: list[str]) -> None:
     parser = CommandParser()
     parser.add_argument("first")
     parser.add_argument("second")

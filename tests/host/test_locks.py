@@ -1,4 +1,4 @@
-"""Locks between processes, on file systems with and without flock."""
+"""Locks exclude other processes, on file systems with and without flock."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from harness.reference.errors import InputError
 from harness.reference.profiling.node_sampler import NodeSampler
 from tests.execution.test_run_case import ScriptedJob, make_job
 
-REFUSALS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+ERRORS_WITHOUT_LOCKING = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
-@pytest.fixture(params=REFUSALS, ids=lambda number: errno.errorcode[number])
-def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make flock fail as on Lustre and NFS without locks."""
+@pytest.fixture(params=ERRORS_WITHOUT_LOCKING, ids=lambda number: errno.errorcode[number])
+def failing_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make flock fail as it does on Lustre and NFS without locking."""
 
     def refuse(*_: Any) -> None:
         raise OSError(request.param, os.strerror(request.param))
@@ -58,14 +58,14 @@ def test_lock_is_held_until_released(tmp_path: Path, with_or_without_flock: None
         pass
 
 
-def test_refused_lock_names_its_holder(tmp_path: Path, no_locks: None) -> None:
+def test_refused_lock_names_its_holder(tmp_path: Path, failing_flock: None) -> None:
     with hold_lock(tmp_path / "lock"), pytest.raises(LockTaken) as error, hold_lock(tmp_path / "lock"):
         pass
     assert f"process {os.getpid()} on {platform.node()} since 20" in str(error.value)
     assert str(error.value).endswith(f"; if it is gone, remove {tmp_path / 'lock.held'}")
 
 
-def test_ended_holder_on_this_host_is_ignored(tmp_path: Path, no_locks: None) -> None:
+def test_ended_holder_on_this_host_is_ignored(tmp_path: Path, failing_flock: None) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     path = tmp_path / "lock"
@@ -81,13 +81,13 @@ def test_ended_holder_on_this_host_is_ignored(tmp_path: Path, no_locks: None) ->
 
 
 @pytest.mark.parametrize("text", ["elsewhere 1 1", "", "half", "a b c"])
-def test_holder_on_another_host_is_respected(tmp_path: Path, no_locks: None, text: str) -> None:
+def test_holder_on_another_host_is_respected(tmp_path: Path, failing_flock: None, text: str) -> None:
     (tmp_path / "lock.held").write_text(text)
     with pytest.raises(LockTaken, match=r"if it is gone, remove .*lock\.held"), hold_lock(tmp_path / "lock"):
         pass
 
 
-def test_transferred_lock_lives_as_long_as_its_new_holder(tmp_path: Path, no_locks: None) -> None:
+def test_transferred_lock_lives_as_long_as_its_new_holder(tmp_path: Path, failing_flock: None) -> None:
     path = tmp_path / "lock"
     with path.open("a") as file:
         lock = FileLock(path, file.fileno())
@@ -100,15 +100,15 @@ def test_transferred_lock_lives_as_long_as_its_new_holder(tmp_path: Path, no_loc
 
 
 def test_other_errors_of_the_file_system_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def fail_with_io_error(*_: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(fcntl, "flock", broken)
+    monkeypatch.setattr(fcntl, "flock", fail_with_io_error)
     with pytest.raises(OSError, match="Input/output"), hold_lock(tmp_path / "lock"):
         pass
 
 
-def test_campaign_and_conversion_lock_without_flock(tmp_path: Path, no_locks: None) -> None:
+def test_campaign_and_conversion_lock_without_flock(tmp_path: Path, failing_flock: None) -> None:
     with hold_campaign_lock(tmp_path), pytest.raises(UsageError) as campaign, hold_campaign_lock(tmp_path):
         pass
     assert f"another harness process is running this campaign (process {os.getpid()} on" in str(campaign.value)
@@ -120,7 +120,7 @@ def test_campaign_and_conversion_lock_without_flock(tmp_path: Path, no_locks: No
         pass
 
 
-def test_sampler_works_without_flock(tmp_path: Path, no_locks: None) -> None:
+def test_sampler_works_without_flock(tmp_path: Path, failing_flock: None) -> None:
     sampler = NodeSampler(tmp_path / "node-0.jsonl", 0.05, [lambda: [("metric", {}, 1.0)]])
     sampler.start()
     sampler.stop()
@@ -165,7 +165,7 @@ def test_job_takes_the_lock_of_a_killed_one(job_without_flock: ScriptedJob) -> N
     assert job_without_flock.run().returncode == 3
 
 
-def test_scheduler_lists_the_job_that_holds_a_named_lock(tmp_path: Path, no_locks: None) -> None:
+def test_scheduler_lists_the_job_that_holds_a_named_lock(tmp_path: Path, failing_flock: None) -> None:
     from harness.execution.schedulers.local import LocalScheduler
 
     (tmp_path / "jobs").mkdir()
@@ -177,7 +177,7 @@ def test_scheduler_lists_the_job_that_holds_a_named_lock(tmp_path: Path, no_lock
 
 @pytest.mark.slow
 def test_one_of_many_concurrent_processes_gets_the_lock(tmp_path: Path) -> None:
-    """The file of a holder that has ended does not matter."""
+    """The lock file of a process that has ended is ignored."""
     (tmp_path / "lock.held").write_text(f"{platform.node()} 4194304 1\n")
     script = (
         "import errno, fcntl, sys, time\nfrom pathlib import Path\nfrom harness.host import locks\n"

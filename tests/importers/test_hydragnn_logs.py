@@ -1,4 +1,4 @@
-"""Logs of HydraGNN: every relevant line is read with its location, and other files are refused."""
+"""Every relevant line of a HydraGNN log is read with its location, and other files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs of HydraGNN as its job scripts write them: each run counts once, with its parameters and rates."""
+"""Logs are imported as HydraGNN's job scripts write them: each run counts once, with its parameters and rates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def format_epochs(first: int, *losses: float, prefix: str = "0: ") -> str:
 
 
 def format_trace(rank: int, calls: dict[str, list[float]]) -> str:
-    """Return one row per call, with the count so far and the seconds of the call."""
+    """Return a tracer file with one row per call: the number of calls so far, and the seconds of this call."""
     rows = [f"{rank},{name},{k + 1},{s}\n" for name, durations in calls.items() for k, s in enumerate(durations)]
     return "rank,label,count,wallclock\n" + "".join(rows)
 
@@ -64,7 +64,7 @@ def write_scaling_run(folder: Path) -> None:
               "train, 3, 1e9, 3e9, 1e9, 0.0, 1e9, 1e9\nforward, 60, nan, nan, nan, nan, nan, nan\n")  # fmt: skip
 
 
-def test_tracer_rows_are_calls_and_files_are_ranks(tmp_path: Path) -> None:
+def test_each_tracer_row_is_a_call_and_each_file_a_rank(tmp_path: Path) -> None:
     write_scaling_run(tmp_path / "GFM")
     # The table lists the same calls, which count once.
     table = "Stats for thread 0:\n      Called  Recurse  Wall  max  min\n  train   3   -   30.0  10.0  10.0\n"
@@ -90,7 +90,7 @@ def test_run_with_parameters_has_a_training_throughput(tmp_path: Path) -> None:
     assert case["ranks"] == 2
 
 
-def test_tracer_table_is_used_without_rows(tmp_path: Path) -> None:
+def test_tracer_table_is_used_if_there_are_no_rows(tmp_path: Path) -> None:
     table = (
         "GPTL version 8\n\nStats for thread 0:\n                 Called  Recurse     Wall      max      min\n"
         "  train               3     -       30.500   10.500   10.000\n"
@@ -145,11 +145,11 @@ def test_rank_count_is_read_from_the_launcher(tmp_path: Path) -> None:
 @pytest.mark.parametrize("has_command", [True, False])
 def test_copies_of_a_log_count_once(tmp_path: Path, has_command: bool) -> None:
     folder = tmp_path / "GFM"
-    head = COMMAND.format(name="GFM", more="") if has_command else ""
-    text = head + format_epochs(0, 0.5, 0.25) + "  Throughput:          738.1 structures/s\n"
+    header = COMMAND.format(name="GFM", more="") if has_command else ""
+    text = header + format_epochs(0, 0.5, 0.25) + "  Throughput:          738.1 structures/s\n"
     for name in ("run.log", "stdout", "slurm-17.out", "GFM.o123", "x.out.1"):
         write_file(folder / name, text)
-    write_file(folder / "labelled.out", head + format_epochs(0, 0.5, 0.25, prefix="0: 0: "))
+    write_file(folder / "labelled.out", header + format_epochs(0, 0.5, 0.25, prefix="0: 0: "))
     with gzip.open(folder / "old.log.gz", "wt") as file:
         file.write(text)
     tables = import_tables(folder, tmp_path)
@@ -232,8 +232,8 @@ def test_truncated_last_line_gives_no_number(tmp_path: Path) -> None:
     assert list(tables["hydragnn_epochs"]["epoch"]) == [0]
     assert tables["hydragnn_regions"].set_index("region").loc["train", "duration_max_s"] == 20.0
     notes = tables["hydragnn_rates"].loc[0, "notes"]
-    for fault in ("1 last line cut off", "1 rows cut off", "2 rows that are not a call"):
-        assert fault in notes
+    for note in ("1 last line cut off", "1 rows cut off", "2 rows that are not a call"):
+        assert note in notes
 
 
 def test_linked_folders_become_one_case_each(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Suites expand to cases whose ids depend on their content alone."""
+"""A suite expands to cases whose ids depend only on their content."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ BASE = {"workload": "random", "precision": "fp64"}
     st.dictionaries(st.sampled_from("abcdef"), st.lists(st.integers(0, 9), min_size=1, unique=True), max_size=4),
     st.randoms(),
 )
-def test_ids_do_not_depend_on_order(matrix: dict[str, list[int]], random: st.Random) -> None:  # type: ignore[name-defined]
+def test_ids_do_not_depend_on_the_order_of_axes_and_values(matrix: dict[str, list[int]], random: st.Random) -> None:  # type: ignore[name-defined]
     keys = list(matrix)
     random.shuffle(keys)
     shuffled = {k: random.sample(matrix[k], len(matrix[k])) for k in keys}
-    one, two = (
+    plan, shuffled_plan = (
         expand_suite(Suite(name="s", title="S", program="ladder", parameters=BASE, matrix=m), LOCAL)
         for m in (matrix, shuffled)
     )
     count = 1
     for values in matrix.values():
         count *= len(values)
-    assert len({c.id for c in one.cases}) == len(one.cases) == count
-    assert {c.id for c in one.cases} == {c.id for c in two.cases}
+    assert len({c.id for c in plan.cases}) == len(plan.cases) == count
+    assert {c.id for c in plan.cases} == {c.id for c in shuffled_plan.cases}
 
 
 def test_cases_with_equal_parameters_are_refused() -> None:
@@ -42,7 +42,7 @@ def test_cases_with_equal_parameters_are_refused() -> None:
         expand_suite(suite, LOCAL)
 
 
-def test_identity_settings_change_ids() -> None:
+def test_settings_that_affect_results_change_ids() -> None:
     suite = Suite(name="s", title="S", program="ladder", parameters=BASE)
     two_threads = load_system(resources.find_resource("systems", "local"), {"threads": "2"})
     assert expand_suite(suite, LOCAL).cases[0].id != expand_suite(suite, two_threads).cases[0].id

@@ -1,4 +1,4 @@
-"""Cases are packed into jobs within the limits of suite and site, under reproducible names."""
+"""Cases are packed into jobs within the limits of the suite and the system; the names of jobs are reproducible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NODES = [1, 2, 3, 5, 8, 13, 40, 80, 90, 180, 400]
 MINUTES = [1, 7, 20, 55, 100]
 
 
-def make_plan(max_cases: int, shapes: list[tuple[int, int]], site: ResolvedSystem = FRONTIER) -> Plan:
+def make_plan(max_cases: int, shapes: list[tuple[int, int]], system: ResolvedSystem = FRONTIER) -> Plan:
     """Return a plan with a case of each shape (nodes, minutes) and at most `max_cases` cases per job."""
     zips = {
         "shape": {"nodes": [n for n, _ in shapes], "minutes": [m for _, m in shapes], "seed": [*range(len(shapes))]}
@@ -35,7 +35,7 @@ def make_plan(max_cases: int, shapes: list[tuple[int, int]], site: ResolvedSyste
         resources={"nodes": "{{ nodes }}", "walltime_minutes": "{{ minutes }}"},
         pack=max_cases,
     )
-    return expand_suite(suite, site)
+    return expand_suite(suite, system)
 
 
 def pack(max_cases: int, shapes: list[tuple[int, int]]) -> list[Job]:
@@ -54,13 +54,13 @@ def test_jobs_respect_all_limits_and_contain_every_case(max_cases: int, shapes: 
     assert [case for job in jobs for case in job.cases] == list(plan.cases)
     assert len({job.name for job in jobs}) == len(jobs)
     for job in jobs:
-        used = [case.nodes for case in job.cases]
+        node_counts = [case.nodes for case in job.cases]
         assert len(job.cases) <= max_cases
-        assert job.nodes == max(used) <= 2 * min(used)
+        assert job.nodes == max(node_counts) <= 2 * min(node_counts)
         assert job.minutes == sum(c.walltime_minutes for c in job.cases) + FRONTIER.definition.overhead_minutes
-        allowed = FRONTIER.get_max_minutes(job.nodes + job.spare_nodes)
-        assert allowed is not None
-        assert job.minutes <= allowed
+        max_minutes = FRONTIER.get_max_minutes(job.nodes + job.spare_nodes)
+        assert max_minutes is not None
+        assert job.minutes <= max_minutes
         assert job.expected_minutes <= job.minutes
     assert [job.name for job in pack_jobs(plan, plan.cases, FOLDER)] == [job.name for job in jobs]
 
@@ -75,16 +75,16 @@ def test_cases_are_packed_up_to_each_limit() -> None:
     assert sizes(1, [(1, 1)] * 3) == [1, 1, 1]
 
 
-def test_spare_nodes_count_for_the_walltime_of_a_job() -> None:
+def test_spare_nodes_count_towards_the_walltime_limit_of_a_job() -> None:
     shapes = [(91, 100), (91, 100)]
     assert [len(job.cases) for job in pack(2, [(91, 50), (91, 50)])] == [2]
-    site = load_system(find_resource("systems", "frontier"), {"account": "abc", "spare_nodes": "1"})
-    plan = make_plan(2, shapes, site)
+    system = load_system(find_resource("systems", "frontier"), {"account": "abc", "spare_nodes": "1"})
+    plan = make_plan(2, shapes, system)
     (job,) = pack_jobs(plan, plan.cases, FOLDER)
     assert (job.nodes, job.spare_nodes, job.minutes) == (91, 1, 205)
 
 
-def test_a_name_depends_on_the_cases_and_the_folder_alone() -> None:
+def test_a_job_name_depends_only_on_the_cases_and_the_folder() -> None:
     plan = make_plan(2, [(1, 1), (1, 2), (1, 3)])
     names = [job.name for job in pack_jobs(plan, plan.cases, FOLDER)]
     renamed: list[Case] = [replace(case, walltime_minutes=9.0) for case in plan.cases]

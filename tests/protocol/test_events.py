@@ -1,4 +1,4 @@
-"""Logs are written and read as types: what a program writes can be read, and any other line is an error."""
+"""Logs are typed: every event that a program can write can be read, and any other line is an error."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ SAMPLE = {
 def write_case(folder: Path, program: str, *lines: dict[str, Any]) -> Path:
     parameters = {"precision": "fp64"} if program in ("ladder", "training_steps") else {}
     (folder / "case.json").write_text(json.dumps({"program": program, "parameters": parameters}))
-    whole = [{"event": "start", "version": VERSION}, *lines]
-    (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in whole))
+    all_lines = [{"event": "start", "version": VERSION}, *lines]
+    (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in all_lines))
     return folder
 
 
@@ -82,9 +82,9 @@ def test_log_of_an_unknown_program_is_checked_for_common_events(tmp_path: Path) 
 def test_log_accepts_only_events_and_facts_of_its_program(tmp_path: Path, name: str) -> None:
     log = CaseLog(tmp_path / "events.jsonl", name)
     log.write(Progress(done=1, total=2))
-    foreign: Any = ladder.LadderFacts(free_bytes=1.0) if name == "train" else train.TrainFacts(compiled_graphs=1)
+    other_facts: Any = ladder.LadderFacts(free_bytes=1.0) if name == "train" else train.TrainFacts(compiled_graphs=1)
     with pytest.raises(ValueError, match="is not the type of the facts of the program"):
-        log.record_facts(foreign)
+        log.record_facts(other_facts)
     with pytest.raises(ValueError, match="unknown event"):
         log.write(train.Stopped(reason="") if name == "ladder" else ladder.Unavailable(stage="", reason=""))
     assert [e["event"] for e in events.read(log.path)] == ["progress"]
@@ -104,23 +104,23 @@ def test_a_misspelt_field_cannot_be_written() -> None:
         Progress(**wrong)
 
 
-def test_kept_results_can_all_be_read() -> None:
+def test_all_published_logs_can_be_read() -> None:
     logs = [log for name in NAMES for log in sorted(unpack_results(name).rglob("events.jsonl"))]
     assert len(logs) > 100
     for log in logs:
         assert read_log(log.parent, read_case(log.parent)), log
 
 
-def strategy(kind: inspect.Type) -> st.SearchStrategy[Any]:
-    """Return values of a field's type as plain data."""
+def make_strategy(kind: inspect.Type) -> st.SearchStrategy[Any]:
+    """Return a strategy for values of a field's type, as plain data."""
     return STRATEGIES[type(kind)](kind)
 
 
-def integers(kind: Any) -> st.SearchStrategy[Any]:
+def make_integer_strategy(kind: Any) -> st.SearchStrategy[Any]:
     return st.integers(-(10**6) if kind.ge is None else kind.ge, 10**6 if kind.le is None else kind.le)
 
 
-def floats(kind: Any) -> st.SearchStrategy[Any]:
+def make_float_strategy(kind: Any) -> st.SearchStrategy[Any]:
     low, high = kind.ge if kind.gt is None else kind.gt, 1e9 if kind.le is None else kind.le
     return st.floats(low, high, exclude_min=kind.gt is not None, allow_nan=False)
 
@@ -128,29 +128,29 @@ def floats(kind: Any) -> st.SearchStrategy[Any]:
 STRATEGIES: dict[Any, Callable[[Any], st.SearchStrategy[Any]]] = {
     inspect.NoneType: lambda _: st.none(),
     inspect.BoolType: lambda _: st.booleans(),
-    inspect.IntType: integers,
-    inspect.FloatType: floats,
+    inspect.IntType: make_integer_strategy,
+    inspect.FloatType: make_float_strategy,
     inspect.StrType: lambda _: st.text(max_size=9),
-    inspect.ListType: lambda k: st.lists(strategy(k.item_type), min_size=k.min_length or 0, max_size=3),
-    inspect.TupleType: lambda k: st.tuples(*map(strategy, k.item_types)).map(list),
-    inspect.DictType: lambda k: st.dictionaries(st.text(max_size=5), strategy(k.value_type), max_size=3),
-    inspect.UnionType: lambda k: st.one_of(*map(strategy, k.types)),
+    inspect.ListType: lambda k: st.lists(make_strategy(k.item_type), min_size=k.min_length or 0, max_size=3),
+    inspect.TupleType: lambda k: st.tuples(*map(make_strategy, k.item_types)).map(list),
+    inspect.DictType: lambda k: st.dictionaries(st.text(max_size=5), make_strategy(k.value_type), max_size=3),
+    inspect.UnionType: lambda k: st.one_of(*map(make_strategy, k.types)),
     inspect.LiteralType: lambda k: st.sampled_from(k.values),
     inspect.AnyType: lambda _: st.none() | st.integers(-9, 9) | st.text(max_size=3),
-    inspect.StructType: lambda k: struct(k.cls),
+    inspect.StructType: lambda k: make_struct_strategy(k.cls),
 }
 
 
-def struct(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
-    """Return plain data of the type, in which optional fields may be absent."""
+def make_struct_strategy(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
+    """Return a strategy for plain data of a struct type, in which optional fields may be absent."""
     required, optional = {}, {}
     for field in inspect.type_info(kind).fields:  # type: ignore[attr-defined]
-        (required if field.required else optional)[field.encode_name] = strategy(field.type)
+        (required if field.required else optional)[field.encode_name] = make_strategy(field.type)
     return st.fixed_dictionaries(required, optional=optional).filter(lambda plain: has_type(plain, kind))
 
 
 def has_type(plain: Any, kind: type[msgspec.Struct]) -> bool:
-    """Return whether plain data passes the checks between fields."""
+    """Return whether plain data passes the checks of a struct type that concern several fields."""
     tag = kind.__struct_config__.tag
     try:
         msgspec.convert(plain if tag is None else {"event": tag} | plain, kind)
@@ -162,20 +162,22 @@ def has_type(plain: Any, kind: type[msgspec.Struct]) -> bool:
 @pytest.mark.parametrize("program", LOGS)
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_what_a_program_can_write_can_be_read(program: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+def test_every_event_that_a_program_can_write_can_be_read(
+    program: str, data: st.DataObject, tmp_path_factory: Any
+) -> None:
     folder = write_case(tmp_path_factory.mktemp("case"), program)
     (folder / "events.jsonl").unlink()
     log = CaseLog(folder / "events.jsonl", program)
     log.write(Start(version=VERSION))
     kinds = [kind for kind in (*COMMON_EVENTS, *LOGS[program].events) if kind not in (Start, FactEvent)]
     kind = data.draw(st.sampled_from(kinds))
-    event = msgspec.convert({"event": kind.__struct_config__.tag} | data.draw(struct(kind)), kind)
+    event = msgspec.convert({"event": kind.__struct_config__.tag} | data.draw(make_struct_strategy(kind)), kind)
     log.write(event)
     written = [msgspec.to_builtins(event)]
     fields = [f for f in msgspec.structs.fields(LOGS[program].facts) if f.type != ladder.LadderModel | None]
     if fields:
         field = data.draw(st.sampled_from(fields))
-        value = data.draw(strategy(inspect.type_info(field.type)))
+        value = data.draw(make_strategy(inspect.type_info(field.type)))
         facts = msgspec.convert({field.encode_name: value}, LOGS[program].facts)
         log.record_facts(facts)
         written += [{"event": "fact", "name": k, "value": v} for k, v in msgspec.to_builtins(facts).items()]

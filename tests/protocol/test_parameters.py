@@ -1,4 +1,4 @@
-"""Invalid parameters are an error of one line, in a suite and in a case that was edited by hand."""
+"""An invalid parameter gives an error of one line, in a suite and in a case that was edited by hand."""
 
 from __future__ import annotations
 

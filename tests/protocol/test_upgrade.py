@@ -37,7 +37,7 @@ PROGRAM_NAMES = [*PROGRAMS, *IMPORTED]
 
 
 def make_example(kind: inspect.Type, name: str, record: Record) -> Any:  # noqa: PLR0911
-    """Return a value of a type with all fields, and with a renamed value where there is one."""
+    """Return a value of a type with all its fields; text has a renamed value if its field has one."""
     match kind:
         case inspect.StructType():
             fields = {f.encode_name: make_example(f.type, f.encode_name, record) for f in kind.fields}
@@ -62,32 +62,32 @@ def make_example(kind: inspect.Type, name: str, record: Record) -> Any:  # noqa:
 
 
 def restore_names(value: Any, record: Record, name: str = "") -> Any:
-    """Return plain data with the old names and values."""
+    """Return plain data with the old names of fields and values."""
     names = {new: old for old, new in record.fields.items()}
     if isinstance(value, dict):
         return {
-            names.get(key) or restore_suffix(key): restore_names(inner, record, key) for key, inner in value.items()
+            names.get(key) or restore_suffix(key): restore_names(child, record, key) for key, child in value.items()
         }
     if isinstance(value, list):
-        return [restore_names(inner, record, name) for inner in value]
+        return [restore_names(child, record, name) for child in value]
     values = {new: old for old, new in record.values.get(name, {}).items()}
     return values.get(value, value) if isinstance(value, str) else value
 
 
 def restore_suffix(name: str) -> str:
-    """Return the name of a field with the old unit at its end."""
+    """Return the name of a field with the old form of the unit at its end."""
     return next((name.removesuffix(new) + old for old, new in SUFFIXES.items() if name.endswith(new)), name)
 
 
 def merge_records(program: str, old: str) -> Record:
-    """Return all that has a new name in an event or a fact of a program."""
+    """Return one record with all renamed fields and values of an event or a fact of a program."""
     parts = [r for r in RECORDS if r.old == old and (not r.programs or program in r.programs.split())]
     fields = {a: b for part in parts for a, b in part.fields.items()}
     values = {a: b for part in parts for a, b in part.values.items()}
     return Record(program, old, next((part.new for part in parts if part.new), ""), fields, values)
 
 
-def list_renamed() -> Iterator[tuple[str, str]]:
+def list_renamed_records() -> Iterator[tuple[str, str]]:
     for program in PROGRAM_NAMES:
         types = find_log_types(program)
         assert types is not None
@@ -109,7 +109,7 @@ def write_log(folder: Path, program: str, start: Mapping[str, Any], event: Mappi
     return [dict(e) for e in case.read_log(folder, {"program": program})]
 
 
-@pytest.mark.parametrize(("program", "old"), sorted(set(list_renamed())))
+@pytest.mark.parametrize(("program", "old"), sorted(set(list_renamed_records())))
 def test_log_with_old_names_is_read_like_one_with_the_present_names(tmp_path: Path, program: str, old: str) -> None:
     types, record = find_log_types(program), merge_records(program, old)
     assert types is not None
@@ -130,22 +130,22 @@ def test_log_with_old_names_is_read_like_one_with_the_present_names(tmp_path: Pa
 
 @pytest.mark.parametrize(("old", "new"), SUFFIXES.items())
 def test_unit_at_the_end_of_a_field_has_its_present_name_in_every_event(tmp_path: Path, old: str, new: str) -> None:
-    """Events and facts without a row in the table, sanity checks and figures of merit."""
+    """This holds for events and facts without a row in the table, and for sanity checks."""
     event = {"event": "mine", f"force{old}": 1.0, "rows": [{f"stress{old}": 2.0, f"a{old}_b": 3.0}]}
     fact = {"event": "fact", "name": "mine", "value": {f"force{old}": 1.0}}
     assert convert_event("none", event) == {
         "event": "mine", f"force{new}": 1.0, "rows": [{f"stress{new}": 2.0, f"a{old}_b": 3.0}],
     }  # fmt: skip
     assert convert_event("none", fact) == fact | {"value": {f"force{new}": 1.0}}
-    row = {"event": "mine", "where": {f"force{old}": 1.0}, "field": f"rows.0.stress{old}", "below": 3.0}
+    row = {"event": "mine", "where": {f"force{old}": 1.0}, "field": f"rows.0.stress{old}", "equals": 3.0}
     (tmp_path / "case.json").write_text(json.dumps({"program": "none", "sanity": [row], "performance": []}))
     assert case.read_case(tmp_path)["sanity"] == [
-        {"event": "mine", "where": {f"force{new}": 1.0}, "field": f"rows.0.stress{new}", "below": 3.0}
+        {"event": "mine", "where": {f"force{new}": 1.0}, "field": f"rows.0.stress{new}", "equals": 3.0}
     ]
 
 
 def test_every_renamed_record_belongs_to_a_program() -> None:
-    known = {old for _, old in list_renamed()}
+    known = {old for _, old in list_renamed_records()}
     assert {record.old for record in RECORDS} == known
 
 
@@ -216,33 +216,33 @@ def test_notes_of_old_checkpoints_have_the_present_names() -> None:
     }  # fmt: skip
 
 
-def list_fields(model: type[BaseModel], at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def list_fields(model: type[BaseModel], parents: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Yield the key path of each parameter."""
     for name, field in model.model_fields.items():
-        yield (*at, name)
+        yield (*parents, name)
         for member in _iter_members(field.annotation):
             if isinstance(member, type) and issubclass(member, BaseModel):
-                yield from list_fields(member, (*at, name))
+                yield from list_fields(member, (*parents, name))
 
 
 def list_old_parameters() -> Iterator[tuple[str, tuple[str, ...], str]]:
     for program, group in PARAMETERS.items():
         for old, new in group.names.items():
-            for at in list_fields(PROGRAMS[program].parameters):
-                if at[-1] == new:
-                    yield program, (*at[:-1], old), new
+            for key_path in list_fields(PROGRAMS[program].parameters):
+                if key_path[-1] == new:
+                    yield program, (*key_path[:-1], old), new
 
 
-@pytest.mark.parametrize(("program", "at", "new"), sorted(set(list_old_parameters())))
+@pytest.mark.parametrize(("program", "key_path", "new"), sorted(set(list_old_parameters())))
 def test_old_parameter_is_refused_with_the_present_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], program: str, at: tuple[str, ...], new: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], program: str, key_path: tuple[str, ...], new: str
 ) -> None:
-    lines = [f"{'  ' * depth}{key}:" for depth, key in enumerate(at, start=1)]
+    lines = [f"{'  ' * depth}{key}:" for depth, key in enumerate(key_path, start=1)]
     path = tmp_path / "old.yaml"
     path.write_text("\n".join(["name: old", "title: Old", f"program: {program}", "parameters:", *lines]) + " 1\n")
     assert main(["plan", str(path), "--system", "local"]) == 2
-    place = f"{path}:{4 + len(at)}:{1 + 2 * len(at)}: key {at[-1]!r} is now called {new!r}"
-    assert place in capsys.readouterr().err
+    message = f"{path}:{4 + len(key_path)}:{1 + 2 * len(key_path)}: key {key_path[-1]!r} is now called {new!r}"
+    assert message in capsys.readouterr().err
 
 
 def test_old_axis_and_old_value_are_refused_with_the_present_ones(
@@ -264,11 +264,11 @@ def test_old_hyperparameter_of_a_search_is_refused_with_the_present_one() -> Non
 
 
 @pytest.mark.parametrize("keys", [CASE_KEYS, CLAIM_KEYS, SETTINGS, SYSTEM_KEYS])
-def test_every_old_key_names_a_present_one(keys: Mapping[str, str]) -> None:
+def test_no_old_key_is_also_a_present_one(keys: Mapping[str, str]) -> None:
     assert not keys.keys() & set(keys.values())
 
 
-def test_checks_of_old_cases_count_events_and_bound_values_as_before(tmp_path: Path) -> None:
+def test_sanity_checks_of_old_cases_have_the_same_results_as_before(tmp_path: Path) -> None:
     row = {"event": "epoch", "field": "loss", "at_least": 2, "at_most": 3, "above": 0, "below": 1.5}
     old = {
         "program": "train",
@@ -283,12 +283,12 @@ def test_checks_of_old_cases_count_events_and_bound_values_as_before(tmp_path: P
     assert new["settings"] == {"store_folder": "/s", "threads": 1}
     (check,) = new["sanity"]
     assert check.keys() == {"event", "field", *CHECK_KEYS.values()}
-    for losses, holds in (
+    for losses, passes in (
         ([0.5, 1], True), ([5e-324, 1.4999999], True), ([0, 1], False), ([1, 1.5], False), ([1], False),
         ([1] * 4, False),
     ):  # fmt: skip
         failure = checks.find_sanity_failure(check, [{"event": "epoch", "loss": loss} for loss in losses])
-        assert (failure is None) is holds, losses
+        assert (failure is None) is passes, losses
 
 
 SUITE = "name: old\ntitle: Old\nprogram: train\n"
@@ -340,15 +340,15 @@ def test_old_settings_are_refused_wherever_they_are_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    words = ["plan", "scaling", "--system", "local"]
-    assert main([*words, "-S", "stores=/s"]) == 2
+    args = ["plan", "scaling", "--system", "local"]
+    assert main([*args, "-S", "stores=/s"]) == 2
     assert capsys.readouterr().err == "error: -S stores: the setting is now called 'store_folder'\n"
     (tmp_path / "gfm-harness").mkdir()
-    for text, place in (("stores: /s", "1:1"), ("local: {stores: /s}", "1:9")):
+    for text, location in (("stores: /s", "1:1"), ("local: {stores: /s}", "1:9")):
         (tmp_path / "gfm-harness" / "settings.yaml").write_text(text)
-        assert main(words) == 2
-        assert f"{place}: stores: the setting is now called 'store_folder'" in capsys.readouterr().err
+        assert main(args) == 2
+        assert f"{location}: stores: the setting is now called 'store_folder'" in capsys.readouterr().err
     (tmp_path / "gfm-harness" / "settings.yaml").unlink()
     monkeypatch.setenv("HARNESS_STORES", "/s")
-    assert main(words) == 2
+    assert main(args) == 2
     assert capsys.readouterr().err == "error: HARNESS_STORES is now called HARNESS_STORE_FOLDER\n"

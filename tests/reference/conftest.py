@@ -29,7 +29,7 @@ def model() -> FoundationModel:
     return make_model()
 
 
-def molecule(n: int = 9, seed: int = 0) -> Structure:
+def make_molecule(n: int = 9, seed: int = 0) -> Structure:
     """Return atoms at least 0.8 angstrom apart in a small box."""
     rng = np.random.default_rng(seed)
     positions: list[np.ndarray] = []
@@ -40,8 +40,8 @@ def molecule(n: int = 9, seed: int = 0) -> Structure:
     return Structure(f"molecule-{seed}", rng.integers(1, 20, n), np.array(positions))
 
 
-def crystal(n: int = 4, seed: int = 1) -> Structure:
-    """Return a skewed cell narrower than twice the cutoff, so that atoms meet their own images."""
+def make_crystal(n: int = 4, seed: int = 1) -> Structure:
+    """Return a skewed cell narrower than twice the cutoff, so that atoms are neighbours of their own images."""
     rng = np.random.default_rng(seed)
     cell = np.diag([3.1, 3.6, 4.2]) + rng.normal(0, 0.3, (3, 3))
     return Structure(
@@ -49,16 +49,16 @@ def crystal(n: int = 4, seed: int = 1) -> Structure:
     )
 
 
-def batch_of(structures: list[Structure], config: ModelConfig = SMALL) -> Batch:
+def make_batch(structures: list[Structure], config: ModelConfig = SMALL) -> Batch:
     return build_batch(
         [build_neighbour_list(s, cutoff=config.cutoff, max_neighbours=config.max_neighbours) for s in structures]
     )
 
 
-def ignore_progress(count: int, total: int, what: str) -> None:
+def ignore_progress(count: int, total: int, activity: str) -> None:
     """Report no progress."""
 
 
 def predict(model: FoundationModel, structures: list[Structure]) -> Prediction:
-    batch = batch_of(structures, model.config)
+    batch = make_batch(structures, model.config)
     return batched_heads(model, batch, model.gate(batch.composition))

@@ -1,4 +1,4 @@
-"""The report shows logs without any of the fields that a program may leave out or leave empty."""
+"""The report shows a log in which any one of the optional fields is absent or empty."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_report_shows_a_log_without_an_optional_field(
     events = [orjson.loads(line) for line in log.read_bytes().splitlines()]
     program = orjson.loads((folder / "case.json").read_bytes())["program"]
     problems, reports = [], 0
-    for what, changed in _vary(events):
+    for description, changed in _iter_variants(events):
         if find_invalid_event(program, changed) is not None:
             continue  # the field is required
         reports += 1
@@ -44,52 +44,52 @@ def test_report_shows_a_log_without_an_optional_field(
         try:
             write_report(tmp_path)
         except Exception as error:
-            problems.append(f"{what}: {error!r}")
+            problems.append(f"{description}: {error!r}")
             continue
         lines = (tmp_path / "report.md").read_text().splitlines()
-        problems += [f"{what}: {line}" for line in lines if "cannot be shown" in line]
+        problems += [f"{description}: {line}" for line in lines if "cannot be shown" in line]
     assert reports
     assert not problems, "\n".join(problems)
 
 
-def _vary(events: list[Event]) -> Iterator[tuple[str, list[Event]]]:
+def _iter_variants(events: list[Event]) -> Iterator[tuple[str, list[Event]]]:
     """Yield the log without each kind of event, and with each field of each kind absent or empty."""
-    for kind in sorted({_kind(event) for event in events} - {"start"}):
-        yield f"no {kind}", [event for event in events if _kind(event) != kind]
+    for kind in sorted({_get_kind(event) for event in events} - {"start"}):
+        yield f"no {kind}", [event for event in events if _get_kind(event) != kind]
     for kind, path, is_container in sorted({field for event in events for field in _list_fields(event)}):
         for value in (ABSENT, [], {}) if is_container else (ABSENT,):
-            what = f"{kind}.{'.'.join(path)} {'absent' if value is ABSENT else 'empty'}"
-            yield what, [_replace(event, path, value) if _kind(event) == kind else event for event in events]
+            description = f"{kind}.{'.'.join(path)} {'absent' if value is ABSENT else 'empty'}"
+            yield description, [_replace(event, path, value) if _get_kind(event) == kind else event for event in events]
 
 
-def _kind(event: Event) -> str:
+def _get_kind(event: Event) -> str:
     return f"fact {event['name']}" if event["event"] == "fact" else str(event["event"])
 
 
 def _list_fields(event: Event) -> Iterator[tuple[str, FieldPath, bool]]:
     for path, value in _walk(event):
         if path not in {("event",), ("name",)}:
-            yield _kind(event), path, isinstance(value, list | dict)
+            yield _get_kind(event), path, isinstance(value, list | dict)
 
 
 def _walk(value: Any) -> Iterator[tuple[FieldPath, Any]]:
-    """Yield the path and the value of every field; of a list, those of its first item."""
+    """Yield the path and the value of every field; a list is represented by its first item."""
     if isinstance(value, list):
         for item in value[:1]:
             yield from _walk(item)
     elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield (key,), inner
-            yield from (((key, *path), deeper) for path, deeper in _walk(inner))
+        for key, child in value.items():
+            yield (key,), child
+            yield from (((key, *path), descendant) for path, descendant in _walk(child))
 
 
 def _replace(value: Any, path: FieldPath, new: Any) -> Any:
-    """Return a copy with another value at the path, in every item of the lists on the way."""
+    """Return a copy with another value at the path; lists along the path are changed in every item."""
     if isinstance(value, list):
         return [_replace(item, path, new) for item in value]
     if not isinstance(value, dict) or path[0] not in value:
         return value
     if len(path) > 1:
         return value | {path[0]: _replace(value[path[0]], path[1:], new)}
-    rest = {key: inner for key, inner in value.items() if key != path[0]}
+    rest = {key: child for key, child in value.items() if key != path[0]}
     return rest if new is ABSENT else rest | {path[0]: new}

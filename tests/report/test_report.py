@@ -1,4 +1,4 @@
-"""Raw events become tables and pages: numbers match arithmetic by hand, wrong stages are withheld."""
+"""Raw events become tables and pages: numbers match a calculation by hand, and wrong speed-ups are withheld."""
 
 from __future__ import annotations
 
@@ -52,13 +52,15 @@ def write_run(
         log.write("warm_up", stage=stage, first_call_s=1.0, flops=FLOPS, peak_bytes=2**20)
     for number in range(6):
         for stage, factor in zip(STAGES, (1.0, 4.0, 10.0, speedup), strict=True):
-            wrong = {"baseline": 0.0, "branch_skip": 0.3, "batched_heads": 1e-15, "torch_compile": error}[stage]
+            relative_error = {"baseline": 0.0, "branch_skip": 0.3, "batched_heads": 1e-15, "torch_compile": error}[
+                stage
+            ]
             log.write(
                 "sample", stage=stage, round=number, batch=0, structures=16, device_s=(8.0 + number) / factor,
                 energy_dtype=RESULT_DTYPES[precision], force_dtype=RESULT_DTYPES[precision], finite=True,
                 neighbour_lists_s=0.1, collation_s=0.05, transfer_s=0.05, load_1min=0.5,
-                force_error_ev_per_angstrom=wrong * 20.0, force_scale_ev_per_angstrom=20.0,
-                energy_error_ev_per_atom=wrong * 3.0, energy_scale_ev_per_atom=3.0,
+                force_error_ev_per_angstrom=relative_error * 20.0, force_scale_ev_per_angstrom=20.0,
+                energy_error_ev_per_atom=relative_error * 3.0, energy_scale_ev_per_atom=3.0,
             )  # fmt: skip
     log.write("done")
     (folder / "exit_code").write_text("0\n")
@@ -81,19 +83,19 @@ def test_ladder_table_follows_from_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "error", "is_counted"), [("fp64", 2e-9, False), ("fp32", 2e-9, True), ("fp32", 2e-4, False)]
+    ("precision", "error", "is_valid"), [("fp64", 2e-9, False), ("fp32", 2e-9, True), ("fp32", 2e-4, False)]
 )
-def test_wrong_stage_has_no_speedup(tmp_path: Path, precision: str, error: float, is_counted: bool) -> None:
+def test_stage_with_wrong_results_has_no_speedup(tmp_path: Path, precision: str, error: float, is_valid: bool) -> None:
     write_run(tmp_path, precision=precision, error=error)
     last = build_ladder_table(load_runs(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
-    assert (last["verdict"] == "ok") == is_counted
-    assert (not pd.isna(last["speedup"])) == is_counted
+    assert (last["verdict"] == "ok") == is_valid
+    assert (not pd.isna(last["speedup"])) == is_valid
     scores = {s.id: s for s in judge_papers(load_papers(), build_results(load_runs(tmp_path / "runs")), tmp_path)}
-    assert scores[f"ladder-speedup-{precision}"].verdict == ("reproduced" if is_counted else "incorrect")
+    assert scores[f"ladder-speedup-{precision}"].verdict == ("reproduced" if is_valid else "incorrect")
 
 
 @pytest.mark.parametrize(("speedup", "verdict"), [(40.0, "reproduced"), (28.0, "reproduced"), (20.0, "deviates")])
-def test_verdict_follows_interval(tmp_path: Path, speedup: float, verdict: str) -> None:
+def test_verdict_follows_from_the_interval(tmp_path: Path, speedup: float, verdict: str) -> None:
     write_run(tmp_path, speedup=speedup)
     scores = {s.id: s for s in write_report(tmp_path).scores}
     assert scores["ladder-speedup-fp64"].verdict == verdict
@@ -129,13 +131,13 @@ def test_ladder_claims_are_about_hydragnn_where_it_was_measured(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("speedup", "error", "code"), [(40.0, 1e-12, 0), (20.0, 1e-12, 1), (40.0, 1e-3, 1)])
-def test_check_fails_for_deviation_or_wrong_stage(tmp_path: Path, speedup: float, error: float, code: int) -> None:
+def test_check_fails_for_a_deviation_or_a_wrong_stage(tmp_path: Path, speedup: float, error: float, code: int) -> None:
     write_run(tmp_path, speedup=speedup, error=error)
     assert main(["check", "--out", str(tmp_path)]) == code
 
 
 class FetchedElements(HTMLParser):
-    """The elements of a page that a browser would fetch."""
+    """A parser that lists the elements of a page for which a browser would fetch a file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +148,7 @@ class FetchedElements(HTMLParser):
             self.tags.append(tag)
 
 
-def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
+def test_page_fetches_nothing_and_escapes_text(tmp_path: Path) -> None:
     write_run(tmp_path)
     write_report(tmp_path)
     page = read_pages(tmp_path)
@@ -165,8 +167,8 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
         assert (tmp_path / image.split(")")[0]).is_file()
 
 
-def test_paper_table_is_quoted_correctly() -> None:
-    """The printed speed-ups follow from the printed rates, up to their rounding."""
+def test_printed_speedups_of_the_paper_follow_from_its_printed_rates() -> None:
+    """Speed-ups agree with the ratios of rates up to rounding, which a typing error in either would violate."""
     _, table = find_table(load_papers(), "table_xv")
     for k, printed in enumerate(table.printed_speedup):
         assert table.rows["torch_compile"][k] / table.rows["baseline"][k] == pytest.approx(printed, abs=1.0)
@@ -175,7 +177,7 @@ def test_paper_table_is_quoted_correctly() -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("finite", False), ("energy_dtype", "torch.float32"), ("force_dtype", "torch.float32")]
 )
-def test_one_bad_sample_makes_stage_wrong(tmp_path: Path, field: str, value: object) -> None:
+def test_one_bad_sample_makes_the_stage_incorrect(tmp_path: Path, field: str, value: object) -> None:
     """The sample is not finite, or was computed in a lower precision than requested."""
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
@@ -190,7 +192,7 @@ def test_one_bad_sample_makes_stage_wrong(tmp_path: Path, field: str, value: obj
     assert table.loc["torch_compile", "is_valid"]
 
 
-def test_case_repeated_by_hand_counts_once(tmp_path: Path) -> None:
+def test_case_that_was_repeated_by_hand_counts_once(tmp_path: Path) -> None:
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
     log.write_bytes(2 * log.read_bytes())
@@ -201,7 +203,7 @@ def get_verdict(claim: str, out: Path) -> str:
     return next(s.verdict for s in write_report(out).scores if s.id == claim)
 
 
-def test_few_rounds_or_unfinished_case_decide_nothing(tmp_path: Path) -> None:
+def test_too_few_rounds_or_an_unfinished_case_leave_the_claim_not_run(tmp_path: Path) -> None:
     write_run(tmp_path)
     folder = tmp_path / "runs" / "ladder-local" / "case-fp64"
     (folder / "exit_code").write_text("1\n")
@@ -224,7 +226,7 @@ def test_truncated_last_line_is_ignored(tmp_path: Path) -> None:
     assert len(record.samples) == before - 1
 
 
-def test_damaged_line_makes_case_unreadable(tmp_path: Path) -> None:
+def test_damaged_line_makes_the_case_unreadable(tmp_path: Path) -> None:
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Every claim of the paper has a verdict, and a laptop reproduces none about a supercomputer."""
+"""Every claim of the paper has a verdict, and runs on a laptop reproduce no claim about a supercomputer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_without_runs_every_claim_is_not_run(tmp_path: Path) -> None:
         assert score.measurement
 
 
-def test_a_laptop_reproduces_no_claim_about_a_supercomputer(tmp_path: Path) -> None:
+def test_runs_on_a_laptop_reproduce_no_claim_about_a_supercomputer(tmp_path: Path) -> None:
     for backbone in ("painn", "mace", "egnn", "schnet", "pnaeq", "dimenet"):
         value = -0.1 if backbone == "painn" else -0.2
         write_search(tmp_path, backbone, [make_trial(0, value, backbone)])

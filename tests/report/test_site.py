@@ -1,4 +1,4 @@
-"""The pages of a report in a real browser: links resolve, the console is silent, nothing is too wide."""
+"""The pages of a report work in a real browser: links resolve, the console is silent, no element is too wide."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def test_browser_shows_every_page_without_errors(out: Path, tmp_path: Path) -> N
         "--dump-dom", (tmp_path / "probe.html").as_uri(),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    complaints = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
-    assert not complaints
+    console_messages = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+    assert not console_messages
     title = re.search(r"<title>(.*?)</title>", result.stdout, re.DOTALL)
     assert title, result.stderr[-2000:]
     measured = json.loads(html.unescape(title[1]))

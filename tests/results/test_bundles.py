@@ -1,4 +1,4 @@
-"""Bundles: what goes in comes out, the same files give the same bytes, and no bundle writes outside its folder."""
+"""Unpacking a bundle restores its files, equal files give equal bundles, and no bundle writes outside its folder."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
-def read_all(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_bundle_returns_every_run_folder(results: Path, tmp_path: Path) -> None:
+def test_unpacking_restores_every_run_folder(results: Path, tmp_path: Path) -> None:
     assert write_bundle(results, tmp_path / "one.tar.xz") == 3
     for _ in range(2):  # the second time, every file exists
         assert unpack_bundle(tmp_path / "one.tar.xz", tmp_path / "copy") == 3
-    expected = read_all(results)
+    expected = read_files(results)
     for name in ("runs/a/telemetry.cache.json", "index.html"):
         del expected[name]
-    assert read_all(tmp_path / "copy") == expected
+    assert read_files(tmp_path / "copy") == expected
 
 
 def test_equal_files_give_equal_bytes(results: Path, tmp_path: Path) -> None:
@@ -84,9 +84,11 @@ def test_bundle_is_not_unpacked_through_a_link(results: Path, tmp_path: Path) ->
 def test_damaged_bundles_are_named(results: Path, tmp_path: Path) -> None:
     file = tmp_path / "one.tar.xz"
     write_bundle(results, file)
-    whole = file.read_bytes()
-    changed = bytes([*whole[: len(whole) // 2], whole[len(whole) // 2] ^ 1, *whole[len(whole) // 2 + 1 :]])
-    for content in (b"", b"no archive", whole[: len(whole) // 2], changed):
+    original = file.read_bytes()
+    changed = bytes(
+        [*original[: len(original) // 2], original[len(original) // 2] ^ 1, *original[len(original) // 2 + 1 :]]
+    )
+    for content in (b"", b"no archive", original[: len(original) // 2], changed):
         file.write_bytes(content)
         with pytest.raises(UsageError, match=r"one\.tar\.xz: not a bundle of results, or damaged"):
             unpack_bundle(file, tmp_path / "out")
@@ -106,7 +108,7 @@ def test_bundle_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
         unpack_bundle(tmp_path / "huge.tar.xz", tmp_path / "out")
 
 
-def test_report_reads_published_results_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_reads_a_published_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(PUBLISHED / "runs.tar.xz"), "--out", str(tmp_path / "out")]) == 0
     assert "ladder-speedup-fp64: reproduced: 42.1 x (paper: 33 x)" in capsys.readouterr().out
     assert (tmp_path / "out" / "index.html").exists()

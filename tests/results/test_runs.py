@@ -1,4 +1,4 @@
-"""Records of runs: the events of a log, by kind."""
+"""A record of a run returns the events of its log by kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.results.runs import load_run_folder
 
 
-def test_record_returns_events_of_every_kind_that_it_keeps(tmp_path: Path) -> None:
+def test_record_returns_samples_warm_ups_and_profiles(tmp_path: Path) -> None:
     events = [
         {"event": "start", "version": 2},
         {"event": "warm_up", "first_s": 2.0},

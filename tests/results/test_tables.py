@@ -1,4 +1,4 @@
-"""Declared columns: groups by name, and errors that name the table and the column."""
+"""Tables have declared columns in named groups, and errors name the table and the column."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_misspelt_column_of_derived_table_is_named(derive: str) -> None:
         build_block("Runs", list_rows(derived), [("rate", number_cell("raet"))])
 
 
-def test_rows_hold_none_for_missing_values() -> None:
+def test_rows_have_none_for_missing_values() -> None:
     (row,) = list_rows(RUNS.build([{"case": "a", "rate": math.nan}]))
     assert row["case"] == "a"
     assert row["rate"] is None
     assert row["campaign"] is None
 
 
-def test_interval_columns_hold_value_and_ends() -> None:
+def test_interval_columns_contain_the_value_and_both_ends() -> None:
     columns = interval_columns("rate", compute_median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
     assert columns == {"rate": 3.5, "rate_low": 1.0, "rate_high": 6.0}

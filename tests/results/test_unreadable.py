@@ -53,7 +53,7 @@ def load_record(folder: Path) -> RunRecord:
     return next(r for r in load_runs(folder.parents[1]) if r.folder == folder)
 
 
-def test_every_version_has_migration() -> None:
+def test_every_older_version_has_a_migration() -> None:
     assert sorted(events.MIGRATIONS) == list(range(1, VERSION))
 
 
@@ -74,7 +74,7 @@ def test_every_version_has_migration() -> None:
         ("start", {"program": "train"}, "the log of another case: program is 'train', and case.json has 'ladder'"),
     ],
 )  # fmt: skip
-def test_wrong_event_makes_its_case_unreadable(
+def test_invalid_event_makes_its_case_unreadable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, fields: dict[str, Any], message: str
 ) -> None:
     folder = write_two_cases(tmp_path)
@@ -117,27 +117,29 @@ def test_damaged_file_makes_case_unreadable(tmp_path: Path, name: str, content: 
     assert main(["check", "--out", str(tmp_path)]) == 1
 
 
-def damage_pipe(path: Path) -> None:
+def replace_with_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
 
 
-def damage_folder(path: Path) -> None:
+def replace_with_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def damage_loop(path: Path) -> None:
+def replace_with_looping_link(path: Path) -> None:
     path.unlink()
     path.symlink_to(path.name)
 
 
-def damage_device(path: Path) -> None:
+def replace_with_device(path: Path) -> None:
     path.unlink()
     path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("damage", [damage_pipe, damage_folder, damage_loop, damage_device])
+@pytest.mark.parametrize(
+    "damage", [replace_with_pipe, replace_with_folder, replace_with_looping_link, replace_with_device]
+)
 @pytest.mark.parametrize("name", ["case.json", "events.jsonl", "exit_code", "provenance.json"])
 def test_special_file_makes_case_unreadable(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
     folder = write_two_cases(tmp_path)
@@ -151,7 +153,7 @@ def test_special_file_makes_case_unreadable(tmp_path: Path, name: str, damage: C
     assert load_record(tmp_path / CAMPAIGN / "case-fp64").state == "done"
 
 
-def test_ladder_without_required_fact_is_unreadable(tmp_path: Path) -> None:
+def test_ladder_without_a_required_field_is_unreadable(tmp_path: Path) -> None:
     folder = write_two_cases(tmp_path)
     lines = (folder / "events.jsonl").read_text()
     with (folder / "events.jsonl").open("a") as log:
@@ -167,7 +169,7 @@ def test_negative_memory_growth_is_accepted() -> None:
     assert events.find_invalid_event("data", [fact]) is None
 
 
-def test_impossible_provenance_is_reported_and_case_counts(tmp_path: Path) -> None:
+def test_invalid_provenance_is_reported_and_its_case_still_counts(tmp_path: Path) -> None:
     folder = write_two_cases(tmp_path)
     (folder / "provenance.json").write_text('{"time_s": "yesterday", "cores": 4}')
     assert load_record(folder).state == "done"
@@ -175,7 +177,7 @@ def test_impossible_provenance_is_reported_and_case_counts(tmp_path: Path) -> No
     assert "provenance.json: time_s is 'yesterday', expected a number" in (tmp_path / "report.md").read_text()
 
 
-def test_case_without_the_facts_of_its_analysis_is_unreadable(tmp_path: Path) -> None:
+def test_case_without_the_facts_that_its_tables_need_is_unreadable(tmp_path: Path) -> None:
     write_scaling_run(tmp_path / "runs" / "scaling-here" / "without-facts", [1.0, 2.0])
     write_run(tmp_path)
     results = build_results(load_runs(tmp_path / "runs"))
@@ -193,7 +195,7 @@ def test_compare_names_unreadable_cases(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"not compared: {folder} is unreadable: events.jsonl:2: sample: device_s" in capsys.readouterr().out
 
 
-def test_end_of_case_names_damaged_line(tmp_path: Path) -> None:
+def test_result_of_a_case_names_the_damaged_line(tmp_path: Path) -> None:
     folder = write_two_cases(tmp_path)
     change_event(folder, "sample", device_s=-1.0)
     result = read_result(folder)
@@ -203,7 +205,7 @@ def test_end_of_case_names_damaged_line(tmp_path: Path) -> None:
     assert read_exit_code(folder) == (0, None)
 
 
-def test_log_starts_at_last_run_and_ignores_a_truncated_line_before(tmp_path: Path) -> None:
+def test_log_starts_at_the_last_run_and_ignores_an_earlier_truncated_line(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     JsonLinesLog(log).write("start")
     with log.open("a") as handle:
@@ -228,7 +230,7 @@ def add_reference(folder: Path, exit_code: int) -> None:
 
 
 @pytest.mark.parametrize(("exit_code", "expected"), [(0, 0), (1, 1), (None, 1)])
-def test_check_fails_for_figure_that_was_not_measured(
+def test_check_fails_for_a_figure_of_merit_that_was_not_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], exit_code: int | None, expected: int
 ) -> None:
     folder = write_two_cases(tmp_path)
@@ -243,7 +245,7 @@ def test_check_fails_for_figure_that_was_not_measured(
     assert ("ladder-speedup-fp32: the claim is not measured" in message) == bool(expected)
 
 
-def test_check_passes_for_case_that_has_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_passes_for_a_case_that_has_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_two_cases(tmp_path)
     add_reference(folder, 0)
     for name in ("events.jsonl", "exit_code"):
@@ -252,7 +254,7 @@ def test_check_passes_for_case_that_has_not_run(tmp_path: Path, capsys: pytest.C
     assert "1 case not run yet: not judged" in capsys.readouterr().out
 
 
-def test_links_below_folder_are_not_followed(tmp_path: Path) -> None:
+def test_links_in_the_results_folder_are_not_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("mine")
@@ -260,12 +262,12 @@ def test_links_below_folder_are_not_followed(tmp_path: Path) -> None:
     for name in ("history.jsonl", "index.html.part", "index.html", "report.md", "scorecard.json", "ladder.csv.part"):
         shutil.rmtree(out, ignore_errors=True)
         write_run(out)
-        place = out / "tables" if name.startswith("ladder") else out
-        place.mkdir(exist_ok=True)
-        (place / name).symlink_to(outside / "precious")
+        folder = out / "tables" if name.startswith("ladder") else out
+        folder.mkdir(exist_ok=True)
+        (folder / name).symlink_to(outside / "precious")
         write_report(out)
         assert (outside / "precious").read_text() == "mine"
-        assert name == "history.jsonl" or not (place / name).is_symlink()
+        assert name == "history.jsonl" or not (folder / name).is_symlink()
 
 
 @pytest.mark.parametrize("name", ["tables", "figures"])
@@ -285,7 +287,7 @@ def test_linked_folder_is_refused_before_writing(tmp_path: Path, name: str) -> N
     assert (out / "index.html").exists()
 
 
-def test_files_below_folder_are_written_and_appended(tmp_path: Path) -> None:
+def test_files_are_not_written_or_appended_through_links(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("mine")
     for name in ("a", "a.part"):
@@ -321,7 +323,7 @@ def test_text_of_records_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("name", ["a b/../..", "$x^{$", "x" * 300, "<&>", "ä"])
-def test_file_name_is_safe_and_unique(name: str) -> None:
+def test_file_name_has_only_safe_characters(name: str) -> None:
     safe = make_file_name(name)
     assert safe.isascii()
     assert len(safe) < 200
@@ -366,8 +368,8 @@ def test_git_ignores_user_configuration(tmp_path: Path, monkeypatch: pytest.Monk
     (repo / "file").write_text("x")
     subprocess.run(["git", "-C", str(repo), "add", "file"], check=True)
     for message in (b"caf\xe9 \x1b[31mred", b"second"):
-        words = ["git", "-C", str(repo), "commit", "-q", "--allow-empty", "--cleanup=verbatim", "-F", "-"]
-        subprocess.run(words, input=message, check=True, capture_output=True)
+        command = ["git", "-C", str(repo), "commit", "-q", "--allow-empty", "--cleanup=verbatim", "-F", "-"]
+        subprocess.run(command, input=message, check=True, capture_output=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("GIT_EXTERNAL_DIFF", "false")
     first, second = git_commits.list_commits(git_commits.find_repository(repo), "HEAD~1..HEAD")
@@ -380,6 +382,6 @@ def test_git_ignores_user_configuration(tmp_path: Path, monkeypatch: pytest.Monk
     assert git_commits.describe_commit(repo, "f" * 40) is None
 
 
-def test_missing_cell_is_dash() -> None:
-    view = TableBlock("t", ["a", "b"], [[None, "x"]])  # type: ignore[list-item]
-    assert view.rows == [[EN_DASH, "x"]]
+def test_missing_cell_is_shown_as_a_dash() -> None:
+    block = TableBlock("t", ["a", "b"], [[None, "x"]])  # type: ignore[list-item]
+    assert block.rows == [[EN_DASH, "x"]]

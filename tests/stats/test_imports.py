@@ -1,4 +1,4 @@
-"""scipy.stats, which takes most of a second to import, is loaded only where it is needed."""
+"""scipy.stats, whose import takes most of a second, is imported only by the modules that need it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 
 def test_modules_of_intervals_do_not_import_scipy_stats() -> None:
-    """Reports without a history of commits need scipy.special alone, which takes a third of the time."""
+    """Reports without a history of commits need only scipy.special, whose import takes a third of the time."""
     script = (
         "import sys, harness.stats.intervals, harness.stats.changepoints.detect; print('scipy.stats' in sys.modules)"
     )

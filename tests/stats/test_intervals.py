@@ -1,4 +1,4 @@
-"""Intervals of the median and the mean cover what they claim to cover."""
+"""Intervals of the median and the mean cover the true value at their stated rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shifts and ratios between samples match the textbooks, and are significant no more often than they claim."""
+"""Shifts and ratios between samples match textbook results, and false positives are no more frequent than stated."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_rows_that_cannot_be_compared_are_nan() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_equal_constants_have_shift_zero_and_p_one() -> None:
-    same = estimate_shift([2.0] * 6, [2.0] * 6)
-    assert (same.estimate, same.low, same.high, same.p) == (0, 0, 0, 1)
+    shift = estimate_shift([2.0] * 6, [2.0] * 6)
+    assert (shift.estimate, shift.low, shift.high, shift.p) == (0, 0, 0, 1)
 
 
 def test_long_samples_are_thinned_without_changing_the_interval() -> None:

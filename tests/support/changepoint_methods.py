@@ -1,7 +1,7 @@
-"""Compare change-point detectors on series with known noise: ours, asv's and Apache Otava's.
+"""Compare change-point detectors on series with known noise: those of the harness, of asv and of Apache Otava.
 
-`python -m tests.support.changepoint_methods` measures all of them on many series, and writes
-reports/measured/detection/README.md. Otava pins an older numpy than ours, but the part used here runs with any:
+`python -m tests.support.changepoint_methods` measures all detectors on many series, and writes
+reports/measured/detection/README.md. Otava pins an older numpy, but the functions used here run with any version:
 `pip install --no-deps apache-otava`.
 """
 
@@ -21,7 +21,7 @@ from harness.stats.changepoints.null_distribution import simulate_noise
 from tests.conftest import ROOT
 
 SEED = 1
-SPREAD = 0.02  # standard deviation of the logarithm of a value; of autocorrelated noise, each value's own
+SPREAD = 0.02  # standard deviation of the logarithm of each value, also in autocorrelated noise
 MIN_DISTANCE_FROM_ENDS = 5  # values on either side of a step at a random index
 PAGE_PATH = ROOT / "reports" / "measured" / "detection" / "README.md"
 
@@ -110,7 +110,7 @@ def detect_otava(series: Floats) -> list[bool]:
 PACKAGES = {"asv": "asv", "otava": "apache-otava"}
 DETECTORS = {"ours": detect_ours, "asv": detect_asv, "asv, steps": detect_asv_steps, "otava": detect_otava}
 
-# The test measures these; the page adds PAGE_CASES.
+# tests/benchmarks measures CASES; the page also has PAGE_CASES.
 CASES = (
     Case("iid"),
     Case("iid", "step", 0.03),
@@ -149,7 +149,7 @@ PAGE_CASES = (
 )
 
 
-def installed_detectors() -> dict[str, Callable[[Floats], list[bool]]]:
+def find_installed_detectors() -> dict[str, Callable[[Floats], list[bool]]]:
     """Return the detectors that are installed."""
     return {
         name: detect
@@ -158,16 +158,19 @@ def installed_detectors() -> dict[str, Callable[[Floats], list[bool]]]:
     }
 
 
-def detection_rates(case: Case, count: int, count_of_others: int) -> dict[str, float]:
-    """Return the share of `count` series in which ours detects a change, and of `count_of_others` for the others."""
+def measure_detection_rates(case: Case, count: int, count_of_others: int) -> dict[str, float]:
+    """Return the share of series in which each detector finds a change.
+
+    Ours analyses `count` series, and the others analyse `count_of_others`.
+    """
     series = {True: case.series(count), False: case.series(count_of_others)}
-    return {name: float(np.mean(detect(series[name == "ours"]))) for name, detect in installed_detectors().items()}
+    return {name: float(np.mean(detect(series[name == "ours"]))) for name, detect in find_installed_detectors().items()}
 
 
 def format_table(rows: dict[Case, dict[str, float]]) -> str:
-    """Format rates as Markdown; a detector that is not installed has a dash."""
-    head = f"| values | noise | level | {' | '.join(DETECTORS)} |\n|---|---|---|{'---|' * len(DETECTORS)}\n"
-    return head + "".join(
+    """Format rates as Markdown; the column of a detector that is not installed has dashes."""
+    header = f"| values | noise | level | {' | '.join(DETECTORS)} |\n|---|---|---|{'---|' * len(DETECTORS)}\n"
+    return header + "".join(
         f"| {case.n} | {case.noise} | {case.title} | "
         + " | ".join(f"{rates[name]:.3f}" if name in rates else "–" for name in DETECTORS)
         + " |\n"
@@ -178,19 +181,20 @@ def format_table(rows: dict[Case, dict[str, float]]) -> str:
 PAGE = """\
 # How often a change is detected
 
-The table shows the share of series in which a detector reports any change of level: of {count:,} series of each kind
-for ours, of {count_of_others:,} for the others. Where the level is "none", every detection is a false alarm; elsewhere,
+The table shows the share of series in which a detector reports any change of level. Ours analysed {count:,} series of
+each kind, and the others {count_of_others:,}. Where the level is "none", every detection is a false alarm; elsewhere,
 higher is better.
 
 {table}
 Values are log-normal with a standard deviation of 2%, also those of autocorrelated noise; spikes multiply 5% of values
-by 1.3; heavy tails are Student's t with two degrees of freedom, half as wide; counts are Poisson with mean 2. A step
-goes up, at a random index with at least {ends} values on either side or, "amid", a third of them; "up and back" and
-"two steps" (both up) are thirds of a series. The seed is {seed}.
+by 1.3; heavy tails are Student's t with two degrees of freedom, half as wide; counts are Poisson with mean 2. Steps go
+up. A "step" is at a random index with at least {ends} values on either side, and a "step amid" has at least a third of
+the series on either side. In "up and back" and "two steps" (both up), the level changes after each third of the series.
+The seed is {seed}.
 
 - **ours**: `harness.stats.changepoints.detect.detect_in_each`, alpha 0.01.
-- **asv**: its page of regressions, with its default threshold of 5%, without weights; **asv, steps**: the steps that it
-  draws, of any height.
+- **asv**: the regressions that asv reports with its default threshold of 5%, without weights; **asv, steps**: the steps
+  that asv draws, of any height.
 - **otava**: `otava.analysis.compute_change_points` with its defaults (windows of 50 values, p at most 0.001).
 
 This page was written by `python -m tests.support.changepoint_methods` in {seconds:.0f} CPU seconds with {versions}.
@@ -215,11 +219,11 @@ def render_page(count: int, count_of_others: int) -> str:
     """Measure all cases and render the page."""
     started = time.process_time()
     rates = {
-        case: detection_rates(case, count, count_of_others)
+        case: measure_detection_rates(case, count, count_of_others)
         for case in sorted((*CASES, *PAGE_CASES), key=lambda c: c.n != 60)
     }
     seconds = time.process_time() - started
-    packages = ["numpy", *(PACKAGES[name] for name in installed_detectors() if name in PACKAGES)]
+    packages = ["numpy", *(PACKAGES[name] for name in find_installed_detectors() if name in PACKAGES)]
     return PAGE.format(
         table=format_table(rates),
         count=count,

@@ -2,7 +2,7 @@
 
 Nothing outside the folder is read or written: it contains a munge key, the configuration, state and logs. Several
 clusters may run at once: they use free ports, and their job ids, from which jobs derive the port of their ranks,
-start at a random number. A guard process ends all that belongs to the folder when the program that started it ends.
+start at a random number. A guard process kills all processes of the cluster when the program that started it ends.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from typing import Self
 
 import psutil
 
-PATH = (
-    f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin"  # where the daemons are, which a user's PATH often lacks
-)
+# A user's PATH often lacks the folders of the daemons.
+PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin"
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 CONFIGURATION = """\
@@ -65,7 +64,7 @@ SETTINGS = {
 }
 
 
-# A database for the cluster of one test: only reachable by its socket, and not safe against a power loss.
+# A database for the cluster of one test: reachable only by its socket, and not safe against a power loss.
 DATABASE = """\
 [mysqld]
 user=root
@@ -96,7 +95,7 @@ StorageLoc=slurm
 
 
 def find_missing(accounting: bool = False) -> str | None:
-    """Return what this machine lacks for a cluster: a program, or root, the only user that the daemons trust here."""
+    """Return the first program that this machine lacks for a cluster, or "root", the user whom the daemons require."""
     if os.geteuid() != 0:
         return "root"
     programs = PROGRAMS + ACCOUNTING_PROGRAMS * accounting
@@ -105,7 +104,7 @@ def find_missing(accounting: bool = False) -> str | None:
 
 @dataclass(frozen=True)
 class Job:
-    """A job or array task in squeue or the completion log."""
+    """A job or array task, as squeue or the completion log lists it."""
 
     id: str
     name: str
@@ -118,9 +117,9 @@ class Job:
 
 @dataclass
 class Cluster:
-    """A Slurm with `nodes` nodes that run jobs, and `planned_nodes` more that only `sbatch --test-only` can use.
+    """A Slurm cluster of `nodes` nodes that run jobs, and `planned_nodes` that only `sbatch --test-only` can use.
 
-    With `accounting` it has a database, so that sacct answers, and limits of associations and QOS hold.
+    With `accounting`, the cluster has a database, so that sacct works, and limits of associations and QOS apply.
     """
 
     folder: Path
@@ -152,14 +151,14 @@ class Cluster:
         """Return the names of the nodes that run jobs."""
         return [f"n{i}" for i in range(1, self.nodes + 1)]
 
-    def environment(self) -> dict[str, str]:
+    def make_environment(self) -> dict[str, str]:
         """Return an environment in which Slurm's commands use this cluster."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
         database = {"MYSQL_UNIX_PORT": f"{self.folder}/database.socket"} if self.accounting else {}
         return inherited | {"SLURM_CONF": str(self.folder / "slurm.conf")} | database
 
     def start(self) -> None:
-        """Start everything and wait until all nodes are idle."""
+        """Start all daemons and wait until all nodes are idle."""
         self._write_files()
         self._guard = subprocess.Popen(
             [sys.executable, __file__, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
@@ -172,7 +171,9 @@ class Cluster:
         self.start_controller()
         for name in self.names:
             self._spawn_node(name)
-        self._wait_for("idle nodes", lambda: all(self.states().get(name) == "idle" for name in self.names), 120)
+        self._wait_for(
+            "idle nodes", lambda: all(self.get_node_states().get(name) == "idle" for name in self.names), 120
+        )
 
     def _start_accounting(self) -> None:
         options = (f"--defaults-file={self.folder}/database.cnf", "--auth-root-authentication-method=normal")
@@ -184,7 +185,7 @@ class Cluster:
         self.call("sacctmgr", "--immediate", "add", "cluster", "local")
 
     def stop(self) -> None:
-        """End every process of the cluster, its jobs' included."""
+        """End every process of the cluster, including those of its jobs."""
         if self._guard is None:
             return
         assert self._guard.stdin is not None
@@ -198,7 +199,13 @@ class Cluster:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the cluster's folder."""
         return subprocess.run(
-            command, env=self.environment(), cwd=self.folder, capture_output=True, text=True, check=False, timeout=120
+            command,
+            env=self.make_environment(),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
 
     def call(self, *command: str) -> str:
@@ -208,7 +215,7 @@ class Cluster:
             raise RuntimeError(f"{' '.join(command)}: exit code {result.returncode}: {result.stderr.strip()}")
         return result.stdout
 
-    def states(self) -> dict[str, str]:
+    def get_node_states(self) -> dict[str, str]:
         """Return the state of each node as sinfo prints it."""
         try:
             lines = self.call("sinfo", "-h", "-N", "-o", "%N %t").splitlines()
@@ -226,11 +233,13 @@ class Cluster:
     def restart_node(self, name: str) -> None:
         """Start a node again and wait until it accepts jobs."""
         self._spawn_node(name)
-        self._wait_for(f"{name} to be back", lambda: self.states().get(name) in ("idle", "mix", "alloc"))
+        self._wait_for(f"{name} to be back", lambda: self.get_node_states().get(name) in ("idle", "mix", "alloc"))
 
     def start_requeued(self, job: str) -> None:
         """Start a requeued job at once: Slurm makes it wait for two minutes, and no setting shortens that."""
-        self._wait_for(f"{job} to be pending", lambda: any(j.id == job and j.state == "PENDING" for j in self.jobs()))
+        self._wait_for(
+            f"{job} to be pending", lambda: any(j.id == job and j.state == "PENDING" for j in self.list_jobs())
+        )
         self.call("scontrol", "update", f"jobid={job}", "starttime=now")
 
     def stop_controller(self) -> None:
@@ -243,20 +252,22 @@ class Cluster:
         """Start the controller with its saved state, and wait until all living nodes have reported."""
         self._spawn("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
         alive = self._daemons.keys() & set(self.names)
-        self._wait_for("slurmctld", lambda: bool(states := self.states()) and all(states[n] != "unk" for n in alive))
+        self._wait_for(
+            "slurmctld", lambda: bool(states := self.get_node_states()) and all(states[n] != "unk" for n in alive)
+        )
 
     def restart(self) -> None:
         """Stop and start the controller."""
         self.stop_controller()
         self.start_controller()
 
-    def jobs(self) -> list[Job]:
+    def list_jobs(self) -> list[Job]:
         """Return the jobs of squeue: pending, running and completing ones, and those that have just ended."""
         lines = self.call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N|%r|%S|%e|%j").splitlines()
         rows = (line.split("|", 6) for line in lines)
         return [Job(i, name, state, nodes, reason, start, end) for i, state, nodes, reason, start, end, name in rows]
 
-    def history(self) -> list[Job]:
+    def list_finished_runs(self) -> list[Job]:
         """Return the completion log: one entry for each run of a job, so several for a requeued one."""
         path = self.folder / "log" / "jobcomp.txt"
         lines = path.read_text().splitlines() if path.exists() else []
@@ -274,10 +285,10 @@ class Cluster:
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
-        (self.folder / "gres.conf").write_text(self._fake_gpus())
-        text = self._configuration()
+        (self.folder / "gres.conf").write_text(self._make_fake_gpus())
+        text = self._render_configuration()
         if self.accounting:
-            port = free_ports()
+            port = find_free_ports()
             text += f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStoragePort={port}\n"
             text += "AccountingStorageHost=127.0.0.1\nAccountingStorageEnforce=limits,qos\n"
             text += f"AccountingStoragePass={self.folder}/munge.socket\n"
@@ -287,19 +298,22 @@ class Cluster:
             accounting.write_text(ACCOUNTING.format(folder=self.folder, port=port))
         (self.folder / "slurm.conf").write_text(text)
 
-    def _fake_gpus(self) -> str:
-        """Make character devices that stand for GPUs, so that tasks see CUDA_VISIBLE_DEVICES, or else only a count."""
-        which = f"Count={self.gpus}"
+    def _make_fake_gpus(self) -> str:
+        """Return gres.conf for character devices that stand in for GPUs, or only for a count if they cannot be made.
+
+        Only with devices do tasks see CUDA_VISIBLE_DEVICES.
+        """
+        gpus = f"Count={self.gpus}"
         try:
             for i in range(self.gpus):
                 os.mknod(self.folder / f"gpu{i}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-            which = f"File={self.folder}/gpu[0-{self.gpus - 1}]"
+            gpus = f"File={self.folder}/gpu[0-{self.gpus - 1}]"
         except PermissionError:
             self.has_gpu_devices = False
-        return f"AutoDetect=off\nName=gpu {which}\n" if self.gpus else ""
+        return f"AutoDetect=off\nName=gpu {gpus}\n" if self.gpus else ""
 
-    def _configuration(self) -> str:
-        port = free_ports(self.nodes + 1)
+    def _render_configuration(self) -> str:
+        port = find_free_ports(self.nodes + 1)
         hardware = f"CPUs={self.cpus} RealMemory=2000" + f" Gres=gpu:{self.gpus}" * bool(self.gpus)
         hardware += f" Features={','.join(self.features)}" * bool(self.features)
         text = CONFIGURATION.format(
@@ -322,33 +336,33 @@ class Cluster:
         path = shutil.which(program, path=PATH) or program
         with (self.folder / "log" / f"{name or program}.out").open("ab") as out:
             self._daemons[name or program] = subprocess.Popen(
-                [path, *command], env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                [path, *command], env=self.make_environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 start_new_session=True, cwd=self.folder,
             )  # fmt: skip
 
-    def _wait_for(self, what: str, condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    def _wait_for(self, goal: str, condition: Callable[[], bool], timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             dead = [name for name, process in self._daemons.items() if process.poll() is not None]
             if dead or time.monotonic() > deadline:
-                why = f"{', '.join(dead)} ended" if dead else f"not there after {timeout_s:.0f} s"
-                raise RuntimeError(f"waiting for {what}: {why}\n{self._logs()}")
+                reason = f"{', '.join(dead)} ended" if dead else f"timed out after {timeout_s:.0f} s"
+                raise RuntimeError(f"waiting for {goal}: {reason}\n{self._read_logs()}")
             time.sleep(0.05)
 
-    def _logs(self, lines: int = 15) -> str:
+    def _read_logs(self, lines: int = 15) -> str:
         texts = {file.name: file.read_text(errors="replace") for file in sorted((self.folder / "log").iterdir())}
         return "\n".join(f"--- {name}\n" + "\n".join(text.splitlines()[-lines:]) for name, text in texts.items())
 
 
-def wait_until(what: str, condition: Callable[[], object], timeout_s: float = 300) -> None:
-    """Wait for a condition; fail if it does not hold in time."""
+def wait_until(event: str, condition: Callable[[], object], timeout_s: float = 300) -> None:
+    """Wait until a condition holds; fail after a timeout with a message that names the awaited event."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
+        assert time.monotonic() < deadline, f"timed out: {event}"
         time.sleep(0.1)
 
 
-def free_ports(count: int = 1) -> int:
+def find_free_ports(count: int = 1) -> int:
     """Return the first of `count` consecutive free ports below those that the system uses for outgoing connections.
 
     Each of the two workers of pytest-xdist uses another range.
@@ -365,12 +379,12 @@ def free_ports(count: int = 1) -> int:
         return first
 
 
-def _processes(belongs: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
-    """Return the living processes that belong, and their descendants, except this one."""
+def _list_processes(is_match: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """Return the living processes that match, and their descendants, except this process."""
     matches = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if belongs(process):
+            if is_match(process):
                 matches |= {process, *process.children(recursive=True)}
     return [process for process in matches if process.pid != os.getpid() and _is_alive(process)]
 
@@ -382,23 +396,23 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def _find_log(process: psutil.Process) -> str:
-    """Return the log of a Slurm daemon, the only link of a step manager, whose environment is empty, to its node."""
+    """Return the path of a Slurm daemon's log, the only trace of its node that a step manager has."""
     files = process.open_files() if process.name().startswith("slurm") else []
     return next((file.path for file in files if "/log/slurm" in file.path), "")
 
 
-def _kill(belongs: Callable[[psutil.Process], bool]) -> None:
-    """Kill until none is left; processes that start meanwhile are killed in the next round."""
+def _kill(is_match: Callable[[psutil.Process], bool]) -> None:
+    """Kill all matching processes and their descendants, in rounds, until none is left."""
     deadline = time.monotonic() + 20
-    while (alive := _processes(belongs)) and time.monotonic() < deadline:
-        for act in (psutil.Process.suspend, psutil.Process.kill):  # suspended, none can react to the death of another
+    while (alive := _list_processes(is_match)) and time.monotonic() < deadline:
+        for action in (psutil.Process.suspend, psutil.Process.kill):  # a suspended process cannot react to a kill
             for process in alive:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    act(process)
+                    action(process)
         psutil.wait_procs(alive, timeout=0.2)
 
 
-if __name__ == "__main__":  # the guard: it waits until its parent closes the pipe or dies, then ends the cluster
+if __name__ == "__main__":  # the guard waits until its parent closes the pipe or dies, and then kills the cluster
     sys.stdin.buffer.read()
-    mark, logs = f"{sys.argv[1]}/slurm.conf", f"{sys.argv[1]}/log/"
-    _kill(lambda process: process.environ().get("SLURM_CONF") == mark or _find_log(process).startswith(logs))
+    config, logs = f"{sys.argv[1]}/slurm.conf", f"{sys.argv[1]}/log/"
+    _kill(lambda process: process.environ().get("SLURM_CONF") == config or _find_log(process).startswith(logs))

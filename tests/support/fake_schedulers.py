@@ -1,4 +1,4 @@
-"""Fake commands of schedulers, which print what real ones print."""
+"""Fake commands of schedulers, which print recorded output of the real ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-ANSWER = """\
+PROGRAM_SCRIPT = """\
 #!/bin/sh
 name=$(basename "$0")
 folder=$(dirname "$0")
@@ -16,8 +16,9 @@ n=$(grep -c "^$name " "$folder/calls")
 while ! [ -e "$folder/$name.$n" ]; do n=$((n - 1)); done
 . "$folder/$name.$n"
 """
-# A queue in files: `jobs` has a line ID|NAME|STATE|REASON for each job or task, `submissions` one per submission.
-QUEUE = {
+# Slurm's commands on a queue in files: `jobs` has a line ID|NAME|STATE|REASON per job or task, and `submissions` has
+# a line per accepted sbatch.
+SLURM_PROGRAMS = {
     "sbatch": """\
 script=$(eval echo "\\${$#}")
 count=$(sed -n 's/^#SBATCH --array=1-//p' "$script")
@@ -40,14 +41,14 @@ echo "$id"
 }
 
 
-class Programs:
-    """Fake programs with prepared answers, of which the last is repeated; `calls` lists all calls."""
+class FakePrograms:
+    """Fake programs that give prepared answers in turn and repeat the last one; `calls` lists all calls."""
 
     def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         for name in names:
-            (folder / name).write_text(ANSWER)
+            (folder / name).write_text(PROGRAM_SCRIPT)
             (folder / name).chmod(0o755)
             self.set_answers(name, "exit 0")
 
@@ -65,16 +66,16 @@ class Programs:
 
     @property
     def path(self) -> str:
-        """Return PATH with these programs first, and with the Python of the tests."""
+        """Return a PATH that starts with these programs and the Python of the tests."""
         return f"{self.folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
-class Queue(Programs):
-    """A fake Slurm that accepts jobs up to a limit and starts none; its files may be changed at any time."""
+class FakeSlurm(FakePrograms):
+    """A fake Slurm that accepts jobs up to a limit and starts none; a test may change its files at any time."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, *QUEUE)
-        for program, body in QUEUE.items():
+        super().__init__(folder, *SLURM_PROGRAMS)
+        for program, body in SLURM_PROGRAMS.items():
             self.set_answers(program, body)
         for name in ("jobs", "submissions", "accounting"):
             (folder / name).touch()

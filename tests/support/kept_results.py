@@ -1,4 +1,4 @@
-"""The results that the project publishes under reports/measured, unpacked once for all tests of a process."""
+"""The published results in reports/measured, which are unpacked once for all tests of a process."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def copy_case(result: str, case: str, campaign: Path) -> Path:
     for name in FILES:
         shutil.copyfile(unpack_results(result) / "runs" / case / name, folder / name)
     lines = (folder / "events.jsonl").read_bytes().splitlines(keepends=True)
-    many = [b'"event": "progress"', b'"event": "own_step"', b'"event": "module"', b'"event": "label"']
-    rest = [x for k, x in enumerate(lines) if k % 8 == 0 or not any(word in x for word in many)]
-    (folder / "events.jsonl").write_bytes(b"".join(rest))
+    frequent = [b'"event": "progress"', b'"event": "own_step"', b'"event": "module"', b'"event": "label"']
+    selected = [x for k, x in enumerate(lines) if k % 8 == 0 or not any(kind in x for kind in frequent)]
+    (folder / "events.jsonl").write_bytes(b"".join(selected))
     return folder
 
 
 def convert_to_present(folder: Path) -> None:
-    """Rewrite the case and the log of a folder with the present names of fields."""
+    """Rewrite case.json and the event log of a case folder in the current version of their formats."""
     case = upgrade_case(orjson.loads((folder / "case.json").read_bytes())) | {"version": VERSION}
     (folder / "case.json").write_bytes(orjson.dumps(case))
     events = [convert_event(case["program"], orjson.loads(line)) for line in (folder / EVENTS_FILE).open("rb")]
@@ -67,7 +67,7 @@ def convert_to_present(folder: Path) -> None:
 
 
 def save_nothing(figure: Any, file: Any, **options: Any) -> None:
-    """Stand in for drawing, which takes most of the time."""
+    """Replace `Figure.savefig`, since drawing takes most of the time of a report."""
     del figure, options
     if isinstance(file, io.StringIO):
         file.write("<svg></svg>")

@@ -13,7 +13,7 @@ LAUNCHER_PREFIXES = ("PMI_", "PMIX_", "PALS_", "SLURM_", "OMPI_", "MPI_", "MASTE
 
 
 def find_mpiexec() -> str:
-    """Return the mpiexec next to this Python; skip the test where there is none, fail in CI."""
+    """Return the mpiexec next to this Python; if there is none, skip the test, or fail it in CI."""
     path = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("mpiexec is not installed")
@@ -21,5 +21,5 @@ def find_mpiexec() -> str:
 
 
 def environment_without_launcher() -> dict[str, str]:
-    """Return the environment without the variables by which a launcher tells a rank its place."""
+    """Return the environment without the variables with which a launcher numbers its ranks."""
     return {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_PREFIXES)}

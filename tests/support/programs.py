@@ -1,4 +1,4 @@
-"""Programs of the reference implementation, run in the process of the test."""
+"""Run programs of the reference implementation in the process of the test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.protocol.registry import PROGRAMS, parse_parameters
 
 
 def run_program(name: str, parameters: Mapping[str, Any], folder: Path) -> CaseLog:
-    """Run a program as its job does, and return its log; raise UsageError for wrong parameters, and what it raises."""
+    """Run a program as a job would, and return its log; invalid parameters raise UsageError."""
     log = CaseLog(folder / "events.jsonl", name)
     log.write(Start())
     importlib.import_module(PROGRAMS[name].module).run(parse_parameters(name, dict(parameters)), log, folder)

@@ -1,4 +1,4 @@
-"""Models of other packages, configured like ours: the same weights, radial basis, cutoff and edges."""
+"""Models of other packages, configured like those of the harness: same weights, radial basis, cutoff and edges."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def import_schnetpack(module: str) -> Any:
 
 
 class SchNetPackPaiNN(nn.Module):
-    """schnetpack's PaiNN behind the interface of our backbones."""
+    """schnetpack's PaiNN behind the interface of the harness's backbones."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -55,20 +55,20 @@ class SchNetPackPaiNN(nn.Module):
 
     @torch.no_grad()
     def copy_weights(self, ours: PaiNN) -> None:
-        """Copy the weights of our encoder, except for elements that schnetpack's embedding lacks."""
+        """Copy the weights of the harness's encoder, except for elements that schnetpack's embedding lacks."""
         self.net.embedding.weight.copy_(ours.embedding.weight[: len(self.net.embedding.weight)])
         for k, (message, update) in enumerate(zip(ours.messages, ours.updates, strict=True)):
             assert isinstance(message, Message)
             assert isinstance(update, Update)
-            between, within = self.net.interactions[k].interatomic_context_net, self.net.mixing[k]
+            context, mixing = self.net.interactions[k].interatomic_context_net, self.net.mixing[k]
             rows = slice(3 * ours.width * k, 3 * ours.width * (k + 1))
             self.net.filter_net.weight[rows] = message.filter.weight
             self.net.filter_net.bias[rows] = message.filter.bias
-            between[0].load_state_dict(message.phi_hidden.state_dict())
-            between[1].load_state_dict(message.phi.state_dict())
-            within.mu_channel_mix.load_state_dict(update.mix.state_dict())
-            within.intraatomic_context_net[0].load_state_dict(update.a_hidden.state_dict())
-            within.intraatomic_context_net[1].load_state_dict(update.a.state_dict())
+            context[0].load_state_dict(message.phi_hidden.state_dict())
+            context[1].load_state_dict(message.phi.state_dict())
+            mixing.mu_channel_mix.load_state_dict(update.mix.state_dict())
+            mixing.intraatomic_context_net[0].load_state_dict(update.a_hidden.state_dict())
+            mixing.intraatomic_context_net[1].load_state_dict(update.a.state_dict())
 
 
 class TorchGeometricSchNet(nn.Module):

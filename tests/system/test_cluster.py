@@ -27,13 +27,13 @@ def submit(cluster: Cluster, body: str, *options: str) -> str:
     """Submit a script and return its id."""
     result = subprocess.run(
         ["sbatch", "--parsable", f"--chdir={cluster.folder}", *options],
-        input=f"#!/bin/bash\n{body}\n", env=cluster.environment(), capture_output=True, text=True, check=True,
+        input=f"#!/bin/bash\n{body}\n", env=cluster.make_environment(), capture_output=True, text=True, check=True,
     )  # fmt: skip
     return result.stdout.strip()
 
 
 def list_runs(cluster: Cluster, job: str) -> list[Job]:
-    return [entry for entry in cluster.history() if entry.id == job]
+    return [entry for entry in cluster.list_finished_runs() if entry.id == job]
 
 
 def list_states(cluster: Cluster, job: str) -> list[str]:
@@ -49,7 +49,7 @@ def wait_for_start(cluster: Cluster, job: str) -> None:
 
 
 def is_running(cluster: Cluster, job: str) -> bool:
-    return any(entry.id == job and entry.state == "RUNNING" for entry in cluster.jobs())
+    return any(entry.id == job and entry.state == "RUNNING" for entry in cluster.list_jobs())
 
 
 def read_output(cluster: Cluster, job: str) -> list[str]:
@@ -71,7 +71,7 @@ def test_step_spans_nodes(cluster: Cluster) -> None:
 
 def test_tasks_see_their_gpus(cluster: Cluster) -> None:
     if not cluster.has_gpu_devices:
-        pytest.skip("device files may not be made here")
+        pytest.skip("this machine does not permit device files")
     result = cluster.call("srun", "--gpus-per-node=2", "bash", "-c", "echo $CUDA_VISIBLE_DEVICES")
     assert len(result.strip().split(",")) == 2
 
@@ -81,14 +81,14 @@ def test_job_of_a_dead_node_restarts_under_its_id(cluster: Cluster) -> None:
     job = submit(cluster, body, "-N2", "--requeue", "--open-mode=append")
     wait_for_start(cluster, job)
     wait_until("the job writes", (cluster.folder / f"slurm-{job}.out").exists, 60)
-    node = next(entry for entry in cluster.jobs() if entry.id == job).nodes[2:3]
+    node = next(entry for entry in cluster.list_jobs() if entry.id == job).nodes[2:3]
     cluster.kill_node(f"n{node}")
-    assert cluster.states()[f"n{node}"].startswith("down")
+    assert cluster.get_node_states()[f"n{node}"].startswith("down")
     cluster.start_requeued(job)
     wait_for_states(cluster, job, "NODE_FAIL", "COMPLETED")
     assert read_output(cluster, job)[-1] == "restarts=1"
     cluster.restart_node(f"n{node}")
-    assert cluster.states()[f"n{node}"] == "idle"
+    assert cluster.get_node_states()[f"n{node}"] == "idle"
 
 
 def test_job_without_requeue_ends_with_its_node(cluster: Cluster) -> None:
@@ -104,7 +104,7 @@ def test_controller_restart_keeps_the_queue(cluster: Cluster) -> None:
     wait_for_start(cluster, running_job)
     cluster.restart()
     assert {held_job: "PENDING", running_job: "RUNNING"}.items() <= {
-        entry.id: entry.state for entry in cluster.jobs()
+        entry.id: entry.state for entry in cluster.list_jobs()
     }.items()
     cluster.call("scancel", held_job, running_job)
     wait_for_states(cluster, running_job, "CANCELLED")
@@ -133,23 +133,23 @@ def test_arrays_and_dependencies_run_in_order(cluster: Cluster) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_planned_nodes_answer_test_only(tmp_path: Path) -> None:
-    site = Cluster(
+def test_planned_nodes_are_available_to_sbatch_test_only(tmp_path: Path) -> None:
+    large_cluster = Cluster(
         tmp_path, nodes=1, cpus=128, gpus=8, features=("nvme", "gpu"), partition="batch", planned_nodes=1100,
         settings={"EnforcePartLimits": "ALL"},
     )  # fmt: skip
     (tmp_path / "job.sh").write_text("#!/bin/bash\n")
     frontier = "-A x -p batch -C nvme -N 1024 -t 6:00:00"
     perlmutter = "-A x -C gpu -q regular -N 1024 --gpus-per-node=4 --ntasks-per-node=4 -c 32"
-    with site:
+    with large_cluster:
         for options in (frontier, perlmutter):
-            assert site.run("sbatch", "--test-only", *options.split(), "job.sh").returncode == 0
-        assert site.run("sbatch", "--test-only", "-N", "1200", "job.sh").returncode == 1
-        assert site.run("sbatch", "--test-only", "-C", "knl", "job.sh").returncode == 1
+            assert large_cluster.run("sbatch", "--test-only", *options.split(), "job.sh").returncode == 0
+        assert large_cluster.run("sbatch", "--test-only", "-N", "1200", "job.sh").returncode == 1
+        assert large_cluster.run("sbatch", "--test-only", "-C", "knl", "job.sh").returncode == 1
 
 
 @pytest.mark.usefixtures("cluster")
-def test_cluster_ends_with_its_owner(tmp_path: Path) -> None:
+def test_cluster_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> None:
     program = f"""
 import sys, time, pathlib
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
@@ -167,11 +167,11 @@ with Cluster(pathlib.Path({str(tmp_path)!r}), nodes=2) as cluster:
     assert owner.stdout.readline() == "ready\n"
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    wait_until("no process is left", lambda: not list_survivors(tmp_path), 20)
+    wait_until("all processes of the cluster have ended", lambda: not list_survivors(tmp_path), 20)
 
 
 def list_survivors(folder: Path) -> list[psutil.Process]:
-    """Return the living processes that name the folder, or that the cluster made sleep."""
+    """Return the processes whose command line contains the folder or the job's `sleep 987`."""
     marks = str(folder), "sleep 987"
-    alive = psutil.process_iter(["cmdline", "status"])
-    return [p for p in alive if any(mark in " ".join(p.info["cmdline"] or []) for mark in marks)]
+    processes = psutil.process_iter(["cmdline", "status"])
+    return [p for p in processes if any(mark in " ".join(p.info["cmdline"] or []) for mark in marks)]

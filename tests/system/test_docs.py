@@ -1,4 +1,4 @@
-"""The examples in the pages for users work."""
+"""The examples, commands and links in the documentation work."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def test_links_have_targets(page: str) -> None:
 def test_sessions_named_in_pages_exist() -> None:
     tree = ast.parse((ROOT / "noxfile.py").read_text())
     sessions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list}
-    named = {name for page in PAGES for name in re.findall(r"nox -s (\w+)", (ROOT / page).read_text())}
-    assert {"reproduce", "tests"} < named <= sessions
+    mentioned = {name for page in PAGES for name in re.findall(r"nox -s (\w+)", (ROOT / page).read_text())}
+    assert {"reproduce", "tests"} < mentioned <= sessions
 
 
 def test_every_command_of_the_guide_is_valid(

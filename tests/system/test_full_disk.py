@@ -1,4 +1,4 @@
-"""A disk that fills up during a run: one error line, nothing is lost, and the same command continues later."""
+"""A disk that fills up during a run causes one error line; no result is lost, and the same command continues later."""
 
 from __future__ import annotations
 
@@ -46,25 +46,27 @@ def mount_disk(mount_point: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
 
 
-def fill(disk: Path, leave: int) -> Path:
-    """Fill the disk but for `leave` bytes with one file, and return it."""
-    room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-    (disk / "filling").write_bytes(b"x" * (room - leave))
-    return disk / "filling"
+def fill(disk: Path, bytes_to_leave: int) -> Path:
+    """Fill the disk with one file, except for some bytes, and return the file."""
+    free_bytes = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(b"x" * (free_bytes - bytes_to_leave))
+    return disk / "filler"
 
 
-@pytest.mark.parametrize("leave", [4096, 24576, 40960])
+@pytest.mark.parametrize("bytes_to_leave", [4096, 24576, 40960])
 @pytest.mark.slow
-def test_campaign_continues_after_a_full_disk(harness: Harness, tmp_path: Path, disk: Path, leave: int) -> None:
+def test_campaign_continues_after_a_full_disk(
+    harness: Harness, tmp_path: Path, disk: Path, bytes_to_leave: int
+) -> None:
     (tmp_path / "small.yaml").write_text(SUITE)
-    filling = fill(disk, leave)
+    filler = fill(disk, bytes_to_leave)
     full = harness("run", "small.yaml", "--out", str(disk / "out"))
     assert full.returncode == 3, full.stderr
     assert "Traceback" not in full.stderr
     assert "No space left on device" in full.stderr or "lost" in full.stderr
-    filling.unlink()
-    again = harness("run", "small.yaml", "--out", str(disk / "out"), "--retry")
-    assert again.returncode == 0, again.stderr
+    filler.unlink()
+    rerun = harness("run", "small.yaml", "--out", str(disk / "out"), "--retry")
+    assert rerun.returncode == 0, rerun.stderr
     logs = list((disk / "out").glob("runs/*/small-*/events.jsonl"))
     assert len(logs) == 3
     for log in logs:
@@ -76,40 +78,40 @@ def write_many(log: JsonLinesLog) -> None:
         log.write("sample", text="y" * 100, k=k)
 
 
-def test_event_on_a_full_disk_is_an_error_and_damages_no_other(disk: Path) -> None:
+def test_event_that_does_not_fit_on_the_disk_is_an_error_and_damages_no_other_event(disk: Path) -> None:
     log = JsonLinesLog(disk / "events.jsonl")
     log.write("start", case="a")
-    filling = fill(disk, 0)
+    filler = fill(disk, 0)
     with pytest.raises(OSError, match="No space left"):
         write_many(log)
     written = [e["k"] for e in read(disk / "events.jsonl") if e["event"] == "sample"]
-    filling.unlink()
+    filler.unlink()
     log.write("done")
     logged = list(read(disk / "events.jsonl"))
     assert [e["k"] for e in logged if e["event"] == "sample"] == written == list(range(len(written)))
     assert logged[-1]["event"] == "done"
 
 
-@pytest.mark.parametrize("leave", [200_000, 3_000_000])
-def test_conversion_continues_after_a_full_disk(harness: Harness, tmp_path: Path, leave: int) -> None:
+@pytest.mark.parametrize("bytes_to_leave", [200_000, 3_000_000])
+def test_conversion_continues_after_a_full_disk(harness: Harness, tmp_path: Path, bytes_to_leave: int) -> None:
     """The disk becomes full while parts are read, or while the store is written."""
     with mount_disk(tmp_path / "disk", "24m") as disk:
         argv = ("data", "convert", "alexandria", "--to", str(disk / "stores"), "--cutoff", "3", "--workers", "1")
-        filling = fill(disk, leave)
+        filler = fill(disk, bytes_to_leave)
         full = harness(*argv)
         assert full.returncode == 3, full.stderr
         assert full.stderr.splitlines()[0].startswith("error: [Errno 28] No space left on device")
         assert "run the same command to continue" in full.stderr
         assert "Traceback" not in full.stderr
-        filling.unlink()
-        again = harness(*argv)
-        assert again.returncode == 0, again.stderr
-        assert "1,000 structures" in again.stdout
+        filler.unlink()
+        rerun = harness(*argv)
+        assert rerun.returncode == 0, rerun.stderr
+        assert "1,000 structures" in rerun.stdout
 
 
-@pytest.mark.parametrize("leave", [200_000, 1_400_000])
+@pytest.mark.parametrize("bytes_to_leave", [200_000, 1_400_000])
 @pytest.mark.slow
-def test_screening_continues_after_a_full_disk(tmp_path: Path, leave: int) -> None:
+def test_screening_continues_after_a_full_disk(tmp_path: Path, bytes_to_leave: int) -> None:
     """The disk becomes full before the first segment or later; no candidate is screened twice."""
     parameters = {
         "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part_size": 256,
@@ -119,14 +121,14 @@ def test_screening_continues_after_a_full_disk(tmp_path: Path, leave: int) -> No
     argv = [sys.executable, "-m", "harness.reference"]
     with mount_disk(tmp_path / "disk", "16m") as disk:
         (disk / "case.json").write_text(json.dumps({"id": "1", "program": "screening", "parameters": parameters}))
-        filling = fill(disk, leave)
+        filler = fill(disk, bytes_to_leave)
         full = subprocess.run([*argv, str(disk)], capture_output=True, text=True, check=False)
         assert full.returncode == 1, full.stderr
         assert "No space left on device" in full.stderr
         assert "Traceback" not in full.stderr
-        filling.unlink()
-        again = subprocess.run([*argv, str(disk)], capture_output=True, text=True, check=False)
-        assert again.returncode == 0, again.stderr
+        filler.unlink()
+        rerun = subprocess.run([*argv, str(disk)], capture_output=True, text=True, check=False)
+        assert rerun.returncode == 0, rerun.stderr
         (verification,) = [e for e in read(disk / "events.jsonl") if e["event"] == "verification"]
         assert verification["candidates"] == 4096
         assert verification["checksum"] == verification["expected"]

@@ -1,4 +1,4 @@
-"""Names are the field's words: verb phrases for functions, nouns for what they return; no bare participles."""
+"""No name is a bare participle or another word that says nothing to a reader, and docstrings are sentences."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ SHORTEST_SENTENCE = 3
 
 
 def test_no_name_is_a_bare_participle() -> None:
-    names = [f"{place}: {name}" for path in list_sources("harness", "tests") for name, place in defined_names(path)
-             if name in BANNED]  # fmt: skip
+    names = [
+        f"{location}: {name}"
+        for path in list_sources("harness", "tests")
+        for name, location in iter_defined_names(path)
+        if name in BANNED
+    ]
     assert not names, "\n".join(names)
 
 
@@ -59,7 +63,7 @@ def test_no_key_of_yaml_is_a_bare_participle(folder: str) -> None:
 
 
 def list_encoded_names(kind: inspect.Type) -> Iterator[str]:
-    """Yield the tags and the names of fields with which a type is written, at any depth."""
+    """Yield the tags and field names that a type and its fields have in JSON."""
     match kind:
         case inspect.StructType():
             if kind.tag is not None:
@@ -80,19 +84,19 @@ def list_keys(node: Any) -> Iterator[str]:
     """Yield every key of nested mappings and lists."""
     if isinstance(node, dict):
         yield from map(str, node)
-    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from list_keys(inner)
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from list_keys(child)
 
 
 def test_docstrings_are_sentences() -> None:
-    faults = []
+    incomplete_docstrings = []
     for path in list_sources("harness"):
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
                 summary = text.split("\n\n")[0]
                 if len(summary.split()) < SHORTEST_SENTENCE or summary.rstrip()[-1] not in ".:?!":
-                    faults.append(f"{path}:{getattr(node, 'lineno', 1)}: {summary}")
-    assert not faults, "\n".join(faults)
+                    incomplete_docstrings.append(f"{path}:{getattr(node, 'lineno', 1)}: {summary}")
+    assert not incomplete_docstrings, "\n".join(incomplete_docstrings)
 
 
 def list_sources(*folders: str) -> Iterator[Path]:
@@ -104,8 +108,8 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def defined_names(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield every name that a file defines (functions, parameters, variables) with its place."""
+def iter_defined_names(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield every name that a file defines (functions, parameters, variables) with its location."""
     for node in ast.walk(parse(path)):
         match node:
             case ast.FunctionDef() | ast.ClassDef():

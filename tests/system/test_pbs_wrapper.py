@@ -1,9 +1,9 @@
-"""Jobs for PBS, run through qsub, qstat and qdel as Debian ships them for a Slurm (package slurm-wlm-torque).
+"""Jobs for PBS are run through Slurm's wrappers qsub, qstat and qdel (Debian's package slurm-wlm-torque).
 
-Real: the job script of a system that extends pbs, its #PBS lines as a scheduler reads them, PBS_JOBID and
-PBS_O_WORKDIR, a copy of the script in a spool folder, qstat's text, a job on two nodes. Not real: there is no PBS
-server, no mpiexec of PALS, no module; the wrapper has no JSON, no history, no `qdel -W force` and ignores -o in the
-script; the nodes are emulated, and only Slurm knows their names.
+The tests cover the job script of a system that extends pbs, its #PBS lines as a scheduler reads them, PBS_JOBID and
+PBS_O_WORKDIR, a copy of the script in a spool folder, the text output of qstat, and a job on two nodes. They do not
+cover a PBS server, the mpiexec of PALS, or modules. The wrappers have no JSON, no history and no `qdel -W force`, and
+they ignore -o in the script; the nodes are emulated, and only Slurm knows their names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.cluster import Cluster, wait_until
 from tests.system.test_slurm import FLEET
 
 pytestmark = pytest.mark.slow
-Call = Callable[..., "subprocess.CompletedProcess[str]"]
+RunHarness = Callable[..., "subprocess.CompletedProcess[str]"]
 
 SYSTEM = f"""\
 name: torque
@@ -39,7 +39,7 @@ launch:
   - env MASTER_ADDR=127.0.0.1
   - srun --nodes={{{{ case.nodes }}}} --ntasks={{{{ case.ranks }}}} --nodelist="$(first {{{{ case.nodes }}}})"
 """
-WORDS = ("run", "fleet.yaml", "--system", "torque.yaml", "-S", "account=abc", "-S", "queue=debug")
+ARGV = ("run", "fleet.yaml", "--system", "torque.yaml", "-S", "account=abc", "-S", "queue=debug")
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def call(cluster: Cluster, tmp_path: Path) -> Call:
-    """Run the harness in the test's folder, with a system and a suite of two seeds, on two nodes and on one."""
+def run_harness(cluster: Cluster, tmp_path: Path) -> RunHarness:
+    """Return a function that runs the harness in a folder with a system and a suite of two cases."""
     (tmp_path / "torque.yaml").write_text(SYSTEM)
     text = FLEET.replace("[1, 2, 3, 4]", "[1, 2]").replace(
         "{walltime_minutes: 5}", "{walltime_minutes: 5, nodes: '{{ 3 - seed }}'}"
     )
     (tmp_path / "fleet.yaml").write_text(text)
-    environment = cluster.environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
+    environment = cluster.make_environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
 
     def run(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -72,8 +72,8 @@ def call(cluster: Cluster, tmp_path: Path) -> Call:
     return run
 
 
-def test_harness_joins_a_script_submitted_with_qsub(call: Call, cluster: Cluster, tmp_path: Path) -> None:
-    assert call(*WORDS).returncode == 0
+def test_harness_joins_a_script_submitted_with_qsub(run_harness: RunHarness, cluster: Cluster, tmp_path: Path) -> None:
+    assert run_harness(*ARGV).returncode == 0
     campaign = tmp_path / "results" / "runs" / "fleet-torque"
     [script] = campaign.glob("jobs/*seed_1*.sh")
     job = cluster.call("qsub", str(script)).strip()
@@ -81,9 +81,9 @@ def test_harness_joins_a_script_submitted_with_qsub(call: Call, cluster: Cluster
     for request in (f"JobName={script.stem}\n", "NumNodes=2", "TimeLimit=00:07:00", "Account=abc", "Requeue=1"):
         assert request in description
     assert "\n#PBS -l select=2:ncpus=1:mpiprocs=1\n#PBS -l place=scatter:excl\n" in script.read_text()
-    result = call(*WORDS, "--wait")
+    result = run_harness(*ARGV, "--wait")
     assert result.returncode == 0, result.stderr
-    assert call("status", *WORDS[1:]).stdout.endswith("2 done\n")
+    assert run_harness("status", *ARGV[1:]).stdout.endswith("2 done\n")
     assert result.stderr.count("submitted") == 1
     [by_hand] = campaign.glob("fleet-seed_1-*")
     assert (by_hand / "job.sh").read_text() == script.read_text()
@@ -97,16 +97,16 @@ def test_harness_joins_a_script_submitted_with_qsub(call: Call, cluster: Cluster
 def test_pbs_clients_list_and_delete_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """This qstat has no JSON and fails without jobs; this qdel prints nothing for a job that has ended."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SLURM_CONF", cluster.environment()["SLURM_CONF"])
+    monkeypatch.setenv("SLURM_CONF", cluster.make_environment()["SLURM_CONF"])
     script = tmp_path / "long.sh"
     script.write_text("#!/bin/bash\n#PBS -N long\n#PBS -l select=1\nsleep 60\n")
     scheduler = PbsScheduler()
     job = scheduler.submit(script, "long")
     after = scheduler.submit(script, "long", [job])
-    wait_until("it runs", lambda: [q.state for q in scheduler.list_jobs((), [job])] == ["running"])
+    wait_until("the first job runs", lambda: [q.state for q in scheduler.list_jobs((), [job])] == ["running"])
     assert {queued.id: queued.state for queued in scheduler.list_jobs(["long"])} == {job: "running", after: "waiting"}
     assert scheduler.list_jobs(["other"]) == []
     scheduler.cancel([after, job])
-    wait_until("both are gone", lambda: scheduler.list_jobs(["long"]) == [])
+    wait_until("both jobs have left the queue", lambda: scheduler.list_jobs(["long"]) == [])
     scheduler.cancel([after, job])
     assert scheduler.query_exit_info([job]) == {}

@@ -1,4 +1,4 @@
-"""Campaigns on a real Slurm of eight emulated nodes, while nodes, controller and harness die."""
+"""Campaigns on a real Slurm of eight emulated nodes survive the loss of nodes, the controller and the harness."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import ROOT, require_slurm
 from tests.support.cluster import Cluster, wait_until
 
 pytestmark = pytest.mark.slow
-Call = Callable[..., "subprocess.CompletedProcess[str]"]
+RunHarness = Callable[..., "subprocess.CompletedProcess[str]"]
 
 FLEET = """\
 name: fleet
@@ -44,23 +44,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def environment(cluster: Cluster, tmp_path: Path) -> dict[str, str]:
-    if not cluster.states():
+    if not cluster.get_node_states():
         cluster.start_controller()
     for node in cluster.names:
-        if cluster.states()[node] != "idle":
+        if cluster.get_node_states()[node] != "idle":
             cluster.restart_node(node)
-    return cluster.environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
+    return cluster.make_environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
 
 
 @pytest.fixture
-def call(environment: dict[str, str], tmp_path: Path) -> Call:
-    """Run the harness in the test's folder."""
+def run_harness(environment: dict[str, str], tmp_path: Path) -> RunHarness:
+    """Return a function that runs the harness in the test's folder."""
 
-    def run(*argv: str, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "harness", *argv],
             cwd=tmp_path,
-            env=environment | more,
+            env=environment | variables,
             capture_output=True,
             text=True,
             timeout=1200,
@@ -85,45 +85,47 @@ def count_starts(campaign: Path) -> dict[str, int]:
     return counts
 
 
-def test_submitted_jobs_are_collected_later(call: Call, tmp_path: Path) -> None:
+def test_submitted_jobs_are_collected_later(run_harness: RunHarness, tmp_path: Path) -> None:
     campaign = write_suite(tmp_path)
-    written = call("run", "fleet.yaml", "--system", "slurm")
+    written = run_harness("run", "fleet.yaml", "--system", "slurm")
     assert written.returncode == 0, written.stderr
     assert "4 not run" in written.stdout
     assert len(list(campaign.glob("jobs/*.sh"))) == 4
     assert not (campaign / "journal.jsonl").exists()
 
-    first = call("run", "fleet.yaml", "--system", "slurm", "--submit")
+    first = run_harness("run", "fleet.yaml", "--system", "slurm", "--submit")
     assert first.returncode == 0, first.stderr
     assert "4 jobs as one array" in first.stderr
-    assert call("status", "fleet.yaml", "--system", "slurm").returncode == 3
-    wait_until("all have ended", lambda: len(list(campaign.glob("*/exit_code"))) == 4)
-    later = call("run", "fleet.yaml", "--system", "slurm", "--submit")
+    assert run_harness("status", "fleet.yaml", "--system", "slurm").returncode == 3
+    wait_until("all cases have ended", lambda: len(list(campaign.glob("*/exit_code"))) == 4)
+    later = run_harness("run", "fleet.yaml", "--system", "slurm", "--submit")
     assert later.returncode == 0, later.stderr
     assert "4 done" in later.stdout
     assert "submitted" not in later.stderr
     assert set(count_starts(campaign).values()) == {1}
-    assert call("status", "fleet.yaml", "--system", "slurm").stdout.endswith("4 done\n")
+    assert run_harness("status", "fleet.yaml", "--system", "slurm").stdout.endswith("4 done\n")
 
 
-def test_thirty_cases_finish_while_everything_dies(
-    call: Call, cluster: Cluster, environment: dict[str, str], tmp_path: Path
+def test_thirty_cases_finish_while_nodes_controller_and_harness_are_killed(
+    run_harness: RunHarness, cluster: Cluster, environment: dict[str, str], tmp_path: Path
 ) -> None:
     """One case fails, another loses its node, the harness is killed and started twice, the controller is restarted."""
     text = FLEET.replace("  seed: [1, 2, 3, 4]", f"  seed: [{', '.join(map(str, range(28)))}]")
-    odd = text[: text.index("matrix:")].replace("name: fleet", "name: odd")
-    odd = odd.replace("  datasets: [mptrj]\n", "").replace("  steps: 1\n", "")
-    odd += "zips: {kinds: {datasets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {walltime_minutes: 5}\n"
-    fleet, odd_campaign = write_suite(tmp_path, text), write_suite(tmp_path, odd, "odd")
-    argv = ["run", "odd.yaml", "--system", "slurm", "--submit"]
-    assert call(*argv).returncode == 0
+    special = text[: text.index("matrix:")].replace("name: fleet", "name: special")
+    special = special.replace("  datasets: [mptrj]\n", "").replace("  steps: 1\n", "")
+    special += (
+        "zips: {kinds: {datasets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {walltime_minutes: 5}\n"
+    )
+    fleet, special_campaign = write_suite(tmp_path, text), write_suite(tmp_path, special, "special")
+    argv = ["run", "special.yaml", "--system", "slurm", "--submit"]
+    assert run_harness(*argv).returncode == 0
     command = [
         sys.executable,
         "-m",
         "harness",
         "run",
         "fleet.yaml",
-        "odd.yaml",
+        "special.yaml",
         "--system",
         "slurm",
         "--wait",
@@ -133,14 +135,14 @@ def test_thirty_cases_finish_while_everything_dies(
     options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     first = subprocess.Popen(command, **options)  # type: ignore[call-overload]
 
-    def progress() -> str:
-        return "".join(p.read_text() for p in odd_campaign.glob("*steps_2500*/events.jsonl"))
+    def read_progress() -> str:
+        return "".join(p.read_text() for p in special_campaign.glob("*steps_2500*/events.jsonl"))
 
-    wait_until("the long case has begun", lambda: '"ranks"' in progress())
+    wait_until("the long case has begun", lambda: '"ranks"' in read_progress())
     wait_until("some cases are done", lambda: len(list(fleet.glob("*/exit_code"))) >= 3)
     first.kill()
     first.communicate()
-    long_job = next(job for job in cluster.jobs() if "steps_2500" in job.name and job.state == "RUNNING")
+    long_job = next(job for job in cluster.list_jobs() if "steps_2500" in job.name and job.state == "RUNNING")
     cluster.kill_node(long_job.nodes)
     cluster.restart()
     harnesses = [subprocess.Popen(command, **options) for _ in range(2)]  # type: ignore[call-overload]
@@ -148,109 +150,111 @@ def test_thirty_cases_finish_while_everything_dies(
     output = [process.communicate(timeout=1200) for process in harnesses]
     assert sorted(p.returncode for p in harnesses) == [2, 3], output
     assert sum("another harness process is running this campaign" in stderr for _, stderr in output) == 1
-    outcomes = call("status", "fleet.yaml", "odd.yaml", "--system", "slurm").stdout.splitlines()
+    outcomes = run_harness("status", "fleet.yaml", "special.yaml", "--system", "slurm").stdout.splitlines()
     assert outcomes[-1] == "29 done, 1 failed"
     assert "no-such-set" in next(line for line in outcomes if line.startswith("failed"))
     assert set(count_starts(fleet).values()) == {1}
     assert len(count_starts(fleet)) == 28
-    odd_starts = count_starts(odd_campaign)
-    assert sorted(odd_starts.values()) == [1, 2], odd_starts
-    again = call(*command[3:])
-    assert again.returncode == 3
-    assert "submitted" not in again.stderr
+    special_starts = count_starts(special_campaign)
+    assert sorted(special_starts.values()) == [1, 2], special_starts
+    rerun = run_harness(*command[3:])
+    assert rerun.returncode == 3
+    assert "submitted" not in rerun.stderr
     cluster.restart_node(long_job.nodes)
 
 
 def test_harness_killed_during_submission_recovers_the_job(
-    call: Call, environment: dict[str, str], tmp_path: Path
+    run_harness: RunHarness, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """sbatch has accepted the job, and the harness dies before it reads the id: no second job is submitted."""
+    """If sbatch accepts a job and the harness dies before it reads the id, no second job is submitted."""
     campaign = write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
     real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
-    traps = tmp_path / "bin"
-    traps.mkdir()
-    (traps / "sbatch").write_text(f'#!/bin/sh\n{real} "$@" > /dev/null\nkill -9 $PPID\n')
-    (traps / "sbatch").chmod(0o755)
+    fake_programs = tmp_path / "bin"
+    fake_programs.mkdir()
+    (fake_programs / "sbatch").write_text(f'#!/bin/sh\n{real} "$@" > /dev/null\nkill -9 $PPID\n')
+    (fake_programs / "sbatch").chmod(0o755)
     argv = ["run", "fleet.yaml", "--system", "slurm", "--wait"]
-    assert call(*argv, PATH=f"{traps}:{environment['PATH']}").returncode == -9
+    assert run_harness(*argv, PATH=f"{fake_programs}:{environment['PATH']}").returncode == -9
     assert '"submitting"' in (campaign / "journal.jsonl").read_text()
-    result = call(*argv)
+    result = run_harness(*argv)
     assert result.returncode == 0, result.stderr
     assert "submitted" not in result.stderr
     assert list(count_starts(campaign).values()) == [1]
 
 
-def test_job_submitted_by_hand_is_joined(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_job_submitted_by_hand_is_joined(run_harness: RunHarness, cluster: Cluster, tmp_path: Path) -> None:
     campaign = write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 500"))
     argv = ["run", "fleet.yaml", "--system", "slurm"]
-    assert call(*argv).returncode == 0
+    assert run_harness(*argv).returncode == 0
     script = next(campaign.glob("jobs/*.sh"))
     cluster.call("sbatch", str(script))
     cluster.call("sbatch", str(script))
-    result = call(*argv, "--wait")
+    result = run_harness(*argv, "--wait")
     assert result.returncode == 0, result.stderr
     assert "submitted" not in result.stderr
     wait_until(
-        "the second copy has ended", lambda: not [j for j in cluster.jobs() if j.state in ("RUNNING", "PENDING")]
+        "the second copy has ended", lambda: not [j for j in cluster.list_jobs() if j.state in ("RUNNING", "PENDING")]
     )
     assert list(count_starts(campaign).values()) == [1]
     assert not list(campaign.glob("*/attempt-*"))
     assert "has it" in next(campaign.glob("jobs/*.log")).read_text()
 
 
-def test_unavailable_controller_interrupts_and_recovers(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_unavailable_controller_interrupts_and_recovers(
+    run_harness: RunHarness, cluster: Cluster, tmp_path: Path
+) -> None:
     campaign = write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1, 2]"))
     argv = ["run", "fleet.yaml", "--system", "slurm"]
     cluster.stop_controller()
-    interrupted = call(*argv, "--submit", GFM_HARNESS_PATIENCE_S="2")
+    interrupted = run_harness(*argv, "--submit", GFM_HARNESS_PATIENCE_S="2")
     assert interrupted.returncode == 3
     assert interrupted.stderr.splitlines()[-1].startswith(
         "error: squeue: slurm_load_jobs error: Unable to contact slurm"
     )
     assert "run the same command to continue" in interrupted.stderr
-    assert call("status", "fleet.yaml", "--system", "slurm", GFM_HARNESS_PATIENCE_S="2").returncode == 3
+    assert run_harness("status", "fleet.yaml", "--system", "slurm", GFM_HARNESS_PATIENCE_S="2").returncode == 3
     cluster.start_controller()
-    assert call(*argv, "--wait").returncode == 0
+    assert run_harness(*argv, "--wait").returncode == 0
     assert set(count_starts(campaign).values()) == {1}
 
 
-def test_case_waits_for_an_unavailable_controller(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_case_waits_for_an_unavailable_controller(run_harness: RunHarness, cluster: Cluster, tmp_path: Path) -> None:
     """srun ends with exit code 1, like a program, if it does not reach the controller in MessageTimeout seconds."""
     stage = f"touch {tmp_path}/staged; until [ -e {tmp_path}/go ]; do sleep 0.2; done"
     (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nstage_in: ['{stage}']\n")
     write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
     campaign = tmp_path / "results" / "runs" / "fleet-here"
     argv = ["run", "fleet.yaml", "--system", "here.yaml"]
-    assert call(*argv, "--submit").returncode == 0
+    assert run_harness(*argv, "--submit").returncode == 0
     wait_until("the job has its nodes", (tmp_path / "staged").exists)
     cluster.stop_controller()
     (tmp_path / "go").touch()
     [log] = campaign.glob("jobs/*.log")
     wait_until("srun has given up", lambda: "Slurm's controller did not answer srun" in log.read_text())
     cluster.start_controller()
-    result = call(*argv, "--wait")
+    result = run_harness(*argv, "--wait")
     assert result.returncode == 0, result.stderr
     assert "submitted" not in result.stderr
     assert not list(campaign.glob("*/attempt-*"))
     assert count_starts(campaign) == {"fleet-seed_1": 1}
 
 
-def test_rejection_is_reported_and_can_be_corrected(call: Call, tmp_path: Path) -> None:
+def test_rejection_is_reported_and_can_be_corrected(run_harness: RunHarness, tmp_path: Path) -> None:
     write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
     argv = ["run", "fleet.yaml", "--system", "slurm", "--wait"]
-    refused = call(*argv, "-S", "partition=nope")
+    refused = run_harness(*argv, "-S", "partition=nope")
     assert refused.returncode == 2
     assert "invalid partition specified: nope" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert call(*argv, "-S", "partition=debug").returncode == 0
+    assert run_harness(*argv, "-S", "partition=debug").returncode == 0
 
 
-def test_cases_start_after_their_dependencies(call: Call, tmp_path: Path) -> None:
+def test_cases_start_after_their_dependencies(run_harness: RunHarness, tmp_path: Path) -> None:
     text = FLEET.replace("matrix:", "depends_on: [{cases: {seed: 2}, required_cases: {seed: 1}}]\nmatrix:").replace(
         "1, 2, 3, 4", "2, 1"
     )
     campaign = write_suite(tmp_path, text)
-    result = call("run", "fleet.yaml", "--system", "slurm", "--wait")
+    result = run_harness("run", "fleet.yaml", "--system", "slurm", "--wait")
     assert result.returncode == 0, result.stderr
     first, second = (
         [e["time_s"] for e in events.read(next(campaign.glob(f"fleet-seed_{k}-*")) / "events.jsonl")] for k in (1, 2)
@@ -258,20 +262,20 @@ def test_cases_start_after_their_dependencies(call: Call, tmp_path: Path) -> Non
     assert first[-1] < second[0]
 
 
-def test_case_with_failed_dependency_is_blocked(call: Call, tmp_path: Path) -> None:
+def test_case_with_failed_dependency_is_blocked(run_harness: RunHarness, tmp_path: Path) -> None:
     text = FLEET.replace("[mptrj]", "[no-such-set]")
     text = text.replace("matrix:", "depends_on: [{cases: {seed: 2}, required_cases: {seed: 1}}]\nmatrix:").replace(
         "1, 2, 3, 4", "1, 2"
     )
     campaign = write_suite(tmp_path, text)
-    result = call("run", "fleet.yaml", "--system", "slurm", "--wait")
+    result = run_harness("run", "fleet.yaml", "--system", "slurm", "--wait")
     assert result.returncode == 3
-    assert "blocked" in call("status", "fleet.yaml", "--system", "slurm").stdout
+    assert "blocked" in run_harness("status", "fleet.yaml", "--system", "slurm").stdout
     assert count_starts(campaign)["fleet-seed_1"] == 1
     assert count_starts(campaign).get("fleet-seed_2", 0) == 0
 
 
-def test_spare_nodes_replace_unhealthy_ones(call: Call, tmp_path: Path) -> None:
+def test_spare_nodes_replace_unhealthy_ones(run_harness: RunHarness, tmp_path: Path) -> None:
     """A node that fails the check is not used; the job requested one more than its case needs."""
     (tmp_path / "here.yaml").write_text('name: here\nextends: slurm\nhealth_check: test "$SLURMD_NODENAME" != n1\n')
     write_suite(
@@ -279,25 +283,25 @@ def test_spare_nodes_replace_unhealthy_ones(call: Call, tmp_path: Path) -> None:
         FLEET.replace("[1, 2, 3, 4]", "[1]").replace("{walltime_minutes: 5}", "{walltime_minutes: 5, nodes: 1}"),
     )
     argv = ["run", "fleet.yaml", "--system", "here.yaml", "--wait"]
-    result = call(*argv, "-S", "spare_nodes=7")
+    result = run_harness(*argv, "-S", "spare_nodes=7")
     assert result.returncode == 0, result.stderr
     campaign = tmp_path / "results" / "runs" / "fleet-here"
     assert "7 of 8 nodes passed the check" in next(campaign.glob("jobs/*.log")).read_text()
     assert "n1 " not in next(campaign.glob("jobs/*.nodes")).read_text()
 
 
-def test_spare_node_takes_over_in_the_same_job(call: Call, cluster: Cluster, tmp_path: Path) -> None:
-    """The second of two nodes dies under a case, and the job continues with the spare node."""
+def test_spare_node_takes_over_in_the_same_job(run_harness: RunHarness, cluster: Cluster, tmp_path: Path) -> None:
+    """The second of the two nodes of a case dies, and the job continues with the spare node."""
     text = FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 1000")
     campaign = write_suite(tmp_path, text.replace("{walltime_minutes: 5}", "{walltime_minutes: 5, nodes: 2}"))
     argv = ["run", "fleet.yaml", "--system", "slurm", "-S", "spare_nodes=1"]
-    assert call(*argv, "--submit").returncode == 0
+    assert run_harness(*argv, "--submit").returncode == 0
     log = next(campaign.glob("fleet-seed_1-*")) / "events.jsonl"
     wait_until("the case runs", lambda: any(e.get("name") == "ranks" for e in events.read(log)))
     ranks = next(e["value"] for e in events.read(log) if e.get("name") == "ranks")
     dead = ranks[1]["node"]
     cluster.kill_node(dead)
-    result = call(*argv, "--wait")
+    result = run_harness(*argv, "--wait")
     assert result.returncode == 0, result.stderr
     assert "the case is started again on others" in next(campaign.glob("jobs/*.log")).read_text()
     assert count_starts(campaign) == {"fleet-seed_1": 2}
@@ -306,42 +310,44 @@ def test_spare_node_takes_over_in_the_same_job(call: Call, cluster: Cluster, tmp
     cluster.restart_node(dead)
 
 
-def test_requeued_packed_job_continues_where_it_stopped(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_requeued_packed_job_continues_where_it_stopped(
+    run_harness: RunHarness, cluster: Cluster, tmp_path: Path
+) -> None:
     text = FLEET.replace("resources", "pack: 3\nresources").replace("  steps: 1\n", "")
     text = text.replace("matrix:\n  seed: [1, 2, 3, 4]", "zips: {one: {seed: [1, 2, 3], steps: [1, 2000, 1]}}")
     campaign = write_suite(tmp_path, text)
-    assert call("run", "fleet.yaml", "--system", "slurm", "--submit").returncode == 0
+    assert run_harness("run", "fleet.yaml", "--system", "slurm", "--submit").returncode == 0
     second = next(campaign.glob("*seed_2*"))
     wait_until(
         "the second case runs", lambda: any(e.get("name") == "ranks" for e in events.read(second / "events.jsonl"))
     )
-    job = next(job for job in cluster.jobs() if job.state == "RUNNING")
+    job = next(job for job in cluster.list_jobs() if job.state == "RUNNING")
     cluster.call("scontrol", "requeue", job.id)
     time.sleep(3)  # Slurm does not restart a job within the same second
     cluster.start_requeued(job.id)
-    result = call("run", "fleet.yaml", "--system", "slurm", "--wait")
+    result = run_harness("run", "fleet.yaml", "--system", "slurm", "--wait")
     assert result.returncode == 0, result.stderr
     counts = count_starts(campaign)
     assert sorted(counts.values()) == [1, 1, 2], counts
     assert "has ended before" in next(campaign.glob("jobs/*.log")).read_text()
 
 
-def test_cancelled_jobs_can_be_submitted_again(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_cancelled_jobs_can_be_submitted_again(run_harness: RunHarness, cluster: Cluster, tmp_path: Path) -> None:
     campaign = write_suite(tmp_path, FLEET.replace("steps: 1", "steps: 100000"))
-    assert call("run", "fleet.yaml", "--system", "slurm", "--submit").returncode == 0
-    wait_until("one runs", lambda: any(job.state == "RUNNING" for job in cluster.jobs()))
-    cancelled = call("cancel", "fleet.yaml", "--system", "slurm")
+    assert run_harness("run", "fleet.yaml", "--system", "slurm", "--submit").returncode == 0
+    wait_until("one job runs", lambda: any(job.state == "RUNNING" for job in cluster.list_jobs()))
+    cancelled = run_harness("cancel", "fleet.yaml", "--system", "slurm")
     assert "4 jobs cancelled" in cancelled.stdout, cancelled.stderr
-    alive = [job for job in cluster.jobs() if job.state in ("RUNNING", "PENDING")]
+    alive = [job for job in cluster.list_jobs() if job.state in ("RUNNING", "PENDING")]
     assert not [job for job in alive if job.name.startswith("fleet")]
     write_suite(tmp_path)
-    assert call("run", "fleet.yaml", "--system", "slurm", "--wait").returncode == 0
+    assert run_harness("run", "fleet.yaml", "--system", "slurm", "--wait").returncode == 0
     assert len(list(campaign.glob("*/exit_code"))) == 4
 
 
-def test_scaling_runs_on_the_planned_nodes(call: Call, tmp_path: Path) -> None:
-    """Two cases run in one allocation, on one node and on two, and record the ranks that really ran."""
-    result = call("run", "scaling", "--system", "slurm", "--wait", "-n", "weak-nodes_1", "-n", "weak-nodes_2")
+def test_scaling_runs_on_the_planned_nodes(run_harness: RunHarness, tmp_path: Path) -> None:
+    """Two cases run in one allocation, on one node and on two, and record the ranks that ran."""
+    result = run_harness("run", "scaling", "--system", "slurm", "--wait", "-n", "weak-nodes_1", "-n", "weak-nodes_2")
     assert result.returncode == 0, result.stderr
     for nodes in (1, 2):
         log = (

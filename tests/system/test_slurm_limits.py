@@ -17,17 +17,17 @@ from tests.support.cluster import Cluster, wait_until
 from tests.system.test_slurm import FLEET, count_starts, write_suite
 
 pytestmark = pytest.mark.slow
-Call = Callable[..., "subprocess.CompletedProcess[str]"]
-TEN = FLEET.replace("[1, 2, 3, 4]", "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]")
-ONE = FLEET.replace("[1, 2, 3, 4]", "[1]")
-WORDS = ("run", "fleet.yaml", "--system", "slurm")
+RunHarness = Callable[..., "subprocess.CompletedProcess[str]"]
+TEN_CASES = FLEET.replace("[1, 2, 3, 4]", "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]")
+ONE_CASE = FLEET.replace("[1, 2, 3, 4]", "[1]")
+ARGV = ("run", "fleet.yaml", "--system", "slurm")
 NOBODY = 65534
 UNLIMITED = "maxsubmitjobs=-1", "grpsubmitjobs=-1"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Start two nodes, in a folder that other users may enter."""
+    """Start a cluster of two nodes in a folder that other users may enter."""
     require_slurm(accounting=True)
     folder = Path(tempfile.mkdtemp(prefix="slurm-limits-"))
     folder.chmod(0o755)
@@ -51,13 +51,13 @@ def closed_partition(cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.fixture
-def call(cluster: Cluster, tmp_path: Path) -> Call:
-    environment = cluster.environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
+def run_harness(cluster: Cluster, tmp_path: Path) -> RunHarness:
+    environment = cluster.make_environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
 
-    def run(*argv: str, within: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
+    def run(*argv: str, prefix: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*within, sys.executable, "-m", "harness", *argv],
-            cwd=tmp_path, env=environment | more, capture_output=True, text=True, timeout=400, check=False,
+            [*prefix, sys.executable, "-m", "harness", *argv],
+            cwd=tmp_path, env=environment | variables, capture_output=True, text=True, timeout=400, check=False,
         )  # fmt: skip
 
     return run
@@ -65,7 +65,7 @@ def call(cluster: Cluster, tmp_path: Path) -> Call:
 
 def list_fleet_jobs(cluster: Cluster) -> list[str]:
     """Return the jobs that have not ended, by id."""
-    return [j.id for j in cluster.jobs() if j.name.startswith("fleet") and j.state in ("PENDING", "RUNNING")]
+    return [j.id for j in cluster.list_jobs() if j.name.startswith("fleet") and j.state in ("PENDING", "RUNNING")]
 
 
 @pytest.mark.parametrize(
@@ -78,34 +78,41 @@ def list_fleet_jobs(cluster: Cluster) -> list[str]:
     ],
 )
 def test_jobs_over_a_limit_are_submitted_later(
-    call: Call, cluster: Cluster, closed_partition: None, tmp_path: Path, change: tuple[str, ...], limit: str
+    run_harness: RunHarness,
+    cluster: Cluster,
+    closed_partition: None,
+    tmp_path: Path,
+    change: tuple[str, ...],
+    limit: str,
 ) -> None:
-    campaign = write_suite(tmp_path, TEN)
+    campaign = write_suite(tmp_path, TEN_CASES)
     cluster.call("sacctmgr", "--immediate", "modify", *change)
-    first = call(*WORDS, "--submit")
+    first = run_harness(*ARGV, "--submit")
     assert first.returncode == 0, first.stderr
     assert "7 jobs (7 cases) held back" in first.stderr
     assert limit in first.stderr
     assert len(list_fleet_jobs(cluster)) == 3
-    second = call(*WORDS, "--submit")
+    second = run_harness(*ARGV, "--submit")
     assert second.returncode == 3, second.stderr
     assert len(list_fleet_jobs(cluster)) == 3
     cluster.call("sacctmgr", "--immediate", "modify", *change[:3], change[3].replace("=3", "=-1"))
-    rest = call(*WORDS, "--submit")
+    rest = run_harness(*ARGV, "--submit")
     assert rest.returncode == 0, rest.stderr
     assert len(list_fleet_jobs(cluster)) == 10
     assert len(Journal(campaign).active_jobs) == 10
 
 
-def test_array_of_any_size_is_submitted(call: Call, cluster: Cluster, closed_partition: None, tmp_path: Path) -> None:
+def test_array_of_any_size_is_submitted(
+    run_harness: RunHarness, cluster: Cluster, closed_partition: None, tmp_path: Path
+) -> None:
     """With a MaxArraySize below its default of 1001, `--array=1-10` is rejected as an invalid specification."""
-    write_suite(tmp_path, TEN)
+    write_suite(tmp_path, TEN_CASES)
     conf = cluster.folder / "slurm.conf"
     text = conf.read_text()
     conf.write_text(f"{text}MaxArraySize=5\n")
     cluster.restart()
     cluster.call("scontrol", "update", "partition=debug", "state=down")
-    result = call(*WORDS, "--submit")
+    result = run_harness(*ARGV, "--submit")
     conf.write_text(text)
     cluster.restart()
     assert result.returncode == 0, result.stderr
@@ -113,76 +120,83 @@ def test_array_of_any_size_is_submitted(call: Call, cluster: Cluster, closed_par
 
 
 def test_cancelled_waiting_array_is_not_resubmitted(
-    call: Call, cluster: Cluster, closed_partition: None, tmp_path: Path
+    run_harness: RunHarness, cluster: Cluster, closed_partition: None, tmp_path: Path
 ) -> None:
     write_suite(tmp_path)
-    assert call(*WORDS, "--submit").returncode == 0
+    assert run_harness(*ARGV, "--submit").returncode == 0
     [array] = {job.partition("_")[0] for job in list_fleet_jobs(cluster)}
     cluster.call("scancel", array)
     wait_until(
-        "sacct has it", lambda: "CANCELLED" in cluster.call("sacct", "-n", "-X", "-P", "-o", "State", "-j", array)
+        "sacct lists the cancelled array",
+        lambda: "CANCELLED" in cluster.call("sacct", "-n", "-X", "-P", "-o", "State", "-j", array),
     )
     rows = cluster.call("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", array)
     assert f"{array}_1|" not in rows, "this test needs a row for the whole array"
-    result = call(*WORDS, "--submit")
+    result = run_harness(*ARGV, "--submit")
     assert result.returncode == 3, result.stderr
     assert list_fleet_jobs(cluster) == []
-    status = call("status", *WORDS[1:]).stdout
+    status = run_harness("status", *ARGV[1:]).stdout
     assert status.endswith("4 cancelled\n"), status
     assert "CANCELLED by 0" in status
 
 
-def test_cancelled_running_case_is_shown_as_cancelled(call: Call, cluster: Cluster, tmp_path: Path) -> None:
-    campaign = write_suite(tmp_path, ONE.replace("steps: 1", "steps: 100000"))
-    assert call(*WORDS, "--submit").returncode == 0
-    wait_until("it runs", lambda: bool(list(campaign.glob("fleet-*/events.jsonl"))))
+def test_cancelled_running_case_is_shown_as_cancelled(
+    run_harness: RunHarness, cluster: Cluster, tmp_path: Path
+) -> None:
+    campaign = write_suite(tmp_path, ONE_CASE.replace("steps: 1", "steps: 100000"))
+    assert run_harness(*ARGV, "--submit").returncode == 0
+    wait_until("the case runs", lambda: bool(list(campaign.glob("fleet-*/events.jsonl"))))
     cluster.call("scancel", *list_fleet_jobs(cluster))
-    wait_until("it is gone", lambda: list_fleet_jobs(cluster) == [])
-    result = call(*WORDS, "--submit")
+    wait_until("the job has left the queue", lambda: list_fleet_jobs(cluster) == [])
+    result = run_harness(*ARGV, "--submit")
     assert result.returncode == 3, result.stderr
     assert list_fleet_jobs(cluster) == []
-    assert call("status", *WORDS[1:]).stdout.endswith("1 cancelled\n")
+    assert run_harness("status", *ARGV[1:]).stdout.endswith("1 cancelled\n")
     assert sum(count_starts(campaign).values()) <= 1
 
 
 def test_held_job_ends_the_wait_with_its_reason(
-    call: Call, cluster: Cluster, closed_partition: None, tmp_path: Path
+    run_harness: RunHarness, cluster: Cluster, closed_partition: None, tmp_path: Path
 ) -> None:
-    write_suite(tmp_path, ONE)
-    assert call(*WORDS, "--submit").returncode == 0
+    write_suite(tmp_path, ONE_CASE)
+    assert run_harness(*ARGV, "--submit").returncode == 0
     cluster.call("scontrol", "uhold", *list_fleet_jobs(cluster))
-    result = call(*WORDS, "--wait")
+    result = run_harness(*ARGV, "--wait")
     assert result.returncode == 3
     assert "JobHeldUser; it will not start by itself" in result.stderr
-    assert "JobHeldUser (it will not start by itself)" in call("status", *WORDS[1:]).stdout
+    assert "JobHeldUser (it will not start by itself)" in run_harness("status", *ARGV[1:]).stdout
 
 
-def test_user_variables_hide_no_job(call: Call, cluster: Cluster, closed_partition: None, tmp_path: Path) -> None:
-    """Such variables add no options to jobs either."""
-    write_suite(tmp_path, ONE)
+def test_user_variables_hide_no_job(
+    run_harness: RunHarness, cluster: Cluster, closed_partition: None, tmp_path: Path
+) -> None:
+    """The user's variables add no options to jobs either."""
+    write_suite(tmp_path, ONE_CASE)
     user_variables = {
         "SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "other", "SQUEUE_FORMAT": "%j", "SQUEUE_USERS": "nobody",
         "SBATCH_HOLD": "1", "SBATCH_ACCOUNT": "none", "SBATCH_PARTITION": "other", "SACCT_FORMAT": "JobName",
     }  # fmt: skip
     for _ in range(2):
-        result = call(*WORDS, "--submit", **user_variables)
+        result = run_harness(*ARGV, "--submit", **user_variables)
         assert result.returncode == 0, result.stderr
         assert len(list_fleet_jobs(cluster)) == 1
-    assert "1 waiting" in call("status", *WORDS[1:], **user_variables).stdout
+    assert "1 waiting" in run_harness("status", *ARGV[1:], **user_variables).stdout
 
 
-def test_job_submitted_inside_salloc_ignores_the_allocation(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_job_submitted_inside_salloc_ignores_the_allocation(
+    run_harness: RunHarness, cluster: Cluster, tmp_path: Path
+) -> None:
     (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nprepare: ['env > {tmp_path}/variables']\n")
-    write_suite(tmp_path, ONE)
+    write_suite(tmp_path, ONE_CASE)
     argv = ("run", "fleet.yaml", "--system", "here.yaml", "--submit")
-    result = call(*argv, within=("salloc", "--quiet", "--nodes=1", "--ntasks=3", "--mem=700"))
+    result = run_harness(*argv, prefix=("salloc", "--quiet", "--nodes=1", "--ntasks=3", "--mem=700"))
     assert result.returncode == 0, result.stderr
-    wait_until("the job has begun", (tmp_path / "variables").exists)
-    wait_until("it has written", lambda: "SLURM_JOB_ID" in (tmp_path / "variables").read_text())
+    wait_until("the job has started", (tmp_path / "variables").exists)
+    wait_until("the job has written its environment", lambda: "SLURM_JOB_ID" in (tmp_path / "variables").read_text())
     variables = (tmp_path / "variables").read_text()
     assert "SLURM_MEM_PER_NODE=700" not in variables
     assert "SLURM_NTASKS=3" not in variables
-    wait_until("it has ended", lambda: list_fleet_jobs(cluster) == [])
+    wait_until("the job has ended", lambda: list_fleet_jobs(cluster) == [])
 
 
 def test_jobs_in_a_hidden_partition_are_listed(cluster: Cluster, closed_partition: None) -> None:
@@ -197,7 +211,7 @@ def test_jobs_in_a_hidden_partition_are_listed(cluster: Cluster, closed_partitio
     def as_nobody(*argv: str) -> str:
         user = {} if argv[0] == sys.executable else {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         result = subprocess.run(
-            argv, env=cluster.environment() | {"PYTHONPATH": str(ROOT), "HOME": "/tmp"}, **user,  # type: ignore[call-overload]
+            argv, env=cluster.make_environment() | {"PYTHONPATH": str(ROOT), "HOME": "/tmp"}, **user,  # type: ignore[call-overload]
             cwd="/tmp", capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr

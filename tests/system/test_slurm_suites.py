@@ -1,4 +1,4 @@
-"""Suites on a real Slurm: a search that loses a node, and a training that needs several jobs."""
+"""Suites on a real Slurm: a search that loses a node, and a training run that needs several jobs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from harness.protocol import events
 from tests.conftest import read_pages
 from tests.support.cluster import Cluster, wait_until
-from tests.system.test_slurm import call, cluster, environment  # noqa: F401
+from tests.system.test_slurm import cluster, environment, run_harness  # noqa: F401
 
 pytestmark = pytest.mark.slow
-Call = Callable[..., "subprocess.CompletedProcess[str]"]
+RunHarness = Callable[..., "subprocess.CompletedProcess[str]"]
 SUITE = """\
-name: hunt
+name: small-search
 title: A search of minutes
 extends: hpo
 matrix: {search: [painn]}
@@ -38,7 +38,7 @@ overlays:
 """
 
 CHAIN = """\
-name: links
+name: chain
 title: A chain of jobs
 extends: pretrain-chain
 parameters: {datasets: [qm7x], max_structures_per_dataset: 60, max_validation_structures: 8}
@@ -61,21 +61,21 @@ def read_trials(case: Path) -> list[dict[str, Any]]:
     return [e for e in events.read_last_events(case / "events.jsonl") if e["event"] == "trial"]
 
 
-def test_search_survives_the_loss_of_a_node(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
+def test_search_survives_the_loss_of_a_node(run_harness: RunHarness, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
     """The trial of the lost node runs again on another; trials never share a node, and none is lost."""
-    (tmp_path / "hunt.yaml").write_text(SUITE)
-    argv = ["run", "hunt.yaml", "--system", "slurm", "-S", "ranks_per_node=1"]
-    submitted = call(*argv, "--submit")
+    (tmp_path / "small-search.yaml").write_text(SUITE)
+    argv = ["run", "small-search.yaml", "--system", "slurm", "-S", "ranks_per_node=1"]
+    submitted = run_harness(*argv, "--submit")
     assert submitted.returncode == 0, submitted.stderr
-    campaign = tmp_path / "results" / "runs" / "hunt-slurm"
-    case = next(campaign.glob("hunt-*"))
+    campaign = tmp_path / "results" / "runs" / "small-search-slurm"
+    case = next(campaign.glob("small-search-*"))
     running = [case / "trials" / f"{k:04d}" for k in range(3)]
     wait_until(
         "three trials run", lambda: all(any(e["event"] == "epoch" for e in read_log(folder)) for folder in running)
     )
     dead = (running[1] / "nodes").read_text().strip()
     cluster.kill_node(dead)
-    result = call(*argv, "--wait")
+    result = run_harness(*argv, "--wait")
     assert result.returncode == 0, result.stderr
     reported = read_trials(case)
     assert sorted(t["trial"] for t in reported) == [0, 1, 2, 3, 4]
@@ -90,23 +90,23 @@ def test_search_survives_the_loss_of_a_node(call: Call, cluster: Cluster, tmp_pa
     cluster.restart_node(dead)
 
 
-def test_training_continues_over_several_jobs(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
-    """Each job starts when the previous one has ended; no step is repeated, and the last jobs do only what remains."""
-    (tmp_path / "links.yaml").write_text(CHAIN)
-    result = call("run", "links.yaml", "--system", "slurm", "--submit", "--wait")
+def test_training_continues_over_several_jobs(run_harness: RunHarness, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
+    """Each job starts when the previous one has ended; no step is repeated, and the last jobs only finish the rest."""
+    (tmp_path / "chain.yaml").write_text(CHAIN)
+    result = run_harness("run", "chain.yaml", "--system", "slurm", "--submit", "--wait")
     assert result.returncode == 0, result.stderr
-    campaign = tmp_path / "results" / "runs" / "links-slurm"
-    links = [read_log(next(campaign.glob(f"*_{k}-*"))) for k in (1, 2, 3, 4)]
-    began, ended = ([link[where]["time_s"] for link in links] for where in (0, -1))
-    assert all(end < start for end, start in zip(ended, began[1:], strict=False))
-    stopped = [[e["step"] for e in link if e["event"] == "stopped"] for link in links]
-    resumed = [[e["step"] for e in link if e["event"] == "resumed"] for link in links]
-    assert stopped[0], "the first link runs out of time"
+    campaign = tmp_path / "results" / "runs" / "chain-slurm"
+    logs = [read_log(next(campaign.glob(f"*_{k}-*"))) for k in (1, 2, 3, 4)]
+    start_times, end_times = ([log[index]["time_s"] for log in logs] for index in (0, -1))
+    assert all(end < start for end, start in zip(end_times, start_times[1:], strict=False))
+    stopped = [[e["step"] for e in log if e["event"] == "stopped"] for log in logs]
+    resumed = [[e["step"] for e in log if e["event"] == "resumed"] for log in logs]
+    assert stopped[0], "the first job runs out of time"
     assert resumed[0] == []
     for before, after in zip(stopped, resumed[1:], strict=False):
         assert after == before[-1:]
-    for link in links:
-        reported = [e["epoch"] for e in link if e["event"] == "epoch"]
+    for log in logs:
+        reported = [e["epoch"] for e in log if e["event"] == "epoch"]
         assert reported == list(range(len(reported)))
 
 

@@ -14,13 +14,13 @@ import pytest
 from harness.config import json_schema
 from tests.conftest import ROOT
 
-# Pretend that the extras are not installed: importing a module that is None in sys.modules fails.
-ABSENT = "import sys\nsys.modules.update(dict.fromkeys({names!r}))\n"
+# Hide the extras: importing a module that is None in sys.modules fails.
+HIDE_MODULES = "import sys\nsys.modules.update(dict.fromkeys({names!r}))\n"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install only the wheel, in a folder of its own."""
+    """Install the wheel without its dependencies, and return its site-packages folder."""
     wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
     _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(ROOT))
     (wheel,) = wheels.glob("*.whl")
@@ -28,7 +28,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     names = [re.split(r"\W", line)[0] for line in (*extras["reference"], *extras["mpi"])]
     assert "torch" in names
-    (site / "sitecustomize.py").write_text(ABSENT.format(names=names))
+    (site / "sitecustomize.py").write_text(HIDE_MODULES.format(names=names))
     return site
 
 
@@ -37,18 +37,18 @@ def _pip(*argv: str) -> None:
     subprocess.run(command, check=True, timeout=120)
 
 
-def _python(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def _python(site: Path, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a folder with the wheel first on its path."""
     environment = os.environ | {"PYTHONPATH": str(site), "XDG_CONFIG_HOME": str(folder / "none")}
-    command = [sys.executable, *words]
+    command = [sys.executable, *args]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_wheel_contains_every_shipped_file(site: Path) -> None:
     shipped = site / "harness" / "shipped_files"
-    kinds = [p for kind in ("suites", "systems", "reports") for p in (ROOT / kind).rglob("*") if p.is_file()]
-    assert {"ladder.yaml", "job.sh.j2"} <= {p.name for p in kinds}
-    for path in kinds:
+    sources = [p for folder in ("suites", "systems", "reports") for p in (ROOT / folder).rglob("*") if p.is_file()]
+    assert {"ladder.yaml", "job.sh.j2"} <= {p.name for p in sources}
+    for path in sources:
         assert (shipped / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""Builders of exports as the real tool writes them, of nodes with known power, work and faults."""
+"""Build exports in the formats of Omnistat, of nodes with known power, counters and faults."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from harness.results.runs import load_runs
 from harness.telemetry.collect import Telemetry, collect_usage
 from harness.telemetry.usage import Usage
 
-T0 = 1795343604.0
+T0 = 1795343604.0  # start of all recordings, as Unix time
 Samples = Sequence[tuple[float, float]]
 
 
 @dataclass
 class Recording:
-    """Series with their labels; samples are (seconds since T0, value)."""
+    """Time series with their labels; each sample is (seconds since T0, value)."""
 
     series: list[tuple[dict[str, str], Samples]] = field(default_factory=list)
 
@@ -28,18 +28,18 @@ class Recording:
         self.series.append(({"__name__": metric, "instance": node, **labels, "user": "u"}, list(samples)))
         return self
 
-    def lines(self) -> list[str]:
-        """Return the lines that the server's API exports."""
+    def format_lines(self) -> list[str]:
+        """Return the lines that the API of VictoriaMetrics exports."""
         return [format_line(labels, samples) for labels, samples in self.series]
 
     def write(self, path: Path) -> Path:
         """Write the raw export."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{text}\n" for text in self.lines()))
+        path.write_text("".join(f"{text}\n" for text in self.format_lines()))
         return path
 
     def write_csv(self, path: Path, *levels: str) -> Path:
-        """Write what `omnistat-query --export` does: label levels, a grid with blanks, names with a leading blank."""
+        """Write CSV as `omnistat-query --export` does: label rows, a grid with gaps, names that begin with a blank."""
         times = sorted({t for _, samples in self.series for t, _ in samples})
         rows = [["metric", *(f" {labels['__name__']}" for labels, _ in self.series)]]
         rows += [[level, *(labels.get(level, "") for labels, _ in self.series)] for level in ("instance", *levels)]
@@ -52,7 +52,7 @@ class Recording:
 
 
 def format_line(labels: Mapping[str, str], samples: Samples) -> str:
-    """Format one series as one line."""
+    """Format a series as a line of the raw export."""
     content: dict[str, Any] = {
         "metric": dict(labels),
         "values": [v for _, v in samples],
@@ -62,12 +62,12 @@ def format_line(labels: Mapping[str, str], samples: Samples) -> str:
 
 
 def format_time(t: float) -> str:
-    """Format a time as naive UTC, with a fraction only where it has one."""
+    """Format a time as naive UTC; the fraction of a second is left out if it is zero."""
     return str(datetime.fromtimestamp(T0 + t, UTC).replace(tzinfo=None))
 
 
 def sample(step: float, until: float, value: Any, start: float = 0.0) -> list[tuple[float, float]]:
-    """Sample a function of time, or a constant, each `step` seconds."""
+    """Return samples of a function of time, or of a constant, every `step` seconds."""
     count = round((until - start) / step) + 1
     times = [start + k * step for k in range(count)]
     return [(t, value(t) if callable(value) else value) for t in times]
@@ -109,11 +109,11 @@ def collect_telemetry(root: Path) -> Telemetry:
     return collect_usage(load_runs(root / "runs"))
 
 
-def get_usage(root: Path, name: str, what: str = "case", piece: str = "") -> Usage:
-    """Return the usage of one case, or of a piece of it."""
+def get_usage(root: Path, name: str, scope: str = "case", part: str = "") -> Usage:
+    """Return the usage of one case, or of a part of it."""
     (usage,) = (
         u
         for u in collect_telemetry(root).usages
-        if u.window.folder.endswith(f"/{name}") and (u.window.scope, u.window.name) == (what, piece)
+        if u.window.folder.endswith(f"/{name}") and (u.window.scope, u.window.name) == (scope, part)
     )
     return usage

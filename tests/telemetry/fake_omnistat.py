@@ -1,7 +1,7 @@
-"""A fake of Omnistat's programs, which no package index has: `python fake_omnistat.py TOOL ARGUMENTS`.
+"""A fake of Omnistat's programs, which package indexes do not have: `python fake_omnistat.py TOOL ARGUMENTS`.
 
 The samples are made up (a node that draws 200 W), but the server is a real VictoriaMetrics, as Omnistat starts it in
-user mode. It accepts the commands of the harness's job scripts.
+user mode. The fake accepts the commands that the harness's job scripts use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NODE = socket.gethostname()
 
 
 def push(metric: str, value: float, /, **labels: str) -> None:
-    """Send one sample with the present time."""
+    """Send one sample with the current time to the server."""
     content = {"metric": {"__name__": metric, "instance": NODE, **labels}, "values": [value],
                "timestamps": [round(1e3 * time.time())]}  # fmt: skip
     request = urllib.request.Request(f"{SERVER}/api/v1/import", json.dumps(content).encode())
@@ -48,7 +48,7 @@ class FomHandler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *arguments: object) -> None:
-        """Write no log."""
+        """Suppress the log of requests."""
 
 
 def collect(interval_s: float) -> None:
@@ -93,7 +93,7 @@ def start(arguments: list[str]) -> int:
 
 
 def main(tool: str, arguments: list[str]) -> int:
-    """Do what one of the programs does."""
+    """Run the fake of one program of Omnistat."""
     with (HOME.parent / "calls").open("a") as calls:
         calls.write(" ".join([tool, *arguments]) + "\n")
     match tool, arguments[0]:

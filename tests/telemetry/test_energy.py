@@ -1,4 +1,4 @@
-"""Energy and rates of cases match calculations by hand, for all that exports of the real tool can hold."""
+"""The energy and the rates of cases match calculations by hand, for every kind of export that Omnistat writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENERGY, POWER = "rocm_energy_joules", "rocm_average_socket_power_watts"
 
 
 def test_case_has_the_energy_between_its_start_and_end(tmp_path: Path) -> None:
-    """100 W until 40 s, then 300 W: from 30 to 52 s that is 10 s of one and 12 s of the other, whatever the grid."""
+    """The power is 100 W until 40 s and then 300 W; the case has 10 s of the first and 12 s of the second."""
     write_case(tmp_path, "a", 30, 52, nodes=["n1"])
     joules = sample(5, 100, lambda t: 7.0 + 100 * min(t, 40) + 300 * max(t - 40, 0))
     Recording().add(ENERGY, "n1.site.gov:8000", joules, card="0").write(tmp_path / EXPORT)
@@ -38,7 +38,7 @@ def test_case_has_the_energy_between_its_start_and_end(tmp_path: Path) -> None:
 
 
 def test_power_is_integrated_without_a_counter(tmp_path: Path) -> None:
-    """The even die of an MI250X reports the power of both, the odd one 0 W: the odd ones are counted as faults."""
+    """The even die of an MI250X reports the power of both dies, and the odd one 0 W, which is counted as a fault."""
     write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     recording = Recording()
     for card in range(8):
@@ -61,10 +61,10 @@ def test_counter_that_never_moves_is_ignored_if_there_is_power(tmp_path: Path) -
     assert usage.methods["accelerator"] == "power integrated"
 
 
-@pytest.mark.parametrize(("at", "fault"), [(30, "1 counter resets"), (None, "")])
-def test_counter_reset_loses_only_one_interval(tmp_path: Path, at: float | None, fault: str) -> None:
+@pytest.mark.parametrize(("reset_s", "fault"), [(30, "1 counter resets"), (None, "")])
+def test_counter_reset_loses_only_one_interval(tmp_path: Path, reset_s: float | None, fault: str) -> None:
     write_case(tmp_path, "a", 10, 50, nodes=["n1"])
-    joules = sample(1, 60, lambda t: 1e6 + 200 * t if at is None or t < at else 200 * (t - at))
+    joules = sample(1, 60, lambda t: 1e6 + 200 * t if reset_s is None or t < reset_s else 200 * (t - reset_s))
     Recording().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(200 * 40)
     assert collect_telemetry(tmp_path).sources[0].faults == fault
@@ -90,7 +90,7 @@ def test_gap_withholds_energy_from_power_but_not_from_a_counter(tmp_path: Path) 
     assert "gaps" in collect_telemetry(tmp_path).sources[0].faults
 
 
-def test_node_sensor_precedes_the_sum_of_components(tmp_path: Path) -> None:
+def test_sensor_of_whole_nodes_takes_precedence_over_the_sum_of_components(tmp_path: Path) -> None:
     write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     recording = Recording()
     for name, watts in (("energy", 900), ("cpu_energy", 150), ("memory_energy", 50)):
@@ -131,9 +131,9 @@ def test_concurrent_trials_on_the_same_nodes_have_no_energy(tmp_path: Path) -> N
     trials = [make_trial_event(k, 10 + 10 * k, 30 + 10 * k, []) for k in range(2)]
     write_case(tmp_path, "a", 10, 50, nodes=["n1"], program="hpo", events=trials)
     Recording().add(ENERGY, "n1", sample(1, 60, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
-    pieces = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_parts"]
-    assert pieces["energy_j"].isna().all()
-    assert set(pieces["unavailable_reason"]) == {"other trials ran on its nodes at the same time"}
+    parts = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_parts"]
+    assert parts["energy_j"].isna().all()
+    assert set(parts["unavailable_reason"]) == {"other trials ran on its nodes at the same time"}
 
 
 @pytest.mark.parametrize(("silent", "joules"), [(2, 32 * 100 * 40.0), (8, None)])
@@ -159,15 +159,15 @@ def test_clock_that_is_an_hour_off_is_corrected(tmp_path: Path) -> None:
     write_case(tmp_path, "a", 100, 200, nodes=["n1", "n2", "n3", "n4"])
     recording = Recording()
     for k, node in enumerate(("n1", "n2", "n3", "n4")):
-        off = 3600 if node == "n3" else k  # collectors start a little apart
-        recording.add(ENERGY, node, [(t + off, 100.0 * t) for t in range(300)], card="0")
+        offset_s = 3600 if node == "n3" else k  # collectors start a little apart
+        recording.add(ENERGY, node, [(t + offset_s, 100.0 * t) for t in range(300)], card="0")
     recording.write(tmp_path / EXPORT)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(4 * 100 * 100, rel=0.02)
     assert "clocks that disagree, corrected (first: n3, +3" in collect_telemetry(tmp_path).sources[0].faults
 
 
 def test_damaged_export_has_the_same_energy_and_reports_its_faults(tmp_path: Path) -> None:
-    """Lines are not JSON, not a series, or unequal; series are duplicated, split, unordered; the end is truncated."""
+    """Lines are not JSON or not series; series are repeated, split, unordered or unequal; the last line is cut off."""
     write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     labels = {"__name__": ENERGY, "instance": "n1", "card": "0", "user": "u"}
     joules = sample(1, 60, lambda t: 100 * t)
@@ -193,7 +193,7 @@ def test_damaged_export_has_the_same_energy_and_reports_its_faults(tmp_path: Pat
         assert fault in faults
 
 
-def test_answer_of_query_range_is_read(tmp_path: Path) -> None:
+def test_json_answer_of_query_range_is_read(tmp_path: Path) -> None:
     write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     pairs = [[T0 + t, f"{100.0 * t}"] for t in range(61)]
     result = [{"metric": {"__name__": ENERGY, "instance": "n1", "card": "0"}, "values": pairs}]
@@ -203,8 +203,8 @@ def test_answer_of_query_range_is_read(tmp_path: Path) -> None:
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(4000)
 
 
-def test_csv_files_give_the_same_as_the_raw_export(tmp_path: Path) -> None:
-    """They have a grid with blanks, times with and without fractions, and names with a leading blank."""
+def test_csv_files_give_the_same_values_as_the_raw_export(tmp_path: Path) -> None:
+    """The CSV files have a grid with blanks, times with and without fractions, and names with a leading blank."""
     recording = Recording().add(POWER, "n1", sample(1, 60, 300.0), card="0")
     recording.add(POWER, "n1", sample(2.5, 60, 100.0), card="1")
     recording.add("rocm_utilization_percentage", "n1", sample(1, 60, lambda t: t), card="0")
@@ -222,7 +222,7 @@ def test_csv_files_give_the_same_as_the_raw_export(tmp_path: Path) -> None:
 
 
 def test_hardware_counters_become_operations_and_bytes_per_second(tmp_path: Path) -> None:
-    """64 lanes, two operations per fused multiply-add, 512 per matrix unit, memory in KiB; all cards and nodes."""
+    """An instruction has 64 lanes, a fused multiply-add is two operations, a matrix unit 512, and memory is in KiB."""
     write_case(tmp_path, "a", 10, 50, nodes=["n1", "n2"])
     recording = Recording()
     rates = {"SQ_INSTS_VALU_ADD_F64": 1e6, "SQ_INSTS_VALU_FMA_F64": 2e6, "SQ_INSTS_VALU_TRANS_F32": 3e6,
@@ -234,10 +234,10 @@ def test_hardware_counters_become_operations_and_bytes_per_second(tmp_path: Path
             labels = {"card": "0", "name": name, "source": "rocprofiler"}
             recording.add("omnistat_hardware_counter", node, samples, **labels)
     recording.write(tmp_path / EXPORT)
-    figures = get_usage(tmp_path, "a").quantities
+    measured = get_usage(tmp_path, "a").quantities
     flop = 64 * (1e6 + 2 * 2e6 + 3e6) + 512 * (4e6 + 5e6)
-    assert figures["counter_gflop_per_s"] == pytest.approx(2 * flop / 1e9)
-    assert figures["counter_gb_per_s"] == pytest.approx(2 * 7e6 * 1024 / 1e9)
+    assert measured["counter_gflop_per_s"] == pytest.approx(2 * flop / 1e9)
+    assert measured["counter_gb_per_s"] == pytest.approx(2 * 7e6 * 1024 / 1e9)
     assert get_usage(tmp_path, "a").unavailable_reason == "no power or energy sensor"
 
 
@@ -263,24 +263,24 @@ def test_case_shorter_than_two_intervals_has_no_energy(tmp_path: Path) -> None:
 def test_energy_of_quickly_alternating_work_is_regressed(tmp_path: Path) -> None:
     """Two precisions of 120 and 300 W alternate within fractions of a second; noisy samples are taken each second."""
     rng = random.Random(0)
-    now, samples, joules, at = 5.0, [], 0.0, [(0.0, 0.0), (5.0, 0.0)]
+    now, samples, joules, energy_curve = 5.0, [], 0.0, [(0.0, 0.0), (5.0, 0.0)]
     for k in range(900):
         name, watts = (("fp64", 300.0), ("fp32", 120.0))[k % 2]
         seconds = rng.uniform(0.05, 0.6)
         now, joules = now + seconds, joules + watts * seconds
-        at.append((now, joules))
+        energy_curve.append((now, joules))
         samples.append({"event": "sample", "precision": name, "phase": "training", "round": k, "duration_s": seconds,
                         "structures": 10, "is_warmup": False, "time_s": T0 + now})  # fmt: skip
     write_case(tmp_path, "a", 1, now + 4, nodes=["n1"], program="precision", events=samples)
 
-    def counter(t: float) -> float:
-        k = next((k for k, (u, _) in enumerate(at) if u >= t), len(at))
-        if k == len(at):
+    def read_noisy_counter(t: float) -> float:
+        k = next((k for k, (u, _) in enumerate(energy_curve) if u >= t), len(energy_curve))
+        if k == len(energy_curve):
             return joules
-        (u, e), (v, f) = at[max(k - 1, 0)], at[k]
+        (u, e), (v, f) = energy_curve[max(k - 1, 0)], energy_curve[k]
         return (e if v <= u else e + (f - e) * (t - u) / (v - u)) + rng.gauss(0.0, 3.0)
 
-    Recording().add(ENERGY, "n1", sample(1, now + 10, counter), card="0").write(tmp_path / EXPORT)
+    Recording().add(ENERGY, "n1", sample(1, now + 10, read_noisy_counter), card="0").write(tmp_path / EXPORT)
     for name, watts in (("fp64", 300.0), ("fp32", 120.0)):
         usage = get_usage(tmp_path, "a", "precision", f"training {name}")
         assert usage.energy_j["accelerator"] / usage.window.seconds == pytest.approx(watts, rel=0.15)
@@ -292,9 +292,9 @@ def test_export_is_read_again_only_after_it_changes(tmp_path: Path, monkeypatch:
     path = Recording().add(ENERGY, "n1", sample(1, 60, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
     first = get_usage(tmp_path, "a")
     with monkeypatch.context() as patched:
-        patched.setattr("harness.telemetry.collect.compute_usage", lambda *_: pytest.fail("read again"))
-        again = get_usage(tmp_path, "a")
-    assert (again.energy_j, again.methods, again.quantities) == (first.energy_j, first.methods, first.quantities)
+        patched.setattr("harness.telemetry.collect.compute_usage", lambda *_: pytest.fail("the export was read again"))
+        second = get_usage(tmp_path, "a")
+    assert (second.energy_j, second.methods, second.quantities) == (first.energy_j, first.methods, first.quantities)
     Recording().add(ENERGY, "n1", sample(1, 60, lambda t: 300 * t), card="0").write(path)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(3 * first.energy_j["accelerator"])
 
@@ -351,7 +351,7 @@ def test_damaged_csv_file_is_reported(tmp_path: Path, content: str, fault: str) 
 
 
 def test_csv_file_without_data_columns_is_reported(tmp_path: Path) -> None:
-    """Its label rows end after the names of the levels, so that its rows hold only times."""
+    """The rows of such a file contain only times, since its label rows contain only the names of the levels."""
     write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     path = tmp_path / "runs/mine/jobs/job.17.omnistat/omnistat-rocm.gpu.csv"
     path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Exports from elsewhere become cases, and the report shows energy per result."""
+"""Imported exports of Omnistat become cases, and the report shows the energy per result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANNOTATION = "rmsjob_annotations"
 
 
 def add_annotation(recording: Recording, marker: str, start: float, end: float) -> None:
-    """Add samples as the tool does: the time of its start while it is active, 0 once when it was stopped."""
+    """Add the samples of an annotation: its start time while it is active, and a single 0 when it stops."""
     active = [(t, T0 + start) for t in range(round(start) + 1, round(end))]
     recording.add(ANNOTATION, "n1", [*active, (end, 0.0)], marker=marker, jobid="17")
 
@@ -74,7 +74,7 @@ def test_file_that_is_not_an_export_is_an_error_of_one_line(
 
 
 def test_table_has_energy_per_result_next_to_throughput(tmp_path: Path) -> None:
-    """640 structures in an epoch of 10 s at 64 W: 1 J each."""
+    """An epoch evaluates 640 structures in 10 s at 64 W, which is 1 J per structure."""
     epochs = [
         {"event": "epoch", "epoch": k, "is_warmup": k == 0, "structures": 640, "train_s": 10.0, "train_mean_s": 10.0,
          "wait_s": 0.0, "wait_mean_s": 0.0, "time_s": T0 + 10 + 10 * (k + 1)}
@@ -94,7 +94,7 @@ def test_table_has_energy_per_result_next_to_throughput(tmp_path: Path) -> None:
         row = next(csv.DictReader(table))
     assert float(row["energy_per_result_j"]) == pytest.approx(1.0)
     with (tmp_path / "tables/cost_parts.csv").open() as table:
-        pieces = list(csv.DictReader(table))
-    assert [float(p["energy_per_result_j"]) for p in pieces] == pytest.approx([1.0] * 3)
+        parts = list(csv.DictReader(table))
+    assert [float(p["energy_per_result_j"]) for p in parts] == pytest.approx([1.0] * 3)
     assert "J/structure" in (tmp_path / "scaling.html").read_text()
     assert "GPU-hours" in read_pages(tmp_path)

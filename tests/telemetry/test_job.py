@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Harness, require_program
-from tests.support.cluster import free_ports
+from tests.support.cluster import find_free_ports
 
 FAKE_OMNISTAT = Path(__file__).parent / "fake_omnistat.py"
 SUITE = """\
 name: tiny
-title: One stage, small
+title: Two stages of a small model
 program: ladder
 parameters:
   workload: random
@@ -42,8 +42,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         script = folder / f"omnistat-{tool}"
         script.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE_OMNISTAT} {tool} "$@"\n')
         script.chmod(0o755)
-    monkeypatch.setenv("OMNISTAT_SERVER", f"http://127.0.0.1:{free_ports()}")
-    monkeypatch.setenv("OMNISTAT_FOM", f"http://127.0.0.1:{free_ports()}/fom")
+    monkeypatch.setenv("OMNISTAT_SERVER", f"http://127.0.0.1:{find_free_ports()}")
+    monkeypatch.setenv("OMNISTAT_FOM", f"http://127.0.0.1:{find_free_ports()}/fom")
     monkeypatch.setenv("FAKE_OMNISTAT_HOME", str(tmp_path / "server"))
     return folder
 
@@ -112,7 +112,7 @@ def test_sampler_uses_less_than_one_percent_of_a_core(harness: Harness, tmp_path
 
 
 def test_sampler_survives_a_full_disk_and_flushes_before_a_kill(tmp_path: Path) -> None:
-    """It stops without output where it cannot write, and its samples survive a kill of its process."""
+    """The sampler stops silently if it cannot write, and its samples survive a kill of its process."""
     script = (
         "import os, sys, time; from pathlib import Path; import harness.reference.profiling.node_sampler\n"
         "harness.reference.profiling.node_sampler.BUFFER_S = 0.2\n"

@@ -1,4 +1,4 @@
-"""Jobs whose Omnistat does not start: the ranks sample themselves, and samples of other jobs are not used."""
+"""If Omnistat does not start in a job, its ranks sample their nodes, and samples of other jobs are not used."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ import pytest
 
 from tests.conftest import require_program
 from tests.execution.test_run_case import ScriptedJob, make_job
-from tests.support.cluster import free_ports
+from tests.support.cluster import find_free_ports
 from tests.telemetry.test_job import FAKE_OMNISTAT
 
 SYSTEM = """\
 telemetry: {{collector: omnistat, interval_s: "1", omnistat: '"{tools}/omnistat-$tool"', config: "{config}"}}
 """
 CONFIG = "[omnistat.collectors]\nenable_rms = True\nport = 8001\n\n[omnistat.usermode]\nport = 17\n"
-WRITE_ENVIRONMENT = 'echo "sampler=${GFM_HARNESS_SAMPLER_S:-} merits=${GFM_HARNESS_FOM_URL:-}" > environment'
+WRITE_ENVIRONMENT = 'echo "sampler=${GFM_HARNESS_SAMPLER_S:-} fom_url=${GFM_HARNESS_FOM_URL:-}" > environment'
 
 
 @pytest.fixture
 def ports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[int, int]:
-    """Return free ports of the server and of figures of merit."""
-    server, fom = free_ports(), free_ports()
+    """Return free ports for Omnistat's server and for its endpoint of figures of merit."""
+    server, fom = find_free_ports(), find_free_ports()
     monkeypatch.setenv("OMNISTAT_SERVER", f"http://127.0.0.1:{server}")
     monkeypatch.setenv("OMNISTAT_FOM", f"http://127.0.0.1:{fom}/fom")
     monkeypatch.setenv("FAKE_OMNISTAT_HOME", str(tmp_path / "server"))
@@ -41,7 +41,7 @@ def ports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[int, int]:
 
 @pytest.fixture
 def job(tmp_path: Path, ports: tuple[int, int]) -> ScriptedJob:
-    """Return three cases under the fake of Omnistat; each writes the telemetry variables of its ranks."""
+    """Return a job of three cases with the fake Omnistat; each case writes the telemetry variables of its ranks."""
     tools = tmp_path / "omnistat"
     tools.mkdir()
     for tool in ("usermode", "annotate", "query"):
@@ -59,15 +59,15 @@ def write_tool(folder: Path, tool: str, line: str) -> None:
     script.chmod(0o755)
 
 
-def rank_environments(job: ScriptedJob) -> set[str]:
+def read_rank_environments(job: ScriptedJob) -> set[str]:
     return {(case / "environment").read_text().strip() for case in job.cases}
 
 
 @contextlib.contextmanager
-def listener(port: int, *, answers: bool) -> Iterator[None]:
-    """Occupy a port with a program that answers every request with nonsense, or with one that is silent."""
+def occupy_port(port: int, *, answers: bool) -> Iterator[None]:
+    """Occupy a port with a server that answers every request with nonsense or, unless `answers`, with nothing."""
 
-    class Nonsense(BaseHTTPRequestHandler):
+    class NonsenseHandler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
@@ -76,10 +76,10 @@ def listener(port: int, *, answers: bool) -> Iterator[None]:
         do_POST = do_GET
 
         def log_message(self, *arguments: object) -> None:
-            """Write no log."""
+            """Suppress the log of requests."""
 
     if answers:
-        server = HTTPServer(("127.0.0.1", port), Nonsense)
+        server = HTTPServer(("127.0.0.1", port), NonsenseHandler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield
         server.shutdown()
@@ -90,8 +90,8 @@ def listener(port: int, *, answers: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def database(port: int, folder: Path) -> Iterator[None]:
-    """Run a server of another job, in which samples of that job keep arriving."""
+def run_server_of_another_job(port: int, folder: Path) -> Iterator[None]:
+    """Run the server of another job, with samples of that job only."""
     process = subprocess.Popen(
         ["victoria-metrics", f"-httpListenAddr=127.0.0.1:{port}", f"-storageDataPath={folder}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -121,15 +121,15 @@ def test_job_waits_for_samples_and_the_ranks_do_not_sample(
     job.environment.pop("USER", None)
     result = job.run()
     assert (result.returncode, job.exit_codes) == (0, ["0"] * 3), result.stderr
-    assert rank_environments(job) == {f"sampler= merits=http://127.0.0.1:{ports[1]}/fom"}
+    assert read_rank_environments(job) == {f"sampler= fom_url=http://127.0.0.1:{ports[1]}/fom"}
     assert "warning" not in result.stderr
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     start = next(call for call in calls if call[:2] == ["usermode", "--start"])
-    # in minutes; the tool rejects less than one
+    # the interval is in minutes, and Omnistat rejects values below 1
     assert start[start.index("--pushinterval") + 1] == "1"
     environment = json.loads((tmp_path / "server/environment").read_text())
     assert environment["USER"]
-    # two jobs share no folder
+    # the folder belongs to one job only
     assert environment["OMNISTAT_VICTORIA_DATADIR"].startswith(f"{job.script.parent}/{job.script.stem}.")
     assert environment["OMNISTAT_VICTORIA_DATADIR"].endswith(f"data-{job.script.stem}")
     export = next(job.script.parent.glob("*.omnistat.jsonl")).read_text()
@@ -138,7 +138,7 @@ def test_job_waits_for_samples_and_the_ranks_do_not_sample(
 
 
 @pytest.mark.slow
-def test_exporters_use_a_port_of_their_own(job: ScriptedJob, tmp_path: Path) -> None:
+def test_each_job_uses_its_own_port_for_exporters(job: ScriptedJob, tmp_path: Path) -> None:
     require_program("victoria-metrics")
     job.environment.pop("OMNISTAT_FOM", None)
     job.run()
@@ -154,7 +154,7 @@ def test_exporters_use_a_port_of_their_own(job: ScriptedJob, tmp_path: Path) -> 
         "port = 17",
     ]
     assert 20_000 <= port < 31_000
-    assert rank_environments(job) == {f"sampler= merits=http://localhost:{port}/fom"}
+    assert read_rank_environments(job) == {f"sampler= fom_url=http://localhost:{port}/fom"}
 
 
 @pytest.mark.parametrize("fault", ["nothing listens", "nonsense", "silence", "no start"])
@@ -162,7 +162,7 @@ def test_exporters_use_a_port_of_their_own(job: ScriptedJob, tmp_path: Path) -> 
 def test_ranks_sample_if_no_sample_of_the_job_arrives(
     job: ScriptedJob, tmp_path: Path, ports: tuple[int, int], fault: str
 ) -> None:
-    """This happens where a port is taken or a node's name is unknown: the tool prints SUCCESS all the same."""
+    """Omnistat prints SUCCESS even if a port is taken or the name of a node is unknown, so that nothing arrives."""
     line = (
         "false"
         if fault == "no start"
@@ -171,17 +171,17 @@ def test_ranks_sample_if_no_sample_of_the_job_arrives(
     write_tool(tmp_path / "omnistat", "usermode", line)
     other_program = contextlib.nullcontext()
     if fault in ("nonsense", "silence"):
-        other_program = listener(ports[0], answers=fault == "nonsense")
+        other_program = occupy_port(ports[0], answers=fault == "nonsense")
     with other_program:
         result = job.run()
     assert (result.returncode, job.exit_codes) == (0, ["0"] * 3), result.stderr
-    assert rank_environments(job) == {"sampler=1 merits="}
+    assert read_rank_environments(job) == {"sampler=1 fom_url="}
     reason = "Omnistat did not start" if fault == "no start" else "Omnistat started, but no sample of this job reached"
     assert f"warning: {reason}" in result.stderr
     assert "the ranks sample their nodes themselves" in result.stderr
     assert not list(job.script.parent.glob("*.omnistat.jsonl*"))
     if fault == "nonsense":
-        # it would stop the server of the other program
+        # --stopserver would stop the server of the other program
         assert "--stopserver" not in (tmp_path / "server.calls").read_text()
 
 
@@ -191,19 +191,19 @@ def test_samples_of_another_job_on_the_same_server_do_not_count(
 ) -> None:
     require_program("victoria-metrics")
     write_tool(tmp_path / "omnistat", "usermode", "echo SUCCESS")
-    with database(ports[0], tmp_path / "data"):
+    with run_server_of_another_job(ports[0], tmp_path / "data"):
         result = job.run()
-    assert rank_environments(job) == {"sampler=1 merits="}
+    assert read_rank_environments(job) == {"sampler=1 fom_url="}
     assert "no sample of this job reached" in result.stderr
 
 
 def test_occupied_server_port_is_reported_before_omnistat_starts(job: ScriptedJob, tmp_path: Path) -> None:
     job.environment.pop("OMNISTAT_SERVER", None)
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # another program has it already
-            stack.enter_context(listener(9090, answers=True))
+        with contextlib.suppress(OSError):  # another program already uses this port
+            stack.enter_context(occupy_port(9090, answers=True))
         result = job.run()
-    assert rank_environments(job) == {"sampler=1 merits="}
+    assert read_rank_environments(job) == {"sampler=1 fom_url="}
     assert "where Omnistat starts its server, is taken by another program" in result.stderr
     assert not (tmp_path / "calls").exists()
 
@@ -211,7 +211,7 @@ def test_occupied_server_port_is_reported_before_omnistat_starts(job: ScriptedJo
 @pytest.mark.slow
 def test_no_figures_of_merit_are_posted_to_an_occupied_port(job: ScriptedJob, ports: tuple[int, int]) -> None:
     require_program("victoria-metrics")
-    with listener(ports[1], answers=True):
+    with occupy_port(ports[1], answers=True):
         result = job.run()
-    assert {line.partition(" ")[2] for line in rank_environments(job)} == {"merits="}
+    assert {line.partition(" ")[2] for line in read_rank_environments(job)} == {"fom_url="}
     assert "no figures of merit are posted" in result.stderr

@@ -1,4 +1,4 @@
-"""The energy of CPUs is that of the packages and their memory, and of nothing that contains or is part of them."""
+"""The energy of CPUs is the sum of packages and memory, without the platform or the cores, which would count twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.reference.profiling.node_sampler import Rapl
 ZONES = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:0:1": "dram", "intel-rapl:1": "psys"}
 
 
-def test_platform_and_cores_are_not_counted_and_counters_wrap(tmp_path: Path) -> None:
+def test_platform_and_cores_are_not_counted_and_wrapped_counters_go_on(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ZONES]
     for folder, name in zip(folders, ZONES.values(), strict=True):
         folder.mkdir()

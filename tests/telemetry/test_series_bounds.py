@@ -1,4 +1,4 @@
-"""Samples that no device can show are dropped, counted and named; lines that are not telemetry are skipped."""
+"""Physically impossible samples are dropped, counted and named, and lines that are not telemetry are skipped."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_energy_is_withheld_if_all_samples_of_a_device_are_invalid(tmp_path: Pat
 
 @pytest.mark.parametrize("until", [31, 35, 1000])
 def test_leap_of_a_counter_adds_nothing(tmp_path: Path, until: int) -> None:
-    """It lasts for one sample, for several, and for good."""
+    """The leap lasts for one sample, for several samples, or permanently."""
     write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     joules = sample(1, 60, lambda t: 1e6 + 200 * t + (1e12 if 30 <= t < until else 0.0))
     Recording().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
@@ -50,7 +50,7 @@ def test_leap_of_a_counter_adds_nothing(tmp_path: Path, until: int) -> None:
     assert f"1 counter leaps out of bounds (first: {ENERGY} of n1, card 0)" in get_faults(tmp_path)
 
 
-def test_counter_that_starts_with_zero_has_not_gained_its_first_reading(tmp_path: Path) -> None:
+def test_first_reading_after_an_initial_zero_does_not_count_as_energy(tmp_path: Path) -> None:
     write_case(tmp_path, "a", 0, 50, nodes=["n1"])
     joules = sample(1, 60, lambda t: 0.0 if t == 0 else 9e8 + 200 * t)
     Recording().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
@@ -63,9 +63,9 @@ def test_utilization_and_temperature_have_bounds(tmp_path: Path) -> None:
     recording.add("rocm_utilization_percentage", "n1", sample(1, 120, lambda t: 4e9 if t == 50 else 50.0), card="0")
     recording.add("rocm_temperature_celsius", "n1", sample(1, 120, lambda t: 1e6 if t == 50 else 70.0), card="0")
     recording.write(tmp_path / EXPORT)
-    figures = get_usage(tmp_path, "a").quantities
-    assert figures["accelerator_utilization_percent"] == pytest.approx(50.0)
-    assert figures["accelerator_temperature_max_c"] == 70.0
+    measured = get_usage(tmp_path, "a").quantities
+    assert measured["accelerator_utilization_percent"] == pytest.approx(50.0)
+    assert measured["accelerator_temperature_max_c"] == 70.0
     assert "2 samples out of bounds" in get_faults(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""HARNESS_* variables are settings of users; variables for the harness's own processes have another prefix."""
+"""HARNESS_* variables are settings of users; internal variables of the harness have another prefix."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_telemetry_setting_does_not_change_the_sampler_folder(tmp_path: Path, mo
     sampler = node_sampler.start(folder, 0, on_gpu=False)
     assert sampler is not None
     sampler.stop()
-    del os.environ[node_sampler.FOLDER_VARIABLE]  # set for programs that this one starts
+    del os.environ[node_sampler.FOLDER_VARIABLE]  # the sampler sets it for child processes
     assert list((folder / "telemetry").glob("*.jsonl"))
     assert not (tmp_path / "sampler").exists()
 
 
 @pytest.mark.parametrize(("system", "setting"), SETTINGS)
-def test_variable_of_a_setting_is_not_an_internal_one(system: str, setting: str) -> None:
+def test_variable_of_a_setting_is_not_an_internal_variable(system: str, setting: str) -> None:
     internal = {node_sampler.INTERVAL_VARIABLE, node_sampler.FOLDER_VARIABLE, fom_client.URL}
     assert PREFIX + setting.upper() not in internal
     sources = "".join(

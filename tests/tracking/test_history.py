@@ -37,7 +37,7 @@ def make_measurement(
 def make_measurements(
     levels: Sequence[float | None], noise: float = 0.01, rounds: int = ROUNDS, **other: Any
 ) -> list[Measurement]:
-    """Measure a level per commit (None: fails), with a drift of the machine that all commits of a round share."""
+    """Return measurements of a level per commit (None: failed), with a drift that all commits of a round share."""
     rng = random.Random(1)
     measurements = []
     for number in range(1, rounds + 1):
@@ -130,7 +130,7 @@ def test_report_without_history_and_runs_is_an_error(tmp_path: Path, capsys: pyt
 
 
 def test_machines_and_sessions_are_not_mixed() -> None:
-    """One machine is half as fast, one session ran while the machine was busy: neither is a change."""
+    """A machine of half the speed and a session on a busy machine are not changes."""
     slow = make_measurements([2.0, 2.0], machine="slow (cpu)")
     earlier = make_measurements([5.0, 5.0, 5.0], session="earlier")
     verdicts = judge_all(build_series([*earlier, *make_measurements([1.0, 1.0, 1.0]), *slow]))
@@ -160,7 +160,7 @@ def test_commits_are_in_history_order_whatever_their_dates() -> None:
         ([None, None], ("not run",), None),
     ],
 )
-def test_verdict_has_the_state_and_first_commit(
+def test_verdict_has_the_state_and_the_first_commit_of_the_change(
     levels: list[float | None], state: tuple[str, ...], since: int | None
 ) -> None:
     """Noise is 1%, drift between rounds 30%; a reverted change is not a regression."""
@@ -182,8 +182,8 @@ def test_verdict_of_a_rate_has_the_opposite_sign() -> None:
     assert judge_one(*make_measurements([1.0, 1.0, 1.2, 1.2], better="higher", unit="graphs/s")).state == "improvement"
 
 
-def test_three_rounds_are_too_few() -> None:
-    """They do not show even a change by a half."""
+def test_three_rounds_are_too_few_for_a_verdict() -> None:
+    """Three rounds cannot show even a change of 50%."""
     verdict = judge_one(*make_measurements([1.0, 1.5], rounds=3))
     assert str(verdict) == "too few rounds to tell (n = 3 and 3)"
     assert not verdict.is_bad
@@ -222,10 +222,10 @@ class Rate:
 
 
 def make_record(
-    folder: Path, commit: str | None, when: float, *, changed: bool | None = False, host: str = "a"
+    folder: Path, commit: str | None, time_s: float, *, changed: bool | None = False, host: str = "a"
 ) -> RunRecord:
     folder.mkdir(parents=True)
-    provenance = {"commit": commit, "changed_since_commit": changed, "time_s": when, "host": host, "cpu": "c"}
+    provenance = {"commit": commit, "changed_since_commit": changed, "time_s": time_s, "host": host, "cpu": "c"}
     (folder / "provenance.json").write_text(json.dumps(provenance))
     return RunRecord(str(folder), {"id": "0123456789ab", "name": "n", "suite": "s"}, "done")
 
@@ -267,7 +267,7 @@ def test_subsample_includes_both_ends(max_commits: int | None, expected: list[in
 def test_suspected_regression_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_lasting: bool
 ) -> None:
-    """A machine that was slow in the first rounds, on one commit alone, is not a regression."""
+    """If only the first rounds of one commit were slow, there is no regression."""
     session = AsvSession(
         Project(tmp_path, {}, tmp_path), [Commit("a" * 40, 1, "a"), Commit("b" * 40, 2, "b")], {"machine": "m"}, True,
         tmp_path / "regression",
@@ -290,9 +290,11 @@ def test_suspected_regression_is_measured_again(
     monkeypatch.setattr("harness.tracking.session.run_round", run_round)
     monkeypatch.setattr("harness.tracking.session.read_round_measurements", read_round_measurements)
     run_session(session, SessionOptions(ROUNDS, quiet=True), tmp_path)
-    again = [(number, bench) for number, bench in calls if bench]
-    assert [number for number, _ in again] == list(range(1, 2 * ROUNDS + 1))
-    assert all(re.search(bench[0], "m.time_one") and not re.search(bench[0], "m.time_two") for _, bench in again)
+    confirmations = [(number, bench) for number, bench in calls if bench]
+    assert [number for number, _ in confirmations] == list(range(1, 2 * ROUNDS + 1))
+    assert all(
+        re.search(bench[0], "m.time_one") and not re.search(bench[0], "m.time_two") for _, bench in confirmations
+    )
     states = {v.series.name: v.state for v in judge_session(session, tmp_path)}
     assert states["m.time_two"] == "no change"
     assert (states["m.time_one"] == "regression") == is_lasting

@@ -1,4 +1,4 @@
-"""The project's own benchmarks over commits run on this commit."""
+"""The benchmarks that are compared over commits run on this commit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.tracking.asv_runner import load_project
-from tests.benchmarks.over_commits.given import Sampled
+from tests.benchmarks.over_commits.given import Benchmark
 from tests.conftest import ROOT
 
 MODULES = sorted(path.stem for path in (ROOT / "tests" / "benchmarks" / "over_commits").glob("*.py"))
@@ -20,16 +20,18 @@ MODULES = sorted(path.stem for path in (ROOT / "tests" / "benchmarks" / "over_co
 @pytest.mark.parametrize("name", [m for m in MODULES if m not in ("__init__", "given")])
 def test_benchmark_runs(name: str) -> None:
     module = importlib.import_module(f"tests.benchmarks.over_commits.{name}")
-    kinds = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, Sampled) and k is not Sampled]
-    assert kinds
-    for kind in kinds:
-        calls = [call for call in dir(kind) if call.startswith("time_")]
-        assert calls
-        for point in itertools.product(*getattr(kind, "params", ())):
-            benchmark: Any = kind()
-            benchmark.setup(*point)
-            for call in calls:
-                getattr(benchmark, call)(*point)
+    classes = [
+        k for k in vars(module).values() if isinstance(k, type) and issubclass(k, Benchmark) and k is not Benchmark
+    ]
+    assert classes
+    for benchmark_class in classes:
+        methods = [method for method in dir(benchmark_class) if method.startswith("time_")]
+        assert methods
+        for parameters in itertools.product(*getattr(benchmark_class, "params", ())):
+            benchmark: Any = benchmark_class()
+            benchmark.setup(*parameters)
+            for method in methods:
+                getattr(benchmark, method)(*parameters)
 
 
 def test_threshold_patterns_match_existing_benchmarks() -> None:

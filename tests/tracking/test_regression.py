@@ -1,4 +1,4 @@
-"""Run asv over a small history: slowdowns are detected at their commit, unchanged benchmarks raise no alarm."""
+"""With asv on a small history, slowdowns are detected at their commits, and unchanged benchmarks raise no alarm."""
 
 from __future__ import annotations
 
@@ -71,10 +71,11 @@ class Clock:
 CONFIG = '{"version": 1, "project": "toy", "repo": ".", "benchmark_dir": "benchmarks", "launch_method": "forkserver"}'
 PROJECT = '[project]\nname = "toy"\nversion = "1"\n[build-system]\nrequires = ["hatchling"]\n'
 BACKEND = 'build-backend = "hatchling.build"\n'
-LENGTHS = {"start": (100, 100, 100, 100), "three": (100, 100, 103, 100), "six": (100, 100, 103, 106),
+# Tag of each commit -> the lengths of the loops busy, steady, three and six.
+LOOP_LENGTHS = {"start": (100, 100, 100, 100), "three": (100, 100, 103, 100), "six": (100, 100, 103, 106),
            "busy": (300, 100, 103, 106)}  # fmt: skip
 Completed = subprocess.CompletedProcess[str]
-# One series in a hundred has a significant change by chance, too small to count.
+# One series in a hundred has a significant change by chance, which is below the threshold.
 NO_ALARM = r"no change|too noisy to tell|(slower|faster) .*, below the [\d.]+% that counts"
 
 
@@ -85,7 +86,7 @@ def git(repo: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a clone of four commits; each but the first makes one function slower."""
+    """Return a repository of four commits; each commit except the first makes one function slower."""
     require_program("git")
     repo = tmp_path_factory.mktemp("toy")
     for name in ("toy", "benchmarks"):
@@ -95,7 +96,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (repo / "pyproject.toml").write_text(PROJECT + BACKEND)
     (repo / "benchmarks" / "toys.py").write_text(BENCHMARKS)
     git(repo, "init", "--quiet", "--initial-branch=main")
-    for name, lengths in LENGTHS.items():
+    for name, lengths in LOOP_LENGTHS.items():
         (repo / "toy" / "__init__.py").write_text(PACKAGE.format(lengths))
         git(repo, "add", "--all")
         git(repo, "commit", "--quiet", "--message", f"{name} changed")
@@ -110,39 +111,39 @@ def run_regression(repo: Path, out: Path, *arguments: str) -> Completed:
 
 
 @pytest.fixture(scope="module")
-def whole_session(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Completed, Path]:
-    out = tmp_path_factory.mktemp("whole") / "out"
+def full_session(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Completed, Path]:
+    out = tmp_path_factory.mktemp("full") / "out"
     return run_regression(toy, out, "start..busy", "--here", "--rounds", "8"), out
 
 
 def parse_verdicts(result: Completed) -> dict[str, str]:
-    """Return name without its module -> verdict."""
+    """Return the verdicts by the name of the benchmark, without its module."""
     return dict(re.findall(r"^toys\.\w+\.time_(\w+): (.*)$", result.stdout, re.MULTILINE))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "percent", "within"), [("busy", 200, 60), ("six", 6, 1.5), ("three", 3, 1.5)])
+@pytest.mark.parametrize(("name", "percent", "tolerance"), [("busy", 200, 60), ("six", 6, 1.5), ("three", 3, 1.5)])
 def test_slowdown_is_detected_at_its_commit(
-    whole_session: tuple[Completed, Path], name: str, percent: float, within: float
+    full_session: tuple[Completed, Path], name: str, percent: float, tolerance: float
 ) -> None:
     """Eight rounds of four commits show 3% of a clock with 1% noise, and three times the length of a busy loop."""
-    result, _ = whole_session
+    result, _ = full_session
     assert result.returncode == 1, result.stderr
     match = re.fullmatch(
         r"slower ([\d.]+)% \[(-?[\d.]+), ([\d.]+)\] \(n = (\d+) and (\d+)\) since (\w{10}) \((.*)\)",
         parse_verdicts(result)[name],
     )
     assert match is not None, parse_verdicts(result)
-    assert float(match[1]) == pytest.approx(percent, abs=within)
+    assert float(match[1]) == pytest.approx(percent, abs=tolerance)
     assert float(match[2]) < float(match[1]) < float(match[3])
     assert match[7] == f"{name} changed"
 
 
 @pytest.mark.slow
 def test_unchanged_benchmark_raises_no_alarm_and_is_not_measured_again(
-    toy: Path, whole_session: tuple[Completed, Path]
+    toy: Path, full_session: tuple[Completed, Path]
 ) -> None:
-    _, out = whole_session
+    _, out = full_session
     before = (out / HISTORY_FILE).read_bytes()
     result = run_regression(toy, out, "start..busy", "--here", "--rounds", "8", "--bench", "steady")
     assert result.returncode == 0, result.stderr
@@ -153,15 +154,15 @@ def test_unchanged_benchmark_raises_no_alarm_and_is_not_measured_again(
 
 
 @pytest.mark.slow
-def test_session_writes_only_below_its_output_folder(toy: Path, whole_session: tuple[Completed, Path]) -> None:
-    _, out = whole_session
+def test_session_writes_only_below_its_output_folder(toy: Path, full_session: tuple[Completed, Path]) -> None:
+    _, out = full_session
     assert git(toy, "status", "--porcelain", "--ignored") == ""
     assert not (out.parent / ".asv-machine.json").exists()
 
 
 @pytest.mark.slow
-def test_page_shows_regressions_without_network_access(whole_session: tuple[Completed, Path]) -> None:
-    _, out = whole_session
+def test_page_shows_regressions_without_network_access(full_session: tuple[Completed, Path]) -> None:
+    _, out = full_session
     page = (out / "regression.html").read_text()
     assert not re.search(
         r'<script|<link|(src|href)="\w+:', re.sub(r"<metadata>.*?</metadata>", "", page, flags=re.DOTALL)
@@ -175,7 +176,7 @@ def test_page_shows_regressions_without_network_access(whole_session: tuple[Comp
 
 @pytest.mark.slow
 def test_killed_session_is_resumed_by_the_same_command(toy: Path, tmp_path: Path) -> None:
-    """No process of asv survives, finished measurements are unchanged, and none is missing in the end."""
+    """No process of asv survives, finished measurements do not change, and none is missing at the end."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "harness", "regression", "six..busy", "--here", "--rounds", "2"]
     command += ["--bench", "steady", "--repo", str(toy), "--out", str(out)]

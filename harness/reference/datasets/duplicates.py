@@ -16,9 +16,9 @@ from harness.reference.datasets.splits import (
     SEED,
     SHARES,
     SPLITS,
-    assign_by_place,
+    assign_by_hash,
+    hash_groups,
     measure_shapes,
-    place_groups,
 )
 from harness.reference.storage.sampling.permutations import splitmix64
 
@@ -29,11 +29,11 @@ from harness.reference.storage.sampling.permutations import splitmix64
 N_GRIDS = N_LENGTHS + 1
 GRID_SPACING = 5e-4  # angstrom
 MAX_STRUCTURES = 500_000  # number of structures that are compared at a time, which limits the memory
-# The fingerprint of a structure. `place` is the hash of its group, which decides its split (`splits.place_groups`);
+# The fingerprint of a structure. `group_hash` is the hash of its group, which decides its split (`splits.hash_groups`);
 # `forces` is whether the structure has forces.
-FINGERPRINT = np.dtype([("composition", "<u8"), ("lengths", "<f4", N_LENGTHS), ("place", "<u8"), ("forces", "?")])
+FINGERPRINT = np.dtype([("composition", "<u8"), ("lengths", "<f4", N_LENGTHS), ("group_hash", "<u8"), ("forces", "?")])
 Fingerprints = NDArray[np.void]
-GroupPlaces = NDArray[np.uint64]
+GroupHashes = NDArray[np.uint64]
 
 
 @dataclass
@@ -42,11 +42,11 @@ class Repeats:
 
     Attributes:
         count: Number of structures whose geometry is that of an earlier structure.
-        links: [l, 2] pairs of groups (by their places) that contain equal structures.
+        links: [l, 2] pairs of groups (by their hashes) that contain equal structures.
     """
 
     count: int
-    links: GroupPlaces
+    links: GroupHashes
 
 
 def compute_fingerprints(table: StructureTable, *, seed: int) -> Fingerprints:
@@ -54,7 +54,7 @@ def compute_fingerprints(table: StructureTable, *, seed: int) -> Fingerprints:
     shapes = measure_shapes(table)
     fingerprints = np.empty(len(table), dtype=FINGERPRINT)
     fingerprints["composition"], fingerprints["lengths"] = shapes.composition, shapes.lengths
-    fingerprints["place"], fingerprints["forces"] = place_groups(table.groups, seed=seed), table.forces is not None
+    fingerprints["group_hash"], fingerprints["forces"] = hash_groups(table.groups, seed=seed), table.forces is not None
     return fingerprints
 
 
@@ -83,7 +83,7 @@ def find_repeats(parts: Sequence[Fingerprints]) -> Repeats:
         if len(fingerprints):
             label = label_equal(fingerprints["composition"], fingerprints["lengths"])
             count += len(label) - int(label.max()) - 1
-            links.append(_link_groups(label, fingerprints["place"]))
+            links.append(_link_groups(label, fingerprints["group_hash"]))
     return Repeats(count, np.unique(np.concatenate(links), axis=0))
 
 
@@ -101,17 +101,17 @@ def label_equal(composition: NDArray[np.uint64], lengths: NDArray[np.float32]) -
     return label
 
 
-def unite_groups(links: GroupPlaces) -> tuple[GroupPlaces, GroupPlaces]:
-    """Return the places of all linked groups, sorted, and for each the place that decides the common split, [k] each.
+def unite_groups(links: GroupHashes) -> tuple[GroupHashes, GroupHashes]:
+    """Return the hashes of all linked groups, sorted, and for each the hash that decides the common split, [k] each.
 
-    The choice of this place depends on the places of the linked groups alone, and favours no split.
+    The choice of this hash depends on the hashes of the linked groups alone, and favours no split.
     """
-    places, position = np.unique(links, return_inverse=True)
+    hashes, position = np.unique(links, return_inverse=True)
     first, second = position.reshape(-1, 2).T
-    number = _connect(first, second, len(places))
-    order = np.lexsort((splitmix64(places), number))
+    number = _connect(first, second, len(hashes))
+    order = np.lexsort((splitmix64(hashes), number))
     leaders = order[np.unique(number[order], return_index=True)[1]]
-    return places, places[leaders[number]]
+    return hashes, hashes[leaders[number]]
 
 
 def _connect(first: NDArray[np.int64], second: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -126,12 +126,12 @@ def _select_shared(composition: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return np.asarray(count[position] > 1)
 
 
-def _link_groups(label: NDArray[np.int64], places: GroupPlaces) -> GroupPlaces:
+def _link_groups(label: NDArray[np.int64], hashes: GroupHashes) -> GroupHashes:
     """Return pairs of groups that connect all groups with a structure of the same label."""
-    order = np.lexsort((places, label))
-    label, places = label[order], places[order]
-    linked = (label[1:] == label[:-1]) & (places[1:] != places[:-1])
-    return np.unique(np.column_stack([places[:-1][linked], places[1:][linked]]), axis=0)
+    order = np.lexsort((hashes, label))
+    label, hashes = label[order], hashes[order]
+    linked = (label[1:] == label[:-1]) & (hashes[1:] != hashes[:-1])
+    return np.unique(np.column_stack([hashes[:-1][linked], hashes[1:][linked]]), axis=0)
 
 
 @dataclass(frozen=True)
@@ -139,27 +139,27 @@ class SplitAssignment:
     """The assignment of groups to splits.
 
     Attributes:
-        exceptions: [k] sorted places of the groups that `assign_by_place` does not decide.
+        exceptions: [k] sorted hashes of the groups that `assign_by_hash` does not decide.
         splits: [k] the splits of these groups, as positions in SPLITS.
         shares: The shares of the splits, for all other groups.
     """
 
-    exceptions: GroupPlaces
+    exceptions: GroupHashes
     splits: NDArray[np.int64]
     shares: tuple[float, ...] = SHARES
 
-    def find_splits(self, places: GroupPlaces) -> NDArray[np.int64]:
-        """Return the split of each group, as a position in SPLITS, [g]; places: [g]."""
-        result = assign_by_place(places, self.shares)
+    def find_splits(self, hashes: GroupHashes) -> NDArray[np.int64]:
+        """Return the split of each group, as a position in SPLITS, [g]; hashes: [g]."""
+        result = assign_by_hash(hashes, self.shares)
         if len(self.exceptions):
-            k = np.minimum(np.searchsorted(self.exceptions, places), len(self.exceptions) - 1)
-            is_exception = self.exceptions[k] == places
+            k = np.minimum(np.searchsorted(self.exceptions, hashes), len(self.exceptions) - 1)
+            is_exception = self.exceptions[k] == hashes
             result[is_exception] = self.splits[k[is_exception]]
         return result
 
 
 def assign_splits(
-    parts: Sequence[Fingerprints], links: GroupPlaces, *, fill: bool = True, shares: tuple[float, ...] = SHARES
+    parts: Sequence[Fingerprints], links: GroupHashes, *, fill: bool = True, shares: tuple[float, ...] = SHARES
 ) -> SplitAssignment:
     """Assign groups to splits so that linked groups share a split and, if there are enough groups, no split is empty.
 
@@ -170,17 +170,17 @@ def assign_splits(
         shares: The approximate share of the groups in each split.
     """
     groups, leaders = unite_groups(links)
-    united = SplitAssignment(groups, assign_by_place(leaders, shares), shares)
+    united = SplitAssignment(groups, assign_by_hash(leaders, shares), shares)
     count = np.zeros(len(SPLITS), dtype=np.int64)
     for fingerprints in parts:
-        count += np.bincount(united.find_splits(fingerprints["place"]), minlength=len(SPLITS))
+        count += np.bincount(united.find_splits(fingerprints["group_hash"]), minlength=len(SPLITS))
     if count.all() or not fill:
         return united
-    all_groups = np.unique(np.concatenate([np.unique(fingerprints["place"]) for fingerprints in parts]))
+    all_groups = np.unique(np.concatenate([np.unique(fingerprints["group_hash"]) for fingerprints in parts]))
     all_leaders = all_groups.copy()
     all_leaders[np.isin(all_groups, groups)] = leaders[np.isin(groups, all_groups)]
     order, position = np.unique(all_leaders, return_inverse=True)
-    counts = np.bincount(assign_by_place(order, shares), minlength=len(SPLITS))
+    counts = np.bincount(assign_by_hash(order, shares), minlength=len(SPLITS))
     return SplitAssignment(all_groups, np.repeat(np.arange(len(SPLITS)), _fill_splits(counts))[position], shares)
 
 
@@ -190,7 +190,7 @@ def assign_structures(
     """Return the split of every structure, as a position in SPLITS, [g]; equal structures share a split."""
     fingerprints = compute_fingerprints(table, seed=seed)
     links = find_repeats([sort_fingerprints(fingerprints)]).links
-    return assign_splits([fingerprints], links, fill=False, shares=shares).find_splits(fingerprints["place"])
+    return assign_splits([fingerprints], links, fill=False, shares=shares).find_splits(fingerprints["group_hash"])
 
 
 def _fill_splits(counts: NDArray[np.int64]) -> NDArray[np.int64]:

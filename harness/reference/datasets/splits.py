@@ -39,22 +39,22 @@ def hash_texts(texts: NDArray[np.str_], salt: str = "") -> NDArray[np.uint64]:
     return np.frombuffer(joined, dtype="<u8")
 
 
-def place_groups(groups: NDArray[np.str_], *, seed: int = SEED) -> NDArray[np.uint64]:
-    """Return the place of each group, [k]: a hash of its name and the seed, in 0 .. 2**64."""
+def hash_groups(groups: NDArray[np.str_], *, seed: int = SEED) -> NDArray[np.uint64]:
+    """Return the hash of each group, [k]: of its name and the seed, in 0 .. 2**64."""
     names, position = np.unique(groups, return_inverse=True)
     return hash_texts(names, f"split {seed}")[position]
 
 
-def assign_by_place(places: NDArray[np.uint64], shares: Sequence[float] = SHARES) -> NDArray[np.int64]:
-    """Return the split of each group, as a position in SPLITS, [k]; places: [k] from `place_groups`."""
-    return np.searchsorted(np.cumsum(shares)[:-1], places.astype(np.float64) / 2.0**64, side="right")
+def assign_by_hash(hashes: NDArray[np.uint64], shares: Sequence[float] = SHARES) -> NDArray[np.int64]:
+    """Return the split of each group, as a position in SPLITS, [k]; hashes: [k] from `hash_groups`."""
+    return np.searchsorted(np.cumsum(shares)[:-1], hashes.astype(np.float64) / 2.0**64, side="right")
 
 
 def assign_by_name(
     groups: NDArray[np.str_], *, shares: Sequence[float] = SHARES, seed: int = SEED
 ) -> NDArray[np.int64]:
     """Return the split of each group, as a position in SPLITS, [k]; it depends on its name and the seed alone."""
-    return assign_by_place(place_groups(groups, seed=seed), shares)
+    return assign_by_hash(hash_groups(groups, seed=seed), shares)
 
 
 N_LENGTHS = 9

@@ -114,7 +114,7 @@ class PreloadedSamples(Samples):
         for index in indices.tolist() if isinstance(indices, np.ndarray) else indices:
             i = index - first
             if not 0 <= i < count:
-                raise InputError(f"sample {index} is not in memory, which holds {first}..{self.indices.stop - 1}")
+                raise InputError(f"samples {first}..{self.indices.stop - 1} are in memory, not {index}")
             record: Record = {}
             for ends, columns in self._groups:
                 start, stop = ends[i], ends[i + 1]

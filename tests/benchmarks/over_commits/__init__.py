@@ -1,9 +1,9 @@
-"""Benchmarks over commits, for asv: small, on one thread, and silent about commits that lack what they measure."""
+"""Benchmarks with which asv compares commits: small, on one thread, and skipped on commits that lack the API."""
 
 import importlib
 from contextlib import suppress
 
-# Once for all benchmarks of a commit: each is forked from the process that imports this.
+# asv imports this package once per commit and forks that process for each benchmark.
 for name in ("numpy", "pandas", "torch"):
     with suppress(ImportError):
         importlib.import_module(name)

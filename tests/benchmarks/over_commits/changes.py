@@ -1,16 +1,16 @@
-"""Change points of ten series over sixty commits."""
+"""Detection of change points in ten series of sixty values."""
 
 from __future__ import annotations
 
-from .given import Sampled, as_far_as_it_exists, find
+from .given import Benchmark, find_first, skip_if_missing
 
 
-class Changes(Sampled):
+class Changes(Benchmark):
     def setup(self) -> None:
-        with as_far_as_it_exists():
+        with skip_if_missing():
             import numpy as np
 
-            change_points = find(
+            change_points = find_first(
                 "harness.stats.changepoints.detect.detect_change_points",
                 "harness.stats.changepoints.detect.change_points",
                 "harness.analysis.statistics.changes.change_points",

@@ -1,4 +1,4 @@
-"""Run folders to records, and records to tables."""
+"""Loading records from run folders, and building tables from records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .given import Sampled, as_far_as_it_exists, find
+from .given import Benchmark, find_first, skip_if_missing
 
 LOAD_RUNS = ("harness.results.runs.load_runs", "harness.results.runs.load", "harness.collect.runs.load")
 FOLDERS, RECORDS, ROUNDS = 200, 3, 6
@@ -16,15 +16,15 @@ STAGES = {"baseline": 1.0, "branch_skip": 0.3, "batched_heads": 0.1}
 
 
 @cache
-def folders() -> Any:
-    """200 finished cases of the ladder; the folder goes when the process ends."""
-    place = tempfile.TemporaryDirectory()
+def write_folders() -> Any:
+    """Write 200 finished cases of the ladder to a folder that is removed when the process ends."""
+    folder = tempfile.TemporaryDirectory()
     for k in range(FOLDERS):
-        case = Path(place.name) / "ladder-local" / f"case-{k}"
+        case = Path(folder.name) / "ladder-local" / f"case-{k}"
         case.mkdir(parents=True)
         parameters = {"workload": "random", "precision": "fp64", "stages": list(STAGES)}
-        about = {"id": str(k), "name": case.name, "suite": "ladder", "program": "ladder", "parameters": parameters}
-        (case / "case.json").write_text(json.dumps(about))
+        content = {"id": str(k), "name": case.name, "suite": "ladder", "program": "ladder", "parameters": parameters}
+        (case / "case.json").write_text(json.dumps(content))
         events: list[dict[str, Any]] = [{"event": "start"}]
         for number in range(ROUNDS):
             for stage, seconds in STAGES.items():
@@ -39,34 +39,34 @@ def folders() -> Any:
         events.append({"event": "done"})
         (case / "events.jsonl").write_text("".join(json.dumps({**e, "time_s": 1.0}) + "\n" for e in events))
         (case / "exit_code").write_text("0\n")
-    return place
+    return folder
 
 
 @cache
-def records() -> Any:
-    return find(*LOAD_RUNS)(Path(folders().name))[:RECORDS]
+def load_records() -> Any:
+    return find_first(*LOAD_RUNS)(Path(write_folders().name))[:RECORDS]
 
 
-class Collect(Sampled):
+class Collect(Benchmark):
     def setup(self) -> None:
-        with as_far_as_it_exists():
-            load = find(*LOAD_RUNS)
-        self.load, self.root = load, Path(folders().name)
-        records()
+        with skip_if_missing():
+            load = find_first(*LOAD_RUNS)
+        self.load, self.root = load, Path(write_folders().name)
+        load_records()
 
     def time_load_200_folders(self) -> None:
         self.load(self.root)
 
 
-class Tables(Sampled):
+class Tables(Benchmark):
     def setup(self) -> None:
-        with as_far_as_it_exists():
-            build_ladder_table = find(
+        with skip_if_missing():
+            build_ladder_table = find_first(
                 "harness.experiments.ladder.metrics.build_ladder_table",
                 "harness.experiments.ladder.metrics.ladder_table",
                 "harness.analysis.ladder.ladder_table",
             )
-            build_samples_table = find(
+            build_samples_table = find_first(
                 "harness.results.tables.build_samples_table",
                 "harness.results.tables.samples_table",
                 "harness.collect.tables.samples_table",
@@ -77,4 +77,4 @@ class Tables(Sampled):
 
     def time_tables(self) -> None:
         for table in self.tables:
-            table(records())
+            table(load_records())

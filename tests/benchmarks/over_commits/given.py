@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: how they are sampled, and what they do where a commit lacks an API."""
+"""The sampling of all benchmarks, and look-up of objects that have other names or are missing in older commits."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Samples of one process: so many at least, so many at most, and for so many seconds. A busy neighbour slows a machine
-# down for a second at a time, and the least of a process is to be of a moment in which it did not.
+# Samples of one process: minimum number, maximum number, and seconds. Other processes slow a machine down for a second
+# at a time, so a process samples for longer than that.
 REPEAT = (5, 200, 1.0)
 
 
-class Sampled:
-    """One process takes samples of one call each, as REPEAT says; the rounds of `harness regression` make many of them.
+class Benchmark:
+    """The base class of benchmarks: a process takes samples of one call each, and `harness regression` runs many.
 
-    asv runs setup again before each sample, so that what is dear in it is made once a process, under functools.cache.
+    asv calls `setup` before each sample, so expensive data are made once per process with functools.cache.
     """
 
     rounds = 1
@@ -25,18 +25,18 @@ class Sampled:
 
 
 @contextmanager
-def as_far_as_it_exists() -> Iterator[None]:
-    """asv leaves out a benchmark whose setup raises NotImplementedError: here, on commits before a module."""
+def skip_if_missing() -> Iterator[None]:
+    """Turn an ImportError in `setup` into NotImplementedError, for which asv skips a benchmark on a commit."""
     try:
         yield
     except ImportError as error:
         raise NotImplementedError(str(error)) from None
 
 
-def find(*names: str) -> Any:
+def find_first(*names: str) -> Any:
     """Return the first of these objects or modules that this commit has: `package.module.attribute`, newest name first.
 
-    Raises ImportError where it has none of them.
+    Raises ImportError if the commit has none of them.
     """
     for name in names:
         module, _, attribute = name.rpartition(".")

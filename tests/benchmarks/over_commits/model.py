@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from .given import Sampled, as_far_as_it_exists, find
+from .given import Benchmark, find_first, skip_if_missing
 
 NEIGHBOUR_LIST = (
     "harness.reference.data.neighbours.build_neighbour_list",
@@ -16,9 +16,9 @@ BATCH, WIDTH, TIMES = 16, 32, 3
 
 
 @cache
-def structures() -> Any:
-    with as_far_as_it_exists():
-        random_structures = find(
+def make_structures() -> Any:
+    with skip_if_missing():
+        random_structures = find_first(
             "harness.reference.datasets.random_structures.make_random_structures",
             "harness.reference.datasets.random_structures.random_structures",
             "harness.reference.datasets.random_box.random_structures",
@@ -27,46 +27,46 @@ def structures() -> Any:
 
 
 @cache
-def prepared() -> tuple[Any, Any]:
-    """A model and a batch in single precision."""
-    with as_far_as_it_exists():
+def make_model_and_batch() -> tuple[Any, Any]:
+    """Return a model and a batch in single precision."""
+    with skip_if_missing():
         import torch
 
-        collate = find(
+        collate = find_first(
             "harness.reference.data.batch.build_batch",
             "harness.reference.data.batch.collate",
             "harness.reference.batches.collate",
         )
-        neighbour_graph = find(*NEIGHBOUR_LIST)
+        neighbour_graph = find_first(*NEIGHBOUR_LIST)
 
-        ModelConfig = find("harness.reference.models.config.ModelConfig")
-        FoundationModel = find("harness.reference.models.foundation.FoundationModel")
+        ModelConfig = find_first("harness.reference.models.config.ModelConfig")
+        FoundationModel = find_first("harness.reference.models.foundation.FoundationModel")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    graphs = [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in structures()]
+    graphs = [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in make_structures()]
     return FoundationModel(ModelConfig(hidden_dim=WIDTH)), collate(graphs).to("cpu", torch.float32)
 
 
-class Neighbours(Sampled):
+class Neighbours(Benchmark):
     def setup(self) -> None:
-        with as_far_as_it_exists():
-            neighbour_graph = find(*NEIGHBOUR_LIST)
+        with skip_if_missing():
+            neighbour_graph = find_first(*NEIGHBOUR_LIST)
         self.neighbour_graph = neighbour_graph
-        structures()
+        make_structures()
         self.time_lists()
 
     def time_lists(self) -> None:
-        for structure in structures() * TIMES:
+        for structure in make_structures() * TIMES:
             self.neighbour_graph(structure, cutoff=5.0, max_neighbours=20)
 
 
-class Inference(Sampled):
+class Inference(Benchmark):
     def setup(self) -> None:
-        with as_far_as_it_exists():
-            batched_heads = find(
+        with skip_if_missing():
+            batched_heads = find_first(
                 "harness.reference.inference.prediction.batched_heads", "harness.reference.inference.batched_heads"
             )
-        self.model, self.batch = prepared()
+        self.model, self.batch = make_model_and_batch()
         self.model.requires_grad_(False)
         self.weights = self.model.gate(self.batch.composition)
         self.batched_heads = batched_heads
@@ -84,18 +84,18 @@ class Inference(Sampled):
         self.batched_heads(self.model, self.batch, self.weights)
 
 
-class Training(Sampled):
+class Training(Benchmark):
     def setup(self) -> None:
-        with as_far_as_it_exists():
+        with skip_if_missing():
             import torch
 
-            own_head = find(
+            own_head = find_first(
                 "harness.reference.training.loss.predict_own_head",
                 "harness.reference.training.loss.own_head",
                 "harness.reference.losses.own_head",
             )
         self.own_head = own_head
-        self.model, self.batch = prepared()
+        self.model, self.batch = make_model_and_batch()
         self.model.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
         self.time_step()

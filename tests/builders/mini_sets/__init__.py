@@ -1,1 +1,1 @@
-"""How the shipped mini sets are made."""
+"""Builders of the shipped mini sets."""

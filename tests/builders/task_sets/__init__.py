@@ -1,1 +1,1 @@
-"""How the shipped sets of the downstream tasks are made."""
+"""Builders of the shipped sets of the downstream tasks."""

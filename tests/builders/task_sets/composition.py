@@ -1,4 +1,4 @@
-"""Residuals of a fit of energies on composition, in place of formation energies."""
+"""Residuals of a fit of energies on composition, which take the place of formation energies."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from harness.reference.data.structure import Array, Structure
 
 
 def compute_fractions(structures: Sequence[Structure]) -> Array:
-    """Return the share of each element in each structure, [s, elements that occur]."""
+    """Return the fraction of each element in each structure, [structures, elements that occur]."""
     counts = np.array([np.bincount(s.numbers, minlength=119) for s in structures], dtype=float)
-    shares: Array = counts / counts.sum(axis=1, keepdims=True)
-    return shares[:, shares.any(axis=0)]
+    fractions: Array = counts / counts.sum(axis=1, keepdims=True)
+    return fractions[:, fractions.any(axis=0)]
 
 
 def subtract_composition(structures: Sequence[Structure]) -> Array:
-    """Return energies per atom minus their least-squares fit by element shares, [s], eV/atom."""
+    """Return energies per atom minus their least-squares fit on element fractions, [structures], eV/atom."""
     per_atom = np.array([s.energy for s in structures], dtype=float) / [len(s) for s in structures]
-    shares = compute_fractions(structures)
-    fitted, *_ = np.linalg.lstsq(shares, per_atom, rcond=1e-10)
-    return np.asarray(per_atom - shares @ fitted)
+    fractions = compute_fractions(structures)
+    fitted, *_ = np.linalg.lstsq(fractions, per_atom, rcond=1e-10)
+    return np.asarray(per_atom - fractions @ fitted)
 
 
-def find_well_covered(structures: Sequence[Structure], least: int) -> NDArray[np.bool_]:
-    """Return a mask of the structures, [s], whose elements all occur in at least `least` of those selected."""
+def find_well_covered(structures: Sequence[Structure], min_count: int) -> NDArray[np.bool_]:
+    """Return a mask [structures] of structures whose elements all occur in at least `min_count` of them."""
     present = compute_fractions(structures) > 0
     is_covered = np.ones(len(structures), dtype=bool)
     while True:
-        rare = present[is_covered].sum(axis=0) < least
+        rare = present[is_covered].sum(axis=0) < min_count
         is_still_covered = is_covered & ~present[:, rare].any(axis=1)
         if is_still_covered.sum() == is_covered.sum():
             return is_covered

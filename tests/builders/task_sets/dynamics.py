@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harness.reference.data.structure import Structure
 from tests.builders.mini_sets.geometry import build_structure, embed_smiles, make_rng
 
-# Molecules of MD17 that none of the sets for pretraining holds at the level they are labelled at here.
+# Molecules of MD17 that no set for pretraining contains at the level of theory used here.
 MD17_SMILES = {"ethanol": "CCO", "malonaldehyde": "O=CCC=O", "uracil": "O=c1cc[nH]c(=O)[nH]1", "toluene": "Cc1ccccc1"}
 MD17_LEVEL = "GFN1-xTB"
 MD17_KELVIN = 500.0
@@ -24,7 +24,7 @@ MD17_FRAMES = 1000
 MD17_STEPS = 20
 STEP_FS = 1.0
 WARM_UP_STEPS = 1000
-GENTLE, HARD = 0.01, 0.1  # friction, 1/fs
+MD17_FRICTION, WIGGLE_FRICTION = 0.01, 0.1  # 1/fs
 BLOCK = 20  # consecutive frames that a split keeps together
 
 WIGGLE_SMILES = {
@@ -37,44 +37,47 @@ WIGGLE_KELVIN = 1500.0
 WIGGLE_FRAMES = 50
 WIGGLE_STARTS = 4
 WIGGLE_STEPS = 60
-RELAXED_EV_A = 0.01
-BONDED = 1.25  # of the sum of covalent radii: a bond of the relaxed molecule
-BROKEN = 1.5  # of the sum of covalent radii: no longer one
+MAX_FORCE_EV_A = 0.01
+# Distances relative to the sum of covalent radii, in the relaxed molecule and in a conformer.
+MAX_BOND_RATIO = 1.25
+MIN_BROKEN_RATIO = 1.5
 
 
-def md17() -> list[Structure]:
+def make_md17_frames() -> list[Structure]:
     """Return unlabelled frames of each molecule, every 20 fs of a Langevin trajectory."""
     return [s for name, smiles in MD17_SMILES.items() for s in _run_trajectory(name, smiles)]
 
 
 def _run_trajectory(name: str, smiles: str) -> Iterator[Structure]:
-    atoms = _attach_level(embed_smiles(smiles, 1, 7)[0], MD17_LEVEL)
-    frames = _heat(atoms, MD17_KELVIN, GENTLE, WARM_UP_STEPS, MD17_STEPS, f"md17/{name}")
+    atoms = _attach_calculator(embed_smiles(smiles, 1, 7)[0], MD17_LEVEL)
+    frames = _iterate_frames(atoms, MD17_KELVIN, MD17_FRICTION, WARM_UP_STEPS, MD17_STEPS, f"md17/{name}")
     for k in range(MD17_FRAMES):
         yield build_structure(next(frames), f"{name}/{k}", f"{name}/{k // BLOCK}", 0, 1)
 
 
-def wiggle150() -> list[Structure]:
+def make_wiggle150_conformers() -> list[Structure]:
     """Return the relaxed molecule (_00) and fifty hot conformers with intact bonds, for each of three drugs."""
     return [s for name, smiles in WIGGLE_SMILES.items() for s in _strain_conformers(name, smiles)]
 
 
 def _strain_conformers(name: str, smiles: str) -> Iterator[Structure]:
-    relaxed = sorted((_relax(a) for a in embed_smiles(smiles, WIGGLE_STARTS, 11)), key=_energy)
+    relaxed = sorted((_relax(a) for a in embed_smiles(smiles, WIGGLE_STARTS, 11)), key=_get_energy)
     yield build_structure(relaxed[0], f"{name}_00", f"{name}_00", 0, 1)
     bonds = _find_bonds(relaxed[0])
-    result = 0
+    n_conformers = 0
     for attempt in count():
         start = relaxed[attempt % len(relaxed)]
-        atoms = next(_heat(start, WIGGLE_KELVIN, HARD, 0, WIGGLE_STEPS, f"wiggle150/{name}/{attempt}"))
+        atoms = next(
+            _iterate_frames(start, WIGGLE_KELVIN, WIGGLE_FRICTION, 0, WIGGLE_STEPS, f"wiggle150/{name}/{attempt}")
+        )
         if _has_intact_bonds(atoms, bonds):
-            result += 1
-            yield build_structure(atoms, f"{name}_{result:02d}", f"{name}_{result:02d}", 0, 1)
-        if result == WIGGLE_FRAMES:
+            n_conformers += 1
+            yield build_structure(atoms, f"{name}_{n_conformers:02d}", f"{name}_{n_conformers:02d}", 0, 1)
+        if n_conformers == WIGGLE_FRAMES:
             return
 
 
-def _attach_level(atoms: Atoms, level: str) -> Atoms:
+def _attach_calculator(atoms: Atoms, level: str) -> Atoms:
     from tblite.ase import TBLite
 
     atoms.calc = TBLite(method=level, verbosity=0)
@@ -82,17 +85,19 @@ def _attach_level(atoms: Atoms, level: str) -> Atoms:
 
 
 def _relax(atoms: Atoms) -> Atoms:
-    with BFGS(_attach_level(atoms, WIGGLE_LEVEL), logfile=None) as optimizer:
-        if not optimizer.run(fmax=RELAXED_EV_A, steps=1000):
+    with BFGS(_attach_calculator(atoms, WIGGLE_LEVEL), logfile=None) as optimizer:
+        if not optimizer.run(fmax=MAX_FORCE_EV_A, steps=1000):
             raise SystemExit("a conformer did not relax")
     return atoms
 
 
-def _energy(atoms: Atoms) -> float:
+def _get_energy(atoms: Atoms) -> float:
     return float(atoms.get_potential_energy())
 
 
-def _heat(atoms: Atoms, kelvin: float, friction: float, warm_up: int, steps: int, seed: str) -> Iterator[Atoms]:
+def _iterate_frames(
+    atoms: Atoms, kelvin: float, friction: float, warm_up: int, steps: int, seed: str
+) -> Iterator[Atoms]:
     """Yield frames of an endless Langevin trajectory (friction in 1/fs), `steps` apart."""
     moving = atoms.copy()
     moving.calc = atoms.calc
@@ -106,16 +111,16 @@ def _heat(atoms: Atoms, kelvin: float, friction: float, warm_up: int, steps: int
 
 
 def _find_bonds(atoms: Atoms) -> NDArray[np.bool_]:
-    return np.triu(_reach(atoms) < BONDED, 1)
+    return np.triu(_compute_distance_ratios(atoms) < MAX_BOND_RATIO, 1)
 
 
 def _has_intact_bonds(atoms: Atoms, bonds: NDArray[np.bool_]) -> bool:
-    """Check that no bond of the molecule is broken and none is new."""
-    reach = np.triu(_reach(atoms), 1)
-    return bool((reach[bonds] < BROKEN).all() and not ((reach > 0) & (reach < 0.9) & ~bonds).any())
+    """Check that no bond of the molecule is broken and that no new bond has formed."""
+    ratios = np.triu(_compute_distance_ratios(atoms), 1)
+    return bool((ratios[bonds] < MIN_BROKEN_RATIO).all() and not ((ratios > 0) & (ratios < 0.9) & ~bonds).any())
 
 
-def _reach(atoms: Atoms) -> NDArray[np.float64]:
-    """Return distances as fractions of the sum of covalent radii, [n, n]."""
+def _compute_distance_ratios(atoms: Atoms) -> NDArray[np.float64]:
+    """Return the distances divided by the sums of covalent radii, [n, n]."""
     radii = covalent_radii[atoms.numbers]
     return np.asarray(atoms.get_all_distances() / (radii[:, None] + radii[None, :]))

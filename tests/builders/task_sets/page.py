@@ -1,4 +1,4 @@
-"""The page next to the files, written from the table."""
+"""Format the README of the shipped task sets from their table."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ Row = Mapping[str, object]
 
 PAGE = """# Small labelled sets for the downstream tasks
 
-What a task falls back on where its official files are not given. An *official sample* is drawn from the task's own
-data; a *stand-in* is other data in its place, at a level of theory of its own: its errors are no results on the
-benchmark. Every value comes from quantum chemistry, first-principles or semi-empirical; none from a machine-learned
-model. No structure of these is in the sets for pretraining. [`tasks.yaml`](tasks.yaml) holds the whole table.
+A task uses the set here if its official files are not given. An *official sample* is drawn from the task's own data. A
+*stand-in* is other data at another level of theory, and errors on it are not results on the benchmark. Every value
+comes from first-principles or semi-empirical quantum chemistry, and none from a machine-learned model. No structure of
+these sets is in the sets for pretraining. [`tasks.yaml`](tasks.yaml) contains the whole table.
 
 | task | role | structures | value | level of theory | chemistry |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
-Without data here, and so not run unless the official file is given: {absent}.
+These tasks have no data here and run only if their official files are given: {absent}.
 
-A file is HDF5 with one column per quantity, fixed-point integers whose attribute `decimals` says where the point is.
-`group` names what a split parts never, `subset` the parts of a task that are trained and tested each by itself.
+A file is HDF5 with one column per quantity. Numbers are fixed-point integers, and the attribute `decimals` is the
+number of their decimal places. Structures with the same `group` are never divided between splits, and each `subset` of
+a task is trained and tested separately.
 
-`python -m tests.builders.task_sets` remakes the files and this page (extra `labels`).
+`python -m tests.builders.task_sets` rebuilds the files and this page; it needs the extra `labels`.
 """
 
 

@@ -27,15 +27,15 @@ MLEARN_FILE = "sample_data_ff/mlearn_data/all/id_prop.json"
 MLEARN_COUNT = 865
 MLEARN_BLOCK = 10  # frames in a row, often of one trajectory, that a split keeps together
 CRYSTALS = ("mptrj", "alexandria", "omat24")  # the sets for pretraining that share the files of benchmarks
-FEWEST = 5  # crystals with an element, for the fit on composition to mean something
+MIN_CRYSTALS = 5  # crystals that must contain an element, so that the fit on composition is meaningful
 
 
 def list_pretraining_groups() -> set[str]:
-    """Return the materials and molecules of every set for pretraining."""
+    """Return the groups (materials and molecules) of every set for pretraining."""
     return {g for entry in SHIPPED_SETS if entry.name not in CHARGE_VIEWS for g in load_table(entry).groups.tolist()}
 
 
-def qm9(archives: Path) -> list[Sample]:
+def sample_qm9(archives: Path) -> list[Sample]:
     """Return a random selection of the molecules that no set for pretraining contains; U0 in eV."""
     rows, known = read_qm9_rows(archives), list_pretraining_groups()
     order = np.random.default_rng(QM9_SEED).permutation(len(rows)).tolist()
@@ -57,37 +57,37 @@ def qm9(archives: Path) -> list[Sample]:
     return sorted(result, key=lambda s: s.structure.group)
 
 
-def mlearn(archives: Path) -> list[Sample]:
+def sample_mlearn(archives: Path) -> list[Sample]:
     """Return an even selection of the distinct frames of six elements, with their published PBE energies and forces."""
     rows = json.loads(read_member(fetch_archive(ALIGNN, archives), MLEARN_FILE))
-    # the file's own names come twice; the place among the frames of the element does not
-    place: Counter[str] = Counter()
+    # names of the file occur twice, so frames are named by their index among the frames of the element
+    index: Counter[str] = Counter()
     frames: dict[tuple[bytes, bytes], Sample] = {}
     for row in rows:
         element = row["jid"].partition("-")[0]
-        sample = _mlearn_frame(row, element, place[element])
-        place[element] += 1
-        # some frames come twice, which a split would put on both sides
+        sample = _mlearn_frame(row, element, index[element])
+        index[element] += 1
+        # some frames occur twice, and a split could put them on both sides
         frames.setdefault((sample.structure.positions.tobytes(), sample.structure.cell.tobytes()), sample)
     distinct = list(frames.values())
     return [distinct[k] for k in np.linspace(0, len(distinct) - 1, MLEARN_COUNT).round().astype(int)]
 
 
-def _mlearn_frame(row: dict[str, object], element: str, place: int) -> Sample:
+def _mlearn_frame(row: dict[str, object], element: str, index: int) -> Sample:
     atoms = row["atoms"]
     assert isinstance(atoms, dict)
     cell = np.array(atoms["lattice_mat"], dtype=float)
-    places = np.array(atoms["coords"], dtype=float)
+    coordinates = np.array(atoms["coords"], dtype=float)
     energy = float(str(row["energy"]))
     frame = Structure(
-        name=f"{element}/{place}",
+        name=f"{element}/{index}",
         numbers=np.array([atomic_numbers[e.strip()] for e in atoms["elements"]], dtype=np.int64),
-        positions=places if atoms["cartesian"] else places @ cell,
+        positions=coordinates if atoms["cartesian"] else coordinates @ cell,
         cell=cell,
         periodic=(True, True, True),
         energy=energy,
         forces=np.array(row["forces"], dtype=float),
-        group=f"{element}/{place // MLEARN_BLOCK}",
+        group=f"{element}/{index // MLEARN_BLOCK}",
     )
     return Sample(frame, energy, element)
 
@@ -98,17 +98,19 @@ def load_held_out_crystals(archives: Path) -> list[Structure]:
     return [s for s in benchmarks.read_frames(archives, "mptrj-random-1k.xyz") if s.group not in known]
 
 
-def oqmd(archives: Path) -> list[Sample]:
-    """Return held-out crystals of well covered elements; the target is the residual of composition, eV/atom."""
+def select_oqmd(archives: Path) -> list[Sample]:
+    """Return held-out crystals of well covered elements; the target is the residual of composition in eV/atom."""
     crystals = load_held_out_crystals(archives)
-    crystals = [s for s, is_covered in zip(crystals, find_well_covered(crystals, FEWEST), strict=True) if is_covered]
+    crystals = [
+        s for s, is_covered in zip(crystals, find_well_covered(crystals, MIN_CRYSTALS), strict=True) if is_covered
+    ]
     targets = subtract_composition(crystals)
-    bare = [replace(s, energy=None, forces=None, stress=None) for s in crystals]
-    return [Sample(s, t) for s, t in zip(bare, targets.tolist(), strict=True)]
+    unlabelled = [replace(s, energy=None, forces=None, stress=None) for s in crystals]
+    return [Sample(s, t) for s, t in zip(unlabelled, targets.tolist(), strict=True)]
 
 
-def bulk_moduli(archives: Path) -> list[Sample]:
-    """Return the crystals of the elements; the target is log10 of the bulk modulus in GPa."""
+def read_bulk_moduli(archives: Path) -> list[Sample]:
+    """Return the elemental crystals of ASE's dcdft collection; the target is log10 of the bulk modulus in GPa."""
     result = []
     for name in dcdft.names:
         atoms = dcdft[name]

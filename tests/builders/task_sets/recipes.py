@@ -20,8 +20,8 @@ class Published:
 
     Attributes:
         make: Returns the samples, given the folder of archives.
-        level: Words for the level of theory.
-        source: Words for the provenance.
+        level: Name of the level of theory.
+        source: Text for the provenance.
     """
 
     make: Callable[[Path], list[Sample]]
@@ -37,7 +37,7 @@ class Computed:
         make: Returns the structures.
         level: Level of theory that labels them.
         finish: Converts labelled structures to samples.
-        source: Words for the provenance.
+        source: Text for the provenance.
         packages: Packages that make the structures, whose versions are recorded.
     """
 
@@ -50,12 +50,12 @@ class Computed:
 
 RECIPES: dict[str, Published | Computed] = {
     "qm9": Published(
-        published.qm9,
+        published.sample_qm9,
         "B3LYP/6-31G(2df,p)",
         f"{QM9.provenance}, qm9_part{{1,2,3}}.csv, a random pick of those that no set for pretraining holds",
     ),
     "md17": Computed(
-        dynamics.md17,
+        dynamics.make_md17_frames,
         levels.GFN1,
         make_energy_samples,
         f"RDKit ETKDG geometries, Langevin dynamics on {dynamics.MD17_LEVEL} at {dynamics.MD17_KELVIN:.0f} K, "
@@ -63,7 +63,7 @@ RECIPES: dict[str, Published | Computed] = {
         ("rdkit", "tblite", "ase"),
     ),
     "wiggle150": Computed(
-        dynamics.wiggle150,
+        dynamics.make_wiggle150_conformers,
         levels.GFN2,
         make_relative_samples,
         f"RDKit ETKDG conformers, Langevin dynamics on {dynamics.WIGGLE_LEVEL} at {dynamics.WIGGLE_KELVIN:.0f} K, "
@@ -71,10 +71,10 @@ RECIPES: dict[str, Published | Computed] = {
         ("rdkit", "tblite", "ase"),
     ),
     "ms25": Published(
-        published.mlearn, "PBE (VASP)", f"{published.ALIGNN.provenance}, {published.MLEARN_FILE}, an even pick"
+        published.sample_mlearn, "PBE (VASP)", f"{published.ALIGNN.provenance}, {published.MLEARN_FILE}, an even pick"
     ),
     "oqmd": Published(
-        published.oqmd,
+        published.select_oqmd,
         "PBE / PBE+U (VASP), energies relative to a linear fit on composition",
         f"{MATTERSIM.provenance}, data/benchmarks/mptrj-random-1k.xyz, formulas that no set for pretraining has",
     ),
@@ -87,6 +87,8 @@ RECIPES: dict[str, Published | Computed] = {
         ("ase",),
     ),
     "matbench_log_kvrh": Published(
-        published.bulk_moduli, "PBE (WIEN2k), equations of state", "ASE's collection dcdft (ase/collections/dcdft.json)"
+        published.read_bulk_moduli,
+        "PBE (WIEN2k), equations of state",
+        "ASE's collection dcdft (ase/collections/dcdft.json)",
     ),
 }

@@ -13,8 +13,8 @@ class Sample:
     """A structure and its target.
 
     Attributes:
-        structure: Its name is the official id, its energy (eV) is set if the target is a different quantity.
-        target: In the unit of the task.
+        structure: Structure named by the official id; its energy (eV) is set if the target is a different quantity.
+        target: Target in the unit of the task.
         subset: Part of the task that the sample belongs to, if it has parts.
     """
 
@@ -29,7 +29,7 @@ def make_energy_samples(structures: Sequence[Structure]) -> list[Sample]:
 
 
 def make_relative_samples(structures: Sequence[Structure]) -> list[Sample]:
-    """Return samples whose target is the energy above the molecule's _00, in eV; its name ends at the underscore."""
+    """Return samples whose target is the energy in eV above that of the same molecule's conformer named `_00`."""
     zero = {_parse_molecule(s): _require_energy(s) for s in structures if s.name.endswith("_00")}
     return [Sample(replace(s, forces=None), _require_energy(s) - zero[_parse_molecule(s)]) for s in structures]
 

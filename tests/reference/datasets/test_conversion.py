@@ -30,18 +30,18 @@ from harness.reference.storage.structure_codec import decode_text
 from tests.reference.conftest import ignore_progress
 from tests.reference.datasets.official_files.writers import encode_array, read_all_files, write_ani1x, write_aselmdb
 
-FILES = 6
-GROUPS = 12
+N_FILES = 6
+N_GROUPS = 12
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Return files of methanol under many names, so that there are groups to split."""
+    """Write files of methanol under many names, so that there are many groups, and return their paths."""
     result = []
-    for k in range(FILES):
+    for k in range(N_FILES):
         path = tmp_path / "official" / f"ani-{k}.h5"
         path.parent.mkdir(exist_ok=True)
-        write_ani1x(path, {f"g{k}-{n}": 5 + n for n in range(GROUPS)})
+        write_ani1x(path, {f"g{k}-{n}": 5 + n for n in range(N_GROUPS)})
         result.append(path)
     return result
 
@@ -73,7 +73,7 @@ def read_content(store: Path) -> dict[str, tuple[str, bytes, float]]:
     return result
 
 
-def test_store_holds_every_structure_once_and_exactly(files: list[Path], tmp_path: Path) -> None:
+def test_store_contains_every_structure_once_and_exactly(files: list[Path], tmp_path: Path) -> None:
     facts = convert(make_conversion(files, tmp_path / "s.bp"), ignore_progress)
     frames, faults = read_all_files(ani1x.FORMAT, *files)
     stored = read_content(tmp_path / "s.bp")
@@ -95,22 +95,20 @@ def test_store_holds_every_structure_once_and_exactly(files: list[Path], tmp_pat
 
 
 def test_the_store_does_not_depend_on_the_number_of_workers(files: list[Path], tmp_path: Path) -> None:
-    one = convert(make_conversion(files, tmp_path / "one.bp"), ignore_progress)
-    two = convert(make_conversion(files, tmp_path / "two.bp", workers=2), ignore_progress)
+    serial = convert(make_conversion(files, tmp_path / "one.bp"), ignore_progress)
+    parallel = convert(make_conversion(files, tmp_path / "two.bp", workers=2), ignore_progress)
     assert list(read_content(tmp_path / "one.bp").items()) == list(read_content(tmp_path / "two.bp").items())
-    assert one["statistics"] == two["statistics"]
-    assert one["reference_energies"] == two["reference_energies"]
+    assert serial["statistics"] == parallel["statistics"]
+    assert serial["reference_energies"] == parallel["reference_energies"]
 
 
-def test_a_conversion_killed_while_it_reads_carries_on_without_loss_or_duplicates(
-    files: list[Path], tmp_path: Path
-) -> None:
-    whole = convert(make_conversion(files, tmp_path / "whole.bp"), ignore_progress)
+def test_conversion_killed_while_reading_resumes_without_loss_or_duplicates(files: list[Path], tmp_path: Path) -> None:
+    uninterrupted = convert(make_conversion(files, tmp_path / "whole.bp"), ignore_progress)
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
         "from tests.reference.datasets import test_conversion as t\n"
-        "def slow(count, total, what): time.sleep(0.2)\n"
+        "def slow(count, total, activity): time.sleep(0.2)\n"
         "t.convert(t.make_conversion([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])), slow)\n"
     )
     store = tmp_path / "s.bp"
@@ -125,17 +123,17 @@ def test_a_conversion_killed_while_it_reads_carries_on_without_loss_or_duplicate
         assert not store.exists()
         assert len(list(spool.glob("0*.json"))) >= reached
     read = []
-    facts = convert(make_conversion(files, store), lambda count, total, what: read.append((count, what)))
+    facts = convert(make_conversion(files, store), lambda count, total, activity: read.append((count, activity)))
     assert read[0][0] >= 5
     assert read_content(store) == read_content(tmp_path / "whole.bp")
-    assert facts["statistics"] == whole["statistics"]
+    assert facts["statistics"] == uninterrupted["statistics"]
 
 
-def test_a_conversion_stopped_while_it_writes_carries_on(
+def test_conversion_stopped_while_writing_resumes(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(count: int, total: int, what: str) -> None:
-        if what == "structures written" and count > total / 2:
+    def stop(count: int, total: int, activity: str) -> None:
+        if activity == "structures written" and count > total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -143,11 +141,11 @@ def test_a_conversion_stopped_while_it_writes_carries_on(
     assert not (tmp_path / "s.bp").exists()
     monkeypatch.setattr(conversion, "read_part", None)  # nothing is read again
     convert(make_conversion(files, tmp_path / "s.bp"), ignore_progress)
-    assert len(read_content(tmp_path / "s.bp")) == FILES * sum(range(5, 5 + GROUPS))
+    assert len(read_content(tmp_path / "s.bp")) == N_FILES * sum(range(5, 5 + N_GROUPS))
 
 
 def test_spool_of_other_options_is_rejected(files: list[Path], tmp_path: Path) -> None:
-    def stop(count: int, total: int, what: str) -> None:
+    def stop(count: int, total: int, activity: str) -> None:
         if count == 2:
             raise KeyboardInterrupt
 
@@ -161,7 +159,7 @@ def test_spool_of_other_options_is_rejected(files: list[Path], tmp_path: Path) -
 
 
 def test_concurrent_conversions_of_one_store_are_rejected(files: list[Path], tmp_path: Path) -> None:
-    def convert_again(count: int, total: int, what: str) -> None:
+    def convert_again(count: int, total: int, activity: str) -> None:
         with pytest.raises(InputError, match="another conversion is at work here"):
             convert(make_conversion(files, tmp_path / "s.bp"), ignore_progress)
 
@@ -179,8 +177,9 @@ def test_bad_structures_are_counted_or_end_a_strict_conversion(files: list[Path]
     left_out = facts["conversion"]["excluded"]
     group_size = 5 + 8
     assert left_out["unlabelled"] == 1
-    assert sum(left_out.values()) in (4 + group_size, 5)  # a group without elements is one fault, or one a frame
-    assert facts["conversion"]["structures_written"] == FILES * sum(range(5, 5 + GROUPS)) - 4 - group_size
+    # a group without elements is one fault, or one fault per frame
+    assert sum(left_out.values()) in (4 + group_size, 5)
+    assert facts["conversion"]["structures_written"] == N_FILES * sum(range(5, 5 + N_GROUPS)) - 4 - group_size
     assert all(text.startswith("ani-2.h5: ") for text in facts["conversion"]["examples"])
     with pytest.raises(InputError, match=r"^ani-2.h5: "):
         convert(make_conversion(files, tmp_path / "strict.bp", strict=True), ignore_progress)
@@ -188,18 +187,21 @@ def test_bad_structures_are_counted_or_end_a_strict_conversion(files: list[Path]
 
 def test_duplicate_ids_keep_the_first_structure(files: list[Path], tmp_path: Path) -> None:
     facts = convert_with_ids_of_the_first(files[:2], tmp_path / "s.bp")
-    assert facts["conversion"]["excluded"] == {"duplicate": sum(range(5, 5 + GROUPS))}
-    assert len(read_content(tmp_path / "s.bp")) == sum(range(5, 5 + GROUPS))
+    assert facts["conversion"]["excluded"] == {"duplicate": sum(range(5, 5 + N_GROUPS))}
+    assert len(read_content(tmp_path / "s.bp")) == sum(range(5, 5 + N_GROUPS))
 
 
 def convert_with_ids_of_the_first(files: list[Path], store: Path) -> dict[str, Any]:
     """Convert as if all files had the ids and groups of the first."""
     from dataclasses import replace
 
-    form = replace(ani1x.FORMAT, read_chunk=lambda part: ani1x.FORMAT.read_chunk(replace(part, path=files[0])))
+    dataset_format = replace(
+        ani1x.FORMAT, read_chunk=lambda part: ani1x.FORMAT.read_chunk(replace(part, path=files[0]))
+    )
     parts = ani1x.FORMAT.list_chunks([files[0]]) * 2
     return convert(
-        replace(make_conversion(files, store), format=replace(form, list_chunks=lambda paths: parts)), ignore_progress
+        replace(make_conversion(files, store), format=replace(dataset_format, list_chunks=lambda paths: parts)),
+        ignore_progress,
     )
 
 
@@ -235,7 +237,7 @@ def convert_omat24(folder: Path, store: Path, **rules: object) -> dict[str, Any]
     )
 
 
-def test_structures_without_forces_are_left_out_where_others_have_them(tmp_path: Path) -> None:
+def test_structures_without_forces_are_left_out_if_other_structures_have_forces(tmp_path: Path) -> None:
     write_crystals(tmp_path / "files" / "a.aselmdb", 100, forces=None)
     write_crystals(tmp_path / "files" / "b.aselmdb", 60)
     facts = convert_omat24(tmp_path / "files", tmp_path / "s.bp")
@@ -245,7 +247,7 @@ def test_structures_without_forces_are_left_out_where_others_have_them(tmp_path:
     assert facts["reference_energies"]["structures"] == facts["conversion"]["splits"]["train"]
 
 
-def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
+def test_stress_is_kept_for_structures_that_have_it(tmp_path: Path) -> None:
     write_crystals(tmp_path / "files" / "a.aselmdb", 50)
     write_crystals(tmp_path / "files" / "b.aselmdb", 1, stress=None)
     facts = convert_omat24(tmp_path / "files", tmp_path / "s.bp")
@@ -253,16 +255,16 @@ def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
     assert facts["conversion"]["excluded"] == {}
     assert facts["conversion"]["stress_without_label"] == 1
     assert facts["conversion"]["missing_labels"]["missing"]["stress"] == 1
-    whole, none = 0, []
+    n_with_stress, without_stress = 0, []
     with BPFile(tmp_path / "s.bp") as file:
         assert file.attributes["missing_labels"]["missing"]["stress"] == 1
         for label in file.splits:
             for k in range(file.count_samples(label)):
                 record = file.record(label, k)
-                whole += bool(np.isfinite(record["stress"]).all())
-                none += [decode_text(record["id"])] if np.isnan(record["stress"]).all() else []
-    assert whole == 50
-    assert none == ["b/1"]
+                n_with_stress += bool(np.isfinite(record["stress"]).all())
+                without_stress += [decode_text(record["id"])] if np.isnan(record["stress"]).all() else []
+    assert n_with_stress == 50
+    assert without_stress == ["b/1"]
     report = inspect.inspect_store(tmp_path / "s.bp", ignore_progress)
     assert not report.faults
 
@@ -281,13 +283,13 @@ def test_chunk_without_usable_structures_is_skipped(tmp_path: Path) -> None:
         convert_omat24(tmp_path / "files" / "b.aselmdb", tmp_path / "b.bp", cutoff=3.0)
 
 
-def test_errors_of_references_count_what_was_written(tmp_path: Path, files: list[Path]) -> None:
-    alone = convert(make_conversion(files[:1], tmp_path / "one.bp"), ignore_progress)
+def test_errors_of_reference_energies_cover_only_written_structures(tmp_path: Path, files: list[Path]) -> None:
+    single = convert(make_conversion(files[:1], tmp_path / "one.bp"), ignore_progress)
     doubled = convert_with_ids_of_the_first(files[:2], tmp_path / "two.bp")
     assert doubled["reference_energies"]["mae_ev_per_atom"] == pytest.approx(
-        alone["reference_energies"]["mae_ev_per_atom"]
+        single["reference_energies"]["mae_ev_per_atom"]
     )
-    assert doubled["reference_energies"]["structures"] == alone["reference_energies"]["structures"]
+    assert doubled["reference_energies"]["structures"] == single["reference_energies"]["structures"]
 
 
 def test_official_files_are_found_in_the_given_folder(tmp_path: Path) -> None:
@@ -305,7 +307,7 @@ def test_official_files_are_found_in_the_given_folder(tmp_path: Path) -> None:
             find_official_files(wrong, find_source("ani1x"))
 
 
-def test_neighbour_lists_in_a_store_are_those_of_the_model(files: list[Path], tmp_path: Path) -> None:
+def test_neighbour_lists_in_a_store_match_build_neighbour_list(files: list[Path], tmp_path: Path) -> None:
     convert(make_conversion(files, tmp_path / "s.bp", cutoff=3.0, max_neighbours=3), ignore_progress)
     with BPFile(tmp_path / "s.bp") as file:
         record = file.record("trainset", 0)
@@ -314,7 +316,7 @@ def test_neighbour_lists_in_a_store_are_those_of_the_model(files: list[Path], tm
     assert np.array_equal(record["edge_index"], np.stack([graph.sender, graph.receiver]))
 
 
-def test_neighbours_of_tables_match_those_of_structures() -> None:
+def test_neighbours_of_a_table_match_the_neighbours_of_each_structure() -> None:
     rng = np.random.default_rng(3)
     structures = [
         Structure(
@@ -350,16 +352,16 @@ def test_coincident_atoms_are_rejected() -> None:
     assert table.edge_counts.tolist() == [2, 2]
 
 
-def test_splits_have_the_requested_shares_and_depend_on_names() -> None:
+def test_splits_have_the_requested_fractions_and_depend_only_on_names() -> None:
     names = np.array([f"group-{k}" for k in range(20_000)])
     counts = np.bincount(assign_by_name(names)) / len(names)
     np.testing.assert_allclose(counts, [0.9, 0.05, 0.05], atol=0.01)
-    order_of = np.random.default_rng(0).permutation(len(names))
-    assert np.array_equal(assign_by_name(names)[order_of], assign_by_name(names[order_of]))
+    order = np.random.default_rng(0).permutation(len(names))
+    assert np.array_equal(assign_by_name(names)[order], assign_by_name(names[order]))
     assert not np.array_equal(assign_by_name(names, seed=1), assign_by_name(names))
 
 
-def test_the_command_converts_checks_and_describes(
+def test_command_converts_checks_and_summarizes(
     files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = str(tmp_path / "stores")
@@ -378,17 +380,23 @@ def test_the_command_converts_checks_and_describes(
 
 
 @pytest.mark.slow
-def test_options_may_stand_anywhere(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = map(str, files[:2])
-    for k, words in enumerate(
-        (["ani1x", "--seed", "3", one, two], ["--seed", "3", "ani1x", one, "-q", two], ["ani1x", one, "--seed=3", two])
+def test_options_may_precede_or_follow_files(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first_file, second_file = map(str, files[:2])
+    for k, arguments in enumerate(
+        (
+            ["ani1x", "--seed", "3", first_file, second_file],
+            ["--seed", "3", "ani1x", first_file, "-q", second_file],
+            ["ani1x", first_file, "--seed=3", second_file],
+        )
     ):
         to = str(tmp_path / str(k))
-        assert main(["convert", *words, "--to", to]) == 0
+        assert main(["convert", *arguments, "--to", to]) == 0
         assert f"{to}/ani1x.bp: 252 structures" in capsys.readouterr().out
-    assert main(["check", "ani1x", "-q", one]) == 0
+    assert main(["check", "ani1x", "-q", first_file]) == 0
     assert main(["convert", "ani1x", "-q", "--", "-nowhere.h5"]) == 2
-    assert main(["convert", "ani1x", "--seed", "3", "--bogus", one]) == 2
+    assert main(["convert", "ani1x", "--seed", "3", "--bogus", first_file]) == 2
     assert "-nowhere.h5: no such file" in (error := capsys.readouterr().err)
     assert "unrecognized arguments: --bogus" in error
 
@@ -431,18 +439,18 @@ def test_file_names_are_sanitized_in_messages(
     bad.write_bytes(files[0].read_bytes())
     with h5py.File(bad, "r+") as file:
         file["g0-4/wb97x_dz.forces"][3] = 1e6
-    cut = folder / "\x9bcut.h5"
-    cut.write_bytes(files[1].read_bytes()[:20_000])
+    truncated_file = folder / "\x9bcut.h5"
+    truncated_file.write_bytes(files[1].read_bytes()[:20_000])
     to = str(folder / "stores")
     main(["check", "ani1x", str(bad)])
-    main(["check", "ani1x", str(bad), str(cut)])
+    main(["check", "ani1x", str(bad), str(truncated_file)])
     main(["convert", "ani1x", str(bad), "--to", to])
     main(["convert", "ani1x", str(bad), "--to", to])
     main(["check", f"{to}/ani1x.bp"])
     main(["stats", to])
     main(["stats", str(folder)])
     main(["check", "ani1x", str(folder / "nowhere")])
-    main(["convert", "ani1x", str(cut), "--to", str(bad)])
+    main(["convert", "ani1x", str(truncated_file), "--to", str(bad)])
     output = capsys.readouterr()
     lines = (output.out + output.err).splitlines()
     assert all(line.isprintable() for line in lines)
@@ -451,7 +459,7 @@ def test_file_names_are_sanitized_in_messages(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["convert", "ani1", "x.h5"], "did you mean 'ani1x'?"),
         (["convert", "ani1x", "nowhere.h5"], "nowhere.h5: no such file or folder"),
@@ -465,11 +473,15 @@ def test_file_names_are_sanitized_in_messages(
         (["cheque"], "invalid choice: 'cheque'"),
     ],
 )
-def test_errors_are_one_line(
-    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_errors_of_the_command_are_reported_in_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(words) == 2
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -500,6 +512,6 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
         for k in range(count):
             files.append(tmp_path / f"{count}-{k}.h5")
             write_ani1x(files[-1], {f"g{k}-{n}": 400 for n in range(60)})
-        words = [sys.executable, "-c", program, str(tmp_path / f"{count}.bp"), *map(str, files)]
-        peak[count] = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) / 1024
+        arguments = [sys.executable, "-c", program, str(tmp_path / f"{count}.bp"), *map(str, files)]
+        peak[count] = int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout) / 1024
     assert peak[10] < peak[1] + 60, peak

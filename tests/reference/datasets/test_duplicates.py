@@ -1,4 +1,4 @@
-"""Equal structures are detected whatever their names, and none is in two splits."""
+"""Equal structures are detected whatever their names, and no structure is in two splits."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ from harness.reference.datasets.splits import SPLITS, assign_by_name, measure_sh
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.structure_codec import decode_text
 from tests.reference.conftest import ignore_progress
-from tests.reference.datasets.official_files.writers import ATOM_ENERGIES_EV, HARTREE, METHANOL, SHAPE
+from tests.reference.datasets.official_files.writers import ATOM_ENERGIES_EV, HARTREE, METHANOL, METHANOL_POSITIONS
 
 CELL = np.array([[4.1, 0.0, 0.0], [0.7, 5.2, 0.0], [-0.4, 0.9, 6.3]])
 
 
-def label_structures(*structures: Structure) -> list[int]:
+def label_equal_structures(*structures: Structure) -> list[int]:
     shapes = measure_shapes(tabulate(structures))
     return label_equal(shapes.composition, shapes.lengths).tolist()
 
 
-def molecule(rng: np.random.Generator, size: int, name: str = "a") -> Structure:
-    """Return random atoms, about half an angstrom or more apart."""
+def make_random_molecule(rng: np.random.Generator, size: int, name: str = "a") -> Structure:
+    """Return a structure of random atoms, about half an angstrom or more apart."""
     return Structure(name, rng.choice([1, 6, 8], size), rng.uniform(0, 1.5 * size ** (1 / 3), (size, 3)), charge=-1)
 
 
-def crystal(rng: np.random.Generator, size: int, periodic: tuple[bool, bool, bool]) -> Structure:
+def make_random_crystal(rng: np.random.Generator, size: int, periodic: tuple[bool, bool, bool]) -> Structure:
     fractions = rng.uniform(0, 1, (size, 3))
     return Structure("a", rng.choice([3, 22, 8], size), fractions @ CELL, cell=CELL, periodic=periodic)
 
 
-def disguise(s: Structure, rng: np.random.Generator, *, mirror: bool) -> Structure:
+def transform_randomly(s: Structure, rng: np.random.Generator, *, mirror: bool) -> Structure:
     """Return the structure rotated, translated and with its atoms permuted."""
-    turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix() * (-1 if mirror else 1)
+    rotation = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix() * (-1 if mirror else 1)
     order = rng.permutation(len(s))
-    positions = (s.positions @ turn.T + rng.normal(0, 3, 3))[order]
-    return replace(s, name="b", numbers=s.numbers[order], positions=positions, cell=s.cell @ turn.T)
+    positions = (s.positions @ rotation.T + rng.normal(0, 3, 3))[order]
+    return replace(s, name="b", numbers=s.numbers[order], positions=positions, cell=s.cell @ rotation.T)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -68,8 +68,8 @@ def disguise(s: Structure, rng: np.random.Generator, *, mirror: bool) -> Structu
 def test_fingerprint_is_invariant_for_molecules(size: int, mirror: bool) -> None:
     rng = np.random.default_rng(size)
     for _ in range(10):
-        s = molecule(rng, size)
-        assert label_structures(s, disguise(s, rng, mirror=mirror)) == [0, 0]
+        s = make_random_molecule(rng, size)
+        assert label_equal_structures(s, transform_randomly(s, rng, mirror=mirror)) == [0, 0]
 
 
 @pytest.mark.parametrize("periodic", [(True, True, True), (True, True, False), (False, False, True)])
@@ -78,55 +78,61 @@ def test_fingerprint_is_invariant_for_periodic_structures(
 ) -> None:
     rng = np.random.default_rng(1)
     for size in (1, 2, 5, 12):
-        s = crystal(rng, size, periodic)
-        assert label_structures(s, disguise(s, rng, mirror=True)) == [0, 0]
+        s = make_random_crystal(rng, size, periodic)
+        assert label_equal_structures(s, transform_randomly(s, rng, mirror=True)) == [0, 0]
         k = periodic.index(True)
         wrapped = s.positions + np.outer(rng.integers(-2, 3, size), s.cell[k]) + rng.normal(0, 1, 3)
-        assert label_structures(s, replace(s, positions=wrapped)) == [0, 0]
-        twice = np.eye(3)
-        twice[k, k] = 2
+        assert label_equal_structures(s, replace(s, positions=wrapped)) == [0, 0]
+        doubling = np.eye(3)
+        doubling[k, k] = 2
         repeated = replace(
             s,
             numbers=np.tile(s.numbers, 2),
             positions=np.concatenate([s.positions, s.positions + s.cell[k]]),
-            cell=twice @ s.cell,
+            cell=doubling @ s.cell,
         )
-        assert label_structures(s, repeated) == [0, 0]
+        assert label_equal_structures(s, repeated) == [0, 0]
         if sum(periodic) > 1:
             other = np.eye(3)
             other[0, 1] = 1  # a + b in place of a
-            assert label_structures(s, replace(s, cell=other @ s.cell)) == [0, 0]
-            assert label_structures(s, replace(s, cell=s.cell[[1, 0, 2]])) == [0, 0]
+            assert label_equal_structures(s, replace(s, cell=other @ s.cell)) == [0, 0]
+            assert label_equal_structures(s, replace(s, cell=s.cell[[1, 0, 2]])) == [0, 0]
 
 
 @pytest.mark.parametrize("decimals", [5, 6, 7])
 def test_rounding_does_not_separate_equal_structures(decimals: int) -> None:
     rng = np.random.default_rng(decimals)
     for size in (2, 4, 12, 30):
-        s = molecule(rng, size)
-        many = [disguise(s, rng, mirror=False) for _ in range(50)]
-        assert set(label_structures(*[replace(m, positions=m.positions.round(decimals)) for m in many])) == {0}
+        s = make_random_molecule(rng, size)
+        copies = [transform_randomly(s, rng, mirror=False) for _ in range(50)]
+        assert set(label_equal_structures(*[replace(m, positions=m.positions.round(decimals)) for m in copies])) == {0}
 
 
 def test_different_structures_have_different_fingerprints() -> None:
     rng = np.random.default_rng(0)
     for size in (3, 5, 20):
-        s = molecule(rng, size)
+        s = make_random_molecule(rng, size)
         moved = s.positions.copy()
         moved[0] += (moved[0] - moved[1]) / np.linalg.norm(moved[0] - moved[1]) * 0.05
         shaken = [replace(s, positions=s.positions + rng.normal(0, 0.03, s.positions.shape)) for _ in range(200)]
         assert (
-            len(set(label_structures(s, replace(s, positions=moved), replace(s, charge=0), replace(s, multiplicity=3))))
+            len(
+                set(
+                    label_equal_structures(
+                        s, replace(s, positions=moved), replace(s, charge=0), replace(s, multiplicity=3)
+                    )
+                )
+            )
             == 4
         )
-        assert len(set(label_structures(*shaken))) == 200
-        c = crystal(rng, size, (True, True, True))
+        assert len(set(label_equal_structures(*shaken))) == 200
+        c = make_random_crystal(rng, size, (True, True, True))
         shaken = [replace(c, positions=c.positions + rng.normal(0, 0.03, c.positions.shape)) for _ in range(200)]
-        assert len(set(label_structures(c, replace(c, cell=c.cell * 1.01), *shaken))) == 202
+        assert len(set(label_equal_structures(c, replace(c, cell=c.cell * 1.01), *shaken))) == 202
 
 
 def test_conformers_with_different_torsions_are_distinguished() -> None:
-    """Ethane, staggered and eclipsed: distances to the centre, and moments of inertia, are the same."""
+    """Staggered and eclipsed ethane have the same distances to the centre and moments of inertia."""
     angles = np.array([0, 2 * np.pi / 3, 4 * np.pi / 3])
     hydrogens = np.column_stack([np.cos(angles), np.sin(angles), np.full(3, 1.16)])
     result = []
@@ -134,10 +140,10 @@ def test_conformers_with_different_torsions_are_distinguished() -> None:
         other = np.column_stack([np.cos(angles + twist), np.sin(angles + twist), np.full(3, -1.16)])
         positions = np.concatenate([[[0, 0, 0.76], [0, 0, -0.76]], hydrogens, other])
         result.append(Structure("ethane", np.array([6, 6, 1, 1, 1, 1, 1, 1]), positions))
-    assert label_structures(*result) == [0, 1]
+    assert label_equal_structures(*result) == [0, 1]
 
 
-def test_overfull_cell_is_not_measured() -> None:
+def test_crowded_cell_has_no_fingerprint() -> None:
     dense = Structure("dense", np.array([1]), np.zeros((1, 3)), cell=np.eye(3) * 1e-2, periodic=(True, True, True))
     sheet = Structure("sheet", np.array([1]), np.zeros((1, 3)), cell=np.eye(3) * 1e-3, periodic=(True, True, False))
     notes = compute_fingerprints(tabulate([dense, dense, sheet]), seed=17)
@@ -145,7 +151,7 @@ def test_overfull_cell_is_not_measured() -> None:
     assert find_repeats([sort_fingerprints(notes)]).count == 0
 
 
-def test_shipped_sets_are_split_as_their_names_say() -> None:
+def test_shipped_sets_are_split_by_the_names_of_groups() -> None:
     """No shared geometry moves a group of a shipped set to another split, so that earlier results stay valid."""
     for entry in SHIPPED_SETS:
         frames = load_table(entry)
@@ -173,7 +179,7 @@ def test_splits_of_shipped_sets_keep_equal_structures_together(monkeypatch: pyte
 
 
 def write_molecules(path: Path, molecules: dict[str, list[Structure]]) -> None:
-    """Write a file of ANI-1x with these conformations; those of a group have one composition."""
+    """Write a file of ANI-1x with these conformations; all conformations of a group have the same composition."""
     with h5py.File(path, "w") as file:
         for name, result in molecules.items():
             group = file.create_group(name)
@@ -190,16 +196,20 @@ def sort_atoms(s: Structure) -> Structure:
     return replace(s, numbers=s.numbers[order], positions=s.positions[order])
 
 
-def convert_files(files: list[Path], store: Path, form: Any = ani1x.FORMAT, slug: str = "ani1x") -> dict[str, Any]:
+def convert_files(
+    files: list[Path], store: Path, dataset_format: Any = ani1x.FORMAT, slug: str = "ani1x"
+) -> dict[str, Any]:
     entry = find_source(slug)
     return convert(
-        Conversion(slug, form, tuple(files), store, entry, describe_official(entry), ConversionRules(cutoff=3.0)),
+        Conversion(
+            slug, dataset_format, tuple(files), store, entry, describe_official(entry), ConversionRules(cutoff=3.0)
+        ),
         ignore_progress,
     )
 
 
-def splits_of_shapes(store: Path) -> dict[tuple[Any, ...], set[str]]:
-    """Return the splits of each composition with its sorted distances, to 0.01 A."""
+def find_splits_by_shape(store: Path) -> dict[tuple[Any, ...], set[str]]:
+    """Return the splits that contain each shape, which is a composition with sorted distances to 0.01 angstrom."""
     result: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     with BPFile(store) as file:
         for label in file.splits:
@@ -216,25 +226,28 @@ def test_no_structure_and_no_group_is_in_two_splits(seed: int, tmp_path_factory:
     folder = tmp_path_factory.mktemp("repeats")
     rng = np.random.default_rng(seed)
     shapes = [
-        Structure("m", METHANOL, SHAPE + rng.normal(0, 0.1, SHAPE.shape)) for _ in range(int(rng.integers(5, 60)))
+        Structure("m", METHANOL, METHANOL_POSITIONS + rng.normal(0, 0.1, METHANOL_POSITIONS.shape))
+        for _ in range(int(rng.integers(5, 60)))
     ]
     total = 0
     for k in range(2):
         groups = {}
         for g in range(int(rng.integers(2, 12))):
-            picked = rng.integers(0, len(shapes), rng.integers(1, 5))
-            groups[f"g{k}-{g}"] = [sort_atoms(disguise(shapes[n], rng, mirror=False)) for n in picked.tolist()]
-            total += len(picked)
+            selected = rng.integers(0, len(shapes), rng.integers(1, 5))
+            groups[f"g{k}-{g}"] = [
+                sort_atoms(transform_randomly(shapes[n], rng, mirror=False)) for n in selected.tolist()
+            ]
+            total += len(selected)
         write_molecules(folder / f"{k}.h5", groups)
     facts = convert_files([folder / "0.h5", folder / "1.h5"], folder / "s.bp")
-    result = splits_of_shapes(folder / "s.bp")
+    result = find_splits_by_shape(folder / "s.bp")
     assert all(len(splits) == 1 for splits in result.values())
     assert facts["conversion"]["structures_written"] == total
     assert facts["conversion"]["duplicate_structures"] == total - len(result)
     assert facts["statistics"]["structures"] == total
     assert facts["reference_energies"]["structures"] == facts["conversion"]["splits"]["train"]
     ids = []
-    groups_of: dict[str, set[str]] = defaultdict(set)
+    splits_by_group: dict[str, set[str]] = defaultdict(set)
     with BPFile(folder / "s.bp") as file:
         assert file.attributes["pna_deg"].sum() == sum(
             len(file.record("trainset", k)["atomic_numbers"]) for k in range(file.count_samples("trainset"))
@@ -242,19 +255,21 @@ def test_no_structure_and_no_group_is_in_two_splits(seed: int, tmp_path_factory:
         for label in file.splits:
             for k in range(file.count_samples(label)):
                 ids.append(decode_text(file.record(label, k)["id"]))
-                groups_of[ids[-1].rpartition("/")[0]].add(label)
+                splits_by_group[ids[-1].rpartition("/")[0]].add(label)
     assert len(set(ids)) == total
-    assert all(len(splits) == 1 for splits in groups_of.values())
+    assert all(len(splits) == 1 for splits in splits_by_group.values())
 
 
 def test_repeated_structure_is_in_one_split_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(3)
-    methane = Structure("m", METHANOL, SHAPE)
+    methanol = Structure("m", METHANOL, METHANOL_POSITIONS)
     aliases = {}
     for k in range(40):
-        turn = Rotation.random(random_state=k).as_matrix()
-        aliases[f"alias-{k}"] = [replace(methane, positions=methane.positions @ turn.T)]
-    others = {f"other-{k}": [replace(methane, positions=SHAPE + rng.normal(0, 0.1, (6, 3)))] for k in range(60)}
+        rotation = Rotation.random(random_state=k).as_matrix()
+        aliases[f"alias-{k}"] = [replace(methanol, positions=methanol.positions @ rotation.T)]
+    others = {
+        f"other-{k}": [replace(methanol, positions=METHANOL_POSITIONS + rng.normal(0, 0.1, (6, 3)))] for k in range(60)
+    }
     write_molecules(tmp_path / "x.h5", dict(list(aliases.items())[:20]) | others)
     write_molecules(tmp_path / "y.h5", dict(list(aliases.items())[20:]))
     assert len(set(assign_by_name(np.array(list(aliases))).tolist())) > 1
@@ -272,19 +287,17 @@ def test_repeated_structure_is_in_one_split_and_counted(tmp_path: Path, capsys: 
 
 
 def test_molecules_of_qm7x_that_are_published_twice_stay_together(tmp_path: Path) -> None:
-    """As those that DupMols.dat lists: one equilibrium under two numbers, in two files, each with its displacements."""
+    """DupMols.dat lists such molecules: the same equilibrium has two numbers, in two files, each with displacements."""
     rng = np.random.default_rng(5)
-    twins = []
     for number in range(30):
-        shape = SHAPE + rng.normal(0, 0.1, SHAPE.shape)
+        shape = METHANOL_POSITIONS + rng.normal(0, 0.1, METHANOL_POSITIONS.shape)
         for k, number_text in enumerate((f"{number + 1:04d}", f"{number + 5001:04d}")):
-            twins.append(number_text)
             with h5py.File(tmp_path / f"{(1000, 6000)[k]}.hdf5", "a") as file:
-                turn = Rotation.random(random_state=number).as_matrix() if k else np.eye(3)
+                rotation = Rotation.random(random_state=number).as_matrix() if k else np.eye(3)
                 for name in ("opt", "d1", "d2"):
                     group = file.create_group(f"{number_text}/Geom-m{number + 1}-i1-c1-{name}")
                     moved = shape if name == "opt" else shape + rng.normal(0, 0.05, shape.shape)
-                    group["atNUM"], group["atXYZ"] = METHANOL, moved @ turn.T
+                    group["atNUM"], group["atXYZ"] = METHANOL, moved @ rotation.T
                     group["ePBE0+MBD"] = [ATOM_ENERGIES_EV[METHANOL].sum() - 20.0]
                     group["totFOR"] = np.zeros((6, 3))
     files = [tmp_path / "1000.hdf5", tmp_path / "6000.hdf5"]

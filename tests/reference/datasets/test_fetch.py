@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: resumed, checked, and reported in one line when they fail."""
+"""Downloads from a local server are resumed and checked, and failures are reported in one line."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ BODY = b"\x89HDF\r\n\x1a\n" + bytes(range(256)) * 20_000
 MD5 = hashlib.md5(BODY, usedforsecurity=False).hexdigest()
 
 
-class Server(BaseHTTPRequestHandler):
-    """Serves /file, ranges included; /breaks, whose first answer is cut off; and /whole, without ranges."""
+class RangeServer(BaseHTTPRequestHandler):
+    """A server of /file with ranges, of /breaks with a first answer that is cut off, and of /whole without ranges."""
 
     has_broken = False
     requested_ranges: tuple[str, ...] = ()
 
     def do_GET(self) -> None:
-        Server.requested_ranges = (*Server.requested_ranges, self.headers.get("Range", ""))
+        RangeServer.requested_ranges = (*RangeServer.requested_ranges, self.headers.get("Range", ""))
         if self.path == "/nowhere":
             self.send_error(404)
             return
@@ -43,18 +43,18 @@ class Server(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(BODY) - first))
         self.end_headers()
         stop = len(BODY)
-        if self.path == "/breaks" and not Server.has_broken:
-            Server.has_broken, stop = True, 2_500_000
+        if self.path == "/breaks" and not RangeServer.has_broken:
+            RangeServer.has_broken, stop = True, 2_500_000
         self.wfile.write(BODY[first:stop])
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print no log."""
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    Server.has_broken, Server.requested_ranges = False, ()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as http:
+    RangeServer.has_broken, RangeServer.requested_ranges = False, ()
+    with ThreadingHTTPServer(("127.0.0.1", 0), RangeServer) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
@@ -64,16 +64,16 @@ def test_complete_file_is_not_fetched_again(server: str, tmp_path: Path) -> None
     path = fetch(Download("x.h5", f"{server}/file", MD5), tmp_path / "new", ignore_progress)
     assert path.read_bytes() == BODY
     assert fetch(Download("x.h5", f"{server}/nowhere"), tmp_path / "new", ignore_progress) == path
-    assert len(Server.requested_ranges) == 1
+    assert len(RangeServer.requested_ranges) == 1
 
 
-def test_a_broken_connection_loses_nothing(server: str, tmp_path: Path) -> None:
+def test_download_resumes_after_a_broken_connection(server: str, tmp_path: Path) -> None:
     download = Download("x.h5", f"{server}/breaks", MD5)
     with pytest.raises(InputError, match="after 2500000 of 5120008 bytes; the part received so far is kept"):
         fetch(download, tmp_path, ignore_progress)
     assert not (tmp_path / "x.h5").exists()
     assert fetch(download, tmp_path, ignore_progress).read_bytes() == BODY
-    assert Server.requested_ranges[1] == "bytes=2500000-"
+    assert RangeServer.requested_ranges[1] == "bytes=2500000-"
 
 
 def test_complete_partial_file_is_accepted(server: str, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_file_with_wrong_digest_is_discarded(server: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("path", ["/nowhere", None])
-def test_connection_errors_are_one_line(server: str, tmp_path: Path, path: str | None) -> None:
+def test_connection_errors_are_reported_in_one_line(server: str, tmp_path: Path, path: str | None) -> None:
     url = f"{server}{path}" if path else "http://127.0.0.1:9/x"
     with pytest.raises(InputError, match=r"404 Not Found|refused") as message:
         fetch(Download("x.h5", url), tmp_path, ignore_progress)
@@ -101,11 +101,11 @@ def test_connection_errors_are_one_line(server: str, tmp_path: Path, path: str |
 
 
 XZ = b"\xfd7zXZ\x00" + BODY
-PAGE = b"<!DOCTYPE html><html><body>Are you a robot?</body></html>"
+WEB_PAGE = b"<!DOCTYPE html><html><body>Are you a robot?</body></html>"
 
 
 class ScriptedServer(BaseHTTPRequestHandler):
-    """Answers each request with the bytes that a test has prescribed."""
+    """A server that answers each request with the bytes that a test prescribes."""
 
     answers: tuple[bytes, ...] = ()
     requested_ranges: tuple[str | None, ...] = ()
@@ -121,7 +121,7 @@ class ScriptedServer(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print no log."""
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def scripted_server() -> Iterator[str]:
         http.shutdown()
 
 
-def answer(status: str, body: bytes = b"", length: int | None = None, **headers: str) -> bytes:
+def make_answer(status: str, body: bytes = b"", length: int | None = None, **headers: str) -> bytes:
     message = {"Content-Length": str(len(body) if length is None else length)} if length != -1 else {}
     message |= {name.replace("_", "-"): value for name, value in headers.items()}
     return (
@@ -142,75 +142,84 @@ def answer(status: str, body: bytes = b"", length: int | None = None, **headers:
     )
 
 
-def chunked_answer(*chunks: bytes, is_whole: bool = True) -> bytes:
-    body = b"".join(f"{len(c):x}\r\n".encode() + c + b"\r\n" for c in chunks) + b"0\r\n\r\n" * is_whole
-    return answer("200 OK", body if is_whole else body[:-7], -1, Transfer_Encoding="chunked")
+def make_chunked_answer(*chunks: bytes, is_complete: bool = True) -> bytes:
+    body = b"".join(f"{len(c):x}\r\n".encode() + c + b"\r\n" for c in chunks) + b"0\r\n\r\n" * is_complete
+    return make_answer("200 OK", body if is_complete else body[:-7], -1, Transfer_Encoding="chunked")
 
 
-WRONG = {
-    "a firewall that defers": (answer("202 Accepted"), "answers 202 Accepted instead of the file"),
-    "no content": (answer("204 No Content"), "answers 204 No Content instead of the file"),
-    "a login page": (answer("200 OK", PAGE, Content_Type="text/html; charset=utf-8"), "answers with a web page"),
-    "a page that calls itself a file": (answer("200 OK", PAGE), "is not a .xz file but a web page; it was deleted"),
-    "another file": (answer("200 OK", BODY), "is not a .xz file; it was deleted"),
-    "nothing at all": (answer("200 OK"), "is empty; it was deleted"),
-    "less than announced": (answer("200 OK", XZ, len(XZ) + 1), "the connection ended after 5120014 of 5120015 bytes"),
-    "chunks that break off": (chunked_answer(XZ, is_whole=False), "IncompleteRead"),
+WRONG_ANSWERS = {
+    "a firewall that defers": (make_answer("202 Accepted"), "answers 202 Accepted instead of the file"),
+    "no content": (make_answer("204 No Content"), "answers 204 No Content instead of the file"),
+    "a login page": (
+        make_answer("200 OK", WEB_PAGE, Content_Type="text/html; charset=utf-8"),
+        "answers with a web page",
+    ),
+    "a page that calls itself a file": (
+        make_answer("200 OK", WEB_PAGE),
+        "is not a .xz file but a web page; it was deleted",
+    ),
+    "another file": (make_answer("200 OK", BODY), "is not a .xz file; it was deleted"),
+    "nothing at all": (make_answer("200 OK"), "is empty; it was deleted"),
+    "less than announced": (
+        make_answer("200 OK", XZ, len(XZ) + 1),
+        "the connection ended after 5120014 of 5120015 bytes",
+    ),
+    "chunks that break off": (make_chunked_answer(XZ, is_complete=False), "IncompleteRead"),
     "chunks without a size": (
-        answer("200 OK", b"zz\r\nabc", -1, Transfer_Encoding="chunked"),
+        make_answer("200 OK", b"zz\r\nabc", -1, Transfer_Encoding="chunked"),
         "the part received so far is kept",
     ),
-    "an unannounced length": (answer("200 OK", XZ, -1), "does not announce the length of the file"),
-    "compressed again": (answer("200 OK", XZ, Content_Encoding="gzip"), "in the coding 'gzip'"),
-    "a redirection loop": (answer("302 Found", b"", Location="/x.xz"), "answers 302"),
-    "a redirection to a local file": (answer("302 Found", b"", Location="file:///etc/passwd"), "answers 302"),
+    "an unannounced length": (make_answer("200 OK", XZ, -1), "does not announce the length of the file"),
+    "compressed again": (make_answer("200 OK", XZ, Content_Encoding="gzip"), "in the coding 'gzip'"),
+    "a redirection loop": (make_answer("302 Found", b"", Location="/x.xz"), "answers 302"),
+    "a redirection to a local file": (make_answer("302 Found", b"", Location="file:///etc/passwd"), "answers 302"),
     "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", "the part received so far is kept"),
     "an empty answer": (b"", "the part received so far is kept"),
-    "an unavailable service": (answer("503 Service Unavailable"), "answers 503 Service Unavailable"),
+    "an unavailable service": (make_answer("503 Service Unavailable"), "answers 503 Service Unavailable"),
     "part of a file": (
-        answer("206 Partial Content", XZ, Content_Range="bytes 7-9/99"),
+        make_answer("206 Partial Content", XZ, Content_Range="bytes 7-9/99"),
         "asked for the bytes from 0 on",
     ),
 }
 
 
-@pytest.mark.parametrize(("sent", "message"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("answer", "message"), WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
 def test_wrong_content_is_never_renamed_to_the_file(
-    scripted_server: str, tmp_path: Path, sent: bytes, message: str
+    scripted_server: str, tmp_path: Path, answer: bytes, message: str
 ) -> None:
-    ScriptedServer.answers = (sent,)
+    ScriptedServer.answers = (answer,)
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.xz").exists()
 
 
-@pytest.mark.parametrize("first", list(WRONG))
+@pytest.mark.parametrize("first", list(WRONG_ANSWERS))
 def test_fetch_recovers_after_errors(scripted_server: str, tmp_path: Path, first: str) -> None:
-    ScriptedServer.answers = (WRONG[first][0],)
+    ScriptedServer.answers = (WRONG_ANSWERS[first][0],)
     with pytest.raises(InputError):
         fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
-    ScriptedServer.answers = (chunked_answer(XZ[:100], XZ[100:]),)
+    ScriptedServer.answers = (make_chunked_answer(XZ[:100], XZ[100:]),)
     assert fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress).read_bytes() == XZ
     assert [path.name for path in tmp_path.iterdir()] == ["x.xz"]
 
 
-def remaining_answer(first: int, body: bytes = XZ, **headers: str) -> bytes:
-    """Return the answer to a request for the bytes from `first` on."""
+def make_remaining_answer(first: int, body: bytes = XZ, **headers: str) -> bytes:
+    """Return the answer to a request for the bytes that start at `first`."""
     span = f"bytes {first}-{len(body) - 1}/{len(body)}"
-    return answer("206 Partial Content", body[first:], **{"Content_Range": span, **headers})
+    return make_answer("206 Partial Content", body[first:], **{"Content_Range": span, **headers})
 
 
-def truncated_answer(**headers: str) -> bytes:
-    return answer("200 OK", XZ[:1000], len(XZ), **headers)
+def make_truncated_answer(**headers: str) -> bytes:
+    return make_answer("200 OK", XZ[:1000], len(XZ), **headers)
 
 
-def test_changed_file_is_not_mixed(scripted_server: str, tmp_path: Path) -> None:
+def test_parts_of_a_changed_file_are_not_mixed(scripted_server: str, tmp_path: Path) -> None:
     other = XZ[:6] + bytes(len(XZ) - 6)
     ScriptedServer.answers = (
-        truncated_answer(ETag='"1"'),
-        remaining_answer(1000, other, ETag='"2"'),
-        answer("200 OK", other, ETag='"2"'),
+        make_truncated_answer(ETag='"1"'),
+        make_remaining_answer(1000, other, ETag='"2"'),
+        make_answer("200 OK", other, ETag='"2"'),
     )
     for message in ("after 1000 of", "the file has changed on the server, so its first part was deleted"):
         with pytest.raises(InputError, match=message):
@@ -220,7 +229,11 @@ def test_changed_file_is_not_mixed(scripted_server: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("span", ["bytes 0-5120007/5120014", "bytes 999-5120013/5120014", "bytes */5120014", "x"])
 def test_unrequested_range_is_not_appended(scripted_server: str, tmp_path: Path, span: str) -> None:
-    ScriptedServer.answers = (truncated_answer(), remaining_answer(1000, Content_Range=span), remaining_answer(1000))
+    ScriptedServer.answers = (
+        make_truncated_answer(),
+        make_remaining_answer(1000, Content_Range=span),
+        make_remaining_answer(1000),
+    )
     for message in ("after 1000 of", "asked for the bytes from 1000 on"):
         with pytest.raises(InputError, match=message):
             fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
@@ -231,19 +244,19 @@ def test_unrequested_range_is_not_appended(scripted_server: str, tmp_path: Path,
 def test_oversized_partial_file_is_fetched_again(scripted_server: str, tmp_path: Path) -> None:
     (tmp_path / "x.xz.part").write_bytes(XZ + b"more")
     ScriptedServer.answers = (
-        answer("416 Range Not Satisfiable", Content_Range=f"bytes */{len(XZ)}"),
-        answer("200 OK", XZ),
+        make_answer("416 Range Not Satisfiable", Content_Range=f"bytes */{len(XZ)}"),
+        make_answer("200 OK", XZ),
     )
     assert fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress).read_bytes() == XZ
 
 
 def test_wrong_size_is_rejected_before_download(scripted_server: str, tmp_path: Path) -> None:
-    ScriptedServer.answers = (answer("200 OK", XZ),)
+    ScriptedServer.answers = (make_answer("200 OK", XZ),)
     with pytest.raises(InputError, match="offers 5120014 bytes, the published file has 7"):
         fetch(Download("x.xz", scripted_server, size=7), tmp_path, ignore_progress)
 
 
-@pytest.mark.parametrize("content", [b"", PAGE])
+@pytest.mark.parametrize("content", [b"", WEB_PAGE])
 def test_existing_wrong_file_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.xz").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.xz: this file .*; remove it and run the same command again"):
@@ -259,7 +272,7 @@ def test_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_full_disk_is_reported_before_download(scripted_server: str, tmp_path: Path) -> None:
-    ScriptedServer.answers = (answer("200 OK", XZ, 10**17),)
+    ScriptedServer.answers = (make_answer("200 OK", XZ, 10**17),)
     with pytest.raises(InputError, match=r"100000000.0 GB needed, [0-9.]+ GB free"):
         fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
 

@@ -1,4 +1,4 @@
-"""The shipped data is what its table says, and its labels are what their codes compute."""
+"""The shipped sets match their table, and their labels match the codes that computed them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from tests.builders.mini_sets import pack
 from tests.builders.mini_sets.labelling import hash_structure, label_structures
 from tests.builders.mini_sets.recipes import RECIPES
 
-# largest net force of a structure, eV/angstrom: exact codes up to the recorded decimals, grids of points less so
+# Largest net force of a structure in eV/angstrom: small for analytic forces, larger with integration grids.
 NET_FORCE = {"GFN": 1e-4, "wB97X": 0.1, "PBE0": 0.1, "PBE": 1.0}
 MEGABYTE = 1_000_000
 
 
 @cache
-def frames_of(name: str) -> StructureTable:
+def load_frames(name: str) -> StructureTable:
     return load_table(find_shipped_set(name))
 
 
@@ -46,7 +46,7 @@ def list_sets_with_files() -> list[ShippedSet]:
 
 @pytest.mark.parametrize("entry", SHIPPED_SETS, ids=lambda e: e.name)
 def test_a_set_is_complete_and_its_labels_are_in_range(entry: ShippedSet) -> None:
-    frames = frames_of(entry.name)
+    frames = load_frames(entry.name)
     assert len(frames) == entry.count > 0
     assert np.isfinite(frames.energy).all()
     assert frames.forces is not None
@@ -55,7 +55,7 @@ def test_a_set_is_complete_and_its_labels_are_in_range(entry: ShippedSet) -> Non
     assert len(set(frames.ids.tolist())) == len(frames)
     assert (frames.groups != "").all()
     net = np.add.reduceat(frames.forces, frames.ends - frames.sizes)
-    limit = next(most for level, most in NET_FORCE.items() if entry.level.startswith(level))
+    limit = next(value for level, value in NET_FORCE.items() if entry.level.startswith(level))
     assert np.abs(net).max() < limit
     largest = np.linalg.norm(frames.forces, axis=1).max()
     assert largest <= (
@@ -65,7 +65,7 @@ def test_a_set_is_complete_and_its_labels_are_in_range(entry: ShippedSet) -> Non
 
 @pytest.mark.parametrize("entry", SHIPPED_SETS, ids=lambda e: e.name)
 def test_structures_are_unique(entry: ShippedSet) -> None:
-    frames = frames_of(entry.name)
+    frames = load_frames(entry.name)
     distinct = {
         (s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes(), s.charge, s.multiplicity)
         for s in frames.structures()
@@ -73,7 +73,7 @@ def test_structures_are_unique(entry: ShippedSet) -> None:
     assert len(distinct) == len(frames)
 
 
-def test_structures_carry_their_head_and_pass_the_checks() -> None:
+def test_loaded_structures_have_the_head_of_their_set() -> None:
     entry = find_shipped_set("opoly2026")
     structures = load_structures(entry)
     assert len(structures) == entry.count
@@ -90,7 +90,7 @@ def test_there_is_one_set_for_each_branch_in_the_order_of_the_branches() -> None
 
 
 def test_sets_cover_the_periodic_table_and_levels_of_theory_and_are_imbalanced() -> None:
-    elements = {int(z) for e in list_sets_with_files() for z in np.unique(frames_of(e.name).numbers)}
+    elements = {int(z) for e in list_sets_with_files() for z in np.unique(load_frames(e.name).numbers)}
     assert len(elements) >= 80
     assert len({e.level.split(",")[0] for e in list_sets_with_files()}) >= 4
     counts = {e.name: e.count for e in list_sets_with_files()}
@@ -99,28 +99,28 @@ def test_sets_cover_the_periodic_table_and_levels_of_theory_and_are_imbalanced()
     assert sum(e.file.stat().st_size for e in list_sets_with_files()) < 12 * MEGABYTE
 
 
-def test_the_two_views_part_the_molecules_by_charge() -> None:
-    whole, neutral, charged = (frames_of(n) for n in ("omol25", "omol25-neutral", "omol25-non-neutral"))
-    assert len(neutral) + len(charged) == len(whole)
+def test_charge_views_divide_the_molecules_by_charge() -> None:
+    all_frames, neutral, charged = (load_frames(n) for n in ("omol25", "omol25-neutral", "omol25-non-neutral"))
+    assert len(neutral) + len(charged) == len(all_frames)
     assert (neutral.charge == 0).all()
     assert (charged.charge != 0).all()
-    assert {*charged.ids.tolist(), *neutral.ids.tolist()} == set(whole.ids.tolist())
+    assert {*charged.ids.tolist(), *neutral.ids.tolist()} == set(all_frames.ids.tolist())
     assert {-1, 1} < set(charged.charge.tolist())
-    assert {1, 2, 3} <= set(whole.multiplicity.tolist())
+    assert {1, 2, 3} <= set(all_frames.multiplicity.tolist())
 
 
 @pytest.mark.parametrize("entry", SHIPPED_SETS, ids=lambda e: e.name)
 def test_electrons_allow_the_multiplicity(entry: ShippedSet) -> None:
-    frames = frames_of(entry.name)
+    frames = load_frames(entry.name)
     electrons = np.add.reduceat(frames.numbers.astype(int), frames.ends - frames.sizes) - frames.charge
-    output = frames.multiplicity > 0
-    assert ((electrons - frames.multiplicity + 1)[output] % 2 == 0).all()
-    assert (electrons >= frames.multiplicity - 1)[output].all()
+    has_multiplicity = frames.multiplicity > 0
+    assert ((electrons - frames.multiplicity + 1)[has_multiplicity] % 2 == 0).all()
+    assert (electrons >= frames.multiplicity - 1)[has_multiplicity].all()
 
 
 def test_published_numbers_are_kept_to_the_last_digit() -> None:
-    """The first frame of alexandria-random-1k.xyz: 'Pb 8.60224427 4.96650805 3.51185152', energy -17.52450881."""
-    first = next(frames_of("alexandria").structures())
+    """The values are those of the first frame of alexandria-random-1k.xyz."""
+    first = next(load_frames("alexandria").structures())
     assert first.positions[0].tolist() == [8.60224427, 4.96650805, 3.51185152]
     assert first.energy == -17.52450881
     assert first.stress is not None
@@ -129,7 +129,7 @@ def test_published_numbers_are_kept_to_the_last_digit() -> None:
 
 
 @pytest.mark.parametrize("entry", SHIPPED_SETS, ids=lambda e: e.name)
-def test_every_set_says_where_it_comes_from(entry: ShippedSet) -> None:
+def test_every_set_has_a_role_and_a_provenance(entry: ShippedSet) -> None:
     for field in fields(entry):
         assert getattr(entry, field.name) not in ("", None), field.name
     assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
@@ -165,8 +165,8 @@ def test_incomplete_table_is_rejected(tmp_path: Path) -> None:
         shipped_sets.read_table(tmp_path / "sets.yaml")
 
 
-def test_packing_is_exact_and_repeats_its_bytes(tmp_path: Path) -> None:
-    structures = list(frames_of("mptrj")[:20].structures())
+def test_packing_is_exact_and_deterministic(tmp_path: Path) -> None:
+    structures = list(load_frames("mptrj")[:20].structures())
     digests = {pack.write_set(tmp_path / f"{k}.h5", "mptrj", structures, pack.PUBLISHED) for k in (1, 2)}
     assert len(digests) == 1
     with h5py.File(tmp_path / "1.h5") as file:
@@ -175,9 +175,9 @@ def test_packing_is_exact_and_repeats_its_bytes(tmp_path: Path) -> None:
     assert written.energy.tolist() == [s.energy for s in structures]
 
 
-def small_structures(name: str, count: int, atoms: tuple[int, int]) -> Iterator[Structure]:
-    """Return an even selection of structures of a set with so many atoms."""
-    result = [s for s in frames_of(name).structures() if atoms[0] <= len(s) <= atoms[1]]
+def select_small_structures(name: str, count: int, atoms: tuple[int, int]) -> Iterator[Structure]:
+    """Return an even selection of the structures of a set whose number of atoms is in a range."""
+    result = [s for s in load_frames(name).structures() if atoms[0] <= len(s) <= atoms[1]]
     return iter([result[k] for k in np.linspace(0, len(result) - 1, count).astype(int)])
 
 
@@ -185,7 +185,7 @@ def small_structures(name: str, count: int, atoms: tuple[int, int]) -> Iterator[
     ("name", "level", "count", "atoms"), [("omol25", levels.GFN2, 40, (4, 20)), ("ani1x", levels.WB97X, 4, (3, 6))]
 )
 def test_labels_are_reproducible(name: str, level: LevelOfTheory, count: int, atoms: tuple[int, int]) -> None:
-    for s in small_structures(name, count, atoms):
+    for s in select_small_structures(name, count, atoms):
         energy, forces = level.label(s)
         assert s.forces is not None
         assert energy == pytest.approx(s.energy, abs=1e-4), s.name
@@ -201,7 +201,7 @@ def test_labels_are_reproducible(name: str, level: LevelOfTheory, count: int, at
     ],
 )
 def test_forces_are_energy_gradients(name: str, level: LevelOfTheory, atoms: tuple[int, int], tolerance: float) -> None:
-    s = next(small_structures(name, 1, atoms))
+    s = next(select_small_structures(name, 1, atoms))
     assert s.forces is not None
     step = 2e-3
     for atom, axis in ((0, 0), (len(s) - 1, 2)):
@@ -210,8 +210,8 @@ def test_forces_are_energy_gradients(name: str, level: LevelOfTheory, atoms: tup
             positions = s.positions.copy()
             positions[atom, axis] += sign * step
             energies.append(level.label(replace(s, positions=positions))[0])
-        slope = (energies[0] - energies[1]) / (2 * step)
-        assert -slope == pytest.approx(s.forces[atom, axis], abs=tolerance)
+        gradient = (energies[0] - energies[1]) / (2 * step)
+        assert -gradient == pytest.approx(s.forces[atom, axis], abs=tolerance)
 
 
 def test_an_impossible_multiplicity_is_refused() -> None:
@@ -223,7 +223,7 @@ def test_an_impossible_multiplicity_is_refused() -> None:
         levels.count_unpaired_electrons(replace(water, multiplicity=2))
 
 
-def springs(structure: Structure) -> levels.Labels:
+def compute_test_labels(structure: Structure) -> levels.Labels:
     """Label a structure for the tests: fail for charge 1, return large forces for charge 2."""
     if structure.charge == 1:
         raise NotConvergedError("no")
@@ -231,16 +231,16 @@ def springs(structure: Structure) -> levels.Labels:
 
 
 def test_interrupted_build_resumes_and_counts_rejections(tmp_path: Path) -> None:
-    level = LevelOfTheory("springs", ("numpy",), springs)
+    level = LevelOfTheory("springs", ("numpy",), compute_test_labels)
     water = Structure("water", np.array([8, 1, 1]), np.eye(3))
     waters = [replace(water, charge=charge) for charge in (0, 1, 2, -1)]
     cache_file = tmp_path / "labels.jsonl"
     first = label_structures(waters, level, cache_file)
     assert [s.charge for s in first.structures] == [0, -1]
     assert first.rejected == {"not converged": 1, "a force above 30 eV/A": 1}
-    # a line cut short is computed again, the others are not
-    cut = cache_file.read_text().rstrip()[:-20]
-    cache_file.write_text(cut.replace("-1.0", "-7.0"))
+    # only the truncated line is computed again
+    truncated = cache_file.read_text().rstrip()[:-20]
+    cache_file.write_text(truncated.replace("-1.0", "-7.0"))
     energies = [s.energy for s in label_structures(waters, level, cache_file).structures]
     assert energies == [-7.0, -1.0]
     assert len({hash_structure(s, level) for s in waters}) == 4

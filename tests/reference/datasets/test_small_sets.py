@@ -1,4 +1,4 @@
-"""Sets of few groups: every split has some if possible, else a clear message."""
+"""Datasets of few groups: every split gets a group if possible, otherwise a message names the empty split."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from harness.reference.errors import InputError
 from harness.reference.programs.train import open_splits
 from tests.reference.datasets.official_files.writers import write_ani1x
 
-REACH = NeighbourSpec(5.0, None)
+NEIGHBOUR_SPEC = NeighbourSpec(5.0, None)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 7])
-def test_three_groups_fill_every_split(groups: int) -> None:
+def test_three_or_more_groups_fill_every_split(groups: int) -> None:
     rng = np.random.default_rng(groups)
     molecules = [Structure(f"g{k}", np.array([1, 6, 8]), rng.uniform(0, 3, (3, 3))) for k in range(groups)]
     frames = tabulate(molecules)
     for seed in range(100):
         notes = compute_fingerprints(frames, seed=seed)
-        split = assign_splits([notes], np.zeros((0, 2), dtype=np.uint64)).find_splits(notes["place"])
+        split = assign_splits([notes], np.zeros((0, 2), dtype=np.uint64)).find_splits(notes["group_hash"])
         assert set(split.tolist()) == ({0, 1, 2} if groups >= 3 else set(range(groups))), seed
         by_name = assign_by_name(frames.groups, seed=seed)
         if len(set(by_name.tolist())) == len(SPLITS):
             assert np.array_equal(split, by_name)
 
 
-def convert(folder: Path, slug: str, groups: int) -> Path:
+def convert_groups(folder: Path, slug: str, groups: int) -> Path:
     """Write a store of `groups` groups under the name of a dataset."""
     write_ani1x(folder / "files.h5", {f"g{k}": 4 for k in range(groups)})
     assert main(["convert", "ani1x", str(folder / "files.h5"), "--to", str(folder / slug), "-q"]) == 0
@@ -45,22 +45,22 @@ def convert(folder: Path, slug: str, groups: int) -> Path:
 
 
 def test_two_groups_are_converted_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    convert(tmp_path, "two", 2)
+    convert_groups(tmp_path, "two", 2)
     assert "8 structures (4 train, 4 validation)" in (message := capsys.readouterr().out)
     assert "no test, as there are too few groups to split" in message
-    convert(tmp_path, "three", 3)
+    convert_groups(tmp_path, "three", 3)
     assert "12 structures (4 train, 4 validation, 4 test)" in capsys.readouterr().out
 
 
-def test_a_store_without_validation_is_trained_on_only_with_complete_ones(tmp_path: Path) -> None:
+def test_store_without_validation_is_trained_on_only_with_other_stores(tmp_path: Path) -> None:
     stores = tmp_path / "stores"
     stores.mkdir()
-    shutil.move(convert(tmp_path, "one", 1), stores / "ani1x.bp")
-    place = launch.detect_rank({})
+    shutil.move(convert_groups(tmp_path, "one", 1), stores / "ani1x.bp")
+    rank_info = launch.detect_rank({})
     with pytest.raises(InputError, match=r"stores: no dataset has a valset; training needs .* at least three groups"):
-        open_splits(TrainParameters(store_folder=str(stores)), REACH, place)
+        open_splits(TrainParameters(store_folder=str(stores)), NEIGHBOUR_SPEC, rank_info)
     assert main(["convert", "qcml", "--to", str(stores), "-q"]) == 0
-    splits = open_splits(TrainParameters(store_folder=str(stores)), REACH, place)
+    splits = open_splits(TrainParameters(store_folder=str(stores)), NEIGHBOUR_SPEC, rank_info)
     names = {split: [d.name for d in collection.datasets] for split, collection in splits.items()}
     assert names == {"trainset": ["ani1x", "qcml"], "valset": ["qcml"], "testset": ["qcml"]}
     for collection in splits.values():

@@ -1,4 +1,4 @@
-"""The spool of an interrupted conversion: parts that are damaged count as not read."""
+"""Damaged parts in the spool of an interrupted conversion are treated as not read."""
 
 from __future__ import annotations
 

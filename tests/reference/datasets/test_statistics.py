@@ -1,4 +1,4 @@
-"""Statistics of datasets do not depend on how values are divided, and round-trip through plain data."""
+"""Statistics of datasets do not depend on how the values are divided into blocks, and round-trip through JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.results.runs import load_runs
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80)
 
 
-def crystals(count: int) -> StructureTable:
+def make_crystals(count: int) -> StructureTable:
     """Return structures of 1 to 40 atoms of eight elements with all labels, three frames in each group."""
     rng = np.random.default_rng(count)
     sizes = rng.integers(1, 41, count)
@@ -42,68 +42,70 @@ def crystals(count: int) -> StructureTable:
 
 @pytest.fixture(scope="module")
 def block() -> StructureTable:
-    return crystals(460)
+    return make_crystals(460)
 
 
-def assert_alike(message: dict[str, Any], other: dict[str, Any]) -> None:
-    """Check that both are the same plain data, up to rounding of sums."""
-    for name, value in message.items():
+def assert_equal_up_to_rounding(summary: dict[str, Any], second: dict[str, Any]) -> None:
+    """Check that two summaries are equal, up to the rounding of sums."""
+    for name, value in summary.items():
         if isinstance(value, dict) and "rms" in value:
             inexact = {k: value.pop(k) for k in ("mean", "sd", "rms")}
-            assert {k: other[name].pop(k) for k in inexact} == pytest.approx(inexact, abs=1e-12)
-            assert value.pop("quantiles") == pytest.approx(other[name].pop("quantiles"))
-    assert message == other
+            assert {k: second[name].pop(k) for k in inexact} == pytest.approx(inexact, abs=1e-12)
+            assert value.pop("quantiles") == pytest.approx(second[name].pop("quantiles"))
+    assert summary == second
 
 
 @settings(deadline=None)
 @given(VALUES, st.floats(0, 1))
-def test_quantiles_are_right_to_a_bin(values: list[float], share: float) -> None:
-    spread = Histogram()
-    spread.add(np.array(values))
-    exact = np.sort(values)[int(share * (len(values) - 1))]
-    assert spread.quantile(share) == pytest.approx(exact, rel=0.012, abs=1e-8)
-    assert (spread.low, spread.high) == (min(values), max(values))
+def test_quantiles_are_accurate_to_a_bin(values: list[float], fraction: float) -> None:
+    histogram = Histogram()
+    histogram.add(np.array(values))
+    exact = np.sort(values)[int(fraction * (len(values) - 1))]
+    assert histogram.quantile(fraction) == pytest.approx(exact, rel=0.012, abs=1e-8)
+    assert (histogram.low, histogram.high) == (min(values), max(values))
 
 
 @settings(deadline=None)
 @given(VALUES, VALUES, VALUES)
-def test_merged_histograms_match_the_whole(one: list[float], two: list[float], three: list[float]) -> None:
+def test_merged_histograms_match_the_whole(
+    first_values: list[float], second_values: list[float], third_values: list[float]
+) -> None:
     parts = []
-    for values in (one, two, three):
+    for values in (first_values, second_values, third_values):
         parts.append(Histogram())
         parts[-1].add(np.array(values))
     parts[0].merge(parts[1])
     parts[0].merge(Histogram())
     parts[0].merge(parts[2])
-    every = np.array([*one, *two, *three])
-    message = parts[0].to_json()
-    assert message["number"] == len(every)
-    assert message["mean"] == pytest.approx(every.mean(), rel=1e-9, abs=1e-9 * np.abs(every).max() + 1e-12)
-    assert message["sd"] == pytest.approx(every.std(), rel=1e-6, abs=1e-7 * np.abs(every).max() + 1e-12)
-    assert message["rms"] == pytest.approx(np.sqrt((every**2).mean()), rel=1e-6, abs=1e-12)
-    again = Histogram.from_json(json.loads(json.dumps(message, allow_nan=False)))
-    assert (again.counts == parts[0].counts).all()
-    assert again.squares == pytest.approx(parts[0].squares, rel=1e-9, abs=1e-12)
+    all_values = np.array([*first_values, *second_values, *third_values])
+    summary = parts[0].to_json()
+    assert summary["number"] == len(all_values)
+    assert summary["mean"] == pytest.approx(all_values.mean(), rel=1e-9, abs=1e-9 * np.abs(all_values).max() + 1e-12)
+    assert summary["sd"] == pytest.approx(all_values.std(), rel=1e-6, abs=1e-7 * np.abs(all_values).max() + 1e-12)
+    assert summary["rms"] == pytest.approx(np.sqrt((all_values**2).mean()), rel=1e-6, abs=1e-12)
+    restored = Histogram.from_json(json.loads(json.dumps(summary, allow_nan=False)))
+    assert (restored.counts == parts[0].counts).all()
+    assert restored.squares == pytest.approx(parts[0].squares, rel=1e-9, abs=1e-12)
 
 
 def test_values_that_are_not_finite_are_ignored() -> None:
-    spread = Histogram()
-    spread.add(np.array([math.nan, math.inf]))
-    assert spread.number == 0
-    assert math.isnan(spread.quantile(0.5))
-    assert Histogram.from_json(json.loads(json.dumps(spread.to_json(), allow_nan=False))).number == 0
+    histogram = Histogram()
+    histogram.add(np.array([math.nan, math.inf]))
+    assert histogram.number == 0
+    assert math.isnan(histogram.quantile(0.5))
+    assert Histogram.from_json(json.loads(json.dumps(histogram.to_json(), allow_nan=False))).number == 0
 
 
 @pytest.mark.parametrize("count", [1, 50, 2000, 30_000])
 def test_distinct_names_are_estimated(count: int) -> None:
     names = np.array([f"frame/{k}-\N{GREEK SMALL LETTER ALPHA}" for k in range(count)])
-    one, other = DistinctCounter(), DistinctCounter()
-    one.add(np.concatenate([names, names[: count // 2]]))
-    other.add(names[count // 3 :].astype("<U40"))
-    alone = one.estimate
-    assert alone == pytest.approx(count, rel=0.05)
-    one.merge(DistinctCounter.from_text(other.to_text()))
-    assert one.estimate == alone
+    first, second = DistinctCounter(), DistinctCounter()
+    first.add(np.concatenate([names, names[: count // 2]]))
+    second.add(names[count // 3 :].astype("<U40"))
+    estimate = first.estimate
+    assert estimate == pytest.approx(count, rel=0.05)
+    first.merge(DistinctCounter.from_text(second.to_text()))
+    assert first.estimate == estimate
 
 
 def add_edges(block: StructureTable) -> StructureTable:
@@ -115,18 +117,18 @@ def add_edges(block: StructureTable) -> StructureTable:
     )
 
 
-def test_statistics_of_workers_merge_to_the_whole(block: StructureTable) -> None:
+def test_merged_statistics_of_workers_match_a_single_pass(block: StructureTable) -> None:
     fit = StreamingLeastSquares()
     fit.add(block)
     references = fit.solve()
     block = add_edges(block)
-    whole, even, odd = Statistics(), Statistics(), Statistics()
-    whole.add(block, references)
+    single_pass, even, odd = Statistics(), Statistics(), Statistics()
+    single_pass.add(block, references)
     for k, first in enumerate(range(0, len(block), 37)):
         part = slice(first, first + 37)
         (even, odd)[k % 2].add(block[part], references)
     even.merge(odd)
-    assert_alike(whole.to_json(), even.to_json())
+    assert_equal_up_to_rounding(single_pass.to_json(), even.to_json())
 
 
 def test_statistics_match_the_arrays(block: StructureTable) -> None:
@@ -134,38 +136,38 @@ def test_statistics_match_the_arrays(block: StructureTable) -> None:
     fit.add(block)
     result = Statistics()
     result.add(add_edges(block), fit.solve())
-    message = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert (message["structures"], message["atoms"]) == (len(block), len(block.numbers))
-    assert message["elements"]["Na"]["atoms"] == (block.numbers == 11).sum()
-    assert message["elements"]["Na"]["structures"] == len(set(block.owner[block.numbers == 11].tolist()))
-    assert len(message["elements"]) == len(set(block.numbers.tolist()))
+    summary = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert (summary["structures"], summary["atoms"]) == (len(block), len(block.numbers))
+    assert summary["elements"]["Na"]["atoms"] == (block.numbers == 11).sum()
+    assert summary["elements"]["Na"]["structures"] == len(set(block.owner[block.numbers == 11].tolist()))
+    assert len(summary["elements"]) == len(set(block.numbers.tolist()))
     assert block.forces is not None
     norm = np.linalg.norm(block.forces, axis=1)
-    forces = message["force_norm_ev_per_a"]
+    forces = summary["force_norm_ev_per_a"]
     assert (forces["rms"], forces["max"]) == pytest.approx((np.sqrt((norm**2).mean()), norm.max()))
     assert forces["quantiles"]["0.5"] == pytest.approx(np.median(norm), rel=0.02)
     assert block.stress is not None
-    assert message["stress_ev_per_a3"]["rms"] == pytest.approx(np.sqrt((block.stress**2).mean()))
-    assert message["energy_ev_per_atom"]["rms"] == pytest.approx(fit.solve().rmse_ev_per_atom)
-    assert message["sizes"]["max"] == block.sizes.max()
-    assert message["neighbours_mean"] == 20
-    assert message["periodic"] == [0, 0, 0, len(block)]
-    assert message["charges"] == {"0": len(block)}
-    assert_alike(from_json(message).to_json(), message)
+    assert summary["stress_ev_per_a3"]["rms"] == pytest.approx(np.sqrt((block.stress**2).mean()))
+    assert summary["energy_ev_per_atom"]["rms"] == pytest.approx(fit.solve().rmse_ev_per_atom)
+    assert summary["sizes"]["max"] == block.sizes.max()
+    assert summary["neighbours_mean"] == 20
+    assert summary["periodic"] == [0, 0, 0, len(block)]
+    assert summary["charges"] == {"0": len(block)}
+    assert_equal_up_to_rounding(from_json(summary).to_json(), summary)
 
 
 def test_missing_labels_give_empty_distributions(block: StructureTable) -> None:
     result = Statistics()
     result.add(replace(block[:20], forces=None, stress=None, periodic=np.zeros((20, 3), dtype=bool)))
     result.add(block[:0])
-    message = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert message["force_norm_ev_per_a"]["number"] == message["energy_ev_per_atom"]["number"] == 0
-    assert message["neighbours_mean"] is None
-    assert message["periodic"] == [20, 0, 0, 0]
-    assert from_json(message).to_json() == message
+    summary = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert summary["force_norm_ev_per_a"]["number"] == summary["energy_ev_per_atom"]["number"] == 0
+    assert summary["neighbours_mean"] is None
+    assert summary["periodic"] == [20, 0, 0, 0]
+    assert from_json(summary).to_json() == summary
 
 
-def test_the_report_reads_what_a_conversion_writes(tmp_path: Path, block: StructureTable) -> None:
+def test_report_reads_the_facts_of_a_conversion(tmp_path: Path, block: StructureTable) -> None:
     fit = StreamingLeastSquares()
     fit.add(block)
     result = Statistics()
@@ -181,8 +183,8 @@ def test_the_report_reads_what_a_conversion_writes(tmp_path: Path, block: Struct
         "dataset", {"name": "oc25", "head": "OC25", "data_origin": "stand-in", "published_structures": 7_800_000}
     )
     log.write_fact("conversion", {"structures_written": len(block)})
-    for name, note in (("references", fit.solve().to_json()), ("statistics", result.to_json())):
-        log.write_fact(*convert_fact("data", name, note))
+    for name, content in (("references", fit.solve().to_json()), ("statistics", result.to_json())):
+        log.write_fact(*convert_fact("data", name, content))
     log.write("done")
     tables = build_tables(load_runs(tmp_path))
     (row,) = tables["datasets"].to_dict("records")

@@ -1,4 +1,4 @@
-"""Structures of the user: read, or refused by name."""
+"""Structures in files of users are read, or refused by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOT_FINITE = Atoms("H2", positions=[[1, 1, 1], [np.nan, 1, 1]])
 EMPTY = Atoms()
 
 
-def test_structures_come_as_they_are(tmp_path: Path) -> None:
+def test_structures_are_read_unchanged(tmp_path: Path) -> None:
     frames = [molecule("CH3CH2OH"), bulk("NaCl", "rocksalt", a=5.64)]
     write(tmp_path / "mine.extxyz", frames)
     result = read_structures(tmp_path / "mine.extxyz", 10)
@@ -73,12 +73,12 @@ def test_unreadable_structure_file_is_rejected(tmp_path: Path, content: str | No
         ({"model": {"hiden_dim": 3}}, "unknown parameter 'model.hiden_dim' (did you mean 'hidden_dim'?)"),
     ],
 )
-def test_a_case_edited_by_hand_is_checked_again(tmp_path: Path, parameters: dict[str, object], message: str) -> None:
+def test_parameters_of_a_case_are_validated(tmp_path: Path, parameters: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         run_program("ladder", {"workload": "random", "precision": "fp64"} | parameters, tmp_path)
     assert message in str(caught.value)
 
 
 @given(st.text())
-def test_every_refusal_is_one_line_that_a_terminal_can_show(text: str) -> None:
+def test_error_messages_are_printable(text: str) -> None:
     assert not text or str(InputError(text)).isprintable()

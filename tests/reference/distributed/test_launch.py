@@ -1,4 +1,4 @@
-"""Ranks learn their place from whatever started them; what is not there is told before anything is waited for."""
+"""Ranks detect their number from the variables of each launcher; missing devices and backends are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PALS = {"PALS_RANKID": "13", "PALS_LOCAL_RANKID": "1"}
         ),
     ],
 )
-def test_each_launcher_tells_a_rank_its_place(variables: dict[str, str], expected: RankInfo) -> None:
+def test_rank_is_detected_from_the_variables_of_each_launcher(variables: dict[str, str], expected: RankInfo) -> None:
     assert launch.detect_rank(variables) == expected
 
 
@@ -47,12 +47,12 @@ def test_each_launcher_tells_a_rank_its_place(variables: dict[str, str], expecte
         (HYDRA | {"PMI_RANK": "8"}, "the variables of MPICH hydra contradict each other: rank 8"),
     ],
 )
-def test_a_place_that_makes_no_sense_is_refused(variables: dict[str, str], reason: str) -> None:
+def test_inconsistent_launcher_variables_are_refused(variables: dict[str, str], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         launch.detect_rank(variables)
 
 
-def test_a_device_or_backend_that_is_not_there_is_bad_input() -> None:
+def test_unknown_or_missing_device_or_backend_is_refused() -> None:
     assert select_device("cpu", "gloo", RankInfo(1, 4, 1)) == torch.device("cpu")
     for device, backend in (("tpu", "gloo"), ("cpu", "mpi"), ("cpu", "nccl"), ("cuda", "xccl")):
         with pytest.raises(InputError):

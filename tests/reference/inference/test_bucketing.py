@@ -1,4 +1,4 @@
-"""Batches padded to a shape have the same energies and forces, and few shapes serve many batches."""
+"""Batches padded to a shape keep their energies and forces, and few shapes serve many batches."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from harness.reference.programs.ladder.stages import (
     mixed_precision,
     static_graphs,
 )
-from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
+from tests.reference.conftest import SMALL, make_batch, make_crystal, make_model, make_molecule
 
 ATOM = Structure("atom", np.array([8]), np.zeros((1, 3)))
 BACKBONES = ("painn", "pnaeq", "egnn", "schnet", "mace")
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_padding_changes_nothing(backbone: str) -> None:
+def test_padding_changes_no_energy_or_force(backbone: str) -> None:
     config = ModelConfig(backbone=backbone, hidden_dim=16, num_conv_layers=2, cutoff=4.0, dim_sharedlayers=8)
     model = make_model(config)
-    batch = batch_of([molecule(), crystal(), ATOM, molecule(12, seed=3)], config)
+    batch = make_batch([make_molecule(), make_crystal(), ATOM, make_molecule(12, seed=3)], config)
     weights = model.gate(batch.composition)
     expected = fused_gradient(model, batch, weights)
-    full = pad_batch(batch, Shape(5, 40, len(batch.receiver) + 37), config.cutoff)
-    assert get_shape(full) == (5, 40, len(batch.receiver) + 37)
-    got = fused_gradient(model, full, pad_rows(weights, 5))
+    padded = pad_batch(batch, Shape(5, 40, len(batch.receiver) + 37), config.cutoff)
+    assert get_shape(padded) == (5, 40, len(batch.receiver) + 37)
+    got = fused_gradient(model, padded, pad_rows(weights, 5))
     assert torch.allclose(got.energy[:4], expected.energy, rtol=1e-12, atol=1e-12)
     n = len(batch.numbers)
     assert torch.allclose(got.forces[:n], expected.forces, atol=1e-11 * float(expected.forces.abs().max()))
@@ -51,7 +51,7 @@ def test_padding_changes_nothing(backbone: str) -> None:
 
 def test_batches_without_edges_can_be_padded() -> None:
     model = make_model()
-    batch = batch_of([ATOM, ATOM])
+    batch = make_batch([ATOM, ATOM])
     assert get_shape(batch).edges == 0
     for shape in (Shape(3, 3, 0), Shape(3, 4, 5)):
         got = batched_heads(model, pad_batch(batch, shape, SMALL.cutoff), torch.ones(3, 16, dtype=torch.float64))
@@ -59,13 +59,13 @@ def test_batches_without_edges_can_be_padded() -> None:
         assert torch.isfinite(got.forces).all()
 
 
-def test_sizes_are_rounded_up_by_little() -> None:
+def test_rounding_up_adds_at_most_one_step() -> None:
     sizes = np.arange(1, 5000)
-    up = np.array([round_up(int(s)) for s in sizes])
-    assert (up >= sizes).all()
-    assert ((up - sizes) / sizes <= 1 / STEPS).all()
-    assert len(set(up[1023:2047])) == STEPS + 1
-    assert [round_up(int(u)) for u in up[:200]] == list(up[:200])
+    rounded = np.array([round_up(int(s)) for s in sizes])
+    assert (rounded >= sizes).all()
+    assert ((rounded - sizes) / sizes <= 1 / STEPS).all()
+    assert len(set(rounded[1023:2047])) == STEPS + 1
+    assert [round_up(int(u)) for u in rounded[:200]] == list(rounded[:200])
 
 
 def test_few_shapes_serve_many_batches() -> None:
@@ -79,9 +79,9 @@ def test_few_shapes_serve_many_batches() -> None:
         bucket = buckets.assign(shape)
         assert bucket.holds(Shape(17, shape.atoms + 1, shape.edges))
         assert bucket.atoms * (1 - MAX_WASTE) <= shape.atoms + 1 or bucket.atoms == round_up(shape.atoms + 1)
-    about = buckets.stats()
+    stats = buckets.stats()
     assert len(buckets.shapes) <= 12
-    assert 0 < float(str(about["padding_atom_fraction"])) < 0.1
+    assert 0 < float(str(stats["padding_atom_fraction"])) < 0.1
     assert buckets.batches == 500
     assert buckets.used[0] == sum(s.atoms for s in shapes)
 
@@ -92,12 +92,12 @@ def test_another_number_of_graphs_is_another_shape() -> None:
     assert buckets.assign(Shape(3, 100, 900)).graphs == 4
 
 
-def test_the_stage_removes_padding_and_counts_it() -> None:
+def test_static_stage_removes_padding_from_results_and_counts_padding() -> None:
     model = make_model()
     stage = static_graphs(leave_eager)
     assert isinstance(stage, StaticGraphs)
-    for structures in ([molecule(), crystal()], [molecule(20, seed=4)], [ATOM]):
-        batch = batch_of(structures)
+    for structures in ([make_molecule(), make_crystal()], [make_molecule(20, seed=4)], [ATOM]):
+        batch = make_batch(structures)
         weights = model.gate(batch.composition)
         got, expected = stage(model, batch, weights), batched_heads(model, batch, weights)
         assert got.energy.shape == expected.energy.shape
@@ -107,18 +107,18 @@ def test_the_stage_removes_padding_and_counts_it() -> None:
     assert 0 < float(str(stage.buckets.stats()["padding_atom_fraction"])) < 0.5
 
 
-def test_pairs_of_edges_have_no_static_shape() -> None:
+def test_backbone_with_pairs_of_edges_has_no_static_shape() -> None:
     config = ModelConfig(backbone="dimenet", hidden_dim=16, num_conv_layers=2, cutoff=4.0)
     model = make_model(config)
-    batch = batch_of([molecule()], config)
+    batch = make_batch([make_molecule()], config)
     with pytest.raises(StageUnavailable, match="static shape"):
         static_graphs(leave_eager)(model, batch, model.gate(batch.composition))
 
 
-def test_models_without_fused_messages_have_static_shapes_all_the_same() -> None:
+def test_models_without_fused_messages_can_use_static_shapes() -> None:
     config = ModelConfig(backbone="egnn", hidden_dim=16, num_conv_layers=2, cutoff=4.0)
     model = make_model(config)
-    batch = batch_of([molecule()], config)
+    batch = make_batch([make_molecule()], config)
     weights = model.gate(batch.composition)
     expected = batched_heads(model, batch, weights)
     for make in (static_graphs, mixed_precision):

@@ -1,4 +1,4 @@
-"""The ASE calculator: the model's own numbers, derivatives of its energy, and what it refuses."""
+"""The ASE calculator: energies of the model, derivatives of the energy, and requests that are refused."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from harness.reference.models.foundation import FoundationModel
 SHIPPED = "painn-64"
 
 
-def salt() -> Atoms:
+def make_salt() -> Atoms:
     atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
     atoms.rattle(0.05, seed=3)
     return atoms
 
 
 @pytest.mark.parametrize("head", ["MPTrj", "omat24"])
-def test_one_head_gives_the_models_own_energy(head: str) -> None:
-    atoms = salt()
+def test_energy_with_one_head_is_the_energy_of_the_model(head: str) -> None:
+    atoms = make_salt()
     atoms.calc = ReferenceCalculator(SHIPPED, head=head)
     model = checkpoints.load_named(SHIPPED)[0].double().requires_grad_(False).eval()
     config = model.config
@@ -54,30 +54,30 @@ def test_one_head_gives_the_models_own_energy(head: str) -> None:
 
 
 def test_the_gate_weighs_the_heads() -> None:
-    atoms = salt()
+    atoms = make_salt()
     atoms.calc = ReferenceCalculator(SHIPPED)
     composition = torch.zeros(1, 119, dtype=torch.float64)
     composition[0, 11] = composition[0, 17] = 4.0
     weights = atoms.calc.weights(composition)[0].tolist()
     assert sum(weights) == pytest.approx(1.0)
-    each = []
+    weighted_energies = []
     for name, weight in zip(HEADS, weights, strict=True):
         if not weight:
             assert not atoms.calc.model.known_elements[HEADS.index(name), [11, 17]].all()
             continue
-        single = salt()
-        single.calc = ReferenceCalculator(SHIPPED, head=name)
-        each.append(weight * single.get_potential_energy())
-    assert atoms.get_potential_energy() == pytest.approx(sum(each), abs=1e-7)
+        single_head = make_salt()
+        single_head.calc = ReferenceCalculator(SHIPPED, head=name)
+        weighted_energies.append(weight * single_head.get_potential_energy())
+    assert atoms.get_potential_energy() == pytest.approx(sum(weighted_energies), abs=1e-7)
 
 
 @pytest.mark.parametrize("head", [None, "MPTrj"])
 def test_forces_and_stress_are_derivatives_of_the_energy(head: str | None) -> None:
-    atoms = salt()
+    atoms = make_salt()
     atoms.calc = ReferenceCalculator(SHIPPED, head=head)
     forces = atoms.get_forces()
-    by_differences = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[0, 3])
-    assert by_differences == pytest.approx(forces[[0, 3]], abs=1e-5)
+    numerical_forces = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[0, 3])
+    assert numerical_forces == pytest.approx(forces[[0, 3]], abs=1e-5)
     stress = voigt_6_to_full_3x3_stress(atoms.get_stress())
     cell, volume, step = np.array(atoms.cell), atoms.get_volume(), 1e-5
     for i, j in ((0, 0), (1, 2)):
@@ -93,8 +93,8 @@ def test_forces_and_stress_are_derivatives_of_the_energy(head: str | None) -> No
         assert (energies[0] - energies[1]) / (2 * step * volume) == pytest.approx(stress[i, j], abs=1e-6)
 
 
-def test_a_relaxation_goes_down_to_where_forces_and_stress_vanish() -> None:
-    atoms = salt()
+def test_relaxation_lowers_the_energy_until_forces_and_stress_vanish() -> None:
+    atoms = make_salt()
     atoms.calc = ReferenceCalculator(SHIPPED, head="MPTrj")
     before = atoms.get_potential_energy()
     assert FIRE(FrechetCellFilter(atoms), logfile=None).run(fmax=0.02, steps=200)
@@ -102,28 +102,28 @@ def test_a_relaxation_goes_down_to_where_forces_and_stress_vanish() -> None:
     assert np.abs(atoms.get_forces()).max() < 0.02
 
 
-def water(**info: object) -> Atoms:
+def make_water(**info: object) -> Atoms:
     atoms = molecule("H2O")
     atoms.info |= info
     return atoms
 
 
-def fresh_energy(atoms: Atoms, **options: Any) -> float:
-    """Return the energy by a new calculator."""
+def compute_energy_with_new_calculator(atoms: Atoms, **options: Any) -> float:
+    """Return the energy from a calculator that has no cached results."""
     copied = atoms.copy()
     copied.calc = ReferenceCalculator(SHIPPED, **options)
     return float(copied.get_potential_energy())
 
 
-def test_a_change_of_charge_or_multiplicity_is_a_change_of_the_atoms() -> None:
-    atoms = water()
+def test_change_of_charge_or_multiplicity_triggers_a_new_calculation() -> None:
+    atoms = make_water()
     atoms.calc = ReferenceCalculator(SHIPPED, head="OMol25")
     states = [{"charge": c, "multiplicity": m} for c in (-1, 0, 1) for m in (0, 2, 3)]
     energies = {}
     for state in (*states, *reversed(states)):
         atoms.info = dict(state)
         energy = atoms.get_potential_energy()
-        assert energy == fresh_energy(atoms, head="OMol25")
+        assert energy == compute_energy_with_new_calculator(atoms, head="OMol25")
         assert energy == atoms.get_potential_energy()
         energies[tuple(state.values())] = round(energy, 9)
     assert len(set(energies.values())) == len(energies)
@@ -131,22 +131,26 @@ def test_a_change_of_charge_or_multiplicity_is_a_change_of_the_atoms() -> None:
     assert charged == pytest.approx([-139.0255, -138.2759, -137.3614], abs=1e-4)
 
 
-def test_charge_and_multiplicity_are_known_by_their_usual_names() -> None:
-    charged = fresh_energy(water(charge=1), head="OMol25")
-    assert fresh_energy(water(total_charge=1), head="OMol25") == charged
-    assert fresh_energy(water(total_charge=np.int8(1), charge=1.0), head="OMol25") == charged
-    triplet = fresh_energy(water(multiplicity=3), head="OMol25")
+def test_charge_and_multiplicity_are_accepted_by_their_usual_names() -> None:
+    charged = compute_energy_with_new_calculator(make_water(charge=1), head="OMol25")
+    assert compute_energy_with_new_calculator(make_water(total_charge=1), head="OMol25") == charged
+    assert compute_energy_with_new_calculator(make_water(total_charge=np.int8(1), charge=1.0), head="OMol25") == charged
+    triplet = compute_energy_with_new_calculator(make_water(multiplicity=3), head="OMol25")
     for name in ("spin", "spin_multiplicity"):
-        assert fresh_energy(water(**{name: 3}), head="OMol25") == triplet
-    assert fresh_energy(water(spin=0), head="OMol25") == fresh_energy(water(), head="OMol25") != triplet
+        assert compute_energy_with_new_calculator(make_water(**{name: 3}), head="OMol25") == triplet
+    assert (
+        compute_energy_with_new_calculator(make_water(spin=0), head="OMol25")
+        == compute_energy_with_new_calculator(make_water(), head="OMol25")
+        != triplet
+    )
 
 
 @pytest.mark.parametrize(
     "value", [0.9999999, 200, -200, None, np.nan, np.inf, True, np.bool_(True), "1", [1], 1 + 0j, np.ones(2), "a\nb"]
 )
 @pytest.mark.parametrize("name", ["charge", "total_charge", "spin", "spin_multiplicity", "multiplicity"])
-def test_a_charge_or_multiplicity_that_cannot_be_is_refused(name: str, value: object) -> None:
-    atoms = water()
+def test_invalid_charge_or_multiplicity_is_refused(name: str, value: object) -> None:
+    atoms = make_water()
     atoms.calc = ReferenceCalculator(SHIPPED, head="OMol25")
     atoms.get_potential_energy()
     atoms.info[name] = value
@@ -154,14 +158,14 @@ def test_a_charge_or_multiplicity_that_cannot_be_is_refused(name: str, value: ob
         atoms.get_potential_energy()
     assert "\n" not in str(caught.value)
     del atoms.info[name]
-    assert atoms.get_potential_energy() == fresh_energy(atoms, head="OMol25")
+    assert atoms.get_potential_energy() == compute_energy_with_new_calculator(atoms, head="OMol25")
 
 
 def test_names_of_one_quantity_must_agree() -> None:
     with pytest.raises(InputError, match=r"info\['charge'\] is 1, info\['total_charge'\] is 0; .* must agree"):
-        fresh_energy(water(charge=1, total_charge=0))
+        compute_energy_with_new_calculator(make_water(charge=1, total_charge=0))
     with pytest.raises(InputError, match=r"info\['multiplicity'\] is 1, info\['spin'\] is 3; .* must agree"):
-        fresh_energy(water(spin=3, multiplicity=1))
+        compute_energy_with_new_calculator(make_water(spin=3, multiplicity=1))
 
 
 def change_atoms(atoms: Atoms, rng: random.Random) -> None:
@@ -187,22 +191,22 @@ def change_atoms(atoms: Atoms, rng: random.Random) -> None:
 
 @pytest.mark.filterwarnings("ignore:the model takes")
 def test_results_depend_on_the_atoms_alone() -> None:
-    """One calculator for several atoms, changed in place, asked in any order; failures in between."""
+    """One calculator serves structures that change in place, in random order and with failures in between."""
     model = checkpoints.load_named(SHIPPED)[0]
     rng = random.Random(7)
     shared = ReferenceCalculator(model, head="OMol25")
-    several = [molecule("CH3OH", cell=[6.0, 6.1, 6.2], pbc=True), molecule("H2O", cell=[5.0] * 3), molecule("N2")]
-    for atoms in several:
+    structures = [molecule("CH3OH", cell=[6.0, 6.1, 6.2], pbc=True), molecule("H2O", cell=[5.0] * 3), molecule("N2")]
+    for atoms in structures:
         atoms.calc = shared
     for _ in range(120):
-        atoms = rng.choice(several)
+        atoms = rng.choice(structures)
         change_atoms(atoms, rng)
-        alone = atoms.copy()
-        alone.calc = ReferenceCalculator(model, head="OMol25")
+        copy = atoms.copy()
+        copy.calc = ReferenceCalculator(model, head="OMol25")
         properties = rng.sample(["energy", "forces", "stress", "free_energy"], k=3)
         for name in properties:
             results = []
-            for calculator in (shared, alone.calc):
+            for calculator in (shared, copy.calc):
                 try:
                     if rng.random() < 0.2:
                         calculator.calculate(atoms, [name])
@@ -216,10 +220,10 @@ def test_results_depend_on_the_atoms_alone() -> None:
 def test_calculators_of_one_model_do_not_change_each_other() -> None:
     model = checkpoints.load_named(SHIPPED)[0]
     first = ReferenceCalculator(model, head="OMol25")
-    energy = first.get_potential_energy(water())
-    single = ReferenceCalculator(model, head="OMol25", precision="fp32")
-    assert single.get_potential_energy(water()) == pytest.approx(energy, abs=1e-3)
-    first.calculate(water())
+    energy = first.get_potential_energy(make_water())
+    fp32_calculator = ReferenceCalculator(model, head="OMol25", precision="fp32")
+    assert fp32_calculator.get_potential_energy(make_water()) == pytest.approx(energy, abs=1e-3)
+    first.calculate(make_water())
     assert first.results["energy"] == energy
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -240,7 +244,7 @@ def test_a_device_that_is_absent_is_refused_in_one_line(device: Any, reason: str
     assert "\n" not in str(caught.value)
 
 
-def test_a_head_refuses_elements_that_it_was_not_trained_on() -> None:
+def test_head_refuses_elements_outside_its_training_data() -> None:
     oxide = bulk("FeO", "rocksalt", a=4.3)
     oxide.calc = ReferenceCalculator(SHIPPED, head="ANI1x")
     with pytest.raises(OutsideTraining, match=r"the head 'ANI1x' was not trained on Fe \(element 26\); heads .* MPTrj"):
@@ -249,7 +253,7 @@ def test_a_head_refuses_elements_that_it_was_not_trained_on() -> None:
     assert np.isfinite(oxide.get_potential_energy())
 
 
-def test_the_sum_of_heads_counts_only_heads_that_know_all_elements() -> None:
+def test_only_heads_trained_on_all_elements_have_a_weight() -> None:
     model = checkpoints.load_named(SHIPPED)[0].double()
     composition = torch.zeros(3, 119, dtype=torch.float64)
     composition[0, [26, 8]] = 1.0
@@ -261,16 +265,16 @@ def test_the_sum_of_heads_counts_only_heads_that_know_all_elements() -> None:
     assert not weights[0, HEADS.index("ANI1x")]
     assert weights[:2].sum(1).tolist() == pytest.approx([1.0, 1.0])
     assert weights[2].isnan().all()
-    few = checkpoints.load_named(SHIPPED)[0]
-    few.known_elements[:, 26] = False
-    few.known_elements[0, 26] = True
-    few.known_elements[0, 8] = False
+    model_without_iron = checkpoints.load_named(SHIPPED)[0]
+    model_without_iron.known_elements[:, 26] = False
+    model_without_iron.known_elements[0, 26] = True
+    model_without_iron.known_elements[0, 8] = False
     with pytest.raises(OutsideTraining, match=r"no single head of this model was trained on all of O .*, Fe "):
-        ReferenceCalculator(few).get_potential_energy(bulk("FeO", "rocksalt", a=4.3))
+        ReferenceCalculator(model_without_iron).get_potential_energy(bulk("FeO", "rocksalt", a=4.3))
 
 
 @pytest.mark.parametrize("head", [None, "OMol25", "QCML"])
-def test_atoms_closer_than_any_in_training_are_refused(head: str | None) -> None:
+def test_atoms_closer_than_any_in_the_training_data_are_refused(head: str | None) -> None:
     pair = Atoms("Cl2", positions=[(0, 0, 0), (0, 0, 0.4)])
     pair.calc = ReferenceCalculator(SHIPPED, head=head)
     with pytest.raises(OutsideTraining, match=r"Cl0-Cl1 are 0.400 angstrom apart, closer than any .* 1\.\d+ angstrom"):
@@ -318,6 +322,6 @@ def test_unsupported_requests_are_refused() -> None:
 
 
 def test_misspelt_argument_is_refused() -> None:
-    """ASE's class would accept any, and compute in another precision than the one that was asked for."""
+    """ASE's base class would accept any argument, and the calculator would use its default precision."""
     with pytest.raises(TypeError, match="no argument precison"):
         ReferenceCalculator("painn-64", precison="fp32")

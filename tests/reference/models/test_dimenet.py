@@ -1,4 +1,4 @@
-"""DimeNet++ against torch_geometric's on equal weights, and its bases against their definitions."""
+"""DimeNet++ agrees with torch_geometric's for equal weights, and its bases with their definitions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.reference.errors import InputError
 from harness.reference.models.backbones.dimenet import DimeNetPlusPlus
 from harness.reference.models.basis import SphericalBessel, bessel_zeros, legendre, polynomial_cutoff
 from harness.reference.models.config import ModelConfig
-from tests.reference.conftest import crystal, molecule
+from tests.reference.conftest import make_crystal, make_molecule
 from tests.support.reference_models import TorchGeometricDimeNet
 
 CONFIG = ModelConfig(
@@ -35,61 +35,59 @@ CONFIG = ModelConfig(
 )
 
 
-def batch_of(*structures: Structure, dtype: torch.dtype = torch.float64) -> Batch:
+def make_batch(*structures: Structure, dtype: torch.dtype = torch.float64) -> Batch:
     graphs = [build_neighbour_list(s, cutoff=CONFIG.cutoff) for s in structures]
     return build_batch(graphs, with_triplets=True).to("cpu", dtype)
 
 
-def vectors(batch: Batch, positions: Tensor) -> Tensor:
+def compute_vectors(batch: Batch, positions: Tensor) -> Tensor:
     return positions[batch.sender] + batch.shift - positions[batch.receiver]
 
 
-def ours(config: ModelConfig = CONFIG) -> DimeNetPlusPlus:
+def make_dimenet(config: ModelConfig = CONFIG) -> DimeNetPlusPlus:
     torch.manual_seed(0)
     net = DimeNetPlusPlus(config).double()
     for name, parameter in net.named_parameters():
         if name.endswith("bias"):
-            nn.init.normal_(parameter)  # zeros would hide where a bias is forgotten
+            nn.init.normal_(parameter)  # zero biases would hide a missing bias
     return net
 
 
-def peer_of(net: DimeNetPlusPlus, readout: Tensor) -> TorchGeometricDimeNet:
-    """Return torch_geometric's model of the sum over atoms of our features times a vector [F]."""
+def make_peer(net: DimeNetPlusPlus, readout: Tensor) -> TorchGeometricDimeNet:
+    """Return torch_geometric's model whose energy is the sum over atoms of the features times `readout` [F]."""
     peer = TorchGeometricDimeNet(CONFIG).double()
-    theirs = peer.net
-    theirs.rbf.freq.data = math.pi * net.basis.frequency.data
-    theirs.emb.emb.weight.data = net.embedding.weight.data[:95].clone()
-    theirs.emb.lin.load_state_dict(net.emb.lin.state_dict())
-    theirs.emb.lin_rbf.load_state_dict(net.emb.lin_rbf.state_dict())
-    theirs.interaction_blocks.load_state_dict(net.interaction_blocks.state_dict())
-    for mine, block in zip(net.output_blocks, theirs.output_blocks, strict=True):
-        weights = mine.state_dict()
+    peer_net = peer.net
+    peer_net.rbf.freq.data = math.pi * net.basis.frequency.data
+    peer_net.emb.emb.weight.data = net.embedding.weight.data[:95].clone()
+    peer_net.emb.lin.load_state_dict(net.emb.lin.state_dict())
+    peer_net.emb.lin_rbf.load_state_dict(net.emb.lin_rbf.state_dict())
+    peer_net.interaction_blocks.load_state_dict(net.interaction_blocks.state_dict())
+    for own_block, block in zip(net.output_blocks, peer_net.output_blocks, strict=True):
+        weights = own_block.state_dict()
         weights["lin.weight"] = readout.unsqueeze(0) @ weights["lin.weight"]
         block.load_state_dict(weights)
     return peer
 
 
-@pytest.mark.parametrize(("zeros", "agreement"), [("single", 2e-6), ("double", 1e-10)])
-def test_energy_and_forces_are_those_of_torch_geometric(
-    zeros: str, agreement: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As far as its zeros of the Bessel functions go, which are single precision; to rounding with those in double."""
+@pytest.mark.parametrize(("zeros", "tolerance"), [("single", 2e-6), ("double", 1e-10)])
+def test_energy_and_forces_match_torch_geometric(zeros: str, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch_geometric has zeros of Bessel functions in single precision; with exact ones, both agree to rounding."""
     if zeros == "double":
         monkeypatch.setattr(dimenet_utils, "Jn_zeros", bessel_zeros)
-    net, readout = ours(), torch.linspace(-1.0, 1.0, 10, dtype=torch.float64)
-    peer = peer_of(net, readout)
-    batch = batch_of(molecule(8), molecule(5, seed=2))
+    net, readout = make_dimenet(), torch.linspace(-1.0, 1.0, 10, dtype=torch.float64)
+    peer = make_peer(net, readout)
+    batch = make_batch(make_molecule(8), make_molecule(5, seed=2))
     positions = batch.positions.clone().requires_grad_()
-    features = net(batch, vectors(batch, positions))
+    features = net(batch, compute_vectors(batch, positions))
     energy = features.new_zeros(2, 10).index_add(0, batch.graph, features) @ readout
     expected = peer(batch, positions)
-    slope, expected_slope = (torch.autograd.grad(e.sum(), positions)[0] for e in (energy, expected))
-    assert expected_slope.abs().max() > 0.1
-    assert (energy - expected).abs().max() < agreement * expected.abs().max()
-    assert (slope - expected_slope).abs().max() < agreement * expected_slope.abs().max()
+    energy_gradient, expected_gradient = (torch.autograd.grad(e.sum(), positions)[0] for e in (energy, expected))
+    assert expected_gradient.abs().max() > 0.1
+    assert (energy - expected).abs().max() < tolerance * expected.abs().max()
+    assert (energy_gradient - expected_gradient).abs().max() < tolerance * expected_gradient.abs().max()
 
 
-def exact_bessel(orders: int, count: int, x: np.ndarray) -> np.ndarray:
+def evaluate_bessel(orders: int, count: int, x: np.ndarray) -> np.ndarray:
     zeros = bessel_zeros(orders, count)
     return np.stack(
         [
@@ -106,9 +104,9 @@ def exact_bessel(orders: int, count: int, x: np.ndarray) -> np.ndarray:
 def test_spherical_bessel_functions_are_exact_in_both_precisions_down_to_coincident_atoms(
     orders: int, count: int
 ) -> None:
-    """The errors left are those of the argument: z x is known to z half-units in the last place."""
+    """The remaining errors are those of the argument z x, which has an error of z / 2 units in the last place."""
     x = np.concatenate([np.geomspace(2e-4, 0.1, 300), np.linspace(0.1, 1.0, 500)]).astype(np.float32)
-    expected = exact_bessel(orders, count, x.astype(float))
+    expected = evaluate_bessel(orders, count, x.astype(float))
     bessel, largest = SphericalBessel(orders, count), np.abs(expected).max()
     for dtype, allowed in ((torch.float32, 2e-6), (torch.float64, 1e-13)):
         argument = torch.from_numpy(x).to(dtype).unsqueeze(1)
@@ -117,26 +115,26 @@ def test_spherical_bessel_functions_are_exact_in_both_precisions_down_to_coincid
         assert np.abs(values.double().numpy() - expected).max() < allowed * largest
 
 
-def test_zeros_are_zeros_and_functions_are_orthonormal() -> None:
+def test_bessel_zeros_are_zeros_and_functions_are_orthonormal() -> None:
     zeros = bessel_zeros(8, 12)
     assert (np.diff(zeros, axis=1) > math.pi - 1e-9).all()
     assert max(np.abs(spherical_jn(order, zeros[order])).max() for order in range(8)) < 1e-15
     x, weight = np.polynomial.legendre.leggauss(80)
     x, weight = 0.5 * (x + 1.0), 0.5 * weight
-    functions = exact_bessel(8, 12, x).reshape(-1, 8, 12)
+    functions = evaluate_bessel(8, 12, x).reshape(-1, 8, 12)
     for order in range(8):
         norm = functions[:, order] / math.sqrt((2 * order + 1) / (4 * math.pi))
         assert np.allclose(norm.T @ (norm * (weight * x**2)[:, None]), np.eye(12), atol=1e-12)
 
 
-def test_legendre_polynomials_are_those_of_the_angles() -> None:
+def test_legendre_polynomials_match_scipy() -> None:
     c = torch.linspace(-1.0, 1.0, 101, dtype=torch.float64)
     expected = np.stack([eval_legendre(k, c.numpy()) for k in range(8)], axis=1)
     assert np.allclose(legendre(c.unsqueeze(1), 8).numpy(), expected, atol=1e-14)
 
 
 @pytest.mark.parametrize("exponent", [4, 5, 6])
-def test_envelope_is_that_of_the_paper_and_as_good_in_single_precision(exponent: int) -> None:
+def test_envelope_matches_the_paper_and_is_accurate_in_single_precision(exponent: int) -> None:
     p = exponent + 1
     x = torch.linspace(0.01, 1.2, 200, dtype=torch.float64)
     paper = 1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
@@ -148,15 +146,15 @@ def test_envelope_is_that_of_the_paper_and_as_good_in_single_precision(exponent:
 
 
 def test_messages_depend_on_angles() -> None:
-    """Two trimers with all bonds and all neighbours' distances alike, but another angle, have other features."""
+    """Two trimers with the same neighbour distances and different angles have different features."""
 
-    def trimer(angle: float) -> Structure:
-        bent = 2.5 * np.array([math.cos(angle), math.sin(angle), 0.0])
-        return Structure("trimer", np.array([8, 6, 1]), np.array([[2.5, 0, 0], [0, 0, 0], bent]))
+    def make_trimer(angle: float) -> Structure:
+        third_position = 2.5 * np.array([math.cos(angle), math.sin(angle), 0.0])
+        return Structure("trimer", np.array([8, 6, 1]), np.array([[2.5, 0, 0], [0, 0, 0], third_position]))
 
-    net, batch = ours(), batch_of(trimer(2.2), trimer(2.9))
-    features = net(batch, vectors(batch, batch.positions))
-    assert len(batch.receiver) == 8  # the outer atoms are out of each other's sight
+    net, batch = make_dimenet(), make_batch(make_trimer(2.2), make_trimer(2.9))
+    features = net(batch, compute_vectors(batch, batch.positions))
+    assert len(batch.receiver) == 8  # the outer atoms are beyond the cutoff of each other
     assert (features[[0, 2]] - features[[3, 5]]).abs().amax(1).min() > 1e-3
 
 
@@ -183,43 +181,46 @@ def test_every_hyperparameter_changes_the_shapes(change: dict[str, Any]) -> None
 
 
 def test_envelope_exponent_changes_the_features() -> None:
-    batch = batch_of(molecule(4))
-    a, b = (ours(CONFIG.replace(envelope_exponent=k))(batch, vectors(batch, batch.positions)) for k in (4, 6))
+    batch = make_batch(make_molecule(4))
+    a, b = (
+        make_dimenet(CONFIG.replace(envelope_exponent=k))(batch, compute_vectors(batch, batch.positions))
+        for k in (4, 6)
+    )
     assert (a - b).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("ends", [(3, 2, 8, 16, 24, 0, 0, 4, 10), (12, 8, 200, 500, 400, 2, 2, 6, 100)], ids=str)
-def test_ends_of_the_search_space_give_finite_forces_in_single_precision(ends: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("sizes", [(3, 2, 8, 16, 24, 0, 0, 4, 10), (12, 8, 200, 500, 400, 2, 2, 6, 100)], ids=str)
+def test_limits_of_the_search_space_give_finite_forces_in_single_precision(sizes: tuple[int, ...]) -> None:
     names = (
         "num_radial", "num_spherical", "basis_emb_size", "int_emb_size", "out_emb_size", "num_before_skip",
         "num_after_skip", "envelope_exponent", "hidden_dim",
     )  # fmt: skip
     net = DimeNetPlusPlus(
-        ModelConfig(backbone="dimenet", cutoff=4.0, num_conv_layers=2, **dict(zip(names, ends, strict=True)))
+        ModelConfig(backbone="dimenet", cutoff=4.0, num_conv_layers=2, **dict(zip(names, sizes, strict=True)))
     )
     near = Structure("near", np.array([1, 1, 8]), np.array([[0, 0, 0], [0.02, 0, 0], [0, 1.0, 0]]))
-    batch = batch_of(molecule(5), crystal(3), near, dtype=torch.float32)
+    batch = make_batch(make_molecule(5), make_crystal(3), near, dtype=torch.float32)
     positions = batch.positions.clone().requires_grad_()
-    features = net(batch, vectors(batch, positions))
-    slope = torch.autograd.grad(features.sum(), positions, create_graph=True)[0]
-    assert slope.isfinite().all()
-    slope.square().sum().backward()
+    features = net(batch, compute_vectors(batch, positions))
+    energy_gradient = torch.autograd.grad(features.sum(), positions, create_graph=True)[0]
+    assert energy_gradient.isfinite().all()
+    energy_gradient.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_layers_of_one_number_are_refused() -> None:
+def test_layers_of_width_one_are_refused() -> None:
     with pytest.raises(InputError, match="width 1"):
         DimeNetPlusPlus(CONFIG.replace(hidden_dim=1))
 
 
-def test_sums_over_neighbours_are_single_where_products_are_bfloat16() -> None:
+def test_sums_over_neighbours_are_in_single_precision_under_bfloat16_autocast() -> None:
     net = DimeNetPlusPlus(CONFIG)
-    summed: set[torch.dtype] = set()
+    dtypes_of_sums: set[torch.dtype] = set()
     for block in [*net.interaction_blocks, *net.output_blocks]:
         assert isinstance(block.lin_up, nn.Module)
-        block.lin_up.register_forward_pre_hook(lambda _module, inputs: summed.add(inputs[0].dtype))
-    batch = batch_of(molecule(5), dtype=torch.float32)
+        block.lin_up.register_forward_pre_hook(lambda _module, inputs: dtypes_of_sums.add(inputs[0].dtype))
+    batch = make_batch(make_molecule(5), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        features = net(batch, vectors(batch, batch.positions))
-    assert summed == {torch.float32}
+        features = net(batch, compute_vectors(batch, batch.positions))
+    assert dtypes_of_sums == {torch.float32}
     assert features.dtype == torch.float32

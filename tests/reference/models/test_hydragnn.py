@@ -1,4 +1,4 @@
-"""Checkpoints of HydraGNN give the energies and forces of its own code, and every tensor of theirs is accounted for."""
+"""Checkpoints of HydraGNN give the energies and forces of its code, and every tensor is either used or refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NAMES = ("biased", "unbiased", "silu")
 PNAEQ_NAMES = ("pnaeq-biased", "pnaeq-unbiased")
 
 
-def load(name: str) -> FoundationModel:
+def load_recorded_model(name: str) -> FoundationModel:
     folder = RECORDS / name
     return load_hydragnn(folder / "model.pk", folder / "config.json").eval().requires_grad_(False)
 
@@ -67,8 +67,8 @@ def predict(
     positions = batch.positions.clone().requires_grad_()
     energies = model.residual_energies(model.encode(batch, positions, batch.shift, fused=fused), batch)
     energies = energies[:, : int(model.trained[model.kept_heads].sum())]
-    slopes = [torch.autograd.grad(e.sum(), positions, retain_graph=True)[0] for e in energies.T]
-    forces = torch.stack(slopes).neg().split([len(s) for s in structures], dim=1)
+    energy_gradients = [torch.autograd.grad(e.sum(), positions, retain_graph=True)[0] for e in energies.T]
+    forces = torch.stack(energy_gradients).neg().split([len(s) for s in structures], dim=1)
     return [(e.detach().numpy(), f.numpy()) for e, f in zip(energies, forces, strict=True)]
 
 
@@ -76,29 +76,29 @@ def predict(
     ("name", "fused"),
     [*((name, fused) for name in NAMES for fused in (False, True)), *((name, False) for name in PNAEQ_NAMES)],
 )
-def test_energies_and_forces_are_those_recorded_from_hydragnn(name: str, fused: bool) -> None:
+def test_energies_and_forces_match_the_records_of_hydragnn(name: str, fused: bool) -> None:
     if fused:
         messages.load(torch.device("cpu"))
     recorded = read_structures(name)
-    predicted = predict(load(name), [s for s, _, _ in recorded], fused=fused)
-    for (structure, energy, forces), (our_energy, our_forces) in zip(recorded, predicted, strict=True):
-        assert np.abs(our_energy - energy).max() / len(structure) < 1e-13, structure.name
-        assert np.abs(our_forces - forces).max() < 1e-11 * np.abs(forces).max(), structure.name
-        assert np.ptp(our_energy) > 0.1 or len(our_energy) == 1
+    predicted = predict(load_recorded_model(name), [s for s, _, _ in recorded], fused=fused)
+    for (structure, energy, forces), (predicted_energy, predicted_forces) in zip(recorded, predicted, strict=True):
+        assert np.abs(predicted_energy - energy).max() / len(structure) < 1e-13, structure.name
+        assert np.abs(predicted_forces - forces).max() < 1e-11 * np.abs(forces).max(), structure.name
+        assert np.ptp(predicted_energy) > 0.1 or len(predicted_energy) == 1
 
 
-def test_the_direction_of_limited_neighbours_matters_to_the_records() -> None:
+def test_recorded_slab_has_asymmetric_limited_neighbours() -> None:
     structure = next(s for s, _, _ in read_structures("unbiased") if s.name == "slab")
     graph = build_neighbour_list(structure, cutoff=5.0, max_neighbours=20)
     assert graph.n_dropped > 0
     assert len(np.unique(np.bincount(graph.sender))) > 2
 
 
-def test_single_precision_and_a_part_of_the_heads_agree() -> None:
-    model = load("biased")
+def test_single_precision_and_a_subset_of_the_heads_agree() -> None:
+    model = load_recorded_model("biased")
     structures = [s for s, _, _ in read_structures("biased")]
-    exact, single = predict(model, structures), predict(copy.deepcopy(model).float(), structures)
-    for (energy, forces), (rounded_energy, rounded_forces) in zip(exact, single, strict=True):
+    exact, fp32_results = predict(model, structures), predict(copy.deepcopy(model).float(), structures)
+    for (energy, forces), (rounded_energy, rounded_forces) in zip(exact, fp32_results, strict=True):
         assert np.abs(energy - rounded_energy).max() < 1e-4
         assert np.abs(forces - rounded_forces).max() < 2e-3 * np.abs(forces).max()
     subset = copy.deepcopy(model)
@@ -107,22 +107,22 @@ def test_single_precision_and_a_part_of_the_heads_agree() -> None:
     assert np.allclose(energy, exact[0][0][2], rtol=0, atol=1e-13)
 
 
-def test_compiled_predictions_are_those_of_eager_code() -> None:
-    model = load("biased")
+def test_compiled_predictions_match_eager_ones() -> None:
+    model = load_recorded_model("biased")
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
     run = torch.compile(batched_heads, dynamic=True, fullgraph=True, backend="aot_eager")
     structures = [s for s, _, _ in read_structures("biased")]
-    for some in (structures, structures[1:]):
-        batch = build_batch([build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in some])
+    for selected in (structures, structures[1:]):
+        batch = build_batch([build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in selected])
         weights = model.gate(batch.composition)
         compiled, expected = run(model, batch, weights), batched_heads(model, batch, weights)
         assert torch.allclose(compiled.energy, expected.energy, rtol=1e-11)
         assert torch.allclose(compiled.forces, expected.forces, rtol=1e-9, atol=1e-11)
 
 
-def test_bfloat16_products_run() -> None:
-    model = load("unbiased").float()
+def test_bfloat16_products_give_finite_forces() -> None:
+    model = load_recorded_model("unbiased").float()
     model.autocast = torch.bfloat16
     assert all(np.isfinite(f).all() for _, f in predict(model, [s for s, _, _ in read_structures("unbiased")]))
 
@@ -174,7 +174,7 @@ EVERY_TENSOR = [(name, tensor) for name in ("biased", "pnaeq-biased") for tensor
 
 
 @pytest.mark.parametrize(("name", "tensor"), EVERY_TENSOR)
-def test_a_dropped_tensor_is_named(tmp_path: Path, name: str, tensor: str) -> None:
+def test_missing_tensor_is_named(tmp_path: Path, name: str, tensor: str) -> None:
     checkpoint, config = copy_files(tmp_path, name)
     edit_state(checkpoint, lambda state: state.pop(tensor))
     with pytest.raises(InputError, match=rf"{re.escape(tensor.removeprefix('model.'))} is missing$"):
@@ -183,7 +183,7 @@ def test_a_dropped_tensor_is_named(tmp_path: Path, name: str, tensor: str) -> No
 
 @pytest.mark.parametrize("name", ["unbiased", "pnaeq-biased"])
 def test_every_tensor_changes_a_weight_of_the_model(tmp_path: Path, name: str) -> None:
-    before = load(name).state_dict()
+    before = load_recorded_model(name).state_dict()
     for tensor in list_tensors(name):
         changed = change_tensor(tmp_path, name, tensor)
         assert sum(not torch.equal(before[key], changed[key]) for key in before) == 1, tensor
@@ -197,12 +197,12 @@ def change_tensor(tmp_path: Path, name: str, tensor: str) -> dict[str, Any]:
 
 
 def test_every_weight_comes_from_the_checkpoint() -> None:
-    """A second model, built from other random numbers, has the same weights."""
+    """A second model, initialized with another random seed, has the same weights."""
     for name in ("biased", "pnaeq-biased"):
         torch.manual_seed(1)
-        first = load(name).state_dict()
+        first = load_recorded_model(name).state_dict()
         torch.manual_seed(2)
-        second = load(name).state_dict()
+        second = load_recorded_model(name).state_dict()
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -219,7 +219,7 @@ def test_every_weight_comes_from_the_checkpoint() -> None:
         (lambda s: s.clear(), "it has no model_state_dict, as files of HydraGNN have"),
     ],
 )  # fmt: skip
-def test_a_tensor_that_does_not_belong_is_named(
+def test_unexpected_or_invalid_tensor_is_named(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     checkpoint, config = copy_files(tmp_path)
@@ -228,14 +228,16 @@ def test_a_tensor_that_does_not_belong_is_named(
         load_hydragnn(checkpoint, config)
 
 
-def test_names_of_data_parallel_models_are_understood(tmp_path: Path) -> None:
+def test_tensor_names_of_data_parallel_models_are_accepted(tmp_path: Path) -> None:
     checkpoint, config = copy_files(tmp_path)
     content = torch.load(checkpoint, weights_only=True)
     for prefix in ("module.", "module.model.", ""):
         state = {f"{prefix}{k.removeprefix('model.')}": v for k, v in content["model_state_dict"].items()}
         torch.save({"model_state_dict": state}, checkpoint)
         loaded = load_hydragnn(checkpoint, config).state_dict()
-        assert all(torch.equal(value, loaded[name]) for name, value in load("biased").state_dict().items())
+        assert all(
+            torch.equal(value, loaded[name]) for name, value in load_recorded_model("biased").state_dict().items()
+        )
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_names_of_data_parallel_models_are_understood(tmp_path: Path) -> None:
         ({"use_graph_attr_conditioning": False}, r"describes is graph_concat_projector\.bias \(and 1 more\)"),
     ],
 )
-def test_an_option_that_is_not_supported_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_option_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     checkpoint, config = copy_files(tmp_path)
     edit_architecture(config, **changes)
     with pytest.raises(InputError, match=message):
@@ -285,7 +287,7 @@ def test_a_configuration_that_does_not_fit_a_checkpoint_of_pnaeq_is_refused(
     "text",
     ["", "{}", "[]", '{"NeuralNetwork": []}', '{"NeuralNetwork": {"Architecture": "x"}}', '{"NeuralNetwork": 1}'],
 )
-def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> None:
+def test_file_without_a_configuration_is_refused(tmp_path: Path, text: str) -> None:
     checkpoint, config = copy_files(tmp_path)
     config.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="not a configuration of HydraGNN"):
@@ -293,19 +295,19 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> 
 
 
 @pytest.mark.parametrize("graph", [[{}], [1], "x", None, {"dim_headlayers": 3}, {"dim_headlayers": []}])
-def test_heads_that_are_no_branches_are_refused(tmp_path: Path, graph: Any) -> None:
+def test_invalid_branches_are_refused(tmp_path: Path, graph: Any) -> None:
     checkpoint, config = copy_files(tmp_path)
     edit_architecture(config, output_heads={"graph": graph})
     with pytest.raises(InputError, match=r"config\.json: "):
         load_hydragnn(checkpoint, config)
 
 
-def test_a_checkpoint_in_single_precision_stays_so(tmp_path: Path) -> None:
+def test_checkpoint_in_single_precision_stays_in_single_precision(tmp_path: Path) -> None:
     checkpoint, config = copy_files(tmp_path)
     edit_state(checkpoint, lambda state: state.update({name: value.float() for name, value in state.items()}))
-    single, double = load_hydragnn(checkpoint, config).state_dict(), load("biased").state_dict()
-    assert all(torch.equal(value, double[name].to(value.dtype)) for name, value in single.items())
-    assert {value.dtype for value in single.values()} == {torch.float32, torch.bool}
+    fp32_results, double = load_hydragnn(checkpoint, config).state_dict(), load_recorded_model("biased").state_dict()
+    assert all(torch.equal(value, double[name].to(value.dtype)) for name, value in fp32_results.items())
+    assert {value.dtype for value in fp32_results.values()} == {torch.float32, torch.bool}
 
 
 def test_branches_of_different_sizes_are_refused(tmp_path: Path) -> None:
@@ -342,16 +344,16 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
         load_hydragnn(RECORDS / "biased/model.pk", tmp_path / "none.json")
 
 
-def make_gate(path: Path, heads: int) -> nn.Sequential:
-    """Write a file as HydraGNN writes the weights of branches, and return the network in it."""
+def write_gate(path: Path, heads: int) -> nn.Sequential:
+    """Write a gate in HydraGNN's format and return its network."""
     torch.manual_seed(5)
     net = nn.Sequential(nn.Linear(118, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, heads))
     torch.save({"mlp_state_dict": {f"net.{name}": value for name, value in net.state_dict().items()}}, path)
     return net.double()
 
 
-def test_the_gate_weighs_the_branches_by_numbers_of_atoms(tmp_path: Path) -> None:
-    net = make_gate(tmp_path / "gate.pt", 3)
+def test_gate_weights_the_branches_by_atom_counts(tmp_path: Path) -> None:
+    net = write_gate(tmp_path / "gate.pt", 3)
     folder = RECORDS / "biased"
     files = {"checkpoint": folder / "model.pk", "config": folder / "config.json"}
     calculator = build_hydragnn_calculator(**files, gate=tmp_path / "gate.pt")
@@ -365,14 +367,14 @@ def test_the_gate_weighs_the_branches_by_numbers_of_atoms(tmp_path: Path) -> Non
 
 
 def test_heads_without_a_branch_have_no_weight() -> None:
-    model = load("biased")
+    model = load_recorded_model("biased")
     composition = torch.eye(119).double()[[8, 78]]
     for weights in (model.gate(composition), model.gate_weights(composition)):
         assert weights.tolist() == [pytest.approx([1 / 3] * 3 + [0.0] * 13, abs=0)] * 2
 
 
-def test_a_gate_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    make_gate(tmp_path / "gate.pt", 4)
+def test_gate_with_a_wrong_number_of_branches_is_refused(tmp_path: Path) -> None:
+    write_gate(tmp_path / "gate.pt", 4)
     folder = RECORDS / "biased"
     with pytest.raises(InputError, match=r"net\.4\.weight has the shape \[4, 64\], expected \[3, 64\]"):
         load_hydragnn(folder / "model.pk", folder / "config.json", tmp_path / "gate.pt")
@@ -385,7 +387,7 @@ def calculate(calculator: ReferenceCalculator, structure: Structure) -> Potentia
     return PotentialPrediction(float(atoms.get_potential_energy()), np.array(atoms.get_forces()))
 
 
-def test_the_calculator_has_the_forces_of_one_branch() -> None:
+def test_calculator_with_a_head_has_the_forces_of_its_branch() -> None:
     folder = RECORDS / "biased"
     calculator = build_hydragnn_calculator(str(folder / "model.pk"), str(folder / "config.json"), head="MPTrj")
     for structure, energies, forces in read_structures("biased"):
@@ -394,7 +396,7 @@ def test_the_calculator_has_the_forces_of_one_branch() -> None:
         assert np.allclose(predicted.forces, forces[2], rtol=0, atol=1e-10)
 
 
-def test_a_definition_of_files_of_hydragnn_is_a_potential(tmp_path: Path) -> None:
+def test_definition_with_hydragnn_files_gives_a_potential(tmp_path: Path) -> None:
     folder = RECORDS / "biased"
     files = {"checkpoint": str(folder / "model.pk"), "config": str(folder / "config.json"), "head": "ANI1x"}
     spec = build_spec(ModelDefinition.model_validate({"hydragnn": files}), "published", "cpu")
@@ -425,18 +427,20 @@ def test_a_converted_checkpoint_of_pnaeq_gives_the_recorded_forces(tmp_path: Pat
         assert np.allclose(predicted.forces, forces[1], rtol=0, atol=1e-12)
 
 
-def test_the_command_converts_a_checkpoint_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_converts_a_checkpoint_with_and_without_a_gate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = RECORDS / "biased"
     target = tmp_path / "model.safetensors"
     arguments = [str(folder / "model.pk"), str(folder / "config.json"), str(target)]
     assert hydragnn.main(arguments) == 0
     assert "its 3 branches have equal weights" in capsys.readouterr().out
     model, notes = checkpoints.load(target)
-    expected = load("biased").state_dict()
+    expected = load_recorded_model("biased").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    digest = hashlib.sha256((folder / "model.pk").read_bytes()).hexdigest()
-    assert notes["hydragnn"]["checkpoint"] == {"file": "model.pk", "sha256": digest}  # type: ignore[index]
-    make_gate(tmp_path / "gate.pt", 3)
+    sha256 = hashlib.sha256((folder / "model.pk").read_bytes()).hexdigest()
+    assert notes["hydragnn"]["checkpoint"] == {"file": "model.pk", "sha256": sha256}  # type: ignore[index]
+    write_gate(tmp_path / "gate.pt", 3)
     assert hydragnn.main([*arguments, str(tmp_path / "gate.pt")]) == 0
     assert "equal" not in capsys.readouterr().out
     assert hydragnn.main(arguments[:2]) == 2
@@ -457,14 +461,14 @@ def check_rotations(name: str) -> list[Violation]:
     return [check for check in checks if check.check.startswith("rotation")]
 
 
-def test_forces_of_biased_vectors_do_not_turn_with_the_structure() -> None:
+def test_forces_with_biased_vectors_are_not_equivariant() -> None:
     biased, unbiased = check_rotations("biased"), check_rotations("unbiased")
     assert [check.passed for check in unbiased] == [True] * 4
     assert [check.passed for check in biased] == [False] * 4
     assert all(check.value > 0.1 for check in biased if check.check == "rotation: forces")
 
 
-def test_the_records_are_those_of_the_readme() -> None:
+def test_recorded_files_match_the_digests_in_the_readme() -> None:
     text = (RECORDS / "README.md").read_text(encoding="utf-8")
     sums = dict(re.findall(r"`([\w-]+/[\w.]+)` \| `([0-9a-f]{64})`", text))
     files = {str(p.relative_to(RECORDS)): p for p in RECORDS.rglob("*.*") if p.name != "README.md"}

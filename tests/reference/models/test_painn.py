@@ -1,4 +1,4 @@
-"""The encoder against the paper's equations written out plainly, atom by atom."""
+"""The PaiNN encoder follows the equations of the paper, evaluated atom by atom."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn.functional import silu
 
 from harness.reference.data.batch import Batch
 from harness.reference.models.backbones.painn import Message, PaiNN, Update
-from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
+from tests.reference.conftest import SMALL, make_batch, make_crystal, make_model, make_molecule
 
 
-def plain_painn(net: PaiNN, batch: Batch, vector: Tensor) -> Tensor:
+def evaluate_painn(net: PaiNN, batch: Batch, vector: Tensor) -> Tensor:
     """Evaluate equations 7 to 10 with zero initial vectors, one edge and one atom at a time."""
     f = net.width
     n_radial = len(net.radial.orders)
@@ -27,8 +27,8 @@ def plain_painn(net: PaiNN, batch: Batch, vector: Tensor) -> Tensor:
         for i, j, r_ij in zip(batch.receiver.tolist(), batch.sender.tolist(), vector, strict=True):
             r = r_ij.norm()
             basis = torch.stack([torch.sin(n * math.pi * r / SMALL.cutoff) / r for n in range(1, n_radial + 1)])
-            cut = 0.5 * (torch.cos(math.pi * r / SMALL.cutoff) + 1)
-            w = (message.filter.weight @ basis + message.filter.bias) * cut
+            envelope = 0.5 * (torch.cos(math.pi * r / SMALL.cutoff) + 1)
+            w = (message.filter.weight @ basis + message.filter.bias) * envelope
             phi = (
                 message.phi.weight @ silu(message.phi_hidden.weight @ s[j] + message.phi_hidden.bias) + message.phi.bias
             )
@@ -51,19 +51,19 @@ def plain_painn(net: PaiNN, batch: Batch, vector: Tensor) -> Tensor:
 
 def test_encoder_follows_the_equations() -> None:
     model = make_model()
-    batch = batch_of([molecule(5), crystal(3)])
+    batch = make_batch([make_molecule(5), make_crystal(3)])
     vector = batch.positions[batch.sender] + batch.shift - batch.positions[batch.receiver]
     assert isinstance(model.encoder, PaiNN)
     assert torch.allclose(
-        model.encoder(batch, vector), plain_painn(model.encoder, batch, vector), rtol=1e-10, atol=1e-11
+        model.encoder(batch, vector), evaluate_painn(model.encoder, batch, vector), rtol=1e-10, atol=1e-11
     )
 
 
 def test_every_parameter_of_encoder_and_heads_receives_a_gradient() -> None:
-    """Row by row; without one are only the rows that nothing can read: elements absent from the batch, the first
-    message's term in v (v is zero there), and the last update of v (the energy reads s alone)."""
+    """Only rows that cannot affect the energy have no gradient: elements absent from the batch, the v term of the first
+    message (v is zero there), and the last update of v (the energy depends only on s)."""
     model = make_model().requires_grad_(True)
-    batch = batch_of([replace(molecule(), charge=1, multiplicity=2), crystal()])
+    batch = make_batch([replace(make_molecule(), charge=1, multiplicity=2), make_crystal()])
     positions = batch.positions.clone().requires_grad_()
     energies = model.all_energies(model.encode(batch, positions, batch.shift), batch)
     forces = torch.autograd.grad(energies.sum(), positions, create_graph=True)[0]
@@ -85,23 +85,23 @@ def test_every_parameter_of_encoder_and_heads_receives_a_gradient() -> None:
 
 def test_every_parameter_of_the_gate_receives_a_gradient() -> None:
     model = make_model().requires_grad_(True)
-    weights = model.gate(batch_of([molecule(), crystal()]).composition)
+    weights = model.gate(make_batch([make_molecule(), make_crystal()]).composition)
     assert torch.allclose(weights.sum(1), torch.ones(2, dtype=weights.dtype))
     weights[:, 0].sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.gate.parameters())
 
 
-def test_heads_one_by_one_are_the_heads_at_once() -> None:
+def test_single_heads_match_all_heads_at_once() -> None:
     model = make_model()
-    batch = batch_of([molecule(), crystal()])
+    batch = make_batch([make_molecule(), make_crystal()])
     pooled = model.encode(batch, batch.positions, batch.shift)
-    singly = torch.stack([model.head_energy(h, pooled, batch) for h in range(16)], dim=1)
-    assert torch.allclose(model.all_energies(pooled, batch), singly, rtol=1e-12)
+    one_by_one = torch.stack([model.head_energy(h, pooled, batch) for h in range(16)], dim=1)
+    assert torch.allclose(model.all_energies(pooled, batch), one_by_one, rtol=1e-12)
 
 
-def test_single_precision_holds_end_to_end() -> None:
+def test_single_precision_is_kept_from_input_to_forces() -> None:
     model = make_model().float()
-    batch = batch_of([molecule(), crystal()]).to("cpu", torch.float32)
+    batch = make_batch([make_molecule(), make_crystal()]).to("cpu", torch.float32)
     positions = batch.positions.clone().requires_grad_()
     pooled = model.encode(batch, positions, batch.shift)
     energies = model.all_energies(pooled, batch)

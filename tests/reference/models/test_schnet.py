@@ -1,4 +1,4 @@
-"""SchNet against two other implementations on equal weights, and against its equations for extreme arguments."""
+"""SchNet agrees with two other implementations for equal weights, and with its equations for extreme arguments."""
 
 from __future__ import annotations
 
@@ -11,94 +11,94 @@ from torch import Tensor, nn
 from harness.reference.data.batch import Batch
 from harness.reference.models.backbones.schnet import Gaussians, Interaction, SchNet, ssp
 from harness.reference.models.config import ModelConfig
-from tests.reference.conftest import batch_of, crystal, molecule
+from tests.reference.conftest import make_batch, make_crystal, make_molecule
 from tests.support.reference_models import TorchGeometricSchNet, import_schnetpack
 
 CONFIG = ModelConfig(backbone="schnet", hidden_dim=12, num_conv_layers=3, cutoff=4.0, num_filters=10, num_gaussians=15)
 
 
-def ours() -> SchNet:
+def make_schnet() -> SchNet:
     torch.manual_seed(0)
     net = SchNet(CONFIG).double()
     for name, parameter in net.named_parameters():
         if name.endswith("bias"):
-            nn.init.normal_(parameter)  # zeros would hide where a bias is forgotten
+            nn.init.normal_(parameter)  # zero biases would hide a missing bias
     return net
 
 
-def features(net: SchNet, batch: Batch, positions: Tensor) -> Tensor:
+def compute_features(net: SchNet, batch: Batch, positions: Tensor) -> Tensor:
     return net(batch, positions[batch.sender] + batch.shift - positions[batch.receiver])
 
 
-def energy_and_slope(energy: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+def compute_energy_and_gradient(energy: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     return energy, torch.autograd.grad(energy.sum(), positions, create_graph=True)[0]
 
 
-def close(a: Tensor, b: Tensor) -> bool:
+def is_close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-10, atol=1e-10 * float(b.detach().abs().max()))
 
 
 @pytest.fixture
 def double_by_default() -> object:
-    """Set the default type, to which peers round their constants."""
+    """Set the default dtype to float64, since the other implementations round their constants to it."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("double_by_default")
-def test_energy_and_forces_are_those_of_torch_geometric() -> None:
-    net, peer = ours(), TorchGeometricSchNet(CONFIG).double()
-    theirs = peer.net
-    theirs.embedding.weight.data = net.embedding.weight.data[:100].clone()
-    missing, unknown = theirs.interactions.load_state_dict(net.interactions.state_dict(), strict=False)
+def test_energy_and_forces_match_torch_geometric() -> None:
+    net, peer = make_schnet(), TorchGeometricSchNet(CONFIG).double()
+    peer_net = peer.net
+    peer_net.embedding.weight.data = net.embedding.weight.data[:100].clone()
+    missing, unknown = peer_net.interactions.load_state_dict(net.interactions.state_dict(), strict=False)
     assert not unknown
-    assert all(".conv.nn." in name for name in missing)  # their filters once more, under a second name
-    for module in theirs.modules():
+    assert all(".conv.nn." in name for name in missing)  # PyTorch Geometric lists its filters twice, under two names
+    for module in peer_net.modules():
         if hasattr(module, "shift"):
             module.shift = math.log(2.0)
-    batch = batch_of([molecule(8), molecule(5, seed=2)], CONFIG)
+    batch = make_batch([make_molecule(8), make_molecule(5, seed=2)], CONFIG)
     positions = batch.positions.clone().requires_grad_()
-    atoms = theirs.lin2(theirs.act(theirs.lin1(features(net, batch, positions)))).squeeze(-1)
-    mine = energy_and_slope(atoms.new_zeros(2).index_add(0, batch.graph, atoms), positions)
-    expected = energy_and_slope(peer(batch, positions), positions)
+    atoms = peer_net.lin2(peer_net.act(peer_net.lin1(compute_features(net, batch, positions)))).squeeze(-1)
+    result = compute_energy_and_gradient(atoms.new_zeros(2).index_add(0, batch.graph, atoms), positions)
+    expected = compute_energy_and_gradient(peer(batch, positions), positions)
     assert expected[1].abs().max() > 1e-3
-    assert close(mine[0], expected[0])
-    assert close(mine[1], expected[1])
+    assert is_close(result[0], expected[0])
+    assert is_close(result[1], expected[1])
 
 
-def test_features_and_forces_are_those_of_schnetpack() -> None:
+def test_features_and_forces_match_schnetpack() -> None:
     layers, names = import_schnetpack("nn"), import_schnetpack("properties")
-    net = ours()
+    net = make_schnet()
     radial, cutoff = layers.GaussianRBF(CONFIG.num_gaussians, CONFIG.cutoff), layers.CosineCutoff(CONFIG.cutoff)
-    theirs = import_schnetpack("representation").SchNet(12, 3, radial, cutoff, n_filters=CONFIG.num_filters).double()
-    # theirs are rounded to single precision
+    peer_net = import_schnetpack("representation").SchNet(12, 3, radial, cutoff, n_filters=CONFIG.num_filters).double()
+    # SchNetPack rounds these constants to single precision
     radial.offsets = torch.linspace(0, CONFIG.cutoff, radial.n_rbf, dtype=torch.float64)
     radial.widths = torch.full_like(radial.offsets, CONFIG.cutoff / (radial.n_rbf - 1))
-    theirs.embedding.weight.data = net.embedding.weight.data[:100].clone()
-    for block, peer in zip(net.interactions, theirs.interactions, strict=True):
+    peer_net.embedding.weight.data = net.embedding.weight.data[:100].clone()
+    for block, peer in zip(net.interactions, peer_net.interactions, strict=True):
         assert isinstance(block, Interaction)
-        for mine, of_peer in (
+        for layer, peer_layer in (
             (block.mlp[0], peer.filter_network[0]),
             (block.mlp[2], peer.filter_network[1]),
             (block.conv.lin1, peer.in2f),
             (block.conv.lin2, peer.f2out[0]),
             (block.lin, peer.f2out[1]),
         ):
-            of_peer.load_state_dict(mine.state_dict())
-    batch = batch_of([molecule(8), crystal(3)], CONFIG)
+            peer_layer.load_state_dict(layer.state_dict())
+    batch = make_batch([make_molecule(8), make_crystal(3)], CONFIG)
     positions = batch.positions.clone().requires_grad_()
     vector = positions[batch.sender] + batch.shift - positions[batch.receiver]
     inputs = {names.Z: batch.numbers, names.Rij: vector, names.idx_i: batch.receiver, names.idx_j: batch.sender}
     weights = torch.linspace(-1.0, 1.0, 12, dtype=torch.float64)
-    mine = energy_and_slope(net(batch, vector) @ weights, positions)
-    expected = energy_and_slope(theirs(inputs)["scalar_representation"] @ weights, positions)
+    result = compute_energy_and_gradient(net(batch, vector) @ weights, positions)
+    expected = compute_energy_and_gradient(peer_net(inputs)["scalar_representation"] @ weights, positions)
     assert expected[1].abs().max() > 1e-3
-    assert close(mine[0], expected[0])
-    assert close(mine[1], expected[1])
+    assert is_close(result[0], expected[0])
+    assert is_close(result[1], expected[1])
 
 
-def test_every_hyperparameter_changes_the_shape_that_it_names() -> None:
+def test_every_hyperparameter_changes_the_parameter_shapes() -> None:
     shapes = [sorted(p.shape for p in SchNet(c).parameters()) for c in (
         CONFIG,
         CONFIG.replace(num_filters=11),
@@ -109,7 +109,7 @@ def test_every_hyperparameter_changes_the_shape_that_it_names() -> None:
     assert all(shapes.count(s) == 1 for s in shapes)
 
 
-def test_gaussians_are_those_of_the_paper_and_none_is_denormal() -> None:
+def test_gaussians_match_the_paper_and_none_is_denormal() -> None:
     r = torch.linspace(0.01, 5.0, 200, dtype=torch.float64).unsqueeze(1)
     centres = torch.linspace(0, 5, 50, dtype=torch.float64)
     gaussians = Gaussians(5.0, 50).double()
@@ -117,7 +117,7 @@ def test_gaussians_are_those_of_the_paper_and_none_is_denormal() -> None:
     assert gaussians.float()(r.float()).min() > torch.finfo(torch.float32).tiny
 
 
-def test_shifted_softplus_is_exact_and_overflows_nowhere() -> None:
+def test_shifted_softplus_is_exact_and_does_not_overflow() -> None:
     x = torch.tensor([-800.0, -30.0, 0.0, 1.0, 25.0, 39.9, 40.1, 800.0], dtype=torch.float64)
     expected = torch.logaddexp(x, torch.zeros_like(x)) - math.log(2.0)
     assert torch.allclose(ssp(x), expected, rtol=1e-15, atol=1e-16)

@@ -1,6 +1,6 @@
-"""Program that compiles the kernels of the fused messages for three kinds of GPUs, none of which has to be present.
+"""Compile the kernels of the fused messages for three kinds of GPUs, none of which has to be present.
 
-It prints one line for each set of four kernels.
+The program prints one line for each combination of GPU, sizes and dtype, with the size of each kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TARGETS = (
     (GPUTarget("cuda", 90, 32), "ptx", "cubin"),
     (GPUTarget("hip", "gfx90a", 64), "amdgcn", "hsaco"),
 )
-# ragged features; without v; numbers that Triton takes for constants
+# (atoms, edges, width, columns, parts): odd widths; two parts, without v; ones, which Triton treats as constants
 SIZES = (
     ((10, 50, 337, 7, 3), torch.float32),
     ((10, 50, 337, 7, 3), torch.float64),
@@ -46,35 +46,35 @@ class AbsentGpuDriver:
         return 0
 
 
-def launch_all(n: int, e: int, width: int, columns: int, parts: int, dtype: torch.dtype) -> None:
+def launch_all_kernels(n: int, e: int, width: int, columns: int, parts: int, dtype: torch.dtype) -> None:
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
 
-    to = zeros(n, width), zeros(3, n, width)
+    output_gradients = zeros(n, width), zeros(3, n, width)
     nodes = zeros(n, parts * width), zeros(3, n, width) if parts == 3 else None
     radial, weight, unit = zeros(e, columns), zeros(columns, parts * width), zeros(e, 3)
     ends = torch.zeros(e, dtype=torch.int64), torch.zeros(e, dtype=torch.int64)
     triton_messages.messages(*nodes, radial, weight, unit, *ends)
-    triton_messages.messages_backward(*to, *nodes, radial, weight, unit, *ends, True)
-    triton_messages.filter_backward(*to, *nodes, radial, unit, *ends)
+    triton_messages.messages_backward(*output_gradients, *nodes, radial, weight, unit, *ends, True)
+    triton_messages.filter_backward(*output_gradients, *nodes, radial, unit, *ends)
 
 
 def main() -> None:
     run = JITFunction.run
     compiled: list[Any] = []
 
-    def compile_only(*words: Any, grid: Any, warmup: bool, **more: Any) -> None:
+    def compile_only(*arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         assert not warmup
-        compiled.append(run(*words, grid=grid, warmup=True, **more))
+        compiled.append(run(*arguments, grid=grid, warmup=True, **options))
 
     JITFunction.run = compile_only
-    for target, text, binary in TARGETS:
+    for target, assembly, binary in TARGETS:
         driver.set_active(AbsentGpuDriver(target))
         for sizes, dtype in SIZES:
             compiled.clear()
-            launch_all(*sizes, dtype)
+            launch_all_kernels(*sizes, dtype)
             for kernel in compiled:
-                atomic = ATOMICS.search(kernel.asm[text])
+                atomic = ATOMICS.search(kernel.asm[assembly])
                 assert atomic is None, (kernel.name, atomic)
             print(target.arch, dtype, sizes, *(len(kernel.asm[binary]) for kernel in compiled))
 

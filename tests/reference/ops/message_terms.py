@@ -1,4 +1,4 @@
-"""Random terms of messages, and the plain definition of messages."""
+"""Random inputs of messages, and a reference implementation of messages without fusion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_terms(
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
 ) -> MessageInputs:
-    """Return random terms on random, unsorted edges; many atoms have no edge."""
+    """Return random inputs on random, unsorted edges; many atoms have no edge."""
     generator = torch.Generator().manual_seed(atoms + edges)
 
     def normal(*shape: int) -> Tensor:
@@ -34,24 +34,24 @@ def make_terms(
     receiver, sender = (
         torch.randint(max(1, (2 * atoms) // 3), (edges,), generator=generator).to(device) for _ in range(2)
     )
-    parts = 3 if with_v else 2
+    n_parts = 3 if with_v else 2
     return MessageInputs(
-        normal(atoms, parts * width),
+        normal(atoms, n_parts * width),
         normal(3, atoms, width) if with_v else None,
         normal(edges, columns),
-        normal(columns, parts * width),
+        normal(columns, n_parts * width),
         normal(edges, 3),
         receiver,
         sender,
     )
 
 
-def floats(terms: MessageInputs) -> list[Tensor]:
+def list_float_inputs(terms: MessageInputs) -> list[Tensor]:
     return [x for x in terms if x is not None and x.is_floating_point()]
 
 
-def plain_messages(terms: MessageInputs) -> tuple[Tensor, Tensor]:
-    """Return the messages after their definition, with tensors of edges and features."""
+def compute_unfused_messages(terms: MessageInputs) -> tuple[Tensor, Tensor]:
+    """Compute the messages by their definition, with tensors of shape [edges, features]."""
     filters = terms.radial @ terms.weight
     x = (filters * terms.phi[terms.sender]).split(filters.shape[1] // terms.parts, dim=1)
     to_v = x[1] * terms.unit.T.unsqueeze(-1)
@@ -64,15 +64,15 @@ def plain_messages(terms: MessageInputs) -> tuple[Tensor, Tensor]:
     )
 
 
-def with_gradients(outputs: tuple[Tensor, ...], terms: MessageInputs) -> list[Tensor]:
+def compute_values_and_gradients(outputs: tuple[Tensor, ...], terms: MessageInputs) -> list[Tensor]:
     directions = [torch.linspace(-1, 1, x.numel()).to(x).reshape(x.shape) for x in outputs]
-    gradients = torch.autograd.grad(outputs, floats(terms), directions)
+    gradients = torch.autograd.grad(outputs, list_float_inputs(terms), directions)
     return [x.detach() for x in (*outputs, *gradients)]
 
 
-def with_second_derivatives(formulation: Formulation, terms: MessageInputs) -> list[Tensor]:
-    """Return gradients of a sum of cubes, and of the sum of their cubes, for the inputs that need them."""
-    inputs = [x for x in floats(terms) if x.requires_grad]
+def compute_first_and_second_derivatives(formulation: Formulation, terms: MessageInputs) -> list[Tensor]:
+    """Return the gradients of a sum of cubes, and those of the sum of their cubes, for inputs that need them."""
+    inputs = [x for x in list_float_inputs(terms) if x.requires_grad]
     s, v = formulation(terms)
     first = torch.autograd.grad((s**3).sum() + (v**3).sum(), inputs, create_graph=True)
     return [*first, *torch.autograd.grad(sum((x**3).sum() for x in first), inputs)]  # type: ignore[arg-type]

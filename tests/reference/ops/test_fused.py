@@ -1,4 +1,4 @@
-"""The fused messages on CPUs: values and derivatives of the plain formulation, bitwise reproducible."""
+"""Fused messages on CPUs: values and derivatives match the unfused messages and are bitwise reproducible."""
 
 from __future__ import annotations
 
@@ -14,42 +14,44 @@ from harness.reference.ops import messages as kernels
 from harness.reference.ops.messages import MessageInputs, messages
 from tests.reference.ops.message_terms import (
     TOLERANCE,
-    floats,
+    compute_first_and_second_derivatives,
+    compute_unfused_messages,
+    compute_values_and_gradients,
+    list_float_inputs,
     make_terms,
-    plain_messages,
-    with_gradients,
-    with_second_derivatives,
 )
 
-types = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
+all_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
 with_and_without_v = pytest.mark.parametrize("with_v", [True, False], ids=["v", "no v"])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
+def _compile_operators() -> None:
     kernels.load(torch.device("cpu"))
 
 
 @pytest.fixture
-def threads() -> Iterator[None]:
+def restored_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
-# narrower than a vector, ragged, the paper's width; more columns than one group has; no edges
+# (atoms, edges, width, columns): narrower than a SIMD vector; odd widths; many columns; no edges
 SIZES = [(5, 9, 3, 2), (7, 90, 13, 7), (40, 500, 337, 7), (4, 20, 40, 45), (20, 300, 19, 21), (3, 0, 8, 7)]
 
 
-@types
+@all_dtypes
 @with_and_without_v
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_values_and_gradients_are_those_of_the_definition(
+def test_values_and_gradients_match_the_unfused_messages(
     sizes: tuple[int, int, int, int], with_v: bool, dtype: torch.dtype
 ) -> None:
     terms = make_terms(*sizes, with_v=with_v, dtype=dtype)
     for got, expected in zip(
-        with_gradients(messages(terms), terms), with_gradients(plain_messages(terms), terms), strict=True
+        compute_values_and_gradients(messages(terms), terms),
+        compute_values_and_gradients(compute_unfused_messages(terms), terms),
+        strict=True,
     ):
         assert got.dtype == dtype
         assert got.shape == expected.shape
@@ -71,22 +73,22 @@ def test_tensors_may_be_views() -> None:
 
 
 @with_and_without_v
-def test_first_and_second_derivatives_are_those_of_finite_differences(with_v: bool) -> None:
+def test_first_and_second_derivatives_match_finite_differences(with_v: bool) -> None:
     terms = make_terms(3, 6, 2, 2, with_v=with_v)
 
-    def of(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_messages(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         tensors = iter(inputs)
         return messages(
             MessageInputs(*(next(tensors) if x is not None and x.is_floating_point() else x for x in terms))
         )
 
-    assert gradcheck(of, floats(terms))
-    assert gradgradcheck(of, floats(terms))
+    assert gradcheck(compute_messages, list_float_inputs(terms))
+    assert gradgradcheck(compute_messages, list_float_inputs(terms))
 
 
 @with_and_without_v
 @pytest.mark.parametrize("needed", ["radial", "unit", "weight", "phi", "v", "radial unit"])
-def test_gradients_are_right_when_some_inputs_need_none(needed: str, with_v: bool) -> None:
+def test_gradients_are_correct_when_some_inputs_require_none(needed: str, with_v: bool) -> None:
     if needed == "v" and not with_v:
         pytest.skip("there is no v")
     terms = make_terms(5, 20, 6, 4, with_v=with_v)
@@ -94,7 +96,9 @@ def test_gradients_are_right_when_some_inputs_need_none(needed: str, with_v: boo
         x.detach().requires_grad_(name in needed.split()) if x is not None and x.is_floating_point() else x
         for name, x in zip(MessageInputs._fields, terms, strict=True)
     ))  # fmt: skip
-    results, references = (with_second_derivatives(formulation, terms) for formulation in (messages, plain_messages))
+    results, references = (
+        compute_first_and_second_derivatives(formulation, terms) for formulation in (messages, compute_unfused_messages)
+    )
     for got, expected in zip(results, references, strict=True):
         assert torch.allclose(got, expected, rtol=1e-10, atol=1e-10 * float(expected.detach().abs().max()))
 
@@ -110,13 +114,13 @@ def test_operators_are_registered_correctly(with_v: bool) -> None:
         library.opcheck(operators.messages_backward.default, (to_s, to_v, *terms, nodes))
 
 
-@types
-def test_results_are_bitwise_reproducible_on_any_number_of_threads(dtype: torch.dtype, threads: None) -> None:
+@all_dtypes
+def test_results_are_bitwise_reproducible_on_any_number_of_threads(dtype: torch.dtype, restored_threads: None) -> None:
     terms = make_terms(150, 2500, 67, 7, dtype=dtype)
     results = []
-    for n in (1, 2, 3, 2, 1):
-        torch.set_num_threads(n)
-        results.append(with_gradients(messages(terms), terms))
+    for n_threads in (1, 2, 3, 2, 1):
+        torch.set_num_threads(n_threads)
+        results.append(compute_values_and_gradients(messages(terms), terms))
     for before, after in pairwise(results):
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 

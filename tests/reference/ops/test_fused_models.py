@@ -1,4 +1,4 @@
-"""Models predict the same energies, forces and gradients with fused messages, eager and compiled."""
+"""Models predict the same energies, forces and gradients with fused messages, in eager and compiled code."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages as kernels
 from harness.reference.ops.messages import UnsupportedKernel
 from harness.reference.programs.ladder.stages import fused_messages
-from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
+from tests.reference.conftest import SMALL, make_batch, make_crystal, make_model, make_molecule
 from tests.reference.ops.message_terms import TOLERANCE, assert_close
 
-types = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
+all_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
+def _compile_operators() -> None:
     kernels.load(torch.device("cpu"))
 
 
@@ -37,39 +37,41 @@ def model(request: pytest.FixtureRequest) -> FoundationModel:
     return make_model(SMALL.replace(backbone=request.param))
 
 
-def crowd() -> Structure:
-    """Return a molecule with more neighbours within the cutoff than the limit."""
-    return molecule(40, seed=3)
+def make_crowded_molecule() -> Structure:
+    """Return a molecule whose atoms have more neighbours within the cutoff than the limit allows."""
+    return make_molecule(40, seed=3)
 
 
-def batches() -> dict[str, Batch]:
-    capped = build_batch([build_neighbour_list(s, cutoff=6.0, max_neighbours=20) for s in (crowd(), molecule(3))])
+def make_batches() -> dict[str, Batch]:
+    capped = build_batch(
+        [build_neighbour_list(s, cutoff=6.0, max_neighbours=20) for s in (make_crowded_molecule(), make_molecule(3))]
+    )
     assert int(torch.bincount(capped.receiver).max()) == 20
     return {
-        "ragged": batch_of([molecule(), molecule(1, seed=7), crystal(), molecule(12, seed=8)]),
-        "one atom": batch_of([molecule(1)]),
-        "no edges": batch_of([molecule(1), molecule(1, seed=2)]),
+        "ragged": make_batch([make_molecule(), make_molecule(1, seed=7), make_crystal(), make_molecule(12, seed=8)]),
+        "one atom": make_batch([make_molecule(1)]),
+        "no edges": make_batch([make_molecule(1), make_molecule(1, seed=2)]),
         "capped": capped,
-        "periodic": batch_of([crystal(1), crystal(3, seed=5)]),
+        "periodic": make_batch([make_crystal(1), make_crystal(3, seed=5)]),
     }
 
 
-@types
-@pytest.mark.parametrize("name", list(batches()))
+@all_dtypes
+@pytest.mark.parametrize("name", list(make_batches()))
 def test_models_predict_the_same_with_fused_messages(name: str, dtype: torch.dtype, model: FoundationModel) -> None:
-    batch = batches()[name].to("cpu", dtype)
+    batch = make_batches()[name].to("cpu", dtype)
     model.to(dtype)
     weights = model.gate(batch.composition)
     got, expected = batched_heads(model, batch, weights, fused=True), baseline(model, batch, weights)
     assert_close(got, expected, 100 * TOLERANCE[dtype])
 
 
-def test_forces_are_minus_the_slope_of_the_energy(model: FoundationModel) -> None:
+def test_forces_are_the_negative_gradient_of_the_energy(model: FoundationModel) -> None:
     def predict(structure: Structure) -> Prediction:
-        batch = batch_of([structure])
+        batch = make_batch([structure])
         return batched_heads(model, batch, model.gate(batch.composition), fused=True)
 
-    for structure in (molecule(5), crystal(2)):
+    for structure in (make_molecule(5), make_crystal(2)):
         forces = predict(structure).forces.numpy()
         for atom in range(len(structure)):
             for axis in range(3):
@@ -83,7 +85,7 @@ def test_forces_are_minus_the_slope_of_the_energy(model: FoundationModel) -> Non
 
 
 class ForceLoss(nn.Module):
-    """The loss of training, with or without fused messages."""
+    """A loss of energies and forces, with or without fused messages."""
 
     def __init__(self, model: FoundationModel, fused: bool) -> None:
         super().__init__()
@@ -92,8 +94,8 @@ class ForceLoss(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         pooled = self.model.encode(batch, batch.positions, batch.shift, fused=self.fused)
         energy = self.model.all_energies(pooled, batch)
-        (slope,) = torch.autograd.grad(energy.sum(), batch.positions, create_graph=True)
-        return energy.square().sum() + slope.square().sum()
+        (energy_gradient,) = torch.autograd.grad(energy.sum(), batch.positions, create_graph=True)
+        return energy.square().sum() + energy_gradient.square().sum()
 
     def gradients(self, batch: Batch) -> dict[str, Tensor]:
         self.model.zero_grad()
@@ -106,7 +108,7 @@ def test_gradients_of_a_force_loss_are_the_same_with_fused_messages(model: Found
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
     two_layers = make_model(model.config.replace(num_conv_layers=2)).requires_grad_(True)
-    batch = batch_of([molecule(), crystal()])
+    batch = make_batch([make_molecule(), make_crystal()])
     compiled = ForceLoss(two_layers, fused=True)
     compiled.compile(dynamic=True, fullgraph=True, backend="aot_eager")
     expected = ForceLoss(two_layers, fused=False).gradients(batch)
@@ -121,24 +123,24 @@ def test_gradients_of_a_force_loss_are_the_same_with_fused_messages(model: Found
 def test_models_compile_to_one_graph_for_any_shape(model: FoundationModel) -> None:
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
-    explained = []
+    graphs = []
 
-    def note(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
-        explained.append(graph)
+    def record_graph(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
         return graph
 
-    run = torch.compile(batched_heads, dynamic=True, fullgraph=True, backend=note)
-    for batch in batches().values():
+    run = torch.compile(batched_heads, dynamic=True, fullgraph=True, backend=record_graph)
+    for batch in make_batches().values():
         weights = model.gate(batch.composition)
         assert_close(run(model, batch, weights, fused=True), batched_heads(model, batch, weights), 1e-11)
-    assert 1 <= len(explained) <= 4
+    assert 1 <= len(graphs) <= 4
 
 
 def test_other_models_and_devices_are_refused() -> None:
-    other = make_model(ModelConfig(backbone="egnn", hidden_dim=8, dim_sharedlayers=8, dim_headlayers=8))
-    batch = batch_of([molecule()], SMALL)
+    egnn = make_model(ModelConfig(backbone="egnn", hidden_dim=8, dim_sharedlayers=8, dim_headlayers=8))
+    batch = make_batch([make_molecule()], SMALL)
     with pytest.raises(UnsupportedKernel, match="only painn and pnaeq have fused messages, not egnn"):
-        fused_messages()(other, batch, other.gate(batch.composition))
+        fused_messages()(egnn, batch, egnn.gate(batch.composition))
     with pytest.raises(UnsupportedKernel, match="run on CPUs and on GPUs that Triton supports, not on mps"):
         kernels.check("painn", torch.device("mps"))
 

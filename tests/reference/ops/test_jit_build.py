@@ -15,9 +15,9 @@ import torch
 from harness.reference.ops import jit_build, messages
 from harness.reference.ops.jit_build import BuildError
 from harness.reference.programs.ladder.stages import fused_messages
-from tests.reference.conftest import batch_of, make_model, molecule
+from tests.reference.conftest import make_batch, make_model, make_molecule
 
-# a library that appends a character to a file when it is loaded
+# The library appends a character to a file when it is loaded.
 LIBRARY_SOURCE = """
 #include <cstdio>
 #include <cstdlib>
@@ -38,8 +38,8 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def load_in_a_process(sources: Path) -> subprocess.CompletedProcess[str]:
-    """Load the library in a separate process, as dlopen reuses a loaded one."""
+def load_in_new_process(sources: Path) -> subprocess.CompletedProcess[str]:
+    """Load the library in a new process, since dlopen reuses a library that is already loaded."""
     script = f"""
         from pathlib import Path
         from harness.reference.ops import jit_build
@@ -54,85 +54,87 @@ def count_loads(sources: Path) -> int:
     return len((sources.parent / "loads").read_text())
 
 
-def cached_files(sources: Path) -> list[Path]:
+def list_cached_files(sources: Path) -> list[Path]:
     return sorted((sources.parent / "cache").rglob("*.*"))
 
 
 def test_a_library_is_compiled_once_and_then_loaded_from_the_cache(
     sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load_in_a_process(sources).returncode == 0
-    (path,) = cached_files(sources)
+    assert load_in_new_process(sources).returncode == 0
+    (path,) = list_cached_files(sources)
     assert path.parent == sources.parent / "cache" / "gfm-harness"
     before = path.stat().st_mtime_ns
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert load_in_a_process(sources).returncode == 0
+    assert load_in_new_process(sources).returncode == 0
     assert count_loads(sources) == 2
     assert path.stat().st_mtime_ns == before
 
 
 def test_a_damaged_library_is_rebuilt(sources: Path) -> None:
-    """Empty, cut off, or with one byte changed: loading such a file can end the process."""
-    assert load_in_a_process(sources).returncode == 0
-    (path,) = cached_files(sources)
-    sound = path.read_bytes()
-    for damaged in (b"", sound[:5000], sound[:5000] + bytes([sound[5000] ^ 1]) + sound[5001:]):
+    """The file is empty, truncated or has one changed byte; loading such a file can end the process."""
+    assert load_in_new_process(sources).returncode == 0
+    (path,) = list_cached_files(sources)
+    intact = path.read_bytes()
+    for damaged in (b"", intact[:5000], intact[:5000] + bytes([intact[5000] ^ 1]) + intact[5001:]):
         path.unlink()
         path.write_bytes(damaged)
-        assert load_in_a_process(sources).returncode == 0
+        assert load_in_new_process(sources).returncode == 0
         assert jit_build._has_valid_digest(path)
     assert count_loads(sources) == 4
 
 
 def test_a_cache_that_cannot_be_written_is_bypassed(sources: Path) -> None:
-    """A file stands where the folder would, which stops the superuser too."""
+    """A file has the name of the cache folder, so that not even root can write the cache."""
     (sources.parent / "cache").write_text("")
-    assert load_in_a_process(sources).returncode == 0
+    assert load_in_new_process(sources).returncode == 0
     assert count_loads(sources) == 1
     assert not list(sources.parent.glob("gfm-harness-*"))
 
 
-def test_a_sealed_file_that_is_no_library_is_bypassed(sources: Path) -> None:
-    assert load_in_a_process(sources).returncode == 0
-    (path,) = cached_files(sources)
+def test_file_with_a_valid_digest_that_is_no_library_is_bypassed(sources: Path) -> None:
+    assert load_in_new_process(sources).returncode == 0
+    (path,) = list_cached_files(sources)
     path.unlink()
     path.write_bytes(b"no library" + jit_build.hashlib.sha256(b"no library").digest())
-    assert load_in_a_process(sources).returncode == 0
+    assert load_in_new_process(sources).returncode == 0
     assert count_loads(sources) == 2
 
 
 def test_concurrent_builds_do_not_interfere(sources: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
-        results = list(pool.map(load_in_a_process, [sources] * 3))
+        results = list(pool.map(load_in_new_process, [sources] * 3))
     assert [d.returncode for d in results] == [0, 0, 0], results
     assert count_loads(sources) == 3
-    (path,) = cached_files(sources)
+    (path,) = list_cached_files(sources)
     assert jit_build._has_valid_digest(path)
 
 
-def test_other_sources_or_flags_are_another_library(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {jit_build.fingerprint(sources)}
+def test_fingerprint_depends_on_sources_flags_torch_and_processor(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fingerprints = {jit_build.fingerprint(sources)}
     monkeypatch.setattr(jit_build, "FLAGS", (*jit_build.FLAGS, "-DOTHER"))
-    names.add(jit_build.fingerprint(sources))
+    fingerprints.add(jit_build.fingerprint(sources))
     monkeypatch.setattr(torch, "__version__", "0.0")
-    names.add(jit_build.fingerprint(sources))
+    fingerprints.add(jit_build.fingerprint(sources))
     monkeypatch.setattr(jit_build, "_describe_processor", lambda: "another")
-    names.add(jit_build.fingerprint(sources))
+    fingerprints.add(jit_build.fingerprint(sources))
     (sources / "more.h").write_text("")
-    names.add(jit_build.fingerprint(sources))
-    assert len(names) == 5
+    fingerprints.add(jit_build.fingerprint(sources))
+    assert len(fingerprints) == 5
 
 
-def test_a_source_that_does_not_compile_says_where(sources: Path) -> None:
+def test_compiler_error_is_reported_with_its_location(sources: Path) -> None:
     (sources / "operators.cpp").write_text("int wrong = ;")
     with pytest.raises(BuildError, match=r"fails: .*operators\.cpp:1:\d+: error: "):
         jit_build.load(sources)
-    assert not cached_files(sources)
+    assert not list_cached_files(sources)
 
 
-def test_without_a_compiler_the_stage_is_not_available(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_stage_is_unavailable(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "SOURCES", sources)
-    model, batch = make_model(), batch_of([molecule(3)])
+    model, batch = make_model(), make_batch([make_molecule(3)])
     predict = fused_messages()
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BuildError, match=r"^no C\+\+ compiler 'no-such-compiler'$"):
@@ -143,7 +145,7 @@ def test_without_a_compiler_the_stage_is_not_available(sources: Path, monkeypatc
         predict(model, batch, model.gate(batch.composition))
 
 
-def test_nothing_is_compiled_before_it_is_needed(sources: Path) -> None:
+def test_no_operator_is_compiled_before_its_first_use(sources: Path) -> None:
     script = "import harness.reference.programs.ladder.stages as i; [s.predict() for s in i.LADDER]"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert not (sources.parent / "cache").exists()

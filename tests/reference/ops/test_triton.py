@@ -1,7 +1,7 @@
-"""The fused messages in Triton: on a GPU where there is one, else interpreted on the CPU with TRITON_INTERPRET=1.
+"""The fused messages in Triton: they run on a GPU, or interpreted on the CPU with TRITON_INTERPRET=1.
 
-The interpreter shows that the arithmetic is right, not that it is fast, nor how a GPU orders it. That the compilers for
-NVIDIA and AMD take the kernels is tested by compiling them, which needs no GPU.
+The interpreter shows that the arithmetic is right, not that it is fast, nor in which order a GPU computes. One test
+compiles the kernels for NVIDIA and AMD, which needs no GPU.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor, library
 from harness.reference.inference.prediction import baseline, batched_heads
 from harness.reference.ops import messages as kernels
 from harness.reference.ops.messages import MessageInputs, UnsupportedKernel, messages
-from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
+from tests.reference.conftest import SMALL, make_batch, make_crystal, make_model, make_molecule
 from tests.reference.ops.message_terms import (
     TOLERANCE,
     assert_close,
+    compute_first_and_second_derivatives,
+    compute_unfused_messages,
+    compute_values_and_gradients,
     make_terms,
-    plain_messages,
-    with_gradients,
-    with_second_derivatives,
 )
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -37,13 +37,13 @@ DEVICE = "cpu" if INTERPRETED else GPU
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or DEVICE is None, reason="needs Triton, and a GPU or TRITON_INTERPRET=1"
 )
-types = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
+all_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
 with_and_without_v = pytest.mark.parametrize("with_v", [True, False], ids=["v", "no v"])
-on_gpus = pytest.mark.skipif(INTERPRETED or GPU is None, reason="needs a GPU")
+needs_gpu = pytest.mark.skipif(INTERPRETED or GPU is None, reason="needs a GPU")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _registered() -> Iterator[None]:
+def _register_operators() -> Iterator[None]:
     if DEVICE != "cpu":
         kernels.load(torch.device(DEVICE))
         yield
@@ -56,23 +56,25 @@ def _registered() -> Iterator[None]:
     del registered
 
 
-def terms_of(*sizes: int, with_v: bool = True, dtype: torch.dtype = torch.float64) -> MessageInputs:
+def make_device_terms(*sizes: int, with_v: bool = True, dtype: torch.dtype = torch.float64) -> MessageInputs:
     return make_terms(*sizes, with_v=with_v, dtype=dtype, device=DEVICE)
 
 
-# narrower than a tile, ragged; several tiles of edges; of features; more columns than most; one atom, no edges
+# (atoms, edges, width, columns): less than a tile; several tiles of edges or of features; many columns; no edges
 SIZES = [(5, 9, 3, 2), (4, 60, 13, 7), (3, 12, 337, 7), (4, 20, 40, 21), (3, 10, 5, 45), (1, 4, 6, 3), (3, 0, 8, 7)]
 
 
-@types
+@all_dtypes
 @with_and_without_v
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_values_and_gradients_are_those_of_the_definition(
+def test_values_and_gradients_match_the_unfused_messages(
     sizes: tuple[int, ...], with_v: bool, dtype: torch.dtype
 ) -> None:
-    terms = terms_of(*sizes, with_v=with_v, dtype=dtype)
+    terms = make_device_terms(*sizes, with_v=with_v, dtype=dtype)
     for got, expected in zip(
-        with_gradients(messages(terms), terms), with_gradients(plain_messages(terms), terms), strict=True
+        compute_values_and_gradients(messages(terms), terms),
+        compute_values_and_gradients(compute_unfused_messages(terms), terms),
+        strict=True,
     ):
         assert got.dtype == dtype
         assert got.shape == expected.shape
@@ -81,10 +83,14 @@ def test_values_and_gradients_are_those_of_the_definition(
 
 
 @with_and_without_v
-def test_second_derivatives_are_those_of_the_definition(with_v: bool) -> None:
-    terms = terms_of(4, 15, 6, 4, with_v=with_v)
+def test_second_derivatives_match_the_unfused_messages(with_v: bool) -> None:
+    terms = make_device_terms(4, 15, 6, 4, with_v=with_v)
     for got, expected in zip(
-        *(with_second_derivatives(form, terms) for form in (messages, plain_messages)), strict=True
+        *(
+            compute_first_and_second_derivatives(formulation, terms)
+            for formulation in (messages, compute_unfused_messages)
+        ),
+        strict=True,
     ):
         assert torch.allclose(got, expected, rtol=1e-10, atol=1e-10 * float(expected.detach().abs().max()))
 
@@ -92,16 +98,16 @@ def test_second_derivatives_are_those_of_the_definition(with_v: bool) -> None:
 def test_sums_do_not_depend_on_the_number_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.reference.ops import triton_messages
 
-    terms = terms_of(5, 40, 6, 4)
-    expected = with_gradients(messages(terms), terms)
+    terms = make_device_terms(5, 40, 6, 4)
+    expected = compute_values_and_gradients(messages(terms), terms)
     monkeypatch.setattr(triton_messages, "MIN_CHUNK", 2)
     monkeypatch.setattr(triton_messages, "MAX_CHUNKS", 7)
-    for got, of_one in zip(with_gradients(messages(terms), terms), expected, strict=True):
-        assert torch.allclose(got, of_one, rtol=0, atol=1e-13 * float(of_one.abs().max()))
+    for got, single_chunk in zip(compute_values_and_gradients(messages(terms), terms), expected, strict=True):
+        assert torch.allclose(got, single_chunk, rtol=0, atol=1e-13 * float(single_chunk.abs().max()))
 
 
 def test_tensors_may_be_views() -> None:
-    terms = terms_of(4, 12, 5, 3)
+    terms = make_device_terms(4, 12, 5, 3)
     assert terms.v is not None
     strided = terms._replace(
         phi=terms.phi.T.contiguous().T, v=terms.v.permute(2, 0, 1).contiguous().permute(1, 2, 0),
@@ -111,16 +117,16 @@ def test_tensors_may_be_views() -> None:
         assert torch.equal(got, expected)
 
 
-@types
+@all_dtypes
 def test_results_are_bitwise_reproducible(dtype: torch.dtype) -> None:
-    terms = terms_of(5, 40, 20, 7, dtype=dtype)
-    first, again = (with_gradients(messages(terms), terms) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    terms = make_device_terms(5, 40, 20, 7, dtype=dtype)
+    first, repeated = (compute_values_and_gradients(messages(terms), terms) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, repeated, strict=True))
 
 
 @with_and_without_v
 def test_operators_are_registered_correctly(with_v: bool) -> None:
-    terms = terms_of(3, 6, 4, 2, with_v=with_v)
+    terms = make_device_terms(3, 6, 4, 2, with_v=with_v)
     to_s, to_v = (torch.randn_like(x).requires_grad_() for x in messages(terms))
     operators = torch.ops.gfm_harness
     library.opcheck(operators.messages.default, tuple(terms))
@@ -142,7 +148,7 @@ def test_operators_are_registered_correctly(with_v: bool) -> None:
     ids=str,
 )
 def test_tensors_that_do_not_fit_are_refused(wrong: dict[str, Tensor], message: str) -> None:
-    terms = terms_of(5, 3, 6, 4)._replace(**{name: x.to(DEVICE) for name, x in wrong.items()})
+    terms = make_device_terms(5, 3, 6, 4)._replace(**{name: x.to(DEVICE) for name, x in wrong.items()})
     with pytest.raises((ValueError, TypeError), match=message):
         torch.ops.gfm_harness.messages(*(x.detach() if x is not None else x for x in terms))
 
@@ -151,7 +157,7 @@ def test_tensors_that_do_not_fit_are_refused(wrong: dict[str, Tensor], message: 
 @pytest.mark.parametrize("backbone", kernels.BACKBONES)
 def test_models_predict_the_same_with_fused_messages(backbone: str, compiled: bool) -> None:
     model = make_model(SMALL.replace(backbone=backbone, hidden_dim=8, num_conv_layers=2)).to(DEVICE)
-    batch = batch_of([molecule(3), molecule(1, seed=7), crystal(1)]).to(DEVICE, torch.float64)
+    batch = make_batch([make_molecule(3), make_molecule(1, seed=7), make_crystal(1)]).to(DEVICE, torch.float64)
     weights = model.gate(batch.composition)
     run = batched_heads
     if compiled:
@@ -161,18 +167,18 @@ def test_models_predict_the_same_with_fused_messages(backbone: str, compiled: bo
     assert_close(run(model, batch, weights, fused=True), baseline(model, batch, weights), 1e-11)
 
 
-@on_gpus
-@pytest.mark.skipif(GPU != "cuda", reason="graphs are CUDA's")
-def test_cuda_graphs_can_record_them() -> None:
-    """An operation that waits for the device would end the recording."""
-    terms = terms_of(50, 400, 64, 7)
+@needs_gpu
+@pytest.mark.skipif(GPU != "cuda", reason="only CUDA has CUDA graphs")
+def test_cuda_graphs_can_record_the_operators() -> None:
+    """An operation that waits for the device would abort the recording."""
+    terms = make_device_terms(50, 400, 64, 7)
     inputs = [x.detach() if x is not None else x for x in terms]
     operators = torch.ops.gfm_harness
 
     def run() -> tuple[Tensor, ...]:
         s, v = operators.messages(*inputs)
-        by = operators.messages_backward(s, v, *inputs, True)
-        return s, v, *by, operators.filter_backward(s, v, *inputs[:3], *inputs[4:])
+        gradients = operators.messages_backward(s, v, *inputs, True)
+        return s, v, *gradients, operators.filter_backward(s, v, *inputs[:3], *inputs[4:])
 
     expected = run()
     graph = torch.cuda.CUDAGraph()
@@ -194,6 +200,6 @@ def test_kernels_compile_for_nvidia_and_amd_without_atomics(tmp_path: Path) -> N
     command = [sys.executable, "-m", "tests.reference.ops.compile_triton"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr
-    kernels_of = [[int(size) for size in line.rpartition(")")[2].split()] for line in result.stdout.splitlines()]
-    assert len(kernels_of) == 12
-    assert all(len(sizes) == 4 and min(sizes) > 1000 for sizes in kernels_of)
+    kernel_sizes = [[int(size) for size in line.rpartition(")")[2].split()] for line in result.stdout.splitlines()]
+    assert len(kernel_sizes) == 12
+    assert all(len(sizes) == 4 and min(sizes) > 1000 for sizes in kernel_sizes)

@@ -1,4 +1,4 @@
-"""Calculators with planted faults, each of a kind that users have met."""
+"""EMT calculators with planted faults, each of a kind that occurs in practice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 
 
 class Faulty(EMT):  # type: ignore[misc]
-    """EMT with a fault."""
+    """EMT with the fault of the given name; the fault "none" is plain EMT."""
 
     def __init__(self, fault: str = "none") -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class Faulty(EMT):  # type: ignore[misc]
             atoms.pbc = (True, True, False)
         super().calculate(atoms, properties or ["energy", "forces"], system_changes)
         forces = np.array(self.results["forces"])
-        if self.fault in FORCES:
-            self.results["forces"] = FORCES[self.fault](atoms, forces)
+        if self.fault in FORCE_FAULTS:
+            self.results["forces"] = FORCE_FAULTS[self.fault](atoms, forces)
         elif self.fault == "kj_per_mol":
             self.results["energy"] *= 96.485
         elif self.fault == "batch_dependent":
@@ -53,17 +53,17 @@ def has_left_cell(atoms: Atoms) -> bool:
     return any(atoms.pbc) and bool((np.floor(atoms.get_scaled_positions(wrap=False)[:, 2] + 1e-9) != 0).any())
 
 
-def swirl(atoms: Atoms) -> Array:
-    """Return forces [n, 3] around an axis, which no energy has."""
+def compute_circulating_forces(atoms: Atoms) -> Array:
+    """Return forces [n, 3] that circulate around an axis, so that they are the gradient of no energy."""
     return np.asarray(0.05 * np.cross(atoms.positions - atoms.positions.mean(axis=0), [0.0, 0.0, 1.0]))
 
 
-FORCES: dict[str, Callable[[Atoms, Array], Array]] = {
+FORCE_FAULTS: dict[str, Callable[[Atoms, Array], Array]] = {
     "forces_off": lambda atoms, forces: 1.01 * forces,
     "biased_vectors": lambda atoms, forces: forces + 0.1 * np.abs(forces).max() * np.array([1.0, 0.0, 0.0]),
     "wrong_order": lambda atoms, forces: forces[::-1],
     "wrong_sign": lambda atoms, forces: -forces,
     "wrong_shape": lambda atoms, forces: forces.ravel(),
     "nan": lambda atoms, forces: forces * np.nan,
-    "not_conservative": lambda atoms, forces: forces + swirl(atoms),
+    "not_conservative": lambda atoms, forces: forces + compute_circulating_forces(atoms),
 }

@@ -1,4 +1,4 @@
-"""Checks of physics find planted faults of every kind, by name, and raise no false alarm."""
+"""Physics checks name planted faults of every kind and raise no false alarm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.reference.potentials.structures import make_alloy, make_cluster
 from tests.reference.potentials.faulty import Faulty
 
 
-def predict_with(calculator: Calculator) -> Predict:
+def make_predict(calculator: Calculator) -> Predict:
     """Return a function that predicts structures with an ASE calculator."""
 
     def predict(structures: Sequence[Structure]) -> list[PotentialPrediction]:
@@ -38,14 +38,14 @@ def predict_with(calculator: Calculator) -> Predict:
 def find_violations(fault: str, *, seed: int = 0, transformations: int = 10) -> list[Violation]:
     """Return the checks that EMT with a fault does not pass."""
     checks = check_physics(
-        predict_with(Faulty(fault)), make_alloy(), make_cluster(), dtype="float64",
+        make_predict(Faulty(fault)), make_alloy(), make_cluster(), dtype="float64",
         transformations=transformations, dynamics_steps=40, seed=seed,
     )  # fmt: skip
     return [check for check in checks if not check.passed]
 
 
 @pytest.mark.parametrize(
-    ("fault", "named"),
+    ("fault", "expected"),
     [
         ("forces_off", {"forces from energies"}),
         ("biased_vectors", {"rotation: forces"}),
@@ -58,8 +58,8 @@ def find_violations(fault: str, *, seed: int = 0, transformations: int = 10) -> 
         ("not_conservative", {"conservative forces"}),
     ],
 )
-def test_planted_fault_is_found(fault: str, named: set[str]) -> None:
-    assert named <= {v.check for v in find_violations(fault)}
+def test_planted_fault_is_found(fault: str, expected: set[str]) -> None:
+    assert expected <= {v.check for v in find_violations(fault)}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -70,7 +70,7 @@ def test_sound_potential_passes_all_checks(seed: int) -> None:
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
 @pytest.mark.parametrize("seed", range(2))
 def test_random_models_pass_all_checks(precision: str, seed: int) -> None:
-    """Untrained PaiNN without a limit of neighbours: what a precision rounds is no violation."""
+    """Untrained PaiNN without a neighbour limit: rounding errors of a precision are no violations."""
     torch.manual_seed(seed)
     model = FoundationModel(ModelConfig(hidden_dim=8, num_conv_layers=2))
     model.mark_all_elements_known()
@@ -79,7 +79,7 @@ def test_random_models_pass_all_checks(precision: str, seed: int) -> None:
     structures = make_alloy(), make_cluster()
     checks = list(
         check_physics(
-            predict_with(calculator), *structures, dtype=dtype, transformations=6, dynamics_steps=20, seed=seed
+            make_predict(calculator), *structures, dtype=dtype, transformations=6, dynamics_steps=20, seed=seed
         )
     )
     assert len(checks) > 20
@@ -95,11 +95,11 @@ def test_rotations_and_reflections_are_orthogonal() -> None:
 
 
 @pytest.mark.parametrize("jump", [0.0, 1e-4])
-def test_jump_is_measured(jump: float) -> None:
-    """E = sin(3x), with a jump at an irrational place."""
+def test_jump_of_an_energy_is_measured(jump: float) -> None:
+    """The energy is sin(3x), with a jump at an irrational x."""
 
-    def predict(places: Sequence[float]) -> list[tuple[float, float]]:
-        return [(np.sin(3 * x) + (jump if x > np.sqrt(0.5) else 0.0), -3 * np.cos(3 * x)) for x in places]
+    def predict(positions: Sequence[float]) -> list[tuple[float, float]]:
+        return [(np.sin(3 * x) + (jump if x > np.sqrt(0.5) else 0.0), -3 * np.cos(3 * x)) for x in positions]
 
     measured, _ = find_jump(predict, np.arange(0.0, 2.0, 0.05))
     assert measured == pytest.approx(jump, abs=1e-9)

@@ -1,4 +1,4 @@
-"""The two modes of the allocator by their page faults, and allocators other than glibc's."""
+"""The two modes of glibc's allocator differ in their page faults; other allocators are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ blocks = []
 
 def faults(mode):
     memory.set_allocator_mode(mode)
-    # something small that lives on, above large blocks that are let go: holes that are no part of the heap's end
+    # small blocks that stay allocated above large ones that are freed: the free memory is not at the end of the heap
     large = [torch.zeros(100 << 20, dtype=torch.uint8) for _ in range(3)]
     blocks.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
     del large
@@ -36,19 +36,19 @@ for mode in sys.argv[1].split():
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_tuned_mode_retains_memory_and_default_mode_returns_it_in_any_order() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc exists only on Linux")
+def test_tuned_mode_retains_memory_and_default_mode_returns_memory_in_any_order() -> None:
     for order in ("default tuned default tuned", "tuned default"):
         result = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(SCRIPT), order], capture_output=True, text=True, check=True
         )
         for line in result.stdout.splitlines():
             mode, faults = line.split()
-            # huge pages would make ten thousand small faults a few hundred
+            # with huge pages there are a few hundred faults instead of ten thousand
             assert int(faults) < 50 if mode == "tuned" else int(faults) > 50, result.stdout
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc exists only on Linux")
 def test_default_mode_ignores_malloc_variables_of_the_job() -> None:
     environment = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000", "MALLOC_TOP_PAD_": "268435456"}
     result = subprocess.run(
@@ -73,7 +73,7 @@ print(psutil.Process().memory_info().rss >> 20)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc exists only on Linux")
 def test_switching_modes_repeatedly_does_not_accumulate_memory() -> None:
     result = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
     assert int(result.stdout) < 1000

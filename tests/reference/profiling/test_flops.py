@@ -1,4 +1,4 @@
-"""Arithmetic and traffic of a call against hand counts; free memory and the largest batch that fits."""
+"""Counted operations and memory traffic match hand counts; free memory is measured and the largest batch estimated."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from harness.reference.profiling.flops import count_compiled_bytes, count_work
 from harness.reference.profiling.memory import estimate_largest_batch, list_cgroup_free_bytes, measure_free_bytes
 from harness.reference.profiling.timing import classify_operation, measure_peak_bytes
 from harness.reference.programs.ladder.stages import LADDER, StaticGraphs
-from tests.reference.conftest import batch_of, crystal, make_model, molecule
+from tests.reference.conftest import make_batch, make_crystal, make_model, make_molecule
 
 
-def test_products_are_classified_by_rows_and_bytes_count_both_ways() -> None:
+def test_products_are_classified_by_rows_and_bytes_include_reads_and_writes() -> None:
     shape = Shape(graphs=3, atoms=20, edges=50)
     edges, nodes, vectors = torch.randn(50, 8), torch.randn(20, 16), torch.randn(60, 16)
     heads, width = torch.ones(4, 3, 16), torch.randn(16, 16)
@@ -41,7 +41,7 @@ def test_products_are_classified_by_rows_and_bytes_count_both_ways() -> None:
     assert count_work(lambda: x.view(10, 100).T, shape).bytes == 0
 
 
-def test_backward_counts_and_two_types_are_two_kinds() -> None:
+def test_backward_products_are_counted_and_dtypes_distinguished() -> None:
     shape = Shape(1, 30, 1)
     a, b = torch.randn(30, 40), torch.randn(40, 50, requires_grad=True)
     assert count_work(lambda: (a @ b).sum().backward(), shape).matrix_flops == 2 * (2 * 30 * 40 * 50)
@@ -50,36 +50,36 @@ def test_backward_counts_and_two_types_are_two_kinds() -> None:
     assert set(work.kinds) == {("nodes", "float32"), ("nodes", "bfloat16")}
 
 
-def test_products_are_of_atoms_or_heads_however_many_structures_there_are() -> None:
-    """Also when weights have as many rows as the batch has structures: the width is 16."""
+def test_classification_of_products_does_not_depend_on_the_number_of_structures() -> None:
+    """The width is 16, so that weight matrices have as many rows as a batch of 16 structures."""
     model = make_model()
     assert model.config.hidden_dim == 16
 
-    def flops_per_graph(graphs: int) -> dict[str, float]:
-        batch = batch_of([molecule(20, seed=k) for k in range(graphs)])
+    def count_flops_per_graph(graphs: int) -> dict[str, float]:
+        batch = make_batch([make_molecule(20, seed=k) for k in range(graphs)])
         weights = model.gate(batch.composition)
         counts = count_work(lambda: batched_heads(model, batch, weights), get_shape(batch)).flops
-        return {of: n / graphs for (of, _), n in counts.items()}
+        return {kind_of_rows: n / graphs for (kind_of_rows, _), n in counts.items()}
 
-    few, as_many, more = (flops_per_graph(graphs) for graphs in (8, 16, 40))
+    smaller, equal, larger = (count_flops_per_graph(graphs) for graphs in (8, 16, 40))
     for kind in ("edges", "nodes", "heads"):
-        # what is done once an element, 119 times, counts as of atoms
-        assert few[kind] == pytest.approx(more[kind], rel=0.2), kind
-        assert as_many[kind] == pytest.approx(more[kind], rel=0.2), kind
+        # operations on the table of 119 elements count as operations on atoms
+        assert smaller[kind] == pytest.approx(larger[kind], rel=0.2), kind
+        assert equal[kind] == pytest.approx(larger[kind], rel=0.2), kind
 
 
 @pytest.mark.parametrize("backbone", ["painn", "schnet", "egnn"])
 def test_padded_batches_are_classified_by_their_shape(backbone: str) -> None:
     """The counts are those of unpadded batches, up to the padding."""
     model = make_model(ModelConfig(backbone=backbone, hidden_dim=16, dim_sharedlayers=8, dim_headlayers=8))  # type: ignore[arg-type]
-    batch = batch_of([molecule(), crystal()])
+    batch = make_batch([make_molecule(), make_crystal()])
     shape = get_shape(batch)
     stage = StaticGraphs(batched_heads)
     weights = model.gate(batch.composition)
-    plain = count_work(lambda: batched_heads(model, batch, weights), shape).flops
-    filled = count_work(lambda: stage(model, batch, weights), stage.buckets.assign(shape)).flops
-    assert filled.keys() == plain.keys()
-    assert all(plain[kind] <= filled[kind] < 1.6 * plain[kind] for kind in plain)
+    unpadded = count_work(lambda: batched_heads(model, batch, weights), shape).flops
+    padded = count_work(lambda: stage(model, batch, weights), stage.buckets.assign(shape)).flops
+    assert padded.keys() == unpadded.keys()
+    assert all(unpadded[kind] <= padded[kind] < 1.6 * unpadded[kind] for kind in unpadded)
 
 
 def test_fused_messages_are_counted_by_their_loops() -> None:
@@ -88,9 +88,9 @@ def test_fused_messages_are_counted_by_their_loops() -> None:
     radial, unit, end = torch.zeros(e, columns), torch.zeros(e, 3), torch.zeros(e, dtype=torch.long)
     assert flops.count_messages(phi, v, radial, None, unit, end, end) == e * width * (6 * columns + 16)
     to_s, to_v = torch.zeros(n, width), torch.zeros(3, n, width)
-    for nodes, each in ((True, 12 * columns + 30), (False, 8 * columns + 20)):
+    for nodes, flops_per_element in ((True, 12 * columns + 30), (False, 8 * columns + 20)):
         backward_flops = flops.count_messages_backward(to_s, to_v, phi, v, radial, None, unit, end, end, nodes)
-        assert backward_flops == e * width * each
+        assert backward_flops == e * width * flops_per_element
     for name in messages.SCHEMAS:
         operator = getattr(torch.ops.gfm_harness, name)
         assert (operator in flop_registry) == (not name.endswith("_second")), name
@@ -98,7 +98,7 @@ def test_fused_messages_are_counted_by_their_loops() -> None:
 
 def test_every_stage_is_counted_and_the_fused_one_moves_less() -> None:
     model = make_model()
-    batch = batch_of([molecule(), crystal()])
+    batch = make_batch([make_molecule(), make_crystal()])
     weights = model.gate(batch.composition)
     messages.load(torch.device("cpu"))
     counted = {
@@ -108,7 +108,7 @@ def test_every_stage_is_counted_and_the_fused_one_moves_less() -> None:
     assert all(c.flops.total() > 0 and c.bytes > 0 for c in counted.values())
     assert counted["torch_compile"] == counted["batched_heads"]
     assert counted["baseline"].matrix_flops > 10 * counted["batched_heads"].matrix_flops
-    assert not any(of == "edges" for of, _ in counted["fused_messages"].kinds)
+    assert not any(kind_of_rows == "edges" for kind_of_rows, _ in counted["fused_messages"].kinds)
     assert counted["fused_messages"].bytes < 0.5 * counted["batched_heads"].bytes
     assert ("nodes", "bfloat16") in counted["mixed_precision"].kinds
 
@@ -128,7 +128,7 @@ def write_control_group(folder: Path, version: int, limit: str, used: int, inact
     (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {inactive}\n")
 
 
-def test_control_groups_leave_their_limit_minus_unreclaimable_memory(tmp_path: Path) -> None:
+def test_free_memory_of_a_control_group_is_its_limit_minus_unreclaimable_memory(tmp_path: Path) -> None:
     cgroup_file = tmp_path / "cgroup"
     assert list_cgroup_free_bytes(cgroup_file, tmp_path) == []
     cgroup_file.write_text("0::/slurm/job_7/step_0\n")
@@ -136,7 +136,7 @@ def test_control_groups_leave_their_limit_minus_unreclaimable_memory(tmp_path: P
     assert list_cgroup_free_bytes(cgroup_file, tmp_path) == []
     write_control_group(tmp_path / "slurm" / "job_7", 2, "5000", 4000, 500)
     write_control_group(tmp_path / "slurm", 2, "9000", 4000, 500)
-    write_control_group(tmp_path, 2, "1", 0, 0)  # the root has no limit in truth, but is looked at
+    write_control_group(tmp_path, 2, "1", 0, 0)  # a real root group has no limit, but its file is read all the same
     assert list_cgroup_free_bytes(cgroup_file, tmp_path) == [1500, 5500, 1]
     cgroup_file.write_text("5:cpu,cpuacct:/a\n4:memory:/a\n0::/\n")
     write_control_group(tmp_path / "memory" / "a", 1, "7000", 1000, 200)
@@ -144,7 +144,7 @@ def test_control_groups_leave_their_limit_minus_unreclaimable_memory(tmp_path: P
     assert measure_free_bytes(torch.device("cpu")) > 0
 
 
-def test_the_largest_batch_is_in_proportion_with_a_reserve() -> None:
+def test_largest_batch_is_proportional_to_free_memory_minus_a_reserve() -> None:
     assert estimate_largest_batch(1 << 20, 4, 100 << 20) == int(memory.USABLE_SHARE * 400)
     assert estimate_largest_batch(1 << 40, 16, 1 << 20) == 1
 
@@ -153,12 +153,12 @@ def test_memory_grows_no_faster_than_batches() -> None:
     """The choice of a batch size by free memory relies on this."""
     model = make_model()
 
-    def peak(copies: int) -> int:
-        batch = batch_of([molecule(20, seed=k % 4) for k in range(4 * copies)])
+    def measure_peak(copies: int) -> int:
+        batch = make_batch([make_molecule(20, seed=k % 4) for k in range(4 * copies)])
         weights = model.gate(batch.composition)
         return measure_peak_bytes(lambda: batched_heads(model, batch, weights), torch.device("cpu"))
 
-    assert peak(8) <= 8 * 1.02 * peak(1)
+    assert measure_peak(8) <= 8 * 1.02 * measure_peak(1)
 
 
 @pytest.mark.parametrize(
@@ -175,5 +175,5 @@ def test_memory_grows_no_faster_than_batches() -> None:
         ("sm90_xmma_gemm_f64f64", "matrix products"), ("triton_poi_fused_add_3", "element-wise and sums, compiled"),
     ],
 )  # fmt: skip
-def test_operations_have_a_kind(operation: str, group: str) -> None:
+def test_operations_are_classified(operation: str, group: str) -> None:
     assert classify_operation(operation) == group

@@ -1,4 +1,4 @@
-"""Memory of a call, rates and profiles, against hand counts."""
+"""Peak memory of a call matches a hand count; measured rates and profiles are plausible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.reference.profiling import timing
 CPU = torch.device("cpu")
 
 
-def test_peak_memory_is_what_is_held_at_once() -> None:
+def test_peak_memory_is_the_largest_memory_held_at_once() -> None:
     def call() -> None:
         a = torch.zeros(1 << 20, dtype=torch.float64)
         del a
@@ -21,7 +21,7 @@ def test_peak_memory_is_what_is_held_at_once() -> None:
     assert timing.measure_peak_bytes(call, CPU) == pytest.approx(8 << 20, rel=0.01)
 
 
-def test_ceilings_and_hot_spots_are_numbers_of_this_machine() -> None:
+def test_measured_rates_and_profiles_are_plausible() -> None:
     for sizes in ((64, 32, 48), (4, 8, 16, 24)):
         assert 0.01 < timing.measure_product_gflop_per_s(CPU, torch.float32, sizes) < 1e6
     assert 0.1 < timing.measure_copy_gb_per_s(CPU) < 1e5

@@ -1,4 +1,4 @@
-"""Searches: spaces, nodes, halving, warm starts; trials that crash, hang, diverge or are killed; killed searches."""
+"""Hyperparameter searches: spaces, nodes, halving, warm starts; failing trials; and searches that are killed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TRAINING: dict[str, Any] = {
     "compile": False,
 }
 SPACE = {"hidden_dim": {"low": 4, "high": 8}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
-WIDE = SPACE | {"learning_rate": {"low": 1e-12, "high": 1e31, "log": True}}
+WIDE_SPACE = SPACE | {"learning_rate": {"low": 1e-12, "high": 1e31, "log": True}}
 SMALL = {
     "space": SPACE,
     "trial": TRAINING,
@@ -66,14 +66,14 @@ def write_trial(folder: Path, number: int, **point: Any) -> None:
     trial.write_trial(trial.Trial(number, configuration, trial_folder, 60.0), TRAINING, configuration, search="before")
 
 
-def trials_by_number(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def index_trials(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {e["trial"]: e for e in log if e["event"] == "trial"}
 
 
 @pytest.mark.slow
 def test_a_search_runs_trials_and_writes_a_table(tmp_path: Path) -> None:
     log = run_search(tmp_path, max_trials=3)
-    trials = trials_by_number(log)
+    trials = index_trials(log)
     assert sorted(trials) == [0, 1, 2]
     for number, event in trials.items():
         epochs = [
@@ -87,8 +87,8 @@ def test_a_search_runs_trials_and_writes_a_table(tmp_path: Path) -> None:
     assert {int(r["job_id"]): float(r["objective"]) for r in rows} == {n: e["objective"] for n, e in trials.items()}
     warm = tmp_path / "warm"
     warm.mkdir()
-    again = run_search(warm, max_trials=1, warm_start=[str(tmp_path / "results.csv")])
-    (fact,) = [e["value"] for e in again if e.get("name") == "warm_start"]
+    warm_log = run_search(warm, max_trials=1, warm_start=[str(tmp_path / "results.csv")])
+    (fact,) = [e["value"] for e in warm_log if e.get("name") == "warm_start"]
     assert (fact["received"], fact["outside_space"], fact["failed"]) == (3, 0, 0)
 
 
@@ -102,9 +102,9 @@ def test_each_failure_of_a_trial_has_its_own_state(tmp_path: Path) -> None:
     write_trial(tmp_path, 4)
     killer = threading.Thread(target=kill_when_started, args=(tmp_path / "trials" / "0003",))
     killer.start()
-    log = run_search(tmp_path, space=WIDE, max_trials=5, trial_timeout_minutes=0.75)
+    log = run_search(tmp_path, space=WIDE_SPACE, max_trials=5, trial_timeout_minutes=0.75)
     killer.join()
-    trials = trials_by_number(log)
+    trials = index_trials(log)
     assert [trials[k]["state"] for k in range(5)] == ["failed", "diverged", "timeout", "failed", "done"]
     assert "num_conv_layers is 0" in trials[0]["reason"]
     assert "the loss is not finite" in trials[1]["reason"]
@@ -131,7 +131,7 @@ def list_arguments(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_a_search_without_one_good_trial_fails_and_says_why(tmp_path: Path) -> None:
+def test_search_without_a_successful_trial_fails_with_the_reason(tmp_path: Path) -> None:
     for number in range(2):
         write_trial(tmp_path, number, num_conv_layers=0)
     with pytest.raises(InputError, match=r"objective: case\.json: model\.num_conv_layers is 0, expected at least 1$"):
@@ -139,63 +139,65 @@ def test_a_search_without_one_good_trial_fails_and_says_why(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_search_resumes(tmp_path: Path, kind: signal.Signals) -> None:
-    """No trial is run twice or lost; the search waits for a trial that the killed one left running."""
+@pytest.mark.parametrize("sent_signal", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_search_resumes(tmp_path: Path, sent_signal: signal.Signals) -> None:
+    """No trial is run twice or lost; the restarted search waits for a trial that the killed search left running."""
     slow = {**TRAINING, "epochs": 200, "samples_per_epoch": 64}
     case = {"id": "1", "program": "hpo", "parameters": {**SMALL, "trial": slow, "max_trials": 2}}
     (tmp_path / "case.json").write_text(json.dumps(case))
-    words = [sys.executable, "-m", "harness.reference", str(tmp_path)]
+    command = [sys.executable, "-m", "harness.reference", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
-    wait_for(first, lambda: all(has_begun(tmp_path / "trials" / f"{k:04d}") for k in (0, 1)))
-    first.send_signal(kind)
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    wait_for(first, lambda: all(has_ended_an_epoch(tmp_path / "trials" / f"{k:04d}") for k in (0, 1)))
+    first.send_signal(sent_signal)
     assert first.wait(60) != 0
-    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stderr
-    trials = trials_by_number(read_last_events(tmp_path / "events.jsonl"))
+    trials = index_trials(read_last_events(tmp_path / "events.jsonl"))
     assert sorted(trials) == [0, 1]
     assert {e["state"] for e in trials.values()} == {"done"}
-    starts = [e for e in events_of(tmp_path / "trials" / "0000") if e["event"] == "start"]
-    assert len(starts) == (1 if kind == signal.SIGKILL else 2)
+    starts = [e for e in read_all_events(tmp_path / "trials" / "0000") if e["event"] == "start"]
+    assert len(starts) == (1 if sent_signal == signal.SIGKILL else 2)
 
 
 @pytest.mark.slow
 def test_a_killed_search_has_the_points_and_objectives_of_an_uninterrupted_one(tmp_path: Path) -> None:
     """Of five trials, the search is killed after the second and during the fourth."""
-    whole, interrupted = tmp_path / "whole", tmp_path / "torn"
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
     case = {
         "id": "1",
         "program": "hpo",
         "parameters": {**SMALL, "max_trials": 5, "max_concurrent_trials": 1, "initial_points": 2},
     }
-    words = [sys.executable, "-m", "harness.reference"]
+    command = [sys.executable, "-m", "harness.reference"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for folder in (whole, interrupted):
+    for folder in (uninterrupted, interrupted):
         folder.mkdir()
         (folder / "case.json").write_text(json.dumps(case))
     for condition in (
         (interrupted / "trials" / "0001" / "trial.json").exists,
-        lambda: has_begun(interrupted / "trials" / "0003"),
+        lambda: has_ended_an_epoch(interrupted / "trials" / "0003"),
     ):
-        first = subprocess.Popen([*words, str(interrupted)], env=environment, stderr=subprocess.DEVNULL)
+        first = subprocess.Popen([*command, str(interrupted)], env=environment, stderr=subprocess.DEVNULL)
         wait_for(first, condition)
         first.kill()
         first.wait(60)
-    for folder in (whole, interrupted):
-        subprocess.run([*words, str(folder)], env=environment, capture_output=True, timeout=400, check=True)
-    tables = [pd.read_csv(folder / "results.csv", index_col="job_id").sort_index() for folder in (whole, interrupted)]
+    for folder in (uninterrupted, interrupted):
+        subprocess.run([*command, str(folder)], env=environment, capture_output=True, timeout=400, check=True)
+    tables = [
+        pd.read_csv(folder / "results.csv", index_col="job_id").sort_index() for folder in (uninterrupted, interrupted)
+    ]
     same = [c for c in tables[0] if not c.startswith("m:timestamp")]
     pd.testing.assert_frame_equal(tables[0][same], tables[1][same])
     assert len(tables[0]) == 5
-    assert (interrupted / "order").read_text().split() == (whole / "order").read_text().split()
+    assert (interrupted / "order").read_text().split() == (uninterrupted / "order").read_text().split()
 
 
-def events_of(folder: Path) -> list[dict[str, Any]]:
+def read_all_events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
-def has_begun(folder: Path) -> bool:
+def has_ended_an_epoch(folder: Path) -> bool:
     return any(e["event"] == "epoch" for e in read_last_events(folder / "events.jsonl"))
 
 
@@ -221,19 +223,19 @@ def test_points_outside_the_space_are_left_out_and_counted(tmp_path: Path) -> No
         optimizer.warm_up([tmp_path / "none.csv"])
 
 
-def test_the_optimizer_beats_chance(tmp_path: Path) -> None:
-    """On a smooth function, its points have higher values than the random ones before them."""
+def test_optimizer_beats_its_random_initial_points(tmp_path: Path) -> None:
+    """On a smooth function, the last points have higher values than the random initial points."""
     ranges = {"learning_rate": Range(low=1e-5, high=1e-1, log=True), "hidden_dim": Range(low=1, high=100)}
     space = merge_spaces(ranges)
     optimizer = Optimizer.create(space, ["accuracy"], seed=3, initial_points=8, folder=tmp_path)
-    heights = []
+    objectives = []
     for _ in range(24):
         point = optimizer.ask()
-        height = -((math.log10(point["learning_rate"]) + 3) ** 2) - ((point["hidden_dim"] - 60) / 20) ** 2
-        heights.append(height)
-        optimizer.tell(point, {"accuracy": height, "throughput": 1.0})
-    assert sum(heights[-8:]) / 8 > sum(heights[:8]) / 8
-    assert max(heights) > -0.5
+        value = -((math.log10(point["learning_rate"]) + 3) ** 2) - ((point["hidden_dim"] - 60) / 20) ** 2
+        objectives.append(value)
+        optimizer.tell(point, {"accuracy": value, "throughput": 1.0})
+    assert sum(objectives[-8:]) / 8 > sum(objectives[:8]) / 8
+    assert max(objectives) > -0.5
 
 
 def test_two_objectives_are_optimized_together(tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_two_objectives_are_optimized_together(tmp_path: Path) -> None:
     assert optimizer.seconds > 0
 
 
-def test_ranges_and_choices() -> None:
+def test_space_contains_only_points_within_its_ranges_and_choices() -> None:
     space = merge_spaces({"a": Range(low=1, high=4), "b": Range(low=1, high=2.0), "c": ["x", "y"]}, {"a": [7]})
     assert space["a"] == [7]
     assert isinstance(space["b"], Range)
@@ -275,7 +277,7 @@ def test_halving_stops_lagging_trials() -> None:
     assert halving.should_continue(0, 1, -5.0)
     assert halving.should_continue(1, 1, -4.0)
     assert not halving.should_continue(2, 1, -6.0)
-    assert not halving.should_continue(2, 1, -6.0), "a trial that reports again after a kill counts once"
+    assert not halving.should_continue(2, 1, -6.0), "a trial that reports again after a kill counts only once"
     assert halving.should_continue(3, 1, -1.0)
     assert halving.should_continue(4, 3, -100.0)
 
@@ -284,8 +286,8 @@ def test_a_lagging_trial_is_stopped_and_keeps_its_objective(tmp_path: Path) -> N
     """The second of two successive trials does not learn, and is worse after its first epoch."""
     write_trial(tmp_path, 0, learning_rate=3e-2, epochs=2, samples_per_epoch=160)
     write_trial(tmp_path, 1, learning_rate=1e-9, epochs=5000)
-    trials = trials_by_number(
-        run_search(tmp_path, space=WIDE, max_concurrent_trials=1, halving={"eta": 2, "min_epochs": 1})
+    trials = index_trials(
+        run_search(tmp_path, space=WIDE_SPACE, max_concurrent_trials=1, halving={"eta": 2, "min_epochs": 1})
     )
     assert trials[0]["state"] == "done"
     assert trials[1]["state"] == "pruned"
@@ -319,7 +321,7 @@ def test_two_trials_never_share_a_node(tmp_path: Path) -> None:
         NodePool.from_environment(1, 1, {"GFM_HARNESS_HEALTHY_NODES": str(node_list)})
 
 
-def test_the_optimizer_leaves_mpi_alone() -> None:
-    """MPI that is imported but not initialized would end the process when ASE queries it."""
+def test_optimizer_does_not_import_mpi_uninitialized() -> None:
+    """If mpi4py were imported but not initialized, the process would end when ASE queries it."""
     script = "import harness.reference.programs.hpo.optimizer, ase.parallel; assert ase.parallel.world.size == 1"
     subprocess.run([sys.executable, "-c", script], check=True)

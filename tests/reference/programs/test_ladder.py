@@ -1,4 +1,4 @@
-"""The program of the ladder: its records, and batch sizes chosen by free memory."""
+"""The ladder program: its events, batch sizes chosen by free memory, and the allocator of each stage."""
 
 from __future__ import annotations
 
@@ -36,27 +36,29 @@ CASE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def run(folder: Path, **parameters: Any) -> list[events.Event]:
+def run_ladder(folder: Path, **parameters: Any) -> list[events.Event]:
     log = CaseLog(folder / "events.jsonl", "ladder")
     program.run(LadderParameters(**CASE | parameters), log, folder)
     return list(events.read(folder / "events.jsonl"))
 
 
-def facts(lines: list[events.Event]) -> dict[str, Any]:
-    return {e["name"]: e["value"] for e in lines if e["event"] == "fact"}
+def get_facts(log_events: list[events.Event]) -> dict[str, Any]:
+    return {e["name"]: e["value"] for e in log_events if e["event"] == "fact"}
 
 
-def test_every_kind_of_product_has_a_ceiling_of_the_same_run(tmp_path: Path) -> None:
-    lines = run(tmp_path)
-    facts_by_name = facts(lines)
-    warm = [e for e in lines if e["event"] == "warm_up"]
-    assert [e["stage"] for e in warm] == CASE["stages"]
-    assert all(e["memory_traffic_bytes"] > 0 and e["peak_bytes"] > 0 for e in warm)
+def test_every_kind_of_matrix_product_has_a_measured_ceiling(tmp_path: Path) -> None:
+    log_events = run_ladder(tmp_path)
+    facts_by_name = get_facts(log_events)
+    warm_ups = [e for e in log_events if e["event"] == "warm_up"]
+    assert [e["stage"] for e in warm_ups] == CASE["stages"]
+    assert all(e["memory_traffic_bytes"] > 0 and e["peak_bytes"] > 0 for e in warm_ups)
     ceilings = {(p["operation"], p["dtype"]) for p in facts_by_name["ceilings"]["products"]}
-    total = sum(f["flops"] for e in warm for f in e["flops"])
-    assert all((f["operation"], f["dtype"]) in ceilings or f["flops"] < 0.01 * total for e in warm for f in e["flops"])
+    total = sum(f["flops"] for e in warm_ups for f in e["flops"])
+    assert all(
+        (f["operation"], f["dtype"]) in ceilings or f["flops"] < 0.01 * total for e in warm_ups for f in e["flops"]
+    )
     assert facts_by_name["free_bytes"] > 0
-    (profile,) = [e for e in lines if e["event"] == "profile"]
+    (profile,) = [e for e in log_events if e["event"] == "profile"]
     assert sum(g["fraction"] for g in profile["groups"]) == pytest.approx(1, abs=0.01)
 
 
@@ -75,16 +77,16 @@ def test_lower_precisions_have_verdicts_too(precision: str, tmp_path: Path) -> N
     assert build_ladder_table(load_runs(tmp_path / "runs"))["verdict"].tolist() == ["ok", "ok"]
 
 
-def test_a_batch_as_large_as_free_memory_allows_fits_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_automatic_batch_size_fits_into_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 8 << 20
     monkeypatch.setattr(workload, "measure_free_bytes", lambda _: free)
-    lines = run(tmp_path, batch_size="auto", batches=1, rounds=1, stages=["baseline"])
-    chosen = facts(lines)["auto_batch_size"]
-    assert chosen["free_bytes"] == free
-    assert chosen["batch_size"] > 4 * chosen["probe_structures"]
-    (warm,) = [e for e in lines if e["event"] == "warm_up"]
-    assert 0.3 * free < warm["peak_bytes"] < free
-    assert {e["structures"] for e in lines if e["event"] == "sample"} == {chosen["batch_size"]}
+    log_events = run_ladder(tmp_path, batch_size="auto", batches=1, rounds=1, stages=["baseline"])
+    choice = get_facts(log_events)["auto_batch_size"]
+    assert choice["free_bytes"] == free
+    assert choice["batch_size"] > 4 * choice["probe_structures"]
+    (warm_up,) = [e for e in log_events if e["event"] == "warm_up"]
+    assert 0.3 * free < warm_up["peak_bytes"] < free
+    assert {e["structures"] for e in log_events if e["event"] == "sample"} == {choice["batch_size"]}
 
 
 def test_the_stage_that_takes_most_memory_decides_the_batch_size() -> None:
@@ -109,14 +111,14 @@ def test_the_stage_that_takes_most_memory_decides_the_batch_size() -> None:
 
 
 def test_each_stage_sets_its_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each stage has its own mode, whichever stage begins a round."""
+    """The mode of a stage does not depend on which stage begins a round."""
     mode: list[str] = []
     modes: dict[str, set[str]] = {}
-    real = memory.set_allocator_mode
+    original = memory.set_allocator_mode
 
     def set_mode(requested: memory.AllocatorMode) -> bool:
         mode[:] = [requested]
-        return real(requested)
+        return original(requested)
 
     def record_mode(name: str) -> Predict:
         def predict(*arguments: Any) -> Prediction:
@@ -128,28 +130,28 @@ def test_each_stage_sets_its_allocator(tmp_path: Path, monkeypatch: pytest.Monke
     stages = tuple(Stage(name, lambda _, name=name: record_mode(name), tuned_allocator=name in "cd") for name in "abcd")  # type: ignore[misc]
     monkeypatch.setattr(memory, "set_allocator_mode", set_mode)
     monkeypatch.setattr(program, "select_stages", lambda _: stages)
-    run(tmp_path, rounds=5)
+    run_ladder(tmp_path, rounds=5)
     assert modes == {"a": {"default"}, "b": {"default"}, "c": {"tuned"}, "d": {"tuned"}}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc exists only on Linux")
 def test_a_tuned_stage_starts_with_retained_pages(tmp_path: Path) -> None:
-    """Even after a stage without the tuned allocator that has used more memory and returned it."""
+    """This holds even after a stage without the tuned allocator has used and returned more memory."""
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # other tests leave holes in the heap of this process
-        pages = fresh.submit(count_pages_of_a_tuned_stage, tmp_path).result()
-    assert len(pages) == 8
-    assert sum(pages) < 0.1 * len(pages) * 6 * 20 * 256, pages
+        page_faults = fresh.submit(count_page_faults_of_a_tuned_stage, tmp_path).result()
+    assert len(page_faults) == 8
+    assert sum(page_faults) < 0.1 * len(page_faults) * 6 * 20 * 256, page_faults
 
 
-def count_pages_of_a_tuned_stage(folder: Path) -> list[int]:
+def count_page_faults_of_a_tuned_stage(folder: Path) -> list[int]:
     """Return the page faults of each timed call of a stage of six large tensors, which runs after one of twelve."""
-    pages: list[int] = []
+    page_faults: list[int] = []
     timing: list[bool] = []
-    real = measure.time_call
+    original = measure.time_call
 
     def time_call(call: measure.Call, device: torch.device) -> float:
         timing.append(True)
-        elapsed = real(call, device)
+        elapsed = original(call, device)
         timing.clear()
         return elapsed
 
@@ -158,7 +160,7 @@ def count_pages_of_a_tuned_stage(folder: Path) -> list[int]:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             tensors = [torch.zeros((20 + k) << 20, dtype=torch.uint8) for k in range(count)]
             if is_recorded and timing:
-                pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+                page_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
             assert len(tensors) == count
             return baseline(*arguments)
 
@@ -168,8 +170,8 @@ def count_pages_of_a_tuned_stage(folder: Path) -> list[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "select_stages", lambda _: stages)
         patch.setattr(measure, "time_call", time_call)
-        run(folder, rounds=4, batches=2)
-    return pages
+        run_ladder(folder, rounds=4, batches=2)
+    return page_faults
 
 
 def test_without_glibc_only_the_tuned_stage_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

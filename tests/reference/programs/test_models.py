@@ -1,4 +1,4 @@
-"""The comparison of potentials: real ones side by side, and bad ones that get a verdict while the others go on."""
+"""The comparison of potentials: valid potentials are measured, faulty ones get a verdict and do not stop the others."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def compare(folder: Path, definitions: dict[str, Any], **parameters: Any) -> dic
     return {row["model"]: row for row in build_tables([record])["models"].to_dict("records")}
 
 
-def start(definition: dict[str, Any], folder: Path, **options: Any) -> PotentialProcess:
+def make_process(definition: dict[str, Any], folder: Path, **options: Any) -> PotentialProcess:
     """Return the process of a definition."""
     model = ModelDefinition.model_validate(definition)
     spec = build_spec(model, "published", "cpu")
@@ -116,7 +116,7 @@ def start(definition: dict[str, Any], folder: Path, **options: Any) -> Potential
     )
 
 
-def test_bad_models_get_a_verdict_and_the_others_go_on(tmp_path: Path) -> None:
+def test_faulty_models_get_a_verdict_and_do_not_stop_the_others(tmp_path: Path) -> None:
     faults = ("forces_off", "kj_per_mol", "wrong_sign", "wrong_shape", "nan", "raises", "dies")
     definitions: dict[str, Any] = {fault: FAULTY | {"kwargs": {"fault": fault}} for fault in faults}
     definitions |= {
@@ -131,22 +131,22 @@ def test_bad_models_get_a_verdict_and_the_others_go_on(tmp_path: Path) -> None:
         "nan": "failed", "raises": "failed", "dies": "failed", "good": "ok", "misspelt": "failed",
         "absent": "unavailable", "other-python": "unavailable",
     }  # fmt: skip
-    for name, words in {
+    for name, message in {
         "forces_off": "forces from energies",
         "misspelt": "models/mine.yaml:7: ValueError: module ase.calculators.emt has no 'EMTT' (did you mean 'EMT'?)",
         "absent": "no module 'no_such_package'",
         "dies": "its process ended (exit code 3)",
     }.items():
-        assert words in rows[name]["reason"], rows[name]["reason"]
+        assert message in rows[name]["reason"], rows[name]["reason"]
 
 
-def test_reference_checkpoint_and_calculator_are_measured_alike(tmp_path: Path) -> None:
+def test_checkpoint_and_ase_calculator_get_the_same_measurements(tmp_path: Path) -> None:
     rows = compare(tmp_path, {"painn-64": {"checkpoint": "painn-64"}, "emt": EMT_CLASS}, physics=False)
-    ours, emt = rows["painn-64"], rows["emt"]
-    assert ours["dtype"] == "float64"
-    assert ours["parameters"] > 600_000
-    assert ours["force_mae_ev_per_angstrom"] > 0
-    assert np.isnan(emt["force_mae_ev_per_angstrom"]), "EMT knows no oxides"
+    painn, emt = rows["painn-64"], rows["emt"]
+    assert painn["dtype"] == "float64"
+    assert painn["parameters"] > 600_000
+    assert painn["force_mae_ev_per_angstrom"] > 0
+    assert np.isnan(emt["force_mae_ev_per_angstrom"]), "EMT has no parameters for oxides"
     for row in rows.values():
         assert row["verdict"] == "not checked"
         assert row["us_per_atom_low"] <= row["us_per_atom"] <= row["us_per_atom_high"]
@@ -223,42 +223,44 @@ def test_an_argument_can_be_an_object(tmp_path: Path) -> None:
     for energy in (1.0, 2.5):
         parts = {"module": "ase.calculators.lj", "class_name": "LennardJones", "kwargs": {"epsilon": energy}}
         nested = {"module": "ase.calculators.mixing", "class_name": "SumCalculator", "kwargs": {"calcs": [parts]}}
-        with start(nested, tmp_path) as process:
+        with make_process(nested, tmp_path) as process:
             energies.append(process.predict([make_alloy()])[0].energy)
     assert energies[1] == pytest.approx(2.5 * energies[0])
     wrong = {"module": "ase.calculators.emt", "class_name": "EMT.calculat"}
     with pytest.raises(PotentialError, match=r"has no 'EMT.calculat' \(did you mean 'calculate'\?\)"):
-        start(wrong, tmp_path)
+        make_process(wrong, tmp_path)
 
 
 def test_a_calculator_that_declares_a_stress_and_has_none_is_measured_without_it(tmp_path: Path) -> None:
-    with start(FAULTY | {"kwargs": {"fault": "no_stress"}}, tmp_path) as process:
+    with make_process(FAULTY | {"kwargs": {"fault": "no_stress"}}, tmp_path) as process:
         (prediction,) = process.predict([make_alloy()], with_stress=True)
     assert prediction.stress is None
     assert np.abs(prediction.forces).max() > 0
 
 
-def test_predictions_are_those_of_the_calculator(tmp_path: Path) -> None:
+def test_predictions_equal_the_results_of_the_calculator(tmp_path: Path) -> None:
     crystal = make_alloy()
     atoms = Atoms(numbers=crystal.numbers, positions=crystal.positions, cell=crystal.cell, pbc=True, calculator=EMT())
-    with start(EMT_CLASS, tmp_path) as process:
+    with make_process(EMT_CLASS, tmp_path) as process:
         (prediction,) = process.predict([crystal], with_stress=True)
     assert prediction.energy == atoms.get_potential_energy()
     assert np.array_equal(prediction.forces, atoms.get_forces())
     assert np.array_equal(prediction.stress, atoms.get_stress())
 
 
-def test_hanging_model_is_ended(tmp_path: Path) -> None:
+def test_hanging_model_is_stopped(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\n\n\ndef make():\n    time.sleep(600)\n")
     (tmp_path / "python").write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec python3 "$@"\n')
     (tmp_path / "python").chmod(0o755)
     started = time.monotonic()
     with pytest.raises(PotentialError, match="no answer within 1 s"):
-        start({"module": "slow", "class_name": "make", "python": str(tmp_path / "python")}, tmp_path, timeout_s=1.0)
+        make_process(
+            {"module": "slow", "class_name": "make", "python": str(tmp_path / "python")}, tmp_path, timeout_s=1.0
+        )
     assert time.monotonic() - started < 60
 
 
-def test_run_folder_is_read_as_valid(tmp_path: Path) -> None:
+def test_run_folder_of_a_comparison_is_readable(tmp_path: Path) -> None:
     compare(tmp_path, {"emt": EMT_CLASS})
     (tmp_path / "case.json").write_text('{"program": "models", "id": "1", "name": "case", "suite": "models"}')
     record = load_run_folder(str(tmp_path))
@@ -268,7 +270,9 @@ def test_run_folder_is_read_as_valid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("passed", "verdict"), [((None, None), "not checked"), ((True, None), "ok"), ((True, False), "incorrect")]
 )
-def test_checks_without_a_value_are_no_proof(passed: tuple[bool | None, ...], verdict: str) -> None:
+def test_checks_that_could_not_be_measured_do_not_count_as_passed(
+    passed: tuple[bool | None, ...], verdict: str
+) -> None:
     checks = [
         {"event": "physics_check", "model": "m", "check": "rotation", "structure": "s", "value": 1.0, "tolerance": 1.0,
          "unit": "", "passed": value, "reason": "no answer" if value is None else None}
@@ -285,8 +289,8 @@ def test_checks_without_a_value_are_no_proof(passed: tuple[bool | None, ...], ve
         assert "could not be measured: no answer" in row["reason"]
 
 
-def test_model_that_dies_in_its_physics_has_failed(tmp_path: Path) -> None:
-    """It answered every timed request before."""
+def test_model_whose_process_dies_in_a_physics_check_has_failed(tmp_path: Path) -> None:
+    """The process answers every timed request before the checks."""
     dying = FAULTY | {"kwargs": {"fault": "dies_later"}}
     row = compare(tmp_path, {"dying": dying}, datasets=["qm7x"], structures_per_dataset=1, rounds=1)["dying"]
     assert row["verdict"] == "failed"

@@ -26,7 +26,7 @@ def test_a_folder_without_a_case_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().err.count("not a case that can be run") == 3
 
 
-def test_bad_input_is_one_line_and_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_gives_one_line_and_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main([write_case(tmp_path, parameters={"workload": "random"})]) == 2
     output = capsys.readouterr().err
     assert output.startswith("error: ")
@@ -34,7 +34,7 @@ def test_bad_input_is_one_line_and_in_the_log(tmp_path: Path, capsys: pytest.Cap
     assert list(events.read(tmp_path / "events.jsonl"))[-1]["message"] in output
 
 
-def test_a_defect_leaves_its_traceback_in_a_file(
+def test_traceback_of_an_unexpected_error_is_written_to_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

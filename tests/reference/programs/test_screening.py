@@ -1,4 +1,4 @@
-"""A screening of real candidates: its scores, its proof of completeness, and recovery from kills and damage."""
+"""A screening of real candidates: its scores, the check that it is complete, and recovery from kills and damage."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from harness.reference.programs.screening.merge_results import gather_best, list
 from harness.reference.programs.screening.result_segments import IndexPartition, checksum, checksum_of_range
 from harness.reference.programs.screening.scoring import COLUMNS, Retention, Scores, concatenate_scores
 from tests.conftest import require_program
-from tests.support.cluster import free_ports
+from tests.support.cluster import find_free_ports
 from tests.support.mpi import find_mpiexec
 from tests.support.programs import run_program
 
-FEW: dict[str, Any] = {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"], "volumes": [1.1, 1.3]}
+CANDIDATES: dict[str, Any] = {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"], "volumes": [1.1, 1.3]}
 SMALL: dict[str, Any] = {
-    "workload": FEW, "part_size": 64, "max_candidates": 640, "retention": {"mode": "all"}, "compile": False,
+    "workload": CANDIDATES, "part_size": 64, "max_candidates": 640, "retention": {"mode": "all"}, "compile": False,
     "edges_per_batch": 5000,
 }  # fmt: skip
 
@@ -59,31 +59,31 @@ def read_scores(folder: Path) -> Scores:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
     run_screening(folder)
     return folder
 
 
-def test_scores_match_the_models_predictions(whole: Path) -> None:
-    """Energies and largest forces of some candidates against the inference stages, structure by structure."""
+def test_scores_match_the_models_predictions(finished_run: Path) -> None:
+    """Energies and largest forces of some candidates match those of batched_heads for single structures."""
     from harness.reference.data.batch import build_batch
 
     model = checkpoints.load_named("painn-64")[0].float().requires_grad_(False).eval()
     workload = build_workload(Candidates(elements=("O", "Na", "Cl", "Fe"), volumes=(1.1, 1.3)), model)
-    scores = read_scores(whole)
+    scores = read_scores(finished_run)
     assert scores.names == (
         "energy_ev_per_atom",
         "residual_energy_ev_per_atom",
         "spread_ev_per_atom",
         "force_max_ev_per_angstrom",
     )
-    for place in (0, 101, 333, len(scores) - 1):
-        structure = workload.structure(int(scores.index[place]))
+    for row_number in (0, 101, 333, len(scores) - 1):
+        structure = workload.structure(int(scores.index[row_number]))
         graph = build_neighbour_list(structure, cutoff=model.config.cutoff, max_neighbours=model.config.max_neighbours)
         batch = build_batch([graph]).to("cpu", torch.float32)
         prediction = batched_heads(model, batch, model.gate_weights(batch.composition))
-        row = dict(zip(scores.names, scores.values[place].tolist(), strict=True))
+        row = dict(zip(scores.names, scores.values[row_number].tolist(), strict=True))
         assert row["energy_ev_per_atom"] == pytest.approx(
             float(prediction.energy[0]) / len(structure), rel=2e-5, abs=1e-3
         )
@@ -92,60 +92,60 @@ def test_scores_match_the_models_predictions(whole: Path) -> None:
         )
 
 
-def test_every_candidate_is_evaluated_once_with_a_proof(whole: Path) -> None:
-    (verification,) = [e for e in read_last_events(whole / "events.jsonl") if e["event"] == "verification"]
-    scores = read_scores(whole)
+def test_verification_shows_that_every_candidate_was_evaluated_once(finished_run: Path) -> None:
+    (verification,) = [e for e in read_last_events(finished_run / "events.jsonl") if e["event"] == "verification"]
+    scores = read_scores(finished_run)
     assert len(scores) == verification["evaluated"] == verification["candidates"] == 640
     assert f"{checksum(scores.index):016x}" == verification["checksum"] == verification["expected"]
     assert len(set(scores.index.tolist())) == 640
-    assert not (whole / "segments").exists()
+    assert not (finished_run / "segments").exists()
 
 
-@pytest.mark.parametrize("kind", ["left out", "twice", "another"])
+@pytest.mark.parametrize("kind", ["missing", "repeated", "foreign"])
 def test_the_checksum_detects_missing_repeated_and_foreign_candidates(kind: str) -> None:
     index = np.arange(1000, 5000)
     wrong = {
-        "left out": np.delete(index, 17),
-        "twice": np.append(index, 1003),
-        "another": np.where(index == 1003, 999, index),
+        "missing": np.delete(index, 17),
+        "repeated": np.append(index, 1003),
+        "foreign": np.where(index == 1003, 999, index),
     }
     assert checksum(index) == checksum_of_range(1000, 5000)
     assert checksum(wrong[kind]) != checksum_of_range(1000, 5000)
 
 
-def test_the_best_of_parts_are_the_best_of_all(whole: Path, tmp_path: Path) -> None:
+def test_best_candidates_of_the_parts_are_the_best_of_all(finished_run: Path, tmp_path: Path) -> None:
     run_screening(
         tmp_path / "top", retention={"mode": "top", "column": "spread_ev_per_atom", "count": 9, "descending": True}
     )
-    every = read_scores(whole)
-    order = np.lexsort((every.index, -every.column("spread_ev_per_atom")))[:9]
+    all_scores = read_scores(finished_run)
+    order = np.lexsort((all_scores.index, -all_scores.column("spread_ev_per_atom")))[:9]
     with (tmp_path / "top" / "best.csv").open() as file:
         best = [int(row["candidate"]) for row in csv.DictReader(file)]
-    assert best == every.index[order].tolist()
+    assert best == all_scores.index[order].tolist()
 
 
-def test_a_predicate_keeps_scores_within_its_bounds(whole: Path, tmp_path: Path) -> None:
+def test_retention_keeps_only_scores_within_its_bounds(finished_run: Path, tmp_path: Path) -> None:
     run_screening(
         tmp_path / "in", retention={"mode": "within", "column": "residual_energy_ev_per_atom", "min": -0.2, "max": 0.0}
     )
-    every = read_scores(whole)
-    values = every.column("residual_energy_ev_per_atom")
-    assert read_scores(tmp_path / "in").index.tolist() == every.index[(values >= -0.2) & (values <= 0.0)].tolist()
+    all_scores = read_scores(finished_run)
+    values = all_scores.column("residual_energy_ev_per_atom")
+    assert read_scores(tmp_path / "in").index.tolist() == all_scores.index[(values >= -0.2) & (values <= 0.0)].tolist()
     run_screening(tmp_path / "none", retention={"mode": "within", "column": "residual_energy_ev_per_atom", "min": 1e30})
     assert len(read_scores(tmp_path / "none")) == 0
 
 
 @pytest.mark.slow
-def test_killed_ranks_lose_no_results(whole: Path, tmp_path: Path) -> None:
-    """Two ranks, killed twice, have the results of an uninterrupted run."""
+def test_killed_ranks_lose_no_results(finished_run: Path, tmp_path: Path) -> None:
+    """A run of two ranks that is killed twice has the results of an uninterrupted run."""
     case = {"id": "1", "program": "screening", "parameters": SMALL | {"write_interval_s": 0.0}}
     (tmp_path / "case.json").write_text(json.dumps(case))
-    words = [find_mpiexec(), "-n", "2", sys.executable, "-m", "harness.reference", str(tmp_path)]
+    command = [find_mpiexec(), "-n", "2", sys.executable, "-m", "harness.reference", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     for files in (2, 5):
-        environment["MASTER_PORT"] = str(free_ports())
+        environment["MASTER_PORT"] = str(find_free_ports())
         run = subprocess.Popen(
-            words, env=environment, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 200
         while len(list((tmp_path / "segments").glob("*.bp"))) < files:
@@ -154,22 +154,22 @@ def test_killed_ranks_lose_no_results(whole: Path, tmp_path: Path) -> None:
         os.killpg(run.pid, signal.SIGKILL)
         run.wait(60)
     time.sleep(1.0)
-    environment["MASTER_PORT"] = str(free_ports())
-    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    environment["MASTER_PORT"] = str(find_free_ports())
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stderr
     log = read_last_events(tmp_path / "events.jsonl")
     (resumed,) = [e for e in log if e["event"] == "earlier_parts"]
     assert 5 <= resumed["parts"] < 10
     assert [e["candidates"] for e in log if e["event"] == "verification"] == [640]
-    one, other = read_scores(whole), read_scores(tmp_path)
-    assert one.index.tolist() == other.index.tolist()
-    assert np.abs(one.values - other.values).max() < 1e-3
+    expected, actual = read_scores(finished_run), read_scores(tmp_path)
+    assert expected.index.tolist() == actual.index.tolist()
+    assert np.abs(expected.values - actual.values).max() < 1e-3
 
 
-def test_a_damaged_segment_is_recomputed_and_a_foreign_one_is_refused(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_segment_is_recomputed_and_a_foreign_one_is_refused(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "segments").mkdir()
-    identity = read_identity(whole)
-    covered = [c for path in list_results(whole) for c in result_segments.read(path)]
+    identity = read_identity(finished_run)
+    covered = [c for path in list_results(finished_run) for c in result_segments.read(path)]
     names = covered[0].results.names if covered[0].results else ()
     for k in range(3):
         result_segments.write(tmp_path / "segments" / f"{k}.bp", [covered[2 * k : 2 * k + 2]], names, identity)
@@ -179,7 +179,7 @@ def test_a_damaged_segment_is_recomputed_and_a_foreign_one_is_refused(whole: Pat
     log = run_screening(tmp_path)
     (resumed,) = [e for e in log if e["event"] == "earlier_parts"]
     assert (resumed["parts"], resumed["files"], len(resumed["unusable_files"])) == (4, 2, 2)
-    assert read_scores(tmp_path).index.tolist() == read_scores(whole).index.tolist()
+    assert read_scores(tmp_path).index.tolist() == read_scores(finished_run).index.tolist()
     other = tmp_path / "other"
     (other / "segments").mkdir(parents=True)
     result_segments.write(other / "segments" / "0.bp", [covered[:1]], names, "another")
@@ -195,10 +195,10 @@ def read_identity(folder: Path) -> str:
         return str(file.attributes["identity"])
 
 
-def test_a_finished_screening_started_again_proves_itself_again(whole: Path, tmp_path: Path) -> None:
-    place = tmp_path / "again"
-    shutil.copytree(whole, place)
-    log = run_screening(place)
+def test_finished_screening_is_verified_again_when_restarted(finished_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "restarted"
+    shutil.copytree(finished_run, folder)
+    log = run_screening(folder)
     (verification,) = [e for e in log if e["event"] == "verification"]
     assert verification["finished_earlier"] is True
     assert verification["candidates"] == 640
@@ -206,16 +206,16 @@ def test_a_finished_screening_started_again_proves_itself_again(whole: Path, tmp
 
 @pytest.mark.parametrize("energy_only", [False, True])
 @pytest.mark.slow
-def test_fused_messages_give_the_same_scores(whole: Path, tmp_path: Path, energy_only: bool) -> None:
-    """They agree up to rounding, so that results of both may be in one file."""
+def test_fused_messages_give_the_same_scores(finished_run: Path, tmp_path: Path, energy_only: bool) -> None:
+    """Fused and unfused scores agree up to rounding, so that one file may contain both."""
     require_program("g++")
     log = run_screening(tmp_path, message_backend="fused", energy_only=energy_only, compile=True)
     (model,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == "model"]
     assert (model["message_backend"], model.get("unfused_reason")) == ("fused", None)
-    one, other = read_scores(whole), read_scores(tmp_path)
-    assert one.index.tolist() == other.index.tolist()
-    for name in other.names:
-        assert other.column(name) == pytest.approx(one.column(name), rel=1e-4, abs=1e-3)
+    expected, actual = read_scores(finished_run), read_scores(tmp_path)
+    assert expected.index.tolist() == actual.index.tolist()
+    for name in actual.names:
+        assert actual.column(name) == pytest.approx(expected.column(name), rel=1e-4, abs=1e-3)
 
 
 def test_backbones_without_fused_messages_record_the_reason(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_backbones_without_fused_messages_record_the_reason(tmp_path: Path) -> N
 
 
 def test_a_failing_compiler_falls_back_to_eager_code(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("no compiler today\nand more")
@@ -236,12 +236,12 @@ def test_a_failing_compiler_falls_back_to_eager_code(
     log = run_screening(tmp_path, compile=True)
     (rank,) = [e for e in log if e["event"] == "rank_summary"]
     assert rank["eager_reason"] == "no compiler today"
-    assert np.array_equal(read_scores(tmp_path).values, read_scores(whole).values)
+    assert np.array_equal(read_scores(tmp_path).values, read_scores(finished_run).values)
 
 
 @pytest.mark.parametrize(("descending", "count"), [(False, 5), (True, 5), (False, 100), (False, 500)])
 def test_global_top_k_sends_few_scores(descending: bool, count: int) -> None:
-    """One of four ranks has no scores, one fewer than requested, and there are ties."""
+    """One of four ranks has no scores, one has fewer than requested, and there are ties."""
     rng = np.random.default_rng(0)
     retention = Retention(count=count, descending=descending)
     rank_scores, first = [], 0
@@ -252,7 +252,7 @@ def test_global_top_k_sends_few_scores(descending: bool, count: int) -> None:
     with ThreadPoolExecutor(4) as pool:
         world = ThreadWorld(4)
         results = list(
-            pool.map(lambda rank: gather_best(rank_scores[rank], retention, TeamRank(world, rank)), range(4))
+            pool.map(lambda rank: gather_best(rank_scores[rank], retention, ThreadRank(world, rank)), range(4))
         )  # type: ignore[arg-type]
     expected = select_best(concatenate_scores(tuple(COLUMNS), rank_scores), retention)
     assert results[0].index.tolist() == expected.index.tolist()
@@ -262,7 +262,7 @@ def test_global_top_k_sends_few_scores(descending: bool, count: int) -> None:
 
 @dataclass
 class ThreadWorld:
-    """Ranks that are threads of one process, and what each contributes to an exchange."""
+    """A group of ranks that are threads of one process, with the value that each contributes to an exchange."""
 
     size: int
     contributions: dict[int, Any] = field(default_factory=dict)
@@ -280,8 +280,8 @@ class ThreadWorld:
 
 
 @dataclass
-class TeamRank:
-    """One of several ranks that are threads."""
+class ThreadRank:
+    """One rank of a ThreadWorld."""
 
     world: ThreadWorld
     rank: int
@@ -307,7 +307,7 @@ def test_candidates_outside_the_training_data_are_counted_and_not_ranked(tmp_pat
     model.known_elements[8:, 26] = False
     assert (sodium & iron).any()
     checkpoints.save(model, tmp_path / "parted.safetensors", {})
-    workload = FEW | {"volumes": [0.1, 1.3]}
+    workload = CANDIDATES | {"volumes": [0.1, 1.3]}
     options = {"checkpoint": str(tmp_path / "parted.safetensors"), "workload": workload, "precision": "fp64"}
     log = run_screening(tmp_path / "run", **options)
     (rank,) = [e for e in log if e["event"] == "rank_summary"]
@@ -334,9 +334,9 @@ def test_candidates_outside_the_training_data_are_counted_and_not_ranked(tmp_pat
     assert len(refused) > 10
 
 
-def test_a_screening_without_ranked_candidates_has_no_best(tmp_path: Path) -> None:
+def test_screening_without_ranked_candidates_has_no_best_candidates(tmp_path: Path) -> None:
     log = run_screening(
-        tmp_path, workload=FEW | {"volumes": [0.05]}, retention={"mode": "top", "count": 5}, max_candidates=128
+        tmp_path, workload=CANDIDATES | {"volumes": [0.05]}, retention={"mode": "top", "count": 5}, max_candidates=128
     )
     (rank,) = [e for e in log if e["event"] == "rank_summary"]
     assert rank["outside_coverage"] == {"atoms closer than in training": 128}
@@ -356,9 +356,9 @@ def test_random_structures_are_screened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parameters", "match"),
     [
-        ({"workload": FEW | {"elements": ["H", "Oo"]}}, "'Oo' is not the symbol of an element"),
-        ({"workload": FEW | {"elements": ["H", "Og"]}}, "element 'Og': the model was not trained on it"),
-        ({"workload": FEW | {"filters": ["charge_balanced"]}}, r"did you mean 'charge_balance'\?"),
+        ({"workload": CANDIDATES | {"elements": ["H", "Oo"]}}, "'Oo' is not the symbol of an element"),
+        ({"workload": CANDIDATES | {"elements": ["H", "Og"]}}, "element 'Og': the model was not trained on it"),
+        ({"workload": CANDIDATES | {"filters": ["charge_balanced"]}}, r"did you mean 'charge_balance'\?"),
         (
             {"retention": {"mode": "top", "column": "energy"}},
             r"retention\.column is 'energy' \(there are: .*energy_ev_per_atom",
@@ -367,12 +367,15 @@ def test_random_structures_are_screened(tmp_path: Path) -> None:
             {"retention": {"mode": "top", "column": "distance"}},
             "retention.column 'distance': expected one of energy_ev_per_atom",
         ),
-        ({"workload": FEW | {"kind": "crystals"}}, r"workload\.kind is 'crystals' \(there are: prototypes, random\)$"),
+        (
+            {"workload": CANDIDATES | {"kind": "crystals"}},
+            r"workload\.kind is 'crystals' \(there are: prototypes, random\)$",
+        ),
         ({"part_size": 0}, "^part_size is 0, expected at least 1$"),
         ({"message_backend": "fussed"}, r"^message_backend is 'fussed' \(did you mean 'fused'\?\)$"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path: Path, parameters: dict[str, Any], match: str) -> None:
+def test_bad_input_gives_one_line_errors(tmp_path: Path, parameters: dict[str, Any], match: str) -> None:
     with pytest.raises((InputError, UsageError), match=match):
         run_screening(tmp_path, **parameters)
 
@@ -385,20 +388,20 @@ def test_parts_are_spread_over_the_space() -> None:
     assert IndexPartition(1003, 10).bounds(100) == (1000, 1003)
 
 
-def test_ties_go_to_the_first() -> None:
+def test_ties_are_ranked_by_index() -> None:
     values = np.zeros((6, len(COLUMNS)), dtype=np.float32)
     scores = Scores(tuple(COLUMNS), np.array([9, 3, 5, 1, 7, 2]), values)
     assert Retention(count=3).sort(Retention(count=3).select(scores)).index.tolist() == [1, 2, 3]
 
 
-def test_relaxation_passes_over_elements_that_the_model_has_not_seen(tmp_path: Path) -> None:
+def test_relaxation_skips_candidates_outside_the_training_data(tmp_path: Path) -> None:
     from harness.reference.data.structure import Structure
     from harness.reference.programs.screening.spot_checks import relax
 
     model = checkpoints.load_named("painn-64")[0].double()
-    cell, places = 4.0 * np.eye(3), np.array([[0.0, 0, 0], [2, 2, 2]])
-    known, unknown = (Structure("s", np.array(z), places, cell, (True,) * 3) for z in ([11, 17], [11, 118]))
-    close = Structure("s", np.array([17, 17]), places / 8, cell, (True,) * 3)
+    cell, positions = 4.0 * np.eye(3), np.array([[0.0, 0, 0], [2, 2, 2]])
+    known, unknown = (Structure("s", np.array(z), positions, cell, (True,) * 3) for z in ([11, 17], [11, 118]))
+    close = Structure("s", np.array([17, 17]), positions / 8, cell, (True,) * 3)
     candidates = [(5, unknown), (7, known), (8, close)]
     relaxed, failed = relax(model, candidates, steps=5, folder=tmp_path)
     assert [r.candidate for r in relaxed] == [7]

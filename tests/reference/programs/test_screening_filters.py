@@ -1,4 +1,4 @@
-"""Duplicates against a comparison of the crystals themselves; charge balance against smact, for each composition."""
+"""Filters of the screening: duplicates agree with ASE's comparison of crystals, charge balance agrees with smact."""
 
 from __future__ import annotations
 
@@ -48,37 +48,37 @@ def is_same_crystal(a: Atoms, b: Atoms) -> bool:
         ("Fluorite", 6),
     ],
 )
-def test_one_of_each_class_is_kept(name: str, classes_of_six: int) -> None:
-    """Of the six ordered choices of two, or three, out of three elements."""
+def test_one_candidate_of_each_class_of_equal_crystals_is_kept(name: str, classes_of_six: int) -> None:
+    """Candidates assign two or three of three elements in six ways; candidates with equal crystals form a class."""
     prototype = find_prototype(name)
     space = CandidateSpace([prototype], (6, 11, 35), (1.0,))
-    (run,) = space.block(0, len(space))
-    is_kept = ~is_duplicate(prototype, run)
+    (block,) = space.block(0, len(space))
+    is_kept = ~is_duplicate(prototype, block)
     crystals = [build_atoms(space, k) for k in range(len(space))]
     same = np.array([[is_same_crystal(a, b) for b in crystals] for a in crystals])
     assert (same.T & same == same).all()
-    assert (same[:, is_kept].sum(axis=1) == 1).all(), "each candidate is the crystal of just one that is kept"
-    assert len(run) == 6
+    assert (same[:, is_kept].sum(axis=1) == 1).all(), "each candidate equals exactly one kept candidate"
+    assert len(block) == 6
     assert is_kept.sum() == classes_of_six
 
 
-def test_exchanges_are_complete_and_correct() -> None:
-    """Of all prototypes with two slots alike in number and in their distances: is relabelling them a motion?"""
+def test_exchanges_list_exactly_the_permutations_that_preserve_the_crystal() -> None:
+    """Permutations that change the atom counts or the closest distances are skipped, as they change the crystal."""
     compared = 0
     for prototype in load_prototypes():
         for order in permutations(range(prototype.species)):
-            places = np.array(order)
-            if list(order) == sorted(order) or (prototype.counts[places] != prototype.counts).any():
+            permutation = np.array(order)
+            if list(order) == sorted(order) or (prototype.counts[permutation] != prototype.counts).any():
                 continue
             closest = prototype.closest
             if order not in prototype.exchanges and not np.allclose(
-                closest[np.ix_(places, places)], closest, atol=1e-3
+                closest[np.ix_(permutation, permutation)], closest, atol=1e-3
             ):
                 continue
-            kinds = [11 + 6 * slot for slot in range(prototype.species)]
+            elements = [11 + 6 * slot for slot in range(prototype.species)]
             original, other = (
-                Atoms([kinds[k] for k in slots], scaled_positions=prototype.fractions, cell=prototype.cell, pbc=True)
-                for slots in (prototype.slots, places[prototype.slots])
+                Atoms([elements[k] for k in slots], scaled_positions=prototype.fractions, cell=prototype.cell, pbc=True)
+                for slots in (prototype.slots, permutation[prototype.slots])
             )
             assert is_same_crystal(original, other) == (order in prototype.exchanges), prototype.tag
             compared += 1
@@ -88,32 +88,32 @@ def test_exchanges_are_complete_and_correct() -> None:
 def test_equal_candidates_have_equal_volumes_and_the_first_is_kept() -> None:
     prototype = find_prototype("half-Heusler")
     space = CandidateSpace([prototype], (35, 6, 11), (1.0, 1.1))
-    (run,) = space.block(0, len(space))
-    is_repeated = is_duplicate(prototype, run)
-    first_species = {tuple(row) for row in run[~is_repeated].species.tolist()}
-    for row, scale in zip(run[is_repeated].species.tolist(), run[is_repeated].scale.tolist(), strict=True):
+    (block,) = space.block(0, len(space))
+    is_repeated = is_duplicate(prototype, block)
+    first_species = {tuple(row) for row in block[~is_repeated].species.tolist()}
+    for row, scale in zip(block[is_repeated].species.tolist(), block[is_repeated].scale.tolist(), strict=True):
         first = min(tuple(row[k] for k in order) for order in prototype.exchanges)
         assert first in first_species
         ends = [space.index_of(0, species, scale) for species in (row, first)]
-        assert run.stretch[ends[0]] == pytest.approx(run.stretch[ends[1]], abs=1e-9)
+        assert block.stretch[ends[0]] == pytest.approx(block.stretch[ends[1]], abs=1e-9)
 
 
 def sample_block(space: CandidateSpace, number: int, seed: int, count: int) -> PrototypeBlock:
-    """Return consecutive candidates from a random index on."""
+    """Return consecutive candidates starting at a random index."""
     low, high = space.starts[number : number + 2].tolist()
     start = int(np.random.default_rng([seed, number]).integers(low, max(low + 1, high - count)))
     return space.block(start, min(high, start + count))[0]
 
 
-def test_charge_balance_is_that_of_smact() -> None:
+def test_charge_balance_agrees_with_smact() -> None:
     screening = pytest.importorskip("smact.screening")
     space = CandidateSpace(load_prototypes(), ELEMENTS)
     answers = []
     for number in range(0, len(space.prototypes), 3):
-        run = sample_block(space, number, 0, 40)
-        is_balanced = is_charge_balanced(space.prototypes[number], run)
-        for k in (0, 13, 26, len(run) - 1):
-            (formula,) = space.formula(run[k : k + 1])
+        block = sample_block(space, number, 0, 40)
+        is_balanced = is_charge_balanced(space.prototypes[number], block)
+        for k in (0, 13, 26, len(block) - 1):
+            (formula,) = space.formula(block[k : k + 1])
             expected = screening.smact_validity(formula, include_alloys=False, oxidation_states_set="icsd24")
             assert is_balanced[k] == expected, formula
             answers.append(expected)
@@ -132,10 +132,10 @@ def test_charge_balance_is_that_of_smact() -> None:
         ("(Cubic) Perovskite", None, True),
     ],
 )
-def test_compounds_that_everyone_knows(name: str, species: tuple[int, ...] | None, balanced: bool) -> None:
+def test_charge_balance_of_well_known_compounds(name: str, species: tuple[int, ...] | None, balanced: bool) -> None:
     pytest.importorskip("smact")
     prototype = find_prototype(name)
-    if species is None:  # calcium titanate: oxygen where there are three
+    if species is None:  # calcium titanate: oxygen takes the slot with three atoms
         metals = iter((20, 22))
         species = tuple(8 if n == 3 else next(metals) for n in prototype.counts.tolist())
     space = CandidateSpace([prototype], ELEMENTS + ((18,) if 18 not in ELEMENTS else ()), (1.0,))
@@ -143,24 +143,24 @@ def test_compounds_that_everyone_knows(name: str, species: tuple[int, ...] | Non
     assert is_charge_balanced(prototype, space.block(index, index + 1)[0]).tolist() == [balanced]
 
 
-def test_a_block_is_filtered_like_its_candidates() -> None:
+def test_filtering_a_block_equals_filtering_each_candidate() -> None:
     pytest.importorskip("smact")
     space = CandidateSpace(load_prototypes(), ELEMENTS)
     for number in (3, 100, 230, 249):
-        run = sample_block(space, number, 1, 40)
-        alone = [is_charge_balanced(space.prototypes[number], run[k : k + 1])[0] for k in range(len(run))]
-        assert is_charge_balanced(space.prototypes[number], run).tolist() == alone
-        assert len(is_charge_balanced(space.prototypes[number], run[:0])) == 0
+        block = sample_block(space, number, 1, 40)
+        one_by_one = [is_charge_balanced(space.prototypes[number], block[k : k + 1])[0] for k in range(len(block))]
+        assert is_charge_balanced(space.prototypes[number], block).tolist() == one_by_one
+        assert len(is_charge_balanced(space.prototypes[number], block[:0])) == 0
 
 
 def test_charge_balance_matches_enumeration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With made-up ions, against trying every choice of states: up to four slots, any counts, any order."""
+    """The ions are random; the enumeration tries every combination of oxidation states for two to four slots."""
     rng = np.random.default_rng(0)
     states = rng.random((filters.ELEMENTS, 2 * filters.LARGEST_STATE + 1)) < 0.15
     states[:, filters.LARGEST_STATE] = False
-    strength = rng.integers(1, 12, filters.ELEMENTS).astype(float)
-    strength[5] = np.nan
-    ions = filters.Ions(states, strength)
+    electronegativity = rng.integers(1, 12, filters.ELEMENTS).astype(float)
+    electronegativity[5] = np.nan
+    ions = filters.Ions(states, electronegativity)
     monkeypatch.setattr(filters, "_ions", lambda: ions)
     filters._charge_sums.cache_clear()
     try:
@@ -185,7 +185,7 @@ def is_balanced_by_enumeration(counts: tuple[int, ...], row: list[int], ions: fi
     return has_solution([])
 
 
-def test_without_smact_the_filter_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_charge_filter_names_smact_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "smact", None)
     filters._ions.cache_clear()
     filters._charge_sums.cache_clear()

@@ -1,4 +1,4 @@
-"""The random workload as a space: the structures of the paper's streams, with the edges of build_neighbour_list."""
+"""The random workload: its structures are those of make_random_structures, its edges those of build_neighbour_list."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.reference.programs.screening.candidates.random_workload import (
     build_vacuum_arrays,
     iter_random_structures,
 )
-from tests.reference.conftest import crystal, molecule
+from tests.reference.conftest import make_crystal, make_molecule
 
 
 def is_same_structure(a: Structure, b: Structure) -> bool:
@@ -28,7 +28,7 @@ def is_same_structure(a: Structure, b: Structure) -> bool:
 
 
 @pytest.mark.parametrize(("atoms", "rank"), [((2, 100), 0), ((2, 500), 3), ((7, 7), 75_263)])
-def test_a_stream_is_the_list_from_any_place_on(atoms: tuple[int, int], rank: int) -> None:
+def test_stream_from_any_index_equals_the_rest_of_the_list(atoms: tuple[int, int], rank: int) -> None:
     expected = make_random_structures(60, atoms=atoms, rank=rank)
     for first in (0, 1, 2, 29, 59):
         structures = islice(iter_random_structures(rank, atoms, first), 60 - first)
@@ -37,7 +37,7 @@ def test_a_stream_is_the_list_from_any_place_on(atoms: tuple[int, int], rank: in
 
 @given(st.data())
 @settings(max_examples=20, deadline=None)
-def test_a_block_crosses_ranks(data: st.DataObject) -> None:
+def test_block_may_span_several_ranks(data: st.DataObject) -> None:
     space = RandomSpace(ranks=3, per_rank=5, atoms=(2, 6))
     start = data.draw(st.integers(0, 15))
     stop = data.draw(st.integers(start, 15))
@@ -47,7 +47,7 @@ def test_a_block_crosses_ranks(data: st.DataObject) -> None:
         assert is_same_structure(space.structure(start), expected[start])
 
 
-def test_a_stream_takes_no_more_memory_the_longer_it_runs() -> None:
+def test_memory_of_a_stream_does_not_grow_with_its_length() -> None:
     stream = iter_random_structures(0, (2, 50))
     next(stream)
     tracemalloc.start()
@@ -72,16 +72,16 @@ def test_edges_match_build_neighbour_list(atoms: tuple[int, int], limit: int | N
 
 
 @pytest.mark.parametrize("limit", [1, 4, 7, 8, 12, 20])
-def test_equal_shells_match_build_neighbour_list(limit: int) -> None:
+def test_limit_on_shells_of_equal_length_matches_build_neighbour_list(limit: int) -> None:
     cube = np.stack(np.meshgrid(*[np.arange(4.0)] * 3), -1).reshape(-1, 3)
     structure = Structure("cube", np.full(64, 29), cube)
     arrays = build_vacuum_arrays([structure], cutoff=2.5, max_neighbours=limit)
     graph = build_neighbour_list(structure, cutoff=2.5, max_neighbours=limit)
     degrees = np.bincount(arrays.receiver, minlength=64)
     assert degrees.tolist() == np.bincount(graph.receiver, minlength=64).tolist()
-    apart = np.linalg.norm(cube[arrays.sender] - cube[arrays.receiver], axis=1)
-    assert np.allclose(apart, np.linalg.norm(cube[graph.sender] - cube[graph.receiver], axis=1))
-    # Of a corner the shells hold 3, 3, 1, 3, 6 and 3.
+    lengths = np.linalg.norm(cube[arrays.sender] - cube[arrays.receiver], axis=1)
+    assert np.allclose(lengths, np.linalg.norm(cube[graph.sender] - cube[graph.receiver], axis=1))
+    # The shells of a corner atom hold 3, 3, 1, 3, 6 and 3 atoms.
     assert degrees[0] == {1: 1, 4: 3, 7: 7, 8: 7, 12: 10, 20: 19}[limit]
 
 
@@ -89,12 +89,15 @@ def test_equal_shells_match_build_neighbour_list(limit: int) -> None:
     ("structures", "message"),
     [
         ([], "at least one structure"),
-        ([molecule(), crystal()], "'crystal-1' is periodic: expected structures in vacuum"),
-        ([molecule(), Structure("two", np.array([1, 1]), np.zeros((2, 3)))], "'two': atoms 0 and 1 coincide (0.0e+00"),
+        ([make_molecule(), make_crystal()], "'crystal-1' is periodic: expected structures in vacuum"),
+        (
+            [make_molecule(), Structure("two", np.array([1, 1]), np.zeros((2, 3)))],
+            "'two': atoms 0 and 1 coincide (0.0e+00",
+        ),
         ([Structure("wild", np.array([1]), np.full((1, 3), np.nan))], "'wild': position of atom 0 is not finite"),
     ],
 )
-def test_unusable_structures_are_named(structures: list[Structure], message: str) -> None:
+def test_unusable_structures_are_refused_by_name(structures: list[Structure], message: str) -> None:
     with pytest.raises(InputError) as caught:
         build_vacuum_arrays(structures, cutoff=5.0, max_neighbours=20)
     assert message in str(caught.value)
@@ -109,7 +112,7 @@ def test_unusable_structures_are_named(structures: list[Structure], message: str
         (lambda: RandomSpace(1, 5).structure(5), "candidate 5: expected 0 to 4"),
     ],
 )
-def test_a_random_candidate_that_is_not_there_is_refused(query, message: str) -> None:
+def test_candidate_outside_the_random_space_is_refused(query, message: str) -> None:
     with pytest.raises(InputError) as caught:
         query()
     assert message in str(caught.value)

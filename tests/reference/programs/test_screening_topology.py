@@ -1,4 +1,4 @@
-"""Neighbour lists by lookup have the edges of computed ones in every prototype."""
+"""Neighbour lists that are looked up have the edges that build_neighbour_list computes, for every prototype."""
 
 from __future__ import annotations
 
@@ -24,72 +24,72 @@ ROUNDING_ANGSTROM = 1e-9
 Edge = tuple[int, int, int, int, int]
 
 
-def random_block(number: int, seed: int, count: int) -> PrototypeBlock:
+def draw_random_block(number: int, seed: int, count: int) -> PrototypeBlock:
     """Return random candidates of one prototype."""
     low, high = SPACE.starts[number : number + 2].tolist()
-    places = np.sort(np.random.default_rng([number, seed]).integers(low, high, count))
-    runs = [SPACE.block(k, k + 1)[0] for k in places.tolist()]
+    indices = np.sort(np.random.default_rng([number, seed]).integers(low, high, count))
+    blocks = [SPACE.block(k, k + 1)[0] for k in indices.tolist()]
     columns = ("index", "species", "scale", "stretch")
-    return PrototypeBlock(number, *(np.concatenate([getattr(r, name) for r in runs]) for name in columns))
+    return PrototypeBlock(number, *(np.concatenate([getattr(r, name) for r in blocks]) for name in columns))
 
 
-def edge_lengths(
+def compute_edge_lengths(
     receiver: np.ndarray, sender: np.ndarray, shift: np.ndarray, structure: Structure
 ) -> dict[Edge, float]:
-    """Return the lengths of edges by atoms and image."""
+    """Return the length of each edge, by its atoms and image."""
     images = shift @ np.linalg.inv(structure.cell)
     assert np.allclose(images, images.round(), atol=1e-6)
-    apart = structure.positions[sender] + shift - structure.positions[receiver]
-    names = zip(receiver.tolist(), sender.tolist(), *images.round().astype(int).T.tolist(), strict=True)
-    return dict(zip(names, np.linalg.norm(apart, axis=1).tolist(), strict=True))
+    vectors = structure.positions[sender] + shift - structure.positions[receiver]
+    edges = zip(receiver.tolist(), sender.tolist(), *images.round().astype(int).T.tolist(), strict=True)
+    return dict(zip(edges, np.linalg.norm(vectors, axis=1).tolist(), strict=True))
 
 
-def candidate_edges(arrays: GraphArrays, k: int, structure: Structure) -> dict[Edge, float]:
+def list_candidate_edges(arrays: GraphArrays, k: int, structure: Structure) -> dict[Edge, float]:
     is_edge, first = arrays.edge_graph == k, int(arrays.atoms[:k].sum())
-    return edge_lengths(
+    return compute_edge_lengths(
         arrays.receiver[is_edge] - first, arrays.sender[is_edge] - first, arrays.shift[is_edge], structure
     )
 
 
-def graph_edges(graph: NeighbourList) -> dict[Edge, float]:
-    return edge_lengths(graph.receiver, graph.sender, graph.shift, graph.structure)
+def list_graph_edges(graph: NeighbourList) -> dict[Edge, float]:
+    return compute_edge_lengths(graph.receiver, graph.sender, graph.shift, graph.structure)
 
 
-def assert_same_but_for_rounding(
-    looked_up: dict[Edge, float], computed: dict[Edge, float], everything: dict[Edge, float], cutoff: float, limit: int
+def assert_edges_agree_up_to_rounding(
+    looked_up: dict[Edge, float], computed: dict[Edge, float], all_edges: dict[Edge, float], cutoff: float, limit: int
 ) -> None:
-    """Check that edges are equal unless rounding decides about the cutoff or the shell that does not fit."""
+    """Check that edges are equal, except where rounding decides whether an edge is within the cutoff or the limit."""
     for atom in {edge[0] for edge in looked_up.keys() ^ computed.keys()}:
-        lengths = sorted(length for edge, length in everything.items() if edge[0] == atom)
+        lengths = sorted(length for edge, length in all_edges.items() if edge[0] == atom)
         at_cutoff = any(abs(length - cutoff) < ROUNDING_ANGSTROM for length in lengths)
-        reference = lengths[limit] if limit < len(lengths) else np.inf
-        at_shell = any(abs(reference - x - SAME_SHELL_ANGSTROM) < ROUNDING_ANGSTROM for x in lengths)
-        first_shell_cut = reference - lengths[0] < SAME_SHELL_ANGSTROM + ROUNDING_ANGSTROM
+        first_excluded = lengths[limit] if limit < len(lengths) else np.inf
+        at_shell = any(abs(first_excluded - x - SAME_SHELL_ANGSTROM) < ROUNDING_ANGSTROM for x in lengths)
+        first_shell_cut = first_excluded - lengths[0] < SAME_SHELL_ANGSTROM + ROUNDING_ANGSTROM
         assert at_cutoff or at_shell or first_shell_cut, f"atom {atom} has other neighbours"
         if first_shell_cut and not (at_cutoff or at_shell):
             both = [[length for edge, length in e.items() if edge[0] == atom] for e in (looked_up, computed)]
             assert len(both[0]) == len(both[1]) == limit
             assert np.allclose(*both, atol=2 * SAME_SHELL_ANGSTROM)
-    assert looked_up.keys() <= everything.keys()
+    assert looked_up.keys() <= all_edges.keys()
 
 
 @pytest.mark.parametrize(("cutoff", "limit"), [(5.0, 20), (6.0, 12), (3.5, None)])
-def test_edges_are_those_of_a_fresh_list_in_every_prototype(cutoff: float, limit: int | None) -> None:
+def test_looked_up_edges_match_build_neighbour_list_for_every_prototype(cutoff: float, limit: int | None) -> None:
     topologies = Topologies(SPACE, cutoff, limit)
     identical = compared = 0
     for number in range(len(SPACE.prototypes)):
-        run = random_block(number, int(cutoff), 2)
-        arrays, counts = topologies.arrays(run), topologies.edge_counts(run)
-        for k, index in enumerate(run.index.tolist()):
+        block = draw_random_block(number, int(cutoff), 2)
+        arrays, counts = topologies.arrays(block), topologies.edge_counts(block)
+        for k, index in enumerate(block.index.tolist()):
             structure = SPACE.structure(index)
-            looked_up = candidate_edges(arrays, k, structure)
-            computed = graph_edges(build_neighbour_list(structure, cutoff=cutoff, max_neighbours=limit))
+            looked_up = list_candidate_edges(arrays, k, structure)
+            computed = list_graph_edges(build_neighbour_list(structure, cutoff=cutoff, max_neighbours=limit))
             assert counts[k] == arrays.edges[k] == (arrays.edge_graph == k).sum() == len(looked_up)
             compared += 1
             identical += looked_up.keys() == computed.keys()
             if looked_up.keys() != computed.keys():
-                everything = graph_edges(build_neighbour_list(structure, cutoff=cutoff + 0.01))
-                assert_same_but_for_rounding(looked_up, computed, everything, cutoff, limit or len(everything))
+                all_edges = list_graph_edges(build_neighbour_list(structure, cutoff=cutoff + 0.01))
+                assert_edges_agree_up_to_rounding(looked_up, computed, all_edges, cutoff, limit or len(all_edges))
             assert all(
                 computed[edge] == pytest.approx(looked_up[edge], abs=1e-9)
                 for edge in computed.keys() & looked_up.keys()
@@ -98,28 +98,28 @@ def test_edges_are_those_of_a_fresh_list_in_every_prototype(cutoff: float, limit
     assert identical > 0.99 * compared
 
 
-def test_a_cutoff_just_at_a_shell_takes_it_or_leaves_it_as_rounding_has_it() -> None:
+def test_shell_is_included_only_if_the_cutoff_exceeds_its_distance() -> None:
     (number,) = (k for k, p in enumerate(SPACE.prototypes) if p.name == "CsCl")
-    run = random_block(number, 0, 1)
-    structure = SPACE.structure(int(run.index[0]))
+    block = draw_random_block(number, 0, 1)
+    structure = SPACE.structure(int(block.index[0]))
     edge = float(np.linalg.norm(structure.cell[0]))
     for cutoff, neighbours in ((edge - 1e-9, 8), (edge + 1e-9, 14)):
-        assert Topologies(SPACE, cutoff).edge_counts(run).tolist() == [2 * neighbours]
+        assert Topologies(SPACE, cutoff).edge_counts(block).tolist() == [2 * neighbours]
 
 
-def test_a_shell_that_does_not_fit_is_left_out_whole() -> None:
+def test_neighbour_limit_drops_whole_shells_except_the_first() -> None:
     (number,) = (k for k, p in enumerate(SPACE.prototypes) if p.name == "CsCl")
-    run = random_block(number, 0, 1)
-    reach = 1.5 * float(np.linalg.norm(SPACE.structure(int(run.index[0])).cell[0]))
+    block = draw_random_block(number, 0, 1)
+    cutoff = 1.5 * float(np.linalg.norm(SPACE.structure(int(block.index[0])).cell[0]))
     for limit, neighbours in ((26, 26), (25, 14), (14, 14), (13, 8), (8, 8), (7, 7), (1, 1)):
-        assert Topologies(SPACE, reach, limit).edge_counts(run).tolist() == [2 * neighbours], limit
+        assert Topologies(SPACE, cutoff, limit).edge_counts(block).tolist() == [2 * neighbours], limit
 
 
 @pytest.mark.parametrize("number", [0, 60, 150, 220, 249])
 def test_arrays_match_build_batch(number: int) -> None:
-    run = random_block(number, 3, 7)
-    arrays = Topologies(SPACE, 5.0, 20).arrays(run)
-    graphs = [build_neighbour_list(SPACE.structure(k), cutoff=5.0, max_neighbours=20) for k in run.index.tolist()]
+    block = draw_random_block(number, 3, 7)
+    arrays = Topologies(SPACE, 5.0, 20).arrays(block)
+    graphs = [build_neighbour_list(SPACE.structure(k), cutoff=5.0, max_neighbours=20) for k in block.index.tolist()]
     batch = build_batch(graphs)
     for name in ("numbers", "receiver", "graph", "edge_graph", "composition"):
         assert np.array_equal(getattr(arrays, name), getattr(batch, name).numpy()), name
@@ -133,44 +133,44 @@ def test_arrays_match_build_batch(number: int) -> None:
     assert np.array_equal(arrays.graph[arrays.sender], arrays.edge_graph)
 
 
-def test_rows_of_a_run_have_the_edges_that_they_have_in_the_run() -> None:
-    run, topologies = random_block(180, 0, 40), Topologies(SPACE, 5.0, 20)
-    picked = np.array([31, 2, 17])
-    some, whole = topologies.arrays(run[picked]), topologies.arrays(run)
-    assert some.edges.tolist() == whole.edges[picked].tolist()
-    assert np.array_equal(some.shift[some.edge_graph == 1], whole.shift[whole.edge_graph == 2])
-    nothing = topologies.arrays(run[:0])
-    assert (len(nothing.numbers), len(nothing.receiver), nothing.composition.shape) == (0, 0, (0, 119))
+def test_selected_rows_keep_their_edges() -> None:
+    block, topologies = draw_random_block(180, 0, 40), Topologies(SPACE, 5.0, 20)
+    rows = np.array([31, 2, 17])
+    subset, whole_block = topologies.arrays(block[rows]), topologies.arrays(block)
+    assert subset.edges.tolist() == whole_block.edges[rows].tolist()
+    assert np.array_equal(subset.shift[subset.edge_graph == 1], whole_block.shift[whole_block.edge_graph == 2])
+    empty = topologies.arrays(block[:0])
+    assert (len(empty.numbers), len(empty.receiver), empty.composition.shape) == (0, 0, (0, 119))
 
 
-def test_atoms_out_of_reach_of_all_others_have_no_edges() -> None:
-    arrays = Topologies(SPACE, 0.3, 20).arrays(random_block(60, 0, 3))
+def test_atoms_without_a_neighbour_within_the_cutoff_have_no_edges() -> None:
+    arrays = Topologies(SPACE, 0.3, 20).arrays(draw_random_block(60, 0, 3))
     assert (arrays.edges.tolist(), arrays.shift.shape) == ([0, 0, 0], (0, 3))
 
 
-def test_a_candidate_smaller_than_promised_is_refused() -> None:
-    run = random_block(100, 0, 1)
+def test_candidate_below_the_minimum_stretch_is_refused() -> None:
+    block = draw_random_block(100, 0, 1)
     with pytest.raises(InputError, match="or more"):
-        Topology(SPACE.prototypes[100], 5.0, None, float(run.stretch[0]) * 1.01).edge_counts(run)
+        Topology(SPACE.prototypes[100], 5.0, None, float(block.stretch[0]) * 1.01).edge_counts(block)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-5, 5)), max_size=30), st.integers(-6, 6))
 @settings(deadline=None)
-def test_steps_count_what_is_smaller(pairs: list[tuple[int, int]], value: int) -> None:
-    rows, values = np.array(pairs, dtype=int).reshape(-1, 2).T
+def test_count_below_counts_the_smaller_values_of_each_row(pairs: list[tuple[int, int]], value: int) -> None:
+    row_numbers, values = np.array(pairs, dtype=int).reshape(-1, 2).T
     expected = [sum(row == k and v < value for row, v in pairs) for k in range(4)]
-    assert count_below(rows, values.astype(float), 4)(np.array([float(value)])).tolist() == [expected]
+    assert count_below(row_numbers, values.astype(float), 4)(np.array([float(value)])).tolist() == [expected]
 
 
-def test_a_wrong_lookup_would_be_noticed() -> None:
+def test_comparison_detects_wrong_edges() -> None:
     """The comparison fails for the edges of a candidate that is a fifth larger."""
-    run = random_block(150, 0, 1)
-    structure = SPACE.structure(int(run.index[0]))
-    larger = replace(run, stretch=run.stretch * 1.2)
-    looked_up = candidate_edges(
+    block = draw_random_block(150, 0, 1)
+    structure = SPACE.structure(int(block.index[0]))
+    larger = replace(block, stretch=block.stretch * 1.2)
+    looked_up = list_candidate_edges(
         Topologies(SPACE, 5.0, 20).arrays(larger), 0, replace(structure, cell=structure.cell * 1.2)
     )
-    computed = graph_edges(build_neighbour_list(structure, cutoff=5.0, max_neighbours=20))
-    everything = graph_edges(build_neighbour_list(structure, cutoff=5.01))
+    computed = list_graph_edges(build_neighbour_list(structure, cutoff=5.0, max_neighbours=20))
+    all_edges = list_graph_edges(build_neighbour_list(structure, cutoff=5.01))
     with pytest.raises(AssertionError, match="has other neighbours"):
-        assert_same_but_for_rounding(looked_up, computed, everything, 5.0, 20)
+        assert_edges_agree_up_to_rounding(looked_up, computed, all_edges, 5.0, 20)

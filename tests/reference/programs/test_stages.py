@@ -1,4 +1,4 @@
-"""Every stage of the ladder has the energies and forces of the baseline, or is marked as inexact."""
+"""Every stage of the ladder has the energies and forces of the baseline, unless the stage is marked as inexact."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from harness.reference.programs.ladder.stages import (  # fmt: skip
 )
 from harness.reference.programs.ladder.workload import fix_gate
 from harness.reference.training.compile import count_compiled_graphs
-from tests.reference.conftest import batch_of, crystal, make_model, molecule
+from tests.reference.conftest import make_batch, make_crystal, make_model, make_molecule
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-# relative to the largest force and energy: idle branches have no forces; eight bits of mantissa
-NOT_EXACT = {"branch_skip": 0.1, "mixed_precision": 0.05}
+# Relative to the largest force and energy: branch_skip omits forces of idle branches, bfloat16 has 8 significant bits.
+INEXACT_TOLERANCE = {"branch_skip": 0.1, "mixed_precision": 0.05}
 
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    return batch_of([molecule(), crystal(), molecule(1, seed=7), molecule(12, seed=8)])
+    return make_batch([make_molecule(), make_crystal(), make_molecule(1, seed=7), make_molecule(12, seed=8)])
 
 
 def check_stage(stage: Stage, predict: Predict, batch: Batch) -> None:
@@ -42,7 +42,7 @@ def check_stage(stage: Stage, predict: Predict, batch: Batch) -> None:
     assert not got.energy.requires_grad
     assert not got.forces.requires_grad
     force_scale, energy_scale = expected.forces.abs().max(), expected.energy.abs().max()
-    tolerance = TOLERANCE[dtype] if stage.exact else NOT_EXACT[stage.name]
+    tolerance = TOLERANCE[dtype] if stage.exact else INEXACT_TOLERANCE[stage.name]
     assert (got.forces - expected.forces).abs().max() <= tolerance * force_scale
     assert (got.energy - expected.energy).abs().max() <= tolerance * energy_scale
 
@@ -62,13 +62,16 @@ def test_compiled_code_agrees_in_single_precision_too(batch: Batch) -> None:
 
 @pytest.mark.slow
 def test_a_static_stage_compiles_each_shape_once(batch: Batch) -> None:
-    """mixed_precision is static_graphs around other arithmetic."""
+    """mixed_precision is tested here, since it is static_graphs with other arithmetic."""
     stage = next(s for s in LADDER if s.name == "mixed_precision")
     predict = stage.predict()
     assert isinstance(predict, StaticGraphs)
     check_stage(stage, predict, batch)
     compiled = count_compiled_graphs()
-    others = [batch_of([molecule(), crystal(), molecule(1, seed=7), molecule(12 - k, seed=8 + k)]) for k in (0, 1)]
+    others = [
+        make_batch([make_molecule(), make_crystal(), make_molecule(1, seed=7), make_molecule(12 - k, seed=8 + k)])
+        for k in (0, 1)
+    ]
     for other in others:
         check_stage(stage, predict, other)
     assert len(predict.buckets.shapes) == 1
@@ -84,11 +87,11 @@ def test_tf32_needs_a_gpu(batch: Batch) -> None:
 
 
 @pytest.mark.slow
-def test_the_compiled_stage_takes_any_shape_without_the_baselines_error(batch: Batch) -> None:
+def test_compiled_stage_agrees_with_the_baseline_for_any_shape(batch: Batch) -> None:
     model = make_model()
     predict = compile_dynamic(batched_heads)
-    for structures in ([molecule(4)], [crystal(2, seed=3), molecule(3)], [molecule(1)]):
-        other = batch_of(structures)
+    for structures in ([make_molecule(4)], [make_crystal(2, seed=3), make_molecule(3)], [make_molecule(1)]):
+        other = make_batch(structures)
         weights = model.gate(other.composition)
         got, expected = predict(model, other, weights), baseline(model, other, weights)
         assert torch.allclose(got.forces, expected.forces, atol=1e-11)
@@ -100,13 +103,13 @@ def test_branch_skip_keeps_the_energy_and_loses_the_forces_of_idle_branches(batc
     fix_gate(model, 4)
     weights = model.gate(batch.composition)
     assert find_active_heads(weights) == [0, 1, 2, 3]
-    full, skipped = baseline(model, batch, weights), branch_skip(model, batch, weights)
-    assert torch.allclose(full.energy, skipped.energy, rtol=1e-12)
-    difference = (full.forces - skipped.forces).abs().max()
-    assert 0 < difference < 0.1 * full.forces.abs().max()
+    expected, result = baseline(model, batch, weights), branch_skip(model, batch, weights)
+    assert torch.allclose(expected.energy, result.energy, rtol=1e-12)
+    difference = (expected.forces - result.forces).abs().max()
+    assert 0 < difference < 0.1 * expected.forces.abs().max()
 
 
 def test_branch_skip_is_exact_when_no_branch_is_idle(model: FoundationModel, batch: Batch) -> None:
     weights = torch.full((len(batch.head), 16), 1 / 16, dtype=torch.float64)
-    full, skipped = baseline(model, batch, weights), branch_skip(model, batch, weights)
-    assert torch.allclose(full.forces, skipped.forces, atol=1e-12)
+    expected, result = baseline(model, batch, weights), branch_skip(model, batch, weights)
+    assert torch.allclose(expected.forces, result.forces, atol=1e-12)

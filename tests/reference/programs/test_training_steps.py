@@ -1,4 +1,4 @@
-"""Training through the fused messages: gradients of plain ones, bitwise reproducible; steps timed with their errors."""
+"""Training with fused messages: gradients match unfused ones and are bitwise reproducible; training steps are timed."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from harness.reference.training.loader import LabelledBatch
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, collate_labelled
 from harness.reference.training.run_facts import describe_identity
 from harness.results.runs import RunRecord
-from tests.reference.conftest import SMALL, crystal, make_model, molecule
-from tests.reference.ops.message_terms import floats, make_terms, plain_messages
-from tests.reference.training.test_training import SHORT, event_values, fact, run_training
+from tests.reference.conftest import SMALL, make_crystal, make_model, make_molecule
+from tests.reference.ops.message_terms import compute_unfused_messages, list_float_inputs, make_terms
+from tests.reference.training.test_training import SHORT, get_event_values, get_fact, run_training
 from tests.support.programs import run_program
 
 TINY: dict[str, Any] = {
@@ -45,7 +45,7 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _restore_torch_settings() -> Iterator[None]:
     messages.load(torch.device("cpu"))
     threads = torch.get_num_threads()
     yield
@@ -55,7 +55,7 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture
 def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile to graphs and their derivatives, without the minute that generating code takes."""
+    """Compile only to graphs and their derivatives, since generating code takes a minute."""
     compile_module = nn.Module.compile
 
     def compile_quickly(module: nn.Module, **options: Any) -> None:
@@ -85,9 +85,9 @@ def label_batch(structures: list[Structure]) -> LabelledBatch:
 
 
 BATCHES = {
-    "ragged": [molecule(), molecule(1, seed=7), crystal(), molecule(12, seed=8)],
-    "periodic": [crystal(1), crystal(3, seed=5)],
-    "no edges": [molecule(1), molecule(1, seed=2)],
+    "ragged": [make_molecule(), make_molecule(1, seed=7), make_crystal(), make_molecule(12, seed=8)],
+    "periodic": [make_crystal(1), make_crystal(3, seed=5)],
+    "no edges": [make_molecule(1), make_molecule(1, seed=2)],
 }
 
 
@@ -101,12 +101,12 @@ def make_step(model: FoundationModel, *, fused: bool, compiled: bool = False) ->
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.slow
-def test_a_step_gives_the_plain_loss_and_gradient(compiled: bool) -> None:
+def test_fused_step_has_the_unfused_loss_and_gradient(compiled: bool) -> None:
     model = make_model(SMALL.replace(num_conv_layers=2)).requires_grad_(True)
-    plain, fused = make_step(model, fused=False), make_step(model, fused=True, compiled=compiled)
+    unfused, fused = make_step(model, fused=False), make_step(model, fused=True, compiled=compiled)
     for name, structures in BATCHES.items():
         labelled = label_batch(structures)
-        expected, got = plain.take_step(labelled), fused.take_step(labelled)
+        expected, got = unfused.take_step(labelled), fused.take_step(labelled)
         assert got.gradient.shape == expected.gradient.shape
         errors = compute_step_errors(got, expected)
         assert float(str(errors["loss_error"])) < 1e-12, name
@@ -117,7 +117,7 @@ def test_a_step_is_bitwise_reproducible_on_two_threads() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(2)
     step = make_step(make_model(SMALL.replace(hidden_dim=40)).requires_grad_(True), fused=True)
-    labelled = label_batch([molecule(30, seed=k) for k in range(6)])
+    labelled = label_batch([make_molecule(30, seed=k) for k in range(6)])
     for before, after in pairwise(step.take_step(labelled) for _ in range(3)):
         assert before.loss == after.loss
         assert torch.equal(before.gradient, after.gradient)
@@ -128,108 +128,118 @@ def test_second_derivatives_are_bitwise_reproducible_on_any_number_of_threads() 
     results = []
     for threads in (1, 2, 3, 2, 1):
         torch.set_num_threads(threads)
-        results.append(messages._fused_double_backward(*output_gradients, terms, directions, [True] * 7))
+        results.append(messages._compute_fused_double_backward(*output_gradients, terms, directions, [True] * 7))
     for before, after in pairwise(results):
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None)
 
 
 def make_second_derivative_terms(
-    *sizes: int, with_v: bool = True, directed: bool = True, dtype: torch.dtype = torch.float64
+    *sizes: int, with_v: bool = True, with_nodes: bool = True, dtype: torch.dtype = torch.float64
 ) -> tuple[MessageInputs, list[Tensor], dict[str, Tensor]]:
-    """Return terms, gradients of the messages, and directions for gradients of edges, with or without nodes."""
+    """Return inputs, gradients of the messages, and directions of second derivatives for edges and, if asked, nodes."""
     terms = make_terms(*sizes, with_v=with_v, dtype=dtype)
     terms = MessageInputs(*(x if x is None else x.detach() for x in terms))  # type: ignore[arg-type]
     output_gradients = [torch.randn_like(x) for x in messages.messages(terms)]
-    names = ("phi", "v", "radial", "unit") if directed else ("radial", "unit")
+    names = ("phi", "v", "radial", "unit") if with_nodes else ("radial", "unit")
     return terms, output_gradients, {n: torch.randn_like(x) for n in names if (x := getattr(terms, n)) is not None}
 
 
-# narrower than a vector; more columns than one group has; ragged; no edges
+# (atoms, edges, width, columns): narrower than a SIMD vector; many columns; no multiple of a vector; no edges
 SIZES = [(5, 9, 3, 2), (20, 300, 19, 30), (40, 500, 67, 7), (3, 0, 8, 7)]
 
 
-@pytest.mark.parametrize("directed", [True, False], ids=["nodes", "edges alone"])
+@pytest.mark.parametrize("with_nodes", [True, False], ids=["nodes", "edges alone"])
 @pytest.mark.parametrize("with_v", [True, False], ids=["v", "no v"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_one_pass_equals_a_pass_for_each_direction(
-    sizes: tuple[int, int, int, int], with_v: bool, directed: bool
+    sizes: tuple[int, int, int, int], with_v: bool, with_nodes: bool
 ) -> None:
     for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
         terms, output_gradients, directions = make_second_derivative_terms(
-            *sizes, with_v=with_v, directed=directed, dtype=dtype
+            *sizes, with_v=with_v, with_nodes=with_nodes, dtype=dtype
         )
         needed = [True, True, True, with_v, True, True, True]
-        once = messages._fused_double_backward(*output_gradients, terms, directions, needed)
+        single_pass = messages._compute_fused_double_backward(*output_gradients, terms, directions, needed)
         for got, expected in zip(
-            once, messages._double_backward(*output_gradients, terms, directions, needed), strict=True
+            single_pass, messages._compute_double_backward(*output_gradients, terms, directions, needed), strict=True
         ):
             assert (got is None) == (expected is None)
             if got is not None and expected is not None and expected.numel():
                 assert (got - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-@pytest.mark.parametrize("directed", [True, False], ids=["nodes", "edges alone"])
+@pytest.mark.parametrize("with_nodes", [True, False], ids=["nodes", "edges alone"])
 @pytest.mark.parametrize("with_v", [True, False], ids=["v", "no v"])
-def test_second_derivatives_are_registered_correctly(with_v: bool, directed: bool) -> None:
-    terms, output_gradients, directions = make_second_derivative_terms(5, 20, 6, 4, with_v=with_v, directed=directed)
-    along = [directions.get(name) for name in ("phi", "v", "radial", "unit")]
-    library.opcheck(torch.ops.gfm_harness.messages_second.default, (*output_gradients, *terms, *along))
-    unweighted = (*output_gradients, *terms[:3], *terms[4:], *along)
+def test_second_derivatives_are_registered_correctly(with_v: bool, with_nodes: bool) -> None:
+    terms, output_gradients, directions = make_second_derivative_terms(
+        5, 20, 6, 4, with_v=with_v, with_nodes=with_nodes
+    )
+    node_and_edge_directions = [directions.get(name) for name in ("phi", "v", "radial", "unit")]
+    library.opcheck(
+        torch.ops.gfm_harness.messages_second.default, (*output_gradients, *terms, *node_and_edge_directions)
+    )
+    unweighted = (*output_gradients, *terms[:3], *terms[4:], *node_and_edge_directions)
     library.opcheck(torch.ops.gfm_harness.filter_second.default, unweighted)
     with pytest.raises((ValueError, RuntimeError), match="tangents do not fit"):
         torch.ops.gfm_harness.messages_second(
-            *output_gradients, *terms, *along[:2], directions["radial"][:-1], directions["unit"]
+            *output_gradients, *terms, *node_and_edge_directions[:2], directions["radial"][:-1], directions["unit"]
         )
 
 
-def test_third_derivatives_exist() -> None:
+def test_third_derivatives_match_unfused_messages() -> None:
     terms = make_terms(3, 6, 2, 2)
 
-    def third(formulation: object) -> list[Tensor]:
+    def compute_third_derivatives(formulation: object) -> list[Tensor]:
         s, v = formulation(terms)  # type: ignore[operator]
-        inputs = floats(terms)
+        inputs = list_float_inputs(terms)
         first = torch.autograd.grad((s**2).sum() + (v**2).sum(), inputs, create_graph=True)
         second = torch.autograd.grad(sum((x**2).sum() for x in first), inputs, create_graph=True)  # type: ignore[arg-type]
         return list(torch.autograd.grad(sum((x**2).sum() for x in second), inputs))  # type: ignore[arg-type]
 
-    for got, expected in zip(third(messages.messages), third(plain_messages), strict=True):
+    for got, expected in zip(
+        compute_third_derivatives(messages.messages), compute_third_derivatives(compute_unfused_messages), strict=True
+    ):
         assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
-def test_a_run_through_fused_messages_loses_as_a_plain_one(tmp_path: Path, quick_compiler: None) -> None:
-    few: dict[str, Any] = {"datasets": ["qm7x", "oc2022"], "samples_per_epoch": 32}
-    for name in ("plain", "eager", "compiled"):
+def test_fused_training_has_the_losses_of_unfused_training(tmp_path: Path, quick_compiler: None) -> None:
+    options: dict[str, Any] = {"datasets": ["qm7x", "oc2022"], "samples_per_epoch": 32}
+    for name in ("unfused", "eager", "compiled"):
         (tmp_path / name).mkdir()
-    plain = run_training(tmp_path / "plain", **few)
-    assert fact(plain, "runtime")["message_backend"] == "unfused"
+    unfused = run_training(tmp_path / "unfused", **options)
+    assert get_fact(unfused, "runtime")["message_backend"] == "unfused"
     for name in ("eager", "compiled"):
-        log = run_training(tmp_path / name, **few, message_backend="fused", compile=name == "compiled")
-        observed = fact(log, "runtime")
+        log = run_training(tmp_path / name, **options, message_backend="fused", compile=name == "compiled")
+        observed = get_fact(log, "runtime")
         assert (observed["message_backend"], observed.get("unfused_reason"), observed["compiled"]) == (
             "fused",
             None,
             name == "compiled",
         )
-        assert event_values(log, "epoch", "loss") == pytest.approx(event_values(plain, "epoch", "loss"), rel=1e-8)
+        assert get_event_values(log, "epoch", "loss") == pytest.approx(
+            get_event_values(unfused, "epoch", "loss"), rel=1e-8
+        )
 
 
-def test_without_a_compiler_plain_messages_run_with_the_reason(tmp_path: Path, no_compiler: None) -> None:
+def test_without_a_compiler_unfused_messages_are_used_and_the_reason_recorded(
+    tmp_path: Path, no_compiler: None
+) -> None:
     log = run_training(tmp_path, message_backend="fused", epochs=1, samples_per_epoch=16, datasets=["qm7x"])
-    observed = fact(log, "runtime")
+    observed = get_fact(log, "runtime")
     assert (observed["message_backend"], observed["unfused_reason"]) == (
         "unfused",
         "no C++ compiler 'no-such-compiler'",
     )
-    assert math.isfinite(event_values(log, "epoch", "loss")[0])
+    assert math.isfinite(get_event_values(log, "epoch", "loss")[0])
 
 
 def test_other_backbones_and_devices_have_no_fused_messages() -> None:
     assert find_unavailable_reason("egnn", torch.device("cpu")) == "only painn and pnaeq have fused messages, not egnn"
-    assert str(find_unavailable_reason("painn", torch.device("meta"))).endswith("not for meta")
+    assert str(find_unavailable_reason("painn", torch.device("meta"))).endswith("not on meta")
     assert find_unavailable_reason("painn", torch.device("cpu")) is None
 
 
-def test_plain_messages_keep_the_identity_of_older_states() -> None:
+def test_unfused_messages_keep_the_identity_of_older_states() -> None:
     model, world = make_model(), ProcessGroup(RankInfo(), torch.device("cpu"))
     before = describe_identity(model, SHORT, world)
     assert describe_identity(model, SHORT | {"message_backend": "unfused"}, world) == before
@@ -254,7 +264,7 @@ def test_every_stage_is_timed_and_correct_in_every_round(tmp_path: Path, quick_c
     record = run_steps(tmp_path)
     assert len(record.samples) == len(STEP_STAGES) * 3 * 2
     first = [next(s["stage"] for s in record.samples if s["round"] == k) for k in range(3)]
-    assert first == list(STEP_STAGES), "another stage begins each round"
+    assert first == list(STEP_STAGES), "each round begins with another stage"
     table = build_training_steps_table([record]).set_index("stage")
     assert list(table["verdict"]) == ["ok"] * 3
     assert (table["gradient_error"] < 1e-12).all()
@@ -270,7 +280,7 @@ def test_every_stage_is_timed_and_correct_in_every_round(tmp_path: Path, quick_c
     assert "FP64 training step" in page
 
 
-def test_a_stage_without_a_compiler_is_not_available_and_the_others_go_on(tmp_path: Path, no_compiler: None) -> None:
+def test_without_a_compiler_only_the_fused_stage_is_unavailable(tmp_path: Path, no_compiler: None) -> None:
     record = run_steps(tmp_path, stages=["baseline", "fused_messages"], rounds=1)
     table = build_training_steps_table([record]).set_index("stage")
     assert table.loc["fused_messages", "verdict"] == "unavailable: no C++ compiler 'no-such-compiler'"
@@ -283,7 +293,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
 
 
 @pytest.mark.parametrize(
-    ("other", "verdict"),
+    ("changes", "verdict"),
     [
         ({}, "ok"),
         ({"gradient_error": 2e-9}, "incorrect"),
@@ -294,11 +304,11 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     ],
     ids=str,
 )
-def test_a_wrong_gradient_has_no_speedup(record: RunRecord, other: dict[str, Any], verdict: str) -> None:
-    fused = [s | {"stage": "fused_messages", "device_s": s["device_s"] / 4} | other for s in record.samples]
+def test_stage_with_a_wrong_gradient_has_no_speedup(record: RunRecord, changes: dict[str, Any], verdict: str) -> None:
+    fused = [s | {"stage": "fused_messages", "device_s": s["device_s"] / 4} | changes for s in record.samples]
     parameters = record.case["parameters"] | {"stages": ["baseline", "fused_messages"]}
-    both = replace(record, samples=[*record.samples, *fused], case=record.case | {"parameters": parameters})
-    row = build_training_steps_table([both]).set_index("stage").loc["fused_messages"]
+    record_of_both = replace(record, samples=[*record.samples, *fused], case=record.case | {"parameters": parameters})
+    row = build_training_steps_table([record_of_both]).set_index("stage").loc["fused_messages"]
     assert row["verdict"] == verdict
     assert row["speedup"] == pytest.approx(4.0) if verdict == "ok" else pd.isna(row["speedup"])
 
@@ -321,6 +331,6 @@ def test_step_errors_are_relative() -> None:
         ({"width": 3}, "unknown parameter 'width'"),
     ],
 )
-def test_bad_options_are_one_line(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_bad_options_give_one_line_errors(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         run_steps(tmp_path, **options)

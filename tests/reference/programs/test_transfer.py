@@ -1,4 +1,4 @@
-"""Fine-tuning: what each mode starts from and may change, scaling by training labels alone, kills."""
+"""Fine-tuning: initial weights and trained layers of each mode, scaling by training labels only, and interruptions."""
 
 from __future__ import annotations
 
@@ -53,28 +53,28 @@ def make_splits(name: str) -> TaskSplits:
     return TaskSplits(find_task(name), load_task(name), model.config, 0.2, 40, 0)
 
 
-def test_the_head_that_a_task_starts_from_knows_its_elements() -> None:
+def test_initial_head_of_a_task_was_trained_on_its_elements() -> None:
     model = checkpoints.load_named("painn-64")[0]
     composition = torch.zeros(3, 119)
     composition[:, 1] = composition[:, 6] = 1.0
-    trusted = find_best_head(model, composition)
-    model.known_elements[trusted, 6] = False
+    preferred = find_best_head(model, composition)
+    model.known_elements[preferred, 6] = False
     other = find_best_head(model, composition)
-    assert other != trusted
+    assert other != preferred
     assert model.known_elements[other, [1, 6]].all()
-    composition[2, 94] = 1.0  # in one structure of three: heads that know the other two will do
+    composition[2, 94] = 1.0  # only one of the three structures contains it, so heads without it may be chosen
     assert model.known_elements[find_best_head(model, composition), [1, 6]].all()
 
 
 @pytest.mark.parametrize("mode", [m for m in MODES if m.is_trained], ids=lambda m: m.name)
-def test_a_mode_changes_what_it_says_and_nothing_else(mode: Any) -> None:
+def test_mode_trains_exactly_its_layers(mode: Any) -> None:
     source = checkpoints.load_named("painn-64")[0].double()
     model = build_task_model(source, mode, 8, keep_task_layers=False, seed=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     splits = make_splits("matbench_log_kvrh")
     draw = splits.draw("", 20, 0)
-    like = next(model.parameters())
-    train, validation = (splits.build_data(k, draw.scaling, like) for k in (draw.train, draw.validation))
+    reference_tensor = next(model.parameters())
+    train, validation = (splits.build_data(k, draw.scaling, reference_tensor) for k in (draw.train, draw.validation))
     fit(
         model,
         select_parameters(model, mode),
@@ -106,14 +106,14 @@ def test_pretrained_modes_start_from_the_checkpoint_and_scratch_does_not() -> No
         assert torch.equal(last, source.heads.layers[-1].weight[8]) == mode.pretrained
 
 
-def test_the_weights_of_the_lowest_validation_loss_are_kept() -> None:
-    """A rate so high that training only makes it worse leaves the model as it was."""
+def test_weights_with_the_lowest_validation_loss_are_returned() -> None:
+    """With a learning rate so high that the loss only rises, the initial weights are kept."""
     source = checkpoints.load_named("painn-64")[0].double()
     splits = make_splits("qm9")
     draw = splits.draw("", 20, 0)
     model = build_task_model(source, MODES_BY_NAME["full"], 8, keep_task_layers=True, seed=0)
-    like = next(model.parameters())
-    train, validation = (splits.build_data(k, draw.scaling, like) for k in (draw.train, draw.validation))
+    reference_tensor = next(model.parameters())
+    train, validation = (splits.build_data(k, draw.scaling, reference_tensor) for k in (draw.train, draw.validation))
     before = compute_validation_loss(model, draw.scaling, validation, 1.0)
     budget = Budget(20, 4, 1e3, 2, 3, 1.0)
     outcome = fit(
@@ -126,12 +126,12 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept() -> None:
         seed=0,
     )
     assert outcome.best_step == 0
-    assert outcome.steps == 6, "three looks without a better one end it"
+    assert outcome.steps == 6, "three validations without improvement stop the training"
     assert compute_validation_loss(model, draw.scaling, validation, 1.0) == pytest.approx(before)
 
 
 def test_scaling_does_not_depend_on_the_test_set() -> None:
-    """Pool and test set do not change with the seed, share no structure, and scaling does not depend on the test."""
+    """The test set is the same for all seeds and disjoint from the training set; changed test labels do not matter."""
     splits = make_splits("qm9")
     draws = [splits.draw("", 100, k) for k in range(3)]
     assert len({tuple(d.test.tolist()) for d in draws}) == 1
@@ -141,15 +141,15 @@ def test_scaling_does_not_depend_on_the_test_set() -> None:
     target[draws[0].test] = 1e9
     target[draws[0].validation] = -1e9
     frames = splits.dataset.table
-    again = fit_scaling(frames[draws[0].train], target[draws[0].train], extensive=True)
-    assert again.energies.tolist() == draws[0].scaling.energies.tolist()
+    repeated = fit_scaling(frames[draws[0].train], target[draws[0].train], extensive=True)
+    assert repeated.energies.tolist() == draws[0].scaling.energies.tolist()
 
 
 @pytest.mark.parametrize("name", ["qm9", "wiggle150", "oqmd", "md17"])
 def test_a_study_records_every_mode_and_its_predictions(name: str, tmp_path: Path) -> None:
     log = run_study(tmp_path, task=name)
-    (about,) = [e for e in log if e["event"] == "task"]
-    assert about["available"] is True
+    (task_event,) = [e for e in log if e["event"] == "task"]
+    assert task_event["available"] is True
     fits = {e["mode"]: e for e in log if e["event"] == "fit"}
     expected = {m.name for m in MODES} - ({"as_pretrained"} if find_task(name).kind == "property" else set())
     assert set(fits) == expected
@@ -162,15 +162,15 @@ def test_a_study_records_every_mode_and_its_predictions(name: str, tmp_path: Pat
         assert (event["force_mae"] is not None) == (name == "md17")
 
 
-def test_a_task_without_data_says_what_it_needs(tmp_path: Path) -> None:
+def test_task_without_data_names_the_required_files(tmp_path: Path) -> None:
     log = run_study(tmp_path, task="matbench_phonons")
-    (about,) = [e for e in log if e["event"] == "task"]
-    assert about["available"] is False
-    assert "needs matbench_phonons.json.gz, from https://" in about["needs"]
+    (task_event,) = [e for e in log if e["event"] == "task"]
+    assert task_event["available"] is False
+    assert "needs matbench_phonons.json.gz, from https://" in task_event["needs"]
     assert not [e for e in log if e["event"] == "fit"]
 
 
-def test_bad_input_is_one_line(tmp_path: Path) -> None:
+def test_bad_input_gives_one_line_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"modes.0 is 'frozen' \(did you mean 'frozen_encoder'\?\)"):
         run_study(tmp_path / "a", task="qm9", modes=["frozen"])
     with pytest.raises(UsageError, match=r"task is 'qm8' \(did you mean 'qm9'\?\)"):
@@ -179,14 +179,14 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         run_study(tmp_path / "c", task="qm9", task_folder=str(tmp_path / "nowhere"))
 
 
-def test_the_gate_picks_a_head_that_was_trained() -> None:
+def test_gate_selects_a_trained_head() -> None:
     model = checkpoints.load_named("painn-64")[0]
     composition = torch.zeros(1, 119)
     composition[0, [1, 6, 8]] = 2.0
-    chosen = find_best_head(model, composition)
-    assert bool(model.trained[chosen])
-    model.trained[chosen] = False
-    assert find_best_head(model, composition) != chosen
+    head = find_best_head(model, composition)
+    assert bool(model.trained[head])
+    model.trained[head] = False
+    assert find_best_head(model, composition) != head
 
 
 @pytest.mark.slow
@@ -199,22 +199,22 @@ def test_a_killed_study_resumes_to_the_same_errors(tmp_path: Path) -> None:
         "steps": 40,
         "validation_interval_steps": 10,
     }
-    whole = run_study(tmp_path / "whole", **parameters)
-    interrupted = tmp_path / "torn"
+    uninterrupted = run_study(tmp_path / "uninterrupted", **parameters)
+    interrupted = tmp_path / "interrupted"
     interrupted.mkdir()
     (interrupted / "case.json").write_text(json.dumps({"id": "1", "program": "transfer", "parameters": parameters}))
-    words = [sys.executable, "-m", "harness.reference", str(interrupted)]
-    first = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "harness.reference", str(interrupted)]
+    first = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while len(list(interrupted.glob("fits/*.json"))) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     first.wait(60)
-    subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
-    plain = [
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    errors = [
         {(e["mode"], e["labels"], e["seed"]): round(e["mae"], 9) for e in log if e["event"] == "fit"}
-        for log in (whole, read_last_events(interrupted / "events.jsonl"))
+        for log in (uninterrupted, read_last_events(interrupted / "events.jsonl"))
     ]
-    assert plain[0] == plain[1]
-    assert len(plain[0]) == 16
+    assert errors[0] == errors[1]
+    assert len(errors[0]) == 16

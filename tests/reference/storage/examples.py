@@ -1,4 +1,4 @@
-"""Structures for the tests of the store, and ranks to read them."""
+"""Random structures for the tests of stores, and a function that runs scripts with several ranks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def random_frames(
 
 
 def add_random_edges(frames: StructureTable, seed: int = 0) -> StructureTable:
-    """Return the table with edges between any atoms; some structures have none."""
+    """Return the table with edges between random atoms; some structures have no edges."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 12, len(frames))
     counts[-1] = 3
@@ -58,7 +58,7 @@ def add_random_edges(frames: StructureTable, seed: int = 0) -> StructureTable:
 
 @st.composite
 def labelled_frames(draw: st.DrawFn) -> StructureTable:
-    """Draw any values that a store accepts, extremes and negative zero included."""
+    """Draw tables with any values that a store accepts, including extremes and negative zero."""
     count = draw(st.integers(1, 6))
     sizes = draw(hnp.arrays(np.int64, count, elements=st.integers(1, 5)))
     n = int(sizes.sum())
@@ -80,7 +80,7 @@ def labelled_frames(draw: st.DrawFn) -> StructureTable:
     )
 
 
-def example_block(count: int = 20, seed: int = 0, **options: Any) -> Block:
+def make_example_block(count: int = 20, seed: int = 0, **options: Any) -> Block:
     frames = random_frames(count, seed, **options)
     return encode_table(add_random_edges(frames, seed))
 
@@ -93,19 +93,19 @@ def write(path: Path, *blocks: Block, label: str = "trainset", **attributes: Any
 
 
 def is_same_record(result: Record, expected: Record) -> bool:
-    """Compare bit for bit, in any order of the keys."""
+    """Return whether the records are bitwise equal, whatever the order of their keys."""
     return result.keys() == expected.keys() and all(
         result[k].dtype == v.dtype and result[k].shape == v.shape and result[k].tobytes() == v.tobytes()
         for k, v in expected.items()
     )
 
 
-def run_ranks(count: int, script: str, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run a script of this folder, or of a given path, with `count` ranks."""
+def run_ranks(count: int, script: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run a script of this folder, or one with an absolute path, with `count` ranks."""
     stand_in = [] if find_spec("pyddstore") else [str(Path(__file__).with_name("stand_in"))]
     variables = environment_without_launcher() | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *stand_in]),
     }
-    command = [find_mpiexec(), "-n", str(count), sys.executable, str(Path(__file__).parent / script), *words]
+    command = [find_mpiexec(), "-n", str(count), sys.executable, str(Path(__file__).parent / script), *arguments]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, check=False)

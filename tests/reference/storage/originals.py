@@ -1,4 +1,4 @@
-"""Stores as HydraGNN writes them, by the same calls of ADIOS2."""
+"""Write stores like HydraGNN, with the same calls of ADIOS2."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def write_original(path: Path, splits: Mapping[str, Sequence[Record]], **attribu
             shapes = np.array([a.shape for a in arrays])
             varying = np.flatnonzero(shapes.min(0) != shapes.max(0))
             axis = int(varying[0]) if len(varying) else 0
-            whole = np.ascontiguousarray(np.concatenate(arrays, axis=axis))
+            all_values = np.ascontiguousarray(np.concatenate(arrays, axis=axis))
             counts = np.array([a.shape[axis] for a in arrays])
             offsets = np.cumsum(counts) - counts
-            for ending, values in {"": whole, "/variable_count": counts, "/variable_offset": offsets}.items():
+            for ending, values in {"": all_values, "/variable_count": counts, "/variable_offset": offsets}.items():
                 shape = list(values.shape)
                 variable = io.DefineVariable(f"{label}/{key}{ending}", values, shape, [0] * len(shape), shape, True)
                 engine.Put(variable, values, bindings.Mode.Sync)
@@ -45,36 +45,36 @@ def write_original(path: Path, splits: Mapping[str, Sequence[Record]], **attribu
     return path
 
 
-def shipped_frames(name: str = "qm7x") -> StructureTable:
+def load_shipped_frames(name: str = "qm7x") -> StructureTable:
     return load_table(find_shipped_set(name))
 
 
-def original_records(frames: StructureTable, energies: np.ndarray, kind: type = np.float32) -> list[Record]:
+def make_original_records(frames: StructureTable, energies: np.ndarray, dtype: type = np.float32) -> list[Record]:
     """Return records as HydraGNN's converters write them; `energies` become `energy` and `y`."""
     table: Any = add_neighbours(frames, cutoff=5.0, max_neighbours=20)[0]
     ends, atom_ends = np.cumsum(table.edge_counts), frames.ends
     records = []
     for k, (size, count) in enumerate(zip(frames.sizes.tolist(), table.edge_counts.tolist(), strict=True)):
-        atoms, mine = slice(atom_ends[k] - size, atom_ends[k]), slice(ends[k] - count, ends[k])
-        numbers, pos = frames.numbers[atoms, None].astype(kind), frames.positions[atoms].astype(kind)
-        forces = np.zeros_like(pos) if frames.forces is None else frames.forces[atoms].astype(kind)
+        atoms, edges = slice(atom_ends[k] - size, atom_ends[k]), slice(ends[k] - count, ends[k])
+        numbers, pos = frames.numbers[atoms, None].astype(dtype), frames.positions[atoms].astype(dtype)
+        forces = np.zeros_like(pos) if frames.forces is None else frames.forces[atoms].astype(dtype)
         records.append(
             {
                 "natoms": np.array([size], np.int32),
                 "pos": pos,
-                "cell": frames.cell[k].astype(kind) if frames.periodic[k].any() else np.eye(3, dtype=kind),
+                "cell": frames.cell[k].astype(dtype) if frames.periodic[k].any() else np.eye(3, dtype=dtype),
                 "pbc": frames.periodic[k].astype(np.int32),
-                "edge_index": np.stack([table.sender[mine], table.receiver[mine]]),
-                "edge_attr": table.distance[mine, None].astype(kind),
+                "edge_index": np.stack([table.sender[edges], table.receiver[edges]]),
+                "edge_attr": table.distance[edges, None].astype(dtype),
                 "atomic_numbers": numbers,
-                "chemical_composition": np.bincount(frames.numbers[atoms], minlength=119)[1:, None].astype(kind),
+                "chemical_composition": np.bincount(frames.numbers[atoms], minlength=119)[1:, None].astype(dtype),
                 "x": np.concatenate([numbers, pos, forces], axis=1),
-                "energy": np.array([energies[k]], kind),
-                "energy_per_atom": np.array([frames.energy[k] / size], kind),
+                "energy": np.array([energies[k]], dtype),
+                "energy_per_atom": np.array([frames.energy[k] / size], dtype),
                 "forces": forces,
-                "graph_attr": np.array([frames.charge[k], max(1, frames.multiplicity[k])], kind),
-                "y": np.array([energies[k]], kind),
-                "edge_shifts": (-table.shift[mine] + 0.0).astype(kind),
+                "graph_attr": np.array([frames.charge[k], max(1, frames.multiplicity[k])], dtype),
+                "y": np.array([energies[k]], dtype),
+                "edge_shifts": (-table.shift[edges] + 0.0).astype(dtype),
             }
         )
     return records
@@ -92,15 +92,15 @@ def apply_regression(frames: StructureTable, coefficients: np.ndarray) -> np.nda
 
 
 def group_by_split(frames: StructureTable, records: Sequence[Record]) -> dict[str, list[Record]]:
-    of = assign_by_name(frames.groups)
-    return {label: [r for r, k in zip(records, of, strict=True) if k == s] for s, label in enumerate(SPLITS)}
+    split_numbers = assign_by_name(frames.groups)
+    return {label: [r for r, k in zip(records, split_numbers, strict=True) if k == s] for s, label in enumerate(SPLITS)}
 
 
 def write_authors_store(path: Path, frames: StructureTable | None = None, **changes: Any) -> Path:
-    """Write NAME-v2.bp: energies minus the regression over all splits."""
-    frames = shipped_frames() if frames is None else frames
+    """Write a store like NAME-v2.bp, with energies from which the regression over all splits is subtracted."""
+    frames = load_shipped_frames() if frames is None else frames
     coefficients = fit_regression(frames)
-    records = original_records(frames, frames.energy - apply_regression(frames, coefficients))
+    records = make_original_records(frames, frames.energy - apply_regression(frames, coefficients))
     attributes = {
         "pna_deg": np.arange(5),
         "energy_linear_regression_coeff": coefficients,
@@ -111,6 +111,6 @@ def write_authors_store(path: Path, frames: StructureTable | None = None, **chan
     return write_original(path, group_by_split(frames, records), **result)
 
 
-def digest(folder: Path) -> str:
+def hash_folder(folder: Path) -> str:
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     return hashlib.sha256(b"".join(f.name.encode() + f.read_bytes() for f in files)).hexdigest()

@@ -1,4 +1,4 @@
-"""Program of each rank in test_many_ranks.py: `ranks_read.py ACTION STORE [OPTION]` reads a store."""
+"""Read a store as one rank of test_many_ranks.py: `ranks_read.py ACTION STORE [OPTION]`."""
 
 from __future__ import annotations
 
@@ -32,23 +32,27 @@ def read_all(path: Path, backend: str) -> None:
     order = [(7 * k + 3 * RANK) % count for k in range(count)] + [5, 5, 0, count - 1]
     options = [("preload", {}), ("shared", {}), ("on_demand", {})]
     options += [("distributed", {"width": w, "backend": backend}) for w in (None, *range(1, RANKS + 1))]
-    for mode, more in options:
-        with open_samples(path, "trainset", mode, comm=COMM, **more) as samples:
+    for mode, arguments in options:
+        with open_samples(path, "trainset", mode, comm=COMM, **arguments) as samples:
             assert len(samples) == count
-            assert all(map(is_same_record, samples.get(order), [expected[k] for k in order])), (mode, more)
+            assert all(map(is_same_record, samples.get(order), [expected[k] for k in order])), (mode, arguments)
             assert samples.get([]) == []
-            with Prefetch(samples.get, [order[k : k + 8] for k in range(0, 24, 8)], samples=samples) as ahead:
-                result = [record for batch in ahead for record in batch]
+            with Prefetch(samples.get, [order[k : k + 8] for k in range(0, 24, 8)], samples=samples) as prefetch:
+                result = [record for batch in prefetch for record in batch]
             assert all(map(is_same_record, result, [expected[k] for k in order[:24]]))
             COMM.Barrier()
     with open_samples(path, "trainset", "preload", comm=COMM, own_share=True) as samples:
         shares = COMM.allgather(list(samples.indices))
         assert [k for part in shares for k in part] == list(range(count))
     parts = [open_samples(path, label, "distributed", comm=COMM, backend=backend) for label in ("valset", "trainset")]
-    with ConcatenatedSamples(parts) as both:
+    with ConcatenatedSamples(parts) as concatenated:
         first = len(parts[0])
         assert all(
-            map(is_same_record, both.get([first + 4, 0, first]), [expected[4], parts[0].get([0])[0], expected[0]])
+            map(
+                is_same_record,
+                concatenated.get([first + 4, 0, first]),
+                [expected[4], parts[0].get([0])[0], expected[0]],
+            )
         )
         COMM.Barrier()
 
@@ -79,7 +83,7 @@ def kill_one_rank(path: Path, mode: str) -> None:
 
 
 def open_missing_file(path: Path) -> None:
-    """Open a file that rank 0 does not find; all ranks report it."""
+    """Open a file that does not exist for rank 0; all ranks must end."""
     with abort_on_error(COMM):
         open_samples(path if RANK else path / "none", "trainset", "distributed", comm=COMM)
 
@@ -92,4 +96,4 @@ if __name__ == "__main__":
         "killed": kill_one_rank,
         "missing": open_missing_file,
     }[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
-    sys.stdout.write(f"rank {RANK} is done\n")  # in one piece
+    sys.stdout.write(f"rank {RANK} is done\n")  # one write, so that the lines of ranks do not mix

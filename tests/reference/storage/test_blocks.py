@@ -1,4 +1,4 @@
-"""Structures as columns: every key of the layout, with HydraGNN's shapes and conventions."""
+"""Structures are encoded as columns: every key of the schema, with HydraGNN's shapes and conventions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from harness.reference.data.structure_table import tabulate
 from harness.reference.errors import InputError
 from harness.reference.storage.schema import KEYS, Block, Column
 from harness.reference.storage.structure_codec import decode_text, encode_table
-from tests.reference.conftest import crystal, molecule
+from tests.reference.conftest import make_crystal, make_molecule
 from tests.reference.storage.examples import add_random_edges, random_frames
 
-PAIR = tabulate([replace(s, energy=0.0) for s in (crystal(), molecule())])
+PAIR = tabulate([replace(s, energy=0.0) for s in (make_crystal(), make_molecule())])
 
 
-def test_every_key_has_the_layout_it_says() -> None:
+def test_every_column_has_the_layout_of_its_key() -> None:
     frames = random_frames(7, stress=True)
     block = encode_table(add_random_edges(frames))
     assert block.columns.keys() == KEYS.keys()
@@ -30,7 +30,7 @@ def test_every_key_has_the_layout_it_says() -> None:
         assert isinstance(column.counts, int) == (key.rows is not None)
 
 
-def test_values_are_those_of_the_structures() -> None:
+def test_values_match_the_structures() -> None:
     frames = random_frames(5, stress=True)
     for k, (record, structure) in enumerate(zip(encode_table(frames).records(), frames.structures(), strict=True)):
         assert record["atomic_numbers"][:, 0].tolist() == structure.numbers.tolist()
@@ -46,8 +46,8 @@ def test_values_are_those_of_the_structures() -> None:
         assert (decode_text(record["id"]), decode_text(record["group"])) == (frames.ids[k], frames.groups[k])
 
 
-def test_edges_point_from_sender_to_receiver_as_in_the_original() -> None:
-    """receiver - sender + shift is the edge's vector there, and its length is the distance."""
+def test_edges_point_from_sender_to_receiver_as_in_hydragnn() -> None:
+    """In HydraGNN, receiver - sender + shift is the vector of an edge, and its length is the distance."""
     table, _ = add_neighbours(PAIR, cutoff=4.0, max_neighbours=None)
     for record in encode_table(table).records():
         sender, receiver = record["edge_index"]
@@ -63,7 +63,7 @@ def test_the_degree_histogram_counts_all_atoms() -> None:
     assert (counts * np.arange(len(counts))).sum() == table.edge_counts.sum()
 
 
-def test_single_precision_target_and_choice_of_keys() -> None:
+def test_dtype_target_and_keys_can_be_chosen() -> None:
     frames = random_frames(4)
     block = encode_table(frames, dtype="float32", target="energy_per_atom", keys=["pos", "y", "natoms"])
     assert {n: str(c.values.dtype) for n, c in block.columns.items()} == {
@@ -74,7 +74,7 @@ def test_single_precision_target_and_choice_of_keys() -> None:
     assert block.columns["y"].values == pytest.approx(frames.energy / frames.sizes, rel=1e-6)
 
 
-def test_without_forces_there_are_none() -> None:
+def test_table_without_forces_has_no_column_of_forces() -> None:
     columns = encode_table(replace(random_frames(3), forces=None)).columns
     assert "forces" not in columns
     assert columns["x"].values.shape[1] == 4
@@ -97,7 +97,7 @@ def test_unstorable_values_are_rejected(change: dict[str, np.ndarray], message: 
 
 
 @pytest.mark.parametrize("dtype", [bool, np.float16, np.int8, ">f8", "U3"])
-def test_types_that_adios2_rejects_or_spoils_are_refused(dtype: str) -> None:
+def test_types_that_adios2_rejects_or_corrupts_are_refused(dtype: str) -> None:
     with pytest.raises(InputError, match="k: cannot be stored as"):
         Block(2, {"k": Column(np.zeros(2, dtype), 1)}).check()
 
@@ -110,7 +110,7 @@ def test_inconsistent_counts_are_rejected() -> None:
 def test_pieces_add_up_to_the_block() -> None:
     frames = random_frames(11)
     block = encode_table(add_random_edges(frames))
-    whole = [r for piece in block.pieces(4) for r in piece.check().records()]
-    assert len(whole) == 11
-    for a, b in zip(whole, block.records(), strict=True):
+    records = [r for piece in block.pieces(4) for r in piece.check().records()]
+    assert len(records) == 11
+    for a, b in zip(records, block.records(), strict=True):
         assert all(np.array_equal(a[k], b[k]) for k in b)

@@ -22,12 +22,12 @@ from harness.reference.storage.adios.writer import BPWriter
 from harness.reference.storage.schema import Block, Column
 from harness.reference.storage.structure_codec import encode_table
 from tests.conftest import ROOT
-from tests.reference.storage.examples import example_block, is_same_record, labelled_frames, random_frames, write
+from tests.reference.storage.examples import is_same_record, labelled_frames, make_example_block, random_frames, write
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("bp") / "qm9.bp", example_block(20), example_block(15, 1))
+    return write(tmp_path_factory.mktemp("bp") / "qm9.bp", make_example_block(20), make_example_block(15, 1))
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -43,7 +43,7 @@ def test_tables_round_trip_exactly(frames: StructureTable) -> None:
 
 
 def test_blocks_of_several_splits_may_alternate(tmp_path: Path) -> None:
-    blocks = [example_block(5, seed) for seed in range(6)]
+    blocks = [make_example_block(5, seed) for seed in range(6)]
     with BPWriter(tmp_path / "a.bp", {"dataset": "qm9"}) as writer:
         for k, block in enumerate(blocks):
             writer.split("valset" if k % 3 == 2 else "trainset").put(block)
@@ -54,9 +54,9 @@ def test_blocks_of_several_splits_may_alternate(tmp_path: Path) -> None:
         assert is_same_record(file.record("trainset", 19), list(blocks[4].records())[4])
 
 
-def test_large_blocks_are_cut_and_small_ones_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_blocks_are_split_and_small_ones_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.reference.storage.adios.split.MIN_CHUNK_BYTES", 10_000)
-    large = example_block(200)
+    large = make_example_block(200)
     records = list(large.records())
     with BPFile(write(tmp_path / "a.bp", large, *large.pieces(1))) as file:
         for k in (0, 3, 7, 150, 199, 200, 333, 399):
@@ -74,7 +74,7 @@ def test_attributes_round_trip(tmp_path: Path) -> None:
         "scales": [1.5, 2.5],
         "strict": True,
     }
-    write(tmp_path / "a.bp", example_block(), **facts, absent=None, pna_deg=np.arange(3))
+    write(tmp_path / "a.bp", make_example_block(), **facts, absent=None, pna_deg=np.arange(3))
     with BPFile(tmp_path / "a.bp") as file:
         result = file.attributes
     assert {k: result[k] for k in facts if k != "scales"} == {k: v for k, v in facts.items() if k != "scales"}
@@ -87,10 +87,10 @@ def test_attributes_round_trip(tmp_path: Path) -> None:
 
 def test_selections_are_independent(path: Path) -> None:
     with BPFile(path) as file:
-        whole = list(file.columns("trainset", 0, 35).records())
+        records = list(file.columns("trainset", 0, 35).records())
         for k in (34, 0, 12, 12, 33):
-            assert is_same_record(file.record("trainset", k), whole[k])
-            assert is_same_record(next(file.columns("trainset", k, k + 1).records()), whole[k])
+            assert is_same_record(file.record("trainset", k), records[k])
+            assert is_same_record(next(file.columns("trainset", k, k + 1).records()), records[k])
 
 
 @pytest.mark.parametrize(
@@ -125,30 +125,30 @@ def test_noncontiguous_arrays_are_written_correctly(tmp_path: Path) -> None:
         assert np.array_equal(file.record("trainset", 1)["b"], values[2:])
 
 
-def test_an_atom_without_neighbours_is_read_and_a_split_without_any_refused(tmp_path: Path) -> None:
-    block = example_block(20)
-    lonely = [k for k, r in enumerate(block.records()) if not r["edge_index"].size]
+def test_samples_without_edges_are_read_and_splits_without_edges_refused(tmp_path: Path) -> None:
+    block = make_example_block(20)
+    without_edges = [k for k, r in enumerate(block.records()) if not r["edge_index"].size]
     with BPFile(write(tmp_path / "a.bp", block)) as file:
-        assert lonely
-        assert file.record("trainset", lonely[0])["edge_index"].shape == (2, 0)
-        assert file.record("trainset", lonely[0])["edge_attr"].shape == (0, 1)
+        assert without_edges
+        assert file.record("trainset", without_edges[0])["edge_index"].shape == (2, 0)
+        assert file.record("trainset", without_edges[0])["edge_attr"].shape == (0, 1)
     index = Column(np.zeros((2, 0), np.int64), np.zeros(2, np.int64), 1)
     with pytest.raises(InputError, match="trainset: edge_index has no rows in any sample"):
         write(tmp_path / "b.bp", Block(2, {"y": Column(np.zeros(2), 1), "edge_index": index}))
     assert not list(tmp_path.glob("b.bp*"))
 
 
-def test_a_file_pickles_and_serves_threads_and_forks(path: Path) -> None:
+def test_file_can_be_pickled_and_read_by_threads_and_forks(path: Path) -> None:
     with BPFile(path) as file:
         expected = [file.record("trainset", k) for k in range(35)]
         with ThreadPoolExecutor(4) as pool:
             assert all(map(is_same_record, pool.map(lambda k: file.record("trainset", k), range(35)), expected))
         with multiprocessing.get_context("fork").Pool(1) as processes:
-            result = processes.map(RecordOf(file), range(35))
+            result = processes.map(RecordReader(file), range(35))
     assert all(map(is_same_record, result, expected))
 
 
-class RecordOf:
+class RecordReader:
     def __init__(self, file: BPFile) -> None:
         self.file = pickle.loads(pickle.dumps(file))
 
@@ -166,7 +166,7 @@ class RecordOf:
 )
 def test_bad_block_leaves_no_store(tmp_path: Path, second: Block, message: str) -> None:
     with pytest.raises(InputError, match=rf"trainset: {message}"):
-        write(tmp_path / "a.bp", example_block(20), second)
+        write(tmp_path / "a.bp", make_example_block(20), second)
     assert not list(tmp_path.iterdir())
 
 
@@ -185,20 +185,20 @@ def test_announced_samples_must_be_written(tmp_path: Path) -> None:
         ({"totals": {"energy": 19}}, "19 rows of energy were announced, 20 were put"),
     ):
         with pytest.raises(InputError, match=message), BPWriter(tmp_path / "a.bp", {"dataset": "a"}) as writer:
-            writer.split("trainset", **announced).put(example_block(20))
+            writer.split("trainset", **announced).put(make_example_block(20))
     assert not list(tmp_path.iterdir())
 
 
-def fail_in(writer: BPWriter) -> None:
-    writer.split("trainset").put(example_block(20))
+def write_and_fail(writer: BPWriter) -> None:
+    writer.split("trainset").put(make_example_block(20))
     raise KeyError("elsewhere")
 
 
-def test_an_error_elsewhere_leaves_nothing_and_an_old_part_is_replaced(tmp_path: Path) -> None:
+def test_error_of_the_caller_leaves_no_files_and_an_old_part_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.bp.part").mkdir()
     (tmp_path / "a.bp.part" / "data.0").write_text("old")
     with pytest.raises(KeyError), BPWriter(tmp_path / "a.bp", {"dataset": "a"}) as writer:
-        fail_in(writer)
+        write_and_fail(writer)
     assert not list(tmp_path.iterdir())
 
 
@@ -213,14 +213,14 @@ def test_writer_rejects_bad_arguments(tmp_path: Path, path: Path) -> None:
         BPWriter(ROOT / "README.md" / "a.bp", {"dataset": "a"})
 
 
-MEMORY = """
+MEMORY_SCRIPT = """
 import re, sys
 from pathlib import Path
 from harness.reference.storage.adios.writer import BPWriter
-from tests.reference.storage.examples import example_block
+from tests.reference.storage.examples import make_example_block
 def peak_kb():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-block = example_block(5000)
+block = make_example_block(5000)
 with BPWriter(Path(sys.argv[1]), {"dataset": "a"}) as writer:
     for k in range(40):
         if k == 4:
@@ -231,7 +231,7 @@ print(peak_kb() - before)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", MEMORY, str(tmp_path / "a.bp")]
-    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    command = [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path / "a.bp")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     assert sum(file.stat().st_size for file in (tmp_path / "a.bp").iterdir()) > 400_000_000
     assert int(result.stdout) < 40_000

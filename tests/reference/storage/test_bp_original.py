@@ -1,4 +1,4 @@
-"""HydraGNN's files are read here, and ours by its reader, whose calls of ADIOS2 are repeated here."""
+"""Files of HydraGNN are read, and the ADIOS2 calls of HydraGNN's reader read the files that are written here."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import open_samples
 from harness.reference.storage.schema import Record
-from tests.reference.storage.examples import example_block, write
+from tests.reference.storage.examples import make_example_block, write
 from tests.reference.storage.originals import write_original
 
 
-def original_samples(count: int, *, alike: bool = False) -> list[Record]:
+def make_original_samples(count: int, *, same_size: bool = False) -> list[Record]:
     """Return samples in single precision, with integers for booleans, and only the keys that HydraGNN writes."""
     rng = np.random.default_rng(1)
     samples = []
     for k in range(count):
-        n, e = (3, 4) if alike else (2 + k % 4, 1 + k % 5)
+        n, e = (3, 4) if same_size else (2 + k % 4, 1 + k % 5)
         numbers, pos, forces = rng.integers(1, 9, (n, 1)), rng.normal(size=(n, 3)), rng.normal(size=(n, 3))
         samples.append(
             {
@@ -43,10 +43,10 @@ def original_samples(count: int, *, alike: bool = False) -> list[Record]:
     return samples
 
 
-@pytest.mark.parametrize("alike", [False, True], ids=["of many sizes", "of one size"])
-def test_original_files_are_read(tmp_path: Path, alike: bool) -> None:
-    """Where all samples have one size, the original lets even edge_index vary along its first axis."""
-    samples = original_samples(12, alike=alike)
+@pytest.mark.parametrize("same_size", [False, True], ids=["different sizes", "same size"])
+def test_files_of_hydragnn_are_read(tmp_path: Path, same_size: bool) -> None:
+    """If all samples have the same size, HydraGNN concatenates even edge_index along its first axis."""
+    samples = make_original_samples(12, same_size=same_size)
     write_original(tmp_path / "a.bp", {"trainset": samples}, dataset_name="omol25", pna_deg=np.arange(4))
     with BPFile(tmp_path / "a.bp") as file:
         assert file.splits == ("trainset",)
@@ -60,8 +60,8 @@ def test_original_files_are_read(tmp_path: Path, alike: bool) -> None:
                 assert all(np.array_equal(result[k], v) and result[k].dtype == v.dtype for k, v in expected.items())
 
 
-class AsOriginal:
-    """HydraGNN's reader, by its calls of ADIOS2 on rank 0."""
+class HydraGNNReader:
+    """A reader with the ADIOS2 calls of HydraGNN's reader on rank 0."""
 
     def __init__(self, path: Path, label: str) -> None:
         self.label = label
@@ -86,10 +86,10 @@ class AsOriginal:
         return result
 
 
-def test_original_reader_reads_our_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydragnn_reader_reads_written_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.reference.storage.adios.split.MIN_CHUNK_BYTES", 20_000)
-    blocks = [example_block(30, seed, stress=True) for seed in range(4)]
-    reader = AsOriginal(write(tmp_path / "a.bp", *blocks), "trainset")
+    blocks = [make_example_block(30, seed, stress=True) for seed in range(4)]
+    reader = HydraGNNReader(write(tmp_path / "a.bp", *blocks), "trainset")
     assert reader.ndata == 120
     assert reader.name == "qm9"
     assert "id" not in reader.keys
@@ -101,13 +101,13 @@ def test_original_reader_reads_our_files(tmp_path: Path, monkeypatch: pytest.Mon
     reader.stream.close()
 
 
-def test_single_precision_files_have_the_original_types(tmp_path: Path) -> None:
+def test_single_precision_files_have_the_types_of_hydragnn(tmp_path: Path) -> None:
     from harness.reference.storage.structure_codec import encode_table
     from tests.reference.storage.examples import add_random_edges, random_frames
 
     frames = random_frames(9)
     path = write(tmp_path / "a.bp", encode_table(add_random_edges(frames), dtype="float32"))
-    expected = original_samples(1)[0]
+    expected = make_original_samples(1)[0]
     with BPFile(path) as file:
         result = file.record("trainset", 8)
     assert {k: (result[k].dtype, result[k].ndim) for k in expected} == {

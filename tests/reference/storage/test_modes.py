@@ -1,4 +1,4 @@
-"""Samples in one process: every mode returns the same records, in any order, and reports wrong requests."""
+"""Samples in one process: every mode returns the same records, in any order, and refuses invalid requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.reference.storage.open import open_samples
 from harness.reference.storage.record_codec import RecordSchema
 from harness.reference.storage.samples import ConcatenatedSamples, PreloadedSamples, split_evenly
 from harness.reference.storage.schema import Block, Column, Record
-from tests.reference.storage.examples import example_block, is_same_record
+from tests.reference.storage.examples import is_same_record, make_example_block
 
 MODES = ["on_demand", "preload", "shared", "distributed"]
 COUNT = 35
@@ -32,8 +32,8 @@ COUNT = 35
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = tmp_path_factory.mktemp("bp") / "qm9.bp"
     with BPWriter(result, {"dataset": "qm9"}) as writer:
-        writer.split("trainset").put(example_block(COUNT))
-        writer.split("valset").put(example_block(4, 1))
+        writer.split("trainset").put(make_example_block(COUNT))
+        writer.split("valset").put(make_example_block(4, 1))
     return result
 
 
@@ -95,55 +95,57 @@ def test_unknown_backends_and_widths_are_rejected(path: Path) -> None:
         open_samples(path, "trainset", "distributed", width=2)
 
 
-def first_energies(samples: SharedSamples) -> list[float]:
+def read_first_energies(samples: SharedSamples) -> list[float]:
     return [float(r["energy"][0]) for r in samples.get(range(5))]
 
 
-def test_shared_samples_reach_other_processes(path: Path, expected: list[Record]) -> None:
+def test_shared_samples_can_be_used_by_other_processes(path: Path, expected: list[Record]) -> None:
     with open_samples(path, "trainset", "shared") as samples:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            assert pool.apply(first_energies, (samples,)) == [r["energy"][0] for r in expected[:5]]
+            assert pool.apply(read_first_energies, (samples,)) == [r["energy"][0] for r in expected[:5]]
         reference = pickle.dumps(samples)
     with pytest.raises(InputError, match=r"shared samples of process .* cannot be accessed"):
         pickle.loads(reference)
 
 
-def hold_shared(path: Path, message: Any) -> None:
+def hold_shared(path: Path, connection: Any) -> None:
     samples = open_samples(path, "trainset", "shared")
-    message.send(len(samples))
+    connection.send(len(samples))
     signal.pause()
 
 
 def test_shared_memory_is_freed_when_a_process_is_killed(path: Path) -> None:
     before = set(os.listdir("/dev/shm"))
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=hold_shared, args=(path, theirs))
+    receiving_end, sending_end = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold_shared, args=(path, sending_end))
     process.start()
-    assert ours.recv() == COUNT
+    assert receiving_end.recv() == COUNT
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
     assert not [name for name in set(os.listdir("/dev/shm")) - before if not name.startswith(("sem.", "mpich_shm"))]
 
 
-def numbered_samples(first: int, count: int) -> PreloadedSamples:
+def make_numbered_samples(first: int, count: int) -> PreloadedSamples:
     return PreloadedSamples.from_block(Block(count, {"n": Column(np.arange(first, first + count), 1)}))
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.data())
 def test_concatenated_datasets_keep_their_order(sizes: list[int], data: st.DataObject) -> None:
     starts = np.cumsum([0, *sizes]).tolist()
-    both = ConcatenatedSamples([numbered_samples(first, size) for first, size in zip(starts, sizes, strict=False)])
-    assert len(both) == starts[-1]
+    concatenated = ConcatenatedSamples(
+        [make_numbered_samples(first, size) for first, size in zip(starts, sizes, strict=False)]
+    )
+    assert len(concatenated) == starts[-1]
     indices = data.draw(st.lists(st.integers(0, starts[-1] - 1), max_size=10))
-    assert [int(r["n"][0]) for r in both.get(indices)] == indices
+    assert [int(r["n"][0]) for r in concatenated.get(indices)] == indices
     owners = np.repeat(np.arange(len(sizes)), sizes)
-    assert both.find_datasets(np.arange(starts[-1])).tolist() == owners.tolist()
-    assert all(both.index(int(owners[i]), i - starts[owners[i]]) == i for i in indices)
+    assert concatenated.find_datasets(np.arange(starts[-1])).tolist() == owners.tolist()
+    assert all(concatenated.index(int(owners[i]), i - starts[owners[i]]) == i for i in indices)
     with pytest.raises(InputError, match="not -1"):
-        both.get([-1])
+        concatenated.get([-1])
 
 
-def test_concatenating_nothing_is_rejected() -> None:
+def test_concatenation_of_no_datasets_is_rejected() -> None:
     with pytest.raises(InputError, match="no datasets"):
         ConcatenatedSamples([])
 
@@ -157,7 +159,7 @@ def test_shares_are_complete_and_even(samples: int, ranks: int) -> None:
 
 
 def test_records_are_packed_and_unpacked_bit_for_bit() -> None:
-    block = example_block(25, stress=True)
+    block = make_example_block(25, stress=True)
     records = list(block.records())
     schema = RecordSchema.from_record(records[0], {"edge_index": 1})
     lengths = schema.compute_lengths({name: c.rows(25) for name, c in block.columns.items()})

@@ -1,4 +1,4 @@
-"""Samples are shared out fairly, without loss or repeat, and the same however many ranks there are."""
+"""Samples are distributed by weight, without loss or repetition, and independently of the number of ranks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from harness.reference.storage.sampling.rank_assignment import (
 from harness.reference.storage.sampling.sampler import MixtureSampler, SampleIndices, SamplingSpec
 
 # Structures of the sixteen datasets, in millions.
-PAPER = (4.5, 5.0, 1.58, 133.9, 9.8, 7.8, 38.0, 101.0, 100.0, 60.0, 40.0, 6.57, 12.7, 33.5, 4.2, 9.6)
+PAPER_SIZES = (4.5, 5.0, 1.58, 133.9, 9.8, 7.8, 38.0, 101.0, 100.0, 60.0, 40.0, 6.57, 12.7, 33.5, 4.2, 9.6)
 COUNTS = st.lists(st.integers(1, 10**9), min_size=1, max_size=20)
-FEW = st.lists(st.integers(1, 60), min_size=1, max_size=6).map(tuple)
+SMALL_COUNTS = st.lists(st.integers(1, 60), min_size=1, max_size=6).map(tuple)
 COSTS = st.lists(st.integers(0, 300), min_size=1, max_size=60)
 
 
@@ -36,7 +36,7 @@ def list_pairs(indices: SampleIndices) -> list[tuple[int, int]]:
 
 
 def draw_all(sampler: MixtureSampler, steps: int) -> list[tuple[int, int]]:
-    """Return what all ranks draw, in order."""
+    """Return the samples that all ranks draw, in order."""
     return [p for k in range(steps) for r in range(sampler.ranks) for p in list_pairs(sampler.select_batch(k, r))]
 
 
@@ -60,68 +60,68 @@ def test_large_shuffle_needs_no_array() -> None:
 
 @pytest.mark.parametrize("count", [3, 4, 5])
 def test_permutations_are_equally_likely(count: int) -> None:
-    """Chi-square below its mean plus four standard deviations."""
+    """The chi-square statistic is below its mean plus four standard deviations."""
     trials = 24_000
     keys = np.repeat(hash_key(11, np.arange(trials)), count)
     orders = permute_indices(np.tile(np.arange(count), trials), np.full(len(keys), count), keys).reshape(trials, count)
     counts = Counter(map(tuple, orders.tolist()))
     expected = trials / math.factorial(count)
     chi2 = sum((counts[order] - expected) ** 2 / expected for order in itertools.permutations(range(count)))
-    freedom = math.factorial(count) - 1
-    assert chi2 < freedom + 4 * math.sqrt(2 * freedom)
+    degrees_of_freedom = math.factorial(count) - 1
+    assert chi2 < degrees_of_freedom + 4 * math.sqrt(2 * degrees_of_freedom)
 
 
 @pytest.mark.parametrize("count", [17, 300, 2000])
-def test_places_and_neighbours_are_uniform(count: int) -> None:
-    """Where one thing goes, and how far apart two neighbours end, over many keys."""
+def test_positions_and_distances_of_neighbours_are_uniform(count: int) -> None:
+    """The position of one index and the distance of two neighbours are checked over many keys."""
     trials = 200_000 // count
     keys = np.repeat(hash_key(5, np.arange(trials)), count)
     orders = permute_indices(np.tile(np.arange(count), trials), np.full(len(keys), count), keys).reshape(trials, count)
-    apart = np.bincount(((orders[:, 1:] - orders[:, :-1]) % count).ravel(), minlength=count)[1:]
-    where = np.bincount(orders[:, count // 3] * 16 // count, minlength=16)
+    distances = np.bincount(((orders[:, 1:] - orders[:, :-1]) % count).ravel(), minlength=count)[1:]
+    positions = np.bincount(orders[:, count // 3] * 16 // count, minlength=16)
     bins = np.bincount(np.arange(count) * 16 // count) * trials / count
-    for counts, expected in ((apart, np.full(count - 1, apart.mean())), (where, bins)):
-        chi2, freedom = ((counts - expected) ** 2 / expected).sum(), len(counts) - 1
-        assert abs(chi2 - freedom) < 5 * math.sqrt(2 * freedom)
+    for counts, expected in ((distances, np.full(count - 1, distances.mean())), (positions, bins)):
+        chi2, degrees_of_freedom = ((counts - expected) ** 2 / expected).sum(), len(counts) - 1
+        assert abs(chi2 - degrees_of_freedom) < 5 * math.sqrt(2 * degrees_of_freedom)
 
 
 @settings(deadline=None)
 @given(COUNTS, st.integers(0, 5000))
-def test_largest_remainder_sums_and_follows_the_sizes(counts: list[int], spare: int) -> None:
+def test_numbers_of_ranks_add_up_and_follow_the_sizes(counts: list[int], spare: int) -> None:
     ranks = len(counts) + spare
     ranks_per_dataset = assign_ranks(counts, ranks).ranks_per_dataset
     assert sum(ranks_per_dataset) == ranks
     assert min(ranks_per_dataset) >= 1
-    quota = [c / sum(counts) * spare for c in counts]
+    quotas = [c / sum(counts) * spare for c in counts]
     assert all(
-        math.floor(q - 1e-6) <= n - 1 <= math.ceil(q + 1e-6) for q, n in zip(quota, ranks_per_dataset, strict=True)
+        math.floor(q - 1e-6) <= n - 1 <= math.ceil(q + 1e-6) for q, n in zip(quotas, ranks_per_dataset, strict=True)
     )
     for (a, m), (b, n) in itertools.combinations(zip(counts, ranks_per_dataset, strict=True), 2):
         assert m == n or (m < n) == (a < b) or (a == b and abs(m - n) == 1)
 
 
 def test_the_papers_datasets_are_assigned_to_the_papers_ranks() -> None:
-    ranks_per_dataset = assign_ranks([int(n * 1e6) for n in PAPER], 2048 * 8).ranks_per_dataset
+    ranks_per_dataset = assign_ranks([int(n * 1e6) for n in PAPER_SIZES], 2048 * 8).ranks_per_dataset
     assert ranks_per_dataset.index(max(ranks_per_dataset)) == 3
     assert min(ranks_per_dataset) == ranks_per_dataset[2] == 46
     for rank in (0, 5000, 16_383):
-        (dataset,) = assign_ranks([int(n * 1e6) for n in PAPER], 2048 * 8).find_datasets(rank)
+        (dataset,) = assign_ranks([int(n * 1e6) for n in PAPER_SIZES], 2048 * 8).find_datasets(rank)
         assert sum(ranks_per_dataset[:dataset]) <= rank < sum(ranks_per_dataset[: dataset + 1])
 
 
 @settings(deadline=None)
 @given(COUNTS, st.integers(1, 30))
-def test_every_rank_serves_and_every_dataset_is_served(counts: list[int], ranks: int) -> None:
+def test_every_rank_has_a_dataset_and_every_dataset_has_a_rank(counts: list[int], ranks: int) -> None:
     assignment = assign_ranks(counts, ranks)
-    served = [assignment.find_datasets(r) for r in range(ranks)]
-    assert all(served)
-    assert {d for datasets in served for d in datasets} == set(range(len(counts)))
+    datasets_by_rank = [assignment.find_datasets(r) for r in range(ranks)]
+    assert all(datasets_by_rank)
+    assert {d for datasets in datasets_by_rank for d in datasets} == set(range(len(counts)))
     if ranks < len(counts):
-        assert sum(map(len, served)) == len(counts)
-        load = [sum(counts[d] for d in datasets) for datasets in served]
-        least = [min(counts[d] for d in datasets) for datasets in served]
-        # largest first, each to the rank with least: without its smallest none has more than another
-        assert max(mine - last for mine, last in zip(load, least, strict=True)) <= min(load) * (1 + 1e-9)
+        assert sum(map(len, datasets_by_rank)) == len(counts)
+        load = [sum(counts[d] for d in datasets) for datasets in datasets_by_rank]
+        smallest = [min(counts[d] for d in datasets) for datasets in datasets_by_rank]
+        # Datasets are assigned largest first, so that without its smallest one no rank has more than any other.
+        assert max(total - minimum for total, minimum in zip(load, smallest, strict=True)) <= min(load) * (1 + 1e-9)
 
 
 @settings(deadline=None)
@@ -129,8 +129,8 @@ def test_every_rank_serves_and_every_dataset_is_served(counts: list[int], ranks:
 def test_temperature_goes_from_proportional_to_uniform_weights(counts: list[int]) -> None:
     assert compute_weights(counts) == pytest.approx(np.array(counts) / sum(counts))
     assert compute_weights(counts, math.inf) == pytest.approx(np.full(len(counts), 1 / len(counts)))
-    shares = [compute_weights(counts, t).max() for t in (1, 2, 5, 100, math.inf)]
-    assert shares == sorted(shares, reverse=True) or np.ptp(shares) < 1e-12
+    largest_weights = [compute_weights(counts, t).max() for t in (1, 2, 5, 100, math.inf)]
+    assert largest_weights == sorted(largest_weights, reverse=True) or np.ptp(largest_weights) < 1e-12
     assert compute_weights(counts, 2.0) == pytest.approx(np.sqrt(counts) / np.sqrt(counts).sum())
 
 
@@ -146,17 +146,19 @@ def test_invalid_arguments_are_rejected(counts: list[int], temperature: float, r
 
 
 @settings(deadline=None)
-@given(FEW, st.integers(0, 5), st.integers(1, 4), st.integers(1, 7))
-def test_an_epoch_by_size_holds_every_sample_once(counts: tuple[int, ...], seed: int, ranks: int, batch: int) -> None:
+@given(SMALL_COUNTS, st.integers(0, 5), st.integers(1, 4), st.integers(1, 7))
+def test_epoch_with_weights_by_size_has_every_sample_once(
+    counts: tuple[int, ...], seed: int, ranks: int, batch: int
+) -> None:
     sampler = MixtureSampler(SamplingSpec(counts, seed=seed), ranks, batch)
     samples = draw_all(sampler, sampler.steps)[: sum(counts)]
     assert sorted(samples) == [(d, k) for d, n in enumerate(counts) for k in range(n)]
 
 
 @settings(deadline=None)
-@given(FEW, st.sampled_from([1.0, 3.0, math.inf]), st.integers(1, 400))
+@given(SMALL_COUNTS, st.sampled_from([1.0, 3.0, math.inf]), st.integers(1, 400))
 def test_no_sample_repeats_within_a_pass(counts: tuple[int, ...], temperature: float, length: int) -> None:
-    """Across epochs of any length: the k-th pass over a dataset is whole before the next begins."""
+    """Across epochs of any length, a pass over a dataset is complete before the next pass begins."""
     sampler = MixtureSampler(SamplingSpec(counts, temperature=temperature, length=length), 1, length)
     order_by_dataset: dict[int, list[int]] = {}
     for _ in range(4):
@@ -167,60 +169,60 @@ def test_no_sample_repeats_within_a_pass(counts: tuple[int, ...], temperature: f
     for dataset, order in order_by_dataset.items():
         n = counts[dataset]
         for first in range(0, len(order), n):
-            turn = order[first : first + n]
-            assert len(set(turn)) == len(turn)
+            one_pass = order[first : first + n]
+            assert len(set(one_pass)) == len(one_pass)
         assert len(order) == 4 * sampler.draws[dataset]
 
 
 @settings(deadline=None)
-@given(FEW, st.integers(1, 9), st.integers(1, 9), st.integers(1, 80))
+@given(SMALL_COUNTS, st.integers(1, 9), st.integers(1, 9), st.integers(1, 80))
 def test_the_sequence_is_the_same_for_any_number_of_ranks(
     counts: tuple[int, ...], ranks: int, batch: int, length: int
 ) -> None:
     spec = SamplingSpec(counts, temperature=2.0, seed=1, length=length)
-    alone, many = MixtureSampler(spec, 1, 1), MixtureSampler(spec, ranks, batch)
-    assert draw_all(many, many.steps)[:length] == draw_all(alone, length)
+    single, several = MixtureSampler(spec, 1, 1), MixtureSampler(spec, ranks, batch)
+    assert draw_all(several, several.steps)[:length] == draw_all(single, length)
 
 
-def test_shares_hold_in_every_stretch() -> None:
-    counts = [int(n * 1e6) for n in PAPER]
+def test_every_step_follows_the_weights() -> None:
+    counts = [int(n * 1e6) for n in PAPER_SIZES]
     sampler = MixtureSampler(SamplingSpec(tuple(counts), temperature=2.0, seed=2), 64, 32)
-    share = compute_weights(counts, 2.0)
+    weights = compute_weights(counts, 2.0)
     for step in (0, 12_345, sampler.steps - 1):
         datasets = np.concatenate([sampler.select_batch(step, r).dataset for r in range(64)])
-        assert np.abs(np.bincount(datasets, minlength=16) - share * 2048).max() < 0.5 * math.sqrt(2048)
+        assert np.abs(np.bincount(datasets, minlength=16) - weights * 2048).max() < 0.5 * math.sqrt(2048)
 
 
 @settings(deadline=None)
-@given(FEW, st.integers(1, 5), st.integers(0, 30), st.integers(1, 5), st.sampled_from(["mixed", "assigned"]))
+@given(SMALL_COUNTS, st.integers(1, 5), st.integers(0, 30), st.integers(1, 5), st.sampled_from(["mixed", "assigned"]))
 def test_resumed_sampler_continues_the_sequence(
     counts: tuple[int, ...], ranks: int, stop: int, batch: int, mode: str
 ) -> None:
     spec = SamplingSpec(counts, mode=mode, temperature=1.5, seed=4)  # type: ignore[arg-type]
-    one, other = MixtureSampler(spec, ranks, batch), MixtureSampler(spec, ranks, batch)
-    one.advance(stop)
-    other.resume(json.loads(json.dumps(one.state())))
+    original, resumed = MixtureSampler(spec, ranks, batch), MixtureSampler(spec, ranks, batch)
+    original.advance(stop)
+    resumed.resume(json.loads(json.dumps(original.state())))
     for _ in range(3):
-        assert draw_all(one, 1) == draw_all(other, 1)
-        one.advance()
-        other.advance()
-    assert one.state() == other.state()
+        assert draw_all(original, 1) == draw_all(resumed, 1)
+        original.advance()
+        resumed.advance()
+    assert original.state() == resumed.state()
 
 
 @settings(deadline=None)
-@given(FEW, st.integers(1, 5), st.integers(1, 5), st.integers(1, 5), st.integers(1, 60))
-def test_a_mixture_resumes_on_other_ranks_without_loss(
+@given(SMALL_COUNTS, st.integers(1, 5), st.integers(1, 5), st.integers(1, 5), st.integers(1, 60))
+def test_mixture_resumes_on_another_number_of_ranks_without_loss(
     counts: tuple[int, ...], before: int, after: int, batch: int, length: int
 ) -> None:
     spec = SamplingSpec(counts, seed=9, length=length)
-    whole = draw_all(MixtureSampler(spec, 1, 1), length)
+    sequence = draw_all(MixtureSampler(spec, 1, 1), length)
     first = MixtureSampler(spec, before, 2)
-    half = first.steps // 2
-    samples = draw_all(first, half)
-    first.advance(half)
+    half_epoch = first.steps // 2
+    samples = draw_all(first, half_epoch)
+    first.advance(half_epoch)
     second = MixtureSampler(spec, after, batch)
     second.resume(first.state())
-    assert (samples + draw_all(second, second.steps))[:length] == whole
+    assert (samples + draw_all(second, second.steps))[:length] == sequence
 
 
 def test_the_state_of_another_sequence_is_refused() -> None:
@@ -235,7 +237,7 @@ def test_the_state_of_another_sequence_is_refused() -> None:
 
 
 @settings(deadline=None)
-@given(FEW, st.integers(1, 12), st.integers(1, 4))
+@given(SMALL_COUNTS, st.integers(1, 12), st.integers(1, 4))
 def test_assigned_ranks_draw_their_datasets_evenly(counts: tuple[int, ...], ranks: int, batch: int) -> None:
     sampler = MixtureSampler(SamplingSpec(counts, mode="assigned", seed=3), ranks, batch)
     draws: Counter[tuple[int, int]] = Counter()
@@ -260,34 +262,34 @@ def test_balancing_only_moves_samples_between_ranks() -> None:
     def costs(indices: SampleIndices) -> np.ndarray:
         return size[indices.dataset, indices.index]
 
-    plain = [costs(sampler.select_batch(5, r)).sum() for r in range(4)]
-    dealt = [sampler.select_batch(5, r, costs) for r in range(4)]
-    assert sorted(p for d in dealt for p in list_pairs(d)) == sorted(
+    unbalanced = [costs(sampler.select_batch(5, r)).sum() for r in range(4)]
+    balanced = [sampler.select_batch(5, r, costs) for r in range(4)]
+    assert sorted(p for d in balanced for p in list_pairs(d)) == sorted(
         p for r in range(4) for p in list_pairs(sampler.select_batch(5, r))
     )
-    even = [costs(d).sum() for d in dealt]
-    assert max(even) / np.mean(even) < max(plain) / np.mean(plain)
+    balanced_costs = [costs(d).sum() for d in balanced]
+    assert max(balanced_costs) / np.mean(balanced_costs) < max(unbalanced) / np.mean(unbalanced)
 
 
 @settings(deadline=None)
 @given(COSTS, st.integers(1, 8))
 def test_balancing_is_complete_and_near_optimal(costs: list[int], parts: int) -> None:
-    dealt = balance_costs(costs, parts)
-    assert sorted(k for part in dealt for k in part.tolist()) == list(range(len(costs)))
-    assert all(len(part) for part in dealt) == (len(costs) >= parts)
-    worst = max(sum(costs[k] for k in part) for part in dealt)
+    balanced = balance_costs(costs, parts)
+    assert sorted(k for part in balanced for k in part.tolist()) == list(range(len(costs)))
+    assert all(len(part) for part in balanced) == (len(costs) >= parts)
+    worst = max(sum(costs[k] for k in part) for part in balanced)
     assert worst <= max(*costs, 0, sum(costs) / parts + max(costs) * (1 - 1 / parts)) + 1e-9
 
 
 @settings(deadline=None)
 @given(COSTS, st.integers(1, 400), st.integers(1, 6))
-def test_packed_batches_keep_the_budget(costs: list[int], budget: int, multiple: int) -> None:
+def test_packed_batches_stay_within_the_budget(costs: list[int], budget: int, multiple: int) -> None:
     try:
         batches = pack_batches(costs, budget, multiple)
     except InputError:
-        full = len(costs) // multiple * multiple
-        assert full == 0 or any(
-            len(batch) > 1 and sum(costs[k] for k in batch) > budget for batch in balance_costs(costs, full)
+        n_batches = len(costs) // multiple * multiple
+        assert n_batches == 0 or any(
+            len(batch) > 1 and sum(costs[k] for k in batch) > budget for batch in balance_costs(costs, n_batches)
         )
         return
     assert sorted(k for batch in batches for k in batch.tolist()) == list(range(len(costs)))
@@ -298,13 +300,13 @@ def test_packed_batches_keep_the_budget(costs: list[int], budget: int, multiple:
     assert [b.tolist() for b in pack_batches(costs, budget, multiple)] == [b.tolist() for b in batches]
 
 
-def test_budgets_level_the_work_of_ranks() -> None:
-    """Sizes as in a mixture of molecules and slabs, 8 ranks: plain batches leave the slowest with far more to do."""
+def test_budgets_balance_the_work_of_ranks() -> None:
+    """The sizes are those of a mixture of molecules and slabs; batches with equal numbers of samples are unbalanced."""
     rng = np.random.default_rng(1)
     atoms = np.concatenate([rng.integers(5, 25, 1500), rng.integers(40, 220, 500)])[rng.permutation(2000)]
-    plain = np.split(np.arange(2000), 2000 // 25)
+    unbalanced = np.split(np.arange(2000), 2000 // 25)
     budgeted = pack_batches(atoms, float(atoms.mean() * 25), 8)
-    before, after = compute_imbalance(atoms, plain, 8), compute_imbalance(atoms, budgeted, 8)
+    before, after = compute_imbalance(atoms, unbalanced, 8), compute_imbalance(atoms, budgeted, 8)
     print(f"slowest rank over the mean: {before:.2f} with 25 samples each, {after:.2f} within a budget of atoms")
     assert after < 1.02
     assert before > 1.2

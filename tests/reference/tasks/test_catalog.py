@@ -1,4 +1,4 @@
-"""The twelve tasks are distinct, and their facts have sources."""
+"""The twelve tasks are distinct, and their data and published results have sources."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def test_only_energies_are_divided_by_atoms() -> None:
     assert {t.unit for t in TASKS if t.kind != "property"} == {"eV"}
 
 
-def test_every_task_says_where_its_data_and_its_results_come_from() -> None:
+def test_every_task_names_the_sources_of_its_data_and_results() -> None:
     for entry in TASKS:
-        for words in (entry.citation, entry.url, entry.fetch, entry.licence, entry.splits, *entry.files):
-            assert words
+        for text in (entry.citation, entry.url, entry.fetch, entry.licence, entry.splits, *entry.files):
+            assert text
         for result in entry.published:
             assert result.source
             assert result.value > 0
             assert result.unit == ("eV/angstrom" if result.quantity == "forces" else entry.unit)
 
 
-def test_leaderboards_are_those_of_their_tasks() -> None:
-    """A model that predicts the mean errs by the mean absolute deviation that the benchmark lists (wheel 0.6)."""
+def test_dummy_result_of_a_leaderboard_is_the_mean_absolute_deviation() -> None:
+    """The model predicts the mean, and the benchmark (wheel 0.6) lists the mean absolute deviation."""
     deviations = (0.808535, 67.202004, 0.293138, 0.289674, 0.565992, 323.786970)
     for entry, deviation in zip(TASKS[6:], deviations, strict=True):
         dummy = next(r for r in entry.published if r.model == "Dummy")

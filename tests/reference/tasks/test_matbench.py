@@ -1,4 +1,4 @@
-"""Matbench tables are read row by row, and their folds are the official ones whatever is missing."""
+"""Matbench tables are read row by row, and missing rows do not change the official folds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.reference.errors import InputError
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.readers.matbench import build_official_folds, list_official_ids, read_matbench
 
-# sha256 of the ids of the five test folds (one a line, folds parted by an empty line) in
+# sha256 of the ids of the five test folds (one a line, folds separated by an empty line) in
 # matbench/matbench_v0.1_validation.json of the wheel matbench 0.6
 # (sha256 90b131032c3c2afe37c57b8891efefca05efe2d14296ae1f22445f7ddfb14c01)
 FOLDS = {
@@ -29,7 +29,7 @@ FOLDS = {
 SIZE = 636
 
 
-def structure_json(symbol: str = "Na", length: float = 4.0) -> dict[str, Any]:
+def make_structure_json(symbol: str = "Na", length: float = 4.0) -> dict[str, Any]:
     """Return a structure as pymatgen 2019 wrote it into the official files."""
     cell = {"matrix": np.diag([length] * 3).tolist(), "a": length, "b": length, "c": length, "volume": length**3}
     sites = [
@@ -41,7 +41,7 @@ def structure_json(symbol: str = "Na", length: float = 4.0) -> dict[str, Any]:
 
 
 def make_rows(count: int) -> list[Any]:
-    return [[structure_json(length=4.0 + k / 1000), 0.5 + k] for k in range(count)]
+    return [[make_structure_json(length=4.0 + k / 1000), 0.5 + k] for k in range(count)]
 
 
 def write_table(folder: Path, data: list[Any], index: list[Any] | None = None, **other: Any) -> Path:
@@ -54,7 +54,7 @@ def write_table(folder: Path, data: list[Any], index: list[Any] | None = None, *
 
 
 @pytest.mark.parametrize("name", FOLDS)
-def test_the_folds_are_those_of_the_benchmark(name: str) -> None:
+def test_folds_match_the_benchmark(name: str) -> None:
     entry = find_task(name)
     ids = list_official_ids(entry)
     tests = ["\n".join(ids[k] for k in test) for _, test in build_official_folds(entry.size)]
@@ -69,7 +69,7 @@ def test_each_row_is_tested_once_and_trained_on_in_the_other_folds(size: int) ->
         assert np.array_equal(np.sort(np.concatenate([train, test])), np.arange(size))
 
 
-def test_a_whole_table_is_read_with_its_values_and_structures(tmp_path: Path) -> None:
+def test_complete_table_is_read_with_its_values_and_structures(tmp_path: Path) -> None:
     labelled = read_matbench(write_table(tmp_path, make_rows(SIZE)))
     assert len(labelled) == SIZE
     assert not labelled.left_out
@@ -81,18 +81,18 @@ def test_a_whole_table_is_read_with_its_values_and_structures(tmp_path: Path) ->
     assert second.periodic == (True, True, True)
     assert second.energy is None
     assert second.group == "NaCl"
-    for mine, official in zip(labelled.folds, build_official_folds(SIZE), strict=True):
-        assert np.array_equal(mine[0], official[0])
-        assert np.array_equal(mine[1], official[1])
+    for fold, official in zip(labelled.folds, build_official_folds(SIZE), strict=True):
+        assert np.array_equal(fold[0], official[0])
+        assert np.array_equal(fold[1], official[1])
 
 
-def test_folds_stay_with_their_ids_where_rows_are_missing_or_unfit(tmp_path: Path) -> None:
+def test_folds_keep_their_ids_where_rows_are_missing_or_unusable(tmp_path: Path) -> None:
     data = make_rows(SIZE)
     data[3][1] = None
-    data[4][0] = structure_json("Xx")
+    data[4][0] = make_structure_json("Xx")
     data[5][0]["sites"][0]["species"][0]["occu"] = 0.5
     data[6][0]["lattice"]["matrix"][0] = [0.0, 0.0, 0.0]
-    data[7] = [structure_json()]
+    data[7] = [make_structure_json()]
     row_numbers = [k for k in range(SIZE) if k not in (0, 100)]
     labelled = read_matbench(write_table(tmp_path, [data[k] for k in row_numbers], row_numbers))
     assert labelled.left_out == {
@@ -105,9 +105,9 @@ def test_folds_stay_with_their_ids_where_rows_are_missing_or_unfit(tmp_path: Pat
     }
     ids = list_official_ids(find_task("matbench_jdft2d"))
     missing = {ids[k] for k in (0, 3, 4, 5, 6, 7, 100)}
-    for mine, official in zip(labelled.folds, build_official_folds(SIZE), strict=True):
+    for fold, official in zip(labelled.folds, build_official_folds(SIZE), strict=True):
         for side in (0, 1):
-            assert set(labelled.official_ids[mine[side]]) == {ids[k] for k in official[side]} - missing
+            assert set(labelled.official_ids[fold[side]]) == {ids[k] for k in official[side]} - missing
 
 
 def test_rows_may_carry_their_official_names(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_rows_may_carry_their_official_names(tmp_path: Path) -> None:
     assert labelled.official_ids.tolist() == ids[10:60]
 
 
-def test_infinite_values_are_rejected(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     data = make_rows(50)
     data[1][1] = float("nan")
     labelled = read_matbench(write_table(tmp_path, data))
@@ -124,17 +124,17 @@ def test_infinite_values_are_rejected(tmp_path: Path) -> None:
     assert len(labelled) == 49
 
 
-def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+def test_truncated_file_is_refused(tmp_path: Path) -> None:
     path = write_table(tmp_path, make_rows(SIZE))
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InputError, match=r"matbench_jdft2d.json.gz: cut short"):
         read_matbench(path)
-    plain = tmp_path / "matbench_jdft2d.json"
-    plain.write_text(
+    uncompressed = tmp_path / "matbench_jdft2d.json"
+    uncompressed.write_text(
         json.dumps({"index": [0, 1], "columns": ["structure", "exfoliation_en"], "data": make_rows(2)})[:-40]
     )
     with pytest.raises(InputError, match="truncated"):
-        read_matbench(plain)
+        read_matbench(uncompressed)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
         ({"columns": ["structure", "target"]}, r"columns \['structure', 'target'\], expected"),
     ],
 )
-def test_another_table_is_refused(tmp_path: Path, change: dict[str, Any], output: str) -> None:
+def test_wrong_columns_index_or_rows_are_refused(tmp_path: Path, change: dict[str, Any], output: str) -> None:
     with pytest.raises(InputError, match=output):
         read_matbench(write_table(tmp_path, make_rows(2), **change))
 
@@ -178,30 +178,30 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no task 'matbench_jdft2'"):
         read_matbench(tmp_path / "matbench_jdft2.json.gz")
     with pytest.raises(InputError, match="no structure with a value"):
-        read_matbench(write_table(tmp_path, [[structure_json("Xx"), 1.0]]))
+        read_matbench(write_table(tmp_path, [[make_structure_json("Xx"), 1.0]]))
 
 
-@pytest.mark.parametrize(("value", "out"), [(1e7, 1), (True, 0)])
-def test_impossible_values_are_counted(tmp_path: Path, value: Any, out: int) -> None:
+@pytest.mark.parametrize(("value", "left_out"), [(1e7, 1), (True, 0)])
+def test_impossible_values_are_counted(tmp_path: Path, value: Any, left_out: int) -> None:
     data = make_rows(50)
     data[1][1] = value
     labelled = read_matbench(write_table(tmp_path, data))
-    assert labelled.left_out["value out of range"] == out
+    assert labelled.left_out["value out of range"] == left_out
     assert len(labelled) == 49
 
 
 def test_a_table_in_another_unit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "matbench_log_kvrh.json"
     table = {"index": list(range(50)), "columns": ["structure", "log10(K_VRH)"]}
-    path.write_text(json.dumps({**table, "data": [[structure_json(), 150.0] for _ in range(50)]}))
+    path.write_text(json.dumps({**table, "data": [[make_structure_json(), 150.0] for _ in range(50)]}))
     with pytest.raises(InputError, match=r"mb-log-kvrh-00001 is 150, expected -3 .. 4: another quantity or unit"):
         read_matbench(path)
 
 
 def test_the_table_of_the_other_modulus_is_refused(tmp_path: Path) -> None:
-    """Both moduli have as many rows and values of one range: only the column's name tells them apart."""
+    """Both tables have equally many rows and the same range of values, so only the column name distinguishes them."""
     path = tmp_path / "matbench_log_gvrh.json"
     table = {"index": list(range(50)), "columns": ["structure", "log10(K_VRH)"]}
-    path.write_text(json.dumps({**table, "data": [[structure_json(), 1.5] for _ in range(50)]}))
+    path.write_text(json.dumps({**table, "data": [[make_structure_json(), 1.5] for _ in range(50)]}))
     with pytest.raises(InputError, match="it is the table of matbench_log_kvrh"):
         read_matbench(path)

@@ -1,4 +1,4 @@
-"""QM9, MD17 and Wiggle150 in their official formats: units, names, and what is wrong with a file."""
+"""Readers of QM9, MD17 and Wiggle150 in their official formats: units, names, and errors of damaged files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.load import load_task
 from harness.reference.tasks.readers import md17, qm9, wiggle150
 
-HARTREE, KCAL = 27.211386245988, 0.0433641042418
-# gdb_1, gdb_2 and gdb_4 with the numbers of the published files
+HARTREE, KCAL_PER_MOL = 27.211386245988, 0.0433641042418
+# The molecules gdb_1 and gdb_2 with the numbers of the published files.
 METHANE = [
     ("C", (-0.0127, 1.0858, 0.0080)),
     ("H", (0.0022, -0.0060, 0.0020)),
@@ -53,32 +53,32 @@ def write_parts(folder: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def qm9_row(index: int = 1, energy: str = "-40.47893", element: str = "C") -> dict[str, Any]:
+def make_qm9_row(index: int = 1, energy: str = "-40.47893", element: str = "C") -> dict[str, Any]:
     elements = str([element, *(e for e, _ in METHANE[1:])])
-    places = str([list(place) for _, place in METHANE])
-    return {"Index": index, "Elements": elements, "XYZ_Ang": places, "InternalEnergy_0K_au": energy}
+    positions = str([list(position) for _, position in METHANE])
+    return {"Index": index, "Elements": elements, "XYZ_Ang": positions, "InternalEnergy_0K_au": energy}
 
 
-def test_qm9_is_read_alike_from_both_of_its_forms(tmp_path: Path) -> None:
-    first, second = tmp_path / "sdf", tmp_path / "csv"
-    first.mkdir()
-    second.mkdir()
-    write_sdf(first)
-    write_parts(second, [qm9_row()])
-    one, other = qm9.read_qm9(first), qm9.read_qm9(second)
-    assert one.official_ids.tolist() == ["gdb_1", "gdb_2"]
-    assert one.target == pytest.approx([-40.47893 * HARTREE, -56.525887 * HARTREE], abs=1e-9)
-    assert one.target[0] == other.target[0] == one.table.energy[0]
-    assert one.table.numbers.tolist() == [6, 1, 1, 1, 1, 7, 1, 1, 1]
-    assert one.table.positions[:5].tolist() == other.table.positions.tolist() == [list(p) for _, p in METHANE]
-    assert one.table.groups.tolist() == ["qm9-000001", "qm9-000002"]
-    assert one.left_out == {"not in the files": 130_829}
+def test_both_formats_of_qm9_give_the_same_structures(tmp_path: Path) -> None:
+    sdf_folder, csv_folder = tmp_path / "sdf", tmp_path / "csv"
+    sdf_folder.mkdir()
+    csv_folder.mkdir()
+    write_sdf(sdf_folder)
+    write_parts(csv_folder, [make_qm9_row()])
+    from_sdf, from_csv = qm9.read_qm9(sdf_folder), qm9.read_qm9(csv_folder)
+    assert from_sdf.official_ids.tolist() == ["gdb_1", "gdb_2"]
+    assert from_sdf.target == pytest.approx([-40.47893 * HARTREE, -56.525887 * HARTREE], abs=1e-9)
+    assert from_sdf.target[0] == from_csv.target[0] == from_sdf.table.energy[0]
+    assert from_sdf.table.numbers.tolist() == [6, 1, 1, 1, 1, 7, 1, 1, 1]
+    assert from_sdf.table.positions[:5].tolist() == from_csv.table.positions.tolist() == [list(p) for _, p in METHANE]
+    assert from_sdf.table.groups.tolist() == ["qm9-000001", "qm9-000002"]
+    assert from_sdf.left_out == {"not in the files": 130_829}
 
 
-def test_tables_of_qm9_write_whole_numbers_with_a_bare_point(tmp_path: Path) -> None:
-    """Row 5 of qm9_part1.csv, acetylene."""
-    places = "[[0.5995394918,0.,1.],[-0.5995394918,0.,1.],[-1.6616385861,0.,1.],[1.6616385861,0.,1.]]"
-    write_parts(tmp_path, [{**qm9_row(4, "-77.308427"), "Elements": "['C','C','H','H']", "XYZ_Ang": places}])
+def test_numbers_of_qm9_tables_may_end_with_the_decimal_point(tmp_path: Path) -> None:
+    """The row is that of acetylene in qm9_part1.csv."""
+    positions = "[[0.5995394918,0.,1.],[-0.5995394918,0.,1.],[-1.6616385861,0.,1.],[1.6616385861,0.,1.]]"
+    write_parts(tmp_path, [{**make_qm9_row(4, "-77.308427"), "Elements": "['C','C','H','H']", "XYZ_Ang": positions}])
     assert qm9.read_qm9(tmp_path).table.positions[0].tolist() == [0.5995394918, 0.0, 1.0]
 
 
@@ -91,8 +91,17 @@ def test_uncharacterized_molecules_are_left_out(tmp_path: Path) -> None:
     assert labelled.left_out["uncharacterized"] == 1
 
 
-def test_unfit_molecules_are_counted(tmp_path: Path) -> None:
-    write_parts(tmp_path, [qm9_row(), qm9_row(2, "nan"), qm9_row(3, ""), qm9_row(4, element="Xx"), qm9_row(5, "x")])
+def test_unusable_molecules_are_counted(tmp_path: Path) -> None:
+    write_parts(
+        tmp_path,
+        [
+            make_qm9_row(),
+            make_qm9_row(2, "nan"),
+            make_qm9_row(3, ""),
+            make_qm9_row(4, element="Xx"),
+            make_qm9_row(5, "x"),
+        ],
+    )
     labelled = qm9.read_qm9(tmp_path)
     assert labelled.official_ids.tolist() == ["gdb_1"]
     assert labelled.left_out["value not finite"] == 2
@@ -120,7 +129,7 @@ def test_files_that_are_not_qm9_are_refused(tmp_path: Path) -> None:
         qm9.read_qm9(tmp_path)
 
 
-def trajectory(frames: int = 4) -> dict[str, Any]:
+def make_trajectory(frames: int = 4) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     return {
         "E": -97_000.0 - np.arange(frames)[:, None],
@@ -131,8 +140,8 @@ def trajectory(frames: int = 4) -> dict[str, Any]:
     }
 
 
-def test_md17_comes_in_ev_with_each_molecule_by_itself(tmp_path: Path) -> None:
-    arrays = trajectory()
+def test_md17_is_converted_to_ev_with_one_subset_per_molecule(tmp_path: Path) -> None:
+    arrays = make_trajectory()
     np.savez(tmp_path / "md17_ethanol.npz", **arrays)
     np.savez(tmp_path / "benzene_dft.npz", **arrays)
     labelled = md17.read_md17(tmp_path)
@@ -140,31 +149,38 @@ def test_md17_comes_in_ev_with_each_molecule_by_itself(tmp_path: Path) -> None:
     assert labelled.level == "PBE+vdW-TS"
     ethanol = labelled.table[labelled.subset == "ethanol"]
     assert ethanol.forces is not None
-    assert labelled.target[labelled.subset == "ethanol"] == pytest.approx(arrays["E"][:, 0] * KCAL, rel=1e-8)
-    assert ethanol.forces == pytest.approx(arrays["F"].reshape(-1, 3) * KCAL, rel=1e-8)
+    assert labelled.target[labelled.subset == "ethanol"] == pytest.approx(arrays["E"][:, 0] * KCAL_PER_MOL, rel=1e-8)
+    assert ethanol.forces == pytest.approx(arrays["F"].reshape(-1, 3) * KCAL_PER_MOL, rel=1e-8)
     assert ethanol.positions.tolist() == arrays["R"].reshape(-1, 3).tolist()
     assert ethanol.ids.tolist() == [f"ethanol/{k}" for k in range(4)]
 
 
 def test_the_revised_md17_has_other_keys_and_another_level(tmp_path: Path) -> None:
-    a = trajectory()
+    arrays = make_trajectory()
     path = tmp_path / "rmd17_ethanol.npz"
-    np.savez(path, energies=a["E"][:, 0], forces=a["F"], coords=a["R"], nuclear_charges=a["z"], old_indices=np.ones(4))
+    np.savez(
+        path,
+        energies=arrays["E"][:, 0],
+        forces=arrays["F"],
+        coords=arrays["R"],
+        nuclear_charges=arrays["z"],
+        old_indices=np.ones(4),
+    )
     labelled = md17.read_md17(path)
     assert labelled.level == "PBE/def2-SVP, tight"
     assert set(labelled.subset) == {"ethanol"}
 
 
-def test_a_long_trajectory_is_read_at_even_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_trajectory_is_sampled_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(md17, "MAX_FRAMES", 4)
-    np.savez(tmp_path / "md17_ethanol.npz", **trajectory(10))
+    np.savez(tmp_path / "md17_ethanol.npz", **make_trajectory(10))
     labelled = md17.read_md17(tmp_path)
     assert labelled.official_ids.tolist() == ["ethanol/0", "ethanol/3", "ethanol/6", "ethanol/9"]
     assert labelled.left_out == {"not among the evenly spaced frames": 6}
 
 
-def test_unfit_frames_of_md17_are_counted(tmp_path: Path) -> None:
-    arrays = trajectory(5)
+def test_unusable_frames_of_md17_are_counted(tmp_path: Path) -> None:
+    arrays = make_trajectory(5)
     arrays["E"][0] = np.nan
     arrays["F"][1, 0, 0] = np.inf
     arrays["R"][2, 0, 0] = np.nan
@@ -176,23 +192,23 @@ def test_unfit_frames_of_md17_are_counted(tmp_path: Path) -> None:
 
 def test_files_that_are_not_md17_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "md17_ethanol.npz"
-    np.savez(path, **{k: v for k, v in trajectory().items() if k != "F"})
+    np.savez(path, **{k: v for k, v in make_trajectory().items() if k != "F"})
     with pytest.raises(InputError, match="not MD17, no 'F'"):
         md17.read_md17(path)
-    np.savez(path, **{**trajectory(), "F": np.zeros((4, 8, 3))})
+    np.savez(path, **{**make_trajectory(), "F": np.zeros((4, 8, 3))})
     with pytest.raises(InputError, match=r"F has shape \(4, 8, 3\), expected \(4, 9, 3\)"):
         md17.read_md17(path)
-    np.savez(path, **trajectory())
+    np.savez(path, **make_trajectory())
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(InputError, match="cut short"):
         md17.read_md17(path)
-    np.savez(path, **{**trajectory(), "E": np.array([{}], dtype=object)})
+    np.savez(path, **{**make_trajectory(), "E": np.array([{}], dtype=object)})
     with pytest.raises(InputError, match=r"not an .npz file \(.*pickle"):
         md17.read_md17(path)
 
 
-# as the published files have them: tabs, a charge after each position, numbers in the form of Mathematica
-DEPOSITED = """5
+# The format of the published files: tabs, a charge after each position, exponents as Mathematica writes them.
+DEPOSITED_XYZ = """5
 gdb 1\t157.7118\t157.70997\t157.70699\t0.\t13.21\t-0.3877\t0.1171\t0.5048\t35.3641\t0.044749\t\
 -40.47893\t-40.476062\t-40.475117\t-40.498597\t6.469\t
 C\t-0.0126981359\t 1.0858041578\t 0.0080009958\t-0.535689
@@ -209,7 +225,7 @@ InChI=1S/CH4/h1H4\tInChI=1S/CH4/h1H4
 def write_deposit(folder: Path, archive: bool) -> None:
     """Write three molecules as an archive or its unpacked folder; the third is listed as uncharacterized."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {k: DEPOSITED.replace("gdb 1\t", f"gdb {k}\t") for k in (1, 2, 3)}
+    texts = {k: DEPOSITED_XYZ.replace("gdb 1\t", f"gdb {k}\t") for k in (1, 2, 3)}
     listing = "Index Rejected\n-------\n      3    C#N    x   y\n3054 compounds\n"
     (folder / "uncharacterized.txt").write_text(listing)
     if not archive:
@@ -239,14 +255,14 @@ def test_qm9_is_read_as_its_authors_deposited_it(tmp_path: Path, archive: bool) 
 def test_a_damaged_deposit_of_qm9_is_refused_and_a_damaged_molecule_counted(tmp_path: Path) -> None:
     write_deposit(tmp_path, archive=True)
     path = tmp_path / "dsgdb9nsd.xyz.tar.bz2"
-    whole = path.read_bytes()
-    for content in (whole[:200], b"<html>", b"version https://git-lfs.github.com/spec/v1\n"):
+    complete = path.read_bytes()
+    for content in (complete[:200], b"<html>", b"version https://git-lfs.github.com/spec/v1\n"):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"dsgdb9nsd.xyz.tar.bz2: cut short, or not a tar archive"):
             qm9.read_qm9(tmp_path)
     path.unlink()
     write_deposit(tmp_path, archive=False)
-    (tmp_path / "dsgdb9nsd.xyz" / "dsgdb9nsd_000002.xyz").write_text(DEPOSITED[:120])
+    (tmp_path / "dsgdb9nsd.xyz" / "dsgdb9nsd_000002.xyz").write_text(DEPOSITED_XYZ[:120])
     labelled = qm9.read_qm9(tmp_path)
     assert labelled.official_ids.tolist() == ["gdb_1"]
     assert labelled.left_out["malformed"] == 1
@@ -263,25 +279,25 @@ def test_last_line_of_uncharacterized_list_is_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("energy", "length", "e_unit", "r_unit"),
     [
-        ("eV", "Ang", KCAL, 1.0),
+        ("eV", "Ang", KCAL_PER_MOL, 1.0),
         (b"kcal/mol", "Angstrom", 1.0, 1.0),
         ("kJ/mol", "nm", 4.184, 0.1),
-        ("Hartree", "bohr", KCAL / HARTREE, 1 / 0.529177210903),
-        ("au", "au", KCAL / HARTREE, 1 / 0.529177210903),
-        ("meV", "pm", 1000 * KCAL, 100.0),
-        (" EV ", " a ", KCAL, 1.0),
+        ("Hartree", "bohr", KCAL_PER_MOL / HARTREE, 1 / 0.529177210903),
+        ("au", "au", KCAL_PER_MOL / HARTREE, 1 / 0.529177210903),
+        ("meV", "pm", 1000 * KCAL_PER_MOL, 100.0),
+        (" EV ", " a ", KCAL_PER_MOL, 1.0),
     ],
 )
-def test_md17_is_in_the_units_that_a_file_names(
+def test_md17_is_converted_from_the_units_named_in_the_file(
     tmp_path: Path, energy: Any, length: str, e_unit: float, r_unit: float
 ) -> None:
-    """One trajectory in several units, as sGDML's script writes it, comes out alike."""
-    plain = trajectory()
-    np.savez(tmp_path / "plain.npz", **plain)
+    """The same trajectory in other units, as sGDML's script writes it, gives the same structures."""
+    original = make_trajectory()
+    np.savez(tmp_path / "plain.npz", **original)
     expected = md17.read_md17(tmp_path / "plain.npz").table
-    scaled = plain | {"E": plain["E"] * e_unit, "F": plain["F"] * e_unit / r_unit, "R": plain["R"] * r_unit}
-    named = {"type": "d", "name": "ethanol", "code_version": "1.0", "theory": "CCSD(T)", "md5": "0"}
-    np.savez_compressed(tmp_path / "named.npz", **scaled | named, e_unit=energy, r_unit=length)
+    scaled = original | {"E": original["E"] * e_unit, "F": original["F"] * e_unit / r_unit, "R": original["R"] * r_unit}
+    metadata = {"type": "d", "name": "ethanol", "code_version": "1.0", "theory": "CCSD(T)", "md5": "0"}
+    np.savez_compressed(tmp_path / "named.npz", **scaled | metadata, e_unit=energy, r_unit=length)
     result = md17.read_md17(tmp_path / "named.npz")
     assert result.level == "CCSD(T)"
     assert result.table.forces is not None
@@ -312,7 +328,7 @@ def test_md17_is_in_the_units_that_a_file_names(
 )
 def test_impossible_md17_is_rejected_in_one_line(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     path = tmp_path / "md17_ethanol.npz"
-    np.savez(path, **trajectory() | change)
+    np.savez(path, **make_trajectory() | change)
     with pytest.raises(InputError, match=reason) as caught:
         md17.read_md17(path)
     assert str(path) in str(caught.value)
@@ -320,12 +336,12 @@ def test_impossible_md17_is_rejected_in_one_line(tmp_path: Path, change: dict[st
 
 
 def test_kcal_means_kcal_per_mol(tmp_path: Path) -> None:
-    np.savez(tmp_path / "md17_ethanol.npz", **trajectory() | {"e_unit": "kcal"})
+    np.savez(tmp_path / "md17_ethanol.npz", **make_trajectory() | {"e_unit": "kcal"})
     assert len(md17.read_md17(tmp_path)) == 4
 
 
 def test_few_impossible_energies_are_counted(tmp_path: Path) -> None:
-    arrays = trajectory(10)
+    arrays = make_trajectory(10)
     arrays["E"][3] = -5.0
     np.savez(tmp_path / "md17_ethanol.npz", **arrays)
     labelled = md17.read_md17(tmp_path)
@@ -335,47 +351,47 @@ def test_few_impossible_energies_are_counted(tmp_path: Path) -> None:
 
 def test_decompression_bomb_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "md17_ethanol.npz"
-    np.savez_compressed(path, **trajectory() | {"junk": np.zeros(1 << 24)})
+    np.savez_compressed(path, **make_trajectory() | {"junk": np.zeros(1 << 24)})
     with pytest.raises(InputError, match="unpack to 134,"):
         md17.read_md17(path)
 
 
-def test_hartree_in_tables_of_qm9_is_checked_against_the_atoms(tmp_path: Path) -> None:
-    write_parts(tmp_path, [qm9_row(1, str(-40.47893 * HARTREE))])
+def test_unit_of_qm9_energies_is_checked_against_free_atoms(tmp_path: Path) -> None:
+    write_parts(tmp_path, [make_qm9_row(1, str(-40.47893 * HARTREE))])
     with pytest.raises(InputError, match=r"gdb_1: -29973 eV where free atoms have .*: eV taken for hartree"):
         qm9.read_qm9(tmp_path)
 
 
 def test_wiggle150_in_hartree_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "wiggle150.xyz"
-    path.write_text(conformers(("ado_00 -38.3", "H"), ("ado_01 -38.2", "H")))
+    path.write_text(format_conformers(("ado_00 -38.3", "H"), ("ado_01 -38.2", "H")))
     with pytest.raises(InputError, match=r"wiggle150.xyz: ado_00: .*: hartree taken for kcal/mol"):
         wiggle150.read_wiggle150(path)
 
 
-def conformers(*frames: tuple[str, str]) -> str:
+def format_conformers(*frames: tuple[str, str]) -> str:
     """Return each (comment, second element) as a frame of two atoms."""
     return "".join(f"2\n{comment}\nC 0.0 0.0 0.0\n{e} 0.0 0.0 1.1\n" for comment, e in frames)
 
 
-def test_wiggle150_is_relative_to_the_relaxed_conformer(tmp_path: Path) -> None:
+def test_wiggle150_energies_are_relative_to_the_relaxed_conformer(tmp_path: Path) -> None:
     path = tmp_path / "ct5c00015_si_003.xyz"
-    text = conformers(
+    text = format_conformers(
         ("ado_00 -24033.7", "H"), ("ado_01 -23933.7", "H"), ("bpn_01 -71099.5", "O"), ("bpn_00 -71100.5", "O")
     )
     path.write_text(text)
     labelled = wiggle150.read_wiggle150(path)
     assert labelled.official_ids.tolist() == ["ado_00", "ado_01", "bpn_01", "bpn_00"]
-    assert labelled.target == pytest.approx([0.0, 100 * KCAL, KCAL, 0.0], abs=1e-8)
-    assert labelled.table.energy[0] == pytest.approx(-24033.7 * KCAL, rel=1e-8)
+    assert labelled.target == pytest.approx([0.0, 100 * KCAL_PER_MOL, KCAL_PER_MOL, 0.0], abs=1e-8)
+    assert labelled.table.energy[0] == pytest.approx(-24033.7 * KCAL_PER_MOL, rel=1e-8)
     assert labelled.table.groups.tolist() == labelled.official_ids.tolist()
     assert not labelled.left_out
 
 
-def test_conformers_without_a_reference_or_of_no_element_are_left_out(tmp_path: Path) -> None:
+def test_conformers_without_a_reference_or_with_unknown_elements_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "wiggle150.xyz"
     bad = ("ado_01 nan", "H"), ("ado_02 -1", "Xx"), ("efa_01 -5", "O")
-    path.write_text(conformers(("ado_00 -24000", "H"), *bad) + "2\nado_03 -24000\nC 0 0 0\n\n")
+    path.write_text(format_conformers(("ado_00 -24000", "H"), *bad) + "2\nado_03 -24000\nC 0 0 0\n\n")
     labelled = wiggle150.read_wiggle150(path)
     assert labelled.official_ids.tolist() == ["ado_00"]
     assert labelled.left_out["no _00 of its molecule"] == 1

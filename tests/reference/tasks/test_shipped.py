@@ -37,12 +37,12 @@ def load_set(name: str) -> TaskDataset:
     return result
 
 
-def structure_keys(frames: StructureTable) -> set[tuple[bytes, ...]]:
-    """Return the structures by all that a model sees of them."""
+def compute_structure_keys(frames: StructureTable) -> set[tuple[bytes, ...]]:
+    """Return a key of each structure: its numbers, positions and cell."""
     return {(s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes()) for s in frames.structures()}
 
 
-def test_at_least_seven_tasks_have_data_and_all_of_it_is_small() -> None:
+def test_at_least_seven_tasks_have_data_below_5_megabytes() -> None:
     assert len(SETS) >= 7
     assert set(SETS) == set(RECIPES)
     assert {p.name for p in FOLDER.iterdir()} == {"tasks.yaml", "README.md", *(f"{name}.h5" for name in SETS)}
@@ -57,7 +57,7 @@ def test_a_set_is_complete_and_can_be_split(name: str) -> None:
     assert np.isfinite(labelled.target).all()
     assert labelled.target.std() > 0
     assert len(set(labelled.official_ids.tolist())) == len(labelled)
-    assert len(structure_keys(frames)) == len(labelled)
+    assert len(compute_structure_keys(frames)) == len(labelled)
     assert (frames.forces is not None) == (entry.kind == "energy_forces")
     assert np.isfinite(frames.energy).all() == (entry.kind != "property")
     for s in frames.structures():
@@ -67,7 +67,7 @@ def test_a_set_is_complete_and_can_be_split(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_every_set_says_what_it_is_and_where_it_comes_from(name: str) -> None:
+def test_every_set_has_a_role_and_a_provenance(name: str) -> None:
     entry = load_table_of_sets()[name]
     for field in fields(entry):
         assert getattr(entry, field.name) not in ("", None), field.name
@@ -98,7 +98,7 @@ def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
         ("qm9: {role: stand-in}\n", "qm9 lacks attribution"),
         (
             re.sub("role: stand-in", "roll: 1\\n  role: stand-in", (FOLDER / "tasks.yaml").read_text()),
-            "has 'roll', which",
+            "has the unknown column 'roll'",
         ),
         (re.sub("role: stand-in", "role: copy", (FOLDER / "tasks.yaml").read_text()), "the role 'copy'"),
     ):
@@ -109,15 +109,17 @@ def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
             load_table_of_sets(folder)
 
 
-def test_qm9_is_the_published_table() -> None:
-    """Rows of qm9_part1.csv by their index: XYZ to five digits, InternalEnergy_0K_au."""
+def test_qm9_energies_are_plausible_atomization_energies() -> None:
+    """The targets are total energies, as in qm9_part1.csv (InternalEnergy_0K_au)."""
     labelled = load_set("qm9")
     assert set(np.unique(labelled.table.numbers)) == {1, 6, 7, 8, 9}
     assert labelled.table.sizes.max() <= 29
-    hartree = {1: -0.500273, 6: -37.846772, 7: -54.583861, 8: -75.064579, 9: -99.718730}
-    shares = [27.211386245988 * sum(hartree[int(z)] for z in s.numbers) for s in labelled.table.structures()]
-    per_atom = (labelled.target - np.array(shares)) / labelled.table.sizes
-    # atomization energies per atom of molecules, with the atoms' energies that QM9 was published with
+    free_atom_energies = {1: -0.500273, 6: -37.846772, 7: -54.583861, 8: -75.064579, 9: -99.718730}
+    free_atoms = [
+        27.211386245988 * sum(free_atom_energies[int(z)] for z in s.numbers) for s in labelled.table.structures()
+    ]
+    per_atom = (labelled.target - np.array(free_atoms)) / labelled.table.sizes
+    # the range of atomization energies per atom; the energies of free atoms are those published with QM9
     assert (per_atom < -2.5).all()
     assert (per_atom > -6.5).all()
 
@@ -134,24 +136,24 @@ def test_no_molecule_or_formula_is_in_a_set_for_pretraining() -> None:
 
 
 @pytest.mark.parametrize("name", ["oqmd", "abx3", "matbench_log_kvrh", "ms25"])
-def test_no_crystal_is_in_a_set_for_pretraining_in_whatever_cell(name: str) -> None:
-    """By reduced composition and volume per atom, for the sets that hold crystals."""
-    mine = fingerprints(load_set(name).table)
+def test_no_crystal_is_in_a_set_for_pretraining(name: str) -> None:
+    """Crystals are compared by reduced composition and volume per atom, which do not depend on the cell."""
+    task_keys = compute_crystal_fingerprints(load_set(name).table)
     for pretraining in ("mptrj", "alexandria", "omat24"):
-        assert not mine & fingerprints(load_table(find_shipped_set(pretraining))), pretraining
+        assert not task_keys & compute_crystal_fingerprints(load_table(find_shipped_set(pretraining))), pretraining
 
 
 @pytest.mark.parametrize("name", ["md17", "wiggle150", "abx3"])
 def test_no_composition_is_in_a_set_for_pretraining_of_the_same_method(name: str) -> None:
     method = load_table_of_sets()[name].level.split()[0]
-    mine = {reduce_formula(s.numbers) for s in load_set(name).table.structures()}
-    same = [e for e in SHIPPED_SETS if e.name not in CHARGE_VIEWS and e.level.startswith(method)]
-    assert same
-    for entry in same:
-        assert not mine & {reduce_formula(s.numbers) for s in load_table(entry).structures()}, entry.name
+    task_keys = {reduce_formula(s.numbers) for s in load_set(name).table.structures()}
+    sets_of_the_method = [e for e in SHIPPED_SETS if e.name not in CHARGE_VIEWS and e.level.startswith(method)]
+    assert sets_of_the_method
+    for entry in sets_of_the_method:
+        assert not task_keys & {reduce_formula(s.numbers) for s in load_table(entry).structures()}, entry.name
 
 
-def fingerprints(frames: StructureTable) -> set[tuple[tuple[int, int], ...]]:
+def compute_crystal_fingerprints(frames: StructureTable) -> set[tuple[tuple[int, int], ...]]:
     """Return elements with reduced counts, and the volume per atom in thousandths of a cubic angstrom."""
     result = set()
     for s in frames.structures():
@@ -162,20 +164,20 @@ def fingerprints(frames: StructureTable) -> set[tuple[tuple[int, int], ...]]:
     return result
 
 
-def test_formation_energies_are_residuals_of_composition() -> None:
+def test_formation_energies_are_residuals_of_a_fit_on_composition() -> None:
     for name in ("oqmd", "abx3"):
         labelled = load_set(name)
-        shares = composition.compute_fractions(list(labelled.table.structures()))
-        assert abs(shares.T @ labelled.target).max() < 1e-5
+        fractions = composition.compute_fractions(list(labelled.table.structures()))
+        assert abs(fractions.T @ labelled.target).max() < 1e-5
         assert 0.02 < np.abs(labelled.target).mean() < 1.0
 
 
-def test_every_element_of_oqmd_is_covered() -> None:
-    shares = composition.compute_fractions(list(load_set("oqmd").table.structures()))
-    assert (shares > 0).sum(axis=0).min() >= 5
+def test_every_element_of_oqmd_occurs_in_five_crystals() -> None:
+    fractions = composition.compute_fractions(list(load_set("oqmd").table.structures()))
+    assert (fractions > 0).sum(axis=0).min() >= 5
 
 
-def test_perovskites_are_cubic_with_their_minimum_inside() -> None:
+def test_perovskites_have_several_volumes_near_the_minimum() -> None:
     frames = load_set("abx3").table
     assert (frames.sizes == 5).all()
     for group in np.unique(frames.groups)[:10]:
@@ -186,19 +188,19 @@ def test_perovskites_are_cubic_with_their_minimum_inside() -> None:
         assert np.ptp(energies) < perovskites.HIGHEST_EV_ATOM
 
 
-def test_conformers_are_above_the_relaxed_one_and_whole() -> None:
+def test_conformers_have_higher_energies_than_the_relaxed_one() -> None:
     labelled = load_set("wiggle150")
     relaxed = np.char.endswith(labelled.official_ids, "_00")
     molecules = [name.partition("_")[0] for name in labelled.official_ids.tolist()]
     assert Counter(molecules) == dict.fromkeys(dynamics.WIGGLE_SMILES, 51)
     assert (labelled.target[relaxed] == 0).all()
-    # highly strained, as the benchmark's are: tens to hundreds of kcal/mol
+    # as strained as the conformers of the benchmark: tens to hundreds of kcal/mol
     assert labelled.target[~relaxed].min() > 0.3
     assert labelled.target.max() < 12
 
 
-def test_trajectories_are_at_their_temperature() -> None:
-    """Potential energies spread as (3n - 6) classical oscillators of 500 K, within the noise of one trajectory."""
+def test_energies_of_trajectories_match_their_temperature() -> None:
+    """Potential energies vary like those of 3n - 6 classical oscillators, within the noise of one trajectory."""
     labelled = load_set("md17")
     for name in dynamics.MD17_SMILES:
         rows = labelled.subset == name
@@ -209,35 +211,35 @@ def test_trajectories_are_at_their_temperature() -> None:
 
 
 @pytest.mark.parametrize(("name", "level"), [("md17", "GFN1-xTB"), ("wiggle150", "GFN2-xTB")])
-def test_energies_are_those_of_the_level(name: str, level: str) -> None:
+def test_energies_match_their_level_of_theory(name: str, level: str) -> None:
     frames = load_set(name).table
     for k in (0, len(frames) // 2, len(frames) - 1):
         energy, _ = levels.compute_xtb(next(frames[k : k + 1].structures()), level)
         assert energy == pytest.approx(frames.energy[k], abs=1e-4)
 
 
-def test_forces_are_minus_the_slope_of_the_energy() -> None:
+def test_forces_are_the_negative_gradient_of_the_energy() -> None:
     frames = load_set("md17").table
-    middle = next(frames[len(frames) // 2 : len(frames) // 2 + 1].structures())
-    assert middle.forces is not None
-    along = np.random.default_rng(0).normal(size=middle.positions.shape)
-    step = 1e-3 / np.linalg.norm(along)
-    up, down = (levels.compute_xtb(displace(middle, sign * step * along), "GFN1-xTB")[0] for sign in (1, -1))
-    assert (up - down) / (2 * step) == pytest.approx(-(middle.forces * along).sum(), abs=2e-3)
+    structure = next(frames[len(frames) // 2 : len(frames) // 2 + 1].structures())
+    assert structure.forces is not None
+    direction = np.random.default_rng(0).normal(size=structure.positions.shape)
+    step = 1e-3 / np.linalg.norm(direction)
+    up, down = (levels.compute_xtb(displace(structure, sign * step * direction), "GFN1-xTB")[0] for sign in (1, -1))
+    assert (up - down) / (2 * step) == pytest.approx(-(structure.forces * direction).sum(), abs=2e-3)
 
 
 def displace(structure: Structure, shift: np.ndarray) -> Structure:
     return replace(structure, positions=structure.positions + shift)
 
 
-def test_bulk_moduli_are_those_of_the_collection() -> None:
+def test_bulk_moduli_match_the_published_collection() -> None:
     labelled = load_set("matbench_log_kvrh")
     assert len(labelled) == 71
     iron = labelled.official_ids.tolist().index("Fe")
     assert 10 ** labelled.target[iron] == pytest.approx(197.652, rel=1e-6)
 
 
-def test_elements_of_ms25_have_no_net_force() -> None:
+def test_structures_of_ms25_have_no_net_force() -> None:
     labelled = load_set("ms25")
     assert set(labelled.subset) == {"Ni", "Cu", "Li", "Ge", "Si", "Mo"}
     assert labelled.table.forces is not None

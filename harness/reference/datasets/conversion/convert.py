@@ -28,7 +28,7 @@ from harness.reference.datasets.readers.registry import detect_format, get_forma
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
 from harness.reference.errors import InputError
 
-SPOOL_VERSION = 4  # a conversion does not resume from a spool of another version
+SPOOL_VERSION = 5  # a conversion does not resume from a spool of another version
 
 
 @dataclass(frozen=True)

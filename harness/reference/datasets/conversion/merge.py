@@ -20,7 +20,7 @@ from harness.reference.datasets.conversion.spool import Spool, Summary
 from harness.reference.datasets.duplicates import Fingerprints, SplitAssignment, assign_splits, find_repeats
 from harness.reference.datasets.parsing.base import ProgressCallback
 from harness.reference.datasets.reference_energies import References, StreamingLeastSquares
-from harness.reference.datasets.splits import SPLIT_NAMES, SPLITS, assign_by_place, hash_texts, place_groups
+from harness.reference.datasets.splits import SPLIT_NAMES, SPLITS, assign_by_hash, hash_groups, hash_texts
 from harness.reference.datasets.summary import Statistics
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPWriter
@@ -136,7 +136,7 @@ class SplitChanges:
         self._routes: list[frozenset[tuple[int, int]]] = []
         self.count = 0
         for part in fingerprints:
-            before, after = assign_by_place(part["place"]), assignment.find_splits(part["place"])
+            before, after = assign_by_hash(part["group_hash"]), assignment.find_splits(part["group_hash"])
             moved = before != after
             self.count += int(moved.sum())
             self._routes.append(frozenset(zip(before[moved].tolist(), after[moved].tolist(), strict=True)))
@@ -149,7 +149,7 @@ class SplitChanges:
         """Return for each structure of a table in the split `origin` of the spool whether it goes to `split`, [g]."""
         if all(first != origin for first, _ in self._routes[part]):
             return np.ones(len(table), dtype=bool)
-        return np.asarray(self._assignment.find_splits(place_groups(table.groups, seed=self._seed)) == split)
+        return np.asarray(self._assignment.find_splits(hash_groups(table.groups, seed=self._seed)) == split)
 
 
 @dataclass

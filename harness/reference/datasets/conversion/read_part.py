@@ -21,7 +21,7 @@ from harness.reference.datasets.duplicates import FINGERPRINT, Fingerprints, com
 from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
 from harness.reference.datasets.parsing.unit_checks import check_structures
 from harness.reference.datasets.reference_energies import StreamingLeastSquares
-from harness.reference.datasets.splits import SEED, SPLITS, assign_by_place, hash_texts
+from harness.reference.datasets.splits import SEED, SPLITS, assign_by_hash, hash_texts
 from harness.reference.errors import InputError
 
 UNLABELLED = "unlabelled"
@@ -264,7 +264,7 @@ def _process_table(table: StructureTable, request: PartRequest, result: PartResu
     result.labels.add(valid)
     fingerprints = compute_fingerprints(valid, seed=rules.split_seed)
     result.fingerprints.append(fingerprints)
-    split = assign_by_place(fingerprints["place"])
+    split = assign_by_hash(fingerprints["group_hash"])
     for k in range(len(SPLITS)):
         is_member = split == k
         if is_member.any():

@@ -1,4 +1,4 @@
-"""Molecules of one central atom and some equal ligands: hydrides, halides, oxides, complexes."""
+"""Molecules of one central atom and equal ligands: hydrides, halides, oxides, complexes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ase.data import atomic_numbers, covalent_radii
 
 from harness.reference.data.structure import Array
 
-# unit vectors for 1 to 8 ligands; lone pairs bend or flatten two and three of them
+# Unit vectors of 1 to 8 ligands; with lone pairs, two ligands are bent and three form a pyramid.
 _CUBE = np.array([(x, y, z) for x in (1, -1) for y in (1, -1) for z in (1, -1)]) / np.sqrt(3)
 _RING = np.array([(np.cos(a), np.sin(a), 0.0) for a in 2 * np.pi * np.arange(3) / 3])
 _AXES = np.array([(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)], dtype=float)
@@ -46,7 +46,7 @@ class CentralMolecule:
 
     @property
     def label(self) -> str:
-        """Return formula, charge and multiplicity: the group of its frames."""
+        """Return formula, charge and multiplicity, which name the group of the frames."""
         return f"{self.centre}{self.ligand}{self.ligands} {self.charge:+d} {self.multiplicity}"
 
 
@@ -62,5 +62,5 @@ def place_ligands(species: CentralMolecule) -> Atoms:
     radius = covalent_radii[atomic_numbers[species.centre]] + covalent_radii[atomic_numbers[species.ligand]]
     # ionic and hypervalent bonds are shorter than the sum
     length = radius * (0.93 if species.ligand in ("F", "O", "Cl") else 1.0)
-    places = choose_directions(species.centre, species.ligands) * length
-    return Atoms([species.centre] + [species.ligand] * species.ligands, np.concatenate([np.zeros((1, 3)), places]))
+    positions = choose_directions(species.centre, species.ligands) * length
+    return Atoms([species.centre] + [species.ligand] * species.ligands, np.concatenate([np.zeros((1, 3)), positions]))

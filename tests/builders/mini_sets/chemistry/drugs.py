@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from harness.reference.data.structure import Structure
-from tests.builders.mini_sets.geometry import build_structure, closest_pair_ratio, embed_smiles, make_rng, shake
+from tests.builders.mini_sets.geometry import build_structure, compute_closest_ratio, embed_smiles, make_rng, rattle
 
-# Constitutions are facts, written down for this project; RDKit refuses a string that is not a molecule.
+# These SMILES were written for this project; RDKit refuses a string that is not a molecule.
 DRUGS = {
     "aspirin": "CC(=O)Oc1ccccc1C(=O)O",
     "paracetamol": "CC(=O)Nc1ccc(O)cc1",
@@ -113,13 +113,13 @@ DRUGS = {
 CONFORMERS = 6
 
 
-def nabla2dft(count: int = 1250) -> list[Structure]:
-    """Return conformers of each drug, one frame near the minimum of the force field and one further off."""
+def make_nabla2dft(count: int = 1250) -> list[Structure]:
+    """Return conformers of each drug, one frame near the minimum of the force field and one further away."""
     result: list[Structure] = []
     for name, smiles in DRUGS.items():
         for k, atoms in enumerate(embed_smiles(smiles.replace("N(=O)=O", "[N+](=O)[O-]"), CONFORMERS, 11)):
-            for frame, width in enumerate((0.02, 0.08)):
-                moved = shake(atoms, make_rng(name, k, frame), width)
-                if closest_pair_ratio(moved) > 0.62:
+            for frame, displacement in enumerate((0.02, 0.08)):
+                moved = rattle(atoms, make_rng(name, k, frame), displacement)
+                if compute_closest_ratio(moved) > 0.62:
                     result.append(build_structure(moved, f"{name}/{k}/{frame}", name, 0, 1))
     return result[:count]

@@ -1,4 +1,4 @@
-"""Small molecules: shaken organic ones (ANI1x, QM7X) and many elements with charges and open shells (QCML)."""
+"""Small molecules: rattled organic ones (ANI1x, QM7X) and many elements with charges and open shells (QCML)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ase import Atoms
 
 from harness.reference.data.structure import Structure
 from tests.builders.mini_sets.chemistry.central import CentralMolecule, place_ligands
-from tests.builders.mini_sets.geometry import build_structure, closest_pair_ratio, embed_smiles, make_rng, shake
+from tests.builders.mini_sets.geometry import build_structure, compute_closest_ratio, embed_smiles, make_rng, rattle
 from tests.builders.mini_sets.packages import list_small_molecules
 
 ORGANIC = frozenset((1, 6, 7, 8))
-# hydrogen, carbon, nitrogen and oxygen; up to four heavy atoms, most of them with two or three
+# Molecules of H, C, N and O with up to four heavy atoms, most of them with two or three.
 ANI1X_SMILES = (
     *("[H][H]", "C", "N", "O", "CC", "C=C", "C#C", "CN", "C=N", "C#N", "CO", "C=O", "NN", "N=N", "NO", "OO", "N=O"),
     *("CCC", "C=CC", "C#CC", "C1CC1", "C1=CC1", "CCN", "CCO", "CNC", "COC", "CC=O", "CC#N", "C=C=C", "C=C=O"),
@@ -76,36 +76,36 @@ QCML_CENTRAL = (
     *(CentralMolecule("Mn", "H", 1, 0, 7), CentralMolecule("Pd", "O", 1, 0, 3), CentralMolecule("Ni", "H", 1, 0, 2)),
     *(CentralMolecule("Pt", "O", 1, 0, 3), CentralMolecule("Rh", "H", 1, 0, 3)),
 )
-TIGHTEST = 0.72
+MIN_DISTANCE_RATIO = 0.72
 
 
-def shake_several(
-    atoms: Atoms, group: str, frames: range, widths: tuple[float, ...], charge: int = 0, multiplicity: int = 0
+def rattle_frames(
+    atoms: Atoms, group: str, frames: range, displacements: tuple[float, ...], charge: int = 0, multiplicity: int = 0
 ) -> Iterator[Structure]:
-    """Yield frames of one molecule, shaken by the widths in turn; frames with atoms too close are skipped."""
+    """Yield frames of one molecule, rattled by the displacements in turn; frames with atoms too close are skipped."""
     for k in frames:
-        width = widths[k % len(widths)]
-        moved = shake(atoms, make_rng(group, k), width)
-        # unmoved it comes once
-        if closest_pair_ratio(moved) > TIGHTEST and (width or k < len(widths)):
+        displacement = displacements[k % len(displacements)]
+        moved = rattle(atoms, make_rng(group, k), displacement)
+        # the unmoved structure is yielded only once
+        if compute_closest_ratio(moved) > MIN_DISTANCE_RATIO and (displacement or k < len(displacements)):
             yield build_structure(moved, f"{group}/{k}", group, charge, multiplicity)
 
 
-def ani1x(archives: Path, count: int = 480) -> list[Structure]:
+def make_ani1x(archives: Path, count: int = 480) -> list[Structure]:
     """Return neutral CHNO molecules off equilibrium."""
     result: list[Structure] = []
     sources = [(smiles, embed_smiles(smiles, 1, 7)) for smiles in ANI1X_SMILES]
     k = 0
     while len(result) < count:
         for smiles, (atoms, *_) in ((s, a) for s, a in sources if a):
-            # four heavy atoms cost ten times two: fewer frames of them
+            # molecules with four heavy atoms cost ten times as much as with two, so they get fewer frames
             if k % 3 == 0 or len([z for z in atoms.numbers if z > 1]) < 4:
-                result += shake_several(atoms, smiles, range(k, k + 1), (0.05, 0.1, 0.15, 0.2))
+                result += rattle_frames(atoms, smiles, range(k, k + 1), (0.05, 0.1, 0.15, 0.2))
         k += 1
     return result[:count]
 
 
-def qm7x(archives: Path, count: int = 200) -> list[Structure]:
+def make_qm7x(archives: Path, count: int = 200) -> list[Structure]:
     """Return molecules of QM9 at equilibrium and displaced: up to three heavy atoms many times, four once."""
     result: list[Structure] = []
     by_size = {heavy: list_small_molecules(archives, heavy, ORGANIC) for heavy in (1, 2, 3, 4)}
@@ -113,13 +113,13 @@ def qm7x(archives: Path, count: int = 200) -> list[Structure]:
         for heavy, molecules in by_size.items():
             for atoms in molecules:
                 if heavy < 4 or k == 0:
-                    result += shake_several(atoms, atoms.info["group"], range(k, k + 1), (0.0, 0.04, 0.08, 0.12))
+                    result += rattle_frames(atoms, atoms.info["group"], range(k, k + 1), (0.0, 0.04, 0.08, 0.12))
         if len(result) >= count:
             break
     return result[:count]
 
 
-def qcml(archives: Path, count: int = 750) -> list[Structure]:
+def make_qcml(archives: Path, count: int = 750) -> list[Structure]:
     """Return hydrides, halides, oxides, ions and radicals from hydrogen to bismuth."""
     sources = []
     for smiles, charge, multiplicity in QCML_ORGANIC:
@@ -131,6 +131,6 @@ def qcml(archives: Path, count: int = 750) -> list[Structure]:
     k = 0
     while len(result) < count:
         for atoms, group, charge, multiplicity in sources:
-            result += shake_several(atoms, group, range(k, k + 1), (0.0, 0.05, 0.1, 0.15), charge, multiplicity)
+            result += rattle_frames(atoms, group, range(k, k + 1), (0.0, 0.05, 0.1, 0.15), charge, multiplicity)
         k += 1
     return result[:count]

@@ -8,9 +8,9 @@ from ase.build import add_vacuum, surface
 from ase.spacegroup import crystal
 
 from harness.reference.data.structure import Structure
-from tests.builders.mini_sets.geometry import build_structure, closest_pair_ratio, make_rng, shake
+from tests.builders.mini_sets.geometry import build_structure, compute_closest_ratio, make_rng, rattle
 
-# lattice constants in angstrom, rounded from experiment; cations without unpaired electrons
+# Lattice constants in angstrom, rounded from experiment; the cations have no unpaired electrons.
 ROCKSALT = {"Mg": 4.21, "Ca": 4.81, "Sr": 5.16, "Ba": 5.54, "Cd": 4.70}
 RUTILE = {"Ti": (4.59, 2.96), "Sn": (4.74, 3.19), "Ge": (4.40, 2.86), "Pb": (4.96, 3.39), "Ru": (4.49, 3.11)}
 FLUORITE = {"Zr": 5.09, "Hf": 5.08}
@@ -19,7 +19,7 @@ PEROVSKITE = {
     **{("Ba", "Sn"): 4.12, ("Sr", "Hf"): 4.07, ("Na", "Nb"): 3.93, ("La", "Al"): 3.79, ("Cs", "Ta"): 4.10},
 }
 WURTZITE = {"Zn": (3.25, 5.21), "Be": (2.70, 4.38)}
-# symbols, height of the first over a cation, offsets from there; angstrom
+# Symbols, height of the first atom above a cation, and offsets of the atoms from there, in angstrom.
 ADSORBATES: dict[str, tuple[str, float, list[tuple[float, float, float]]]] = {
     "O": ("O", 1.8, [(0.0, 0.0, 0.0)]),
     "H2O": ("OH2", 2.2, [(0.0, 0.0, 0.0), (0.76, 0.1, 0.59), (-0.76, 0.1, 0.59)]),
@@ -34,8 +34,8 @@ def build_rocksalt_100(metal: str, a: float) -> Atoms:
     """Return two layers of the primitive square cell."""
     side, step = a / np.sqrt(2), a / 2
     corner, centre = (0.0, 0.0), (side / 2, side / 2)
-    places = [(*corner, 0.0), (*centre, 0.0), (*centre, step), (*corner, step)]
-    return Atoms([metal, "O", metal, "O"], places, cell=[side, side, 2 * step], pbc=True)
+    positions = [(*corner, 0.0), (*centre, 0.0), (*centre, step), (*corner, step)]
+    return Atoms([metal, "O", metal, "O"], positions, cell=[side, side, 2 * step], pbc=True)
 
 
 def cut_slab(bulk: Atoms, plane: tuple[int, int, int], layers: int) -> Atoms:
@@ -58,16 +58,16 @@ def build_fluorite_111(metal: str, a: float) -> Atoms:
     return cut_slab(primitive if len(primitive) < len(bulk) else bulk, (1, 1, 1), 2)
 
 
-def build_perovskite_100(large: str, small: str, a: float) -> Atoms:
+def build_perovskite_100(a_site: str, b_site: str, a: float) -> Atoms:
     """Return a slab of one bulk cell: an AO and a BO2 layer."""
-    places = [(0, 0, 0), (0.5, 0.5, 0), (0.5, 0.5, 0.5), (0, 0.5, 0.5), (0.5, 0, 0.5)]
-    return Atoms([large, "O", small, "O", "O"], np.array(places) * a, cell=[a] * 3, pbc=True)
+    positions = [(0, 0, 0), (0.5, 0.5, 0), (0.5, 0.5, 0.5), (0, 0.5, 0.5), (0.5, 0, 0.5)]
+    return Atoms([a_site, "O", b_site, "O", "O"], np.array(positions) * a, cell=[a] * 3, pbc=True)
 
 
 def build_wurtzite_100(metal: str, a: float, c: float) -> Atoms:
     """Return the non-polar surface, one bulk cell thick."""
-    places = [(1 / 3, 2 / 3, 0), (1 / 3, 2 / 3, 0.382)]
-    bulk = crystal([metal, "O"], places, spacegroup=186, cellpar=[a, a, c, 90, 90, 120])
+    positions = [(1 / 3, 2 / 3, 0), (1 / 3, 2 / 3, 0.382)]
+    bulk = crystal([metal, "O"], positions, spacegroup=186, cellpar=[a, a, c, 90, 90, 120])
     return cut_slab(bulk, (1, 0, 0), 1)
 
 
@@ -94,24 +94,24 @@ def add_adsorbate(slab: Atoms, name: str) -> Atoms:
     cation = max((k for k, s in enumerate(slab.symbols) if s != "O"), key=lambda k: heights[k])
     oxygen = max((k for k, s in enumerate(slab.symbols) if s == "O"), key=lambda k: heights[k])
     symbols, height, offsets = ADSORBATES[name]
-    lift = float(heights.max() - heights[cation])
-    over = slab.positions[cation] + np.array([0.1, 0.0, height + lift / 2])
-    placed += Atoms(symbols, over + np.array(offsets))
+    depth = float(heights.max() - heights[cation])
+    site = slab.positions[cation] + np.array([0.1, 0.0, height + depth / 2])
+    placed += Atoms(symbols, site + np.array(offsets))
     if name == "OH+H":
         placed += Atoms("H", [slab.positions[oxygen] + np.array([0.0, 0.1, 0.98])])
     return placed
 
 
-def oc2022(count: int = 98) -> list[Structure]:
-    """Return each oxide, bare and with each adsorbate, shaken."""
+def make_oc2022(count: int = 98) -> list[Structure]:
+    """Return each oxide, bare and with each adsorbate, rattled."""
     result: list[Structure] = []
     surfaces = build_slabs()
     for k in range(count):
         for name, slab in surfaces.items():
             for adsorbate in ("bare", *ADSORBATES):
                 group = f"{name} + {adsorbate}"
-                moved = shake(add_adsorbate(slab, adsorbate), make_rng(group, k), (0.06, 0.12, 0.18)[k % 3])
-                if closest_pair_ratio(moved) > 0.65:
+                moved = rattle(add_adsorbate(slab, adsorbate), make_rng(group, k), (0.06, 0.12, 0.18)[k % 3])
+                if compute_closest_ratio(moved) > 0.65:
                     result.append(build_structure(moved, f"{group}/{k}", group))
         if len(result) >= count:
             break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.reference.data.structure import Structure
-from tests.builders.mini_sets.geometry import build_structure, closest_pair_ratio, embed_smiles, make_rng, shake
+from tests.builders.mini_sets.geometry import build_structure, compute_closest_ratio, embed_smiles, make_rng, rattle
 
 # repeat unit as SMILES from head to tail; hydrogens cap both ends
 UNITS = {
@@ -48,23 +48,23 @@ UNITS = {
     "polyethyleneimine": "CCN",
     "polycarbonate": "OCCOC(=O)",
 }
-# an atom in brackets takes no hydrogen by itself: its chain ends in methyl
+# SMILES adds no hydrogen to an atom in brackets, so this chain ends in methyl.
 ENDS = {"poly(dimethylsiloxane)": "C"}
 LENGTHS = (2, 3, 4, 6)
-LARGEST = 70
+MAX_ATOMS = 70
 
 
-def opoly2026(count: int = 640) -> list[Structure]:
-    """Return oligomers of each polymer: conformers of each length, near the force field's minimum and further off."""
+def make_opoly2026(count: int = 640) -> list[Structure]:
+    """Return oligomers of each polymer: conformers of each length, near the force field's minimum and further away."""
     result: list[Structure] = []
     for name, unit in UNITS.items():
         for length in LENGTHS:
             conformers = embed_smiles(unit * length + ENDS.get(name, ""), 2, 13)
-            if not conformers or len(conformers[0]) > LARGEST:
+            if not conformers or len(conformers[0]) > MAX_ATOMS:
                 continue
             for k, atoms in enumerate(conformers):
-                for frame, width in enumerate((0.03, 0.09)):
-                    moved = shake(atoms, make_rng(name, length, k, frame), width)
-                    if closest_pair_ratio(moved) > 0.62:
+                for frame, displacement in enumerate((0.03, 0.09)):
+                    moved = rattle(atoms, make_rng(name, length, k, frame), displacement)
+                    if compute_closest_ratio(moved) > 0.62:
                         result.append(build_structure(moved, f"{name} {length}/{k}/{frame}", name, 0, 1))
     return result[:count]

@@ -10,20 +10,20 @@ from ase.data import atomic_numbers, covalent_radii
 from harness.reference.data.structure import Structure
 from tests.builders.mini_sets.geometry import (
     build_structure,
-    closest_pair_ratio,
-    closest_ratio_between,
+    compute_closest_ratio,
+    compute_closest_ratio_between,
     make_rng,
+    rattle,
     rotate,
-    shake,
 )
 
-# tetrahedral atom, and what one of six is replaced by, with the ion that balances its charge
+# Tetrahedral atom T and, optionally, the atom that replaces one of six T and the ion that balances the charge.
 SODALITES = (
     *(("Si", ()), ("Ge", ()), ("Sn", ()), ("Ti", ()), ("Zr", ()), ("Hf", ())),
     *(("Si", ("Al", "Na")), ("Si", ("Al", "K")), ("Si", ("Al", "Li")), ("Si", ("B", "Na")), ("Si", ("Ga", "K"))),
     *(("Ge", ("Al", "Rb")), ("Ge", ("Ga", "Na")), ("Si", ("Al", "Cs")), ("Si", ("Zn", "Mg")), ("Si", ("Be", "Ca"))),
 )
-# octahedral metals M(-NC-)M', and the ions in the cages that balance their charges
+# Octahedral metals M and M' of the bridges M-NC-M', and the ions in the cages that balance the charge.
 CYANIDES = (
     *(("Zn", "Pt", ()), ("Cd", "Pt", ()), ("Mg", "Pt", ()), ("Cd", "Pd", ()), ("Zn", "Pd", ()), ("Ca", "Pt", ())),
     *(("Zn", "Fe", ("K", "K")), ("Mg", "Ru", ("Na", "Na")), ("Cd", "Os", ("K", "K")), ("Ca", "Fe", ("Na", "Na"))),
@@ -39,23 +39,23 @@ def _radius(symbol: str) -> float:
     return float(covalent_radii[atomic_numbers[symbol]])
 
 
-def build_sodalite(centre: str, swap: tuple[str, ...]) -> Atoms:
-    """Return the primitive cell of TO2 sodalite, 6 T and 12 O, optionally with one T replaced and its counterion."""
+def build_sodalite(centre: str, substitution: tuple[str, ...]) -> Atoms:
+    """Return the primitive cell of TO2 sodalite, with 6 T and 12 O; one T may be replaced, with a counterion."""
     length = 0.92 * (_radius(centre) + _radius("O"))
     half = np.radians(BRIDGE_DEGREES / 2)
     side = 8 / np.sqrt(2) * length * np.sin(half)
     t_sites = np.array([(1, 2, 0), (3, 2, 0), (0, 1, 2), (0, 3, 2), (2, 0, 1), (2, 0, 3)]) / 4
     t_sites = np.concatenate([t_sites, (t_sites + 0.5) % 1])
-    rings = np.array([(2, 2, 0), (2, 0, 2), (0, 2, 2), (0, 0, 2), (2, 0, 0), (0, 2, 0)]) / 4
+    ring_centres = np.array([(2, 2, 0), (2, 0, 2), (0, 2, 2), (0, 0, 2), (2, 0, 0), (0, 2, 0)]) / 4
     oxygens = []
     for i, first in enumerate(t_sites):
         for second in t_sites[i + 1 :]:
             step = (second - first + 0.5) % 1 - 0.5
             if np.isclose(np.linalg.norm(step), np.sqrt(2) / 4):
                 middle = first + step / 2
-                # bent outwards from the four-ring that the bond belongs to
-                out = min(((middle - r + 0.5) % 1 - 0.5 for r in rings), key=np.linalg.norm)
-                oxygens.append(middle + out / np.linalg.norm(out) * length * np.cos(half) / side)
+                # the bridge bends away from the centre of its ring of four T
+                outward = min(((middle - r + 0.5) % 1 - 0.5 for r in ring_centres), key=np.linalg.norm)
+                oxygens.append(middle + outward / np.linalg.norm(outward) * length * np.cos(half) / side)
     conventional = Atoms(
         [centre] * 12 + ["O"] * len(oxygens),
         scaled_positions=np.concatenate([t_sites, oxygens]) % 1,
@@ -68,9 +68,9 @@ def build_sodalite(centre: str, swap: tuple[str, ...]) -> Atoms:
         trial = result + Atoms([atom.symbol], [atom.position], cell=cell, pbc=True)
         if len(result) == 0 or trial.get_distances(-1, range(len(result)), mic=True).min() > 0.1:
             result = trial
-    if swap:
-        result.symbols[0] = swap[0]
-        result = add_guest(result, Atoms(swap[1]), make_rng(centre, *swap), clearance=0.9) or result
+    if substitution:
+        result.symbols[0] = substitution[0]
+        result = add_guest(result, Atoms(substitution[1]), make_rng(centre, *substitution), clearance=0.9) or result
     return result
 
 
@@ -80,42 +80,45 @@ def build_cyanide(outer: str, inner: str, ions: tuple[str, ...]) -> Atoms:
     half = to_carbon + triple + to_nitrogen
     axes = np.concatenate([np.eye(3), -np.eye(3)])
     cell = half * np.array([(0, 1, 1), (1, 0, 1), (1, 1, 0)])
-    places = [np.zeros((1, 3)), half * np.eye(3)[:1], to_carbon * axes, (to_carbon + triple) * axes]
+    positions = [np.zeros((1, 3)), half * np.eye(3)[:1], to_carbon * axes, (to_carbon + triple) * axes]
     cages = half * np.array([(0.5, 0.5, 0.5), (1.5, 0.5, 0.5)])[: len(ions)]
     symbols = [inner, outer, *["C"] * 6, *["N"] * 6, *ions]
-    return Atoms(symbols, np.concatenate([*places, cages]), cell=cell, pbc=True)
+    return Atoms(symbols, np.concatenate([*positions, cages]), cell=cell, pbc=True)
 
 
 def add_guest(framework: Atoms, guest: Atoms, rng: np.random.Generator, clearance: float = CLEARANCE) -> Atoms | None:
-    """Place the guest where, of 150 random positions and orientations, it has most room; None if none has enough."""
-    best, room = None, clearance
+    """Place the guest with the most room of 150 random positions and orientations; return None if none has enough."""
+    best, best_ratio = None, clearance
     for _ in range(150):
-        turn = rotate(guest, rng)
-        turn.positions += rng.random(3) @ framework.cell.array
-        result = closest_ratio_between(framework, turn)
-        if result > room:
-            best, room = framework + turn, result
+        rotated = rotate(guest, rng)
+        rotated.positions += rng.random(3) @ framework.cell.array
+        ratio = compute_closest_ratio_between(framework, rotated)
+        if ratio > best_ratio:
+            best, best_ratio = framework + rotated, ratio
     return best
 
 
 def build_frameworks() -> dict[str, Atoms]:
     """Return every framework by name."""
-    result = {" ".join((t, *swap, "sodalite")): build_sodalite(t, swap) for t, swap in SODALITES}
+    result = {
+        " ".join((centre, *substitution, "sodalite")): build_sodalite(centre, substitution)
+        for centre, substitution in SODALITES
+    }
     return result | {" ".join((a, b, *ions, "cyanide")): build_cyanide(a, b, ions) for a, b, ions in CYANIDES}
 
 
-def odac23(count: int = 480) -> list[Structure]:
-    """Return each framework with each load of guests, shaken; loads that find no room are left out."""
+def make_odac23(count: int = 480) -> list[Structure]:
+    """Return each framework with each set of guests, rattled; sets without enough room are left out."""
     result: list[Structure] = []
     for name, empty in build_frameworks().items():
-        for k, load in enumerate((*GUESTS, *GUESTS)):
+        for k, guests in enumerate((*GUESTS, *GUESTS)):
             rng = make_rng("odac23", name, k)
-            filled: Atoms | None = empty
-            for guest in load:
-                filled = None if filled is None else add_guest(filled, molecule(guest), rng)
-            if filled is None:
+            framework: Atoms | None = empty
+            for guest in guests:
+                framework = None if framework is None else add_guest(framework, molecule(guest), rng)
+            if framework is None:
                 continue
-            moved = shake(filled, rng, (0.03, 0.08)[k // len(GUESTS)])
-            if closest_pair_ratio(moved) > 0.65:
-                result.append(build_structure(moved, f"{name} + {' '.join(load) or 'empty'}/{k}", name))
+            moved = rattle(framework, rng, (0.03, 0.08)[k // len(GUESTS)])
+            if compute_closest_ratio(moved) > 0.65:
+                result.append(build_structure(moved, f"{name} + {' '.join(guests) or 'empty'}/{k}", name))
     return [result[k] for k in np.linspace(0, len(result) - 1, min(count, len(result))).round().astype(int)]

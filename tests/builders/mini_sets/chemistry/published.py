@@ -19,8 +19,8 @@ def read_frames(archives: Path, file: str, count: int | None = None) -> list[Str
     """Return all frames of a file, or an even selection, with labels in eV and angstrom and ASE's sign of stress."""
     text = read_member(fetch_archive(MATTERSIM, archives), FOLDER + file).decode()
     result = list(ase.io.read(io.StringIO(text), ":", format="extxyz"))
-    picked = np.linspace(0, len(result) - 1, count or len(result)).round().astype(int)
-    return [_build_structure(result[k], f"{file}/{k}") for k in picked]
+    selected = np.linspace(0, len(result) - 1, count or len(result)).round().astype(int)
+    return [_build_structure(result[k], f"{file}/{k}") for k in selected]
 
 
 def _build_structure(atoms: Atoms, name: str) -> Structure:
@@ -33,22 +33,22 @@ def _build_structure(atoms: Atoms, name: str) -> Structure:
         energy=float(atoms.get_potential_energy()),
         forces=atoms.get_forces(),
         stress=atoms.get_stress(voigt=False),
-        # The files' own names are of frames, not materials: one composition is one group, in whatever cell.
+        # The files name frames, not materials, so each composition is a group, whatever its cell.
         group=str(atoms.symbols.get_chemical_formula(empirical=True)),
     )
 
 
-def alexandria(archives: Path) -> list[Structure]:
+def read_alexandria(archives: Path) -> list[Structure]:
     """Return all thousand frames."""
     return read_frames(archives, "alexandria-random-1k.xyz")
 
 
-def mptrj(archives: Path, count: int = 200) -> list[Structure]:
+def read_mptrj(archives: Path, count: int = 200) -> list[Structure]:
     """Return an even selection of the frames."""
     return read_frames(archives, "mptrj-random-1k.xyz", count)
 
 
-def omat24(archives: Path) -> list[Structure]:
-    """Return crystals off equilibrium: three files at high temperature and pressure, one of the highest stress."""
+def read_omat24(archives: Path) -> list[Structure]:
+    """Return crystals off equilibrium, from three files at high temperature and pressure and one with high stress."""
     files = ("mpf-TP.xyz", "mpf-alkali-TP.xyz", "random-TP.xyz", "mptrj-highest-stress-1k.xyz")
     return [s for file in files for s in read_frames(archives, file)]

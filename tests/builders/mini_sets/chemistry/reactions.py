@@ -1,4 +1,4 @@
-"""Paths of hydrogen shifts in small molecules (Transition1x)."""
+"""Reaction paths of hydrogen shifts in small molecules (Transition1x)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.builders.mini_sets.geometry import build_structure, embed_smiles
 
 IMAGES = 9
 BAND_STEPS = 40
-STRETCH = 1.3
+MAX_BOND_RATIO = 1.3
 
 
 def attach_gfn2(atoms: Atoms) -> Atoms:
@@ -38,32 +38,32 @@ def relax(atoms: Atoms) -> Atoms | None:
 
 
 def find_bonds(atoms: Atoms) -> Array:
-    """Return which atoms are bonded, [n, n]: closer than 1.3 times the sum of their radii."""
+    """Return which atoms are bonded, [n, n]: closer than 1.3 times the sum of the covalent radii."""
     radii = covalent_radii[atoms.numbers]
-    near = atoms.get_all_distances() < STRETCH * (radii[:, None] + radii[None, :])
-    return np.asarray(near & ~np.eye(len(atoms), dtype=bool))
+    bonded = atoms.get_all_distances() < MAX_BOND_RATIO * (radii[:, None] + radii[None, :])
+    return np.asarray(bonded & ~np.eye(len(atoms), dtype=bool))
 
 
 def shift_hydrogen(atoms: Atoms, hydrogen: int, donor: int, acceptor: int) -> Atoms:
     """Move the hydrogen to the acceptor, to the side that faces the donor and has room."""
-    way = atoms.positions[hydrogen] - atoms.positions[acceptor]
+    direction = atoms.positions[hydrogen] - atoms.positions[acceptor]
     axis = atoms.positions[donor] - atoms.positions[acceptor]
     axis /= np.linalg.norm(axis)
-    # leaned away from the bond of donor and acceptor, at right angles to it
-    way = way - 0.9 * (way @ axis) * axis
+    # the direction leans away from the bond between donor and acceptor
+    direction = direction - 0.9 * (direction @ axis) * axis
     copy = atoms.copy()
-    copy.positions[hydrogen] = atoms.positions[acceptor] + 1.05 * way / np.linalg.norm(way)
+    copy.positions[hydrogen] = atoms.positions[acceptor] + 1.05 * direction / np.linalg.norm(direction)
     return copy
 
 
 def list_shifts(atoms: Atoms) -> Iterator[tuple[int, int, int]]:
-    """Yield hydrogen, donor and acceptor: one hydrogen of each donor to each other heavy atom."""
+    """Yield (hydrogen, donor, acceptor) for one hydrogen of each donor and each other heavy atom."""
     bonded = find_bonds(atoms)
     for donor in np.flatnonzero(atoms.numbers > 1):
-        carried = [h for h in np.flatnonzero(bonded[donor]) if atoms.numbers[h] == 1]
+        hydrogens = [h for h in np.flatnonzero(bonded[donor]) if atoms.numbers[h] == 1]
         for acceptor in np.flatnonzero(atoms.numbers > 1):
-            if acceptor != donor and carried:
-                nearest = min(carried, key=lambda h: atoms.get_distance(h, acceptor))
+            if acceptor != donor and hydrogens:
+                nearest = min(hydrogens, key=lambda h: atoms.get_distance(h, acceptor))
                 yield int(nearest), int(donor), int(acceptor)
 
 
@@ -84,14 +84,14 @@ def find_path(reactant: Atoms, product: Atoms) -> list[Atoms]:
 
 
 def compute_bands(smiles: str) -> Iterator[tuple[str, list[Atoms]]]:
-    """Yield the named paths of a molecule whose ends keep their bonds when relaxed."""
-    embedded = embed_smiles(smiles, 1, 7)
-    reactant = relax(embedded[0]) if embedded else None
+    """Yield (name, images) of each path of a molecule whose ends keep their bonds when relaxed."""
+    conformers = embed_smiles(smiles, 1, 7)
+    reactant = relax(conformers[0]) if conformers else None
     if reactant is None:
         return
     for hydrogen, donor, acceptor in list_shifts(reactant):
         product = relax(shift_hydrogen(reactant, hydrogen, donor, acceptor))
-        if product is None or (result := find_bonds(product))[hydrogen, donor] or not result[hydrogen, acceptor]:
+        if product is None or (bonds := find_bonds(product))[hydrogen, donor] or not bonds[hydrogen, acceptor]:
             continue
         symbols = reactant.symbols
         yield (
@@ -100,7 +100,7 @@ def compute_bands(smiles: str) -> Iterator[tuple[str, list[Atoms]]]:
         )
 
 
-def transition1x(count: int = 252) -> list[Structure]:
+def make_transition1x(count: int = 252) -> list[Structure]:
     """Return paths of molecules with two and three heavy atoms, grouped by molecule."""
     result: list[Structure] = []
     for heavy in (2, 3):

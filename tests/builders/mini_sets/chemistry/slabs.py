@@ -12,7 +12,7 @@ from ase.build import add_adsorbate, bcc110, fcc100, fcc111, hcp0001, molecule
 from ase.data import atomic_numbers, covalent_radii, reference_states
 
 from harness.reference.data.structure import Structure
-from tests.builders.mini_sets.geometry import build_structure, closest_pair_ratio, make_rng, rotate, shake
+from tests.builders.mini_sets.geometry import build_structure, compute_closest_ratio, make_rng, rattle, rotate
 
 METALS = (
     *("Al", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd"),
@@ -27,20 +27,20 @@ ADSORBATES = {
     **{name: molecule(name) for name in ("C2H4", "CH3OH", "HCOOH")},
 }
 FACETS: dict[str, tuple[Callable[..., Atoms], ...]] = {"fcc": (fcc111, fcc100), "bcc": (bcc110,), "hcp": (hcp0001,)}
-# lattice constant in distances of neighbours
-SIDES = {"fcc": math.sqrt(2), "bcc": 2 / math.sqrt(3), "hcp": 1.0}
+# Lattice constant divided by the distance of nearest neighbours.
+LATTICE_RATIOS = {"fcc": math.sqrt(2), "bcc": 2 / math.sqrt(3), "hcp": 1.0}
 VACUUM = 6.0
 
 
-def build_crystal(symbol: str) -> dict[str, Any]:
+def get_reference_state(symbol: str) -> dict[str, Any]:
     """Return ASE's entry of the element's crystal, with symmetry and lattice constant; empty if there is none."""
     return reference_states[atomic_numbers[symbol]] or {}
 
 
-def nearest_distance(symbol: str) -> float:
-    """Return the nearest distance in the element's crystal, from ASE's table; twice the radius for other lattices."""
+def get_nearest_distance(symbol: str) -> float:
+    """Return the nearest distance in the element's crystal from ASE's table, or twice the radius for other lattices."""
     z = atomic_numbers[symbol]
-    state = build_crystal(symbol)
+    state = get_reference_state(symbol)
     if state.get("symmetry") == "fcc":
         return float(state["a"]) / np.sqrt(2)
     if state.get("symmetry") == "bcc":
@@ -48,16 +48,16 @@ def nearest_distance(symbol: str) -> float:
     return float(state["a"]) if state.get("symmetry") == "hcp" else 2 * float(covalent_radii[z])
 
 
-def build_substrate(metal: str, partner: str, share: int, rng: np.random.Generator) -> tuple[Atoms, str]:
-    """Return two layers of 2 x 2 atoms, `share` of them of the partner, on an averaged lattice; and its name."""
-    kind = str(build_crystal(metal).get("symmetry", "fcc"))
+def build_substrate(metal: str, partner: str, n_partners: int, rng: np.random.Generator) -> tuple[Atoms, str]:
+    """Return a slab of two layers of 2 x 2 atoms, `n_partners` of them of the partner metal, and its name."""
+    kind = str(get_reference_state(metal).get("symmetry", "fcc"))
     facets = FACETS.get(kind, (fcc111,))
     facet = facets[int(rng.integers(len(facets)))]
-    distance = nearest_distance(metal) * (1 - share / 8) + nearest_distance(partner) * share / 8
-    lattice = distance * SIDES.get(kind, SIDES["fcc"])
-    ratio = {"c": lattice * 1.6} if facet is hcp0001 else {}
-    slab = facet(metal, (2, 2, 2), a=lattice, vacuum=VACUUM, **ratio)
-    for site in rng.choice(len(slab), share, replace=False):
+    distance = get_nearest_distance(metal) * (1 - n_partners / 8) + get_nearest_distance(partner) * n_partners / 8
+    lattice = distance * LATTICE_RATIOS.get(kind, LATTICE_RATIOS["fcc"])
+    axis_lengths = {"c": lattice * 1.6} if facet is hcp0001 else {}
+    slab = facet(metal, (2, 2, 2), a=lattice, vacuum=VACUUM, **axis_lengths)
+    for site in rng.choice(len(slab), n_partners, replace=False):
         slab.symbols[site] = partner
     slab.pbc = True
     return slab, f"{slab.symbols.get_chemical_formula(mode='metal')} {facet.__name__}"
@@ -65,18 +65,18 @@ def build_substrate(metal: str, partner: str, share: int, rng: np.random.Generat
 
 def attach_adsorbate(slab: Atoms, adsorbate: Atoms, rng: np.random.Generator) -> Atoms:
     """Place the adsorbate in a random orientation above a random point, as low as the atoms allow."""
-    turn = rotate(adsorbate, rng)
-    where = rng.random(2) @ slab.cell.array[:2, :2]
+    rotated = rotate(adsorbate, rng)
+    point = rng.random(2) @ slab.cell.array[:2, :2]
     for height in np.arange(0.8, 4.0, 0.1):
         placed = slab.copy()
-        add_adsorbate(placed, turn, height, position=tuple(where))
-        if closest_pair_ratio(placed) > 0.85:
+        add_adsorbate(placed, rotated, height, position=tuple(point))
+        if compute_closest_ratio(placed) > 0.85:
             break
     return placed
 
 
-def oc2020(count: int = 3000, frames: int = 3) -> list[Structure]:
-    """Return systems of a random slab and adsorbate, several shaken frames of each."""
+def make_oc2020(count: int = 3000, frames: int = 3) -> list[Structure]:
+    """Return systems of a random slab and adsorbate, several rattled frames of each."""
     result: list[Structure] = []
     names = list(ADSORBATES)
     groups = set()
@@ -90,9 +90,9 @@ def oc2020(count: int = 3000, frames: int = 3) -> list[Structure]:
             continue
         groups.add(group)
         system = attach_adsorbate(slab, ADSORBATES[adsorbate], rng)
-        for frame, width in enumerate(np.linspace(0.03, 0.18, frames)):
-            moved = shake(system, rng, float(width))
-            if closest_pair_ratio(moved) > 0.65:
+        for frame, displacement in enumerate(np.linspace(0.03, 0.18, frames)):
+            moved = rattle(system, rng, float(displacement))
+            if compute_closest_ratio(moved) > 0.65:
                 result.append(build_structure(moved, f"{group}/{frame}", group))
         if len(result) >= count:
             break

@@ -1,4 +1,4 @@
-"""ANI-1x: hartree, missing labels, large and odd groups."""
+"""Reader of ANI-1x: units, missing labels, chunks, and damaged groups and files."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from harness.reference.datasets.readers import ani1x
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.writers import (
     METHANOL,
-    conformations,
     is_same_table,
+    make_conformations,
     read_all_files,
     write_ani1x,
 )
 
 
-def test_values_units_ids_and_groups(tmp_path: Path) -> None:
+def test_values_ids_and_groups_are_read(tmp_path: Path) -> None:
     path = tmp_path / "ani1x-release.h5"
     write_ani1x(path, {"C1H4O1": 5, "C2H2": 3})
     frames, faults = read_all_files(ani1x.FORMAT, path)
     assert not faults
     assert frames.ids.tolist()[:2] == ["ani1x-release/C1H4O1/0", "ani1x-release/C1H4O1/1"]
     assert frames.groups.tolist() == ["C1H4O1"] * 5 + ["C2H2"] * 3
-    positions, energy, forces = conformations(5)
-    run = frames[:5]
-    assert run.numbers.tolist() == METHANOL.tolist() * 5
-    assert np.allclose(run.positions, positions.reshape(-1, 3), atol=1e-6)
-    assert np.allclose(run.energy, energy, rtol=1e-12)
-    assert run.forces is not None
-    assert np.allclose(run.forces, forces.reshape(-1, 3))
+    positions, energy, forces = make_conformations(5)
+    block = frames[:5]
+    assert block.numbers.tolist() == METHANOL.tolist() * 5
+    assert np.allclose(block.positions, positions.reshape(-1, 3), atol=1e-6)
+    assert np.allclose(block.energy, energy, rtol=1e-12)
+    assert block.forces is not None
+    assert np.allclose(block.forces, forces.reshape(-1, 3))
     assert is_same_table(frames, read_all_files(ani1x.FORMAT, path)[0])
 
 
@@ -48,23 +48,23 @@ def test_unlabelled_conformations_are_one_rejection_per_group(tmp_path: Path) ->
 
 def test_chunks_are_complete_and_disjoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_ani1x(tmp_path / "a.h5", {f"G{k}": 1 + k % 4 for k in range(20)})
-    whole, _ = read_all_files(ani1x.FORMAT, tmp_path)
+    complete, _ = read_all_files(ani1x.FORMAT, tmp_path)
     sizes = [1 + k % 4 for k in sorted(range(20), key=str)]
     parts = paths.split_into_chunks(tmp_path / "a.h5", "a", sizes, limit=7)
     assert len(parts) > 4
     ids = [i for part in parts for block in ani1x.read_chunk(part) for i in block.ids.tolist()]
-    assert ids == whole.ids.tolist()
+    assert ids == complete.ids.tolist()
     monkeypatch.setattr(h5, "MAX_CONFORMATIONS", 2)
-    assert is_same_table(whole, read_all_files(ani1x.FORMAT, tmp_path)[0])
+    assert is_same_table(complete, read_all_files(ani1x.FORMAT, tmp_path)[0])
 
 
-def damage(group: h5py.Group, what: str) -> None:
-    if what in ("coordinates", "wb97x_dz.forces", "atomic_numbers"):
-        del group[what]
-    elif what == "flat":
+def damage(group: h5py.Group, damaged_key: str) -> None:
+    if damaged_key in ("coordinates", "wb97x_dz.forces", "atomic_numbers"):
+        del group[damaged_key]
+    elif damaged_key == "flat":
         del group["coordinates"]
         group["coordinates"] = np.zeros((5, 18))
-    elif what == "text":
+    elif damaged_key == "text":
         del group["wb97x_dz.energy"]
         group["wb97x_dz.energy"] = ["a"] * 5
     else:
@@ -73,7 +73,7 @@ def damage(group: h5py.Group, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "kind", "reason"),
+    ("damaged_key", "kind", "reason"),
     [
         ("wb97x_dz.forces", "missing key", "no 'wb97x_dz.forces' (did you mean 'wb97x_dz.energy'? there are: atomic_"),
         ("coordinates", "missing key", "no 'coordinates'"),
@@ -83,11 +83,13 @@ def damage(group: h5py.Group, what: str) -> None:
         ("halves", "atomic number", "'atomic_numbers' holds 6.5"),
     ],
 )
-def test_bad_group_is_rejected_and_the_others_are_read(tmp_path: Path, what: str, kind: str, reason: str) -> None:
+def test_bad_group_is_rejected_and_good_groups_are_read(
+    tmp_path: Path, damaged_key: str, kind: str, reason: str
+) -> None:
     path = tmp_path / "a.h5"
     write_ani1x(path, {"BAD": 5, "GOOD": 3})
     with h5py.File(path, "a") as file:
-        damage(file["BAD"], what)
+        damage(file["BAD"], damaged_key)
     frames, faults = read_all_files(ani1x.FORMAT, path)
     assert len(frames) == 3
     assert [(f.where, f.kind) for f in faults] == [("a/BAD", kind)]
@@ -98,8 +100,8 @@ def test_bad_group_is_rejected_and_the_others_are_read(tmp_path: Path, what: str
 def test_files_that_are_not_ani1x_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     write_ani1x(path, {"C": 200})
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    complete = path.read_bytes()
+    path.write_bytes(complete[: len(complete) // 2])
     with pytest.raises(InputError, match=r"a.h5: cannot be read as HDF5 \(.*truncated"):
         ani1x.list_chunks([path])
     path.write_text("not at all")

@@ -1,4 +1,4 @@
-"""ASE's databases: units from the metadata, row.data before the row, never written to."""
+"""Reader of ASE databases: units from the metadata, labels in row.data or the row, and no writes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.writers import (
     HARTREE,
     METHANOL,
-    conformations,
     is_same_table,
+    make_conformations,
     read_all_files,
-    remarks,
+    read_remarks,
     write_nabla,
 )
 
 
 @pytest.mark.parametrize("units", [True, False])
-def test_values_units_and_groups(tmp_path: Path, units: bool) -> None:
+def test_values_units_and_groups_are_read(tmp_path: Path, units: bool) -> None:
     path = tmp_path / "train.db"
     write_nabla(path, 5, units=units)
     before = hashlib.sha256(path.read_bytes()).digest()
@@ -38,7 +38,7 @@ def test_values_units_and_groups(tmp_path: Path, units: bool) -> None:
     assert not faults
     assert frames.ids.tolist() == [f"train/{k}" for k in range(1, 6)]
     assert frames.groups.tolist() == ["0", "0", "1", "1", "2"]
-    positions, _, forces = conformations(5)
+    positions, _, forces = make_conformations(5)
     assert np.array_equal(frames.positions, positions.reshape(-1, 3))
     assert np.allclose(frames.energy, [(-1.1 - 0.001 * k) * HARTREE for k in range(5)])
     assert np.allclose(frames.forces, forces.reshape(-1, 3))
@@ -50,14 +50,14 @@ def test_chunks_are_complete_and_disjoint(tmp_path: Path, monkeypatch: pytest.Mo
     write_nabla(tmp_path / "a.db", 8)
     with ase.db.connect(tmp_path / "a.db") as database:
         database.delete([3])
-    whole, _ = read_all_files(asedb.FORMAT, tmp_path)
-    assert len(whole) == 7
+    complete, _ = read_all_files(asedb.FORMAT, tmp_path)
+    assert len(complete) == 7
     monkeypatch.setattr(asedb, "CHUNK_STRUCTURES", 3)
     assert len(asedb.list_chunks([tmp_path])) == 3
-    assert is_same_table(whole, read_all_files(asedb.FORMAT, tmp_path)[0])
+    assert is_same_table(complete, read_all_files(asedb.FORMAT, tmp_path)[0])
 
 
-def test_path_may_hold_any_bytes(tmp_path: Path) -> None:
+def test_path_may_contain_any_bytes(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"m\xe9thanol?mode=rw#%41")
     folder.mkdir()
     write_nabla(tmp_path / "a.db", 3)
@@ -85,7 +85,7 @@ def test_metadata_units_are_used_or_rejected(tmp_path: Path) -> None:
         database.metadata = {"_distance_unit": "Bohr", "_property_unit_dict": {"energy": "eV", "forces": "eV/Ang"}}
     frames, _ = read_all_files(asedb.FORMAT, tmp_path)
     assert frames.energy[0] == -1.1
-    assert np.allclose(frames.positions, conformations(2)[0].reshape(-1, 3) * 0.529177210903)
+    assert np.allclose(frames.positions, make_conformations(2)[0].reshape(-1, 3) * 0.529177210903)
     with ase.db.connect(tmp_path / "a.db") as database:
         database.metadata = {"_property_unit_dict": {"energy": "furlong"}}
     with pytest.raises(InputError, match=r"a\.db: metadata name the unit 'furlong'; known are ev, ha"):
@@ -97,7 +97,7 @@ def test_metadata_units_are_used_or_rejected(tmp_path: Path) -> None:
     [(False, "hartree"), (False, "eV"), (True, "hartree"), (True, "eV")],
 )
 def test_missing_unit_is_inferred_and_reported(tmp_path: Path, total: bool, unit: str) -> None:
-    positions, energy, forces = conformations(20)
+    positions, energy, forces = make_conformations(20)
     energy = energy if total else energy - ATOM_ENERGIES_EV[METHANOL].sum() - 10.0
     factor = HARTREE if unit == "hartree" else 1.0
     with ase.db.connect(tmp_path / "a.db") as database:
@@ -109,7 +109,7 @@ def test_missing_unit_is_inferred_and_reported(tmp_path: Path, total: bool, unit
     assert not faults
     assert np.allclose(frames.energy, energy)
     assert np.allclose(frames.forces, forces.reshape(-1, 3))
-    ((kind, reason),) = remarks(asedb.FORMAT, tmp_path)
+    ((kind, reason),) = read_remarks(asedb.FORMAT, tmp_path)
     assert kind == "units"
     assert f"no unit in the metadata; energies are taken as {unit}" in reason
 
@@ -118,13 +118,13 @@ def test_missing_unit_is_inferred_and_reported(tmp_path: Path, total: bool, unit
 def test_energies_without_plausible_unit_are_rejected(tmp_path: Path, energy: float) -> None:
     with ase.db.connect(tmp_path / "a.db") as database:
         for k in range(3):
-            database.write(Atoms(METHANOL, conformations(1, k)[0][0]), data={"energy": np.array([energy])})
+            database.write(Atoms(METHANOL, make_conformations(1, k)[0][0]), data={"energy": np.array([energy])})
     with pytest.raises(InputError, match=r"a\.db: its metadata name no unit of energy, .* of H4CO fit neither"):
         read_all_files(asedb.FORMAT, tmp_path)
 
 
-def write_logged(path: Path) -> Path:
-    """Write two rows, the second in the write-ahead log alone, as a killed program leaves it."""
+def write_database_with_log(path: Path) -> Path:
+    """Write two rows, the second only in the write-ahead log, as a killed program leaves it."""
     source = path.with_name("source.db")
     write_nabla(source, 1)
     with closing(sqlite3.connect(source)) as database:
@@ -141,7 +141,7 @@ def write_logged(path: Path) -> Path:
 
 
 def test_rows_in_a_write_ahead_log_are_read(tmp_path: Path) -> None:
-    path = write_logged(tmp_path / "a.db")
+    path = write_database_with_log(tmp_path / "a.db")
     assert Path(f"{path}-wal").stat().st_size
     before = path.read_bytes()
     assert read_all_files(asedb.FORMAT, path)[0].ids.tolist() == ["a/1", "a/2"]
@@ -168,8 +168,8 @@ def test_bad_rows_and_files_are_reported(tmp_path: Path) -> None:
     frames, faults = read_all_files(asedb.FORMAT, path)
     assert frames.ids.tolist() == ["a/1", "a/4"]
     assert [(f.where, f.kind) for f in faults] == [("a/2", "malformed"), ("a/3", "shape")]
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    complete = path.read_bytes()
+    path.write_bytes(complete[: len(complete) // 2])
     with pytest.raises(InputError, match=r"a\.db: not an ASE database, or a damaged one"):
         read_all_files(asedb.FORMAT, path)
     path.write_bytes(b"\x89HDF" * 500)

@@ -1,4 +1,4 @@
-"""aselmdb files: the official sample, deleted rows, damaged rows, other databases."""
+"""Reader of aselmdb files: the official sample, deleted rows, damaged rows, and other databases."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from harness.reference.datasets.readers import aselmdb
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.writers import (
     METHANOL,
-    ase_row,
-    conformations,
     encode_array,
-    graph_bytes,
+    encode_graph,
     is_same_table,
+    make_ase_row,
+    make_conformations,
     read_all_files,
     write_aselmdb,
     write_lmdb,
@@ -47,16 +47,16 @@ def test_official_sample_is_read_completely() -> None:
     assert len(accepted) == 10
 
 
-def test_values_charges_and_stress(tmp_path: Path) -> None:
+def test_values_charges_and_stress_are_read(tmp_path: Path) -> None:
     cell = encode_array(np.eye(3) * 9.0)
-    bulk = ase_row(
+    bulk = make_ase_row(
         2,
         cell=cell,
         pbc=encode_array(np.ones(3, dtype=bool)),
         stress=encode_array(np.arange(6.0)),
         data={"sid": "slab7", "fid": 3},
     )
-    ion = ase_row(1, data={"charge": -2, "spin": 3})
+    ion = make_ase_row(1, data={"charge": -2, "spin": 3})
     write_aselmdb(tmp_path / "data.aselmdb", {1: ion, 2: bulk})
     frames, faults = read_all_files(aselmdb.FORMAT, tmp_path)
     assert not faults
@@ -64,7 +64,7 @@ def test_values_charges_and_stress(tmp_path: Path) -> None:
     assert frames.groups.tolist() == ["H4CO", "slab7"]
     assert frames.charge.tolist() == [-2, 0]
     assert frames.multiplicity.tolist() == [3, 0]
-    positions, energy, forces = conformations(1, 1)
+    positions, energy, forces = make_conformations(1, 1)
     assert np.array_equal(frames[:1].positions, positions[0])
     assert frames.energy[0] == energy[0]
     assert frames.forces is not None
@@ -77,24 +77,24 @@ def test_values_charges_and_stress(tmp_path: Path) -> None:
 
 def test_files_in_several_folders_get_distinct_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("train/a", "train/b", "val"):
-        write_aselmdb(tmp_path / folder / "data.0000.aselmdb", {k: ase_row(k) for k in range(1, 8)})
-    whole, _ = read_all_files(aselmdb.FORMAT, tmp_path)
-    assert len(set(whole.ids.tolist())) == 21
-    assert whole.ids[0] == "train/a/data.0000/1"
+        write_aselmdb(tmp_path / folder / "data.0000.aselmdb", {k: make_ase_row(k) for k in range(1, 8)})
+    complete, _ = read_all_files(aselmdb.FORMAT, tmp_path)
+    assert len(set(complete.ids.tolist())) == 21
+    assert complete.ids[0] == "train/a/data.0000/1"
     monkeypatch.setattr(aselmdb, "CHUNK_STRUCTURES", 3)
     assert len(aselmdb.list_chunks([tmp_path])) == 9
-    assert is_same_table(whole, read_all_files(aselmdb.FORMAT, tmp_path)[0])
+    assert is_same_table(complete, read_all_files(aselmdb.FORMAT, tmp_path)[0])
 
 
 def test_deleted_rows_are_skipped_and_absent_ones_rejected(tmp_path: Path) -> None:
-    write_aselmdb(tmp_path / "d.aselmdb", {1: ase_row(1), 4: ase_row(4)}, deleted=(2,))
+    write_aselmdb(tmp_path / "d.aselmdb", {1: make_ase_row(1), 4: make_ase_row(4)}, deleted=(2,))
     frames, faults = read_all_files(aselmdb.FORMAT, tmp_path)
     assert frames.ids.tolist() == ["d/1", "d/4"]
     assert [(f.where, f.kind) for f in faults] == [("d/3", "missing row")]
 
 
 def test_chunks_of_one_file_can_be_read_concurrently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_aselmdb(tmp_path / "d.aselmdb", {k: ase_row(k) for k in range(1, 7)})
+    write_aselmdb(tmp_path / "d.aselmdb", {k: make_ase_row(k) for k in range(1, 7)})
     monkeypatch.setattr(aselmdb, "CHUNK_STRUCTURES", 2)
     readers = [aselmdb.read_chunk(part) for part in aselmdb.list_chunks([tmp_path])]
     result = [next(reader) for reader in readers]
@@ -105,13 +105,13 @@ def test_chunks_of_one_file_can_be_read_concurrently(tmp_path: Path, monkeypatch
 
 
 def test_links_keep_their_names(tmp_path: Path) -> None:
-    write_aselmdb(tmp_path / "blobs" / "3f7a", {1: ase_row(1)})
+    write_aselmdb(tmp_path / "blobs" / "3f7a", {1: make_ase_row(1)})
     (tmp_path / "data.aselmdb").symlink_to(tmp_path / "blobs" / "3f7a")
     assert read_all_files(aselmdb.FORMAT, tmp_path)[0].ids.tolist() == ["data/1"]
 
 
-def without(key: str) -> dict[str, Any]:
-    result = ase_row(1)
+def make_row_without(key: str) -> dict[str, Any]:
+    result = make_ase_row(1)
     del result[key]
     return result
 
@@ -122,26 +122,30 @@ def without(key: str) -> dict[str, Any]:
         (b"rubbish", "corrupt", "not compressed JSON"),
         (zlib.compress(b"{half"), "corrupt", "not compressed JSON"),
         (zlib.compress(b"[1, 2]"), "missing key", "no 'numbers'"),
-        (without("positions"), "missing key", "no 'positions'"),
+        (make_row_without("positions"), "missing key", "no 'positions'"),
         (
-            ase_row(1, positions=encode_array(np.zeros((5, 3)))),
+            make_ase_row(1, positions=encode_array(np.zeros((5, 3)))),
             "shape",
             "the shape of positions is (5, 3), expected (6, 3)",
         ),
-        (ase_row(1, forces=encode_array(np.zeros((3, 6)))), "shape", "the shape of forces is (3, 6), expected (6, 3)"),
-        (ase_row(1, numbers=encode_array(METHANOL + 0.5)), "atomic number", "not integers"),
-        (ase_row(1, numbers=encode_array(METHANOL * 1000)), "atomic number", "atomic numbers from"),
-        (ase_row(1, positions={"__ndarray__": [[6, 3], "float64", [1.0]]}), "shape", "an array of 1 numbers"),
-        (ase_row(1, positions={"__ndarray__": [[6, 3], "object", []]}), "malformed", "an array of type 'object'"),
-        (ase_row(1, positions={"__ndarray__": 3}), "malformed", "int"),
-        (ase_row(1, energy="low"), "malformed", "low"),
-        (ase_row(1, data={"charge": "one"}), "malformed", "one"),
-        (ase_row(1, data=[3]), "malformed", ""),
-        (ase_row(1, cell=encode_array(np.zeros(6))), "shape", "the shape of cell is (6,)"),
+        (
+            make_ase_row(1, forces=encode_array(np.zeros((3, 6)))),
+            "shape",
+            "the shape of forces is (3, 6), expected (6, 3)",
+        ),
+        (make_ase_row(1, numbers=encode_array(METHANOL + 0.5)), "atomic number", "not integers"),
+        (make_ase_row(1, numbers=encode_array(METHANOL * 1000)), "atomic number", "atomic numbers from"),
+        (make_ase_row(1, positions={"__ndarray__": [[6, 3], "float64", [1.0]]}), "shape", "an array of 1 numbers"),
+        (make_ase_row(1, positions={"__ndarray__": [[6, 3], "object", []]}), "malformed", "an array of type 'object'"),
+        (make_ase_row(1, positions={"__ndarray__": 3}), "malformed", "int"),
+        (make_ase_row(1, energy="low"), "malformed", "low"),
+        (make_ase_row(1, data={"charge": "one"}), "malformed", "one"),
+        (make_ase_row(1, data=[3]), "malformed", ""),
+        (make_ase_row(1, cell=encode_array(np.zeros(6))), "shape", "the shape of cell is (6,)"),
     ],
 )
-def test_bad_row_is_rejected_and_the_others_are_read(tmp_path: Path, bad: Any, kind: str, reason: str) -> None:
-    write_aselmdb(tmp_path / "d.aselmdb", {1: ase_row(1), 2: bad, 3: ase_row(3)})
+def test_bad_row_is_rejected_and_good_rows_are_read(tmp_path: Path, bad: Any, kind: str, reason: str) -> None:
+    write_aselmdb(tmp_path / "d.aselmdb", {1: make_ase_row(1), 2: bad, 3: make_ase_row(3)})
     frames, faults = read_all_files(aselmdb.FORMAT, tmp_path)
     assert frames.ids.tolist() == ["d/1", "d/3"]
     assert [(f.where, f.kind) for f in faults] == [("d/2", kind)]
@@ -151,15 +155,15 @@ def test_bad_row_is_rejected_and_the_others_are_read(tmp_path: Path, bad: Any, k
 
 def test_files_that_are_not_aselmdb_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "d.aselmdb"
-    write_aselmdb(path, {k: ase_row(k) for k in range(1, 60)})
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    write_aselmdb(path, {k: make_ase_row(k) for k in range(1, 60)})
+    complete = path.read_bytes()
+    path.write_bytes(complete[: len(complete) // 2])
     with pytest.raises(InputError, match=r"d\.aselmdb: truncated"):
         aselmdb.list_chunks([path])
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(5000))
     with pytest.raises(InputError, match=r"d\.aselmdb: not an LMDB file"):
         aselmdb.list_chunks([path])
-    path.write_bytes(whole[:1000])
+    path.write_bytes(complete[:1000])
     with pytest.raises(InputError, match=r"d\.aselmdb: "):
         aselmdb.list_chunks([path])
     for key, value, message in (
@@ -175,18 +179,18 @@ def test_files_that_are_not_aselmdb_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a list of whole numbers"):
         read_all_files(aselmdb.FORMAT, tmp_path / "e.aselmdb")
     graphs = tmp_path / "g.lmdb"
-    write_lmdb(graphs, {"0": graph_bytes(0)})
+    write_lmdb(graphs, {"0": encode_graph(0)})
     with pytest.raises(InputError, match=r"not an aselmdb file, no 'nextid' \(there are: 0\)"):
         aselmdb.list_chunks([graphs])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(at=st.integers(0, 10_000), byte=st.integers(0, 255))
-def test_flipped_bytes_only_cause_rejections(tmp_path: Path, at: int, byte: int) -> None:
+@given(position=st.integers(0, 10_000), byte=st.integers(0, 255))
+def test_flipped_bytes_only_cause_rejections(tmp_path: Path, position: int, byte: int) -> None:
     good = zlib.compress(b'{"numbers": {"__ndarray__": [[1], "int64", [1]]}, "positions": [[0, 0, 0]], "data": {}}', 0)
     bad = bytearray(good)
-    bad[at % len(bad)] = byte
-    path = tmp_path / f"{at}-{byte}.aselmdb"
+    bad[position % len(bad)] = byte
+    path = tmp_path / f"{position}-{byte}.aselmdb"
     if not path.exists():
         write_aselmdb(path, {1: bytes(bad)})
     for part in aselmdb.list_chunks([path]):

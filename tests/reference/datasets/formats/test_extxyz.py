@@ -1,4 +1,4 @@
-"""Extended XYZ read as ASE reads it, or refused: whatever the header looks like."""
+"""Extended XYZ is read as ASE reads it, or refused, for many spellings of the header."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.datasets.readers import s2ef
 from harness.reference.errors import InputError
-from tests.reference.datasets.official_files.writers import read_all_files, remarks
+from tests.reference.datasets.official_files.writers import read_all_files, read_remarks
 
 FLAGS = ("T T F", "T, T, F", "true true false", "True False True", "1 1 0", "0 1 0", "F F F", "T F", "t t f", "2 0 1")
 QUOTES = ('"{}"', "'{}'", "[{}]", "{{{}}}", '"[{}]"', "{}")
@@ -43,7 +43,7 @@ def headers(draw: st.DrawFn) -> str:
     """Draw a frame of two atoms with one of many spellings of the header."""
     properties = draw(st.sampled_from(list(COLUMNS)))
     quoted = draw(st.sampled_from(QUOTES))
-    words = [
+    fields = [
         f"Lattice={draw(st.sampled_from(QUOTES)).format(draw(st.sampled_from(LATTICES)))}"
         if draw(st.booleans())
         else "",
@@ -52,7 +52,7 @@ def headers(draw: st.DrawFn) -> str:
         draw(st.sampled_from(ENERGIES)),
         *draw(st.lists(st.sampled_from(EXTRAS), max_size=3, unique=True)),
     ]
-    header = draw(st.sampled_from((" ", "  ", "\t"))).join(draw(st.permutations(words)))
+    header = draw(st.sampled_from((" ", "  ", "\t"))).join(draw(st.permutations(fields)))
     rows = [
         COLUMNS[properties](symbol, z, f"0.0 {k}.5 {1.25 * k}", f"0.1 {-0.2 * k} 1e-3")
         for k, (symbol, z) in enumerate((("Si", 14), ("O", 8)))
@@ -61,7 +61,7 @@ def headers(draw: st.DrawFn) -> str:
     return draw(st.sampled_from(("\n", "\r\n"))).join(["2", header + tail, *(row + tail for row in rows), ""])
 
 
-def read_ours(text: str, folder: Path) -> tuple[StructureTable | None, list[RejectedStructure]]:
+def read_text(text: str, folder: Path) -> tuple[StructureTable | None, list[RejectedStructure]]:
     path = folder / "a.extxyz"
     path.write_bytes(text.encode())
     try:
@@ -75,8 +75,8 @@ def read_ours(text: str, folder: Path) -> tuple[StructureTable | None, list[Reje
 
 @settings(max_examples=300, deadline=None)
 @given(headers())
-def test_values_match_ase(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    frames, faults = read_ours(text, tmp_path_factory.mktemp("frame"))
+def test_frames_are_read_like_ase_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    frames, faults = read_text(text, tmp_path_factory.mktemp("frame"))
     if frames is None:
         assert all(fault.reason and "\n" not in fault.reason for fault in faults)
         return
@@ -107,7 +107,7 @@ def test_values_match_ase(tmp_path_factory: pytest.TempPathFactory, text: str) -
         ("T", [True, True, True]),
     ],
 )
-def test_periodic_directions_in_every_spelling(tmp_path: Path, written: str, periodic: list[bool]) -> None:
+def test_periodic_directions_are_read_in_every_spelling(tmp_path: Path, written: str, periodic: list[bool]) -> None:
     text = f'1\nLattice="9 0 0 0 9 0 0 0 9" energy=-3 pbc={written}\nCu 0 0 0\n'
     (tmp_path / "a.extxyz").write_text(text)
     frames, faults = read_all_files(s2ef.TEXT_FORMAT, tmp_path)
@@ -134,7 +134,7 @@ def test_blank_lines_between_frames_are_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "more", "label", "name"),
+    ("column", "extra_fields", "label", "name"),
     [
         ("dft_forces", "", "forces", "dft_forces"),
         ("REF_forces", "", "forces", "REF_forces"),
@@ -143,10 +143,14 @@ def test_blank_lines_between_frames_are_rejected(tmp_path: Path) -> None:
         ("forces", "net_charge=1", "charge", "net_charge"),
     ],
 )
-def test_similar_label_names_are_suggested(tmp_path: Path, column: str, more: str, label: str, name: str) -> None:
+def test_similar_label_names_are_suggested(
+    tmp_path: Path, column: str, extra_fields: str, label: str, name: str
+) -> None:
     path = tmp_path / "a.extxyz"
-    path.write_text(f"1\nProperties=species:S:1:pos:R:3:{column}:R:3 energy=-3 {more}\nCu 0 0 0 0.1 0.2 0.3\n" * 3)
-    assert remarks(s2ef.TEXT_FORMAT, path) == [(label, f"no {label} (did you mean {name!r}?)")]
+    path.write_text(
+        f"1\nProperties=species:S:1:pos:R:3:{column}:R:3 energy=-3 {extra_fields}\nCu 0 0 0 0.1 0.2 0.3\n" * 3
+    )
+    assert read_remarks(s2ef.TEXT_FORMAT, path) == [(label, f"no {label} (did you mean {name!r}?)")]
     frames, faults = read_all_files(s2ef.TEXT_FORMAT, path)
     assert not faults
     assert (frames.forces is None) == (label == "forces")

@@ -1,4 +1,4 @@
-"""MPtrj and Alexandria: JSON without loading it, VASP's stress, materials as groups."""
+"""Readers of MPtrj and Alexandria: JSON is streamed, stress is converted from VASP's, and materials are groups."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from harness.reference.datasets.containers.json_stream import JsonScanner, iter_
 from harness.reference.datasets.readers import pymatgen_files
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.json_writers import (
-    alexandria_entry,
-    crystal,
-    mptrj_frame,
+    make_alexandria_entry,
+    make_crystal,
+    make_mptrj_frame,
     write_alexandria,
     write_mptrj,
 )
@@ -27,8 +27,8 @@ from tests.reference.datasets.official_files.writers import is_same_table, read_
 KBAR = 1 / 1602.176634  # eV/angstrom^3
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text(alphabet='ab"\\{}[],: \n')),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.text(alphabet='k"\\{['), inner, max_size=4)
+    lambda children: st.one_of(
+        st.lists(children, max_size=4), st.dictionaries(st.text(alphabet='k"\\{['), children, max_size=4)
     ),
     max_leaves=20,
 )
@@ -37,17 +37,17 @@ JSON = st.recursive(
 @settings(max_examples=80, deadline=None)
 @given(
     result=st.lists(st.one_of(st.lists(JSON, max_size=3), st.dictionaries(st.text(), JSON)), max_size=5),
-    cut=st.integers(1, 9),
+    chunk_size=st.integers(1, 9),
 )
-def test_scanner_is_independent_of_chunk_boundaries(result: list[Any], cut: int) -> None:
+def test_scanner_is_independent_of_chunk_boundaries(result: list[Any], chunk_size: int) -> None:
     text = json.dumps(result).encode()
-    chunks = [text[k : k + cut] for k in range(0, len(text), cut)]
+    chunks = [text[k : k + chunk_size] for k in range(0, len(text), chunk_size)]
     scanned = list(iter_values(chunks, JsonScanner("x", 1)))
     assert [json.loads(v.text) for v in scanned] == result
     assert all(text[v.offset : v.offset + len(v.text)] == v.text for v in scanned)
 
 
-def test_mptrj_values_and_units(tmp_path: Path) -> None:
+def test_mptrj_is_read_with_its_values_and_units(tmp_path: Path) -> None:
     write_mptrj(tmp_path / "m.json", {"mp-1": 2, "mvc-22": 1})
     frames, faults = read_all_files(pymatgen_files.MPTRJ, tmp_path)
     assert not faults
@@ -59,29 +59,29 @@ def test_mptrj_values_and_units(tmp_path: Path) -> None:
     assert frames.stress is not None
     expected = -KBAR * np.array([[10.0, 1.0, 0.0], [1.0, 20.0, 0.0], [0.0, 0.0, -30.0]])
     assert np.allclose(frames.stress[0], expected, rtol=1e-9)
-    assert frames.positions[1].tolist() == crystal(0)["sites"][1]["xyz"]
+    assert frames.positions[1].tolist() == make_crystal(0)["sites"][1]["xyz"]
     assert frames.forces is not None
     assert frames.forces[0].tolist() == [0.1, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-def test_mptrj_ranges_of_bytes_hold_every_material_once(
+def test_byte_ranges_of_mptrj_contain_every_material_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None
 ) -> None:
     path = tmp_path / "m.json"
     write_mptrj(path, {f"mp-{k}": 1 + k % 3 for k in range(1, 13)})
     path.write_text(json.dumps(json.loads(path.read_text()), indent=indent))
-    whole, _ = read_all_files(pymatgen_files.MPTRJ, path)
-    assert len(whole) == 24
+    complete, _ = read_all_files(pymatgen_files.MPTRJ, path)
+    assert len(complete) == 24
     for size in (997, 3001, 8000):
         monkeypatch.setattr(pymatgen_files, "CHUNK_SPAN_BYTES", size)
         monkeypatch.setattr(pymatgen_files, "CHUNK_BYTES", 701)
         assert len(pymatgen_files.split_mptrj([path])) > 2
-        assert is_same_table(whole, read_all_files(pymatgen_files.MPTRJ, path)[0])
+        assert is_same_table(complete, read_all_files(pymatgen_files.MPTRJ, path)[0])
 
 
-def test_mptrj_bad_frames(tmp_path: Path) -> None:
-    bad: list[dict[str, Any]] = [mptrj_frame(k) for k in range(6)]
+def test_bad_frames_of_mptrj_are_rejected(tmp_path: Path) -> None:
+    bad: list[dict[str, Any]] = [make_mptrj_frame(k) for k in range(6)]
     del bad[0]["force"]
     bad[1]["structure"]["sites"][0]["species"][0]["element"] = "Xx"
     bad[2]["structure"]["sites"][0]["species"].append({"element": "K", "occu": 0.5})
@@ -95,7 +95,7 @@ def test_mptrj_bad_frames(tmp_path: Path) -> None:
     assert "no 'force' (there are: bandgap" in faults[0].reason
 
 
-def test_mptrj_bad_files(tmp_path: Path) -> None:
+def test_bad_files_of_mptrj_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     write_mptrj(path, {"mp-1": 3})
     path.write_text(path.read_text()[:-300])
@@ -110,7 +110,7 @@ def test_mptrj_bad_files(tmp_path: Path) -> None:
         read_all_files(pymatgen_files.MPTRJ, path)
 
 
-def test_alexandria_values_and_units(tmp_path: Path) -> None:
+def test_alexandria_is_read_with_its_values_and_units(tmp_path: Path) -> None:
     write_alexandria(tmp_path / "alexandria_000.json.bz2", 5)
     frames, faults = read_all_files(pymatgen_files.ALEXANDRIA, tmp_path)
     assert not faults
@@ -124,9 +124,9 @@ def test_alexandria_values_and_units(tmp_path: Path) -> None:
     assert is_same_table(frames, read_all_files(pymatgen_files.ALEXANDRIA, tmp_path)[0])
 
 
-def test_alexandria_bad_entries_and_files(tmp_path: Path) -> None:
+def test_bad_entries_and_files_of_alexandria_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "alexandria_000.json.bz2"
-    entries = [alexandria_entry(k) for k in range(3)]
+    entries = [make_alexandria_entry(k) for k in range(3)]
     del entries[1]["structure"]
     del entries[2]["structure"]["sites"][0]["properties"]
     path.write_bytes(bz2.compress(json.dumps({"entries": entries}).encode()))

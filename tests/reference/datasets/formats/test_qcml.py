@@ -1,4 +1,4 @@
-"""QCML: TFRecord shards in atomic units, checksums, damaged records."""
+"""Reader of QCML: TFRecord shards in atomic units, checksums, and damaged records."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from harness.reference.datasets.readers import qcml
 from harness.reference.datasets.readers.qcml import decode_example
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.tfrecord_writers import (
-    example_bytes,
-    frame_record,
-    qcml_features,
+    encode_example,
+    encode_record,
+    make_qcml_features,
     write_qcml,
 )
-from tests.reference.datasets.official_files.writers import conformations, is_same_table, read_all_files
+from tests.reference.datasets.official_files.writers import is_same_table, make_conformations, read_all_files
 
 
-def test_values_units_charges(tmp_path: Path) -> None:
+def test_values_units_and_charges_are_read(tmp_path: Path) -> None:
     write_qcml(tmp_path / "1.0.0", (3, 2))
     frames, faults = read_all_files(qcml.FORMAT, tmp_path)
     assert not faults
@@ -34,23 +34,23 @@ def test_values_units_charges(tmp_path: Path) -> None:
     assert frames.groups.tolist() == ["H4CO"] * 5
     assert frames.charge.tolist() == [-1] * 5
     assert frames.multiplicity.tolist() == [2] * 5
-    positions, energy, forces = conformations(1, 10)
+    positions, energy, forces = make_conformations(1, 10)
     assert np.allclose(frames[3:4].positions, positions[0], atol=1e-6)
     assert np.isclose(frames.energy[3], energy[0], rtol=1e-7)
     assert np.allclose(frames[3:4].forces, forces[0], atol=1e-5)
     assert is_same_table(frames, read_all_files(qcml.FORMAT, tmp_path)[0])
 
 
-numbers = st.one_of(
+feature_values = st.one_of(
     st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20),
     st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20),
     st.binary(max_size=20),
 )
 
 
-@given(st.dictionaries(st.text(max_size=6), numbers, max_size=4))
+@given(st.dictionaries(st.text(max_size=6), feature_values, max_size=4))
 def test_tfrecord_examples_round_trip(features: dict[str, Any]) -> None:
-    result = decode_example(example_bytes(features))
+    result = decode_example(encode_example(features))
     assert result.keys() == features.keys()
     for name, value in features.items():
         expected = [value] if isinstance(value, bytes) else value
@@ -63,19 +63,19 @@ def test_arbitrary_bytes_are_an_example_or_invalid(data: bytes) -> None:
         decode_example(data)
 
 
-def test_bad_records(tmp_path: Path) -> None:
-    good = example_bytes(qcml_features(0))
-    flipped = bytearray(frame_record(good))
+def test_bad_records_are_rejected(tmp_path: Path) -> None:
+    good = encode_example(make_qcml_features(0))
+    flipped = bytearray(encode_record(good))
     flipped[40] ^= 1
-    lacking = {k: v for k, v in qcml_features(1).items() if k != "pbe0_forces"}
+    without_forces = {k: v for k, v in make_qcml_features(1).items() if k != "pbe0_forces"}
     records = [
-        frame_record(good),
+        encode_record(good),
         bytes(flipped),
-        frame_record(example_bytes(qcml_features(2, is_outlier=[1]))),
-        frame_record(example_bytes(lacking)),
-        frame_record(b"\xff\xff"),
-        frame_record(example_bytes(qcml_features(3, positions=np.zeros(6)))),
-        frame_record(example_bytes(qcml_features(4, pbe0_energy=[1]))),
+        encode_record(encode_example(make_qcml_features(2, is_outlier=[1]))),
+        encode_record(encode_example(without_forces)),
+        encode_record(b"\xff\xff"),
+        encode_record(encode_example(make_qcml_features(3, positions=np.zeros(6)))),
+        encode_record(encode_example(make_qcml_features(4, pbe0_energy=[1]))),
     ]
     path = tmp_path / "a.tfrecord"
     path.write_bytes(b"".join(records))
@@ -86,16 +86,20 @@ def test_bad_records(tmp_path: Path) -> None:
     assert "no 'pbe0_forces' (" in faults[2].reason
 
 
-def test_bad_files(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     write_qcml(tmp_path, (3,))
     path = tmp_path / "qcml-full.tfrecord-00000-of-00001"
-    whole = path.read_bytes()
-    for cut, message in ((-5, "inside a record"), (-2, "inside a record"), (len(whole) // 3 + 4, "inside the length")):
-        path.write_bytes(whole[:cut])
+    complete = path.read_bytes()
+    for length, message in (
+        (-5, "inside a record"),
+        (-2, "inside a record"),
+        (len(complete) // 3 + 4, "inside the length"),
+    ):
+        path.write_bytes(complete[:length])
         with pytest.raises(InputError, match=f"truncated at byte .*{message}"):
             read_all_files(qcml.FORMAT, tmp_path)
-    broken = bytearray(whole)
-    broken[len(whole) // 3] ^= 1
+    broken = bytearray(complete)
+    broken[len(complete) // 3] ^= 1
     path.write_bytes(bytes(broken))
     with pytest.raises(InputError, match=r"corrupt at byte .* the rest is lost"):
         read_all_files(qcml.FORMAT, tmp_path)

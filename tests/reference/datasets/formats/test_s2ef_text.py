@@ -1,4 +1,4 @@
-"""Extended XYZ: OC20's pairs of files, archives, and truncated texts."""
+"""Reader of extended XYZ: OC20's pairs of files, archives, and truncated files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import pytest
 from harness.reference.datasets.readers import s2ef
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.writers import (
-    conformations,
-    extxyz_frame,
+    format_extxyz_frame,
     is_same_table,
+    make_conformations,
     read_all_files,
     write_ani1x,
     write_oc20,
 )
 
 
-def test_oc20_totals_systems_and_cells(tmp_path: Path) -> None:
+def test_oc20_is_read_with_total_energies_systems_and_cells(tmp_path: Path) -> None:
     write_oc20(tmp_path / "s2ef", "0", 6)
     write_oc20(tmp_path / "s2ef", "1", 2)
     (tmp_path / "s2ef" / "README_s2ef.md").write_text("a folder of the archive")
@@ -33,7 +33,7 @@ def test_oc20_totals_systems_and_cells(tmp_path: Path) -> None:
     assert frames.ids[4] == "0/4/random1001/frame4"
     assert frames.groups.tolist()[:4] == ["random1000", "random1001", "random1002", "random1000"]
     assert frames.energy.tolist()[:3] == [-45.0, -46.0, -47.0]
-    positions, _, forces = conformations(1, 2)
+    positions, _, forces = make_conformations(1, 2)
     assert np.allclose(frames[2:3].positions, positions[0], atol=1e-7)
     assert np.allclose(frames[2:3].forces, forces[0], atol=1e-7)
     assert frames.cell[0].tolist() == [[12, 0, 0], [0.5, 12, 0], [0, 0, 30]]
@@ -43,7 +43,7 @@ def test_oc20_totals_systems_and_cells(tmp_path: Path) -> None:
 
 def test_frames_match_ase(tmp_path: Path) -> None:
     path = tmp_path / "a.extxyz"
-    path.write_text("".join(extxyz_frame(k) for k in range(3)))
+    path.write_text("".join(format_extxyz_frame(k) for k in range(3)))
     frames, _ = read_all_files(s2ef.TEXT_FORMAT, path)
     for atoms, result in zip(ase.io.read(path, ":"), frames.structures(), strict=True):
         assert np.array_equal(atoms.positions, result.positions)
@@ -64,8 +64,8 @@ def test_archives_are_read_without_unpacking(tmp_path: Path) -> None:
     path = tmp_path / "extxyz_val.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         for name, content in {
-            "./val/0.extxyz": "".join(extxyz_frame(k) for k in range(3)).encode(),
-            "./val/1.extxyz.xz": lzma.compress(extxyz_frame(7).encode()),
+            "./val/0.extxyz": "".join(format_extxyz_frame(k) for k in range(3)).encode(),
+            "./val/1.extxyz.xz": lzma.compress(format_extxyz_frame(7).encode()),
             "./val/README": b"nothing",
         }.items():
             member = tarfile.TarInfo(name)
@@ -93,41 +93,41 @@ def test_archives_are_read_without_unpacking(tmp_path: Path) -> None:
         ('Lattice="12.0 ', 'Lattice="', "shape"),
     ],
 )
-def test_a_bad_frame_is_a_fault_and_the_others_are_read(tmp_path: Path, old: str, new: str, kind: str) -> None:
-    text = extxyz_frame(0)
+def test_bad_frame_is_rejected_and_good_frames_are_read(tmp_path: Path, old: str, new: str, kind: str) -> None:
+    text = format_extxyz_frame(0)
     assert old in text
     bad = text.replace(" free_energy", " other").replace(old, new)
-    (tmp_path / "a.extxyz").write_text(bad + extxyz_frame(1))
+    (tmp_path / "a.extxyz").write_text(bad + format_extxyz_frame(1))
     frames, faults = read_all_files(s2ef.TEXT_FORMAT, tmp_path)
     assert frames.ids.tolist() == ["a/1"]
     assert [(f.where, f.kind) for f in faults] == [("a/0", kind)]
 
 
-def test_bad_files(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     write_oc20(tmp_path, "0", 4, packed=False)
     text, lines = tmp_path / "0.extxyz", tmp_path / "0.txt"
-    whole = text.read_text()
-    text.write_text(whole[: len(whole) - 320])
+    complete = text.read_text()
+    text.write_text(complete[: len(complete) - 320])
     with pytest.raises(InputError, match=r"0\.extxyz, line 25: truncated inside a frame of 6 atoms"):
         read_all_files(s2ef.TEXT_FORMAT, text)
-    text.write_text("".join(extxyz_frame(k) for k in range(3)))
+    text.write_text("".join(format_extxyz_frame(k) for k in range(3)))
     with pytest.raises(InputError, match=r"0\.extxyz: truncated, 3 frames, but its text file has 4 lines"):
         read_all_files(s2ef.TEXT_FORMAT, text)
-    text.write_text(whole + extxyz_frame(5))
+    text.write_text(complete + format_extxyz_frame(5))
     with pytest.raises(InputError, match=r"0\.extxyz: frame 5, but its text file has 4 lines"):
         read_all_files(s2ef.TEXT_FORMAT, text)
     lines.write_text("random1\n")
     with pytest.raises(InputError, match=r"0\.txt, line 1: 'random1', expected system,frame,reference energy"):
         read_all_files(s2ef.TEXT_FORMAT, text)
     lines.unlink()
-    text.write_text(whole.replace("\n6\n", "\nsix\n"))
+    text.write_text(complete.replace("\n6\n", "\nsix\n"))
     with pytest.raises(InputError, match=r"0\.extxyz, line 9: 'six' is not a number of atoms"):
         read_all_files(s2ef.TEXT_FORMAT, text)
     write_ani1x(tmp_path / "ani1x.h5", {"C": 2})
     with pytest.raises(InputError, match=r"ani1x\.h5"):
         s2ef.list_text_chunks([tmp_path / "ani1x.h5"])
     packed = tmp_path / "9.extxyz.xz"
-    packed.write_bytes(lzma.compress(whole.encode())[:-100])
+    packed.write_bytes(lzma.compress(complete.encode())[:-100])
     with pytest.raises(InputError, match=r"9\.extxyz\.xz: truncated, or not the text"):
         read_all_files(s2ef.TEXT_FORMAT, packed)
     packed.write_bytes(b"")

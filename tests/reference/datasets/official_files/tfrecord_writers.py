@@ -1,4 +1,4 @@
-"""Tiny TFRecord shards in the official layout of QCML, byte by byte."""
+"""Write tiny TFRecord shards in the official layout of QCML, byte by byte."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tests.reference.datasets.official_files.writers import BOHR, HARTREE, METHANOL, conformations
+from tests.reference.datasets.official_files.writers import BOHR, HARTREE, METHANOL, make_conformations
 
 
-def crc32c(data: bytes) -> int:
-    """Return Castagnoli's cyclic redundancy check, computed bit by bit."""
+def compute_crc32c(data: bytes) -> int:
+    """Return the CRC-32C checksum, computed bit by bit."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -22,9 +22,9 @@ def crc32c(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def frame_record(data: bytes) -> bytes:
+def encode_record(data: bytes) -> bytes:
     def mask_checksum(part: bytes) -> bytes:
-        crc = crc32c(part)
+        crc = compute_crc32c(part)
         return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
     length = struct.pack("<Q", len(data))
@@ -44,7 +44,7 @@ def _field(number: int, content: bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
-def example_bytes(features: dict[str, Any]) -> bytes:
+def encode_example(features: dict[str, Any]) -> bytes:
     entries = b""
     for name, value in features.items():
         if isinstance(value, bytes):
@@ -57,20 +57,20 @@ def example_bytes(features: dict[str, Any]) -> bytes:
     return _field(1, entries)
 
 
-def qcml_features(k: int, **more: Any) -> dict[str, Any]:
-    positions, energy, forces = conformations(1, k)
+def make_qcml_features(k: int, **changes: Any) -> dict[str, Any]:
+    positions, energy, forces = make_conformations(1, k)
     return {
         "atomic_numbers": METHANOL, "positions": positions[0] / BOHR, "charge": [-1], "multiplicity": [2],
         "pbe0_energy": energy / HARTREE, "pbe0_forces": forces[0] / HARTREE * BOHR, "is_outlier": [0],
         "pbe0_formation_energy": energy / HARTREE, "key_hash": b"%032x" % k,
-    } | more  # fmt: skip
+    } | changes  # fmt: skip
 
 
 def write_qcml(folder: Path, shards: tuple[int, ...]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for s, count in enumerate(shards):
-        records = b"".join(frame_record(example_bytes(qcml_features(10 * s + k))) for k in range(count))
+        records = b"".join(encode_record(encode_example(make_qcml_features(10 * s + k))) for k in range(count))
         (folder / f"qcml-full.tfrecord-{s:05d}-of-{len(shards):05d}").write_bytes(records)
-    tensors = {name: {"tensor": {"dtype": "float32"}} for name in qcml_features(0)}
+    tensors = {name: {"tensor": {"dtype": "float32"}} for name in make_qcml_features(0)}
     (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": tensors}}))
     (folder / "dataset_info.json").write_text(json.dumps({"name": "qcml", "splits": []}))

@@ -1,4 +1,4 @@
-"""Every reader with files of other formats and damaged ones of its own: one clear line, never a traceback."""
+"""Every reader reports files of other formats and damaged files in one clear line, never with a traceback."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from tests.reference.datasets.official_files import writers as official
 
 
 def write_shard(path: Path) -> None:
-    records = [official_tfrecord.example_bytes(official_tfrecord.qcml_features(k)) for k in range(3)]
-    path.write_bytes(b"".join(official_tfrecord.frame_record(record) for record in records))
+    records = [official_tfrecord.encode_example(official_tfrecord.make_qcml_features(k)) for k in range(3)]
+    path.write_bytes(b"".join(official_tfrecord.encode_record(record) for record in records))
 
 
 WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "alexandria": ("a.json.bz2", lambda p: official_json.write_alexandria(p, 3)),
     "ani1x": ("a.h5", lambda p: official.write_ani1x(p, {"CH4": 4, "C2": 2})),
     "asedb": ("a.db", lambda p: official.write_nabla(p, 4)),
-    "aselmdb": ("a.aselmdb", lambda p: official.write_aselmdb(p, {k: official.ase_row(k) for k in (1, 2, 3)})),
+    "aselmdb": ("a.aselmdb", lambda p: official.write_aselmdb(p, {k: official.make_ase_row(k) for k in (1, 2, 3)})),
     "mptrj": ("a.json", lambda p: official_json.write_mptrj(p, {"mp-1": 2, "mp-2": 1})),
     "qcml": ("a.tfrecord-00000-of-00001", write_shard),
     "qm7x": ("a.hdf5", lambda p: official.write_qm7x(p, {"0001": 3})),
-    "s2ef_lmdb": ("a.lmdb", lambda p: official.write_lmdb(p, {str(k): official.graph_bytes(k) for k in range(3)})),
-    "s2ef_text": ("a.extxyz", lambda p: p.write_text("".join(official.extxyz_frame(k) for k in range(3))) and None),
+    "s2ef_lmdb": ("a.lmdb", lambda p: official.write_lmdb(p, {str(k): official.encode_graph(k) for k in range(3)})),
+    "s2ef_text": (
+        "a.extxyz",
+        lambda p: p.write_text("".join(official.format_extxyz_frame(k) for k in range(3))) and None,
+    ),
     "transition1x": ("a.h5", lambda p: official.write_transition1x(p, {"C/rxn1": 3, "N/rxn2": 2})),
 }
-MEMORY_MAPPED = ("aselmdb", "s2ef_lmdb")  # LMDB trusts its own pages: cut files are refused, flipped bytes are not seen
+MEMORY_MAPPED = ("aselmdb", "s2ef_lmdb")  # LMDB does not check its pages, so flipped bytes go unnoticed
 
 
 def write_example(folder: Path, name: str) -> Path:
@@ -60,7 +63,7 @@ def read_messages(reader: str, path: Path) -> list[str]:
     except InputError as error:
         message = str(error)
         messages.append(message if path.name in message else "")
-    assert all(word and "\n" not in word for word in messages)
+    assert all(text and "\n" not in text for text in messages)
     assert structures < 10
     return messages
 
@@ -86,13 +89,13 @@ def test_file_deleted_before_reading_is_reported(tmp_path: Path, name: str) -> N
 def test_truncated_and_altered_files_are_reported(tmp_path: Path, name: str) -> None:
     rng = np.random.default_rng(7)
     path = write_example(tmp_path / "whole", name)
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     for _ in range(20):
-        path.write_bytes(whole[: rng.integers(0, len(whole) - 2)])
+        path.write_bytes(intact[: rng.integers(0, len(intact) - 2)])
         read_messages(name, path)
     for _ in range(0 if name in MEMORY_MAPPED else 20):
-        damaged = bytearray(whole)
-        for at in rng.integers(0, len(whole), rng.integers(1, 20)).tolist():
-            damaged[at] = int(rng.integers(256))
+        damaged = bytearray(intact)
+        for position in rng.integers(0, len(intact), rng.integers(1, 20)).tolist():
+            damaged[position] = int(rng.integers(256))
         path.write_bytes(bytes(damaged))
         read_messages(name, path)

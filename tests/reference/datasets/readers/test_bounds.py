@@ -1,4 +1,4 @@
-"""Impossible values, and small files that decompress to large ones, are refused within bounds of memory."""
+"""Impossible values and small files that decompress to large ones are refused within bounded memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.reference.datasets.parsing.unit_checks import check_structures
 from harness.reference.datasets.readers.registry import FORMATS
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files import writers as official
-from tests.reference.datasets.readers.test_checks import crystals, molecules, replace_value
+from tests.reference.datasets.readers.test_checks import make_crystals, make_molecules, replace_value
 
 GIB = 1 << 30
 
@@ -34,7 +34,7 @@ GIB = 1 << 30
 @pytest.mark.parametrize("value", [1e7, -1e17, 1e300, -1e300])
 @pytest.mark.parametrize("atom", [12, 17, 35])
 def test_positions_beyond_physical_bounds_are_rejected(value: float, atom: int) -> None:
-    frames = replace_value(molecules(), "positions", (atom, 1), value)
+    frames = replace_value(make_molecules(), "positions", (atom, 1), value)
     accepted, faults = check_structures(frames, source=find_source("ani1x"))
     assert len(accepted) == 5
     assert [(f.where, f.kind) for f in faults] == [(f"m{atom // 6}", "out of bounds")]
@@ -42,7 +42,7 @@ def test_positions_beyond_physical_bounds_are_rejected(value: float, atom: int) 
 
 
 @pytest.mark.parametrize(
-    ("column", "at", "value", "kind"),
+    ("column", "index", "value", "kind"),
     [
         ("cell", (1, 0, 0), 1e9, "out of bounds"),
         ("cell", (1, 2, 1), -1e300, "out of bounds"),
@@ -53,27 +53,40 @@ def test_positions_beyond_physical_bounds_are_rejected(value: float, atom: int) 
     ],
 )
 def test_cells_and_labels_beyond_physical_bounds_are_rejected(
-    column: str, at: object, value: object, kind: str
+    column: str, index: object, value: object, kind: str
 ) -> None:
-    accepted, faults = check_structures(replace_value(crystals(), column, at, value), source=find_source("mptrj"))
+    accepted, faults = check_structures(
+        replace_value(make_crystals(), column, index, value), source=find_source("mptrj")
+    )
     assert accepted.ids.tolist() == ["salt"]
     assert [(f.where, f.kind) for f in faults] == [("other", kind)]
 
 
-def test_absurd_positions_in_files_are_counted_by_check_and_convert(
+def test_impossible_positions_in_files_are_counted_by_check_and_convert(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    frames = [official.extxyz_frame(k).replace("pbc=", f"sid=s{k} pbc=") for k in range(60)]
+    frames = [official.format_extxyz_frame(k).replace("pbc=", f"sid=s{k} pbc=") for k in range(60)]
     for k, value in ((3, "1e17"), (7, "-1e17"), (9, "nan"), (11, "1e300")):
         lines = frames[k].splitlines()
-        words = lines[-1].split()
-        lines[-1] = " ".join([words[0], value, *words[2:]])
+        fields = lines[-1].split()
+        lines[-1] = " ".join([fields[0], value, *fields[2:]])
         frames[k] = "\n".join(lines) + "\n"
     (tmp_path / "0.extxyz").write_text("".join(frames))
     assert main(["check", "oc2020", str(tmp_path), "-q"]) == 1
     assert "oc2020: 56 structures can be used; 3 out of bounds, 1 not finite" in capsys.readouterr().out
-    words = ["convert", "oc2020", str(tmp_path), "--to", str(tmp_path / "s"), "--cutoff", "5", "--workers", "1", "-q"]
-    assert main(words) == 0
+    arguments = [
+        "convert",
+        "oc2020",
+        str(tmp_path),
+        "--to",
+        str(tmp_path / "s"),
+        "--cutoff",
+        "5",
+        "--workers",
+        "1",
+        "-q",
+    ]
+    assert main(arguments) == 0
     output = capsys.readouterr().out
     assert "56 structures (" in output
     assert "3 out of bounds" in output
@@ -93,39 +106,46 @@ def deflate_repeated(head: bytes, piece: bytes, count: int, wbits: int) -> bytes
 
 
 def write_huge_tar_header(path: Path) -> None:
+    """Write a tar archive with an extended header of 8 GiB, of which 4 GiB are in the file."""
     header = tarfile.TarInfo("x")
     header.type, header.size = tarfile.XHDTYPE, 8 * GIB - 512
     path.write_bytes(deflate_repeated(header.tobuf(tarfile.USTAR_FORMAT), bytes(16 << 20), 256, 31))
 
 
 def write_large_row(path: Path) -> None:
+    """Write three ASE rows, of which one decompresses to 2 GiB."""
     value = deflate_repeated(b'{"numbers": [', b"1," * (8 << 20), 128, 15)
-    official.write_aselmdb(path, {1: official.ase_row(1), 2: value, 3: official.ase_row(3)})
+    official.write_aselmdb(path, {1: official.make_ase_row(1), 2: value, 3: official.make_ase_row(3)})
 
 
 def write_long_put(path: Path) -> None:
-    official.write_lmdb(path, {"0": official.graph_bytes(0), "1": b"\x80\x02]r" + struct.pack("<I", 1 << 28) + b"."})
+    """Write a graph and a pickle that stores at a huge index of the memo."""
+    official.write_lmdb(path, {"0": official.encode_graph(0), "1": b"\x80\x02]r" + struct.pack("<I", 1 << 28) + b"."})
 
 
 def write_shared_lists(path: Path) -> None:
+    """Write graphs with nested lists that are shared, so that few bytes expand to 10**14 numbers."""
     nested: object = [1.0] * 100
     for _ in range(6):
         nested = [nested] * 100
-    official.write_lmdb(path, {"0": official.graph_bytes(0, pos=nested), "1": official.graph_bytes(1, y=nested)})
+    official.write_lmdb(path, {"0": official.encode_graph(0, pos=nested), "1": official.encode_graph(1, y=nested)})
 
 
 def write_copies(path: Path) -> None:
-    large = pickle.dumps(list(range(20_000)), protocol=4)[2:-1]  # without its protocol and end
+    """Write a graph and a pickle that copies a large list many times."""
+    large = pickle.dumps(list(range(20_000)), protocol=4)[2:-1]  # without the opcodes of protocol and end
     body = b"\x80\x04" + large + b"\x94\x30]" + b"cbuiltins\nset\nh\x00\x85Ra" * 20_000 + b"."
-    official.write_lmdb(path, {"0": official.graph_bytes(0), "1": body})
+    official.write_lmdb(path, {"0": official.encode_graph(0), "1": body})
 
 
 def write_claimed_bytes(path: Path) -> None:
+    """Write a graph and a pickle that claims to contain 1 TiB of bytes."""
     bomb = b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"."
-    official.write_lmdb(path, {"0": official.graph_bytes(0), "1": bomb})
+    official.write_lmdb(path, {"0": official.encode_graph(0), "1": bomb})
 
 
 def write_empty_datasets(path: Path) -> None:
+    """Write HDF5 datasets with 10**9 conformations that are not stored, and a valid group."""
     with h5py.File(path, "w") as file:
         group = file.create_group("C1H4O1")
         group["atomic_numbers"] = official.METHANOL
@@ -136,14 +156,15 @@ def write_empty_datasets(path: Path) -> None:
         ):
             group.create_dataset(name, shape, "f8", chunks=(1000, *shape[1:]))
     with h5py.File(path, "a") as file:
-        sound_group = file.create_group("C2")
-        sound_group["atomic_numbers"] = official.METHANOL
-        sound_group["coordinates"] = np.zeros((1, 6, 3))
-        sound_group["wb97x_dz.energy"] = np.zeros(1)
-        sound_group["wb97x_dz.forces"] = np.zeros((1, 6, 3))
+        valid_group = file.create_group("C2")
+        valid_group["atomic_numbers"] = official.METHANOL
+        valid_group["coordinates"] = np.zeros((1, 6, 3))
+        valid_group["wb97x_dz.energy"] = np.zeros(1)
+        valid_group["wb97x_dz.forces"] = np.zeros((1, 6, 3))
 
 
 def write_many_atoms(path: Path) -> None:
+    """Write HDF5 datasets with 10**9 atoms that are not stored."""
     with h5py.File(path, "w") as file:
         group = file.create_group("X")
         group.create_dataset("atomic_numbers", (10**9,), "u1", chunks=(1 << 20,), compression="gzip")
@@ -177,7 +198,7 @@ BOMBS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     ),
     "tar header": ("s2ef_text", "a.tar.gz", write_huge_tar_header),
     "row": ("aselmdb", "a.aselmdb", write_large_row),
-    "place in the memo": ("s2ef_lmdb", "a.lmdb", write_long_put),
+    "memo index": ("s2ef_lmdb", "a.lmdb", write_long_put),
     "shared lists": ("s2ef_lmdb", "b.lmdb", write_shared_lists),
     "copies": ("s2ef_lmdb", "c.lmdb", write_copies),
     "claimed bytes": ("s2ef_lmdb", "d.lmdb", write_claimed_bytes),
@@ -225,7 +246,7 @@ def test_tables_are_limited_by_atoms(tmp_path: Path, monkeypatch: pytest.MonkeyP
         if name == "ani1x":
             official.write_ani1x(path, {f"C{k}": 1 for k in range(6)})
         else:
-            path.write_text("".join(official.extxyz_frame(k) for k in range(6)))
+            path.write_text("".join(official.format_extxyz_frame(k) for k in range(6)))
         (part,) = FORMATS[name].list_chunks([path])
         assert [len(item) for item in FORMATS[name].read_chunk(part) if isinstance(item, StructureTable)] == [2, 2, 2]
 
@@ -248,5 +269,5 @@ def test_oversized_pickle_is_one_rejection(tmp_path: Path) -> None:
 
 
 def test_crystals_of_sensible_size_pass() -> None:
-    frames = crystals()
+    frames = make_crystals()
     assert len(check_structures(replace(frames, cell=frames.cell * 0.6), source=None)[0]) == 2

@@ -1,4 +1,4 @@
-"""Checks of whole blocks: the name of each fault, and that no sound structure is rejected."""
+"""Checks of structures name each fault and reject no valid structure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.reference.datasets.catalog import DatasetSource, find_source
 from harness.reference.datasets.parsing.constants import ATOM_ENERGIES_EV
 from harness.reference.datasets.parsing.unit_checks import check_structures
 from harness.reference.errors import InputError
-from tests.reference.datasets.official_files.writers import METHANOL, conformations
+from tests.reference.datasets.official_files.writers import METHANOL, make_conformations
 
 # Hartree-Fock limit, hartree (C. F. Bunge et al., At. Data Nucl. Data Tables 53, 113 (1993))
 HARTREE_FOCK = {
@@ -34,8 +34,8 @@ HARTREE_FOCK = {
 }
 
 
-def molecules(count: int = 6) -> StructureTable:
-    positions, energy, forces = conformations(count)
+def make_molecules(count: int = 6) -> StructureTable:
+    positions, energy, forces = make_conformations(count)
     return tabulate(
         [
             Structure(f"m{k}", METHANOL, positions[k], energy=float(energy[k]), forces=forces[k], group="CH4O")
@@ -44,7 +44,7 @@ def molecules(count: int = 6) -> StructureTable:
     )
 
 
-def crystals(energy: float = -6.5) -> StructureTable:
+def make_crystals(energy: float = -6.5) -> StructureTable:
     atoms = bulk("NaCl", "rocksalt", a=5.64)
     salt = Structure(
         "salt", atoms.numbers, atoms.positions, np.array(atoms.cell), (True, True, True), energy=energy,
@@ -53,29 +53,29 @@ def crystals(energy: float = -6.5) -> StructureTable:
     return tabulate([salt, replace(salt, name="other")])
 
 
-def replace_value(frames: StructureTable, column: str, at: Any, value: Any) -> StructureTable:
+def replace_value(frames: StructureTable, column: str, index: Any, value: Any) -> StructureTable:
     values = getattr(frames, column).copy()
-    values[at] = value
+    values[index] = value
     return replace(frames, **{column: values})
 
 
 def test_good_structures_pass_unchanged() -> None:
-    frames = molecules()
+    frames = make_molecules()
     accepted, faults = check_structures(frames, source=find_source("ani1x"))
     assert accepted is frames
     assert not faults
     for name in ("mptrj", "alexandria", "omat24"):
-        assert len(check_structures(crystals(), source=find_source(name))[0]) == 2
+        assert len(check_structures(make_crystals(), source=find_source(name))[0]) == 2
 
 
 def test_an_empty_block_passes() -> None:
-    accepted, faults = check_structures(molecules()[:0], source=find_source("ani1x"))
+    accepted, faults = check_structures(make_molecules()[:0], source=find_source("ani1x"))
     assert len(accepted) == 0
     assert not faults
 
 
 @pytest.mark.parametrize(
-    ("column", "at", "value", "kind", "reason"),
+    ("column", "index", "value", "kind", "reason"),
     [
         ("numbers", 13, 0, "atomic number", "0 is not an atomic number (1..118)"),
         ("numbers", 13, 119, "atomic number", "119 is not"),
@@ -95,8 +95,8 @@ def test_an_empty_block_passes() -> None:
         ("energy", 2, -115.7 * 627.5, "units", "kcal/mol taken for eV"),
     ],
 )
-def test_each_kind_of_fault_is_rejected(column: str, at: Any, value: Any, kind: str, reason: str) -> None:
-    frames = replace_value(molecules(), column, at, value)
+def test_each_kind_of_fault_is_rejected(column: str, index: Any, value: Any, kind: str, reason: str) -> None:
+    frames = replace_value(make_molecules(), column, index, value)
     accepted, faults = check_structures(frames, source=find_source("ani1x"))
     assert len(accepted) == 5
     assert [(f.where, f.kind) for f in faults] == [(str(frames.ids[2]), kind)]
@@ -104,7 +104,7 @@ def test_each_kind_of_fault_is_rejected(column: str, at: Any, value: Any, kind: 
 
 
 def test_coincident_atoms_are_rejected_by_checks() -> None:
-    frames = molecules()
+    frames = make_molecules()
     frames = replace_value(frames, "positions", 16, frames.positions[12] + 1e-6)
     accepted, faults = check_structures(frames, source=find_source("ani1x"))
     assert [(f.where, f.kind) for f in faults] == [("m2", "coincident")]
@@ -112,30 +112,32 @@ def test_coincident_atoms_are_rejected_by_checks() -> None:
 
 
 def test_structure_without_atoms_is_rejected() -> None:
-    frames = molecules()
-    nothing = replace(
+    frames = make_molecules()
+    empty = replace(
         frames[:1], ids=np.array(["none"]), sizes=np.array([0]), numbers=frames.numbers[:0],
         positions=frames.positions[:0], forces=np.zeros((0, 3)),
     )  # fmt: skip
     for block in (
-        concatenate([nothing, frames]),
-        concatenate([frames[:2], nothing, frames[2:]]),
-        concatenate([frames, nothing]),
+        concatenate([empty, frames]),
+        concatenate([frames[:2], empty, frames[2:]]),
+        concatenate([frames, empty]),
     ):
         accepted, faults = check_structures(block, source=find_source("ani1x"))
         assert len(accepted) == 6
         assert [(f.where, f.kind) for f in faults] == [("none", "empty")]
 
 
-def test_stress_may_be_absent_but_not_broken() -> None:
-    one = replace_value(crystals(), "stress", 0, np.nan)
-    assert len(check_structures(one, source=find_source("mptrj"))[0]) == 2
-    _, faults = check_structures(replace_value(crystals(), "stress", (0, 0, 0), np.nan), source=find_source("mptrj"))
+def test_stress_may_be_absent_but_not_partly_absent() -> None:
+    without_stress = replace_value(make_crystals(), "stress", 0, np.nan)
+    assert len(check_structures(without_stress, source=find_source("mptrj"))[0]) == 2
+    _, faults = check_structures(
+        replace_value(make_crystals(), "stress", (0, 0, 0), np.nan), source=find_source("mptrj")
+    )
     assert [(f.where, f.kind) for f in faults] == [("salt", "not finite")]
 
 
 def test_inconsistent_columns_raise_errors() -> None:
-    frames = molecules()
+    frames = make_molecules()
     with pytest.raises(InputError, match=r"block from m0: the shape of forces is \(3, 3\), expected \(36, 3\)"):
         check_structures(replace(frames, forces=np.zeros((3, 3))), source=None)
 
@@ -150,7 +152,7 @@ def test_inconsistent_columns_raise_errors() -> None:
     ],
 )
 def test_lengths_in_other_units_are_detected(factor: float, name: str) -> None:
-    frames = molecules(60)
+    frames = make_molecules(60)
     moved = replace(frames, positions=frames.positions * factor)
     accepted, faults = check_structures(moved, source=find_source("ani1x"))
     assert len(accepted) == 0
@@ -161,7 +163,7 @@ def test_lengths_in_other_units_are_detected(factor: float, name: str) -> None:
 
 
 def test_known_molecules_are_plausible() -> None:
-    """ASE's G2 set: 148 atoms, radicals and molecules, with the energies of their free atoms."""
+    """The G2 set of ASE has atoms, radicals and molecules; the energies are those of their free atoms."""
     result = [g2[name] for name in g2.names]
     frames = tabulate(
         [
@@ -178,36 +180,38 @@ def test_free_atom_energies_match_literature() -> None:
 
 
 def test_pseudopotential_and_formation_energies_have_ranges() -> None:
-    _, faults = check_structures(crystals(-6.5 * 27.2), source=find_source("mptrj"))
+    _, faults = check_structures(make_crystals(-6.5 * 27.2), source=find_source("mptrj"))
     assert {f.kind for f in faults} == {"units"}
     assert "eV per atom, beyond -60 .. 60 expected of MPTrj" in faults[0].reason
     nabla: DatasetSource = find_source("nabla2dft")
     for energy, good in ((-30.0, True), (-30.0 * 27.2, False), (-115.7 * 27.2, False)):
-        block = replace(molecules(), energy=np.full(6, energy))
+        block = replace(make_molecules(), energy=np.full(6, energy))
         assert bool(len(check_structures(block, source=nabla)[0])) == good
 
 
 def test_effective_core_potentials_pass() -> None:
-    heavy = replace(molecules(), numbers=np.where(np.arange(36) % 6 == 1, 53, np.tile(METHANOL, 6)).astype(np.uint8))
-    assert len(check_structures(heavy, source=find_source("omol25"))[0]) == 6
-    assert len(check_structures(with_atom_energies_in_hartree(heavy), source=find_source("omol25"))[0]) == 6
-    assert len(check_structures(with_atom_energies_in_hartree(heavy), source=find_source("qcml"))[0]) == 0
+    iodides = replace(
+        make_molecules(), numbers=np.where(np.arange(36) % 6 == 1, 53, np.tile(METHANOL, 6)).astype(np.uint8)
+    )
+    assert len(check_structures(iodides, source=find_source("omol25"))[0]) == 6
+    assert len(check_structures(set_atom_energies_in_hartree(iodides), source=find_source("omol25"))[0]) == 6
+    assert len(check_structures(set_atom_energies_in_hartree(iodides), source=find_source("qcml"))[0]) == 0
 
 
-def with_atom_energies_in_hartree(frames: StructureTable) -> StructureTable:
+def set_atom_energies_in_hartree(frames: StructureTable) -> StructureTable:
     """Return the structures with the energies of their free atoms in hartree."""
     atoms = np.add.reduceat(ATOM_ENERGIES_EV[frames.numbers], frames.ends - frames.sizes)
     return replace(frames, energy=atoms / 27.211386)
 
 
 def test_unknown_units_pass_unchanged() -> None:
-    frames = molecules(60)
+    frames = make_molecules(60)
     for energy in (-1.0, -20.0):
         implausible = replace(frames, energy=np.full(60, energy), positions=frames.positions / 0.529177)
         assert len(check_structures(implausible, source=find_source("ani1x"))[0]) == 60
 
 
-BREAKS: list[Callable[[StructureTable, int], StructureTable]] = [
+DAMAGES: list[Callable[[StructureTable, int], StructureTable]] = [
     lambda f, k: replace_value(f, "energy", k, np.nan),
     lambda f, k: replace_value(f, "positions", 6 * k + 1, np.inf),
     lambda f, k: replace_value(f, "forces", 6 * k + 5, 2e3),
@@ -218,11 +222,11 @@ BREAKS: list[Callable[[StructureTable, int], StructureTable]] = [
 
 
 @settings(max_examples=60, deadline=None)
-@given(broken=st.dictionaries(st.integers(0, 39), st.integers(0, len(BREAKS) - 1), max_size=10))
+@given(broken=st.dictionaries(st.integers(0, 39), st.integers(0, len(DAMAGES) - 1), max_size=10))
 def test_only_broken_structures_are_removed(broken: dict[int, int]) -> None:
-    frames = molecules(40)
-    for k, how in broken.items():
-        frames = BREAKS[how](frames, k)
+    frames = make_molecules(40)
+    for k, damage in broken.items():
+        frames = DAMAGES[damage](frames, k)
     accepted, faults = check_structures(frames, source=find_source("ani1x"))
     assert {f.where for f in faults} == {f"m{k}" for k in broken}
     assert len(faults) == len(broken)

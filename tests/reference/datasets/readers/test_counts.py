@@ -1,4 +1,4 @@
-"""Structures that a reader returns and those that it reports add up to the content of the file."""
+"""The structures that a reader returns and rejects add up to the structures of the file."""
 
 from __future__ import annotations
 
@@ -30,38 +30,38 @@ FLAWS = st.lists(st.tuples(st.integers(0, COUNT - 1), st.sampled_from(("drop", "
 Flaws = list[tuple[int, str]]
 
 
-def spoil_entry(entry: dict[str, Any], key: str, how: str) -> dict[str, Any]:
-    """Return an entry without a key, or with an impossible value."""
-    if how == "drop":
+def damage_entry(entry: dict[str, Any], key: str, damage: str) -> dict[str, Any]:
+    """Return an entry without a key or with an impossible value."""
+    if damage == "drop":
         return {name: value for name, value in entry.items() if name != key}
-    return entry | {key: {"shape": [[1.0, 2.0]], "type": "low", "bytes": {"x": None}}[how]}
+    return entry | {key: {"shape": [[1.0, 2.0]], "type": "low", "bytes": {"x": None}}[damage]}
 
 
 def write_ani1x(path: Path, flaws: Flaws) -> None:
     official.write_ani1x(path, {f"G{k}": 1 for k in range(COUNT)})
-    _spoil_groups(path, [(f"G{k}", how) for k, how in flaws], "wb97x_dz.forces", "coordinates")
+    _damage_groups(path, [(f"G{k}", damage) for k, damage in flaws], "wb97x_dz.forces", "coordinates")
 
 
 def write_transition1x(path: Path, flaws: Flaws) -> None:
     official.write_transition1x(path, {f"C/rxn{k}": 1 for k in range(COUNT)})
-    _spoil_groups(path, [(f"data/C/rxn{k}", how) for k, how in flaws], "wB97x_6-31G(d).forces", "positions")
+    _damage_groups(path, [(f"data/C/rxn{k}", damage) for k, damage in flaws], "wB97x_6-31G(d).forces", "positions")
 
 
 def write_qm7x(path: Path, flaws: Flaws) -> None:
     official.write_qm7x(path, {"0001": COUNT})
     with h5py.File(path) as file:
         names = sorted(file["0001"])
-    _spoil_groups(path, [(f"0001/{names[k]}", how) for k, how in flaws], "totFOR", "atXYZ")
+    _damage_groups(path, [(f"0001/{names[k]}", damage) for k, damage in flaws], "totFOR", "atXYZ")
 
 
-def _spoil_groups(path: Path, flaws: list[tuple[str, str]], labels: str, positions: str) -> None:
+def _damage_groups(path: Path, flaws: list[tuple[str, str]], labels: str, positions: str) -> None:
     with h5py.File(path, "a") as file:
-        for name, how in dict(flaws).items():
-            key = labels if how == "drop" else positions
+        for name, damage in dict(flaws).items():
+            key = labels if damage == "drop" else positions
             del file[name][key]
-            if how in ("shape", "bytes"):
-                file[name][key] = np.zeros((1, 4, 3) if how == "shape" else (1, 2))
-            elif how == "type":
+            if damage in ("shape", "bytes"):
+                file[name][key] = np.zeros((1, 4, 3) if damage == "shape" else (1, 2))
+            elif damage == "type":
                 file[name][key] = ["low"]
 
 
@@ -74,51 +74,51 @@ def write_asedb(path: Path, flaws: Flaws) -> None:
         "bytes": "data = x'0001ff'",
     }
     with closing(sqlite3.connect(path)) as database:
-        for k, how in flaws:
-            database.execute(f"UPDATE systems SET {changes[how]} WHERE id = {k + 1}")
+        for k, damage in flaws:
+            database.execute(f"UPDATE systems SET {changes[damage]} WHERE id = {k + 1}")
         database.commit()
 
 
 def write_aselmdb(path: Path, flaws: Flaws) -> None:
-    rows: dict[int, Any] = {k + 1: official.ase_row(k) for k in range(COUNT)}
-    for k, how in flaws:
-        rows[k + 1] = b"junk" if how == "bytes" else spoil_entry(official.ase_row(k), "positions", how)
+    rows: dict[int, Any] = {k + 1: official.make_ase_row(k) for k in range(COUNT)}
+    for k, damage in flaws:
+        rows[k + 1] = b"junk" if damage == "bytes" else damage_entry(official.make_ase_row(k), "positions", damage)
     official.write_aselmdb(path, rows)
 
 
 def write_s2ef_lmdb(path: Path, flaws: Flaws) -> None:
-    graphs = {str(k): official.graph_bytes(k) for k in range(COUNT)}
-    for k, how in flaws:
-        more = {"drop": {"y": None}, "shape": {"pos": np.zeros((5, 3))}, "type": {"atomic_numbers": "low"}}
-        graphs[str(k)] = b"junk" if how == "bytes" else official.graph_bytes(k, **more[how])
+    graphs = {str(k): official.encode_graph(k) for k in range(COUNT)}
+    for k, damage in flaws:
+        changes = {"drop": {"y": None}, "shape": {"pos": np.zeros((5, 3))}, "type": {"atomic_numbers": "low"}}
+        graphs[str(k)] = b"junk" if damage == "bytes" else official.encode_graph(k, **changes[damage])
     official.write_lmdb(path, graphs)
 
 
 def write_s2ef_text(path: Path, flaws: Flaws) -> None:
-    frames = [official.extxyz_frame(k) for k in range(COUNT)]
+    frames = [official.format_extxyz_frame(k) for k in range(COUNT)]
     changes = {
         "drop": ("energy=", "enrgy="),
         "shape": ("pos:R:3", "pos:R:2"),
         "type": ("\nO ", "\nQ "),
         "bytes": ("T T T", "T"),
     }
-    for k, how in flaws:
-        old, new = changes[how]
+    for k, damage in flaws:
+        old, new = changes[damage]
         frames[k] = frames[k].replace(old, new)
     path.write_text("".join(frames))
 
 
 def write_alexandria(path: Path, flaws: Flaws) -> None:
-    entries = [official_json.alexandria_entry(k) for k in range(COUNT)]
-    for k, how in flaws:
-        entries[k] = spoil_entry(entries[k], "structure", how)
+    entries = [official_json.make_alexandria_entry(k) for k in range(COUNT)]
+    for k, damage in flaws:
+        entries[k] = damage_entry(entries[k], "structure", damage)
     path.write_bytes(bz2.compress(json.dumps({"entries": entries}).encode()))
 
 
 def write_mptrj(path: Path, flaws: Flaws) -> None:
-    frames = [official_json.mptrj_frame(k) for k in range(COUNT)]
-    for k, how in flaws:
-        frames[k] = spoil_entry(frames[k], "force", how)
+    frames = [official_json.make_mptrj_frame(k) for k in range(COUNT)]
+    for k, damage in flaws:
+        frames[k] = damage_entry(frames[k], "force", damage)
     materials: dict[str, dict[str, Any]] = {}
     for k, frame in enumerate(frames):
         materials.setdefault(f"mp-{k % 2}", {})[f"mp-{k % 2}-{k}"] = frame
@@ -126,12 +126,14 @@ def write_mptrj(path: Path, flaws: Flaws) -> None:
 
 
 def write_qcml(path: Path, flaws: Flaws) -> None:
-    features = [official_tfrecord.qcml_features(k) for k in range(COUNT)]
-    records = [official_tfrecord.example_bytes(f) for f in features]
-    for k, how in flaws:
-        broken = {"drop": {"pbe0_forces": []}, "shape": {"positions": np.zeros(4)}, "type": {"pbe0_energy": [1]}}
-        records[k] = b"\xff\xff" if how == "bytes" else official_tfrecord.example_bytes(features[k] | broken[how])
-    path.write_bytes(b"".join(official_tfrecord.frame_record(record) for record in records))
+    features = [official_tfrecord.make_qcml_features(k) for k in range(COUNT)]
+    records = [official_tfrecord.encode_example(f) for f in features]
+    for k, damage in flaws:
+        changes = {"drop": {"pbe0_forces": []}, "shape": {"positions": np.zeros(4)}, "type": {"pbe0_energy": [1]}}
+        records[k] = (
+            b"\xff\xff" if damage == "bytes" else official_tfrecord.encode_example(features[k] | changes[damage])
+        )
+    path.write_bytes(b"".join(official_tfrecord.encode_record(record) for record in records))
 
 
 WRITERS: dict[str, tuple[str, Callable[[Path, Flaws], None]]] = {
@@ -149,16 +151,16 @@ WRITERS: dict[str, tuple[str, Callable[[Path, Flaws], None]]] = {
 
 
 def count_structures(reader: str, path: Path) -> tuple[int, int]:
-    """Return how many structures of a file are read, and how many are reported."""
-    read = reported = 0
+    """Return the numbers of structures of a file that are returned and rejected."""
+    n_read = n_rejected = 0
     for part in FORMATS[reader].list_chunks([path]):
         for item in FORMATS[reader].read_chunk(part):
             if isinstance(item, StructureTable):
-                read += len(item)
+                n_read += len(item)
             elif not isinstance(item, Remark):
                 assert item.reason
-                reported += item.count
-    return read, reported
+                n_rejected += item.count
+    return n_read, n_rejected
 
 
 @pytest.mark.parametrize("reader", WRITERS)
@@ -169,13 +171,13 @@ def test_read_and_rejected_structures_add_up_to_the_file(
 ) -> None:
     name, write = WRITERS[reader]
     path = tmp_path_factory.mktemp("file") / name
-    write(path, [f for f in flaws if f[0] > 0])  # the first structure is sound, else it is no file of the format
-    read, reported = count_structures(reader, path)
-    assert read + reported == COUNT
-    assert read >= COUNT - len({k for k, _ in flaws})
+    write(path, [f for f in flaws if f[0] > 0])  # the first structure stays valid, since it identifies the format
+    n_read, n_rejected = count_structures(reader, path)
+    assert n_read + n_rejected == COUNT
+    assert n_read >= COUNT - len({k for k, _ in flaws})
 
 
-def test_conformations_of_a_group_that_cannot_be_read_are_all_counted(tmp_path: Path) -> None:
+def test_all_conformations_of_an_unreadable_group_are_counted(tmp_path: Path) -> None:
     official.write_ani1x(tmp_path / "a.h5", {"GOOD": 3, "BAD": 7})
     official.write_transition1x(tmp_path / "t.h5", {"C/rxn1": 3, "C/rxn2": 7})
     with h5py.File(tmp_path / "a.h5", "a") as file:
@@ -186,13 +188,13 @@ def test_conformations_of_a_group_that_cannot_be_read_are_all_counted(tmp_path: 
     assert count_structures("transition1x", tmp_path / "t.h5") == (3, 7)
 
 
-def test_rows_beyond_those_that_an_index_names_are_read(tmp_path: Path) -> None:
-    rows = {k: official.ase_row(k) for k in (1, 2)}
+def test_rows_that_the_index_does_not_list_are_read(tmp_path: Path) -> None:
+    rows = {k: official.make_ase_row(k) for k in (1, 2)}
     official.write_aselmdb(tmp_path / "a.aselmdb", rows)
     entries = {"3": _read_first_row(tmp_path / "a.aselmdb"), "05": b"x"}
     official.write_lmdb(tmp_path / "a.aselmdb", entries)
     assert count_structures("aselmdb", tmp_path / "a.aselmdb") == (3, 1)
-    graphs = {str(k): official.graph_bytes(k) for k in (0, 1, 2, 5)}
+    graphs = {str(k): official.encode_graph(k) for k in (0, 1, 2, 5)}
     official.write_lmdb(tmp_path / "a.lmdb", graphs | {"notes": b"x"})
     assert count_structures("s2ef_lmdb", tmp_path / "a.lmdb") == (4, 3)
     official.write_lmdb(tmp_path / "b.lmdb", graphs | {"length": pickle.dumps(6)})
@@ -207,7 +209,7 @@ def _read_first_row(path: Path) -> bytes:
 
 
 def test_frames_that_share_a_name_are_counted(tmp_path: Path) -> None:
-    frame = json.dumps(official_json.mptrj_frame(0))
+    frame = json.dumps(official_json.make_mptrj_frame(0))
     (tmp_path / "m.json").write_text(f'{{"mp-1": {{"mp-1-0-0": {frame}, "mp-1-0-0": {frame}, "mp-1-1-0": {frame}}}}}')
     assert count_structures("mptrj", tmp_path / "m.json") == (2, 1)
 

@@ -1,4 +1,4 @@
-"""Labels that are missing or stand under another name, as checks, conversions, stores and training report them."""
+"""Missing labels, and labels under another name, are reported by checks, conversions, stores and training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.reference.datasets.official_files import writers as official
 
 
 def format_slab(k: int, *, energy: float = -300.0, column: str = "forces", atoms: int = 80) -> str:
-    """Return a frame of copper atoms in Open Catalyst's layout, each of its own system."""
+    """Return a frame of copper atoms in Open Catalyst's layout, with its own system id."""
     grid = np.stack(np.meshgrid(*[np.arange(5)] * 3), axis=-1).reshape(-1, 3)[:atoms] * 2.5
     rows = "".join(f"Cu {x} {y} {z} 0.1 0 0\n" for x, y, z in grid.tolist())
     columns = f"Properties=species:S:1:pos:R:3:{column}:R:3"
@@ -39,7 +39,7 @@ def write_text(path: Path, *, column: str) -> Path:
 
 def write_rows(path: Path, *, forces: str) -> Path:
     def row(k: int) -> dict[str, Any]:
-        result = official.ase_row(k)
+        result = official.make_ase_row(k)
         result[forces] = result.pop("forces")
         return result
 
@@ -50,14 +50,14 @@ def write_rows(path: Path, *, forces: str) -> Path:
 def write_graphs(path: Path, *, forces: str) -> Path:
     graphs = {}
     for k in range(3):
-        more = {"force": None, forces: np.zeros((6, 3), dtype=np.float32)}
-        graphs[str(k)] = official.graph_bytes(k, **more)
+        changes = {"force": None, forces: np.zeros((6, 3), dtype=np.float32)}
+        graphs[str(k)] = official.encode_graph(k, **changes)
     official.write_lmdb(path, graphs)
     return path
 
 
 def write_sites(path: Path, *, forces: str) -> Path:
-    entries = [official_json.alexandria_entry(k) for k in range(3)]
+    entries = [official_json.make_alexandria_entry(k) for k in range(3)]
     for entry in entries:
         for site in entry["structure"]["sites"]:
             site["properties"] = {forces: site["properties"]["forces"]}
@@ -68,7 +68,7 @@ def write_sites(path: Path, *, forces: str) -> Path:
 def write_database(path: Path, *, forces: str) -> Path:
     with connect(path) as database:
         for k in range(3):
-            positions, energy, _ = official.conformations(1, k)
+            positions, energy, _ = official.make_conformations(1, k)
             atoms = Atoms(official.METHANOL, positions[0])
             atoms.calc = SinglePointCalculator(atoms, energy=energy[0])
             database.write(atoms, data={forces: np.zeros((6, 3))})
@@ -97,11 +97,11 @@ def test_missing_forces_are_reported_with_the_similar_name(
 @pytest.mark.parametrize(
     ("dataset", "name", "write"),
     [
-        ("mptrj", "m.json", lambda p: p.write_bytes(mptrj_without_forces())),
-        ("qcml", "a.tfrecord", lambda p: p.write_bytes(qcml_without_forces())),
+        ("mptrj", "m.json", lambda p: p.write_bytes(encode_mptrj_without_forces())),
+        ("qcml", "a.tfrecord", lambda p: p.write_bytes(encode_qcml_without_forces())),
     ],
 )  # fmt: skip
-def test_formats_that_define_their_forces_refuse_structures_without(
+def test_formats_with_required_forces_refuse_structures_without_forces(
     tmp_path: Path, dataset: str, name: str, write: Callable[[Path], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / name)
@@ -109,20 +109,20 @@ def test_formats_that_define_their_forces_refuse_structures_without(
     assert "force" in capsys.readouterr().out
 
 
-def without_key(frame: dict[str, Any], key: str) -> dict[str, Any]:
+def drop_key(frame: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in frame.items() if name != key}
 
 
-def mptrj_without_forces() -> bytes:
-    return json.dumps({"mp-1": {"mp-1-0-0": without_key(official_json.mptrj_frame(0), "force")}}).encode()
+def encode_mptrj_without_forces() -> bytes:
+    return json.dumps({"mp-1": {"mp-1-0-0": drop_key(official_json.make_mptrj_frame(0), "force")}}).encode()
 
 
-def qcml_without_forces() -> bytes:
-    features = without_key(official_tfrecord.qcml_features(0), "pbe0_forces")
-    return official_tfrecord.frame_record(official_tfrecord.example_bytes(features))
+def encode_qcml_without_forces() -> bytes:
+    features = drop_key(official_tfrecord.make_qcml_features(0), "pbe0_forces")
+    return official_tfrecord.encode_record(official_tfrecord.encode_example(features))
 
 
-def test_a_store_without_forces_says_so_and_is_not_trained_on(
+def test_store_without_forces_is_reported_and_refused_for_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_text(tmp_path / "0.extxyz", column="dft_forces")
@@ -141,10 +141,10 @@ def test_a_store_without_forces_says_so_and_is_not_trained_on(
     require_forces([dataset], 0.0)
 
 
-def test_charges_under_another_name_are_at_fault_where_the_dataset_has_charges(
+def test_charges_under_another_name_are_a_fault_if_the_dataset_has_charges(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = {k: official.ase_row(k, data={"total_charge": k % 2, "spin": 1 + k % 2}) for k in range(1, 5)}
+    rows = {k: official.make_ase_row(k, data={"total_charge": k % 2, "spin": 1 + k % 2}) for k in range(1, 5)}
     official.write_aselmdb(tmp_path / "a.aselmdb", rows)
     assert main(["check", "omol25", str(tmp_path / "a.aselmdb"), "-q"]) == 1
     output = capsys.readouterr().out
@@ -152,10 +152,10 @@ def test_charges_under_another_name_are_at_fault_where_the_dataset_has_charges(
     assert "nothing is wrong" not in output
 
 
-def test_structures_that_lack_a_label_among_others_are_counted_by_its_name(
+def test_structures_without_a_label_are_counted_for_each_label(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = {k: official.ase_row(k) for k in range(1, 21)}
+    rows = {k: official.make_ase_row(k) for k in range(1, 21)}
     for k in (3, 7):
         del rows[k]["forces"]
     del rows[9]["energy"]
@@ -169,7 +169,7 @@ def test_structures_that_lack_a_label_among_others_are_counted_by_its_name(
     assert "  spin: withheld for 1 of 17 structures, kept for 16\n" in output
 
 
-def test_files_with_and_without_forces_together_are_counted_as_a_conversion_does(
+def test_check_counts_files_with_and_without_forces_like_a_conversion(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_text(tmp_path / "0.extxyz", column="forces")
@@ -185,7 +185,7 @@ def test_files_with_and_without_forces_together_are_counted_as_a_conversion_does
 
 
 @pytest.mark.parametrize(("dataset", "energy"), [("oc2020", -0.5), ("oc25", 0.7), ("odac23", -0.4), ("oc2022", 3.0)])
-def test_adsorption_energies_are_not_taken_for_totals(
+def test_adsorption_energies_are_rejected_as_total_energies(
     tmp_path: Path, dataset: str, energy: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "0.extxyz").write_text("".join(format_slab(k, energy=energy) for k in range(5)))
@@ -193,7 +193,7 @@ def test_adsorption_energies_are_not_taken_for_totals(
     assert f"{energy:g} eV for 80 atoms is not a total energy of" in capsys.readouterr().out
 
 
-def test_a_block_of_adsorption_energies_goes_with_those_that_look_like_totals(
+def test_adsorption_energies_in_a_block_reject_plausible_energies_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     energies = [-0.5, -1.2, -30.0, 0.4, -2.0]
@@ -202,13 +202,13 @@ def test_a_block_of_adsorption_energies_goes_with_those_that_look_like_totals(
     assert "oc2020: 0 structures can be used; 5 units" in capsys.readouterr().out
 
 
-def test_intact_outliers_are_counted_and_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    features = [official_tfrecord.qcml_features(k, **({"is_outlier": [1]} if k == 4 else {})) for k in range(40)]
+def test_outliers_are_left_out_and_do_not_fail_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = [official_tfrecord.make_qcml_features(k, **({"is_outlier": [1]} if k == 4 else {})) for k in range(40)]
     forces = features[7]["pbe0_forces"].copy()
     forces[0] = 50.0
     features[7]["pbe0_forces"] = forces
     path = tmp_path / "a.tfrecord-00000-of-00001"
-    path.write_bytes(b"".join(official_tfrecord.frame_record(official_tfrecord.example_bytes(f)) for f in features))
+    path.write_bytes(b"".join(official_tfrecord.encode_record(official_tfrecord.encode_example(f)) for f in features))
     assert main(["check", "qcml", str(path), "-q"]) == 0
     output = capsys.readouterr().out
     assert "qcml: 38 structures can be used" in output
@@ -216,6 +216,6 @@ def test_intact_outliers_are_counted_and_pass(tmp_path: Path, capsys: pytest.Cap
     assert "  outliers: 1 structure with forces of 1000 eV/angstrom or more, left out\n" in output
 
 
-def test_large_forces_everywhere_are_no_outliers(tmp_path: Path) -> None:
+def test_large_forces_in_all_structures_are_a_fault(tmp_path: Path) -> None:
     (tmp_path / "0.extxyz").write_text("".join(format_slab(k) for k in range(5)).replace(" 0.1 0 0\n", " 2000 0 0\n"))
     assert main(["check", "oc2020", str(tmp_path), "-q"]) == 1

@@ -1,4 +1,4 @@
-"""Files in place of a data file are identified, and other files next to it are ignored and counted."""
+"""Files of another kind in place of a data file are identified; unrelated files next to it are ignored and counted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LOOKALIKES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "xz": (lzma.compress, "packed with xz"),
     "tar": (pack_tar, "a tar archive"),
 }
-# what a reader unpacks itself
+# compressions that a reader unpacks itself
 UNPACKED = {
     "s2ef_text": ("gzip", "bzip2", "xz"),
     "alexandria": ("gzip", "bzip2", "xz"),
@@ -57,16 +57,16 @@ UNPACKED = {
 
 @pytest.mark.parametrize("kind", LOOKALIKES)
 @pytest.mark.parametrize("reader", WRITERS)
-def test_unexpected_file_kinds_are_named(tmp_path: Path, reader: str, kind: str) -> None:
+def test_files_of_another_kind_are_identified(tmp_path: Path, reader: str, kind: str) -> None:
     path = write_example(tmp_path, reader)
-    make, words = LOOKALIKES[kind]
+    make, message = LOOKALIKES[kind]
     content = path.read_bytes()
     path.write_bytes(make(bz2.decompress(content) if reader == "alexandria" else content))
     if kind in UNPACKED.get(reader, ()):
         parts = FORMATS[reader].list_chunks([path])
         assert sum(len(item) for part in parts for item in FORMATS[reader].read_chunk(part)) == 3  # type: ignore[arg-type]
         return
-    with pytest.raises(InputError, match=rf"{path.name}: {words}") as caught:
+    with pytest.raises(InputError, match=rf"{path.name}: {message}") as caught:
         FORMATS[reader].list_chunks([path])
     assert "\n" not in str(caught.value)
 
@@ -74,9 +74,9 @@ def test_unexpected_file_kinds_are_named(tmp_path: Path, reader: str, kind: str)
 def test_truncated_sqlite_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     official.write_nabla(path, 4)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2 + 100])
-    with pytest.raises(InputError, match=rf"truncated, {len(whole) // 2 + 100} of {len(whole)} bytes"):
+    complete = path.read_bytes()
+    path.write_bytes(complete[: len(complete) // 2 + 100])
+    with pytest.raises(InputError, match=rf"truncated, {len(complete) // 2 + 100} of {len(complete)} bytes"):
         FORMATS["asedb"].list_chunks([path])
 
 
@@ -90,16 +90,16 @@ def test_system_files_are_ignored_and_counted(
 ) -> None:
     path = write_example(tmp_path / "data", reader)
     assert main(["check", dataset, str(path.parent), "-q"]) == 0
-    clean = capsys.readouterr().out.splitlines()[0]
+    expected = capsys.readouterr().out.splitlines()[0]
     for name in (f"._{path.name}", ".DS_Store", "Thumbs.db", f"__MACOSX/{path.name}", f"__MACOSX/._{path.name}"):
-        place = path.parent / name
-        place.parent.mkdir(exist_ok=True)
-        place.write_bytes(b"\x00\x05\x16\x07" + bytes(200))
+        system_file = path.parent / name
+        system_file.parent.mkdir(exist_ok=True)
+        system_file.write_bytes(b"\x00\x05\x16\x07" + bytes(200))
     (path.parent / "rest.zip").write_bytes(pack_zip(b"x"))
     (path.parent / f"{path.name}.crdownload").write_bytes(b"half")
     assert main(["check", dataset, str(path.parent), "-q"]) == 0
     result = capsys.readouterr().out.splitlines()
-    assert result[0] == clean
+    assert result[0] == expected
     assert "  passed over: files of the operating system, such as ._* and .DS_Store: 5" in result
     assert "  passed over: archives, to be unpacked if their content is not here: 1" in result
     assert "  passed over: unfinished downloads: 1" in result
@@ -110,7 +110,7 @@ def test_system_files_in_archives_are_ignored(tmp_path: Path) -> None:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in {
             "val/._0.extxyz": b"\x00\x05\x16\x07",
-            "val/0.extxyz": official.extxyz_frame(0).encode(),
+            "val/0.extxyz": official.format_extxyz_frame(0).encode(),
         }.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -124,7 +124,7 @@ def test_system_file_alone_is_rejected(tmp_path: Path) -> None:
         FORMATS["asedb"].list_chunks([tmp_path / "._a.db"])
 
 
-def test_folder_of_archives_asks_to_unpack_them(tmp_path: Path) -> None:
+def test_folder_of_archives_is_refused_with_a_request_to_unpack(tmp_path: Path) -> None:
     (tmp_path / "s2ef_train_200K.tar").write_bytes(pack_tar(b"x"))
     with pytest.raises(InputError, match=r"it holds s2ef_train_200K\.tar, which has to be unpacked first"):
         FORMATS["s2ef_text"].list_chunks([tmp_path])

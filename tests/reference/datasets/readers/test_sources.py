@@ -1,4 +1,4 @@
-"""The table of the sixteen datasets, and the formats that it names."""
+"""The catalog of the sixteen datasets is complete, and its formats exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.reference.datasets.readers.registry import FORMATS, get_format
 from harness.reference.errors import InputError
 
 
-def test_one_source_for_each_branch_in_their_order() -> None:
+def test_there_is_one_source_for_each_branch_in_order() -> None:
     assert tuple(entry.head for entry in SOURCES) == HEADS
     for branch, entry in enumerate(SOURCES):
         assert entry.branch == branch
@@ -28,7 +28,7 @@ def test_one_source_for_each_branch_in_their_order() -> None:
 
 def test_every_format_is_used_and_has_its_name() -> None:
     assert {entry.format for entry in SOURCES} == set(FORMATS)
-    assert all(form.name == name for name, form in FORMATS.items())
+    assert all(dataset_format.name == name for name, dataset_format in FORMATS.items())
     assert get_format("qcml").files
     with pytest.raises(InputError, match=r"no format 'aselmbd' \(did you mean 'aselmdb'\?\)"):
         get_format("aselmbd")

@@ -1,4 +1,4 @@
-"""Stand-in for DDStore where it is not installed: its documented behaviour on MPI, with checks of its callers."""
+"""A stand-in for DDStore where it is not installed: its documented behaviour on MPI, with checks of its arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 
 class PyDDStore:
-    """Rows of all ranks, one after the other; a get is of consecutive rows of one rank, outside of epochs."""
+    """Rows of all ranks, in the order of ranks; `get` copies consecutive rows of one rank, without epochs."""
 
     def __init__(self, comm: MPI.Comm, method: int = 0) -> None:
         assert method == 0
@@ -20,7 +20,7 @@ class PyDDStore:
         assert array.flags.c_contiguous
         assert array.dtype in (np.int32, np.int64, np.uint8, np.float32, np.float64)
         assert name not in self.variables
-        row = array.size // array.shape[0]  # as there: no rows are a division by zero
+        row = array.size // array.shape[0]  # as in DDStore, an array without rows is a division by zero
         rows = array.copy()
         window = MPI.Win.Create(rows, 1, comm=self.comm)
         ends = np.cumsum(self.comm.allgather(array.shape[0]))

@@ -1,4 +1,4 @@
-"""How fast random numbers are sorted: an experiment of a user, complete in this folder."""
+"""An example of a user's experiment: it measures how fast random numbers are sorted."""
 
 from harness.experiments.experiment import Experiment
 

@@ -1,4 +1,4 @@
-"""The table on sorting, and the numbers of a run that `harness compare` compares."""
+"""The table of sorting rates, and the samples of a run that `harness compare` compares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RATE = Metric("sorting rate", "numbers/s", "higher")
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return a row per finished run."""
+    """Return a table with one row per finished run."""
     rows = []
     for record in records:
         if record.program == "sorting" and record.state == "done":
@@ -35,17 +35,17 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 
 
 def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the rate, a sample per round."""
+    """Yield the sorting rate with one sample per round."""
     yield MetricSamples(RATE, tuple(list_rates(record)))
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return how many numbers were sorted."""
+    """Return how many numbers were sorted, and the name of the unit."""
     del scope, name
     return float(record.case["parameters"]["size"] * len(record.samples)), "number"
 
 
 def list_rates(record: RunRecord) -> list[float]:
-    """Return the numbers sorted per second in each round."""
+    """Return how many numbers were sorted per second in each round."""
     size = record.case["parameters"]["size"]
     return [size / sample["seconds"] for sample in record.samples]

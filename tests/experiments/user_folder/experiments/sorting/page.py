@@ -1,4 +1,4 @@
-"""The page on sorting."""
+"""The page about sorting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from harness.experiments.experiment import PageContext
 
 
 def build_sections(context: PageContext) -> list[Section]:
-    """Return one section; none where nothing was sorted."""
+    """Return one section, or none if no case has finished."""
     table = context.tables["sorting"]
     if table.empty:
         return []

@@ -29,11 +29,11 @@ class Sample(EventRecord, tag="sample"):
 
 
 def run(config: Parameters, log: CaseLog, folder: Path) -> None:
-    """Run one case."""
+    """Sort the numbers in rounds and log the duration of each round."""
     del folder
-    draw = random.Random(0)
+    generator = random.Random(0)
     for number in range(config.rounds):
-        values = [draw.random() for _ in range(config.size)]
+        values = [generator.random() for _ in range(config.size)]
         start = time.perf_counter()
         values.sort()
         log.write(Sample(round=number, seconds=time.perf_counter() - start))

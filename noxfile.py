@@ -46,7 +46,7 @@ WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
 
 
 def install_environment(session: nox.Session, folder: Path = SHARED) -> str:
-    """Return the folder of an environment's programs; create the environment again if its definition has changed."""
+    """Create an environment if it is missing or its definition has changed; return the folder of its programs."""
     definition = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
     digest = hashlib.sha256(b"".join([*definition, sys.version.encode(), str(ROOT).encode()])).hexdigest()
     stamp = folder / "made-from"
@@ -62,7 +62,7 @@ def install_environment(session: nox.Session, folder: Path = SHARED) -> str:
 
 
 def install_triton(session: nox.Session) -> str:
-    """Return a folder with only Triton (1 GB); in the shared environment, it would change how torch compiles."""
+    """Install Triton (1 GB) into a separate folder and return it; next to torch, it would change how torch compiles."""
     folder = ROOT / ".nox" / "triton"
     stamp = folder / "made-from"
     if not stamp.exists() or stamp.read_text() != TRITON + sys.version:

@@ -1,8 +1,7 @@
-"""Judgement of claims by result tables, without writing files or drawing figures.
+"""Judge claims by result tables, without writing files or drawing figures.
 
-A verdict that rests on stand-in data, emulated nodes or an extrapolation has that word as its basis. If the evidence
-cannot decide a claim, the verdict is the one that the claim's `conditions` name, and the measured value is reported
-anyway.
+The basis of a verdict is the kind of its evidence: measured, stand-in, emulated or extrapolated. If the evidence cannot
+decide a claim, the verdict is the one that the claim's `conditions` name, and the measured value is reported anyway.
 """
 
 from __future__ import annotations
@@ -45,6 +44,8 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Finding:
+    """The verdict on a claim, the measured value with its interval, and the folders of the runs that are evidence."""
+
     verdict: Verdict
     reason: str
     value: Estimate | tuple[None, None, None] = (None, None, None)
@@ -53,7 +54,7 @@ class _Finding:
 
 
 def judge_folder(out: Path, papers: Mapping[str, Paper]) -> Judgement:
-    """Judge every claim by the runs below out/runs, and mark the claims that the last report counts as reproduced."""
+    """Judge every claim by the runs below out/runs, and mark the claims that an earlier report in `out` reproduced."""
     results = build_results(load_runs(out / "runs"))
     return Judgement(results, mark_previously_reproduced(judge_papers(papers, results, out), out / SCORECARD))
 
@@ -110,11 +111,13 @@ def _find_verdict(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> _Finding:
 
 
 def _judge_answer(claim: Claim, answer: Answer, cases: pd.DataFrame) -> _Finding:
-    """Return the verdict on a measured value.
+    """Return the verdict on a claim with a measured value.
 
     The first unmet condition that names a verdict decides; without one, the bound of the claim decides.
     """
-    consequences = [need.otherwise for need in claim.conditions if not _is_satisfied(need, answer.rows, claim.value)]
+    consequences = [
+        condition.otherwise for condition in claim.conditions if not _is_satisfied(condition, answer.rows, claim.value)
+    ]
     verdict = next((consequence.verdict for consequence in consequences if consequence.verdict is not None), None)
     if verdict is None:
         if claim.is_met(answer.value, claim.value):
@@ -130,9 +133,9 @@ def _judge_answer(claim: Claim, answer: Answer, cases: pd.DataFrame) -> _Finding
     return _Finding(verdict, reason, (answer.value, answer.low, answer.high), basis, _list_folders(answer.rows, cases))
 
 
-def _is_satisfied(need: Condition, rows: pd.DataFrame, paper_value: float) -> bool:
-    is_within = need.measure is None or need.is_met(compute_measure(rows, need.measure)[0], paper_value)
-    return bool(match_rows(rows, need.where).all()) and is_within
+def _is_satisfied(condition: Condition, rows: pd.DataFrame, paper_value: float) -> bool:
+    is_within = condition.measure is None or condition.is_met(compute_measure(rows, condition.measure)[0], paper_value)
+    return bool(match_rows(rows, condition.where).all()) and is_within
 
 
 def _is_undecided(claim: Claim, answer: Answer) -> bool:

@@ -17,13 +17,18 @@ Statistic = Literal[
     "value", "max", "min", "mean", "median", "sum", "count", "distinct", "fraction", "rank", "ratio", "slope"
 ]
 Scalar = bool | int | float | str
-# Column -> the value, one of the values, or text such as "> 0", "!= mixed", "present", "missing" and "stand-in*".
+# Column -> the condition on its values: the value, one of the values, or text such as "> 0", "!= mixed", "present",
+# "missing" and "stand-in*".
 Filter = dict[str, Scalar | list[Scalar]]
 Columns = Annotated[list[str], Field(min_length=1)]
 
 
 class Bound(StrictModel):
-    """The bounds that a number must satisfy; `within` is the largest relative distance from the paper's value."""
+    """The bounds that a number must satisfy.
+
+    Attributes:
+        within: the largest relative distance from the paper's value.
+    """
 
     at_least: float | None = None
     at_most: float | None = None
@@ -42,7 +47,7 @@ class Bound(StrictModel):
         )
 
     def is_undecided(self, low: float, high: float, paper_value: float) -> bool:
-        """Return whether the interval [low, high] contains a value within the bounds, so that it refutes nothing."""
+        """Return whether the interval [low, high] contains a value within the bounds, and so refutes nothing."""
         nearest = min(max(self.get_threshold(paper_value), low), high)
         return self.is_met(nearest, paper_value)
 
@@ -51,15 +56,17 @@ class Measure(StrictModel):
     """A number from the selected rows: a statistic of `column`, or of `column` divided by `per` in each row.
 
     Statistics:
-        value: the value of the first row.
+        value: the value of the first matching row.
+        max, min, mean, median, sum: the statistic over the matching rows.
         count: the number of rows that match `matching`.
         distinct: the number of different values of the column in the matching rows.
-        fraction: the fraction of rows that match.
+        fraction: the fraction of rows that match `matching`.
         rank: the rank, from 1, of the first matching row among the values of the column, in the order of the rows.
         ratio: the median of the matching rows divided by the median of the rows that match `against`.
-        slope: the slope of a straight line through `column` versus `over`, or through their logarithms with `log`.
+        slope: the slope of a straight line fitted to `column` as a function of `over`; with `log`, of both logarithms.
 
     Attributes:
+        matching: the filter of the matching rows; all rows match an empty filter.
         low: the column with the lower ends of intervals.
         high: the column with the upper ends of intervals.
     """
@@ -89,7 +96,7 @@ class Measure(StrictModel):
 
 
 class Join(StrictModel):
-    """Columns of another table, from its first row with equal values in `on`; rows without a partner are left out."""
+    """Columns of another table, from its first row with equal values in `on`; rows without such a row are left out."""
 
     table: str
     on: Columns

@@ -62,8 +62,8 @@ def _format(value: Any, spec: str) -> str:
     return format(value, spec)
 
 
-def find_unknown_fields(text: str, columns: Collection[str], numbers: Collection[str] = ()) -> Iterator[str]:
-    """Yield a message for each mistake in the fields of a text.
+def check_fields(text: str, columns: Collection[str], numbers: Collection[str] = ()) -> Iterator[str]:
+    """Check the fields of a note, and yield a message for each mistake.
 
     Args:
         text: The text of a note.

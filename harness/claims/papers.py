@@ -1,4 +1,4 @@
-"""Files of claims, which are searched, checked and loaded; all mistakes are reported together with their locations."""
+"""Find, check and load files of claims; all mistakes are reported together with their locations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from harness.claims.evaluate import collect_tables
 from harness.claims.model import Claim, Filter, Measure, Paper, Query
-from harness.claims.notes import find_unknown_fields
+from harness.claims.notes import check_fields
 from harness.claims.query import OPERATORS, split_comparison
 from harness.config import resources, yaml_loader
 from harness.config.document import Document, KeyPath, Problem, check_model, raise_problems
@@ -55,7 +55,7 @@ def load_papers(extra: Sequence[Path] = ()) -> dict[str, Paper]:
 
 @cache
 def _list_columns() -> Tables:
-    """Return the columns of all tables that a claim can select."""
+    """Return the columns of each table that a claim can select."""
     tables = collect_tables(build_results([]))
     return {name: list(table.columns) for name, table in tables.items() if len(table.columns)}
 
@@ -76,6 +76,7 @@ def _check_paper(document: Document, tables: Tables) -> Iterator[Problem]:
             yield document.make_problem(("claims", index, *location), message)
 
 
+# The key path and the message of each mistake.
 Mistakes = Iterator[tuple[KeyPath, str]]
 
 
@@ -102,19 +103,20 @@ class _Checker:
             return
         for name, measure in claim.measures.items():
             yield from self.check_measure(measure, columns, ("measures", name))
-        for index, need in enumerate(claim.conditions):
-            yield from self.check_filter(need.where, columns, ("conditions", index, "where"))
-            if need.measure is not None:
-                yield from self.check_measure(need.measure, columns, ("conditions", index, "measure"))
+        for index, condition in enumerate(claim.conditions):
+            yield from self.check_filter(condition.where, columns, ("conditions", index, "where"))
+            if condition.measure is not None:
+                yield from self.check_measure(condition.measure, columns, ("conditions", index, "measure"))
         texts: list[tuple[KeyPath, str]] = [(("note",), claim.note), (("otherwise", "note"), claim.otherwise.note)]
         texts += [
-            (("conditions", k, "otherwise", "note"), need.otherwise.note) for k, need in enumerate(claim.conditions)
+            (("conditions", k, "otherwise", "note"), condition.otherwise.note)
+            for k, condition in enumerate(claim.conditions)
         ]
         for location, text in texts:
-            yield from ((location, message) for message in find_unknown_fields(text, columns, claim.measures))
+            yield from ((location, message) for message in check_fields(text, columns, claim.measures))
 
     def check_query(self, query: Query) -> Mistakes:
-        """Yield the mistakes of a query; columns are only checked if all tables are known."""
+        """Yield the mistakes of a query; its columns are only checked if all its tables are known."""
         names = [(("table",), query.table), *((("join", k, "table"), j.table) for k, j in enumerate(query.join))]
         unknown = [(location, name) for location, name in names if name not in self.tables]
         for location, name in unknown:
@@ -130,8 +132,7 @@ class _Checker:
         for name in ("where", "complete", "prefer"):
             yield from self.check_filter(getattr(query, name), columns, ("query", name))
         yield from (
-            (("query", "incomplete_reason"), message)
-            for message in find_unknown_fields(query.incomplete_reason, columns)
+            (("query", "incomplete_reason"), message) for message in check_fields(query.incomplete_reason, columns)
         )
         if query.incorrect is not None:
             yield from self.check_filter(query.incorrect.where, columns, ("query", "incorrect", "where"))
@@ -178,7 +179,7 @@ class _Checker:
             yield location, f"unknown column {name!r}{did_you_mean(name, columns)}"
 
     def list_columns(self, query: Query) -> set[str] | None:
-        """Return the columns of the rows that a query selects from; None if its table is unknown."""
+        """Return the columns of the query's table and of its joins; None if the table is unknown."""
         if query.table not in self.tables:
             return None
         return set(self.tables[query.table]).union(*(join.columns for join in query.join))
@@ -194,7 +195,7 @@ def is_number(text: str) -> bool:
 
 
 def find_table(papers: Mapping[str, Paper], name: str) -> tuple[Paper, Table]:
-    """Return a printed table and the first paper that contains it; raise UsageError if no paper does."""
+    """Return the first paper that contains a printed table, and the table; raise UsageError if no paper contains it."""
     for paper in papers.values():
         if name in paper.values:
             return paper, paper.values[name]

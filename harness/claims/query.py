@@ -31,11 +31,11 @@ Estimate = tuple[float, float | None, float | None]
 
 
 class Unanswered(Exception):
-    """No row can answer a query; the message gives the reason."""
+    """No row can answer a query; the message is the reason."""
 
 
 class Refuted(Exception):
-    """A row shows that the measured results are wrong, so that no speed counts; the message describes the error."""
+    """A row shows that the measured results are wrong; the message describes the error."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def answer_query(query: Query, tables: Mapping[str, pd.DataFrame]) -> Answer:
 
 
 def match_rows(rows: pd.DataFrame, conditions: Filter) -> pd.Series[bool]:
-    """Return for each row whether all its columns satisfy the filter."""
+    """Return for each row whether its columns satisfy all conditions of the filter."""
     mask = pd.Series(True, index=rows.index)
     for column, condition in conditions.items():
         alternatives = condition if isinstance(condition, list) else [condition]
@@ -187,7 +187,7 @@ def _select_values(rows: pd.DataFrame, spec: Measure) -> pd.Series[float]:
     return values.astype(float) if spec.per is None else values.astype(float) / rows[spec.per].astype(float)
 
 
-def _find_rank(rows: pd.DataFrame, matching: pd.Series[bool], spec: Measure) -> float:
+def _compute_rank(rows: pd.DataFrame, matching: pd.Series[bool], spec: Measure) -> float:
     order = list(dict.fromkeys(rows[spec.column]))
     if not matching.any():
         raise Unanswered(f"the value that the claim ranks is not among {', '.join(map(str, order))}")
@@ -206,12 +206,13 @@ STATISTICS: Mapping[str, Callable[[pd.DataFrame, pd.Series[bool], Measure], floa
     "count": lambda _rows, matching, _spec: float(matching.sum()),
     "fraction": lambda _rows, matching, _spec: float(matching.mean()),
     "distinct": lambda rows, matching, spec: float(rows[matching][spec.column].nunique()),
-    "rank": _find_rank,
+    "rank": _compute_rank,
     "slope": _fit_slope,
 }
 
 
 def _join_table(rows: pd.DataFrame, other: pd.DataFrame, join: Join) -> pd.DataFrame:
+    """Return the rows with the joined columns, which replace columns of the same name."""
     first = other.drop_duplicates(join.on)[[*join.on, *join.columns]]
     replaced = [name for name in join.columns if name in rows]
     return rows.drop(columns=replaced).merge(first, on=join.on, how="inner")

@@ -1,4 +1,4 @@
-"""The scorecard, with the verdict and the evidence for each claim, and the values that failed cases did not measure."""
+"""The scorecard, with the verdict and the evidence for each claim, and messages on values that were not measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Score:
         ci_low: the lower end of the interval; None if the value has no interval, such as a count.
         ci_high: the upper end of the interval.
         basis: the kind of evidence for the value.
-        evidence: the paths of event logs.
+        evidence: the paths of the event logs.
         program: the program whose cases are evidence.
         suites: the suites that produce the evidence.
         reproduced_before: whether an earlier report on these runs, or on some of them, reproduced the claim.
@@ -49,7 +49,12 @@ class Score:
 
 
 def mark_previously_reproduced(scores: Sequence[Score], path: Path) -> list[Score]:
-    """Return the scores, and mark the claims that were reproduced in the scorecard of an earlier report at the path."""
+    """Mark the claims that an earlier report reproduced.
+
+    Args:
+        scores: The scores.
+        path: The scorecard of the earlier report; claims stay unmarked if it cannot be read.
+    """
     try:
         previous = json.loads(path.read_text(encoding="utf-8"))
         reproduced = {
@@ -69,7 +74,7 @@ def counts_as_failure(score: Score) -> bool:
 FAILED_STATES = ("failed", "lost", "unreadable")
 
 
-def find_unmeasured(records: Sequence[RunRecord], scores: Sequence[Score]) -> Iterator[str]:
+def describe_unmeasured(records: Sequence[RunRecord], scores: Sequence[Score]) -> Iterator[str]:
     """Yield a line for each figure of merit and claim without a value, with the case that failed and the reason.
 
     A case that has not run yet is not a failure, and neither is a failed case without figures of merit if other cases

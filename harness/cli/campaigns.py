@@ -58,7 +58,7 @@ def add_commands(commands: Commands) -> None:
     collect.add_argument(
         "--format", choices=reports.IMPORT_FORMATS, help=argparse.SUPPRESS
     )  # deprecated: `harness import`
-    add_suite_options(add_command(commands, "cancel", do_cancel, "cancel the jobs of suites, waiting or running"), "+")
+    add_suite_options(add_command(commands, "cancel", do_cancel, "cancel the waiting and running jobs of suites"), "+")
 
 
 def do_run(arguments: Namespace) -> int:
@@ -137,7 +137,7 @@ def do_cancel(arguments: Namespace) -> int:
 
 
 def report_outcomes(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
-    """Write a report if any case has ended, and return its exit code, or 3 if a case failed or cannot run."""
+    """Write a report if any case has ended; return its exit code, or 3 if a case did not succeed or cannot run."""
     states = Counter(outcome.state for outcome in outcomes)
     n_ended = states["done"] + states["failed"] + states["lost"]
     code = reports.report_results(arguments.out) if n_ended else DONE
@@ -151,9 +151,9 @@ def report_outcomes(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
 
 
 def has_stalled(campaign: Campaign, outcomes: Sequence[Outcome], has_waited: bool) -> bool:
-    """Return whether the campaign makes no progress without the user.
+    """Return whether the campaign needs the user to make progress.
 
-    This is so if cases have no active job and none can be submitted, or if cases have not ended although the command
+    It does if cases have no active job and no job can be submitted, or if cases have not ended although the command
     waited for them.
     """
     states = Counter(outcome.state for outcome in outcomes)

@@ -38,7 +38,7 @@ def _add_regression_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repo", type=usable_path, default=Path(), metavar="DIR", help="the git clone (default: the current folder)"
     )
-    config_help = "path of asv.conf.json, if it is not in its usual folder"
+    config_help = "path of asv.conf.json (default: in the clone, the folder itself or tests/benchmarks/over_commits)"
     parser.add_argument("--config", type=usable_path, metavar="FILE", help=config_help)
     bench_help = "only benchmarks whose name matches this regular expression"
     parser.add_argument("--bench", action="append", default=[], metavar="REGEX", help=bench_help)
@@ -54,7 +54,7 @@ def _add_regression_options(parser: argparse.ArgumentParser) -> None:
 
 
 def do_compare(arguments: Namespace) -> int:
-    """Print the difference of B from A for each metric."""
+    """Print the ratio of B to A for each metric, with its interval and a verdict."""
     from harness.host.files import write_text
     from harness.host.process import pause_gc
     from harness.tracking import compare, selectors

@@ -10,7 +10,7 @@ from harness import __version__
 from harness.cli import campaigns, comparisons, plans, reports
 from harness.cli.options import add_command
 from harness.host.command_line import DONE, ArgumentParser, CommandParser, run_command
-from harness.host.process import ensure_user
+from harness.host.process import set_missing_user_variables
 from harness.protocol.errors import UsageError, did_you_mean
 
 GROUPS = (plans, campaigns, reports, comparisons)
@@ -60,5 +60,5 @@ def run_subprocess(command: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, print its errors on stderr, and return its exit code."""
-    ensure_user()
+    set_missing_user_variables()  # libraries need them
     return run_command(lambda: dispatch(sys.argv[1:] if argv is None else list(argv)))

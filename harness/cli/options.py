@@ -1,4 +1,4 @@
-"""Options that several commands share, and the systems, plans and campaigns that their values name."""
+"""Options that several commands share, and the loading of the systems, plans and campaigns that the options name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def add_command(
     parser = commands.add_parser(name, help=help_text, description=help_text)
     parser.set_defaults(function=function)
     parser.add_argument(
-        "--out", type=usable_path, default=Path("results"), metavar="DIR", help="folder of runs and report"
+        "--out",
+        type=usable_path,
+        default=Path("results"),
+        metavar="DIR",
+        help="folder of results, with runs and report",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print no progress")
     parser.add_argument("-v", "--verbose", action="store_true", help="print more")
@@ -37,7 +41,12 @@ def add_command(
 
 
 def add_suite_options(parser: CommandParser, count: str) -> None:
-    """Add the options of commands that expand suites; `count` is the number of suites in the notation of argparse."""
+    """Add the options of commands that expand suites.
+
+    Args:
+        parser: The parser of the command.
+        count: The number of suites in the notation of argparse: "*" or "+".
+    """
     parser.add_argument("suites", nargs=count, metavar="SUITE", help="name or YAML file of a suite")
     parser.add_argument(
         "--suites", dest="suite_folder", type=usable_path, metavar="DIR", help="a folder of suites of your own"
@@ -61,7 +70,7 @@ def add_system_options(parser: CommandParser) -> None:
 
 def add_job_options(parser: CommandParser) -> None:
     """Add the options that choose which of the missing jobs are planned and submitted."""
-    help_text = "submit no jobs that together may use more node-hours"
+    help_text = "maximum number of node-hours that the submitted jobs may use together"
     parser.add_argument("--max-node-hours", type=positive_float, metavar="H", help=help_text)
     parser.add_argument("--retry", action="store_true", help="run failed cases again")
 

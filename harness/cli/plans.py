@@ -1,4 +1,4 @@
-"""The commands list, plan and setup, which run nothing, and the output of a run that leaves jobs to submit."""
+"""The commands `list`, `plan` and `setup`, which run nothing, and the next steps that `run` prints."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def add_commands(commands: Commands) -> None:
     importer.add_argument("format", choices=IMPORT_FORMATS, help="the program that wrote the files")
     importer.add_argument("paths", nargs="+", metavar="PATH", help="a file, or a folder of files")
     report = add_command(commands, "report", do_report, "write tables, figures and pages about the runs")
-    bundles_help = "bundles of published results (harness.results.bundles), which are unpacked into DIR first"
+    bundles_help = "bundles of published results (harness.results.bundles), first unpacked into the folder of --out"
     report.add_argument("bundles", nargs="*", type=usable_path, metavar="FILE.tar.xz", help=bundles_help)
     check = add_command(commands, "check", do_check, "judge claims and figures of merit; exit code 1 if one is not met")
     for command in (report, check):
@@ -34,10 +34,11 @@ def add_commands(commands: Commands) -> None:
         command.add_argument(
             "--claims", type=usable_path, action="append", default=[], metavar="FILE", help=claims_help
         )
-    write_best_suite = add_command(
+    promote = add_command(
         commands, "promote", do_promote, "write a suite that pretrains the best models of a hyperparameter search"
     )
-    write_best_suite.add_argument("campaign", help="folder of the search below DIR/runs, for example hpo-frontier")
+    campaign_help = "folder of the search in the folder `runs` of the results (--out), for example hpo-frontier"
+    promote.add_argument("campaign", help=campaign_help)
 
 
 def do_import(arguments: Namespace) -> int:
@@ -90,7 +91,7 @@ def do_check(arguments: Namespace) -> int:
     """Judge claims and figures of merit without writing files; return 1 if one is not met, or could not be measured."""
     from harness.claims.evaluate import NO_RUNS, judge_folder
     from harness.claims.papers import load_papers
-    from harness.claims.scorecard import counts_as_failure, find_unmeasured
+    from harness.claims.scorecard import counts_as_failure, describe_unmeasured
     from harness.tracking.history import HISTORY_FILE
 
     judgement = judge_folder(arguments.out, load_papers(arguments.claims))
@@ -104,7 +105,7 @@ def do_check(arguments: Namespace) -> int:
     for case, merit in merits:
         value = "\N{EN DASH}" if merit.measured is None else f"{merit.measured:.4g}"
         print_line(f"{case} {merit.name}: {merit.verdict} ({value} {merit.unit}, {merit.reference:g})")
-    unmeasured = list(find_unmeasured(records, judgement.scores))
+    unmeasured = list(describe_unmeasured(records, judgement.scores))
     for line in unmeasured:
         print_line(line)
     not_run = sum(record.state == "not run" for record in records)

@@ -1,4 +1,4 @@
-"""Parsed YAML files, in which every value has a location (file, line, column), and their validation by pydantic."""
+"""Parsed YAML files, in which every value has a location (file, line, column), and their validation with pydantic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _sources: dict[Path, str] = {}
 
 
 class Location(NamedTuple):
-    """A place in a file; line and column count from 1."""
+    """A position in a file; line and column count from 1."""
 
     path: Path
     line: int
@@ -33,7 +33,7 @@ class Location(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A message about a place in a file."""
+    """A message about a position in a file."""
 
     location: Location
     message: str
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """A mapping and the locations of all its parts."""
+    """A mapping of plain data, and the locations of all its keys and items by key path."""
 
     path: Path
     data: dict[str, Any]
@@ -90,7 +90,7 @@ class Document:
         return Document(self.path, data, locations)
 
     def overlay_on(self, base: Document) -> Document:
-        """Overlay this document on a base: merge mappings, remove keys that are null, and replace all other values."""
+        """Return the base overlaid by this document: mappings are merged, null removes a key, the rest is replaced."""
         replaced: set[KeyPath] = set()
         data = _merge(base.data, self.data, (), replaced)
         locations = {
@@ -104,7 +104,7 @@ class Document:
         return Document(self.path, data, locations)
 
     def find_invalid_removals(self, base: Document) -> Iterator[Problem]:
-        """Yield a problem for every null that should remove a key which the base does not have."""
+        """Yield a problem for every key that this overlay removes with null but that the base does not have."""
         yield from self._find_invalid_removals(self.data, base.data, ())
 
     def _find_invalid_removals(
@@ -135,8 +135,9 @@ def _merge(base: dict[str, Any], top: dict[str, Any], key_path: KeyPath, replace
     return merged
 
 
-def _is_inside(key_path: KeyPath, parts: set[KeyPath]) -> bool:
-    return any(key_path[:depth] in parts for depth in range(1, len(key_path) + 1))
+def _is_inside(key_path: KeyPath, containers: set[KeyPath]) -> bool:
+    """Return whether the key path is one of `containers` or leads into one."""
+    return any(key_path[:depth] in containers for depth in range(1, len(key_path) + 1))
 
 
 def format_key_path(key_path: KeyPath) -> str:
@@ -173,7 +174,7 @@ def cache_source(path: Path, text: str) -> None:
 
 
 def quote_line(path: Path, line: int) -> str:
-    """Return a new line with `7 | text of line 7`, or nothing if the line is empty."""
+    """Return a line break and `7 | text of line 7`, or an empty string if that line is blank or unknown."""
     lines = _sources.get(path, "").split("\n")
     text = lines[line - 1].rstrip()[:MAX_LINE_LENGTH] if line <= len(lines) else ""
     return f"\n    {line} | {sanitize(text)}" if text.strip() else ""
@@ -222,7 +223,7 @@ def validate(document: Document, model: type[Model]) -> Model:
 
 
 def check_model(document: Document, model: type[Model]) -> tuple[Model | None, list[Problem]]:
-    """Return the document as a model, or None and its problems."""
+    """Return the document as a model and no problems, or None and the problems of the document."""
     try:
         return model.model_validate(document.data), []
     except ValidationError as error:
@@ -240,13 +241,13 @@ def describe_errors(
         model: The model that validated the document or a part of it.
         key_path: The key path of that part; empty for the whole document.
     """
-    by_location: dict[Any, list[Any]] = defaultdict(list)
+    by_key_path: dict[Any, list[Any]] = defaultdict(list)
     for error in islice(errors, MAX_ERRORS):
         path = _strip_union_tags(document, (*key_path, *error["loc"]))
         is_single = error["type"] in ("missing", "extra_forbidden", "value_error")
-        by_location[path, error["loc"] if is_single else None].append(error)
+        by_key_path[path, error["loc"] if is_single else None].append(error)
     problems = []
-    for (path, _), group in by_location.items():
+    for (path, _), group in by_key_path.items():
         missing = (group[0]["loc"][-1],) if group[0]["type"] == "missing" else ()
         problems.append(document.make_problem((*path, *missing), describe_error(group, model, path)))
     return problems
@@ -287,7 +288,7 @@ def describe_error(errors: list[Any], model: type[BaseModel], key_path: KeyPath)
         expected.pop("a whole number", None)
     hint = ""
     if list(expected) == ["text"] and not isinstance(error["input"], (dict, list, type(None))):
-        hint = " (in quotes it is text)"
+        hint = " (put it in quotes to make it text)"
     return f"{name}: expected {' or '.join(expected)}, got {shorten(error['input'])}{hint}"
 
 

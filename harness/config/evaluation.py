@@ -14,13 +14,13 @@ from harness.protocol.errors import did_you_mean, shorten
 
 Values = Mapping[str, Any]
 Function = Callable[[Values], Any]
-# Characters and items of a value.
+# The maximum number of characters and items in a value.
 MAX_SIZE = 10_000
-# Levels of nesting of a value.
+# The maximum depth of nested lists and mappings.
 MAX_DEPTH = 40
-# Bits of an integer.
+# The maximum number of bits of an integer.
 MAX_BITS = 2048
-# Decimal places of `round`.
+# The maximum number of decimal places for `round`.
 MAX_PLACES = 20
 
 
@@ -42,7 +42,7 @@ class Placeholder:
 def build_function(node: nodes.Node) -> Function:  # noqa: PLR0911 - one return for each kind of node
     """Return the function that evaluates a checked node.
 
-    The function raises ExpressionError, or an exception of Python's operators if a value has the wrong type.
+    The function raises ExpressionError, or an exception of Python's operators such as TypeError or ZeroDivisionError.
     """
     match node:
         case nodes.Const(value=value):
@@ -70,7 +70,7 @@ def build_function(node: nodes.Node) -> Function:  # noqa: PLR0911 - one return 
 
 
 def _build_operation(node: nodes.Node) -> Function:
-    """Return the function of a node that evaluates all of its operands."""
+    """Return the function of a node whose operands are all evaluated, unlike those of `and`, `or` and `if`."""
     operands: list[Any]
     match node:
         case nodes.List(items=operands) | nodes.Tuple(items=operands):
@@ -93,7 +93,7 @@ def _build_operation(node: nodes.Node) -> Function:
 
 
 def _build_operand(node: nodes.Node) -> Function:
-    """Return the function of an operand, which refuses a placeholder."""
+    """Return the function of an operand; it raises ValueUnavailable if the value is a placeholder."""
     if isinstance(node, nodes.Const):
         return build_function(node)
     inner = build_function(node)
@@ -108,6 +108,8 @@ def _build_operand(node: nodes.Node) -> Function:
 
 
 def _build_text(parts: list[Function]) -> Function:
+    """Return a function that joins the parts as text; the text is a placeholder if any part is one."""
+
     def evaluate(values: Values) -> str | Placeholder:
         result = [part(values) for part in parts]
         text = check_size("".join(part.text if isinstance(part, Placeholder) else str(part) for part in result))
@@ -117,6 +119,8 @@ def _build_text(parts: list[Function]) -> Function:
 
 
 def _build_comparison(first: Function, others: list[tuple[str, Function]]) -> Function:
+    """Return the function of a comparison such as `1 < n <= 8`; `others` are pairs of operator and operand."""
+
     def evaluate(values: Values) -> bool:
         left = first(values)
         for name, function in others:
@@ -148,7 +152,7 @@ def check_size(value: Any) -> Any:
 
 
 def _add_size(value: Any, size: int, depth: int) -> int:
-    """Return `size` plus the number of characters and items of a value; raise ExpressionError above a limit."""
+    """Return `size` plus the items and characters of a value without keys; raise ExpressionError above a limit."""
     if depth > MAX_DEPTH:
         raise ExpressionError(f"the result has more than {MAX_DEPTH} levels of nesting")
     if isinstance(value, str):
@@ -205,7 +209,7 @@ def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
 
 
 def _make_extreme_filter(function: Callable[..., Any]) -> Callable[[Iterable[Any]], Any]:
-    """Return min or max as a filter of a list, which compares text without regard to case."""
+    """Return a filter that applies min or max to a list and compares text without regard to case."""
 
     def choose(values: Iterable[Any]) -> Any:
         items = list(values)
@@ -217,13 +221,13 @@ def _make_extreme_filter(function: Callable[..., Any]) -> Callable[[Iterable[Any
 
 
 def _bind_keywords(operation: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
-    """Return the operation with its last arguments passed by name."""
+    """Return a function of positional values that passes the last ones to the operation by name."""
     if not names:
         return operation
     return lambda *values: operation(*values[: -len(names)], **dict(zip(names, values[-len(names) :], strict=True)))
 
 
-# Functions of operators, by the name that Jinja2 gives them.
+# The functions of operators and filters, by the names that Jinja2 gives them.
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "/": operator.truediv, "//": operator.floordiv,
     "*": _restrict_to_numbers("*", operator.mul), "%": _restrict_to_numbers("%", operator.mod),
@@ -239,5 +243,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "max": _make_extreme_filter(max), "min": _make_extreme_filter(min),
     "round": _round, "sum": sum, "upper": lambda value: str(value).upper(),
 }  # fmt: skip
-# The arguments of a filter besides its value.
+# The optional arguments of filters, in order; filters that are not listed have none.
 FILTER_ARGUMENTS = {"round": ("precision", "method"), "int": ("base",)}

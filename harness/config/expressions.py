@@ -34,13 +34,15 @@ ALLOWED = (
     nodes.Compare, nodes.Operand, nodes.CondExpr, nodes.Filter, nodes.Getitem, nodes.Getattr, nodes.Concat,
     nodes.TemplateData, nodes.Output, nodes.Template, nodes.Keyword,
 )  # fmt: skip
+# The maximum number of characters of an expression, and of nested calls of Python while it is parsed.
 MAX_LENGTH = 2000
 MAX_RECURSION = 1000
-# Exceptions that an evaluation raises for values of the wrong type.
+# Exceptions that an evaluation may raise because of its values: wrong types, a division by zero, a missing item.
 EVALUATION_ERRORS = (
     ExpressionError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
 )  # fmt: skip
 SINGLE_EXPRESSION = re.compile(r"^\s*\{\{((?:(?!\{\{|\}\}).)*)\}\}\s*$", re.DOTALL)
+# The beginnings of messages of Jinja2, and the messages that replace them.
 FRIENDLY_MESSAGES = (
     (re.compile("unexpected 'end of|Expected an expression"), "unexpected end of expression"),
     (re.compile("expected token 'end of"), "two values with no operator between them"),
@@ -50,9 +52,10 @@ PARSER = Environment(autoescape=False, keep_trailing_newline=True)
 
 @dataclass(frozen=True)
 class Expression:
-    """A compiled text that contains `{{ }}`."""
+    """Compiled text with `{{ }}`, or a compiled condition, which may lack the braces."""
 
     text: str
+    """The text as the user wrote it."""
     names: frozenset[str]
     """All names that the expression reads."""
     attributes: frozenset[tuple[str, str]]
@@ -60,12 +63,13 @@ class Expression:
     value_names: frozenset[str]
     """Names that the expression reads as values, not as namespaces."""
     function: Function
+    """The function that computes the value from the values of names."""
 
     def __call__(self, values: Values) -> Any:
         """Evaluate the expression.
 
         Returns:
-            A value of any plain type if the text is a single `{{ }}`, otherwise text.
+            A value of any plain type for a condition or a single `{{ }}`, otherwise text.
 
         Raises:
             ExpressionError: the expression cannot be evaluated for these values.
@@ -77,8 +81,10 @@ class Expression:
             message = error.args[-1] if isinstance(error, OverflowError) else error
             raise kind(f"{message} in {_quote(self.text)}") from None
 
-    def find_unknown_name(self, known: Collection[str], namespaces: Mapping[str, Collection[str] | None]) -> str | None:
-        """Return a message about the first name that is unknown, or None.
+    def describe_name_error(
+        self, known: Collection[str], namespaces: Mapping[str, Collection[str] | None]
+    ) -> str | None:
+        """Return a message about the first name or attribute that is unknown or misused, or None if all are valid.
 
         Args:
             known: The names that have a value.
@@ -101,7 +107,7 @@ class Expression:
 
 
 def _hint(name: str, known: Collection[str]) -> str:
-    """Return the present name of an unknown name, or the nearest known ones, as a remark."""
+    """Return a hint about an unknown name: its new name if it was renamed, otherwise the nearest known names."""
     new = find_new_name(name, known)
     return did_you_mean(name, known) if new is None else f" (it is now called {new!r})"
 
@@ -119,16 +125,16 @@ def parse(text: str) -> Expression:
 
 @cache
 def parse_condition(text: str) -> Expression:
-    """Check and compile an expression without braces, as in `where`; raise ExpressionError if it is invalid."""
+    """Check and compile one expression, with or without braces, as in `where`; raise ExpressionError if invalid."""
     single = SINGLE_EXPRESSION.match(text.strip())
     inner = single[1] if single else text
     if is_expression(inner) or "}}" in inner:
-        raise ExpressionError(f"expected one expression without {{{{ }}}}, got {_quote(text)}")
+        raise ExpressionError(f"expected a single expression, got {_quote(text)}")
     return _compile("{{ " + inner + " }}", text)
 
 
 def _compile(code: str, text: str) -> Expression:
-    """Compile code; messages quote the text that the user wrote."""
+    """Compile code with `{{ }}`; messages quote `text`, which the user wrote."""
     if len(code) > MAX_LENGTH:
         raise ExpressionError(f"the expression has more than {MAX_LENGTH} characters")
     if "{%" in code or "{#" in code:
@@ -150,20 +156,21 @@ def _compile(code: str, text: str) -> Expression:
 
 def _build_expression(tree: nodes.Template, text: str) -> Expression:
     for node in tree.find_all(nodes.Node):
-        if message := _find_error(node):
+        if message := _explain_refusal(node):
             raise ExpressionError(f"{message} in {_quote(text)}")
     names = list(tree.find_all(nodes.Name))
     attributes = [(node.node, node.attr) for node in tree.find_all(nodes.Getattr) if isinstance(node.node, nodes.Name)]
     namespace_ids = {id(name) for name, _ in attributes}
     parts = [node for output in tree.find_all(nodes.Output) for node in output.nodes]
-    values = [node for node in parts if not (isinstance(node, nodes.TemplateData) and node.data.isspace())]
-    function = build_function(values[0] if len(values) == 1 else nodes.Output(parts))
+    # white space around a single `{{ }}` does not turn its value into text
+    visible = [node for node in parts if not (isinstance(node, nodes.TemplateData) and node.data.isspace())]
+    function = build_function(visible[0] if len(visible) == 1 else nodes.Output(parts))
     return Expression(
         text=text,
         names=frozenset(node.name for node in names),
         attributes=frozenset((name.name, attribute) for name, attribute in attributes),
         value_names=frozenset(node.name for node in names if id(node) not in namespace_ids),
-        function=lambda context: _to_plain_data(function(context)),
+        function=lambda values: _to_plain_data(function(values)),
     )
 
 
@@ -172,13 +179,13 @@ def _quote(text: str) -> str:
     return shorten(text) if len(text) > 2 * MAX_VALUE_LENGTH else repr(text)
 
 
-def _find_error(node: nodes.Node) -> str | None:  # noqa: PLR0911 - one return for each kind of node
+def _explain_refusal(node: nodes.Node) -> str | None:  # noqa: PLR0911 - one return for each kind of node
     """Return why a node is not allowed, or None."""
     if not isinstance(node, ALLOWED):
         return f"{type(node).__name__.lower()} is not allowed"
     match node:
         case nodes.Filter():
-            return _find_filter_error(node)
+            return _explain_filter_refusal(node)
         case nodes.Getattr(node=inner, attr=name) if not isinstance(inner, nodes.Name) or name.startswith("_"):
             return f"attribute {name!r} is not allowed"
         case nodes.Getitem(arg=item) if not isinstance(item, (nodes.Const, nodes.Name)):
@@ -190,18 +197,25 @@ def _find_error(node: nodes.Node) -> str | None:  # noqa: PLR0911 - one return f
     return None
 
 
-def _find_filter_error(node: nodes.Filter) -> str | None:
+def _explain_filter_refusal(node: nodes.Filter) -> str | None:
     if node.name not in FILTERS:
         return f"unknown filter {node.name!r}{did_you_mean(node.name, FILTERS)}"
     known = FILTER_ARGUMENTS.get(node.name, ())
     unknown = [pair.key for pair in node.kwargs if pair.key not in known[len(node.args) :]]
     if unknown or len(node.args) > len(known) or node.dyn_args or node.dyn_kwargs:
-        return f"filter {node.name!r} takes " + (f"at most {', '.join(known)}" if known else "no arguments")
+        return f"filter {node.name!r} takes " + (
+            f"only the arguments {' and '.join(known)}" if known else "no arguments"
+        )
     return None
 
 
 def _to_plain_data(value: Any) -> Any:
-    """Return the value as plain data; raise ValueError if it contains another type, infinity or control characters."""
+    """Return the value as plain data.
+
+    Raises:
+        ValueError: it contains another type, a number that is not finite, an integer of more than 63 bits, or text with
+            control characters.
+    """
     if isinstance(value, Placeholder):
         return value.text
     if isinstance(value, (list, tuple)):

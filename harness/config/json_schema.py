@@ -31,7 +31,8 @@ REF = "#/$defs/"
 # The suffix of the definitions that accept expressions.
 TEMPLATE_SUFFIX = "-template"
 EXPRESSION: Schema = {"type": "string", "pattern": r"\{\{[\s\S]*\}\}"}
-NO_EXPRESSION: Schema = {"pattern": r"\{[{%#]"}
+# Matches any text that the harness would read as an expression, even an invalid one.
+EXPRESSION_START: Schema = {"pattern": r"\{[{%#]"}
 EXTENDS = "A {} that this one extends, by name or file: mappings are merged, null removes a key."
 OVERLAYS = (
     "Overlays by name of the system: their keys replace those of the suite on that system, and null removes a key."
@@ -133,7 +134,7 @@ def _build_program(model: type[BaseModel], definitions: dict[str, Schema]) -> Sc
 
 
 def _allow_null(schema: Schema) -> Schema:
-    """Return the schema of a parameter whose null means its default."""
+    """Return the schema of a parameter that may also be null, which stands for its default."""
     annotations: Schema = {key: schema[key] for key in ("description", "default") if key in schema}
     return {
         **annotations,
@@ -160,7 +161,7 @@ def build_system_schema() -> Schema:
 def _build_root(name: str, definitions: dict[str, Schema]) -> Schema:
     """Return the schema of a file: the complete model or, if the file extends another, any of its keys."""
     root = definitions[name]
-    # the root lists the keys; if the definition did too, an editor would report an unknown one twice
+    # the root refuses unknown keys; if the definition did too, an editor would report each of them twice
     del root["additionalProperties"]
     keys = {key: {"description": value.get("description", "")} for key, value in root["properties"].items()}
     return {
@@ -177,7 +178,7 @@ def _build_root(name: str, definitions: dict[str, Schema]) -> Schema:
 
 
 def _forbid_expressions(definitions: dict[str, Schema], root: Schema, sections: Collection[str]) -> None:
-    """Refuse expressions in all sections except these."""
+    """Refuse expressions in all sections of the root except `sections`."""
     for key in root["properties"].keys() - set(sections):
         node = root["properties"][key] = _transform(root["properties"][key], _forbid)
         for name in re.findall(rf'"{re.escape(REF)}([^"]+)"', json.dumps(node)):
@@ -216,6 +217,7 @@ def _allow_expressions(node: Schema) -> Schema:
 
 
 def _add_expression(node: Schema) -> Schema:
+    """Return a schema that also accepts an expression, unless it accepts any value or text already."""
     notes: Schema = {key: node[key] for key in ("title", "description", "default") if key in node}
     rest = {key: value for key, value in node.items() if key not in notes}
     members = rest["anyOf"] if list(rest) == ["anyOf"] else [rest]
@@ -227,7 +229,7 @@ def _forbid(node: Schema) -> Schema:
     may_be_expression = (
         node.get("type") == "string" and "enum" not in node and re.search(node.get("pattern", ""), "{{ x }}")
     )
-    return {**node, "not": NO_EXPRESSION} if may_be_expression else node
+    return {**node, "not": EXPRESSION_START} if may_be_expression else node
 
 
 def build_files() -> dict[Path, str]:

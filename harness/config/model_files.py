@@ -1,4 +1,4 @@
-"""Interatomic potentials that YAML files define: the user's models/*.yaml, and suites/models/shipped.yaml."""
+"""Definitions of interatomic potentials in YAML files: the user's models/*.yaml, and suites/models/shipped.yaml."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from harness.protocol.programs.models import ModelDefinition, ModelsParameters
 from harness.protocol.registry import load_programs
 from harness.protocol.types import NAME
 
-FOLDER = Path("models")
-SHIPPED = Path("models") / "shipped.yaml"
+USER_FOLDER = Path("models")
+SHIPPED_FILE = Path("models") / "shipped.yaml"
 
 
 def load_definitions() -> dict[str, dict[str, Any]]:
-    """Return every defined model by name as plain data, with the user's models first.
+    """Return the definition of every model as plain data, by name; the user's models come first.
 
     Raises:
-        UsageError: a file has problems; the message has all of them.
+        UsageError: A file is invalid; the message lists all problems of all files.
     """
-    files = [*sorted(FOLDER.glob("*.yaml")), resources.get_resource_dir("suites") / SHIPPED]
+    files = [*sorted(USER_FOLDER.glob("*.yaml")), resources.get_resource_dir("suites") / SHIPPED_FILE]
     documents = [load_yaml(path, may_be_empty=True) for path in files]
     definitions: dict[str, dict[str, Any]] = {}
     locations: dict[str, str] = {}
@@ -36,7 +36,9 @@ def load_definitions() -> dict[str, dict[str, Any]]:
         for name in document.data:
             if name in locations:
                 problems.append(
-                    document.make_problem((name,), f"{locations[name]} defines a model {name!r} too; rename one")
+                    document.make_problem(
+                        (name,), f"{locations[name]} also defines a model {name!r}; rename one of them"
+                    )
                 )
                 continue
             definition, errors = _read_definition(document, name)
@@ -50,7 +52,7 @@ def load_definitions() -> dict[str, dict[str, Any]]:
 
 
 def _read_definition(document: Document, name: str) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """Return a model with absolute paths, or None and its problems."""
+    """Return the definition of a model with absolute paths (None if it is not valid), and its problems."""
     if not isinstance(document.data[name], dict):
         return None, [
             document.make_problem((name,), f"{name}: expected a mapping such as {{module: ..., class_name: ...}}")
@@ -78,7 +80,7 @@ def _read_definition(document: Document, name: str) -> tuple[dict[str, Any] | No
 def _make_absolute(
     document: Document, data: dict[str, Any], key_path: tuple[str, ...], folder: Path
 ) -> Iterator[Problem]:
-    """Replace a path relative to `folder` by an absolute one; yield a problem if there is no such file."""
+    """Replace a path in `data` relative to `folder` by the absolute path; yield a problem if there is no such file."""
     mapping = data
     for key in key_path[:-1]:
         mapping = mapping[key]
@@ -93,7 +95,10 @@ def _make_absolute(
 
 
 def resolve_models(suite: Suite) -> Iterator[Problem]:
-    """Add the definitions of the models that a suite names to its parameters; yield a problem for each unknown name."""
+    """Set a suite's parameter `definitions` for the models that it names; yield a problem for each unknown name.
+
+    Suites of other programs are not changed.
+    """
     if load_programs()[suite.program].parameters is not ModelsParameters:
         return
     known = {**load_definitions(), **suite.parameters.get("definitions", {})}

@@ -19,7 +19,7 @@ def get_resource_dir(kind: str) -> Path:
 
 
 def add_search_path(kind: str, folder: Path) -> None:
-    """Search this folder before all others; raise UsageError if it does not exist."""
+    """Add a folder that is searched before all others; raise UsageError if it does not exist."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
     SEARCH_PATH[kind].insert(0, folder)
@@ -30,7 +30,7 @@ def find_resource(kind: str, name: str) -> Path:
 
     Args:
         kind: suites or systems.
-        name: A path that ends in .yaml or .yml, or a name, which is searched in SEARCH_PATH and in the shipped files.
+        name: A path that ends in .yaml or .yml, or a name, which is looked up in SEARCH_PATH and in the shipped files.
 
     Raises:
         UsageError: there is no such file; the message has the nearest known name.
@@ -47,7 +47,7 @@ def find_resource(kind: str, name: str) -> Path:
 
 
 def list_checkpoints() -> list[str]:
-    """Return the names of the shipped models."""
+    """Return the names of the shipped checkpoints, which contain trained weights."""
     return sorted(path.stem for path in (PACKAGE / "reference" / "models" / "shipped").glob("*.safetensors"))
 
 

@@ -1,4 +1,4 @@
-"""Loading of suites: what to measure, from suites/*.yaml."""
+"""Load suites, the YAML files that say what to measure, and check them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def load_suite(path: Path, system: str | None = None) -> Suite:
     base = document.drop("overlays", *renamed)
     suite, problems = check_suite(base)
     problems += [document.make_problem((key,), message) for key, message in renamed.items()]
-    known = {problem.message for problem in problems}
+    base_messages = {problem.message for problem in problems}
     overlays, overlay_problems = _find_overlays(document)
     problems += overlay_problems
     overlaid: dict[str, Suite | None] = {}
@@ -68,7 +68,7 @@ def load_suite(path: Path, system: str | None = None) -> Suite:
         problems += [
             Problem(p.location, f"{p.message} (overlays.{name})")
             for p in (*overlay.find_invalid_removals(base), *new_problems)
-            if p.message not in known
+            if p.message not in base_messages
         ]
     raise_problems(problems)
     selected = overlaid.get(system or "") or suite
@@ -77,7 +77,7 @@ def load_suite(path: Path, system: str | None = None) -> Suite:
 
 
 def _find_overlays(document: Document) -> tuple[dict[str, Document], list[Problem]]:
-    """Return the overlays by system, and the problems of invalid ones."""
+    """Return the overlays by system, and the problems of invalid overlays."""
     by_system, systems = document.data.get("overlays", {}), resources.list_resources("systems")
     if not isinstance(by_system, dict):
         return {}, [document.make_problem(("overlays",), "overlays: expected a mapping from systems to overlays")]
@@ -97,14 +97,14 @@ def _find_overlays(document: Document) -> tuple[dict[str, Document], list[Proble
 
 
 def check_suite(document: Document) -> tuple[Suite | None, list[Problem]]:
-    """Return the document as a suite, or None, and its problems."""
+    """Return (suite, problems): the document as a suite with absolute file names, or None if there are problems."""
     by_path, invalid = _find_expressions(document)
     used = {name for expression in by_path.values() for name in expression.names}
     problems = [*invalid.values(), *_check_names(document, by_path, used)]
     suite, errors = check_model(document, Suite)
     errors += _check_program_values(document, {*by_path, *invalid}, used)
-    known = {problem.location for problem in invalid.values()}
-    problems += [error for error in errors if error.location not in known]
+    invalid_locations = {problem.location for problem in invalid.values()}
+    problems += [error for error in errors if error.location not in invalid_locations]
     if suite is None or errors or invalid:
         return None, problems
     suite.set_document(document)
@@ -114,7 +114,7 @@ def check_suite(document: Document) -> tuple[Suite | None, list[Problem]]:
 
 
 def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], dict[KeyPath, Problem]]:
-    """Return by key path the compiled expressions, and the problems of invalid or misplaced ones."""
+    """Return the compiled expressions, and the problems of invalid or misplaced ones, both by key path."""
     by_path: dict[KeyPath, Expression] = {}
     problems = {}
     for key_path, text in iter_strings(document.data):
@@ -133,13 +133,13 @@ def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], di
 
 
 def _check_names(document: Document, by_path: Mapping[KeyPath, Expression], used: Collection[str]) -> Iterator[Problem]:
-    """Yield a problem for each name without a value that an expression reads, and for each unused variable."""
-    known = {*_get_section(document.data, "variables"), *_get_section(document.data, "parameters"), "repeat"}
-    known.update(
+    """Yield a problem for each name that an expression uses but nothing defines, and for each unused variable."""
+    defined = {*_get_section(document.data, "variables"), *_get_section(document.data, "parameters"), "repeat"}
+    defined.update(
         name for key_path in _list_axis_sections(document.data) for name in _get_section(document.data, *key_path)
     )
     for key_path, expression in by_path.items():
-        if message := expression.find_unknown_name(known, NAMESPACES):
+        if message := expression.describe_name_error(defined, NAMESPACES):
             yield document.make_problem(key_path, f"{format_key_path(key_path)}: {message}")
     for name in _get_section(document.data, "variables"):
         if name not in used and name not in RESERVED:
@@ -155,13 +155,17 @@ def _get_section(data: Any, *key_path: str) -> dict[str, Any]:
 
 
 def _list_axis_sections(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the key paths of the sections whose keys are axes: the matrix and each of the zips.
+
+    The axes of the matrix are combined in all ways; those of a zip take their values in parallel.
+    """
     return [("matrix",), *(("zips", name) for name in _get_section(data, "zips"))]
 
 
 def _check_program_values(
     document: Document, expression_paths: Collection[KeyPath], used: Collection[str]
 ) -> list[Problem]:
-    """Return the problems of the values of parameters, axes and resources, except expressions."""
+    """Return the problems of constant values of parameters, axes and resources; expressions are checked later."""
     problems = _check_section(document, "resources", Resources, expression_paths)
     program = document.data.get("program")
     programs = load_programs()
@@ -174,8 +178,8 @@ def _check_program_values(
             (*path, "implementation") for path in sections if "implementation" in _get_section(document.data, *path)
         ]
         if paths:
-            several = ", ".join(name for name, known in programs.items() if known.implementations)
-            message = f"program {program!r} has no implementation but its own; others are there for {several}"
+            several = ", ".join(name for name, other in programs.items() if other.implementations)
+            message = f"program {program!r} has only one implementation; these programs have several: {several}"
             return problems + [document.make_problem(path, message) for path in paths]
     problems += [*_check_section(document, "parameters", model, expression_paths), *_check_old_names(document, program)]
     for key_path in _list_axis_sections(document.data):
@@ -195,7 +199,7 @@ def _check_program_values(
 
 
 def _check_old_names(document: Document, program: str) -> Iterator[Problem]:
-    """Yield the old names of events, fields and values in sanity checks and figures of merit."""
+    """Yield a problem for each old name of an event, field or value in sanity checks and figures of merit."""
     for section in ("sanity", "performance"):
         rows = document.data.get(section)
         for k, row in enumerate(rows) if isinstance(rows, list) else ():
@@ -220,7 +224,7 @@ def _check_section(
     try:
         model.model_validate(values)
     except ValidationError as error:
-        # required fields may be axes, and checks of several fields run when all have values
+        # a missing field may be an axis, and checks of several fields together run later, when all have values
         errors = [
             e
             for e in error.errors(include_url=False)

@@ -1,4 +1,4 @@
-"""The keys of a suite, a file of suites/, and the checks of its names, axes, values and files."""
+"""The keys of a suite (a YAML file in suites/), and the checks of its names, axes, values and files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from harness.protocol.types import Identifier, Minutes, Name, NonNegativeInt, Po
 
 
 def check_number(value: str | int | float) -> str | int | float:
-    """Return a number or an expression; raise ValueError for other text."""
+    """Return the value unchanged; raise ValueError for text that is not an expression."""
     if isinstance(value, str) and not expressions.is_expression(value):
         raise ValueError(f"expected a number, got {shorten(value)}")
     return value
 
 
 def check_program(value: str) -> str:
-    """Return the name of a program; raise ValueError if there is no such program."""
+    """Return the name unchanged; raise ValueError if no program has this name."""
     programs = load_programs()
     if value not in programs:
         raise ValueError(f"unknown {shorten(value)}{did_you_mean(value, programs)}")
@@ -35,7 +35,7 @@ def check_program(value: str) -> str:
 Scalar = bool | int | float | str
 Number = Annotated[str | int | float, AfterValidator(check_number)]
 Axis = Annotated[list[Any], Field(min_length=1)]
-# More nodes or ranks would be a typing error on any machine.
+# No machine has more nodes or ranks: larger numbers are typos.
 NodeCount = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -53,14 +53,14 @@ class Resources(StrictModel):
 
 
 class DependencyRule(StrictModel):
-    """Cases that match `cases` start after those that match `required_cases` and agree with them on all other axes."""
+    """A rule: each case that matches `cases` needs the `required_cases` that have its values on all other axes."""
 
     cases: dict[Identifier, Scalar] = Field(default_factory=dict)
-    """Values of axes of the dependent cases; if empty, all other cases are dependent."""
+    """Values of axes of the dependent cases; if empty, all cases except the required ones are dependent."""
     required_cases: Annotated[dict[Identifier, Scalar], Field(min_length=1)]
-    """Values of axes of the cases that must have ended well."""
+    """Values of axes of the cases that must complete successfully first."""
     ignored_axes: list[Identifier] = Field(default_factory=list)
-    """Axes on which the cases need not agree."""
+    """Axes on which a dependent case and the cases that it needs may differ."""
 
 
 class EventSelector(StrictModel):
@@ -75,14 +75,14 @@ class EventSelector(StrictModel):
 
 
 class Check(EventSelector):
-    """A condition on the events of a case that ended well; a case that does not meet it counts as failed."""
+    """A condition on the events of a case with exit code 0; a case that does not meet it counts as failed."""
 
     min_events: NonNegativeInt = 1
     """The minimum number of matching events."""
     max_events: NonNegativeInt | None = None
     """The maximum number of matching events."""
     equals: Any = None
-    """The value of the field."""
+    """The value that the field must have."""
     at_least: Number | None = None
     """The smallest value that the field may have."""
     at_most: Number | None = None
@@ -100,8 +100,8 @@ class Check(EventSelector):
         return self
 
 
-class PerformanceReference(EventSelector):
-    """A figure of merit: a statistic of a field, within a relative tolerance of a reference."""
+class FigureOfMeritDefinition(EventSelector):
+    """A figure of merit: a statistic of a field, which should be within a relative tolerance of a reference value."""
 
     name: Name
     """Name of the figure in tables."""
@@ -120,7 +120,7 @@ class PerformanceReference(EventSelector):
 
 
 class Suite(StrictModel):
-    """One experiment: a program, the parameters that all its cases share, and the axes along which they differ."""
+    """What to measure: a program, the parameters that all cases share, and the axes along which cases differ."""
 
     name: Name
     """Name of the suite, with which the names of its cases begin."""
@@ -131,7 +131,7 @@ class Suite(StrictModel):
     program: Annotated[str, AfterValidator(check_program)]
     """The program that the cases run."""
     variables: dict[Identifier, Any] = Field(default_factory=dict)
-    """Names for values and expressions."""
+    """Named values and expressions, which other expressions can read."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the program in every case; a value may be an expression."""
     matrix: dict[str, Axis] = Field(default_factory=dict)
@@ -139,7 +139,7 @@ class Suite(StrictModel):
     zips: dict[Identifier, dict[str, Axis]] = Field(default_factory=dict)
     """Groups of axes of equal length whose values advance together, by name of the group."""
     exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = Field(default_factory=list)
-    """Combinations that are left out."""
+    """Values of axes, or lists of values; the combinations that have them are left out."""
     where: list[str] = Field(default_factory=list)
     """Conditions that a combination must meet to become a case."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -151,10 +151,10 @@ class Suite(StrictModel):
     retries: Annotated[int, Field(ge=0, le=100)] = 1
     """Number of times that a lost case (because of a dead node or a vanished job) is submitted again."""
     depends_on: list[DependencyRule] = Field(default_factory=list)
-    """Rules about cases that start only after other cases have ended well."""
+    """Rules about cases that start only after other cases are done."""
     sanity: list[Check] = Field(default_factory=list)
     """Conditions on the events of a case."""
-    performance: list[PerformanceReference] = Field(default_factory=list)
+    performance: list[FigureOfMeritDefinition] = Field(default_factory=list)
     """Figures of merit and their references."""
     tags: list[Name] = Field(default_factory=list)
     """Words with which the user can select cases."""
@@ -179,10 +179,11 @@ class Suite(StrictModel):
         return axes
 
 
-# Namespaces that expressions may read in addition to axes, variables and parameters.
+# Namespaces that expressions may read in addition to axes, variables and parameters, with their attributes; None means
+# that the system defines the attributes.
 SYSTEM_ATTRIBUTES = ("name", "nodes", "ranks_per_node", "cores_per_node", "accelerators_per_node", "backend", "device")
 NAMESPACES: Mapping[str, Collection[str] | None] = {"system": SYSTEM_ATTRIBUTES, "settings": None}
-# Words that Jinja2 does not read as names, and a name that the language defines.
+# Words that Jinja2 does not read as names, and `repeat`, the number of the repeat, which the harness defines.
 RESERVED = ("and", "else", "false", "if", "in", "is", "none", "not", "or", "true", "repeat")
 MAX_CASES = 1_000_000
 # Parameters that hold the path of a file, or the name of a shipped checkpoint.
@@ -198,7 +199,7 @@ def check_consistency(suite: Suite) -> Iterator[Problem]:
 
 
 def _check_names(suite: Suite) -> Iterator[Problem]:
-    """Yield a problem for each name that has two meanings."""
+    """Yield a problem for each name that is defined twice or has a predefined meaning."""
     names: list[KeyPath] = [("parameters", name) for name in suite.parameters]
     names += [("variables", name) for name in suite.variables]
     names += [("matrix", name) for name in suite.matrix]
@@ -260,7 +261,7 @@ def _check_required(suite: Suite) -> Iterator[Problem]:
 
 
 def _check_choices(suite: Suite) -> Iterator[Problem]:
-    """Yield a problem for each unknown axis in `exclude` or `depends_on`, and each value that its axis lacks."""
+    """Yield a problem for each axis in `exclude` or `depends_on` that is unknown, or has no such value."""
     axes = {name: values for name, (_, values) in suite.axes.items()}
     known = {name: {json.dumps(value) for value in values} for name, values in axes.items()}
     choices: list[tuple[KeyPath, Mapping[str, Any]]] = [(("exclude", k), row) for k, row in enumerate(suite.exclude)]

@@ -1,4 +1,4 @@
-"""Loading of systems: where to measure, from systems/*.yaml."""
+"""Load systems, the YAML files that say where to measure, check them, and resolve their settings."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from harness.protocol.errors import UsageError, did_you_mean, shorten
 
 __all__ = ["ResolvedSystem", "System", "TelemetryConfig", "load_system"]
 
-# Namespaces that expressions may read in addition to `settings`, by section.
+# The namespaces, with their attributes, that the expressions of a section may read in addition to `settings`.
 SECTION_ATTRIBUTES: dict[str, dict[str, Collection[str]]] = {
     "launch": {"case": ("nodes", "ranks", "ranks_per_node")},
     "install": {"setup": ("package",)},
     "chunk": {"node": ("ranks_per_node", "cores", "accelerators")},
 }
 # Sections that do not depend on a case.
-PRE_CASE_SECTIONS = ("directives", "modules", "prepare", "stage_in")
+CASE_INDEPENDENT_SECTIONS = ("directives", "modules", "prepare", "stage_in")
 # Sections that become lines of job scripts.
 JOB_SECTIONS = ("modules", "prepare", "environment", "stage_in", "launch", "telemetry")
 # All sections that may contain expressions.
-EXPRESSION_SECTIONS = ("node", "chunk", "environment", "install", "launch", "telemetry", *PRE_CASE_SECTIONS)
+EXPRESSION_SECTIONS = ("node", "chunk", "environment", "install", "launch", "telemetry", *CASE_INDEPENDENT_SECTIONS)
 Collector = Literal["omnistat", "sampler", "none"]
 COLLECTORS: tuple[Collector, ...] = ("omnistat", "sampler", "none")
 CHUNK_VALUE = re.compile(r"[\w.-]+", re.ASCII)
@@ -121,7 +121,8 @@ class ResolvedSystem:
     def render_line(self, text: str, key_path: KeyPath, **namespaces: Any) -> str:
         """Render the expressions in a line of the system; raise UsageError if one is invalid or gives several lines.
 
-        A setting without a value becomes the environment variable from which the job reads it.
+        A setting without a value becomes the environment variable from which the job reads it. An expression that
+        computes with such a setting becomes a shell expansion that ends the job with a message.
         """
         if not expressions.is_expression(text):
             return text
@@ -273,11 +274,12 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
     resolved = ResolvedSystem(definition, values, missing, source.parent, document)
     # everything that does not depend on a case is rendered now, so that its errors appear
     _ = resolved.ranks_per_node, resolved.spare_nodes, resolved.chunk, resolved.environment, resolved.telemetry
-    _ = [resolved.render_section(name) for name in PRE_CASE_SECTIONS]
+    _ = [resolved.render_section(name) for name in CASE_INDEPENDENT_SECTIONS]
     return resolved
 
 
 def _check_overlay(document: Document) -> Iterator[Problem]:
+    """Yield a problem if the key `overlay` names no system."""
     name, known = document.data.get("overlay"), resources.list_resources("systems")
     if isinstance(name, str) and name not in known and name != document.data.get("name"):
         yield document.make_problem(("overlay",), f"overlay: unknown system {shorten(name)}{did_you_mean(name, known)}")
@@ -296,7 +298,7 @@ def _check_expressions(document: Document) -> Iterator[Problem]:
         else:
             try:
                 namespaces = names | SECTION_ATTRIBUTES.get(str(key_path[0]), {})
-                message = expressions.parse(text).find_unknown_name((), namespaces)
+                message = expressions.parse(text).describe_name_error((), namespaces)
             except ExpressionError as error:
                 message = str(error)
         if message:

@@ -1,4 +1,4 @@
-"""The keys of a system, a file of systems/, and its settings: from -S, HARNESS_* variables or the user's file."""
+"""The keys of a system (a YAML file in systems/), and its settings: from -S, HARNESS_* variables or the user's file."""
 
 from __future__ import annotations
 
@@ -107,6 +107,7 @@ def resolve_settings(
 
 
 def _load_user_values(system: str, declared: Mapping[str, Setting]) -> dict[str, Value]:
+    """Return a system's settings in the user's file, where the system's section has precedence over the top level."""
     path = get_user_settings_path()
     if not path.is_file():
         return {}
@@ -219,7 +220,7 @@ class Node(StrictModel):
 
 
 class TelemetryTemplate(StrictModel):
-    """The collector of energy and use that runs alongside jobs."""
+    """The collector of energy and utilization that runs alongside jobs."""
 
     collector: SingleLine = "none"
     """`omnistat`, `sampler` (the ranks themselves) or `none`, or an expression with that value."""
@@ -239,7 +240,7 @@ class System(StrictModel):
     name: Name
     """Name by which the system is selected."""
     overlay: Name | None = None
-    """System whose overlay in a suite applies here; without it, the system itself."""
+    """Name of the system whose overlay in a suite applies here; by default, the name of this system."""
     title: SingleLine
     """The name of the machine, in one line."""
     source: str = ""
@@ -247,7 +248,7 @@ class System(StrictModel):
     scheduler: Literal["local", "slurm", "pbs"]
     """The scheduler of its jobs; local: each job is a process group on this machine."""
     template: FileName
-    """Jinja2 template of the job script, a file next to this one."""
+    """Jinja2 template of the job script: a file next to this one, or a shipped one."""
     node: Node
     """The shape of one node."""
     backend: Literal["gloo", "nccl", "xccl"] = "gloo"
@@ -277,9 +278,9 @@ class System(StrictModel):
     health_check_launcher: SingleLine = ""
     """Command that starts `health_check` once on each node."""
     launch: list[SingleLine]
-    """Command that starts a case."""
+    """Lines of the command that starts a case; the program and its arguments follow them."""
     telemetry: TelemetryTemplate = Field(default_factory=TelemetryTemplate)
-    """The collector of energy and use."""
+    """The collector of energy and utilization."""
     python: SingleLine = ""
     """Python interpreter of jobs; if empty, the one that runs the harness."""
     overhead_minutes: Annotated[float, Field(ge=0, le=1440)] = 0.0

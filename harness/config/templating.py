@@ -1,4 +1,4 @@
-"""Plain data with expressions, compiled once and rendered for every combination of a suite's axes."""
+"""Compile plain data with expressions once, and render them for every combination of a suite's axes."""
 
 from __future__ import annotations
 
@@ -25,24 +25,27 @@ class Template:
 
     constants: dict[str, Any]
     renderers: tuple[tuple[str, Renderer], ...]
-    """The names of the other values and the functions that compute them; each follows the values that it reads."""
+    """The names of the other values and the functions that compute them.
+
+    The order lets a caller add each result to the values before the next function, which may read it.
+    """
 
     def render(self, values: Values) -> dict[str, Any]:
-        """Return the constants and the rendered values."""
+        """Return the constants and the rendered values, which must not read one another."""
         if not self.renderers:
             return self.constants
         return {**self.constants, **{name: render(values) for name, render in self.renderers}}
 
 
 class TemplateCompiler:
-    """A compiler of the parts of a document, whose expressions may also read the attributes of namespaces."""
+    """A compiler of parts of a document; expressions may also read the attributes of `namespaces`."""
 
     def __init__(self, document: Document, namespaces: Mapping[str, Collection[str] | None]) -> None:
         self.document = document
         self.namespaces = namespaces
 
     def compile(self, data: Mapping[str, Any], key_path: KeyPath) -> Template:
-        """Compile the mapping at a key path; raise UsageError for unknown names and circular variables."""
+        """Compile the mapping at a key path; raise UsageError for unknown attributes and for circular values."""
         names = set(data) if key_path in NAMED_SECTIONS else set()
         reads = {name: _find_names(value) & names for name, value in data.items()}
         try:
@@ -57,7 +60,7 @@ class TemplateCompiler:
     def compile_value(self, value: Any, key_path: KeyPath) -> Renderer | None:
         """Return a function of the known values, or None for data without expressions."""
         parts = {
-            path: self._memoize(expressions.parse(text), (*key_path, *path))
+            path: self._check_and_memoize(expressions.parse(text), (*key_path, *path))
             for path, text in iter_strings(value)
             if expressions.is_expression(text)
         }
@@ -76,12 +79,15 @@ class TemplateCompiler:
 
     def compile_condition(self, text: str, key_path: KeyPath) -> Renderer:
         """Return a condition as a function of the known values."""
-        return self._memoize(expressions.parse_condition(text), key_path)
+        return self._check_and_memoize(expressions.parse_condition(text), key_path)
 
-    def _memoize(self, expression: Expression, key_path: KeyPath) -> Renderer:
-        """Return the expression, evaluated once for each set of values that it reads."""
+    def _check_and_memoize(self, expression: Expression, key_path: KeyPath) -> Renderer:
+        """Check the attributes of namespaces, and return a function that evaluates equal inputs only once.
+
+        The names of axes, variables and parameters have been checked when the suite was loaded.
+        """
         names = sorted(expression.names - set(self.namespaces))
-        if message := expression.find_unknown_name(names, self.namespaces):
+        if message := expression.describe_name_error(names, self.namespaces):
             raise self.document.make_error(key_path, f"{format_key_path(key_path)}: {message}")
         results: dict[tuple[Any, ...], Any] = {}
 

@@ -1,4 +1,4 @@
-"""Loading of YAML files as plain data with the location of every value, and of files that extend others.
+"""Load YAML files as plain data with the location of every value, and resolve `extends`.
 
 ruamel.yaml composes the nodes. Its round-trip loader has the locations of keys too (`.lc`), but converts 0123 and 1.50
 to numbers and takes 1.5 times as long.
@@ -46,7 +46,7 @@ ScalarReader = Callable[[ScalarNode, KeyPath], Any]
 
 
 class YamlNodeError(Exception):
-    """A node that plain data cannot hold."""
+    """A node of a YAML file is not allowed; the message is the reason, and `mark` is the position."""
 
     def __init__(self, message: str, mark: Any) -> None:
         super().__init__(message)
@@ -82,6 +82,7 @@ def load_with_bases(path: Path, kind: str, visited: tuple[Path, ...] = ()) -> Do
     if len(visited) > MAX_EXTENDS:
         raise document.make_error(("extends",), f"extends: more than {MAX_EXTENDS} files extend one another")
     overlay, base_document = document.drop("extends"), load_with_bases(base, kind, visited)
+    # a file may remove a key of its base by `key: null`
     raise_problems(overlay.find_invalid_removals(base_document))
     return overlay.overlay_on(base_document)
 
@@ -102,7 +103,8 @@ def resolve_base(path: Path, kind: str, name: str) -> Path:
 def read_value(node: ScalarNode, key_path: KeyPath) -> Any:
     """Return the value of a scalar in a suite or a system.
 
-    The default of a setting, which is text in jobs, is a number only if Python prints it so: 0123 and 1.50 are text.
+    Jobs read a setting as text. Its default is therefore a number only if Python prints that number with the same
+    characters; 0123 and 1.50 are text.
     """
     is_default = len(key_path) == 3 and key_path[0] == "settings" and key_path[-1] == "default"
     if is_default and not node.style and node.value not in NULLS and not PRINTED_NUMBER.fullmatch(node.value):
@@ -111,12 +113,21 @@ def read_value(node: ScalarNode, key_path: KeyPath) -> Any:
 
 
 def read_text(node: ScalarNode, key_path: KeyPath) -> Any:
-    """Return a scalar as text, also if YAML reads it as another type; None if it is empty."""
+    """Return a scalar as text, even if YAML would read it as another type; None if it is empty."""
     return _read_printable(node) if node.style or node.value else None
 
 
 def load_yaml(path: Path, may_be_empty: bool = False, read: ScalarReader = read_value) -> Document:
-    """Load the file's top-level mapping as plain data; raise UsageError with file:line:column."""
+    """Load the file's top-level mapping as plain data.
+
+    Args:
+        path: The file.
+        may_be_empty: Whether an empty file counts as an empty mapping.
+        read: The function that converts scalars; read_text keeps all of them as text.
+
+    Raises:
+        UsageError: the file cannot be read or is not valid; the message begins with the file and the position.
+    """
     text = _read(path)
     cache_source(path, text)
     if bad := CONTROL.search(text):
@@ -168,7 +179,7 @@ def _make_error(path: Path, line: int, column: int, message: str) -> UsageError:
 
 
 def _make_syntax_error(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
-    """Return the error at the location where the user can correct it, which for an unclosed part is its start."""
+    """Return the error at the location where the user can correct it: for an unclosed quote or bracket, its start."""
     message = (error.problem or error.context or "not YAML").splitlines()[0]
     mark = error.problem_mark or error.context_mark
     if message == "but found another document":
@@ -192,7 +203,7 @@ def _describe_invisible(character: str) -> str:
 
 
 class _Composer(Composer):
-    """ruamel's composer without tags, deep nesting and recursive aliases."""
+    """ruamel's composer of nodes, which here refuses tags, deep nesting and recursive aliases."""
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader=loader)
@@ -218,7 +229,7 @@ class _Composer(Composer):
 
 
 class _DataBuilder:
-    """A builder of plain data from nodes, which records the location of every part."""
+    """A builder that converts nodes to plain data and records the location of every key and item."""
 
     def __init__(self, path: Path, read: ScalarReader) -> None:
         self.path, self.read = path, read
@@ -260,7 +271,7 @@ class _DataBuilder:
         return values
 
     def _merge(self, values: dict[str, Any], other: Any, key_path: KeyPath) -> None:
-        """Add the keys that `<<` includes and the mapping itself lacks."""
+        """Add the keys of the mapping `other` after `<<` that the mapping itself does not have."""
         if not isinstance(other, MappingNode):
             raise YamlNodeError(f"expected a mapping or a list of mappings after {MERGE_KEY}", other.start_mark)
         locations, self.locations = self.locations, {}

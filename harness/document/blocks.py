@@ -1,4 +1,4 @@
-"""The building blocks of a report: sections, tables, links, formats of numbers, and printed tables of papers."""
+"""The building blocks of the report: sections, tables, links, formats of numbers, and the printed tables of papers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Table(StrictModel):
-    """A printed table.
+    """A table that a paper prints.
 
     Attributes:
         columns: The names of the columns.
@@ -36,7 +36,7 @@ class Table(StrictModel):
 
 
 class PrintedPaper(StrictModel):
-    """The paper with which the page on the inference ladder compares."""
+    """The source and the table of the paper with which the page on the inference ladder compares."""
 
     source: str
     table_xv: Table
@@ -44,7 +44,9 @@ class PrintedPaper(StrictModel):
 
 EN_DASH = "\N{EN DASH}"
 MINUTE = 60.0
+# The seconds in a period, and its name.
 PERIODS = ((365.25 * 86400, "year"), (86400.0, "day"), (3600.0, "hour"), (MINUTE, "minute"))
+# Units of counts, which are shown with all digits.
 COUNT_UNITS = {"datasets", "structures", "elements", "campaigns", "nodes", "machines", "precisions", "tasks"}
 
 
@@ -60,7 +62,7 @@ class Link:
 
 
 def link_run_folder(folder: str, depth: int = 3) -> Link:
-    """Return a link to a case's folder, which is `depth` levels below the results."""
+    """Return a link to a folder that is `depth` levels below the results folder, by default that of a case."""
     path = "/".join(Path(folder).parts[-depth:])
     return Link(path.rsplit("/", 1)[-1], f"{path}/")
 
@@ -90,7 +92,14 @@ class TableBlock:
 
 
 def build_block(title: str, rows: Iterable[Row], columns: Sequence[Column], note: str = "") -> TableBlock:
-    """Return a table with one line per row; each column is (header, name of a table column or function of the row)."""
+    """Return a table with one line per row.
+
+    Args:
+        title: The title.
+        rows: The rows of a result table.
+        columns: The header and the cells of each displayed column.
+        note: The text below the table.
+    """
     body = [[row[cell] if isinstance(cell, str) else cell(row) for _, cell in columns] for row in rows]
     return TableBlock(title, [header for header, _ in columns], body, note)
 
@@ -154,8 +163,8 @@ def select_campaign(table: pd.DataFrame, campaign: str) -> pd.DataFrame:
     return table[table["campaign"] == campaign]
 
 
-def count_by_reason(table: pd.DataFrame, column: str, text: str, noun: str) -> list[str]:
-    """Return a sentence for each reason in a column, such as `Not compiled, 2 runs: no compiler.`."""
+def describe_reasons(table: pd.DataFrame, column: str, text: str, noun: str) -> list[str]:
+    """Return a sentence for each reason in a column, with its number of rows: `Not compiled, 2 runs: no compiler.`."""
     groups = table[table[column].notna()].groupby(column)
     return [f"{text}, {pluralize(len(rows), noun)}: {reason}." for reason, rows in groups]
 
@@ -177,21 +186,15 @@ def format_number(value: Any, spec: str = ".3g") -> str:
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """Return a number with its unit: `3rd place`, `1 node`, `14 days`, `33 x`."""
-    if unit == "place":
-        return f"{format_ordinal(round(value))} place"
+    """Return a number with its unit: `rank 3`, `1 node`, `14 days`, `33 x`."""
+    if unit == "rank":
+        return f"rank {value:g}"
     if unit == "s" and abs(value) >= 2 * MINUTE:
         size, name = next((size, name) for size, name in PERIODS if abs(value) >= 2 * size)
         return f"{format_number(value / size)} {name}s"
     if unit.endswith("s") and unit != "s" and value == 1:
         return f"1 {unit[:-1]}"
     return f"{format_number(value) if unit not in COUNT_UNITS else f'{value:,.10g}'} {unit}".rstrip()
-
-
-def format_ordinal(rank: int) -> str:
-    """Return `1st`, `2nd`, `3rd` or `11th`."""
-    ending = "th" if rank % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
-    return f"{rank:,}{ending}"
 
 
 def format_threads(threads: Any) -> str:

@@ -1,4 +1,4 @@
-"""Figures in a common style, which are saved as SVG and PNG."""
+"""A common style for figures, which are saved as SVG and PNG."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterMathtext,
 
 from harness.host.files import write_below
 
+# The length to which file names are cut.
 MAX_LETTERS = 120
 SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 STYLE: Any = {
@@ -93,7 +94,7 @@ def set_power_labels(axis: Axis) -> None:
 
 
 def set_plain_ticks(axis: Axis, low: float, high: float) -> None:
-    """Set a few ticks without exponents between the ends of a logarithmic axis."""
+    """Set at most six ticks, labelled without exponents, between the ends of a logarithmic axis."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,), (0.1,)):
         ticks = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]

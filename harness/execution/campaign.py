@@ -15,7 +15,7 @@ from harness.execution.schedulers.pbs import PbsScheduler
 from harness.execution.schedulers.slurm import SlurmScheduler
 from harness.execution.status import CampaignStatus, Outcome, Progress
 from harness.execution.submission import RunOptions, Submission
-from harness.host.locks import hold_campaign_lock
+from harness.host.locks import hold_folder_lock
 from harness.planning.expand import Plan
 from harness.planning.jobs import Job, pack_jobs
 from harness.protocol.case import Case
@@ -53,17 +53,18 @@ class Campaign:
         return self._make_status(journal).list_outcomes(queue)
 
     def run(self, options: RunOptions, progress: Progress) -> list[Outcome]:
-        """Collect results, submit missing cases, and wait if the options say so; return the state of all cases.
+        """Collect results, submit missing cases or write their job scripts, and return the state of all cases.
 
+        The options say whether cases are submitted, and whether the command waits until their jobs have ended.
         Failed cases and rejected jobs do not stop the others; `submission.rejected` lists the rejected jobs afterwards.
-        KeyboardInterrupt ends jobs on this machine and leaves those in a queue.
+        KeyboardInterrupt ends jobs on this machine; jobs in the queue of a scheduler continue.
 
         Raises:
             SchedulerUnavailable: the scheduler does not answer.
             UsageError: the scheduler's commands cannot be used, or another harness process is running the campaign.
         """
         with (
-            hold_campaign_lock(self.folder),
+            hold_folder_lock(self.folder),
             _convert_scheduler_errors("no work is lost; run the same command to continue"),
         ):
             journal = Journal(self.folder)
@@ -83,7 +84,7 @@ class Campaign:
 
     def collect(self, progress: Progress) -> list[Outcome]:
         """Collect results, submit nothing, and return the state of all cases; raise the same errors as run."""
-        with hold_campaign_lock(self.folder), _convert_scheduler_errors("no work is lost"):
+        with hold_folder_lock(self.folder), _convert_scheduler_errors("no work is lost"):
             journal = Journal(self.folder)
             monitor = self._make_monitor(journal, progress)
             monitor.recover()
@@ -92,11 +93,13 @@ class Campaign:
 
     def cancel(self) -> int:
         """Cancel every job of the campaign and return their number."""
-        with hold_campaign_lock(self.folder):
+        with hold_folder_lock(self.folder):
             try:
                 return self._make_monitor(Journal(self.folder)).cancel_jobs("cancelled")
             except (RetriesExhausted, CommandFailed) as error:
-                raise SchedulerUnavailable(f"{error}; the jobs are as they were") from None
+                raise SchedulerUnavailable(
+                    f"{error}; some jobs may not be cancelled; run the same command again"
+                ) from None
 
     def _collect_results(self, options: RunOptions, monitor: JobMonitor, progress: Progress) -> None:
         """Record the cases that have ended since the last command, and mark those to be retried as not run."""
@@ -167,7 +170,7 @@ class Campaign:
 
 @contextmanager
 def _convert_scheduler_errors(advice: str) -> Iterator[None]:
-    """Convert errors of scheduler commands to errors for the user."""
+    """Convert errors of scheduler commands to errors for the user, with advice if the scheduler does not answer."""
     try:
         yield
     except RetriesExhausted as error:

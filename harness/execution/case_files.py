@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.execution.journal import CaseResult
-from harness.execution.schedulers.base import ExitInfo
+from harness.execution.schedulers.base import LastState
 from harness.protocol import checks, events
 from harness.protocol.case import Unreadable, read_case, read_log
 from harness.protocol.events import find_invalid_event
@@ -65,22 +65,22 @@ def read_result_without_exit_code(folder: Path) -> CaseResult | None:
     return _evaluate_result(folder, None, None)
 
 
-def read_result_of_vanished_job(folder: Path, exit_info: ExitInfo | None) -> CaseResult | None:
-    """Return the result of a case without exit code, or None if the case may be run again."""
-    if exit_info is not None and exit_info.kind in ("cancelled", "failed"):
-        return CaseResult("cancelled" if exit_info.kind == "cancelled" else "failed", None, None, exit_info.reason)
+def read_result_of_vanished_job(folder: Path, last_state: LastState | None) -> CaseResult | None:
+    """Return the result of a case whose job has vanished without an exit code, or None if the case may run again."""
+    if last_state is not None and last_state.kind in ("cancelled", "failed"):
+        return CaseResult("cancelled" if last_state.kind == "cancelled" else "failed", None, None, last_state.reason)
     result = read_result_without_exit_code(folder)
     if result is not None:
         reason = "its program finished, but its job was killed before the exit code was written"
         return replace(result, reason=result.reason or reason)
-    if exit_info is not None and exit_info.kind == "completed":
-        message = f"the scheduler says {exit_info.reason}, but no exit code was written; --retry runs the case again"
+    if last_state is not None and last_state.kind == "completed":
+        message = f"the scheduler says {last_state.reason}, but no exit code was written; --retry runs the case again"
         return CaseResult("lost", None, None, message)
     return None
 
 
 def could_result_still_appear(
-    folder: Path, exit_info: ExitInfo | None, vanished_at_s: float | None, delay_s: float
+    folder: Path, last_state: LastState | None, vanished_at_s: float | None, delay_s: float
 ) -> bool:
     """Return whether files that are not visible yet may show that the case succeeded.
 
@@ -89,13 +89,13 @@ def could_result_still_appear(
 
     Args:
         folder: the folder of the case.
-        exit_info: the end of the job according to the scheduler; None if it is unknown.
+        last_state: the last state of the job according to the scheduler; None if the scheduler does not know the job.
         vanished_at_s: Unix time at which the queue stopped listing the job; None if this has just been noticed.
         delay_s: how long a file system may hide new files.
     """
     if delay_s <= 0 or (vanished_at_s is not None and time.time() - vanished_at_s >= delay_s) or read_exit_code(folder):
         return False
-    kind = exit_info.kind if exit_info else "completed"
+    kind = last_state.kind if last_state else "completed"
     if kind in ("completed", "exited"):
         return kind == "completed" or has_started(folder)
     return kind == "retryable" and read_result_without_exit_code(folder) is not None

@@ -1,4 +1,4 @@
-"""Monitoring of the jobs of a campaign, by comparing the journal with the queue and with the files of the cases."""
+"""Monitor the jobs of a campaign: compare the journal with the queue and with the files of the cases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.execution import case_files
 from harness.execution.journal import ActiveJob, CaseResult, Journal
-from harness.execution.schedulers.base import JOBS_FOLDER, ExitInfo, QueueEntry, Scheduler
+from harness.execution.schedulers.base import JOBS_FOLDER, LastState, QueueEntry, Scheduler
 from harness.execution.status import Progress
 from harness.planning.expand import Plan
 from harness.planning.jobs import Job
@@ -23,10 +23,10 @@ SUBMISSION_DELAY_S = 10.0
 
 
 class JobMonitor:
-    """The active jobs of one journal.
+    """A monitor of the active jobs of one journal, which records what has happened to them.
 
     Attributes:
-        last_queue: the entries of the jobs in the queue when it was last queried, by name.
+        last_queue: the answer to the last query of the queue: the entries of active jobs, by name of the job.
     """
 
     def __init__(
@@ -137,38 +137,37 @@ class JobMonitor:
                     self._record_end(case, name, result)
 
     def _record_vanished(self, jobs: Sequence[ActiveJob]) -> set[str]:
-        """Record the cases of jobs that the queue no longer lists, except those whose files may still appear.
+        """Record the cases of jobs that the queue no longer lists, except cases whose files may still appear.
 
         Returns:
             The ids of the cases that are lost and may be submitted again.
         """
         active = self._find_cases_of_active_jobs({case: name for job in jobs for case, name in job.cases.items()})
-        exit_infos = self.scheduler.query_exit_info([job.id for job in jobs if job.id])
+        last_states = self.scheduler.query_last_states([job.id for job in jobs if job.id])
         delay_s = self._get_file_sync_delay_s()
         lost_ids: set[str] = set()
         jobs_by_message: dict[str, list[str]] = defaultdict(list)
         for job in jobs:
-            info = exit_infos.get(job.id or "")
-            if info is not None and info.kind == "alive":
+            last_state = last_states.get(job.id or "")
+            if last_state is not None and last_state.kind == "alive":
                 continue
             for case, name in [(case, name) for case, name in job.cases.items() if case not in active]:
                 folder = self.folder / name
                 case_files.refresh_listing(folder)
-                result = case_files.read_result(folder) or case_files.read_result_of_vanished_job(folder, info)
+                result = case_files.read_result(folder) or case_files.read_result_of_vanished_job(folder, last_state)
                 vanished_at_s = job.time_s if job.id is None else job.vanished_s
-                if case_files.could_result_still_appear(folder, info, vanished_at_s, delay_s):
+                if case_files.could_result_still_appear(folder, last_state, vanished_at_s, delay_s):
                     if job.vanished_s is None:
                         self.journal.record_vanished(job.name)
-                        jobs_by_message[_describe_wait(info, delay_s)].append(job.name)
+                        jobs_by_message[_describe_wait(last_state, delay_s)].append(job.name)
                 elif result is not None:
                     self._record_end(case, name, result)
                 elif self.journal.loss_counts[case] >= self.plan.suite.retries:
-                    reason = (
-                        f"{self._describe_disappearance(job, info)}; tried {self.journal.loss_counts[case] + 1} times"
-                    )
+                    attempts = self.journal.loss_counts[case] + 1
+                    reason = f"{self._describe_disappearance(job, last_state)}; tried {attempts} times"
                     self._record_end(case, name, CaseResult("lost", None, None, reason))
                 else:
-                    self.journal.record_loss(case, self._describe_disappearance(job, info))
+                    self.journal.record_loss(case, self._describe_disappearance(job, last_state))
                     lost_ids.add(case)
         for message, names in jobs_by_message.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -182,9 +181,9 @@ class JobMonitor:
         name = planned.name if planned else folder_name
         self.progress.report_end(name, result, self.folder / folder_name)
 
-    def _describe_disappearance(self, job: ActiveJob, info: ExitInfo | None) -> str:
+    def _describe_disappearance(self, job: ActiveJob, last_state: LastState | None) -> str:
         """Return why a job has vanished: the scheduler's reason, and the last error in the job's log."""
-        reason = info.reason if info else "its job has disappeared, and there is no exit code"
+        reason = last_state.reason if last_state else "its job has disappeared, and there is no exit code"
         error = case_files.find_last_error(self.folder / JOBS_FOLDER / f"{job.name}.log")
         return f"{reason}: {error}" if error else reason
 
@@ -193,7 +192,7 @@ class JobMonitor:
         return case_files.get_file_sync_delay_s(self.scheduler.file_sync_delay_s) if self.scheduler.is_detached else 0.0
 
 
-def _describe_wait(info: ExitInfo | None, limit_s: float) -> str:
+def _describe_wait(last_state: LastState | None, limit_s: float) -> str:
     """Return a message to the user about why the campaign waits for files of a job."""
-    reason = f"the scheduler says {info.reason}" if info else "no longer in the queue"
+    reason = f"the scheduler says {last_state.reason}" if last_state else "no longer in the queue"
     return f"{reason}, and there is no exit code yet; waiting for files for up to {limit_s:g} s"

@@ -1,4 +1,4 @@
-"""Writing of job scripts (jobs/<job>.sh), the folders of their cases (case.json), and setup scripts of systems."""
+"""Write job scripts (jobs/<job>.sh), the folders of their cases (with case.json), and the setup scripts of systems."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from harness.protocol.events import VERSION
 from harness.protocol.registry import PROGRAMS
 
 TRIAL_LAUNCHER = "launch.sh"
-# How long nodes may take to answer a check: starting a command on thousands of nodes takes minutes.
+# How long nodes may take to answer a check. On MANY_NODES nodes or more, starting a command takes minutes.
 MANY_NODES, CHECK_TIMEOUT_S, CHECK_TIMEOUT_MANY_NODES_S = 512, 60, 300
 # A driver program, such as a hyperparameter search, starts each of its trials with this script.
 TRIAL_LAUNCH_TEMPLATE = """\
@@ -83,7 +83,7 @@ class JobScriptWriter:
         self.plan = plan
         self.folder = make_absolute(folder)
         if re.search('["\\\\\n\ud800-\udfff]', str(self.folder)):
-            characters = "a quote, backslash or line break, or one that is not UTF-8"
+            characters = "a quote, a backslash, a line break or a character that is not UTF-8"
             raise UsageError(f"{self.folder}: job scripts cannot name a folder with {characters}")
         self.jobs_folder = self.folder / JOBS_FOLDER
         self._template = _make_template_environment(plan.system.folder).get_template(plan.system.definition.template)
@@ -178,6 +178,7 @@ class JobScriptWriter:
         return TRIAL_LAUNCH_TEMPLATE.format(**shape, s="s" * (shape["nodes"] > 1), launch=launch)
 
     def _make_launcher(self) -> Callable[[Case], list[str]]:
+        """Return a function that renders the launch command of a case, which is empty for a driver."""
         cache: dict[tuple[int, int], list[str]] = {}
 
         def launch(case: Case) -> list[str]:

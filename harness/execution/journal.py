@@ -33,7 +33,7 @@ JOURNAL_FILE = "journal.jsonl"
 
 @dataclass
 class ActiveJob:
-    """A job that is not known to have ended.
+    """A job of a submission that has been requested, and of which some cases are not known to have ended.
 
     Attributes:
         id: the scheduler's id; None while it is unknown whether the scheduler has accepted the job.
@@ -72,6 +72,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._path = folder / JOURNAL_FILE
         self._log: events.JsonLinesLog | None = None
+        # the jobs of each submission; empty if it is not an array
         self._arrays: dict[str, list[str]] = {}
         self.active_jobs: dict[str, ActiveJob] = {}
         self.active_cases: dict[str, str] = {}

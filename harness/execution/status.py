@@ -1,4 +1,4 @@
-"""The state of a campaign's cases according to journal, scheduler and files, and its display while jobs run."""
+"""The states of a campaign's cases according to journal, scheduler and files, and the display of progress."""
 
 from __future__ import annotations
 
@@ -62,7 +62,11 @@ class CampaignStatus:
         return result is not None and result.state == "done" and os.path.isdir(self.folder / case.folder_name)
 
     def is_pending(self, case: Case) -> bool:
-        """Return whether a run would submit the case: it is not active and has not ended, even by hand."""
+        """Return whether a run would submit the case.
+
+        It would if the case is not active, no case that it needs has failed, and it has not ended. A case whose folder
+        was deleted, or that was run by hand and is not done, counts as not ended.
+        """
         if case.id in self.journal.active_cases:
             return False
         folder = f"{self.folder}/{case.folder_name}"
@@ -102,6 +106,7 @@ class CampaignStatus:
         return Outcome(case, "blocked" if failed else "not run", None, f"needs {failed[0]}" if failed else "", folder)
 
 
+# The time between two lines about one case, and the number of names up to which cases are listed one by one.
 LINE_INTERVAL_S = 20.0
 MAX_NAMES = 20
 
@@ -125,7 +130,7 @@ class Progress:
             self.print_line(f"{name}: done before")
 
     def report_submission(self, jobs: Sequence[str], job_id: str, cases: int) -> None:
-        """Report jobs that the scheduler has just accepted."""
+        """Report jobs that the scheduler has just accepted, except jobs on this machine, whose id is their name."""
         if job_id != jobs[0]:
             name = jobs[0] if len(jobs) == 1 else f"{len(jobs)} jobs as one array"
             self.print_line(f"submitted {name} ({pluralize(cases, 'case')}) as {job_id}")

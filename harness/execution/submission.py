@@ -1,4 +1,4 @@
-"""Submission of jobs to the scheduler: in order, within the limits of the site and the user, and each job only once."""
+"""Submit jobs to the scheduler: in order, within the limits of the site and the user, and each job only once."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Submission:
         return ready, later
 
     def _is_within_budget(self, job: Job, ready_node_hours: float) -> bool:
-        """Return whether --max-node-hours allows the job too; report the first refusal of each job."""
+        """Return whether --max-node-hours allows the job after the ready ones; report each refused job once."""
         budget = self.options.max_node_hours
         if budget is None or self._node_hours + ready_node_hours + job.node_hours <= budget:
             return True
@@ -149,7 +149,10 @@ class Submission:
         return False
 
     def _check_dependencies(self, job: Job) -> tuple[Literal["now", "later", "never"], list[str]]:
-        """Return when the job can be submitted, and the ids of the active cases in other jobs that it depends on."""
+        """Return when the job can be submitted, and the ids of the active cases in other jobs that it depends on.
+
+        If a case that it needs is done but has no exit code, the job is rejected.
+        """
         inside = {case.folder_name for case in job.cases}
         active = []
         for folder in dict.fromkeys(name for case in job.cases for name in case.depends_on if name not in inside):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Direction = Literal["higher", "lower"]
 # A number of useful results, and their unit.
 WorkCount = tuple[float, str]
-# From this similarity on, the name of a function counts as a misspelt one.
+# A name that is at least this similar to the name of an absent function counts as a misspelling of it.
 SIMILARITY = 0.8
 
 
@@ -45,8 +45,8 @@ class MetricSamples:
     """Raw samples of a metric.
 
     Attributes:
-        part: the part of the run in which the samples were measured, such as {"stage": "baseline"}.
-        rounds: the round of each sample if parts alternate in rounds; otherwise empty.
+        part: the part of the run in which the samples were measured, such as {"stage": "baseline"}; empty: the run.
+        rounds: the round of each sample if the parts alternate in rounds; otherwise empty.
     """
 
     metric: Metric
@@ -63,7 +63,7 @@ class CostJoin:
     """The rule that joins the rows of a table with the tables of costs.
 
     Attributes:
-        scope: the scope of a row: a whole case, or a kind of part.
+        scope: what a row is about: a whole case, or a part of it (an epoch, a trial, a stage or a precision).
         keys: the columns that the table shares with the table of costs.
         name_columns: the columns whose values, joined by spaces, are the name of the part.
     """
@@ -91,16 +91,16 @@ class PageContext:
 
 
 class MetricsModule(Protocol):
-    """The functions of an experiment's module `metrics`."""
+    """The functions of an experiment's module `metrics`; only `build_tables` is required."""
 
     def build_tables(self, records: Sequence[RunRecord]) -> Mapping[str, pd.DataFrame]:
         """Return the experiment's tables by name, from all readable records; a table may be empty."""
 
     def list_metric_samples(self, record: RunRecord) -> Iterator[MetricSamples]:
-        """Yield the samples of a finished run that can be compared with those of another run (optional)."""
+        """Yield the samples of a finished run that can be compared with the samples of another run."""
 
     def count_work(self, record: RunRecord, scope: Scope, name: str) -> WorkCount:
-        """Return the number of useful results of a case, or of one of its parts, and their unit (optional).
+        """Return the number of useful results of a case, or of one of its parts, and the unit of the results.
 
         The report divides the cost of the case, or of the part, by this number.
 
@@ -115,7 +115,7 @@ class PageModule(Protocol):
     """The functions of an experiment's module `page`."""
 
     def build_sections(self, context: PageContext) -> list[Section]:
-        """Return the sections of the page, or an empty list without data, and write the figures."""
+        """Write the figures, and return the sections of the page; return an empty list if there are no data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class Experiment:
         title: the title of the page.
         programs: the programs whose runs the page shows.
         page: the file name of the page, without suffix; by default the last part of the package's name.
-        costs: the rules that join tables of the experiment with costs, by name of the table.
+        costs: the rule that adds columns of costs to a table of the experiment, by name of the table.
         has_samples: whether the page links to the table of all raw samples.
     """
 
@@ -139,7 +139,7 @@ class Experiment:
     has_samples: bool = False
 
     def __post_init__(self) -> None:
-        """Set the default name of the page, which is the last part of the package's name."""
+        """Set the default name of the page."""
         object.__setattr__(self, "page", self.page or self.package.rpartition(".")[2])
 
     @property
@@ -169,7 +169,7 @@ class Experiment:
 
 
 def _check_functions(module: ModuleType, protocol: type) -> None:
-    """Raise UsageError for a function of a module whose name is an old or a misspelt one of a protocol's functions."""
+    """Raise UsageError if a module defines a function of the protocol under an old or a misspelt name."""
     known = [name for name in vars(protocol) if not name.startswith("_")]
     absent = [name for name in known if not hasattr(module, name)]
     for name, value in vars(module).items():
@@ -183,5 +183,5 @@ def _check_functions(module: ModuleType, protocol: type) -> None:
 
 
 def select_numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    """Return the values that are numbers, without other types such as None and bool."""
+    """Return the values that are numbers as floats; omit all others, such as None and booleans."""
     return tuple([float(v) for v in values if type(v) in (float, int)])

@@ -1,4 +1,4 @@
-"""Checks of physics on the pages of experiments: the verdict on what was checked, and a row per check."""
+"""Checks of physics on the pages of experiments: the verdict on the checks of a model, and the table of the checks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Verdict = Literal["ok", "incorrect", "not checked"]
 
 
 def list_checks(record: RunRecord) -> Iterator[dict[str, Any]]:
-    """Yield the values of CHECK_COLUMNS, and the folder of the run, for each check of physics in a record."""
+    """Yield a row with CHECK_COLUMNS and the folder of the run for each check of physics in a run."""
     for event in record.events("physics_check"):
         yield {name: event.get(name) for name in CHECK_COLUMNS.split()} | {"folder": record.location}
 
 
 def judge_checks(checks: Sequence[Event]) -> tuple[Verdict, str]:
-    """Return the verdict on what was checked, with its reason: the worst violation, or what could not be measured."""
+    """Return the verdict on some checks with its reason: the worst violation, or that checks were not measured."""
     if violated := list_violated(checks):
         worst = max(violated, key=lambda check: check["value"] / check["tolerance"])
         reason = f"{worst['check']} of {worst['structure']}: {worst['value']:.2g} {worst['unit']}"
@@ -34,7 +34,7 @@ def judge_checks(checks: Sequence[Event]) -> tuple[Verdict, str]:
 
 
 def list_violated(checks: Sequence[Event]) -> list[Event]:
-    """Return the checks whose violation is larger than the tolerance."""
+    """Return the checks whose value exceeds the tolerance."""
     return [check for check in checks if check["passed"] is False]
 
 
@@ -44,7 +44,13 @@ def name_violated(checks: Sequence[Event]) -> str:
 
 
 def build_physics_block(title: str, physics: pd.DataFrame, key: str) -> TableBlock:
-    """Return a row per check: the violation over its tolerance, or what is wrong, in a column per value of `key`."""
+    """Return a table with a row per check and a column per value of `key`, such as a column per model.
+
+    Args:
+        title: The title of the table.
+        physics: The checks, with CHECK_COLUMNS and the column `key`.
+        key: The column whose values become the columns of the table.
+    """
     names = list(dict.fromkeys(physics[key]))
     pairs = list(dict.fromkeys(zip(physics["check"], physics["structure"], strict=True)))
     cells = {(r[key], r["check"], r["structure"]): format_check(r) for r in list_rows(physics)}
@@ -54,14 +60,15 @@ def build_physics_block(title: str, physics: pd.DataFrame, key: str) -> TableBlo
         for check, structure in sorted(pairs, key=lambda pair: order[pair[0]])
     ]
     note = (
-        "Each cell: the largest violation, and the tolerance that rounding in the model's type explains; FAILS where"
-        " the violation is larger. Energies in eV/atom, forces relative to the largest force."
+        "Each cell has the largest violation and, in brackets, the tolerance for rounding errors in the model's"
+        " floating-point type; FAILS marks a larger violation. Energies are in eV/atom; forces are relative to the"
+        " largest force."
     )
     return TableBlock(title, ["check", "structure", *map(str, names)], body, note)
 
 
 def format_check(row: Row) -> str:
-    """Return `ok, 1e-15 (1e-08)`, `FAILS, 0.2 (1e-08)`, or why there is no value."""
+    """Return the result of a check, such as `ok, 1e-15 (1e-08)`, `FAILS, 0.2 (1e-08)` or `not measured: REASON`."""
     if row["passed"] is None:
         return f"not measured: {row['reason']}"
     word = "ok" if row["passed"] else "FAILS"

@@ -26,7 +26,7 @@ SHIPPED = (
 
 @cache
 def load_experiments() -> tuple[Experiment, ...]:
-    """Return all experiments; raise UsageError if one of the user's experiments is invalid."""
+    """Return all experiments; raise UsageError if an experiment of the user is invalid."""
     shipped = [importlib.import_module(package).EXPERIMENT for package in SHIPPED]
     pages = {experiment.page for experiment in shipped}
     custom = []
@@ -35,12 +35,15 @@ def load_experiments() -> tuple[Experiment, ...]:
         if not isinstance(experiment, Experiment):
             raise UsageError(f"{folder / '__init__.py'}: EXPERIMENT is not a harness.experiments.experiment.Experiment")
         if experiment.page in pages:
-            raise UsageError(f"{folder / '__init__.py'}: the report has a page named {experiment.page!r}")
+            raise UsageError(
+                f"{folder / '__init__.py'}: the report already has a page named {experiment.page!r};"
+                " choose another name"
+            )
         pages.add(experiment.page)
         custom.append(experiment)
     return (*shipped, *custom)
 
 
 def find_experiment(program: str) -> Experiment | None:
-    """Return the experiment that shows the runs of a program; None if there is no such experiment."""
+    """Return the experiment whose page shows the runs of a program; None if there is no such experiment."""
     return next((experiment for experiment in load_experiments() if program in experiment.programs), None)

@@ -1,4 +1,4 @@
-"""All result tables of a folder of runs, and the samples of a run that can be compared with those of another run."""
+"""All result tables of a folder of runs, and the samples by which two runs can be compared."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def collect_metrics(record: RunRecord) -> dict[Metric, list[float]]:
-    """Return the samples of list_metric_samples by metric, with the part as a suffix of the metric's name."""
+    """Return the samples of each comparable metric of a run; the part of the run is a suffix of the metric's name."""
     metrics = {}
     for samples in list_metric_samples(record):
         name = " ".join([samples.metric.name, *samples.part.values()])
@@ -45,7 +45,7 @@ class Results:
 
     Attributes:
         records: all runs, including unreadable ones.
-        named_tables: every table by the name of its file.
+        named_tables: every table by the name of its file, without suffix.
         names_by_page: the names of the tables of each page.
     """
 
@@ -70,7 +70,7 @@ class Results:
 
 
 def build_results(records: list[RunRecord]) -> Results:
-    """Build every table from the readable runs whose events are consistent; keep the other runs as records."""
+    """Build every table from the readable runs with consistent events; mark the other runs as unreadable."""
     try:
         return replace(_analyse(select_readable(records)), records=records)
     except MISFIT_ERRORS:
@@ -79,7 +79,7 @@ def build_results(records: list[RunRecord]) -> Results:
 
 
 def _analyse(records: list[RunRecord]) -> Results:
-    """Build every table, and collect the metrics of each finished run so that errors of misfits appear here."""
+    """Build every table; also collect the metrics of finished runs, so that inconsistent events raise an error here."""
     from harness.experiments.cost.metrics import join_costs
     from harness.results.tables import build_merits_table, build_samples_table
 

@@ -1,4 +1,4 @@
-"""Atomic writing of files: a reader sees the old content or the new one, never a part of it."""
+"""Write files atomically: a reader sees the old content or the new one, never a part of it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def make_absolute(path: Path) -> Path:
         if os.path.isabs(current) and os.path.samefile(current, "."):
             return Path(os.path.normpath(os.path.join(current, path)))
     return Path(os.path.abspath(path))
+
+
+def expand_path(path: str) -> str:
+    """Return a path with its environment variables and a leading ~ expanded."""
+    return os.path.expanduser(os.path.expandvars(path))
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -115,6 +120,7 @@ def _encode(content: str | bytes) -> bytes:
 
 
 def _replace(folder: int | None, name: str, content: bytes) -> None:
+    """Write NAME.part in an open folder (None: `name` is a path), and rename it to NAME."""
     part = f"{name}.part"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:

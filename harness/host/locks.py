@@ -120,8 +120,8 @@ def find_holder(holder_file: Path) -> str | None:
 
 
 @contextmanager
-def hold_campaign_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a campaign's folder; raise UsageError, with the holder, if another process has the lock."""
+def hold_folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder in which one process works at a time; raise UsageError with the holder if taken."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     with ExitStack() as stack:
@@ -130,7 +130,7 @@ def hold_campaign_lock(folder: Path) -> Iterator[None]:
         except LockTaken as error:
             holder = path.read_text(encoding="utf-8", errors="replace")[:MAX_HOLDER_LENGTH].strip()
             raise UsageError(
-                f"{folder}: another harness process is running this campaign ({holder or error})"
+                f"{folder}: another harness process is working in this folder ({holder or error})"
             ) from None
         path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def ensure_user() -> None:
+def set_missing_user_variables() -> None:
     """Set USER and HOME if neither the environment nor the system defines them, since libraries need them.
 
     They are undefined in containers that run under a user id without an account.

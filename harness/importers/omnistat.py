@@ -1,4 +1,4 @@
-"""Import of Omnistat's exports as run folders, with a case for each annotation, or one case for the whole job."""
+"""Import exports of Omnistat as run folders: one case for each annotation, or one for a job without annotations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resolution of `depends_on`: which cases of a suite start only when others have ended well."""
+"""Resolve `depends_on`: which cases of a suite start only after which others are done."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def _apply_rule(
     suite: Suite, rule: DependencyRule, number: int, cases: tuple[Case, ...], needs: dict[str, list[Case]]
 ) -> None:
     """Add the dependencies of one rule to `needs`."""
-    constrained = {*rule.required_cases, *rule.ignored_axes}
+    free_axes = {*rule.required_cases, *rule.ignored_axes}
     providers: dict[Any, list[Case]] = defaultdict(list)
     for case in cases:
         if _matches(case, rule.required_cases):
-            providers[_get_unconstrained_axes(case, constrained)].append(case)
+            providers[_get_shared_values(case, free_axes)].append(case)
     for case in cases:
         if _matches(case, rule.cases) and not _matches(case, rule.required_cases):
-            matching = providers[_get_unconstrained_axes(case, constrained)]
+            matching = providers[_get_shared_values(case, free_axes)]
             if not matching:
                 values = ", ".join(f"{axis}: {value}" for axis, value in rule.required_cases.items())
                 message = f"depends_on: {case.name} needs a case with {values}, and there is none"
@@ -61,7 +61,7 @@ def _matches(case: Case, values: Mapping[str, Any]) -> bool:
     return all(case.axis_values[axis] == value for axis, value in values.items())
 
 
-def _get_unconstrained_axes(case: Case, constrained: Set[str]) -> Any:
-    """Return the repeat and the values of a case on the axes that a rule does not name."""
+def _get_shared_values(case: Case, free_axes: Set[str]) -> Any:
+    """Return what a case shares with the cases that it needs: the repeat, and values on all axes except `free_axes`."""
     values = sorted(case.axis_values.items())
-    return (case.repeat, *((axis, repr(value)) for axis, value in values if axis not in constrained))
+    return (case.repeat, *((axis, repr(value)) for axis, value in values if axis not in free_axes))

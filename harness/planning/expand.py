@@ -1,4 +1,4 @@
-"""Expansion of a suite on a system into a plan of cases, each identified by the hash of its content."""
+"""Expand a suite on a system into a plan of cases, each of which is identified by the hash of its content."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Plan:
 
 
 def expand_suite(suite: Suite, system: ResolvedSystem, repeats: int | None = None) -> Plan:
-    """Return the plan of all combinations of the suite's axes; the last axis varies fastest.
+    """Return the plan of the combinations of the suite's axes that `exclude` and `where` leave.
+
+    The last axis varies fastest; if cases depend on others, each follows the cases that it needs.
 
     Args:
         suite: The suite, overlaid for the system.
@@ -78,7 +80,10 @@ def expand_suite(suite: Suite, system: ResolvedSystem, repeats: int | None = Non
 
 
 def filter_cases(plan: Plan, names: Sequence[str], tags: Sequence[str], excluded: Sequence[str]) -> Plan:
-    """Keep the cases that have all tags and whose name contains one of `names` and none of `excluded`."""
+    """Return the plan with the cases that have all tags and whose name contains one of `names` and none of `excluded`.
+
+    Without `names`, cases of every name are left.
+    """
     cases = tuple(
         case
         for case in plan.cases
@@ -124,6 +129,7 @@ class _SuiteExpander:
             **self.parameters.constants,
             **self.variables.constants,
         }
+        # the id of a case depends on its content, of which this part is common to all cases
         self.content: dict[str, Any] = {
             "program": suite.program,
             "system": system.definition.name,
@@ -175,6 +181,7 @@ class _SuiteExpander:
         content = {
             **self.content,
             "parameters": parameters,
+            # the values on axes that are not parameters; the key has its old name, so that ids stay the same
             "point": {n: combination[n] for n in combination if n not in self.parameter_axes},
             "nodes": resources.nodes,
             "ranks_per_node": resources.ranks_per_node,
@@ -218,7 +225,7 @@ class _SuiteExpander:
     def render_checks(
         self, kind: str, templates: list[Template], values: Mapping[str, Any], name: str
     ) -> tuple[dict[str, Any], ...]:
-        """Render the checks of the events of a case."""
+        """Render the sanity checks or the figures of merit of a case; raise UsageError if a bound is not a number."""
         if not templates:
             return ()
         rows = tuple([template.render(values) for template in templates])

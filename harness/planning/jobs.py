@@ -1,4 +1,4 @@
-"""Packing of cases into jobs: which cases share an allocation, its walltime, and its cost."""
+"""Pack cases into jobs: which cases share an allocation, its walltime, and its cost."""
 
 from __future__ import annotations
 
@@ -62,9 +62,10 @@ class Job:
 def pack_jobs(
     plan: Plan, cases: Iterable[Case], folder: Path, measured_seconds: Mapping[str, float] | None = None
 ) -> list[Job]:
-    """Pack cases into jobs, in their order; a job has at most `pack` cases and the walltime that the site allows.
+    """Pack cases into jobs without changing their order.
 
-    A case joins a job only if every case in the job would use at least half of the job's nodes.
+    A job has at most as many cases as the suite's `pack`, and at most the walltime that the site allows. A case joins a
+    job only if every case in the job would use at least half of the job's nodes.
 
     Args:
         plan: The plan that the cases belong to.
@@ -87,10 +88,10 @@ def pack_jobs(
 
 
 def drop_oversized_cases(plan: Plan) -> tuple[Plan, tuple[Case, ...]]:
-    """Remove the cases that need more nodes than the system has, and those that depend on them.
+    """Remove the cases that need more nodes than a job may have, and the cases that depend on them.
 
     Returns:
-        The reduced plan and the removed cases. If no case fits, nothing is removed, and `pack_jobs` gives the reason.
+        The reduced plan and the removed cases. If no case fits, nothing is removed, and `pack_jobs` raises an error.
     """
     limit = plan.system.max_nodes
     dropped: dict[str, Case] = {}
@@ -108,6 +109,7 @@ def sum_node_hours(jobs: Sequence[Job]) -> tuple[float, float]:
 
 
 def _fits(system: ResolvedSystem, cases: Sequence[Case], max_cases: int) -> bool:
+    """Return whether the cases may share a job."""
     nodes = [case.nodes for case in cases]
     allowed = system.get_max_minutes(max(nodes) + system.spare_nodes)
     fits_time = allowed is None or _compute_walltime(system, cases) <= allowed
@@ -115,6 +117,7 @@ def _fits(system: ResolvedSystem, cases: Sequence[Case], max_cases: int) -> bool
 
 
 def _compute_walltime(system: ResolvedSystem, cases: Sequence[Case]) -> float:
+    """Return the minutes that a job with these cases requests."""
     return math.ceil(sum(case.walltime_minutes for case in cases) + system.definition.overhead_minutes)
 
 

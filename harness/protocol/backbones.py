@@ -1,4 +1,4 @@
-"""The table of backbones, with the properties of each network that the rest of the harness needs."""
+"""The backbones, with the properties of each network that other parts of the harness need."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ GREY = "#59636e"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network that converts atoms to features.
+    """A message-passing network that computes the features of atoms.
 
     Attributes:
         title: the name of the network in papers.
-        network: `module:class`. The class is built from a ModelConfig, and converts a batch and the vectors [e, 3] of
-            its edges to features [n, hidden_dim].
+        network: `module:class`. The class is built from a ModelConfig, and computes features [n, hidden_dim] from a
+            batch and the vectors [e, 3] of its edges.
         colour: the colour in figures, from the palette of Okabe and Ito, https://jfly.uni-koeln.de/color/.
         marker: the marker in figures.
-        hyperparameters: the hyperparameters that only some backbones, including this one, have, and their defaults.
-        needs_triplets: whether the network reads the angles between edges.
+        hyperparameters: the default values of those hyperparameters that only some backbones have.
+        needs_triplets: whether the network uses pairs of edges, for the angles between them.
         has_fused_messages: whether harness.reference.ops.messages can compute the messages of the network.
     """
 
@@ -91,7 +91,7 @@ BACKBONES: dict[BackboneName, Backbone] = {
         },
     ),
 }
-# The colour and marker of a search over all backbones, and of a backbone that is not in the table.
+# The colour and the marker for a search over all backbones, and for an unknown backbone.
 MIXED = Backbone("all backbones", "", GREY, "x")
 # The hyperparameters that only some backbones have.
 SPECIFIC_HYPERPARAMETERS = frozenset(name for backbone in BACKBONES.values() for name in backbone.hyperparameters)
@@ -103,11 +103,11 @@ def find_backbone(name: object) -> Backbone:
 
 
 def get_backbone_title(name: str) -> str:
-    """Return the name of a backbone in papers, or the name itself for an unknown backbone."""
+    """Return the title of a backbone, or its name if the backbone is unknown."""
     return next((backbone.title for key, backbone in BACKBONES.items() if key == name), name)
 
 
 def describe_architecture(config: Mapping[str, Any]) -> str:
-    """Return `PaiNN`, or `HydraGNN's PaiNN`, from the configuration of a model, and `unknown` without a backbone."""
+    """Return the title of a model's network, such as `PaiNN` or `HydraGNN's PaiNN`; `unknown` without a backbone."""
     title = get_backbone_title(config.get("backbone", "unknown"))
     return f"HydraGNN's {title}" if config.get("hydragnn") else title

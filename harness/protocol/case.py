@@ -1,4 +1,4 @@
-"""A case, which is one run of one program, and the reading of the files in its folder, of any version."""
+"""A case, which is one run of one program, and functions that read the files in its folder, of any version."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Case:
 
 
 class SelectedEvents(Struct, kw_only=True):
-    """The events that a check reads; case.json may contain keys that this version does not know."""
+    """The selection of the events that a check reads; case.json may contain keys that this version does not know."""
 
     event: str
     where: dict[str, Any] | None = None
@@ -89,7 +89,7 @@ class PerformanceRow(SelectedEvents, kw_only=True):
 
 
 class CaseFile(Struct, kw_only=True):
-    """The part of case.json that the analysis reads."""
+    """The keys of case.json that the analysis reads."""
 
     program: str
     version: PositiveCount = 1
@@ -109,7 +109,7 @@ class CaseFile(Struct, kw_only=True):
 
 
 class StagedParameters(Struct):
-    """The parameters of a case with stages that the analysis reads."""
+    """The parameters that the analysis reads of a case with stages."""
 
     precision: str
     stages: list[str] | None = None
@@ -117,13 +117,13 @@ class StagedParameters(Struct):
 
 
 class TransferCaseParameters(Struct):
-    """The parameters of a downstream task that the analysis reads."""
+    """The parameters that the analysis reads of a downstream task."""
 
     task: str | None = None
 
 
 class HpoCaseParameters(Struct):
-    """The parameters of a search that the analysis reads."""
+    """The parameters that the analysis reads of a search."""
 
     trial: dict[str, Any] | None = None
 
@@ -136,7 +136,7 @@ class NetworkParameters(Struct):
 
 
 class ScalingCaseParameters(Struct):
-    """The parameters of a scaling case that the analysis reads."""
+    """The parameters that the analysis reads of a scaling case."""
 
     network: NetworkParameters | None = None
 
@@ -213,6 +213,7 @@ def find_provenance_problem(provenance: Any) -> str | None:
 
 
 def _find_mapping_problem(kind: type[Struct], value: Any) -> str | None:
+    """Return a message about the first field of a mapping that does not match a type, or None."""
     if not isinstance(value, dict):
         return "expected a mapping"
     try:
@@ -223,7 +224,11 @@ def _find_mapping_problem(kind: type[Struct], value: Any) -> str | None:
 
 
 def read_log(folder: Path | str, case: dict[str, Any]) -> Sequence[Event]:
-    """Read the events of a case's last run; raise Unreadable if one of them is damaged, unknown or invalid."""
+    """Read the events of a case's last run, converted to the current version.
+
+    Raises:
+        Unreadable: an event is damaged, unknown or invalid, or the log belongs to another case.
+    """
     run = read_last_run(f"{folder}/{EVENTS_FILE}", case["program"])
     if run.damaged_line is not None:
         raise Unreadable(f"{EVENTS_FILE}:{run.damaged_line}: not an event; expected a JSON object with `event`")

@@ -24,7 +24,7 @@ STATISTICS: dict[str, Callable[[list[float]], float]] = {
 
 @dataclass(frozen=True)
 class FigureOfMerit:
-    """A figure of merit and its reference; the verdict says whether it is within the tolerance, better or worse."""
+    """A figure of merit and its reference; `ok` means that the two agree within the tolerance."""
 
     name: str
     unit: str
@@ -36,10 +36,10 @@ class FigureOfMerit:
 
 
 def evaluate_case(case: Mapping[str, Any], events: Sequence[Event], exit_code: int | None) -> tuple[State, str]:
-    """Return the state of a case according to its records, and the reason if it is not done.
+    """Return the state of a case according to its log and its exit code, and the reason if it is not done.
 
     A case is lost if it has started and there is no exit code. It is done if the exit code is 0, there is a `done`
-    event and every sanity check holds. If the last event is `done` and the job was killed before it could write the
+    event, and every sanity check passes. If the last event is `done` and the job was killed before it could write the
     exit code, the exit code counts as 0.
     """
     if exit_code is None and not has_finished(events):
@@ -125,7 +125,7 @@ def _find_verdict(
 
 
 def select_events(check: Mapping[str, Any], events: Iterable[Event]) -> list[Event]:
-    """Return the events of the kind `event` of a check whose fields have the values in `where`."""
+    """Return the events that a check is about: those of its kind `event` whose fields have the values in `where`."""
     where = check.get("where") or {}
     return [e for e in events if e["event"] == check["event"] and all(get_field(e, k) == v for k, v in where.items())]
 

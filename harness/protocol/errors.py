@@ -21,18 +21,18 @@ CONTROL = re.compile(
 
 
 class UsageError(Exception):
-    """An error of the user, one line for each problem (indented lines continue the line above); the exit code is 2."""
+    """An error of the user: one line per problem, of which indented lines are continuations; the exit code is 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(sanitize(message))
 
 
 class SchedulerUnavailable(UsageError):
-    """The scheduler could not be reached. No work is lost, running the same command continues, the exit code is 3."""
+    """The scheduler could not be reached; no work is lost, and the same command continues. The exit code is 3."""
 
 
 def shorten(value: object) -> str:
-    """Return the repr of a value (null, true and false as YAML writes them), cut to MAX_VALUE_LENGTH characters."""
+    """Return a value as Python writes it, but null, true and false as in YAML, cut to MAX_VALUE_LENGTH characters."""
     text = YAML_WORDS.get(repr(value)) or repr(value)
     return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 3] + "..."
 

@@ -48,7 +48,7 @@ PRECISIONS: dict[PrecisionName, PrecisionTypes] = {
     "fp32": PrecisionTypes("float32", None, 4),
     "bf16": PrecisionTypes("float32", "bfloat16", 4),
 }
-# The name in logs of the type of the results in each precision.
+# The type of the results in each precision, by its name in logs.
 RESULT_DTYPES = {str(name): f"torch.{types.dtype}" for name, types in PRECISIONS.items()}
 
 
@@ -69,12 +69,12 @@ class ParameterGroup(StrictModel):
 
 
 class Parameters(ParameterGroup):
-    """The parameters of a program; null means the default, except for parameters that may be null."""
+    """The parameters of a program; a null parameter has its default, unless null is one of its values."""
 
     @model_validator(mode="before")
     @classmethod
     def drop_nulls(cls, values: Any) -> Any:
-        """Remove the parameters that are null and have another default."""
+        """Remove the parameters that are null and may not be null, so that they get their defaults."""
         if not isinstance(values, dict) or None not in values.values():
             return values
         replaced = find_replaced_nulls(cls)
@@ -83,11 +83,12 @@ class Parameters(ParameterGroup):
 
 @cache
 def find_replaced_nulls(model: type[BaseModel]) -> frozenset[str]:
-    """Return the names of the fields for which null means the default: they have a default and may not be null."""
+    """Return the names of the fields that have a default and may not be null, so that null means the default."""
     fields = {name: field for name, field in model.model_fields.items() if not field.is_required()}
     return frozenset(name for name, field in fields.items() if type(None) not in get_args(field.annotation))
 
 
+# What was expected, by type of pydantic's error.
 EXPECTED = {
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "expected a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
@@ -110,7 +111,7 @@ def parse_model(model: type[Model], values: Mapping[str, Any]) -> Model:
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
-    """Describe all problems of a model on one line: for each the key, its value, and the expected type or name."""
+    """Describe all problems of a model on one line: the key and the value of each, and the expected type or name."""
     return "; ".join(dict.fromkeys(_describe(problem, model) for problem in error.errors(include_url=False)))
 
 
@@ -135,7 +136,7 @@ def _describe(problem: Any, model: type[BaseModel]) -> str:
 
 
 def list_sibling_names(model: type[BaseModel], key_path: Sequence[int | str]) -> list[str]:
-    """Return the field names of the innermost model on a key path, whose last name is unknown."""
+    """Return the field names of the innermost model on a key path that ends in an unknown name."""
     for part in key_path[:-1]:
         field = model.model_fields.get(part) if isinstance(part, str) else None
         if field is not None:

@@ -1,7 +1,7 @@
 """The types of the fields of events and facts, and the events that every program writes.
 
-A null field means the same as a missing one: optional fields are null by default, and null is not written. The bounds
-of a number depend on its unit.
+A null field means the same as a missing one: optional fields are null by default, and null is not written. Numbers have
+generous bounds that depend on their unit, so that absurd values are refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Number = Annotated[float, Meta(ge=-LARGE, le=LARGE)]
 NonNegative = Annotated[float, Meta(ge=0, le=LARGE)]
 Positive = Annotated[float, Meta(gt=0, le=LARGE)]
 Seconds = Annotated[float, Meta(ge=0, le=3.2e8)]  # ten years
-Duration = Annotated[float, Meta(gt=0, le=3.2e8)]
+Duration = Annotated[float, Meta(gt=0, le=3.2e8)]  # seconds of something that was timed
 Time = Annotated[float, Meta(ge=0, le=4.2e9)]  # Unix seconds, to the year 2100
 Bytes = Annotated[float, Meta(ge=0, le=1e16)]
 Rate = Annotated[float, Meta(ge=0, le=1e16)]
@@ -31,7 +31,7 @@ Config = dict[str, Any]  # hyperparameters of a model, from harness.reference.mo
 
 
 class Part(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """A mapping inside an event or a fact; unknown fields are errors."""
+    """A mapping that is an event, a fact, or a field of one; unknown fields are errors."""
 
 
 class EventRecord(Part, kw_only=True, tag_field="event"):
@@ -79,7 +79,7 @@ class Failure(EventRecord, tag="error"):
 
 
 class Facts(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The facts of a program, with a field for each fact; a program may log several facts together or one at a time."""
+    """The facts of a program, with a field for each; a program may log several facts in one call or one at a time."""
 
 
 COMMON_EVENTS: tuple[type[EventRecord], ...] = (Start, Progress, FactEvent, Done, Failure)
@@ -147,11 +147,11 @@ class Observed(ObservedTypes):
 
 
 class ImplementationSource(Part):
-    """The code of another implementation that a case ran, and where it ran."""
+    """The code of another implementation that a case ran, and the Python environment in which it ran."""
 
     name: str
     folder: str
-    """Its checkout."""
+    """The checkout of the code."""
     commit: str | None = None
     changed_since_commit: bool | None = None
     interpreter: str | None = None
@@ -172,7 +172,7 @@ class RankPlace(Part):
 
 
 class PhysicsCheck(EventRecord, tag="physics_check"):
-    """The violation of a property that every exact potential has, and the tolerance for rounding."""
+    """A check of the physics of a model: the violation of a property of every exact potential, and the tolerance."""
 
     check: str
     structure: str

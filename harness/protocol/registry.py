@@ -1,4 +1,4 @@
-"""The programs that a case may run: the types of their parameters, events and facts, without torch."""
+"""The programs that a case may run, with the types of their parameters, events and facts; torch is not imported."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Program:
         module: the module with the function run(config, log, folder).
         parameters: the type of the program's parameters.
         log: the types of the program's events and facts.
-        runs_on_all_ranks: whether the program is started on every rank.
-        is_driver: whether the program is a single process that starts others on the nodes of its job.
-        implementations: the modules that run it with the code of others, by the parameter `implementation`.
+        runs_on_all_ranks: whether the program is started on every rank, not in a single process.
+        is_driver: whether the program is a single process that starts other processes on the nodes of its job.
+        implementations: the modules that run the program with other code, by value of the parameter `implementation`.
     """
 
     module: str

@@ -1,7 +1,7 @@
-"""Old names of events, facts, fields, values, parameters, keys and functions, and the present ones: tables alone.
+"""Tables of old names and their new names: of events, facts, fields, values, parameters, keys and functions.
 
-Logs and cases of an older version are converted with them when they are read (harness.protocol.upgrade); in a suite, a
-system, a file of claims or an experiment of the user an old name is an error that names the present one.
+`harness.protocol.upgrade` reads these tables. Logs and cases of older versions are converted to the new names when they
+are read. In a suite, a system, a file of claims or a user's experiment, an old name is an error with the new name.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ Names = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Record:
-    """What has a new name in an event, or in a fact.
+    """The renamed parts of an event or a fact.
 
     Attributes:
-        programs: the programs that log it, as words; empty: all.
-        old: the old kind of the event, or `fact NAME`.
-        new: the present kind or name; empty: the same.
-        fields: old names of fields, at any depth, and the present ones.
-        values: by present name of a text field, or of a list of texts: old values and the present ones.
+        programs: the programs that log the event or fact, separated by spaces; empty: all programs.
+        old: the old tag of the event, or `fact NAME` with the old name of the fact.
+        new: the new tag or name; empty: it has not changed.
+        fields: the new name of each renamed field, at any depth, by old name.
+        values: the new value of each renamed value, by old value, for each field that holds a string or a list of
+            strings, by the new name of the field.
     """
 
     programs: str
@@ -32,14 +33,19 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Parameters, or axes, of a program that have a new name, at any depth, and their values."""
+class Parameters:
+    """The renamed parameters and axes of a program, at any depth, and their renamed values.
+
+    Attributes:
+        names: the new name of each renamed parameter, by old name.
+        values: the new value of each renamed value, by old value, for each parameter, by its new name.
+    """
 
     names: Names
     values: Mapping[str, Names] = field(default_factory=dict)
 
 
-EVERY = ""
+ALL_PROGRAMS = ""
 _ORIGIN = {"role": "data_origin", "level": "level_of_theory"}
 _ERRORS = {**_ORIGIN, "set": "dataset", "unseen_elements": "structures_with_unseen_elements"}
 _RUNTIME = {
@@ -86,12 +92,12 @@ _WARMUP = {"discarded": "is_warmup"}
 _DATASETS = {**_ORIGIN, "sets": "datasets", "set": "dataset", "drawn": "samples_per_epoch"}
 _SPLITS = {"trainset": "train", "valset": "validation", "testset": "test"}
 
-# Ends of names of fields in all events and facts.
+# Renamed suffixes of the names of fields in all events and facts.
 SUFFIXES: Names = {"_ev_per_a": "_ev_per_angstrom", "_ev_per_a3": "_ev_per_angstrom3"}
 RECORDS: tuple[Record, ...] = (
-    Record(EVERY, "progress", fields={"what": "activity"}),
-    Record(EVERY, "fact observed", "runtime", _RUNTIME, {"message_backend": _UNFUSED}),
-    Record(EVERY, "fact held_out", "test_errors", _ERRORS),
+    Record(ALL_PROGRAMS, "progress", fields={"what": "activity"}),
+    Record(ALL_PROGRAMS, "fact observed", "runtime", _RUNTIME, {"message_backend": _UNFUSED}),
+    Record(ALL_PROGRAMS, "fact held_out", "test_errors", _ERRORS),
     # training
     Record("train", "epoch", fields={**_TIMES, "graphs_per_s": "structures_per_s"}),
     Record("train", "head", "head_errors", _ERRORS),
@@ -201,30 +207,31 @@ RECORDS: tuple[Record, ...] = (
         {"before_ev_per_atom": "initial_energy_ev_per_atom", "after_ev_per_atom": "final_energy_ev_per_atom",
          "volume_before": "initial_volume_angstrom3_per_atom", "volume_after": "final_volume_angstrom3_per_atom"},
     ),
-    # imported
+    # runs of HydraGNN that the harness imports
     Record("hydragnn", "tasks", "task_errors"),
     Record("hydragnn", "timer", fields=_TIMES),
     Record("hydragnn", "region", fields=_TIMES),
     Record("hydragnn", "energy", fields={"joule": "energy_j"}),
 )  # fmt: skip
-PARAMETERS: dict[str, Group] = {
-    "train": Group(_TRAIN, _TRAIN_VALUES),
-    "hpo": Group({**_TRAIN, **_HPO}, _TRAIN_VALUES),
-    "data_parallel": Group({
+PARAMETERS: dict[str, Parameters] = {
+    "train": Parameters(_TRAIN, _TRAIN_VALUES),
+    "hpo": Parameters({**_TRAIN, **_HPO}, _TRAIN_VALUES),
+    "data_parallel": Parameters({
         **{k: _TRAIN[k] for k in ("sets", "read", "width", "ahead", "temperature", "stores")},
         "bandwidth_gb_s": "bandwidth_gb_per_s", "per_node": "ranks_per_node",
     }),
-    "precision": Group({
+    "precision": Parameters({
         **{k: _TRAIN[k] for k in ("sets", "held_out", "limit", "temperature")}, "discard": "timing_warmup_steps",
     }),
-    "ladder": Group({"structures": "structure_file", "open_heads": "active_heads", "products": "matmul_precision"}),
-    "data": Group({"task": "action", "modes": "read_modes", "width": "replica_ranks", "source": "dataset_folder",
+    "ladder": Parameters({"structures": "structure_file", "open_heads": "active_heads",
+        "products": "matmul_precision"}),
+    "data": Parameters({"task": "action", "modes": "read_modes", "width": "replica_ranks", "source": "dataset_folder",
         "per_node": "ranks_per_node"}),
-    "transfer": Group({
+    "transfer": Parameters({
         "test_share": "test_fraction", "test_limit": "max_test_structures", "every": "validation_interval_steps",
         "patience": "early_stopping_patience", "files": "task_folder",
     }),
-    "screening": Group({**_SCREENING, "load": "variant"}, {
+    "screening": Parameters({**_SCREENING, "load": "variant"}, {
         "message_backend": _UNFUSED, "column": _SCORES, "variant": {"few": "half", "all": "full",
         "judged": "assessment"},
     }),
@@ -233,10 +240,10 @@ SETTINGS: Names = {
     "data": "dataset_folder", "tasks": "task_folder", "stores": "store_folder", "spares": "spare_nodes",
     "omnistat": "omnistat_folder", "telemetry_s": "telemetry_interval_s",
 }  # fmt: skip
-# Keys of case.json, and of its sanity checks, whose bounds of a value were exclusive.
+# Keys of case.json, and of the sanity checks in it. The old bounds of a value, `above` and `below`, were exclusive.
 CASE_KEYS: Names = {"point": "axis_values", "after": "depends_on", "minutes": "walltime_minutes"}
 CHECK_KEYS: Names = {"at_least": "min_events", "at_most": "max_events", "above": "at_least", "below": "at_most"}
-# Keys of suites, systems and claims, and values.
+# Keys of suites, systems and claims, and values in all YAML files.
 SUITE_KEYS: Names = {
     "scale": "overlays", "after": "depends_on", "needs": "required_cases", "across": "ignored_axes",
     "minutes": "walltime_minutes", "above": "at_least", "below": "at_most",
@@ -255,5 +262,5 @@ SUITE_NAMES: Names = {
     "per_node": "ranks_per_node", "each": "samples_per_dataset", "everything": "all_datasets", "all": "full_ranks",
     "few": "half_ranks", "link": "chain_index",
 }  # fmt: skip
-# Functions of a user's experiment.
+# Functions that a user's experiment defines.
 FUNCTIONS: Names = {"sample_metrics": "list_metric_samples"}

@@ -40,7 +40,7 @@ def find_problem(kind: Any, value: Any) -> str | None:
 def _narrow(error: msgspec.ValidationError, kind: Any, value: Any) -> tuple[msgspec.ValidationError, Any]:
     """Reduce mappings to the key that causes the error, and return the narrower error and the reduced value.
 
-    msgspec does not name the keys of mappings in its errors, so the keys are tried one at a time.
+    msgspec does not name the keys of mappings in its errors, so each key is tried alone.
     """
     steps = _parse_path(error)
     for end, step in enumerate(steps):
@@ -48,8 +48,8 @@ def _narrow(error: msgspec.ValidationError, kind: Any, value: Any) -> tuple[msgs
             continue
         container = _get_at(value, steps[:end])
         for key in list(container) if len(container) > 1 else ():
-            part = {key: container[key]}
-            reduced = _replace_at(value, steps[:end], part)
+            single = {key: container[key]}
+            reduced = _replace_at(value, steps[:end], single)
             try:
                 msgspec.json.decode(orjson.dumps(reduced), type=kind)
             except msgspec.ValidationError as narrower:
@@ -70,12 +70,12 @@ def _get_at(value: Any, steps: list[Any]) -> Any:
     return value
 
 
-def _replace_at(value: Any, steps: list[Any], part: Any) -> Any:
+def _replace_at(value: Any, steps: list[Any], inner: Any) -> Any:
     if not steps:
-        return part
+        return inner
     key = next(iter(value)) if steps[0] is ... else steps[0]
     copy = value.copy()
-    copy[key] = _replace_at(value[key], steps[1:], part)
+    copy[key] = _replace_at(value[key], steps[1:], inner)
     return copy
 
 
@@ -101,7 +101,7 @@ def _describe(error: msgspec.ValidationError, value: Any, kind: Any) -> str:
 
 
 def _iter_inner_types(kind: inspect.Type, step: Any) -> Iterator[inspect.Type]:
-    """Yield the types that the value at a key or index of a type may have."""
+    """Yield the types that a value may have at a key or an index of a container."""
     match kind:
         case inspect.UnionType():
             for member in kind.types:

@@ -16,7 +16,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Values = TypeVar("Values", bound=Sequence[str])
 Minutes = Annotated[float, Field(gt=0, le=366 * 24 * 60)]
-# The scope of a cost or a count: a whole case, or a kind of part of it.
+# What a cost or a count is about: a whole case, or a part of it.
 Scope = Literal["case", "epoch", "trial", "stage", "precision"]
 
 

@@ -1,4 +1,4 @@
-"""Conversion of logs, cases and checkpoint notes of older versions to the present names, and hints at them."""
+"""Conversion of logs, cases and notes of checkpoints from older versions to new names, and messages about old names."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from harness.protocol.renamed import (
     SUITE_NAMES,
     SYSTEM_KEYS,
     YAML_VALUES,
-    Group,
     Names,
+    Parameters,
     Record,
 )
 
 
 @cache
 def _collect_records(program: str) -> dict[str, Record]:
-    """Return what has a new name in the log of a program, by old kind of the event or `fact NAME`."""
+    """Return the renamed parts of the events and facts of a program, by old and by new `Record.old`."""
     records = [r for r in RECORDS if not r.programs] + [r for r in RECORDS if program in r.programs.split()]
     merged: dict[str, Record] = {}
     for record in records:
@@ -39,12 +39,12 @@ def _collect_records(program: str) -> dict[str, Record]:
             {**other.values, **record.values},
         )
         merged[record.old] = Record(program, record.old, new, fields, values)
-    present = {f"fact {r.new}" if r.old.startswith("fact ") else r.new: r for r in merged.values() if r.new}
-    return {**present, **merged}
+    by_new_name = {f"fact {r.new}" if r.old.startswith("fact ") else r.new: r for r in merged.values() if r.new}
+    return {**by_new_name, **merged}
 
 
 def convert_event(program: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Return an event of any older version with the present names."""
+    """Return an event of any older version with the new names."""
     kind = event["event"]
     if kind == "fact":
         if not isinstance(event.get("name"), str) or "value" not in event:
@@ -56,49 +56,50 @@ def convert_event(program: str, event: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_fact(program: str, name: str, value: Any) -> tuple[str, Any]:
-    """Return name and value of a fact of any older version with the present names."""
+    """Return the name and the value of a fact of any older version with the new names."""
     record = _find_record(program, f"fact {name}")
     return record.new or name, _rename(value, record)
 
 
 def _find_record(program: str, old: str) -> Record:
-    """Return what has a new name in an event, or in `fact NAME`."""
+    """Return the renamed parts of an event, or of a fact if `old` is `fact NAME`."""
     return _collect_records(program).get(old) or Record(program, old)
 
 
 def _find_field(old: str, fields: Names) -> str:
-    """Return the present name of a field."""
+    """Return the new name of a field."""
     return fields.get(old) or _replace_suffix(old)
 
 
 @lru_cache(4096)
 def _replace_suffix(old: str) -> str:
+    """Return the name of a field with its new suffix, or the unchanged name."""
     return next((old.removesuffix(end) + new for end, new in SUFFIXES.items() if old.endswith(end)), old)
 
 
-def _rename(value: Any, names: Record | Group, values: Names | None = None) -> Any:
-    """Return plain data with the present names; a field whose present name is in use keeps its own."""
+def _rename(value: Any, names: Record | Parameters, values: Names | None = None) -> Any:
+    """Return plain data with the new names; a field keeps its old name if another field has its new name."""
     if isinstance(value, dict):
         fields = names.fields if isinstance(names, Record) else names.names
-        present = {}
+        converted = {}
         for old, inner in value.items():
             new = _find_field(old, fields)
             name = old if new in value else new
-            present[name] = _rename(inner, names, names.values.get(name))
-        return present
+            converted[name] = _rename(inner, names, names.values.get(name))
+        return converted
     if isinstance(value, list):
         return [_rename(inner, names, values) for inner in value]
     return values.get(value, value) if values and isinstance(value, str) else value
 
 
 def convert_parameters(program: str, parameters: Any) -> Any:
-    """Return the parameters of a case of any older version with the present names."""
+    """Return the parameters of a case of any older version with the new names."""
     group = PARAMETERS.get(program)
     return parameters if group is None else _rename(parameters, group)
 
 
 def convert_case(case: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a case.json of any older version with the present names."""
+    """Return the content of a case.json of any older version with the new names."""
     case = {name if (name := CASE_KEYS.get(key, key)) not in case else key: value for key, value in case.items()}
     program = str(case.get("program"))
     for key in ("parameters", "axis_values"):
@@ -115,7 +116,7 @@ def convert_case(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert_bounds(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a check of events with the present bounds, which a value may equal."""
+    """Return a sanity check with inclusive bounds, which are equivalent to the old exclusive ones."""
     row = dict(row)
     for name, limit in (("above", math.inf), ("below", -math.inf)):
         if isinstance(row.get(name), (int, float)):
@@ -124,7 +125,7 @@ def _convert_bounds(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert_check(program: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a check of events, or a figure of merit, with the present names of what it reads."""
+    """Return a sanity check or a figure of merit with the new names of its event, field and values."""
     kind, where = row.get("event"), row.get("where")
     name = where.get("name") if kind == "fact" and isinstance(where, dict) else None
     record = _find_record(program, f"fact {name}" if name else str(kind))
@@ -140,25 +141,27 @@ def _convert_check(program: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert_path(path: str, record: Record) -> str:
+    """Return the path of a field, such as `model.config`, with the new names."""
     return ".".join(_find_field(part, record.fields) for part in path.split("."))
 
 
 def _convert_value(path: str, value: Any, record: Record) -> Any:
+    """Return the new value of a field, or the unchanged value."""
     values = record.values.get(_convert_path(path, record).rpartition(".")[2], {})
     return values.get(value, value) if isinstance(value, str) else value
 
 
 def list_old_names(program: str, row: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the key path and the message for each old name of an event, a field or a value in a check of a suite."""
-    present = _convert_check(program, dict(row))
+    converted = _convert_check(program, dict(row))
     for key, kind in (("event", "event"), ("field", "field"), ("equals", "value")):
-        if row.get(key) != present.get(key):
-            yield (key,), f"{kind} {row[key]!r} is now called {present[key]!r}"
+        if row.get(key) != converted.get(key):
+            yield (key,), f"{kind} {row[key]!r} is now called {converted[key]!r}"
     where = row["where"] if isinstance(row.get("where"), dict) else {}
     name = {"name": where["name"]} if "name" in where else {}
     for old, old_value in where.items():
-        converted = _convert_check(program, {**row, "where": {**name, old: old_value}})["where"]
-        new, value = list(converted.items())[-1]
+        converted_where = _convert_check(program, {**row, "where": {**name, old: old_value}})["where"]
+        new, value = list(converted_where.items())[-1]
         if old != new:
             yield ("where", old), f"field {old!r} is now called {new!r}"
         elif old_value != value:
@@ -166,9 +169,9 @@ def list_old_names(program: str, row: Mapping[str, Any]) -> Iterator[tuple[tuple
 
 
 def find_new_name(old: str, known: Collection[str]) -> str | None:
-    """Return which of the known names of parameters, keys, settings or functions an old name has now, or None.
+    """Return the new name of a parameter, key, setting or function if it is one of the known names, otherwise None.
 
-    Programs may differ: the answer is from the table that has the most of the known names.
+    The old name may have several new names: the table that shares the most names with the known names decides.
     """
     tables = [
         SUITE_KEYS,
@@ -184,19 +187,19 @@ def find_new_name(old: str, known: Collection[str]) -> str | None:
 
 
 def find_new_value(old: object, known: Collection[str]) -> str | None:
-    """Return which of the known values of a parameter an old value has now, or None."""
+    """Return the new value of a parameter for an old value if it is one of the known values, otherwise None."""
     tables = [YAML_VALUES, *(table for group in PARAMETERS.values() for table in group.values.values())]
     return next((table[old] for table in tables if isinstance(old, str) and table.get(old) in known), None)
 
 
 def describe_renamed(old: str, known: Collection[str]) -> str | None:
-    """Return the message for a key with an old name, or None if it never was the name of one that is known."""
+    """Return a message with the new name of a key, or None if the key is not an old name of a known key."""
     new = find_new_name(old, known)
     return None if new is None else f"key {old!r} is now called {new!r}"
 
 
 def convert_notes(notes: dict[str, Any]) -> dict[str, Any]:
-    """Return the notes of a checkpoint of any older version with the present names."""
+    """Return the notes of a checkpoint of any older version with the new names."""
     notes = dict(
         convert_fact("train", name, value) if name in ("held_out", "test_errors") else (name, value)
         for name, value in notes.items()

@@ -19,7 +19,7 @@ from harness.protocol.parameters import Parameters
 
 VARIABLE = "GFM_HARNESS_EXPERIMENTS"
 DEFAULT_FOLDER = "experiments"
-# The folders are imported as parts of this package, so that their names hide no other module.
+# The folders are imported as submodules of this package, so that their names hide no other module.
 PACKAGE = "gfm_harness_experiments"
 
 
@@ -31,7 +31,7 @@ def list_search_path() -> list[Path]:
 
 
 def find_experiments() -> dict[str, Path]:
-    """Return the folder of each experiment by name; of several with the same name, the first on the path counts."""
+    """Return the folder of each experiment by name; of experiments with equal names, the first on the path counts."""
     folders: dict[str, Path] = {}
     for folder in list_search_path():
         for file in sorted(folder.glob("*/__init__.py")):
@@ -66,7 +66,7 @@ def build_job_environment(program: str) -> dict[str, str]:
 
 
 def load_parameters(shipped: Container[str]) -> dict[str, type[Parameters]]:
-    """Return the parameters of each program of the user by name.
+    """Return the type of the parameters of each program of the user, by name.
 
     Args:
         shipped: The names of the programs of the harness, which the user may not reuse.

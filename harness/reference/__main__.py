@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from harness.host.process import ensure_user
+from harness.host.process import set_missing_user_variables
 from harness.protocol.case import upgrade_case
 from harness.protocol.errors import UsageError, did_you_mean, shorten
 from harness.protocol.events import EVENTS_FILE, VERSION, CaseLog
@@ -28,7 +28,7 @@ from harness.reference.errors import InputError
 from harness.reference.profiling import fom_client, node_sampler
 
 TRACEBACK = "traceback.txt"
-# A launcher ends all ranks as soon as one exits with an error: the others give rank 0 this long to log it.
+# A launcher ends all ranks as soon as one exits with an error, so other ranks give rank 0 this long to log its own.
 LINGER_S = 3.0
 
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m harness.reference CASE_FOLDER", file=sys.stderr)
         return 2
-    ensure_user()
+    set_missing_user_variables()
     folder = Path(arguments[0])
     path = folder / "case.json"
     try:

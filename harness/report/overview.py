@@ -23,7 +23,7 @@ MAX_LINKS = 3
 
 def build_scorecard_section(scores: Sequence[Score]) -> Section:
     """Return the section with the claims of every paper, the measured values, the verdicts and the reasons."""
-    columns = ["claim", "paper", "measured [95%]", "verdict", "basis", "reason", "measurement", "raw samples"]
+    columns = ["claim", "paper's value", "measured [95%]", "verdict", "basis", "reason", "measurement", "event logs"]
     blocks = []
     for citation in dict.fromkeys(s.citation for s in scores):
         rows = [_build_scorecard_row(s) for s in scores if s.citation == citation]
@@ -36,7 +36,7 @@ def build_scorecard_section(scores: Sequence[Score]) -> Section:
         " is computed from a measured rate.",
         "The basis is the kind of evidence for the value. Stand-in: data, sizes or processors that replace those of the"
         " paper, so that the verdict is limited to them. Emulated: several nodes that share a machine. Neither"
-        " reproduces a claim about a supercomputer.",
+        " kind reproduces a claim about a supercomputer.",
     ]
     return Section("Scorecard", "scorecard", paragraphs, tables=blocks)
 
@@ -65,7 +65,7 @@ def link_evidence(score: Score) -> Cell:
 
 
 def build_runs_section(records: list[RunRecord], pages: dict[str, tuple[str, str]]) -> Section:
-    """Return the section with the campaigns, the states of their cases, and links to their pages.
+    """Return the section with the campaigns, a link to the page of each, and the states of its cases.
 
     Args:
         records: The records of all cases.
@@ -77,7 +77,7 @@ def build_runs_section(records: list[RunRecord], pages: dict[str, tuple[str, str
         program = cases[0].case.get("program", "")
         states = [r.state for r in cases]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-        page: Cell = Link(pages[program][1], f"{pages[program][0]}.html") if program in pages else "nothing to show"
+        page: Cell = Link(pages[program][1], f"{pages[program][0]}.html") if program in pages else "no page"
         rows.append([folder.name, page, str(cases[0].case.get("system", EN_DASH)), counts])
     return Section("Runs", "runs", tables=[TableBlock("Campaigns", ["campaign", "page", "system", "cases"], rows)])
 

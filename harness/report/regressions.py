@@ -1,4 +1,4 @@
-"""The page on regressions: measurements of commits on each machine, and the commits since which they are worse."""
+"""The page on regressions: measurements of commits on each machine, and the commits that made them worse."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCES = {"asv": "Benchmarks over commits", "campaign": "Runs of suites over co
 PREFIXES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "\N{MICRO SIGN}s"), (1e-9, "ns"))
 REGRESSION = Columns("regression", columns="machine source benchmark unit commit subject values low median high")
 
-PANELS, PANELS_PER_ROW = 24, 3
+MAX_PANELS, PANELS_PER_ROW = 24, 3
 MAX_LABELS = 6
 MAX_LETTERS = 44
 COLOURS = {"regression": "#d55e00", "broken": "#d55e00", "improvement": "#009e73"}
@@ -33,7 +33,7 @@ OTHER_COLOUR = "#0072b2"
 
 @dataclass(frozen=True)
 class RegressionHistory:
-    """The verdict on every benchmark in the history, and the number of lines that were skipped."""
+    """The verdict on every benchmark in the history, and the number of lines of the history that were skipped."""
 
     verdicts: list[BenchmarkVerdict]
     n_skipped: int
@@ -74,12 +74,12 @@ def build_section(index: int, group: Sequence[BenchmarkVerdict], n_skipped: int,
     name = f"regression-{index}"
     title = f"{SOURCES[first.source]} on {first.machine}"
     has_values = any(np.isfinite(v.series.values).any() for v in group)
-    drawings = [draw_trends(ranked[:PANELS], figures, name)] if has_values else []
+    drawings = [draw_trends(ranked[:MAX_PANELS], figures, name)] if has_values else []
     return Section(title, name, describe_verdicts(ranked, n_skipped), drawings, [build_block(ranked)])
 
 
 def describe_verdicts(group: Sequence[BenchmarkVerdict], n_skipped: int) -> list[str]:
-    """Return paragraphs on the number of worse benchmarks, on the measurement, and on skipped lines."""
+    """Return paragraphs on the number of benchmarks that became worse, on the measurement, and on skipped lines."""
     n_bad, s = sum(v.is_bad for v in group), group[0].series
     commits = max((v.series.commits for v in group), key=len)
     text = [
@@ -90,8 +90,8 @@ def describe_verdicts(group: Sequence[BenchmarkVerdict], n_skipped: int) -> list
         text.append(
             f"There were {pluralize(max(v.series.rounds for v in group), 'round')}, each with all commits in random"
             " order, so that drift of the machine affects all commits alike; the minimum time of a round counts."
-            " Percentages are medians over rounds of the changes within a round, with their intervals; n is the number"
-            " of values before and after the change."
+            " Each percentage is the median, over all rounds, of the change measured within one round, with its"
+            " interval; n is the number of values before and after the change."
         )
     else:
         text.append(
@@ -108,7 +108,10 @@ def describe_verdicts(group: Sequence[BenchmarkVerdict], n_skipped: int) -> list
 
 def build_block(group: Sequence[BenchmarkVerdict]) -> TableBlock:
     """Return the table of verdicts, with a row per benchmark."""
-    columns = ["benchmark", "latest", "verdict", "change", "since", "last / first", "n", "threshold"]
+    columns = [
+        "benchmark", "median of the latest commit", "verdict", "change", "since commit", "latest / first commit",
+        "number of values: first, latest", "threshold",
+    ]  # fmt: skip
     rows = [
         [
             v.series.name,
@@ -124,21 +127,22 @@ def build_block(group: Sequence[BenchmarkVerdict]) -> TableBlock:
     ]
     note = (
         "Too noisy: the interval of the ratio of the last commit to the first includes changes above the threshold, so"
-        " they cannot be excluded. Too few: with so few rounds, no change could be distinguished from chance."
+        " they cannot be excluded. Too few: with so few rounds, no change could be distinguished from chance. The"
+        " threshold is the smallest change that counts."
     )
     return TableBlock("Verdicts", columns, rows, note)
 
 
 def format_overall(v: BenchmarkVerdict) -> str:
-    """Return the ratio of the last commit to the first with its interval, with three decimal places."""
+    """Return the ratio of the latest commit to the first commit, and its interval."""
     o = v.overall
     return EN_DASH if math.isnan(o.estimate) else f"{o.estimate:.3f} [{o.low:.3f}, {o.high:.3f}]"
 
 
 def format_latest(v: BenchmarkVerdict) -> str:
     """Return the median of the last commit that has values, with its unit."""
-    with_values = np.atleast_2d(v.series.values)
-    medians = [float(np.median(c[np.isfinite(c)])) for c in with_values.T if np.isfinite(c).any()]
+    values = np.atleast_2d(v.series.values)
+    medians = [float(np.median(c[np.isfinite(c)])) for c in values.T if np.isfinite(c).any()]
     if not medians:
         return EN_DASH
     if v.series.unit != "seconds":

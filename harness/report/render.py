@@ -1,4 +1,4 @@
-"""Writing of the report on a results folder: index.html and its pages, report.md, tables/, figures/, scorecard.json."""
+"""Write the report on a results folder: index.html and its pages, report.md, tables/, figures/, scorecard.json."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _load_printed_ladder(papers: Mapping[str, Paper]) -> PrintedPaper:
 
 
 def make_folders_relative(table: pd.DataFrame, out: Path) -> pd.DataFrame:
-    """Return the table with folders relative to the results folder, so that the results folder can be moved."""
+    """Return the table with folders relative to the results folder, so that this folder can be moved."""
     if "folder" not in table:
         return table
     return table.assign(folder=table["folder"].map(lambda f: str(f).removeprefix(f"{out}/"), na_action="ignore"))

@@ -1,4 +1,4 @@
-"""The pages of the report: their sections, and links to their tables and raw records; and the page on provenance."""
+"""The pages of the report, with links to their tables and raw records, and the page on provenance."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FILES = ("events.jsonl", "stdout", "stderr", "job.sh", "case.json")
 def build_provenance_section(records: list[RunRecord], out: Path) -> Section:
     """Return the section with the code, the environment and the machine of every case."""
     headers = (
-        "case", "raw records", "submitted", "commit", "machine", "device", "highest load", "dtype of weights",
+        "case", "raw records", "job started", "commit", "machine", "device", "highest load", "type of weights",
         "packages",
     )  # fmt: skip
     note = (
@@ -47,7 +47,7 @@ def build_provenance_section(records: list[RunRecord], out: Path) -> Section:
 def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
     provenance, observed = record.provenance, record.facts.get("runtime", {})
     changed = " + changes" if provenance.get("changed_since_commit") else ""
-    submitted = (
+    started = (
         time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(provenance["time_s"])) if "time_s" in provenance else EN_DASH
     )
     load = max((s["load_1min"] for s in record.samples if "load_1min" in s), default=math.nan)
@@ -57,7 +57,7 @@ def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
     return [
         record.case.get("name", ""),
         link_files(record, out),
-        submitted,
+        started,
         record.provenance_error or (provenance.get("commit") or "not a clone")[:12] + changed,
         f"{provenance.get('cpu', EN_DASH)}, {cores}, {memory}",
         f"{observed.get('device', EN_DASH)}, {threads}",
@@ -68,7 +68,7 @@ def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
 
 
 def link_files(record: RunRecord, out: Path) -> tuple[Link, ...]:
-    """Return links to the files of a case if its folder is below the report."""
+    """Return links to the files of a case; none if its folder is not below the report."""
     if not record.folder.is_relative_to(out):
         return ()
     folder = record.folder.relative_to(out)
@@ -133,7 +133,14 @@ def build_sections(experiment: Experiment, context: PageContext) -> list[Section
 
 
 def build_index(results: Results, scores: list[Score], out: Path, names: set[str]) -> Page:
-    """Return the first page, which links to the other pages with these names."""
+    """Return the first page.
+
+    Args:
+        results: All runs and tables.
+        scores: The verdicts on claims.
+        out: The folder of the report.
+        names: The names of the other pages that have content, to which the page links.
+    """
     records = results.records
     programs = dict.fromkeys(record.program for record in records)
     experiments = {program: find_experiment(program) for program in programs}

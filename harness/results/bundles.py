@@ -16,13 +16,13 @@ from harness.host.files import write_below, write_bytes
 from harness.protocol.errors import UsageError
 
 FOLDER = "runs"
-# These files are derived from the others, and written again when needed.
+# Files that are derived from other files, and written again when needed.
 EXCLUDED_FILES = ("telemetry.cache.json",)
 MAX_BYTES, MAX_FILE_BYTES = 8 << 30, 1 << 29
 
 
 def write_bundle(results: Path, file: Path) -> int:
-    """Pack the run folders of a results folder; the same files give the same bytes.
+    """Pack the run folders of a results folder; equal files give equal bundles.
 
     Returns:
         The number of files in the bundle.

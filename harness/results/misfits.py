@@ -1,4 +1,4 @@
-"""Isolation of misfits, which are runs with inconsistent events, so that the tables of other runs can be built."""
+"""Isolate misfits, which are runs with inconsistent events, so that the tables of the other runs can be built."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MISFIT_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticE
 
 
 def isolate_misfits(records: Sequence[RunRecord], analyse: Callable[[list[RunRecord]], object]) -> list[RunRecord]:
-    """Return the records, of which those whose analysis fails are marked as unreadable.
+    """Return the records; those whose analysis fails are marked as unreadable.
 
-    If the analysis fails on several records together, but on none of them alone, its error is raised.
+    If the analysis fails on several records together, but on none of them alone, the error is raised.
     """
     misfits = _find_misfits(select_readable(records), analyse)
     if misfits:
@@ -25,7 +25,7 @@ def isolate_misfits(records: Sequence[RunRecord], analyse: Callable[[list[RunRec
 
 
 def _find_misfits(records: list[RunRecord], analyse: Callable[[list[RunRecord]], object]) -> dict[int, str]:
-    """Find by bisection the records on which the analysis fails; return the reasons by the id() of the record."""
+    """Find the records on which the analysis fails by bisection; return the reasons by id() of the record."""
     if not records:
         return {}
     try:
@@ -47,6 +47,7 @@ def describe_misfit(error: Exception) -> str:
 
 
 def _locate(error: Exception) -> str:
+    """Return ` (folder/file:line)` for the innermost line of an experiment in the traceback, or an empty string."""
     frames = [(*Path(f.filename).parts[-2:], f.lineno) for f in traceback.extract_tb(error.__traceback__)
               if "experiments" in Path(f.filename).parts]  # fmt: skip
     return f" ({frames[-1][0]}/{frames[-1][1]}:{frames[-1][2]})" if frames else ""

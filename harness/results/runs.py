@@ -19,20 +19,20 @@ from harness.protocol.text import sanitize_line
 
 # Kinds of events that a record does not keep as events.
 DROPPED_KINDS = {"start", "progress", "done", "error", "fact"}
-# The folder of a campaign that is not a case.
+# The folder in a campaign that contains the jobs, not a case.
 JOBS_FOLDER = "jobs"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The content of one run folder; an unreadable one has only the names of the case, and the reason in `error`.
+    """The content of one run folder; an unreadable one only has the names of the case and, in `error`, the reason.
 
     Attributes:
         location: the path of the folder.
         facts: the facts about the whole case, by name.
         samples: raw measurements.
-        stages: the warm_up or unavailable event of each stage.
-        profile: the profile event, if there is one.
+        stages: the event `warm_up` or `unavailable` of each stage, by name of the stage.
+        profile: the last event `profile`, if there is one.
         figures_of_merit: the figures of merit that the suite requests.
         events_by_kind: the events of all kinds but `sample` and DROPPED_KINDS, by kind.
         start_time_s, end_time_s: Unix times of the first and the last event.
@@ -68,7 +68,7 @@ class RunRecord:
 
     @property
     def duration_s(self) -> float | None:
-        """The time from the first event to the last; None if there are fewer than two times."""
+        """The time from the first event to the last; None if the log does not have two different times."""
         if self.start_time_s is None or self.end_time_s is None or self.end_time_s <= self.start_time_s:
             return None
         return self.end_time_s - self.start_time_s
@@ -84,7 +84,7 @@ class RunRecord:
 
     @property
     def provenance_error(self) -> str | None:
-        """The reason why the provenance cannot be read."""
+        """The reason why the provenance cannot be read; None if it can, or if there is none."""
         return self._provenance[1]
 
     @cached_property
@@ -190,10 +190,10 @@ def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
                 error = sanitize_line(event["message"])
         if kind not in DROPPED_KINDS:
             events_by_kind.setdefault(kind, []).append(event)
-    ended = read_exit_code(folder)
-    if ended is None and os.path.lexists(f"{folder}/{EXIT_CODE_FILE}"):
+    exit_record = read_exit_code(folder)
+    if exit_record is None and os.path.lexists(f"{folder}/{EXIT_CODE_FILE}"):
         raise Unreadable(f"{EXIT_CODE_FILE}: expected the exit code and, optionally, the seconds that the case took")
-    state, reason = checks.evaluate_case(case, log, ended[0] if ended else None)
+    state, reason = checks.evaluate_case(case, log, exit_record[0] if exit_record else None)
     figures_of_merit = (
         [checks.compute_figure_of_merit(row, log) for row in case.get("performance", ())] if state == "done" else []
     )

@@ -21,7 +21,7 @@ RUN_COLUMNS = ("suite", "case", "id", "folder")
 
 
 class ColumnError(UsageError):
-    """A row has a column that its table does not have."""
+    """A row has a column that is not declared for its table."""
 
 
 class MissingColumn(KeyError):
@@ -32,7 +32,7 @@ class MissingColumn(KeyError):
 
 
 class Table(pd.DataFrame):
-    """A data frame with a name, which the error for a missing column contains."""
+    """A data frame with a name, which appears in the error for a missing column."""
 
     _metadata = ("table_name",)
     table_name = ""

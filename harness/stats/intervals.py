@@ -23,7 +23,7 @@ class Interval:
         value: The estimate; NaN without samples.
         low: Lower end of the interval; NaN if there are too few samples.
         high: Upper end of the interval.
-        coverage: True confidence of the interval, 0 to 1.
+        coverage: Confidence that the interval really has, 0 to 1.
         n: Number of samples.
     """
 
@@ -35,7 +35,7 @@ class Interval:
 
     @property
     def median(self) -> float:
-        """Return the estimate of an interval of the median."""
+        """The estimate of an interval of the median."""
         return self.value
 
 
@@ -56,8 +56,9 @@ def compute_median_interval(samples: Sequence[float], confidence: float = 0.95) 
 
 
 def compute_mean_interval(samples: Iterable[float], confidence: float = 0.95) -> Interval:
-    """Return the mean with Student's t interval; all fields are NaN if a sample is NaN.
+    """Return the mean with Student's t interval.
 
+    With fewer than two samples, or a sample that is not finite, both ends are NaN and the coverage is 0.
     Source: Student, Biometrika 6, 1 (1908).
     """
     x = np.fromiter(samples, dtype=float)
@@ -70,7 +71,7 @@ def compute_mean_interval(samples: Iterable[float], confidence: float = 0.95) ->
 
 
 def compute_geometric_mean_interval(ratios: Iterable[float], confidence: float = 0.95) -> Interval:
-    """Return the geometric mean with Student's t interval of the logarithms; NaN if a ratio is not positive."""
+    """Return the geometric mean with Student's t interval of the logarithms; NaN unless 0 < ratio < inf for all."""
     logarithms = [math.log(r) if 0.0 < r < math.inf else math.nan for r in ratios]
     log_interval = compute_mean_interval(logarithms, confidence)
     ends = (log_interval.value, log_interval.low, log_interval.high)

@@ -31,7 +31,7 @@ class TwoSampleEstimate(Generic[Number]):
         low: Lower end of the interval.
         high: Upper end of the interval.
         p: Two-sided p value.
-        coverage: True confidence of the interval; below the requested confidence if there are too few samples.
+        coverage: Confidence that the interval really has; below the requested one if there are too few samples.
         n_a: Number of samples in a.
         n_b: Number of samples in b.
     """
@@ -62,7 +62,7 @@ def estimate_shift(
 def estimate_ratio(
     a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95
 ) -> TwoSampleEstimate[float]:
-    """Estimate the ratio b / a, leaving out NaN; the estimate is NaN if a value is not positive."""
+    """Estimate the ratio b / a, leaving out NaN; the results are NaN if a value is not positive."""
     return estimate_ratios(_drop_nan(a)[None], _drop_nan(b)[None], confidence).row(0)
 
 
@@ -115,7 +115,7 @@ def _summarize_differences(a: Floats, b: Floats, k: int) -> tuple[Floats, Floats
     a, b = _thin_to_quantiles(a), _thin_to_quantiles(b)
     d = (b[:, None, :] - a[:, :, None]).reshape(len(a), -1)
     n = d.shape[1]
-    outer = (k - 1) * n // pairs
+    outer = (k - 1) * n // pairs  # the same share of the differences, if the samples were thinned
     middle = (n - 1) // 2, n // 2
     d.partition(sorted({outer, *middle, n - 1 - outer}), axis=1)
     return (d[:, middle[0]] + d[:, middle[1]]) / 2, d[:, outer], d[:, n - 1 - outer]
@@ -183,5 +183,5 @@ def _compute_p_values(a: Floats, b: Floats) -> Floats:
         untied = ties == 0
         smaller = np.minimum(u, pairs - u)[untied].astype(int)
         p[untied] = np.minimum(2 * _compute_cumulative_u(n_a, n_b)[smaller], 1.0)
-    log_floor = math.log(2) - (math.lgamma(n + 1) - math.lgamma(n_a + 1) - math.lgamma(n_b + 1))
-    return np.clip(p, math.exp(log_floor), 1.0)
+    log_min_p = math.log(2) - (math.lgamma(n + 1) - math.lgamma(n_a + 1) - math.lgamma(n_b + 1))
+    return np.clip(p, math.exp(log_min_p), 1.0)

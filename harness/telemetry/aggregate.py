@@ -1,4 +1,4 @@
-"""Aggregation of the series of a telemetry source over windows: one number per window, node and device."""
+"""Aggregate the series of a telemetry source over windows: one number per window, node and device."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from harness.telemetry.metrics import (
     identify_quantity,
 )
 from harness.telemetry.timeseries import Floats, Series, TelemetrySource
-from harness.telemetry.windows import Window, group_interleaved
+from harness.telemetry.windows import Window, group_alternating
 
 MIN_COVERAGE = 0.9  # if samples cover a smaller share of a window (or of its nodes), its usage is unknown
+# The gauges whose mean over each window is computed, and the names of the maxima of some of them.
 MEANS = (
     "accelerator_utilization_percent", "accelerator_memory_percent", "accelerator_clock_mhz",
     "accelerator_temperature_c", "busy_cores",
@@ -51,11 +52,12 @@ class Aggregates:
 
     Attributes:
         joules: Sensor -> "counter" or "power" -> joules; NaN if samples cover too little of the window.
-        regressed: Sensor -> "counter" or "power" -> joules and their variances, for interleaved windows.
+        regressed: Sensor -> "counter" or "power" -> joules and their variances from a regression, for windows of a case
+            that alternate.
         means: Host -> quantity -> mean of each series.
         maxima: Host -> quantity -> largest sample.
         totals: Host -> quantity -> increase of counters.
-        memory: Host -> quantity -> smallest sample of the memory of the host.
+        memory: Host -> quantity (total or available memory of the host) -> smallest sample.
         samples: Host -> number of samples.
         intervals: Sampling interval of each series in seconds, whatever the window.
         figures_of_merit: Name -> median of each series.
@@ -72,8 +74,8 @@ class Aggregates:
     figures_of_merit: dict[str, list[Floats]] = field(default_factory=lambda: defaultdict(list))
 
 
-class WindowSegments:
-    """The intervals of all windows as arrays, and reductions over the intervals of each window."""
+class WindowIntervals:
+    """The intervals of all windows as arrays of Unix times, and reductions over the intervals of each window."""
 
     def __init__(self, windows: Sequence[Window]) -> None:
         self.window_of_interval = np.repeat(np.arange(len(windows)), [len(w.intervals) for w in windows])
@@ -82,13 +84,13 @@ class WindowSegments:
         )
         self.starts, self.ends = intervals.T
         self.count = len(windows)
-        self.interleaved = list(group_interleaved(windows))
+        self.alternating = list(group_alternating(windows))
         self.seconds = self.sum(self.ends - self.starts)
 
     def regress_energy(self, energy: CumulativeSeries) -> tuple[Floats, Floats]:
-        """Return energy (J) and variance (J^2) of each interleaved window; NaN for the other windows."""
+        """Return energy (J) and variance (J^2) of each alternating window; NaN for the other windows."""
         joules, variance = np.full((2, self.count), np.nan)
-        for group in self.interleaved:
+        for group in self.alternating:
             joules[group.indices], variance[group.indices] = group.regress_energy(energy)
         return joules, variance
 
@@ -112,12 +114,16 @@ class WindowSegments:
         return -self.max(-values)
 
 
-def add_series(aggregates: Aggregates, series: Series, segments: WindowSegments, source: TelemetrySource) -> None:
+def add_series(
+    aggregates: Aggregates, series: Series, window_intervals: WindowIntervals, source: TelemetrySource
+) -> None:
     """Add a series to the aggregates, and its faults to those of the source."""
     host, name = get_host(series.labels), series.labels.get("__name__")
     if name == FIGURE_OF_MERIT:
-        medians = [_compute_median(series, s, e) for s, e in zip(segments.starts, segments.ends, strict=True)]
-        aggregates.figures_of_merit[series.labels.get("name", "")].append(segments.max(np.array(medians)))
+        medians = [
+            _compute_median(series, s, e) for s, e in zip(window_intervals.starts, window_intervals.ends, strict=True)
+        ]
+        aggregates.figures_of_merit[series.labels.get("name", "")].append(window_intervals.max(np.array(medians)))
         return
     quantity = identify_quantity(series.labels)
     assert quantity is not None
@@ -135,50 +141,52 @@ def add_series(aggregates: Aggregates, series: Series, segments: WindowSegments,
         source.faults.add("series of fewer than two samples")
         if measures_energy:
             # without the energy of this device, the sum over the others is not the energy of the node
-            aggregates.joules[key].setdefault(ENERGY_METHODS[unit], np.full(segments.count, np.nan))
+            aggregates.joules[key].setdefault(ENERGY_METHODS[unit], np.full(window_intervals.count, np.nan))
         return
     aggregates.intervals.append(curve.interval_s)
-    n_samples = segments.sum(curve.count_samples(segments.starts, segments.ends).astype(float))
+    n_samples = window_intervals.sum(curve.count_samples(window_intervals.starts, window_intervals.ends).astype(float))
     aggregates.samples[host] = np.maximum(aggregates.samples.get(host, np.zeros_like(n_samples)), n_samples)
     if measures_energy:
-        _add_energy(aggregates, key, ENERGY_METHODS[unit], curve, segments)
+        _add_energy(aggregates, key, ENERGY_METHODS[unit], curve, window_intervals)
     elif quantity.kind == "counter":
         totals = aggregates.totals[host]
-        totals[quantity.name] = totals.get(quantity.name, 0.0) + _compute_counter_increase(curve, segments)
+        totals[quantity.name] = totals.get(quantity.name, 0.0) + _compute_counter_increase(curve, window_intervals)
     elif quantity.name.startswith("host_memory"):
-        smallest = segments.min(curve.compute_min(segments.starts, segments.ends))
+        smallest = window_intervals.min(curve.compute_min(window_intervals.starts, window_intervals.ends))
         aggregates.memory[host][quantity.name] = smallest
     elif quantity.name in MEANS:
-        _add_gauge(aggregates, host, quantity.name, curve, segments)
+        _add_gauge(aggregates, host, quantity.name, curve, window_intervals)
 
 
 def _add_energy(
-    aggregates: Aggregates, key: SensorKey, method: str, curve: CumulativeSeries, segments: WindowSegments
+    aggregates: Aggregates, key: SensorKey, method: str, curve: CumulativeSeries, window_intervals: WindowIntervals
 ) -> None:
-    amount, _, share = segments.integrate(curve)
+    amount, _, share = window_intervals.integrate(curve)
     with np.errstate(invalid="ignore", divide="ignore"):
         # assume that the rate in the small uncovered part equals the rate in the covered part
         aggregates.joules[key][method] = np.where(share >= MIN_COVERAGE, amount / share, np.nan)
-    if segments.interleaved:
-        aggregates.regressed[key][method] = segments.regress_energy(curve)
+    if window_intervals.alternating:
+        aggregates.regressed[key][method] = window_intervals.regress_energy(curve)
 
 
-def _add_gauge(aggregates: Aggregates, host: str, name: str, curve: CumulativeSeries, segments: WindowSegments) -> None:
-    amount, covered, share = segments.integrate(curve)
+def _add_gauge(
+    aggregates: Aggregates, host: str, name: str, curve: CumulativeSeries, window_intervals: WindowIntervals
+) -> None:
+    amount, covered, share = window_intervals.integrate(curve)
     with np.errstate(invalid="ignore", divide="ignore"):
         aggregates.means[host][name].append(np.where(share >= MIN_COVERAGE, amount / covered, np.nan))
     if name in MAXIMA:
-        largest = segments.max(curve.compute_max(segments.starts, segments.ends))
+        largest = window_intervals.max(curve.compute_max(window_intervals.starts, window_intervals.ends))
         previous = aggregates.maxima[host].get(name, largest)
         aggregates.maxima[host][name] = np.fmax(previous, largest)
 
 
-def _compute_counter_increase(curve: CumulativeSeries, segments: WindowSegments) -> Floats:
+def _compute_counter_increase(curve: CumulativeSeries, window_intervals: WindowIntervals) -> Floats:
     """Return a counter's increase, scaled to the whole window only if samples cover most of it.
 
-    Otherwise the process or network interface may have existed only during a part of the window.
+    If they cover less, the process or network interface may have existed only during a part of the window.
     """
-    amount, _, share = segments.integrate(curve)
+    amount, _, share = window_intervals.integrate(curve)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(share >= MIN_COVERAGE, amount / share, amount)
 

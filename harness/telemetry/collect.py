@@ -1,4 +1,4 @@
-"""Collection of the usage of cases and their parts from the telemetry in run folders.
+"""Collect the usage of cases, and of parts such as trials and epochs, from the telemetry in run folders.
 
 Sources are raw exports (`omnistat*.jsonl`), folders of exported CSV files (`omnistat-*.csv`) and the sampler's files
 (`telemetry/<node>.jsonl`). A source in a case's folder is used for that case; a source in the folder of the campaign or
@@ -67,7 +67,7 @@ class Cache(BaseModel, strict=True, extra="forbid"):
 
 
 def collect_usage(records: Sequence[RunRecord]) -> Telemetry:
-    """Return the usage of every window with telemetry; files of a job take precedence over those of a case."""
+    """Return the usage of every window with telemetry; sources of a campaign or job precede those of a case."""
     telemetry = Telemetry()
     by_campaign: dict[Path, list[RunRecord]] = {}
     for record in records:
@@ -112,6 +112,7 @@ class CampaignCollector:
         self._telemetry.usages += [self._usages[window] for window in windows if window in self._usages]
 
     def _add_source(self, source: TelemetrySource, windows: Sequence[Window]) -> None:
+        """List the source, and add the usage of windows that have no samples yet, from the cache if possible."""
         entry = CacheEntry(usages=[], version="", faults=source.faults.format_summary())
         if windows:
             key = _compute_cache_key(source, windows)

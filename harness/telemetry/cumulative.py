@@ -2,7 +2,7 @@
 
 The increase of a counter and the integral of a power over a window are differences of such a curve at the ends of the
 window, with linear interpolation between samples. Times before the first sample, after the last, or in a gap of a gauge
-are not covered. Samples that no device can show are counted and dropped first.
+are not covered. Implausible samples are counted as faults and dropped first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GAP_FACTOR = 3.0  # an interval between samples above this multiple of the media
 SPIKE_FACTOR = 50.0  # a rate above this multiple of the median rate, just after a fall, ends an invalid sample
 RESET_FRACTION = 0.2  # a counter with a larger share of falling steps restarts with each sample
 COUNTER_LAG_S = 1.0  # maximum delay of a counter relative to the clock
-MAX_LEAPS = 100  # a counter with more leaps is unusable
+MAX_LEAPS = 100  # a counter with more leaps (increases above its maximum rate) is unusable
 MAX_COUNT = 1e30  # larger than the value of any counter
 Mask = NDArray[np.bool_]
 
@@ -37,14 +37,14 @@ class CumulativeSeries:
         times: Unix times of the samples, in seconds.
         total: Increase of a counter up to each sample, or time integral of a gauge.
         covered: Covered seconds up to each sample.
-        levels: The samples themselves.
+        samples: The samples themselves.
         interval_s: Median time between samples.
     """
 
     times: Floats
     total: Floats
     covered: Floats
-    levels: Floats
+    samples: Floats
     interval_s: float
 
     def integrate(self, starts: Floats, ends: Floats) -> tuple[Floats, Floats]:
@@ -76,7 +76,7 @@ class CumulativeSeries:
         first, last = self._find_sample_range(starts, ends)
         reduced = np.full(len(starts), np.nan)
         for k in np.flatnonzero(last > first):
-            reduced[k] = function(self.levels[first[k] : last[k]])
+            reduced[k] = function(self.samples[first[k] : last[k]])
         return reduced
 
     def _find_sample_range(self, starts: Floats, ends: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -98,7 +98,7 @@ def build_cumulative(
         bounds: Range of a gauge's values, or of a counter's increase in a second.
         faults: Faults of the source; this function adds to them.
         name: Name of the series in messages.
-        may_restart: Whether the counter may restart with each sample; it does if its values fall often.
+        may_restart: Whether the counter may restart with each sample; it is treated so if its values fall often.
     """
     times, values = _sanitize(times, values, faults.counts)
     restarts = may_restart and len(values) > 1 and (np.diff(values) < 0).mean() > RESET_FRACTION

@@ -27,6 +27,7 @@ from harness.telemetry.prometheus_export import JOB_METRICS, MAX_LINE_BYTES, TOO
 from harness.telemetry.timeseries import Faults, Floats, Series, drop_untimed
 
 PATTERN = "omnistat-*.csv"
+# The first cells of the first and of the last row of labels, and the maximum number of these rows (pandas: levels).
 FIRST_LEVEL, LAST_LEVEL = "metric", "timestamp"
 MAX_LEVELS = 20
 

@@ -1,8 +1,9 @@
-"""Raw exports of the server's API: JSON lines with the keys `metric`, `values` and `timestamps` in milliseconds.
+"""Raw exports of Omnistat's server (VictoriaMetrics), as JSON lines.
 
-A series may be spread over several lines anywhere in the file. A first pass indexes the lines, and a second pass reads
-one series at a time, so that memory does not grow with the length of the file. The reader also accepts a response of
-`query_range`, one object with values as text and times in seconds.
+A line has the keys `metric`, `values` and `timestamps` (in milliseconds). A series may be spread over several lines
+anywhere in the file. A first pass indexes the lines, and a second pass reads one series at a time, so that memory does
+not grow with the length of the file. The reader also accepts a response of `query_range`, one object with values as
+text and times in seconds.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ Key = tuple[tuple[str, str], ...]
 
 @dataclass
 class Index:
-    """The locations of the lines of each series, and the time span of each node.
+    """The positions of the lines of each series, and the time span of each node.
 
     Attributes:
-        locations: File index and byte offset of each line of a series, by the labels of the series.
+        positions: File index and byte offset of each line of a series, by the labels of the series.
         spans: Unix times of the first and the last sample, by node.
     """
 
-    locations: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
+    positions: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def update_span(self, host: str, first: float, last: float) -> None:
@@ -105,10 +106,10 @@ class PrometheusExport:
         return self.index.spans
 
     def _read(self, is_selected: Callable[[Mapping[str, str]], bool]) -> Iterator[Series]:
-        locations = self.index.locations
+        positions = self.index.positions
         with ExitStack() as stack:
             handles = [stack.enter_context(path.open("rb")) for path in self.paths]
-            for key, lines in locations.items():
+            for key, lines in positions.items():
                 labels = dict(key)
                 if not is_selected(labels):
                     continue
@@ -132,7 +133,15 @@ class PrometheusExport:
             elif _make_key(labels) == key:
                 yield times, values
 
-    def _index_line(self, index: Index, line: bytes, offset: tuple[int, int], location: str) -> None:
+    def _index_line(self, index: Index, line: bytes, position: tuple[int, int], location: str) -> None:
+        """Add a line to the index.
+
+        Args:
+            index: The index.
+            line: The line.
+            position: The index of the file and the byte offset of the line.
+            location: The name of the file and the number of the line, for messages.
+        """
         text = line.strip()
         if not text:
             return
@@ -149,13 +158,13 @@ class PrometheusExport:
             except ValueError:
                 self.faults.add(INVALID_JSON, location)
                 return
-            index.locations.setdefault(_make_key(labels), []).append(offset)
+            index.positions.setdefault(_make_key(labels), []).append(position)
             if FIRST_S <= first <= LAST_S and FIRST_S <= last <= LAST_S:
                 index.update_span(get_host(labels), first, last)
             return
-        self._index_nonstandard_line(index, line, offset, location)
+        self._index_nonstandard_line(index, line, position, location)
 
-    def _index_nonstandard_line(self, index: Index, line: bytes, offset: tuple[int, int], location: str) -> None:
+    def _index_nonstandard_line(self, index: Index, line: bytes, position: tuple[int, int], location: str) -> None:
         """Index a line whose keys are in another order, or a response of query_range."""
         content = _parse_json(line)
         if content is None:
@@ -165,7 +174,7 @@ class PrometheusExport:
         if not rows:
             self.faults.add(NOT_A_SERIES, location)
         for labels, times, _ in rows:
-            index.locations.setdefault(_make_key(labels), []).append(offset)
+            index.positions.setdefault(_make_key(labels), []).append(position)
             valid = times[(times >= FIRST_S) & (times <= LAST_S)]
             if len(valid):
                 index.update_span(get_host(labels), float(valid.min()), float(valid.max()))

@@ -1,4 +1,4 @@
-"""Time series of telemetry sources of any format, and what they show about annotations, collector and clocks."""
+"""Time series of telemetry sources of any format, and the annotations, collector versions and clock errors in them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,11 @@ def drop_untimed(times: Floats, values: Floats, faults: Faults, location: str) -
 
 
 def find_annotations(source: TelemetrySource) -> list[tuple[str, float, float]]:
-    """Return the annotations of a job in order of time: the marker, and the Unix times of its start and end."""
+    """Return the annotations of a job, intervals that the job has marked, in order of time.
+
+    Returns:
+        The marker of each annotation, and the Unix times of its start and end.
+    """
     spans: dict[str, tuple[float, float]] = {}
     for series in source.iter_job_series():
         if series.labels.get("__name__") != ANNOTATION:
@@ -104,7 +108,7 @@ def find_collector_version(source: TelemetrySource) -> str:
 
 
 def find_clock_offsets(spans: Mapping[str, tuple[float, float]], faults: Faults) -> dict[str, float]:
-    """Return the seconds by which clocks of nodes are ahead of those of most nodes, by node; others are left out.
+    """Return the seconds by which a node's clock is ahead of most others, by node; nodes that agree are left out.
 
     A node whose samples begin and end equally early (or late) has a wrong clock; a node whose samples only begin late
     joined late.

@@ -1,4 +1,4 @@
-"""Computation of the usage of windows from one telemetry source: energy, utilization and traffic."""
+"""Compute the usage of windows from one telemetry source: energy, utilization and traffic."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from harness.telemetry.aggregate import MAXIMA, MEANS, MIN_COVERAGE, Aggregates, SensorKey, WindowSegments, add_series
+from harness.telemetry.aggregate import MAXIMA, MEANS, MIN_COVERAGE, Aggregates, SensorKey, WindowIntervals, add_series
 from harness.telemetry.metrics import COMPONENTS, SENSOR_PRIORITY, get_host
 from harness.telemetry.timeseries import Floats, Series, TelemetrySource, find_clock_offsets
 from harness.telemetry.windows import Window
 
-# The shortest usable interval of a window, in sampling intervals: each of its ends is uncertain by one of them.
+# The shortest usable interval of a window, in sampling intervals: each end of it is uncertain by a sampling interval.
 MIN_INTERVALS = 2.0
 # The energy from a regression is used if two standard errors are at most this share of it.
 MAX_REGRESSION_ERROR = 0.2
@@ -67,11 +67,11 @@ class Usage(CachedUsage):
 def compute_usage(source: TelemetrySource, windows: Sequence[Window]) -> list[Usage]:
     """Compute the usage of each window from a source, and add the problems of the source to source.faults."""
     offsets = find_clock_offsets(source.get_spans(), source.faults)
-    segments = WindowSegments(windows)
+    window_intervals = WindowIntervals(windows)
     aggregates = Aggregates()
     for series in source.iter_series():
         corrected = Series(series.labels, series.times - offsets.get(get_host(series.labels), 0.0), series.values)
-        add_series(aggregates, corrected, segments, source)
+        add_series(aggregates, corrected, window_intervals, source)
     interval_s = float(np.median(aggregates.intervals)) if aggregates.intervals else math.nan
     source.faults.counts[ZERO_POWER] += sum(
         bool(key.device) and "power" in joules and not np.nansum(joules["power"])
@@ -98,7 +98,7 @@ class _WindowUsage:
 
     def compute(self) -> Usage:
         usage = self.usage
-        usage.unavailable_reason = self._find_missing_reason()
+        usage.unavailable_reason = self._explain_missing_energy()
         if usage.unavailable_reason.startswith(TOO_SHORT) and len(usage.window.intervals) > 1:
             self._add_regressed_energy()
         if usage.unavailable_reason or usage.energy_j:
@@ -110,7 +110,8 @@ class _WindowUsage:
             usage.unavailable_reason = usage.omitted_component or "no power or energy sensor"
         return usage
 
-    def _find_missing_reason(self) -> str:
+    def _explain_missing_energy(self) -> str:
+        """Return why the samples do not determine the energy of the window; empty if they do."""
         usage = self.usage
         if not usage.samples or not usage.nodes_sampled:
             return "no samples"

@@ -21,7 +21,7 @@ from harness.telemetry.timeseries import Floats
 
 Nodes = tuple[frozenset[str], ...]
 NODE_FILE = "nodes"
-MIN_SPARE_INTERVALS = 5  # a regression needs this many sampling intervals more than there are windows
+MIN_SPARE_INTERVALS = 5  # a regression needs this many sampling intervals more than it has coefficients
 MIN_IDLE_SHARE = 1e-3  # if the time outside all windows has a larger share, its power is a separate coefficient
 
 
@@ -45,7 +45,7 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """Return the duration of all intervals."""
+        """The duration of all intervals."""
         return sum(end - start for start, end in self.intervals)
 
 
@@ -86,7 +86,7 @@ def _find_nodes(names: Sequence[Sequence[str]], known: Nodes | None) -> Nodes:
 
 
 def _list_epochs(record: RunRecord) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Yield each epoch with its time, which starts at the end of the previous epoch if its duration is unknown."""
+    """Yield name and interval of each epoch; an epoch of unknown duration starts at the end of the previous one."""
     previous_end = record.start_time_s
     for event in record.events_by_kind.get("epoch", []):
         end, duration = event.get("time_s"), event.get("train_s")
@@ -99,7 +99,7 @@ def _list_epochs(record: RunRecord) -> Iterator[tuple[str, tuple[float, float]]]
 
 
 def _list_alternating_parts(record: RunRecord) -> Iterator[tuple[Scope, str, tuple[tuple[float, float], ...]]]:
-    """Yield stages of a ladder and precisions of a study, which have many intervals each."""
+    """Yield scope, name and intervals of each stage of a ladder and each precision of a study; these alternate."""
     intervals: dict[tuple[Scope, str], list[tuple[float, float]]] = {}
     for sample in record.samples:
         stage = sample.get("stage") or sample.get("model")
@@ -114,8 +114,8 @@ def _list_alternating_parts(record: RunRecord) -> Iterator[tuple[Scope, str, tup
 
 
 @dataclass(frozen=True)
-class InterleavedWindows:
-    """Windows of one case that alternate.
+class AlternatingWindows:
+    """Windows of one case that alternate, such as the stages of a ladder.
 
     Attributes:
         indices: The indices of these windows in the list of all windows, (n,).
@@ -156,7 +156,7 @@ class InterleavedWindows:
         return power[:n] * self.seconds, variance[:n] * self.seconds**2
 
 
-def group_interleaved(windows: Sequence[Window]) -> Iterator[InterleavedWindows]:
+def group_alternating(windows: Sequence[Window]) -> Iterator[AlternatingWindows]:
     """Yield the groups of windows with several intervals, one group for each case and scope."""
     groups: dict[tuple[str, str], list[int]] = {}
     for k, window in enumerate(windows):
@@ -164,7 +164,7 @@ def group_interleaved(windows: Sequence[Window]) -> Iterator[InterleavedWindows]
             groups.setdefault((window.folder, window.scope), []).append(k)
     for indices in groups.values():
         group = [windows[k] for k in indices]
-        yield InterleavedWindows(
+        yield AlternatingWindows(
             np.array(indices), [_accumulate_seconds(w) for w in group], np.array([w.seconds for w in group])
         )
 

@@ -1,4 +1,4 @@
-"""Running asv (airspeed velocity) over commits: one round at a time, each in its own folder.
+"""Run asv (airspeed velocity) over commits: one round at a time, each in its own folder.
 
 A round runs every benchmark once on every commit, in a random order, so that drift of a busy machine affects all
 commits alike. If a round is killed, its results are kept, and the next call resumes the round.
@@ -70,7 +70,7 @@ class AsvSession:
 
     @property
     def id(self) -> str:
-        """Return the identifier of the session; equal sessions have equal identifiers, and share their rounds."""
+        """The identifier of the session; equal sessions have equal identifiers, and share their rounds."""
         digest = hashlib.sha256()
         for path in sorted(self.project.benchmarks.rglob("*.py")):
             digest.update(path.read_bytes())
@@ -80,12 +80,12 @@ class AsvSession:
 
     @property
     def machine_name(self) -> str:
-        """Return host and processor, which must be equal for times to be comparable."""
+        """Host and processor, which must be equal for times to be comparable."""
         return f"{self.machine['machine']} ({self.machine['cpu']})"
 
     @property
     def folder(self) -> Path:
-        """Return the folder of the session's rounds."""
+        """The folder of the session's rounds."""
         return self.root / self.id
 
     def get_round_folder(self, number: int) -> Path:
@@ -131,6 +131,7 @@ def run_round(session: AsvSession, number: int, patterns: Sequence[str]) -> bool
     """
     folder = session.get_round_folder(number)
     marker, log = folder / "done.json", session.folder / LOG
+    # a complete round of all benchmarks contains every selection of them
     if read_json(marker).get("bench") in ([], list(patterns)):
         return False
     _remove_truncated(folder / "results")

@@ -23,13 +23,13 @@ Verdict = Literal["better", "worse", "no difference seen", "too noisy", "too few
 Key = tuple[str, ...]
 Samples = tuple[float, ...]
 FALSE_DISCOVERY_RATE = 0.05  # largest expected share of false positives
-MAX_DETECTABLE_CHANGE = 0.05  # an interval that hides a larger difference is too noisy
+MAX_DETECTABLE_CHANGE = 0.05  # a comparison that could miss a larger difference is too noisy
 CONFIDENCE = 0.95
-COVERAGE_TOLERANCE = 0.02
+COVERAGE_TOLERANCE = 0.02  # an interval may miss the requested confidence by this much
 MAX_ROWS = 40
-HEADERS = ("what", "metric", "A", "B", "B / A [95%]", "p", "n", "noise", "verdict")
+HEADERS = ("case or part", "metric", "A", "B", "B / A [95%]", "p", "n", "noise", "verdict")
 COLUMNS = (
-    "what", "metric", "unit", "better", "a_median", "b_median", "ratio", "low", "high", "coverage", "p", "paired",
+    "name", "metric", "unit", "better", "a_median", "b_median", "ratio", "low", "high", "coverage", "p", "paired",
     "n_a", "n_b", "a_spread", "b_spread", "verdict",
 )  # fmt: skip
 # The verdicts from the most to the least important.
@@ -41,7 +41,7 @@ class MetricComparison:
     """The comparison of one metric of one case on both sides.
 
     Attributes:
-        name: The properties that distinguish the case, or its part, from those of other comparisons.
+        name: The properties that distinguish the case, or the part of it, from those of the other rows.
         a: Samples of side A.
         b: Samples of side B.
         is_paired: Whether samples are compared round by round, since both sides are parts of interleaved rounds.
@@ -59,27 +59,27 @@ class MetricComparison:
 
     @property
     def medians(self) -> tuple[float, float]:
-        """Return the medians of A and of B."""
+        """The medians of A and of B."""
         return float(np.median(self.a)), float(np.median(self.b))
 
     @property
     def noise(self) -> tuple[float, float]:
-        """Return half the interquartile range divided by the median, for A and for B."""
+        """Half the interquartile range divided by the median, for A and for B."""
         return _compute_relative_iqr(self.a) / 2, _compute_relative_iqr(self.b) / 2
 
     @property
     def min_detectable_change(self) -> float:
-        """Return the smallest relative difference that the interval could show."""
+        """The smallest relative difference that the interval could show."""
         return max(self.ratio.high / self.ratio.estimate, self.ratio.estimate / self.ratio.low) - 1.0
 
     @property
     def has_enough_samples(self) -> bool:
-        """Return whether the interval has the requested confidence."""
+        """Whether the interval has the requested confidence, within a tolerance."""
         return self.ratio.coverage >= CONFIDENCE - COVERAGE_TOLERANCE
 
     @property
     def verdict(self) -> Verdict:
-        """Return better, worse, or the reason why neither can be concluded."""
+        """Better, worse, or the reason why neither can be concluded."""
         if not self.has_enough_samples:
             return "too few samples"
         excludes_one = self.ratio.low > 1.0 or self.ratio.high < 1.0
@@ -152,7 +152,7 @@ def format_lines(comparison: Comparison, sides: tuple[RunSelector, RunSelector],
         "A and B are medians, B / A is the Hodges-Lehmann ratio with its interval, and p is from the Mann-Whitney U"
         " test. If both sides alternate (*), B / A is the median of the ratios within a round, and p is from the sign"
         f" test. p is adjusted so that at most {FALSE_DISCOVERY_RATE:.0%} of the reported differences are false. Noise"
-        " is half the interquartile range divided by the median, for A / B."
+        " is half the interquartile range divided by the median, and n the number of samples, of A and B."
     )
 
 
@@ -227,11 +227,11 @@ def _compare_pairs(name: str, metric: Metric, a: Samples, b: Samples) -> MetricC
     interval = compute_median_interval(ratios.tolist(), CONFIDENCE)
     above, below = int((ratios > 1).sum()), int((ratios < 1).sum())
     p = float(binomtest(above, above + below).pvalue) if above + below else 1.0
-    shift = TwoSampleEstimate(
+    ratio = TwoSampleEstimate(
         estimate=interval.value, low=interval.low, high=interval.high, p=p, coverage=interval.coverage,
         n_a=len(a), n_b=len(b),
     )  # fmt: skip
-    return MetricComparison(name=name, metric=metric, a=a, b=b, is_paired=True, ratio=shift, p=p)
+    return MetricComparison(name=name, metric=metric, a=a, b=b, is_paired=True, ratio=ratio, p=p)
 
 
 def _compare_unpaired(rows: Sequence[tuple[str, Metric, Samples, Samples]]) -> Iterator[MetricComparison]:
@@ -240,10 +240,10 @@ def _compare_unpaired(rows: Sequence[tuple[str, Metric, Samples, Samples]]) -> I
     for row in rows:
         by_size.setdefault((len(row[2]), len(row[3])), []).append(row)
     for group in by_size.values():
-        shifts = estimate_ratios([a for _, _, a, _ in group], [b for *_, b in group], CONFIDENCE)
+        estimates = estimate_ratios([a for _, _, a, _ in group], [b for *_, b in group], CONFIDENCE)
         for i, (name, metric, a, b) in enumerate(group):
-            shift = shifts.row(i)
-            yield MetricComparison(name=name, metric=metric, a=a, b=b, is_paired=False, ratio=shift, p=shift.p)
+            ratio = estimates.row(i)
+            yield MetricComparison(name=name, metric=metric, a=a, b=b, is_paired=False, ratio=ratio, p=ratio.p)
 
 
 def _adjust_p_values(rows: Sequence[MetricComparison]) -> list[MetricComparison]:

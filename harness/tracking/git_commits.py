@@ -1,4 +1,4 @@
-"""Reading of a range of commits from git, in the order of their history."""
+"""Read a range of commits from git, in the order of their history."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Commit:
 
     @property
     def short(self) -> str:
-        """Return the abbreviated hash."""
+        """The abbreviated hash."""
         return self.hash[:SHORT_LENGTH]
 
 

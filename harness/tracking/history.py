@@ -31,11 +31,11 @@ class Measurement(BaseModel, frozen=True, strict=True, extra="forbid", populate_
 
     Attributes:
         source: Benchmarks over commits (asv), or runs of suites (campaign).
-        session: Identifier of measurements in interleaved rounds, which may be compared round by round.
+        session: Identifier of a session of asv, whose rounds may be compared one by one, or of a run of a suite.
         commit: Full hash of the commit.
         committed_s: Unix time of the commit in seconds.
         subject: First line of the message of the commit.
-        commit_index: Index of the commit in its session, or in the history of the clone; `place` in older files.
+        commit_index: Index of the commit in its session, or in the history of the clone; older files call it `place`.
         machine: Host and processor.
         better: Whether lower or higher values are better.
         threshold: Smallest relative change that counts.
@@ -60,7 +60,7 @@ class Measurement(BaseModel, frozen=True, strict=True, extra="forbid", populate_
 
     @property
     def key(self) -> Key:
-        """Return the values that identify a measurement."""
+        """The values that identify a measurement."""
         return self.source, self.session, self.machine, self.commit, self.name, self.round
 
 

@@ -15,7 +15,7 @@ from harness.protocol.errors import UsageError, did_you_mean
 from harness.results.misfits import MISFIT_ERRORS, describe_misfit
 from harness.results.runs import JOBS_FOLDER, RunRecord, load_run_folders, load_runs, mark_unreadable
 
-# Keys that distinguish runs of the same case: if two runs differ only in these keys, cases of one name are the same.
+# Keys that distinguish runs of the same case: if the two sides differ only in these, cases are matched by name.
 LOCATION_KEYS = {"campaign", "system", "commit", "host", "cpu", "id", "repeat"}
 CASE_KEYS = ("suite", "system", "program", "id", "repeat")
 PROVENANCE_KEYS = ("commit", "host", "cpu")

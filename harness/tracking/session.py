@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.host.files import create_folder_below
-from harness.host.locks import hold_campaign_lock
+from harness.host.locks import hold_folder_lock
 from harness.protocol.errors import UsageError
 from harness.protocol.text import pluralize
 from harness.tracking.asv_runner import AsvSession, read_json, run_round
@@ -38,15 +38,15 @@ class SessionOptions:
     quiet: bool = False
 
     def includes(self, name: str) -> bool:
-        """Return whether the session runs a benchmark."""
+        """Return whether the benchmark of this name is selected."""
         return not self.bench or any(re.search(regex, name) for regex in self.bench)
 
 
 def run_session(session: AsvSession, options: SessionOptions, out: Path) -> bool:
-    """Run the missing rounds and append them to the history; return whether a benchmark failed.
+    """Run all rounds that are not complete and append them to the history; return whether a benchmark failed.
 
-    Benchmarks that seem to have become worse run the same number of rounds again, and all rounds together must show a
-    significant change.
+    A benchmark that seems to have become worse is measured for as many rounds again; it counts as a regression only if
+    all rounds together show a significant change.
 
     Raises:
         UsageError: There is only one commit.
@@ -59,8 +59,9 @@ def run_session(session: AsvSession, options: SessionOptions, out: Path) -> bool
     ]
     if worse:
         if not options.quiet:
-            message = f"measuring {pluralize(len(worse), 'benchmark')} again, which may have become worse"
+            message = f"{pluralize(len(worse), 'benchmark')} may have become worse; measuring again"
             print(message, file=sys.stderr)
+        # names without the parameters and the environment, which asv does not match
         patterns = sorted({f"^{re.escape(name.split('(')[0].split(' ')[0])}(\\W|$)" for name in worse})
         had_failures |= run_rounds(session, SessionOptions(2 * options.rounds, patterns, options.quiet), out)
     return had_failures
@@ -73,14 +74,21 @@ def judge_session(session: AsvSession, out: Path) -> list[BenchmarkVerdict]:
 
 
 def run_rounds(session: AsvSession, options: SessionOptions, out: Path) -> bool:
-    """Run the missing rounds and append them to the history; return whether a benchmark failed."""
+    """Run the rounds that are not complete and append their measurements to the history.
+
+    Returns:
+        Whether a benchmark failed in one of them.
+
+    Raises:
+        UsageError: There is only one commit.
+    """
     if len(session.commits) < 2:
         raise UsageError(f"one commit alone ({session.commits[0].short}): nothing to compare it with")
     create_folder_below(out, FOLDER)
     session.folder.mkdir(parents=True, exist_ok=True)
     had_failures = False
     started = time.monotonic()
-    with hold_campaign_lock(session.root):
+    with hold_folder_lock(session.root):
         for number in range(1, options.rounds + 1):
             if not options.quiet:
                 minutes = (time.monotonic() - started) / 60

@@ -49,11 +49,11 @@ class Series:
 
     @property
     def rounds(self) -> int:
-        """Return the number of rounds."""
+        """The number of rounds."""
         return len(np.atleast_2d(self.values))
 
     def compute_worsening(self, ratio: float) -> float:
-        """Return how much worse a ratio of levels is, as a relative change; a negative value is an improvement."""
+        """Return by which share a level becomes worse if it is multiplied by a ratio; negative: it becomes better."""
         return ratio - 1 if self.better == "lower" else 1 - ratio
 
 
@@ -79,12 +79,12 @@ class BenchmarkVerdict:
 
     @property
     def is_bad(self) -> bool:
-        """Return whether the benchmark became worse or fails."""
+        """Whether the benchmark became worse or fails."""
         return self.state in ("regression", "broken")
 
     @property
     def is_missing(self) -> bool:
-        """Return whether the benchmark was measured before, but not on the last commit."""
+        """Whether the benchmark was not run on the last commit."""
         return not self.series.failed[-1] and not np.isfinite(self.series.values[..., -1]).any()
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class BenchmarkVerdict:
 
 
 def format_change(series: Series, shift: TwoSampleEstimate[float]) -> str:
-    """Return `slower 6.1% [4.9, 7.2] (n = 8 and 16)`; a rate that falls is `less`."""
+    """Return a change as text: `slower 6.1% [4.9, 7.2] (n = 8 and 16)`; `more` or `less` if the unit is not seconds."""
     is_up = shift.estimate > 1
     up, down = ("slower", "faster") if series.unit == "seconds" else ("more", "less")
     ends = sorted(100 * abs(v - 1) * (1 if (v > 1) == is_up else -1) for v in (shift.low, shift.high))

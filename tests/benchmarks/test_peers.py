@@ -24,7 +24,7 @@ from harness.reference.inference.bucketing import get_shape
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import build_backbone
 from harness.reference.profiling.flops import count_work
-from tests.support.reference_models import SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
+from tests.support.third_party_models import SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
 
 pytestmark = pytest.mark.slow
 ROUNDS = 5

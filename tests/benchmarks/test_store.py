@@ -69,7 +69,7 @@ def test_a_sample_on_demand_is_read_within_a_millisecond(benchmark: BenchmarkFix
     """A sample consists of five variables."""
     order = iter(np.random.default_rng(0).integers(0, COUNT, 100_000).tolist())
     with BPFile(path) as file:
-        benchmark.pedantic(lambda: file.record("trainset", next(order), KEYS), rounds=300, warmup_rounds=5)
+        benchmark.pedantic(lambda: file.read_sample("trainset", next(order), KEYS), rounds=300, warmup_rounds=5)
     assert benchmark.stats.stats.median < 1e-3
 
 

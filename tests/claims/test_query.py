@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from harness.claims.model import Measure, Query
-from harness.claims.notes import find_unknown_fields, format_note
+from harness.claims.notes import check_fields, format_note
 from harness.claims.query import Refuted, Unanswered, answer_query, compute_measure, match_rows
 
 ROWS = pd.DataFrame(
@@ -204,15 +204,15 @@ def test_note_is_formatted_from_rows_and_numbers() -> None:
 
 def test_unknown_fields_of_a_note_are_named() -> None:
     columns = list(ROWS.columns)
-    (message,) = find_unknown_fields("{modle}", columns)
+    (message,) = check_fields("{modle}", columns)
     assert message == "unknown column 'modle' (did you mean 'model'?)"
-    (message,) = find_unknown_fields("{claim.percnt}", columns)
+    (message,) = check_fields("{claim.percnt}", columns)
     assert "did you mean 'percent'?" in message
-    (message,) = find_unknown_fields("{error.summ}", columns)
+    (message,) = check_fields("{error.summ}", columns)
     assert "did you mean 'sum'?" in message
-    (message,) = find_unknown_fields("{error", columns)
+    (message,) = check_fields("{error", columns)
     assert "write {{ and }} for braces" in message
-    assert not list(find_unknown_fields("{claim.better}", columns, ["better"]))
+    assert not list(check_fields("{claim.better}", columns, ["better"]))
 
 
 def test_non_finite_measure_is_unanswered() -> None:

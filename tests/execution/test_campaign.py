@@ -242,7 +242,7 @@ def test_second_harness_on_one_campaign_is_refused(harness: Harness, tmp_path: P
     wait_for(next(journal.parent.glob("tiny-*")) / "events.jsonl", "start")
     second = harness("run", "tiny.yaml", "--out", "out")
     assert second.returncode == 2
-    assert "another harness process is running this campaign" in second.stderr
+    assert "another harness process is working in this folder" in second.stderr
     assert "running" in harness("status", "tiny.yaml", "--out", "out").stdout
     first.send_signal(signal.SIGINT)
     assert first.wait(300) == 130

@@ -17,7 +17,7 @@ from harness.cli.main import main
 from harness.config import suite, system
 from harness.execution.job_script import JobScriptWriter
 from harness.host.files import make_absolute
-from harness.host.process import ensure_user
+from harness.host.process import set_missing_user_variables
 from harness.planning.expand import expand_suite
 from harness.planning.jobs import pack_jobs
 from harness.protocol.errors import UsageError
@@ -206,7 +206,7 @@ def test_command_sets_name_and_home_for_a_user_without_them(monkeypatch: pytest.
     assert getpass.getuser() == f"user-{os.getuid()}"
     assert Path.home().is_dir()
     home = os.environ["HOME"]
-    ensure_user()
+    set_missing_user_variables()
     assert os.environ["HOME"] == home
     Path(home).rmdir()
 
@@ -314,7 +314,7 @@ def test_unusable_path_is_refused_in_one_line(
 def test_folder_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE)
     site = system.load_system(ROOT / "systems" / "aurora.yaml", {})
-    with pytest.raises(UsageError, match=r"cannot name a folder with .* one that is not UTF-8"):
+    with pytest.raises(UsageError, match=r"cannot name a folder with .* a character that is not UTF-8"):
         JobScriptWriter(expand_suite(suite.load_suite(tmp_path / "suite.yaml"), site), tmp_path / "x\udcff")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.execution.schedulers import command, pbs
-from harness.execution.schedulers.base import ExitInfo, JobRejected, QueueEntry, QueueFull
+from harness.execution.schedulers.base import JobRejected, LastState, QueueEntry, QueueFull
 from harness.execution.schedulers.command import CommandFailed, RetriesExhausted
 from harness.execution.schedulers.pbs import PbsScheduler
 from tests.support import fake_schedulers
@@ -78,30 +78,30 @@ def test_every_recorded_file_is_used_in_this_module() -> None:
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("finished.json", ExitInfo("finished with Exit_status 0", "completed")),
-        ("failed.json", ExitInfo("finished with Exit_status 3", "exited")),
-        ("finished.txt", ExitInfo("finished with Exit_status 0", "completed")),
-        ("walltime.json", ExitInfo("walltime exceeded", "failed")),
-        ("walltime-text.json", ExitInfo("walltime exceeded", "failed")),
-        ("walltime-old.json", ExitInfo("ended by signal 15", "failed")),
-        ("deleted.json", ExitInfo("deleted while it ran", "cancelled")),
-        ("deleted-queued.json", ExitInfo("deleted while it waited", "cancelled")),
-        ("requeued.json", ExitInfo("state Q", "alive")),
-        ("requeued-running.json", ExitInfo("state R", "alive")),
-        ("held.json", ExitInfo("state H", "alive")),
-        ("running.json", ExitInfo("state R", "alive")),
-        ("running.txt", ExitInfo("state R", "alive")),
+        ("finished.json", LastState("finished with Exit_status 0", "completed")),
+        ("failed.json", LastState("finished with Exit_status 3", "exited")),
+        ("finished.txt", LastState("finished with Exit_status 0", "completed")),
+        ("walltime.json", LastState("walltime exceeded", "failed")),
+        ("walltime-text.json", LastState("walltime exceeded", "failed")),
+        ("walltime-old.json", LastState("ended by signal 15", "failed")),
+        ("deleted.json", LastState("deleted while it ran", "cancelled")),
+        ("deleted-queued.json", LastState("deleted while it waited", "cancelled")),
+        ("requeued.json", LastState("state Q", "alive")),
+        ("requeued-running.json", LastState("state R", "alive")),
+        ("held.json", LastState("state H", "alive")),
+        ("running.json", LastState("state R", "alive")),
+        ("running.txt", LastState("state R", "alive")),
     ],
 )
-def test_exit_info_of_recorded_jobs_is_parsed(server: FakePrograms, file: str, expected: ExitInfo) -> None:
+def test_last_state_of_recorded_jobs_is_parsed(server: FakePrograms, file: str, expected: LastState) -> None:
     text = (RECORDED / file).read_text()
     job = next(iter(pbs.parse_text(text) if file.endswith(".txt") else pbs.parse_json(text)))
     server.set_answers("qstat", print_recorded(file))
-    assert PbsScheduler().query_exit_info([job]) == {job: expected}
+    assert PbsScheduler().query_last_states([job]) == {job: expected}
 
 
 def test_job_that_pbs_could_not_run_is_retryable() -> None:
-    assert pbs.parse_exit_info({"job_state": "F", "Exit_status": -3}) == ExitInfo(
+    assert pbs.parse_last_state({"job_state": "F", "Exit_status": -3}) == LastState(
         "PBS could not run it (Exit_status -3)", "retryable"
     )
 
@@ -114,7 +114,7 @@ def test_broken_json_is_queried_as_text(server: FakePrograms) -> None:
         "qstat", f"case $* in *json*) {print_recorded('broken.json')};; *) {print_recorded('finished.txt')};; esac"
     )
     assert PbsScheduler().list_jobs(["pbs_sleep"]) == []
-    assert PbsScheduler().query_exit_info(["40.pbs"])["40.pbs"].kind == "completed"
+    assert PbsScheduler().query_last_states(["40.pbs"])["40.pbs"].kind == "completed"
     assert server.calls[:2] == ["qstat -f -F json", "qstat -f"]
     assert server.calls[2:] == ["qstat -x -f -F json 40.pbs", "qstat -x -f 40.pbs"]
     from_json = pbs.parse_json((RECORDED / "finished.json").read_text())["40.pbs"]
@@ -172,13 +172,13 @@ def test_qstat_that_keeps_failing_exhausts_the_retries(server: FakePrograms, mon
         PbsScheduler().list_jobs(["pbs_sleep"])
 
 
-def test_job_that_the_server_has_forgotten_has_no_exit_info(server: FakePrograms) -> None:
+def test_job_that_the_server_has_forgotten_has_no_last_state(server: FakePrograms) -> None:
     for message, code in (
         ("qstat: Unknown Job Id 7.pbs", 153),
         ("qstat: PBS is not configured to maintain job history", 18),
     ):
         server.set_answers("qstat", print_error(message, code))
-        assert PbsScheduler().query_exit_info(["7.pbs"]) == {}
+        assert PbsScheduler().query_last_states(["7.pbs"]) == {}
 
 
 def test_submit_returns_the_id_and_passes_dependencies(server: FakePrograms) -> None:

@@ -150,7 +150,7 @@ def test_tables_contain_the_values_of_facts(tmp_path: Path) -> None:
     assert (reading["us_per_sample_low"], reading["us_per_sample_high"]) == pytest.approx((97.0, 103.0))
     assert reading["samples_per_s"] == pytest.approx(4 / 100e-6)
     assert reading["mb_per_s"] == pytest.approx(4 * 2000 / 100)
-    assert reading["floor_us"] == 2.0
+    assert reading["lower_bound_us"] == 2.0
 
 
 def test_reading_has_one_row_per_mode(tmp_path: Path) -> None:

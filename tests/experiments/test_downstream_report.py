@@ -106,13 +106,13 @@ def test_screening_counts_candidates_outside_the_training_sets(out: Path) -> Non
         if e["event"] == "outside_coverage"
     ]
     rows = tables["screening_assessment"][
-        tables["screening_assessment"]["quantity"] == "outside the training"
+        tables["screening_assessment"]["quantity"] == "outside the training sets"
     ].set_index("kind")
     assert rows["value"].to_dict() == {reason: n / outside["candidates"] for reason, n in outside["reasons"].items()}
     (rank,) = [
         e for e in read_last_events(folder / "screening-prototypes-1" / "events.jsonl") if e["event"] == "rank_summary"
     ]
-    assert tables["screening_runs"]["outside_coverage"].tolist() == [
+    assert tables["screening_runs"]["outside_training_sets"].tolist() == [
         ", ".join(f"{n} {reason}" for reason, n in rank["outside_coverage"].items())
     ]
 

@@ -75,18 +75,18 @@ def test_projection_predicts_unseen_runs(tmp_path: Path) -> None:
         write_scaling_run(tmp_path, ranks, batch=16)
         write_scaling_run(tmp_path, ranks, batch=max(1, 256 // ranks), mode="strong")
     table = build_projection_table(load_runs(tmp_path / "runs"))
-    tested = table[table["basis"] == "cross-validated"]
+    tested = table[table["kind"] == "cross-validated"]
     assert len(tested) == 10
     assert tested["error"].abs().max() < 0.08
     assert (tested["from_ranks"] < tested["ranks"]).all()
-    extrapolated = table[(table["basis"] == "extrapolated") & (table["mode"] == "weak")]
+    extrapolated = table[(table["kind"] == "extrapolated") & (table["mode"] == "weak")]
     assert extrapolated["ranks"].tolist() == [256, 512, 1024, 2048, 4096, 8192]
     rng = np.random.default_rng(5)
     expected = np.mean([simulate_step(rng, 1024, 16)[0].max() for _ in range(300)]) + LINK.compute_all_reduce_s(
         1024, 8 * PARAMETERS
     )
     assert extrapolated.set_index("ranks").loc[1024, "projected_s"] == pytest.approx(expected, rel=0.08)
-    assert (extrapolated["overlapped_s"] < extrapolated["projected_s"]).all()
+    assert (extrapolated["projected_with_overlap_s"] < extrapolated["projected_s"]).all()
 
 
 def test_step_model_recovers_coefficients() -> None:
@@ -119,7 +119,7 @@ def test_all_reduce_time_follows_from_latency_and_bandwidth() -> None:
 def test_network_is_measured_or_assumed(tmp_path: Path) -> None:
     write_scaling_run(tmp_path / "a", 1, 4)
     alone = build_projection_table(load_runs(tmp_path / "a" / "runs"))
-    assert set(alone["network"]) == {"none: computing alone"}
+    assert set(alone["network"]) == {"none (computation only)"}
     write_scaling_run(tmp_path / "b", 1, 4, parameters={"network": {"latency_us": 2, "bandwidth_gb_per_s": 1}})
     assumed = build_projection_table(load_runs(tmp_path / "b" / "runs")).iloc[0]
     assert assumed["network"] == "assumed by the suite"

@@ -244,7 +244,7 @@ def test_runs_that_differ_in_more_than_seed_are_separate_experiments(tmp_path: P
         for rate in (1e-3, 2e-3):
             write_run(tmp_path, f"run-{seed}-{rate}", rows, seed, parameters={"learning_rate": rate})
     errors = load_tables(tmp_path)["training_errors"]
-    assert errors["experiment"].nunique() == 2
+    assert errors["setup"].nunique() == 2
     assert (errors["seeds"] == 2).all()
 
 

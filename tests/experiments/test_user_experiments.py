@@ -101,7 +101,7 @@ def test_job_script_exports_the_folder_of_experiments(user_folder: Path, harness
         ("program.py", "import random", "import randomness", "plan",
          "program.py: cannot be imported: ModuleNotFoundError: No module named 'randomness'"),
         ("__init__.py", 'title="Sorting"', 'title="Sorting", page="ladder"', "report",
-         "__init__.py: the report has a page named 'ladder'"),
+         "__init__.py: the report already has a page named 'ladder'; choose another name"),
     ],
 )  # fmt: skip
 def test_mistake_in_experiment_is_an_error_of_one_line(

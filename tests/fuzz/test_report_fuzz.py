@@ -23,7 +23,7 @@ from harness.protocol.errors import UsageError
 from harness.report.render import write_report
 from harness.results.runs import load_runs
 from tests.fuzz.bounded import COUNT, run_fuzzer
-from tests.support.kept_results import CASES, FILES, copy_case, save_nothing
+from tests.support.published_results import CASES, FILES, copy_case, save_nothing
 
 pytestmark = pytest.mark.slow
 DAMAGED_AT_ONCE = 6
@@ -55,7 +55,7 @@ def read_rows(out: Path) -> set[tuple[str, frozenset[tuple[str, str]]]]:
 
 
 def normalize_number(text: str) -> str:
-    """Return a number as text that does not depend on the rest of its column."""
+    """Return 1 and 1.0 as the same text, since pandas writes integers as floats if their column has gaps."""
     with contextlib.suppress(ValueError):
         return str(float(text))
     return text

@@ -20,7 +20,7 @@ from harness.reference.datasets.inspect import summarize_store
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import open_samples
-from harness.reference.storage.schema import Record
+from harness.reference.storage.schema import Sample
 from tests.fuzz.bounded import COUNT, run_fuzzer
 from tests.reference.storage.examples import is_same_record, make_example_block, write
 from tests.reference.storage.originals import load_shipped_frames, write_authors_store
@@ -56,7 +56,7 @@ def copy_store(path: Path, folder: Path) -> Path:
     return folder / path.name
 
 
-def read_all(path: Path, mode: Any) -> list[Record]:
+def read_all(path: Path, mode: Any) -> list[Sample]:
     with open_samples(path, "trainset", mode) as samples:
         return [{k: v.copy() for k, v in record.items()} for record in samples.get(range(len(samples)))]
 

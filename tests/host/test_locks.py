@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.host.locks import FileLock, LockTaken, hold_campaign_lock, hold_lock, is_locked
+from harness.host.locks import FileLock, LockTaken, hold_folder_lock, hold_lock, is_locked
 from harness.protocol.errors import UsageError
 from harness.reference.datasets.conversion.spool import Spool
 from harness.reference.errors import InputError
@@ -109,9 +109,9 @@ def test_other_errors_of_the_file_system_are_raised(tmp_path: Path, monkeypatch:
 
 
 def test_campaign_and_conversion_lock_without_flock(tmp_path: Path, failing_flock: None) -> None:
-    with hold_campaign_lock(tmp_path), pytest.raises(UsageError) as campaign, hold_campaign_lock(tmp_path):
+    with hold_folder_lock(tmp_path), pytest.raises(UsageError) as campaign, hold_folder_lock(tmp_path):
         pass
-    assert f"another harness process is running this campaign (process {os.getpid()} on" in str(campaign.value)
+    assert f"another harness process is working in this folder (process {os.getpid()} on" in str(campaign.value)
     spool = Spool(tmp_path / "spool", {})
     with spool.lock(), pytest.raises(InputError) as conversion, spool.lock():
         pass

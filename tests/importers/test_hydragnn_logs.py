@@ -61,11 +61,11 @@ def test_logs_become_tables_figures_and_a_page(logs: Path, tmp_path: Path) -> No
         2.0,
     ]
     assert regions.loc["forward", "calls"] == 400
-    (rate,) = tables["hydragnn_rates"].to_dict("records")
-    assert (rate["structures_per_s"], rate["train_s"]) == (738.1, 125.0)
+    (run,) = tables["hydragnn_runs"].to_dict("records")
+    assert (run["inference_structures_per_s"], run["train_validate_test_s"]) == (738.1, 125.0)
     page = read_pages(out)
-    assert "1 run of HydraGNN, from its logs and in their units" in page
-    assert (out / "figures" / "original-losses.svg").exists()
+    assert "read from the logs of 1 run of HydraGNN" in page
+    assert (out / "figures" / "hydragnn-losses.svg").exists()
     assert main(["import", "hydragnn", str(logs), "--out", str(out)]) == 0
     assert len(load_runs(out / "runs")) == 1
 

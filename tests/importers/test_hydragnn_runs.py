@@ -75,14 +75,14 @@ def test_each_tracer_row_is_a_call_and_each_file_a_rank(tmp_path: Path) -> None:
     assert regions.loc["train", columns].tolist() == pytest.approx([2, 6, 37.5, 45.0, 1.2, 6000.0])
     assert regions.loc["forward", columns[:-1]].tolist() == pytest.approx([2, 120, 7.5, 9.0, 1.2])
     assert pd.isna(regions.loc["forward", "energy_j"])
-    assert "2 rows that are not an energy" in tables["hydragnn_rates"].loc[0, "notes"]
+    assert "2 rows that are not an energy" in tables["hydragnn_runs"].loc[0, "notes"]
 
 
 def test_run_with_parameters_has_a_training_throughput(tmp_path: Path) -> None:
     write_scaling_run(tmp_path / "GFM")
-    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["hydragnn_rates"].to_dict("records")
-    assert rate["train_structures_per_s"] == pytest.approx(2 * 200 * 60 / 45.0)
-    assert rate["steps"] == 60
+    (run,) = import_tables(tmp_path / "GFM", tmp_path)["hydragnn_runs"].to_dict("records")
+    assert run["train_structures_per_s"] == pytest.approx(2 * 200 * 60 / 45.0)
+    assert run["steps"] == 60
     case = json.loads((tmp_path / "out/runs/hydragnn-original/GFM/case.json").read_text())
     expected = {"mpnn_type": "EGNN", "hidden_dim": 866, "num_conv_layers": 4, "batch_size": 200, "precision": "bf16",
                 "num_epoch": 4, "datasets": ["ANI1x", "MPTrj"], "ranks": 2, "optimizer": "AdamW"}  # fmt: skip
@@ -125,9 +125,9 @@ def test_throughput_without_sufficient_data_is_withheld(
             write_file(tmp_path / "GFM" / name, content)
     for path in tmp_path.glob("GFM/rocm*"):
         path.unlink()
-    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["hydragnn_rates"].to_dict("records")
-    assert pd.isna(rate["train_structures_per_s"])
-    assert reason in rate["unavailable_reason"]
+    (run,) = import_tables(tmp_path / "GFM", tmp_path)["hydragnn_runs"].to_dict("records")
+    assert pd.isna(run["train_structures_per_s"])
+    assert reason in run["unavailable_reason"]
 
 
 def test_rank_count_is_read_from_the_launcher(tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_rank_count_is_read_from_the_launcher(tmp_path: Path) -> None:
     (folder / "gp_full.p1").unlink()
     line = "srun --nodelist=frontier[1-4] -N4 -n32 -c7 python -u /x/gfm_mlip_all_mpnn.py --log=GFM --batch_size=200\n"
     write_file(tmp_path / "job-7.out", line + COMMAND.format(name="GFM", more="--batch_size=200"))
-    (rate,) = import_tables(tmp_path, tmp_path)["hydragnn_rates"].to_dict("records")
-    assert (rate["ranks"], rate["nodes"]) == (32, 4)
-    assert rate["train_structures_per_s"] == pytest.approx(32 * 200 * 60 / 30.0)
-    assert rate["unavailable_reason"] == "from the tracer files of 1 of 32 ranks"
+    (run,) = import_tables(tmp_path, tmp_path)["hydragnn_runs"].to_dict("records")
+    assert (run["ranks"], run["nodes"]) == (32, 4)
+    assert run["train_structures_per_s"] == pytest.approx(32 * 200 * 60 / 30.0)
+    assert run["unavailable_reason"] == "from the tracer files of 1 of 32 ranks"
 
 
 @pytest.mark.parametrize("has_command", [True, False])
@@ -155,8 +155,8 @@ def test_copies_of_a_log_count_once(tmp_path: Path, has_command: bool) -> None:
     tables = import_tables(folder, tmp_path)
     assert get_losses(tables["hydragnn_epochs"]) == {0: 0.5, 1: 0.25}
     assert len(tables["hydragnn_epochs"]) == 2
-    (rate,) = tables["hydragnn_rates"].to_dict("records")
-    assert (rate["samples"], rate["notes"]) == (1, "")
+    (run,) = tables["hydragnn_runs"].to_dict("records")
+    assert (run["inference_samples"], run["notes"]) == (1, "")
 
 
 def test_restarted_run_keeps_the_last_version_of_each_epoch(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_restarted_run_keeps_the_last_version_of_each_epoch(tmp_path: Path) -> N
     tables = import_tables(folder, tmp_path)
     assert get_losses(tables["hydragnn_epochs"]) == {0: 0.5, 1: 0.4, 2: 0.29, 3: 0.2}
     assert len(tables["hydragnn_epochs"]) == 4
-    assert "epoch 2 was repeated after a restart" in tables["hydragnn_rates"].loc[0, "notes"]
+    assert "epoch 2 was repeated after a restart" in tables["hydragnn_runs"].loc[0, "notes"]
 
 
 def test_two_runs_in_one_file_become_two_cases(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_two_runs_in_one_file_become_two_cases(tmp_path: Path) -> None:
             tmp_path / f"logs/{name}/run.log", COMMAND.format(name=name, more="") + format_epochs(0, loss, loss / 2)
         )
     tables = import_tables(tmp_path, tmp_path)
-    batch = tables["hydragnn_rates"].set_index("case")["batch_size"].to_dict()
+    batch = tables["hydragnn_runs"].set_index("case")["batch_size"].to_dict()
     assert sorted(batch.values()) == [50, 200]
     assert all(name.endswith(("logs-weak", "logs-strong")) for name in batch)
     assert {case: list(rows["loss"]) for case, rows in tables["hydragnn_epochs"].groupby("case")} == {
@@ -231,7 +231,7 @@ def test_truncated_last_line_gives_no_number(tmp_path: Path) -> None:
     tables = import_tables(folder, tmp_path)
     assert list(tables["hydragnn_epochs"]["epoch"]) == [0]
     assert tables["hydragnn_regions"].set_index("region").loc["train", "duration_max_s"] == 20.0
-    notes = tables["hydragnn_rates"].loc[0, "notes"]
+    notes = tables["hydragnn_runs"].loc[0, "notes"]
     for note in ("1 last line cut off", "1 rows cut off", "2 rows that are not a call"):
         assert note in notes
 
@@ -250,7 +250,7 @@ def test_linked_folders_become_one_case_each(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(folder)
     shutil.rmtree(tmp_path / "out")
-    assert len(import_tables(link, tmp_path)["hydragnn_rates"]) == 3
+    assert len(import_tables(link, tmp_path)["hydragnn_runs"]) == 3
 
 
 def test_skipped_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,7 +266,7 @@ def test_skipped_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert name in output
     assert (
         "1 lines that could not be read"
-        in build_tables(load_runs(tmp_path / "out/runs"))["hydragnn_rates"].loc[0, "notes"]
+        in build_tables(load_runs(tmp_path / "out/runs"))["hydragnn_runs"].loc[0, "notes"]
     )
 
 
@@ -274,8 +274,8 @@ def test_skipped_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_unreadable_configuration_is_noted(tmp_path: Path, content: str) -> None:
     write_file(tmp_path / "GFM/run.log", format_epochs(0, 0.5))
     write_file(tmp_path / "GFM/config.json", content)
-    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["hydragnn_rates"].to_dict("records")
-    assert "config.json: expected JSON with `NeuralNetwork`" in rate["notes"]
+    (run,) = import_tables(tmp_path / "GFM", tmp_path)["hydragnn_runs"].to_dict("records")
+    assert "config.json: expected JSON with `NeuralNetwork`" in run["notes"]
 
 
 def test_energy_of_some_ranks_is_shown_with_their_number(tmp_path: Path) -> None:
@@ -296,4 +296,4 @@ def test_impossible_energy_is_dropped(tmp_path: Path) -> None:
         3000.0,
         1,
     ]
-    assert "1 energies of more than 5,000 W" in tables["hydragnn_rates"].loc[0, "notes"]
+    assert "1 energies that imply more than 5,000 W" in tables["hydragnn_runs"].loc[0, "notes"]

@@ -20,7 +20,7 @@ from harness.protocol.events import VERSION, CaseLog
 from harness.protocol.programs import ladder, train
 from harness.protocol.records import COMMON_EVENTS, FactEvent, Progress, Start
 from harness.protocol.registry import IMPORTED, PROGRAMS
-from tests.support.kept_results import NAMES, unpack_results
+from tests.support.published_results import NAMES, unpack_results
 
 LOGS = {name: program.log for name, program in PROGRAMS.items()} | IMPORTED
 

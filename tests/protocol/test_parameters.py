@@ -45,7 +45,7 @@ def test_a_misspelt_parameter_in_a_case_names_file_and_key(
         ("ladder", {"model": {"hiden_dim": 8}}, "unknown parameter 'model.hiden_dim' (did you mean 'hidden_dim'?)"),
         ("ladder", {"model": {"hidden_dim": 10**9}}, "model.hidden_dim is 1000000000, expected at most 65536"),
         ("ladder", {"model": {"backbone": "egnn", "num_radial": 6}},
-         "model: num_radial is no hyperparameter of the backbone 'egnn'; it has none of its own"),
+         "model: num_radial is not a hyperparameter of the backbone 'egnn'; it has no specific ones"),
         ("ladder", {"atoms": [9, 2], "rounds": "many"},
          "rounds is 'many', expected a whole number; atoms: expected a range such as 2..100, got 9..2"),
         ("train", {"heads": "parallel"}, "heads: parallel heads need assigned sampling"),

@@ -204,7 +204,7 @@ def test_runs_before_and_after_the_renaming_have_equal_digests() -> None:
         RunRecord("c/a", case.upgrade_case({"program": "train", "parameters": p, **v}), "done", facts=facts)
         for p, v in ((old, {}), (new, {"version": VERSION}))
     ]
-    digests = [{k: metrics._get_run_columns(r)[k] for k in ("experiment", "recipe")} for r in records]
+    digests = [{k: metrics._get_run_columns(r)[k] for k in ("setup", "recipe")} for r in records]
     assert digests[0] == digests[1]
 
 

@@ -15,7 +15,7 @@ from harness.experiments.hpo import metrics
 from harness.protocol.events import Event, find_invalid_event
 from harness.report import render
 from harness.report.render import write_report
-from tests.support.kept_results import CASES, convert_to_present, copy_case, save_nothing
+from tests.support.published_results import CASES, convert_to_present, copy_case, save_nothing
 
 pytestmark = pytest.mark.slow
 FieldPath = tuple[str, ...]

@@ -11,7 +11,7 @@ import pytest
 from harness.cli.main import main
 from harness.protocol.errors import UsageError
 from harness.results.bundles import unpack_bundle, write_bundle
-from tests.support.kept_results import PUBLISHED
+from tests.support.published_results import PUBLISHED
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.cli.main import main
-from harness.document.blocks import EN_DASH, TableBlock, format_ordinal, format_quantity
+from harness.document.blocks import EN_DASH, TableBlock, format_quantity
 from harness.document.figures import make_file_name
 from harness.execution.case_files import read_exit_code, read_last_progress, read_result
 from harness.experiments.tables import build_results
@@ -89,7 +89,7 @@ def test_invalid_event_makes_its_case_unreadable(
     page = (tmp_path / "report.md").read_text()
     assert f"| case-fp32 | unreadable | {escape_markdown(f'events.jsonl:{line}: {message}')} |" in page
     after = build_results(load_runs(tmp_path / "runs"))["ladder"]
-    assert after.drop(columns="experiment").equals(before.drop(columns="experiment"))
+    assert after.drop(columns="setup").equals(before.drop(columns="setup"))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_file_name_has_only_safe_characters(name: str) -> None:
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (1.0, "place", "1st place"), (3.0, "place", "3rd place"), (12.0, "place", "12th place"),
+        (1.0, "rank", "rank 1"), (12.0, "rank", "rank 12"),
         (1.0, "nodes", "1 node"), (2048.0, "nodes", "2,048 nodes"), (1_212_750.0, "s", "14 days"), (50.0, "s", "50 s"),
         (7200.0, "s", "2 hours"), (300.0, "s", "5 minutes"), (544e6, "structures", "544,000,000 structures"),
         (33.0, "x", "33 x"), (1.0, "x", "1 x"), (300.0, "structures/s", "300 structures/s"),
@@ -344,9 +344,8 @@ def test_format_quantity_writes_units(value: float, unit: str, text: str) -> Non
     assert format_quantity(value, unit) == text
 
 
-def test_counts_and_ordinals_are_formatted() -> None:
+def test_counts_are_formatted() -> None:
     assert [pluralize(1, "search", "searches"), pluralize(1200, "node")] == ["1 search", "1,200 nodes"]
-    assert [format_ordinal(n) for n in (2, 11, 21, 112, 123)] == ["2nd", "11th", "21st", "112th", "123rd"]
 
 
 def test_git_ignores_user_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

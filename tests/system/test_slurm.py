@@ -149,7 +149,7 @@ def test_thirty_cases_finish_while_nodes_controller_and_harness_are_killed(
     cluster.start_requeued(long_job.id)
     output = [process.communicate(timeout=1200) for process in harnesses]
     assert sorted(p.returncode for p in harnesses) == [2, 3], output
-    assert sum("another harness process is running this campaign" in stderr for _, stderr in output) == 1
+    assert sum("another harness process is working in this folder" in stderr for _, stderr in output) == 1
     outcomes = run_harness("status", "fleet.yaml", "special.yaml", "--system", "slurm").stdout.splitlines()
     assert outcomes[-1] == "29 done, 1 failed"
     assert "no-such-set" in next(line for line in outcomes if line.startswith("failed"))

@@ -152,7 +152,7 @@ def test_energy_is_scaled_for_a_few_silent_nodes_but_not_for_many(
         assert row["unavailable_reason"] == "only 24 of 32 nodes sent samples"
     else:
         assert row["energy_j"] == pytest.approx(joules)
-        assert row["energy_method"] == "counter, 30 of 32 nodes scaled up"
+        assert row["energy_method"] == "counter, scaled up from 30 of 32 nodes"
 
 
 def test_clock_that_is_an_hour_off_is_corrected(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def run_compare(
     assert main(["compare", *arguments, "--csv", str(path)]) == 0
     capsys.readouterr()
     with path.open() as table:
-        return {(row["what"], row["metric"]): row for row in csv.DictReader(table)}
+        return {(row["name"], row["metric"]): row for row in csv.DictReader(table)}
 
 
 def make_noisy_samples(seed: int, level: float, spread: float = 0.01, n: int = 12) -> list[float]:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 # The subfolder of a campaign with the scripts, logs and locks of its jobs.
 JOBS_FOLDER = "jobs"
-ExitKind = Literal["alive", "completed", "exited", "cancelled", "failed", "retryable"]
+StateKind = Literal["alive", "completed", "exited", "cancelled", "failed", "retryable"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class QueueEntry:
 
 
 @dataclass(frozen=True)
-class ExitInfo:
-    """The end of a job that the queue no longer lists, according to the scheduler.
+class LastState:
+    """The last known state of a job that the queue no longer lists, according to the scheduler.
 
     Attributes:
-        reason: the scheduler's description of the end.
+        reason: the scheduler's description of the state.
         kind: `alive`: the job has not ended; `completed`: its script ended with exit code 0; `exited`: its script ended
             with another exit code; `cancelled`: somebody cancelled the job; `failed`: the job itself is the cause, for
             example with too short a time limit; `retryable`: the infrastructure failed, and the job may be submitted
@@ -44,7 +44,7 @@ class ExitInfo:
     """
 
     reason: str
-    kind: ExitKind
+    kind: StateKind
 
 
 class Scheduler(ABC):
@@ -70,7 +70,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     def list_jobs(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
-        """Return the jobs that have not ended: those with one of the ids, and the user's with one of the names."""
+        """Return the jobs that have not ended and have one of the ids, or are the user's and have one of the names."""
 
     @abstractmethod
     def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
@@ -92,8 +92,8 @@ class Scheduler(ABC):
     def wait_for_children(self) -> None:  # noqa: B027 - most schedulers have none
         """Wait until jobs that are child processes of this process have finished the work after their last case."""
 
-    def query_exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
-        """Return how these jobs ended, as far as the scheduler still knows."""
+    def query_last_states(self, ids: Sequence[str]) -> Mapping[str, LastState]:
+        """Return the last known state of these jobs by id, without those that the scheduler has forgotten."""
         del ids
         return {}
 

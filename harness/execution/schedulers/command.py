@@ -1,4 +1,4 @@
-"""Schedulers that are used through commands, which run in a clean environment and are retried while they fail."""
+"""Schedulers that are used through commands; these run in a clean environment and are repeated while they fail."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ RETRY_TIMEOUT_VARIABLE = "GFM_HARNESS_PATIENCE_S"
 MESSAGE_LENGTH = 600
 IDS_PER_QUERY = 200
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
-# Prefixes of variables, set by the user or by the job that the harness runs in, that change a scheduler's commands or
-# add options to every job. LOCATION_VARIABLES, which contain the location of the scheduler, have the same prefixes.
+# Prefixes of environment variables that change a scheduler's commands or add options to every job; they are set by the
+# user, or by a job in which the harness runs. LOCATION_VARIABLES have the same prefixes, but are kept, since they
+# locate the scheduler.
 OPTION_PREFIX_NAMES = (
     "SBATCH",
     "SQUEUE",
@@ -78,7 +79,7 @@ class CommandScheduler(Scheduler):
 
     Attributes:
         submit_command: the words of the command before the options and the script.
-        dependency_errors: messages about a job that the submitted one depends on.
+        dependency_errors: the pattern of error messages about the jobs that the submitted one depends on.
     """
 
     submit_command: ClassVar[tuple[str, ...]]
@@ -112,7 +113,7 @@ class CommandScheduler(Scheduler):
         return self.submit(script, name, [job for job in after if job in active] if len(active) < len(after) else ())
 
     def submit_with_retry(self, arguments: Sequence[str], name: str) -> str:
-        """Submit one job; search the queue for its name after a failure, since the attempt may have succeeded."""
+        """Submit one job; after a failure, search the queue for its name, since it may have been accepted."""
         backoff = Backoff()
         is_accepted = False
         while True:

@@ -1,4 +1,4 @@
-"""Jobs as processes on this machine, which outlive the harness and which the next harness finds again."""
+"""Jobs as processes on this machine; they outlive the harness, and the next harness process finds them again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import psutil
 from harness.execution.schedulers.base import JOBS_FOLDER, QueueEntry, Scheduler
 from harness.host.locks import is_locked
 
-# How long a job may take to end after its last case.
+# How long this process waits for a job to end after its last case.
 CHILD_TIMEOUT_S = 120.0
 NAME_LENGTH = 200
 
 
 class LocalScheduler(Scheduler):
-    """The scheduler of this machine, whose jobs are alive while their processes hold the lock that the script takes.
+    """The scheduler of this machine; a job is alive while a process holds the lock that the job's script has taken.
 
     The kernel releases the lock when the last process ends, so a reused process id does no harm. The id of a job is its
     name.
@@ -38,7 +38,7 @@ class LocalScheduler(Scheduler):
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def list_jobs(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
-        """Return the jobs whose shell, if it is a child of this process, or any holder of their lock still runs."""
+        """Return the jobs that still run: their shell is a child of this process, or a process holds their lock."""
         known = [name for name in dict.fromkeys([*names, *ids]) if _is_file_name(name)]
         return [QueueEntry(name, name, "running") for name in known if self._is_child(name) or self._is_locked(name)]
 
@@ -64,7 +64,7 @@ class LocalScheduler(Scheduler):
                 process.send_signal(signal.SIGKILL if force else signal.SIGTERM)
 
     def wait_for_children(self) -> None:
-        """Wait for the shells that this harness has started: they export telemetry after the last case."""
+        """Wait for the shells that this process has started, since they export telemetry after the last case."""
         for child in self._children.values():
             with suppress(subprocess.TimeoutExpired):
                 child.wait(CHILD_TIMEOUT_S)

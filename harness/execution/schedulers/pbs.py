@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from harness.execution.schedulers import command
-from harness.execution.schedulers.base import ExitInfo, JobRejected, QueueEntry, QueueFull
+from harness.execution.schedulers.base import JobRejected, LastState, QueueEntry, QueueFull
 from harness.execution.schedulers.command import CommandFailed, CommandScheduler
 
 # Exit_status of jobs that exceeded a limit, and the substate of jobs that were deleted.
@@ -20,7 +20,7 @@ SIGNAL_STATUS = 256
 # Letters of job_state (qstat(1B)): jobs with any other letter have ended.
 WAITING, RUNNING = "QHWT", "RSEUB"
 # For temporary limits the server prints `would exceed ...` or `Maximum number of jobs ...`; a job that can never run
-# `violates` or `exceeds` a limit. (openpbs, src/lib/Liblog/pbs_messages.c)
+# `violates` or `exceeds` a limit, except for the size of the queue. (openpbs, src/lib/Liblog/pbs_messages.c)
 QUEUE_FULL_ERRORS = re.compile(
     r"would exceed|maximum number of jobs|queue is not enabled|request not allowed: server shutting down|"
     r"exceeds server or queue size limit",
@@ -40,12 +40,12 @@ PERMANENT_ERRORS = re.compile(
 )
 DEPENDENCY_ERRORS = re.compile(r"unknown job id|job dependency|job has finished|did not satisfy dependency", re.I)
 STUCK_REASONS = re.compile(r"can never run|too many failed attempts", re.IGNORECASE)
-# Messages of qdel about a job that has ended; Slurm's qdel prints none.
+# Messages of qdel about a job that has ended; Slurm's wrapper of qdel prints no message and returns exit code 1.
 ALREADY_ENDED = re.compile(r"unknown|has finished|not found|invalid job id|illegally formed|^exit code 1$", re.I)
 # Messages of qstat about a job that has ended.
 NO_LONGER_LISTED = re.compile(r"unknown job ?id|job has finished|invalid job id", re.IGNORECASE)
 UNKNOWN_OPTION = re.compile(r"usage|unknown option|invalid option|illegal option", re.IGNORECASE)
-# The id that qsub prints: `12.server`, `12[].server`; Slurm's qsub prints the number alone.
+# The id that qsub prints: `12.server`, `12[].server`; Slurm's wrapper of qsub prints only the number.
 JOB_ID = re.compile(r"\d+(\[\d*\])?(\.[\w.-]+)?")
 TEXT_JOB = re.compile(r"^Job Id:\s+(\S+)", re.MULTILINE)
 TEXT_FIELD = re.compile(r"([\w.]+) = (.*)")
@@ -56,8 +56,9 @@ UNKNOWN_JOB = 15001 % 256
 class PbsScheduler(CommandScheduler):
     """The scheduler PBS.
 
-    Jobs are queried by id, or by name if no id is known, and as text, since servers print invalid JSON for several
-    jobs. The server's history, which covers all users and several weeks, is queried only for jobs that have vanished.
+    Jobs are queried by id, as text, since servers print invalid JSON for several ids. If no id is known, the whole
+    queue is searched for their names. The server's history, which covers all users and several weeks, is queried only
+    for jobs that have vanished.
     """
 
     command = "qsub"
@@ -65,7 +66,7 @@ class PbsScheduler(CommandScheduler):
     dependency_errors = DEPENDENCY_ERRORS
 
     def list_jobs(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
-        """Return the jobs that have not ended: those with one of the ids, and the user's with one of the names."""
+        """Return the jobs that have not ended and have one of the ids, or are the user's and have one of the names."""
         jobs: dict[str, dict[str, Any]] = {}
         known = [job for job in dict.fromkeys(ids) if JOB_ID.fullmatch(job)]
         for batch in command.split_ids(known):
@@ -107,14 +108,14 @@ class PbsScheduler(CommandScheduler):
         if failure:
             raise failure
 
-    def query_exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
-        """Return how these jobs ended, by id, from the server's history (`qstat -x`); unknown jobs are left out."""
+    def query_last_states(self, ids: Sequence[str]) -> Mapping[str, LastState]:
+        """Return the last state of these jobs by id, from the server's history (`qstat -x`); omit unknown jobs."""
         result = {}
         for job in (job for job in ids if JOB_ID.fullmatch(job)):
             fields = _query_history(job)
-            info = parse_exit_info(fields) if fields else None
-            if info:
-                result[job] = info
+            last_state = parse_last_state(fields) if fields else None
+            if last_state:
+                result[job] = last_state
         return result
 
 
@@ -157,7 +158,7 @@ def _is_only_about_ended_jobs(error: CommandFailed) -> bool:
 
 
 def _query_queue() -> dict[str, dict[str, Any]]:
-    """Return every job that has not ended, by id: from JSON if it is valid, otherwise from text."""
+    """Return qstat's fields of every job that has not ended, by id: from JSON if it is valid, otherwise from text."""
     try:
         return parse_json(command.run_with_retry(["qstat", "-f", "-F", "json"], is_permanent=_is_unknown_option))
     except (CommandFailed, ValueError):
@@ -182,7 +183,11 @@ def _query_history(job: str) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> dict[str, dict[str, Any]]:
-    """Return the jobs of `qstat -f -F json`; raise ValueError if environment variables make it invalid JSON."""
+    """Return the fields of the jobs of `qstat -f -F json`.
+
+    Raises:
+        ValueError: The JSON is invalid, as it can be if the environment variables of a job contain quotes.
+    """
     if not text.strip():
         return {}
     try:
@@ -196,7 +201,7 @@ def parse_json(text: str) -> dict[str, dict[str, Any]]:
 
 
 def parse_text(text: str) -> dict[str, dict[str, Any]]:
-    """Return the jobs of `qstat -f`: indented `name = value` lines.
+    """Return the fields of the jobs of `qstat -f`, which prints them as indented lines `name = value`.
 
     If fields are indented with spaces, a line that begins with a tab always continues the value above.
     """
@@ -216,29 +221,34 @@ def parse_text(text: str) -> dict[str, dict[str, Any]]:
     return jobs
 
 
-def parse_exit_info(fields: Mapping[str, Any]) -> ExitInfo | None:
-    """Return how a job ended according to the server's history, or None if that is unknown.
+def parse_last_state(fields: Mapping[str, Any]) -> LastState | None:
+    """Return the last state of a job from its fields in the server's history, or None if the state is unknown.
 
-    Exit_status (openpbs, src/include/job.h) is valid when the job has finished. Negative: the server is the cause, and
-    -25, -27 and -29 mean that cores, memory and walltime were exceeded; 256 + n: ended by signal n. A substate of 91
-    means that the job was deleted.
+    Exit_status (openpbs, src/include/job.h) is valid when the job has finished:
+
+    - 0 to 255 is the exit code of the job;
+    - 256 + n means that signal n ended the job;
+    - -25, -27 and -29 mean that the job exceeded its cores, memory or walltime;
+    - other negative values mean that the server could not run the job.
+
+    A substate of 91 means that the job was deleted.
     """
     letter = str(fields.get("job_state", ""))
     if letter != "F":
-        return ExitInfo(f"state {letter}", "alive") if letter in (*WAITING, *RUNNING) else None
+        return LastState(f"state {letter}", "alive") if letter in (*WAITING, *RUNNING) else None
     text = str(fields.get("Exit_status", ""))
     if not re.fullmatch(r"-?\d{1,9}", text):
-        return ExitInfo("deleted while it waited", "cancelled")
+        return LastState("deleted while it waited", "cancelled")
     status = int(text)
     if status < 0:
         exceeded = LIMIT_STATUSES.get(status)
-        could_not_run = ExitInfo(f"PBS could not run it (Exit_status {status})", "retryable")
-        return ExitInfo(f"{exceeded} exceeded", "failed") if exceeded else could_not_run
+        could_not_run = LastState(f"PBS could not run it (Exit_status {status})", "retryable")
+        return LastState(f"{exceeded} exceeded", "failed") if exceeded else could_not_run
     if status > SIGNAL_STATUS:
         is_deleted = str(fields.get("substate", "")) == TERMINATED_SUBSTATE
-        ended_by_signal = ExitInfo(f"ended by signal {status - SIGNAL_STATUS}", "failed")
-        return ExitInfo("deleted while it ran", "cancelled") if is_deleted else ended_by_signal
-    return ExitInfo(f"finished with Exit_status {status}", "exited" if status else "completed")
+        ended_by_signal = LastState(f"ended by signal {status - SIGNAL_STATUS}", "failed")
+        return LastState("deleted while it ran", "cancelled") if is_deleted else ended_by_signal
+    return LastState(f"finished with Exit_status {status}", "exited" if status else "completed")
 
 
 def _is_owned_by_user(fields: Mapping[str, Any]) -> bool:

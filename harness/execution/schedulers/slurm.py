@@ -1,4 +1,4 @@
-"""Jobs of Slurm, through sbatch, squeue and scancel; sacct or scontrol report how jobs ended."""
+"""Jobs of Slurm, through sbatch, squeue and scancel; sacct and scontrol report the last state of jobs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from harness.execution.schedulers import command, slurm_output
-from harness.execution.schedulers.base import ExitInfo, JobRejected, QueueEntry, QueueFull
+from harness.execution.schedulers.base import JobRejected, LastState, QueueEntry, QueueFull
 from harness.execution.schedulers.command import CommandFailed, CommandScheduler
 
 
@@ -68,16 +68,17 @@ class SlurmScheduler(CommandScheduler):
             try:
                 command.run_once(["scancel", *(["--signal=KILL"] if force else []), *batch])
             except CommandFailed as error:
-                if not _is_unknown(error):
+                if not _is_unknown_job(error):
                     raise
 
-    def query_exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
-        """Query the accounting if there is any, otherwise the controller, which forgets jobs after some minutes.
+    def query_last_states(self, ids: Sequence[str]) -> Mapping[str, LastState]:
+        """Query the accounting, then the controller about jobs that are unknown or alive according to the accounting.
 
-        The accounting may still list a job as alive that the controller has lost, so the controller is queried as well.
+        The controller forgets ended jobs after some minutes. A job that is alive in the accounting but unknown to the
+        controller was lost, and is omitted.
         """
         jobs = [job for job in ids if slurm_output.is_job_id(job)]
-        result: dict[str, ExitInfo] = {}
+        result: dict[str, LastState] = {}
         for batch in command.split_ids(list(dict.fromkeys(slurm_output.get_array_id(job) for job in jobs))):
             result |= _query_sacct(batch, jobs)
         unsure = [job for job in jobs if job not in result or result[job].kind == "alive"]
@@ -86,8 +87,8 @@ class SlurmScheduler(CommandScheduler):
             try:
                 result |= _query_scontrol(array_id, tasks)
             except CommandFailed as error:
-                if _is_unknown(error):
-                    result = {job: info for job, info in result.items() if job not in tasks}
+                if _is_unknown_job(error):
+                    result = {job: last_state for job, last_state in result.items() if job not in tasks}
         return result
 
 
@@ -95,7 +96,7 @@ def _query_queue(*options: str) -> str:
     arguments = ["squeue", "--all", *options, "--noheader", "--array", f"--format={slurm_output.QUEUE_FORMAT}"]
     if "--me" in options:  # without ids, no id can be unknown
         return command.run_with_retry(arguments)
-    return command.run_with_retry(arguments, is_permanent=_is_unknown)
+    return command.run_with_retry(arguments, is_permanent=_is_unknown_job)
 
 
 def _query_jobs(array_ids: Sequence[str]) -> str:
@@ -103,13 +104,13 @@ def _query_jobs(array_ids: Sequence[str]) -> str:
     try:
         return _query_queue(f"--jobs={','.join(array_ids)}")
     except CommandFailed as error:
-        if not _is_unknown(error):
+        if not _is_unknown_job(error):
             raise
     middle = len(array_ids) // 2
     return "\n".join(map(_query_jobs, (array_ids[:middle], array_ids[middle:]))) if middle else ""
 
 
-def _query_sacct(array_ids: Sequence[str], ids: Collection[str]) -> dict[str, ExitInfo]:
+def _query_sacct(array_ids: Sequence[str], ids: Collection[str]) -> dict[str, LastState]:
     arguments = [
         "sacct",
         "--noheader",
@@ -124,10 +125,10 @@ def _query_sacct(array_ids: Sequence[str], ids: Collection[str]) -> dict[str, Ex
         return {}
 
 
-def _query_scontrol(array_id: str, ids: Collection[str]) -> dict[str, ExitInfo]:
+def _query_scontrol(array_id: str, ids: Collection[str]) -> dict[str, LastState]:
     output = command.run_once(["scontrol", "--all", "show", "job", "--oneliner", array_id])
     return slurm_output.parse_controller(output, ids)
 
 
-def _is_unknown(error: CommandFailed) -> bool:
+def _is_unknown_job(error: CommandFailed) -> bool:
     return "invalid job id" in error.message.lower()

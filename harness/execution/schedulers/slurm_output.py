@@ -1,4 +1,4 @@
-"""Parsing of the output of Slurm's commands: job ids, queues, accounting, and the reasons of rejections."""
+"""Parse the output of Slurm's commands: job ids, queues, accounting, and the reasons for rejections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.execution.schedulers.base import ExitInfo, ExitKind, QueueEntry
+from harness.execution.schedulers.base import LastState, QueueEntry, StateKind
 
 QUEUE_FORMAT = "%i|%j|%T|%r"
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "SUSPENDED", "STOPPED")
@@ -25,7 +25,7 @@ WAITING = (
 # States that the infrastructure causes, after which a job may be tried again, and those that the job itself causes.
 INFRASTRUCTURE_FAILURES = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED", "RECONFIG_FAIL", "LAUNCH_FAILED")
 JOB_FAILURES = ("TIMEOUT", "OUT_OF_MEMORY", "DEADLINE")
-KINDS: dict[str, ExitKind] = {
+KINDS: dict[str, StateKind] = {
     "COMPLETED": "completed",
     "FAILED": "exited",
     "CANCELLED": "cancelled",
@@ -33,7 +33,7 @@ KINDS: dict[str, ExitKind] = {
     **dict.fromkeys(INFRASTRUCTURE_FAILURES, "retryable"),
     **dict.fromkeys((*RUNNING, *WAITING), "alive"),
 }
-# Reasons of ordinary waiting jobs, and reasons with which a job never starts unless somebody intervenes.
+# Reasons why ordinary jobs wait, and reasons for which a job never starts unless somebody intervenes.
 USUAL_REASONS = re.compile(
     r"|None|Priority|Resources|Dependency|BeginTime|JobArrayTaskLimit|Licenses|Prolog|Cleaning|Reservation|"
     r"(Assoc|QOS)(Grp|Max)\w*Limit|MaxMemPerLimit|Nodes required for job are DOWN.*"
@@ -119,13 +119,18 @@ def is_job_id(text: str) -> bool:
 
 
 def parse_job_id(output: str) -> str | None:
-    """Return the last line of sbatch that is an id, since sites print other lines too; None if there is none."""
+    """Return the id on the last line of sbatch that has one, since sites print other lines too; None without an id."""
     ids = [match[1] for line in output.splitlines() if (match := SUBMISSION.fullmatch(line.strip()))]
     return ids[-1] if ids else None
 
 
 def classify_rejection(message: str) -> Rejection:
-    """Return whether the controller is unavailable, accepts no job now, or never accepts this one."""
+    """Return the kind of rejection that a message of sbatch describes.
+
+    Returns:
+        "unavailable": the controller cannot answer now; "full": it does not accept the job now; "permanent": it will
+        never accept the job; "unclear": the job exceeds a limit that may be temporary or permanent.
+    """
     if QUEUE_FULL_ERRORS.search(message):
         return "full"
     if POLICY_ERRORS.search(message):
@@ -139,10 +144,10 @@ def parse_queue(text: str, names: Collection[str], ids: Collection[str]) -> list
     result = []
     by_array = _group_by_array(ids)
     for line in text.splitlines():
-        row, name, state, reason = (field.strip() for field in f"{line}|||".split("|")[:4])
-        if not JOB_ID.fullmatch(row) or KINDS.get(state, "alive") != "alive":
+        printed_id, name, state, reason = (field.strip() for field in f"{line}|||".split("|")[:4])
+        if not JOB_ID.fullmatch(printed_id) or KINDS.get(state, "alive") != "alive":
             continue
-        jobs = {*([row] if name in names else []), *_find_members(row, by_array)}
+        jobs = {*([printed_id] if name in names else []), *_find_members(printed_id, by_array)}
         is_waiting = state not in RUNNING
         is_stuck = is_waiting and bool(STUCK_REASONS.search(reason))
         is_unusual = is_stuck or (is_waiting and not USUAL_REASONS.fullmatch(reason))
@@ -154,43 +159,44 @@ def parse_queue(text: str, names: Collection[str], ids: Collection[str]) -> list
     return result
 
 
-def parse_accounting(text: str, ids: Collection[str]) -> dict[str, ExitInfo]:
-    """Parse the lines `JobID|State` of sacct."""
+def parse_accounting(text: str, ids: Collection[str]) -> dict[str, LastState]:
+    """Return the last known state of jobs by id from the lines `JobID|State` of sacct."""
     rows = (line.split("|")[:2] for line in text.splitlines() if "|" in line)
-    return _collect_exit_info(((row[0].strip(), row[1].strip()) for row in rows), ids)
+    return _collect_last_states(((row[0].strip(), row[1].strip()) for row in rows), ids)
 
 
-def parse_controller(text: str, ids: Collection[str]) -> dict[str, ExitInfo]:
-    """Parse the lines of `scontrol show job --oneliner`."""
+def parse_controller(text: str, ids: Collection[str]) -> dict[str, LastState]:
+    """Return the last known state of jobs by id from the lines of `scontrol show job --oneliner`."""
     rows = []
     for line in text.splitlines():
         fields = dict(re.findall(r"(?:^|\s)(JobId|ArrayJobId|ArrayTaskId|JobState)=(\S+)", line))
         if "ArrayJobId" in fields and "ArrayTaskId" in fields:
             task = fields["ArrayTaskId"]
-            row = f"{fields['ArrayJobId']}_{task}" if task.isdigit() else f"{fields['ArrayJobId']}_[{task}]"
+            printed_id = f"{fields['ArrayJobId']}_{task}" if task.isdigit() else f"{fields['ArrayJobId']}_[{task}]"
         else:
-            row = fields.get("JobId", "")
-        rows.append((row, fields.get("JobState", "")))
-    return _collect_exit_info(rows, ids)
+            printed_id = fields.get("JobId", "")
+        rows.append((printed_id, fields.get("JobState", "")))
+    return _collect_last_states(rows, ids)
 
 
-def _collect_exit_info(
+def _collect_last_states(
     rows: Iterator[tuple[str, str]] | list[tuple[str, str]], ids: Collection[str]
-) -> dict[str, ExitInfo]:
-    """Return how jobs ended according to rows of id and state.
+) -> dict[str, LastState]:
+    """Return the last known state of jobs from rows of printed id and state.
 
-    A row of one task has precedence over a row of several, and a later row over an earlier one.
+    A row about one task has precedence over a row about several, and a later row over an earlier one.
     """
-    whole_arrays: dict[str, ExitInfo] = {}
-    task_ranges: dict[str, ExitInfo] = {}
-    single_tasks: dict[str, ExitInfo] = {}
+    whole_arrays: dict[str, LastState] = {}
+    task_ranges: dict[str, LastState] = {}
+    single_tasks: dict[str, LastState] = {}
     by_array = _group_by_array(ids)
-    for row, state in rows:
+    for printed_id, state in rows:
         word = state.split()[0].rstrip("+") if state.split() else ""
         kind = KINDS.get(word)
-        if kind is not None and JOB_ID.fullmatch(row):
-            result = (single_tasks if row in ids else whole_arrays) if is_job_id(row) else task_ranges
-            result.update(dict.fromkeys(_find_members(row, by_array), ExitInfo(state, kind)))
+        if kind is not None and JOB_ID.fullmatch(printed_id):
+            is_single = is_job_id(printed_id)
+            result = task_ranges if not is_single else single_tasks if printed_id in ids else whole_arrays
+            result.update(dict.fromkeys(_find_members(printed_id, by_array), LastState(state, kind)))
     return whole_arrays | task_ranges | single_tasks
 
 
@@ -201,16 +207,16 @@ def _group_by_array(ids: Collection[str]) -> dict[str, list[str]]:
     return result
 
 
-def _find_members(row: str, by_array: Mapping[str, list[str]]) -> list[str]:
+def _find_members(printed_id: str, by_array: Mapping[str, list[str]]) -> list[str]:
     """Return the jobs, out of those grouped by array, to which a printed id such as `101_[1-6%2]` refers.
 
     Slurm may list an array of which no task has started as `101`.
     """
-    parts = JOB_ID.fullmatch(row)
+    parts = JOB_ID.fullmatch(printed_id)
     if parts is None:
         return []
     jobs = by_array.get(parts[1], [])
     if parts[3] is None:
-        return [job for job in jobs if job == row] if parts[2] else jobs
+        return [job for job in jobs if job == printed_id] if parts[2] else jobs
     tasks = parse_tasks(parts[3])
     return [job for job in jobs if (task := job.partition("_")[2]).isdigit() and tasks.may_contain(int(task))]

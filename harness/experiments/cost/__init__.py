@@ -1,4 +1,4 @@
-"""Costs of runs from telemetry (energy, GPU-hours, utilization), joined to the tables of all experiments."""
+"""Costs of runs from telemetry (energy, GPU-hours, utilization), also added to tables of other experiments."""
 
 from harness.experiments.experiment import Experiment
 

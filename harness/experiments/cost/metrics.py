@@ -1,7 +1,8 @@
-"""Costs of cases and their parts from telemetry: energy, GPU-hours and counted operations, per useful result.
+"""Tables on the costs of cases and of their parts: energy (total and per result), GPU-hours, counted operations.
 
-The energy of a case is that of all its nodes, as far as their sensors measure it (`energy_scope`). A number that
-telemetry does not support is withheld, and the table contains the reason.
+A part is an epoch, a trial, a stage or a precision of a case. The energy of a case is the energy of all its nodes, as
+far as their sensors measure it (`energy_scope`). If telemetry does not support an energy, it is missing, and the column
+`unavailable_reason` says why.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ PARTS = Columns(
     run="folder",
 )
 SOURCES = Columns("cost_sources", source="campaign path kind version faults")
-# The columns that are added to the tables of the other experiments.
+# The columns of costs that `join_costs` adds to tables of other experiments.
 JOINED_COLUMNS = (
     "energy_j", "energy_scope", "energy_per_result_j", "work_unit", "gpu_hours", "counter_gflop_per_s",
     "counter_gb_per_s",
 )  # fmt: skip
-# Kinds of accelerators; each rank uses one of them.
+# The devices that are accelerators; each rank uses one accelerator.
 ACCELERATORS = ("cuda", "xpu")
 # If a concurrent trial on the same nodes covers more than this share of a trial, the cost of the trial is withheld.
 MAX_OVERLAP = 0.02
@@ -72,8 +73,8 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dict[str, pd.DataFrame]:
     """Return the tables of costs; missing values are NaN or None.
 
-    cost_cases has a row per case that has started; cost_parts has a row per epoch, trial, stage or precision of a case
-    with telemetry; cost_sources has a row per telemetry source, with its faults.
+    `cost_cases` has a row per case with a duration, `cost_parts` a row per part of a case with telemetry, and
+    `cost_sources` a row per telemetry source, with its faults.
     """
     by_case: dict[str, list[Usage]] = {}
     for usage in telemetry.usages:
@@ -85,8 +86,8 @@ def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dic
         usages = by_case.get(record.location, [])
         whole = next((u for u in usages if u.window.scope == "case"), None)
         cases.append(_describe_case(record, record.duration_s, whole))
-        shared = _find_overlapping_trials([u for u in usages if u.window.scope == "trial"])
-        parts += [_describe_part(record, u, u.window.name in shared) for u in usages if u.window.scope != "case"]
+        overlapping = _find_overlapping_trials([u for u in usages if u.window.scope == "trial"])
+        parts += [_describe_part(record, u, u.window.name in overlapping) for u in usages if u.window.scope != "case"]
     sources = [
         {"campaign": s.campaign, "path": str(s.path), "kind": s.kind, "version": s.version, "faults": s.faults}
         for s in telemetry.sources
@@ -105,7 +106,7 @@ def join_costs(table: pd.DataFrame, cases: pd.DataFrame, parts_table: pd.DataFra
         table: The experiment's table, with the columns that `join` names.
         cases: The table `cost_cases`.
         parts_table: The table `cost_parts`.
-        join: How the rows are joined.
+        join: The rule that joins the rows.
     """
     costs = cases if join.scope == "case" else parts_table[parts_table["scope"] == join.scope]
     names = list(JOINED_COLUMNS)
@@ -154,10 +155,10 @@ def sum_energy(usage: Usage) -> tuple[float, str, str]:
     return scale * sum(usage.energy_j[p] for p in parts), " and ".join(scope[p] for p in parts), method
 
 
-def _describe_energy(usage: Usage, results: float, unit: str, *, shared: bool = False) -> dict[str, Any]:
+def _describe_energy(usage: Usage, results: float, unit: str, *, overlaps: bool = False) -> dict[str, Any]:
     joules, scope, method = sum_energy(usage)
     row: dict[str, Any] = {"work_units": results, "work_unit": unit, "unavailable_reason": usage.unavailable_reason}
-    if shared:
+    if overlaps:
         return row | {"unavailable_reason": "other trials ran on its nodes at the same time"}
     per_node = {f"{part}_energy_j": value for part, value in usage.energy_j.items()}
     return row | per_node | {
@@ -184,14 +185,14 @@ def _describe_case(record: RunRecord, seconds: float, usage: Usage | None) -> di
     return row | _select_coverage(usage) | energy | _select_figures(usage) | {"sampler_core_fraction": share}
 
 
-def _describe_part(record: RunRecord, usage: Usage, shared: bool) -> dict[str, Any]:
+def _describe_part(record: RunRecord, usage: Usage, overlaps: bool) -> dict[str, Any]:
     window = usage.window
     results, unit = get_work_count(record, window.scope, window.name)
     return {
         "campaign": record.campaign, "case": record.case.get("name"), "program": record.case.get("program"),
         "scope": window.scope, "name": window.name, "seconds": window.seconds, "folder": window.folder,
         "gpu_hours": _count_gpus(record, window) * window.seconds / 3600, **_select_coverage(usage),
-        **_describe_energy(usage, results, unit, shared=shared), **_select_figures(usage),
+        **_describe_energy(usage, results, unit, overlaps=overlaps), **_select_figures(usage),
     }  # fmt: skip
 
 
@@ -204,7 +205,7 @@ def _select_coverage(usage: Usage) -> dict[str, Any]:
 
 
 def _count_gpus(record: RunRecord, window: Window | None = None) -> float:
-    """Return the number of accelerators of the case, or of a trial on its own nodes: one per rank; NaN on CPUs."""
+    """Return the number of accelerators, one per rank, of the case or of the nodes of a trial; NaN on CPUs."""
     case = record.case
     parameters = case.get("parameters", {})
     parameters = parameters.get("trial") or parameters  # the device of a search is a parameter of its trials
@@ -223,8 +224,8 @@ def _find_overlapping_trials(trials: Sequence[Usage]) -> set[str]:
         (start, end), nodes = usage.window.intervals[0], usage.window.nodes
         for other in trials:
             (other_start, other_end), other_nodes = other.window.intervals[0], other.window.nodes
-            is_shared = nodes is None or other_nodes is None or any(a & b for a in nodes for b in other_nodes)
+            shares_nodes = nodes is None or other_nodes is None or any(a & b for a in nodes for b in other_nodes)
             overlap_s = min(end, other_end) - max(start, other_start)
-            if other is not usage and is_shared and overlap_s > MAX_OVERLAP * (end - start):
+            if other is not usage and shares_nodes and overlap_s > MAX_OVERLAP * (end - start):
                 names.add(usage.window.name)
     return names

@@ -1,4 +1,7 @@
-"""The page on the costs of runs, and the columns of costs in the tables of other pages."""
+"""The page on the costs of runs, and the columns of costs in the tables of other pages.
+
+A part is an epoch, a trial, a stage or a precision of a case.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from harness.results.tables import Row
 
 MAX_ROWS = 60
 GIB = 2**30
-SECONDS_AN_HOUR = 3600.0
+SECONDS_PER_HOUR = 3600.0
 # The headers of the columns of costs in the tables of other pages, and the formats of their numbers.
 COST_COLUMNS = {
     "energy_per_result_j": ("J/{unit}", ".3g"),
@@ -75,7 +78,7 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def describe_costs(cases: pd.DataFrame, part_rows: pd.DataFrame, with_telemetry: pd.DataFrame) -> list[str]:
-    """Return paragraphs on the available telemetry, and on cases without energy."""
+    """Return paragraphs on the available telemetry, and on the cases and parts without energy."""
     text = [
         f"{len(with_telemetry)} of {pluralize(len(cases), 'case')} {'has' if len(with_telemetry) == 1 else 'have'}"
         f" telemetry, with a median sampling interval of {format_number(with_telemetry['interval_s'].median())} s."
@@ -103,8 +106,8 @@ def describe_costs(cases: pd.DataFrame, part_rows: pd.DataFrame, with_telemetry:
 
 def build_campaigns_block(cases: pd.DataFrame) -> TableBlock:
     """Return the table of campaigns, with a row for each."""
-    columns = ["campaign", "cases", "with telemetry", "with energy", "hours", "GPU-hours", "node-hours", "energy (kJ)",
-               "energy of"]  # fmt: skip
+    columns = ["campaign", "cases", "cases with telemetry", "cases with energy", "hours, sum over cases", "GPU-hours",
+               "node-hours", "energy (kJ)", "energy includes"]  # fmt: skip
     body = []
     for campaign, group in cases.groupby("campaign", sort=False):
         energies = group["energy_j"].dropna()
@@ -112,7 +115,7 @@ def build_campaigns_block(cases: pd.DataFrame) -> TableBlock:
         body.append(
             [
                 str(campaign), str(len(group)), str(int(group["source"].notna().sum())), str(len(energies)),
-                format_number(group["seconds"].sum() / SECONDS_AN_HOUR),
+                format_number(group["seconds"].sum() / SECONDS_PER_HOUR),
                 format_number(group["gpu_hours"].sum() if group["gpu_hours"].notna().any() else None),
                 format_number(group["node_hours"].sum()),
                 format_number(energies.sum() / 1e3 if len(energies) else None),
@@ -127,21 +130,21 @@ def build_cases_block(with_telemetry: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         ("case", "case"),
         ("precision", text_cell("precision")),
-        ("seconds", number_cell("seconds")),
+        ("time (s)", number_cell("seconds")),
         ("nodes", format_nodes),
         ("energy (kJ)", number_cell("energy_j", scale=1e-3)),
-        ("energy of", text_cell("energy_scope")),
-        ("measured by", text_cell("energy_method")),
+        ("energy includes", text_cell("energy_scope")),
+        ("energy measured by", text_cell("energy_method")),
         ("mean power (W)", number_cell("power_w")),
         ("J/result", number_cell("energy_per_result_j")),
-        ("result", text_cell("work_unit")),
+        ("unit of results", text_cell("work_unit")),
         ("GPU-hours", number_cell("gpu_hours")),
         ("GPU use (%)", number_cell("accelerator_utilization_percent")),
         ("highest GPU memory (%)", number_cell("accelerator_memory_max_percent")),
         ("highest GPU temperature (\N{DEGREE SIGN}C)", number_cell("accelerator_temperature_max_c")),
         ("busy cores per node", number_cell("busy_cores")),
         ("highest host memory (GiB)", number_cell("host_memory_used_max_bytes", scale=1 / GIB)),
-        ("network (GB)", lambda r: format_number(sum_network_gb(r))),
+        ("network, received + sent (GB)", lambda r: format_number(sum_network_gb(r))),
         ("counted GFLOP/s", number_cell("counter_gflop_per_s")),
         ("counted GB/s", number_cell("counter_gb_per_s")),
         ("reason for missing energy", text_cell("unavailable_reason")),
@@ -153,9 +156,9 @@ def build_cases_block(with_telemetry: pd.DataFrame) -> TableBlock:
         else ""
     )
     note = (
-        "Host memory is the memory that all processes on the node use. Counted GFLOP/s and GB/s are the operations (of"
-        " all lanes of a wavefront) and the traffic of device memory from hardware counters, divided by the time of the"
-        " whole case."
+        "`62 of 64` nodes means that two nodes sent no samples. Host memory is the memory that all processes on the"
+        " node use. Counted GFLOP/s and GB/s are the operations and the traffic of device memory from hardware"
+        " counters, divided by the time of the whole case; inactive lanes of a wavefront count as operations too."
         f"{more}"
     )
     block = build_block("Cases", list_rows(with_telemetry.head(MAX_ROWS)), columns, note)
@@ -164,8 +167,8 @@ def build_cases_block(with_telemetry: pd.DataFrame) -> TableBlock:
 
 
 def build_parts_block(part_rows: pd.DataFrame) -> TableBlock:
-    """Return the table of parts: a row per case and kind of part, but a row for each stage and precision."""
-    columns = ["case", "part", "number", "J/result [lowest, highest]", "result", "mean power (W)"]
+    """Return the table of parts, with a row per case and kind of part; stages and precisions have a row each."""
+    columns = ["case", "kind of part", "parts", "J/result [lowest, highest]", "unit of results", "mean power (W)"]
     body = []
     for (case, scope), group in part_rows.groupby(["case", "scope"], sort=False):
         parts = group.groupby("name", sort=False) if scope in ("stage", "precision") else [("", group)]
@@ -179,8 +182,8 @@ def build_parts_block(part_rows: pd.DataFrame) -> TableBlock:
                     format_number(rows["power_w"].median()),
                 ]
             )  # fmt: skip
-    note = "Medians over the parts of a kind; all parts are in tables/cost_parts.csv."
-    return TableBlock("Epochs, trials, stages, precisions", columns, body[:MAX_ROWS], note)
+    note = "The numbers are medians over the parts in a row; all parts are in tables/cost_parts.csv."
+    return TableBlock("Energy of epochs, trials, stages and precisions", columns, body[:MAX_ROWS], note)
 
 
 def build_sources_block(sources: pd.DataFrame) -> TableBlock:
@@ -196,7 +199,7 @@ def build_sources_block(sources: pd.DataFrame) -> TableBlock:
 
 
 def format_nodes(row: Row) -> str:
-    """Return the number of nodes, `64`, or `62 of 64` if two of them sent no samples."""
+    """Return the number of nodes, `64`, or `62 of 64` if two nodes sent no samples."""
     return (
         f"{row['nodes']:.0f}"
         if row["nodes"] == row["nodes_sampled"]
@@ -216,7 +219,12 @@ def draw_energy(with_telemetry: pd.DataFrame, figures: Path) -> Figure:
     if rows.empty:
         caption = f"Energy of each case ({', '.join(with_telemetry['energy_scope'].unique())})."
         return _draw_bars(
-            with_telemetry, with_telemetry["energy_j"] / 1e3, figures, name="cost-energy", label="kJ", caption=caption
+            with_telemetry,
+            with_telemetry["energy_j"] / 1e3,
+            figures,
+            name="cost-energy",
+            label="energy (kJ)",
+            caption=caption,
         )
     caption = (
         "Energy per useful result (structure, candidate, trial, ...), with one bar per case"

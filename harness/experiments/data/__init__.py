@@ -1,4 +1,4 @@
-"""Datasets, their imbalance, and the rates at which they are read."""
+"""Datasets, their imbalance, and the rates of reading them."""
 
 from harness.experiments.experiment import Experiment
 

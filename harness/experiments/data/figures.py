@@ -1,4 +1,4 @@
-"""Figures of the section on data: imbalance, elements, distributions, and times of reading."""
+"""Figures of the page on data: imbalance, elements, distributions, and times of reading."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from harness.experiments.data.metrics import exclude_subsets
 
 ORIGIN_COLOURS = {"official": "#009e73", "sample": "#0072b2", "stand-in": "#e69f00"}
 ORIGINAL_COLOUR = "#bdbdbd"
-MODE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-EMPTY = "#eef0f2"
+LINE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+EMPTY_COLOUR = "#eef0f2"
 TITLES = {
     "atoms_per_structure": "size",
     "energy_ev_per_atom": "energy relative to references",
@@ -35,11 +35,12 @@ ELEMENT_SYMBOLS: list[str] = re.findall(
     " Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg"
     " Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og",
 )
-NOBLE_GASES = (0, 2, 10, 18, 36, 54, 86, 118)
+# The atomic numbers at which the periods end, after 0 for the start of the first.
+PERIOD_ENDS = (0, 2, 10, 18, 36, 54, 86, 118)
 
 
 def draw_imbalance(datasets: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the number of structures of each dataset and of its original, on a logarithmic scale."""
+    """Draw the number of structures of each dataset, and of the original dataset, on a logarithmic scale."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.6, 0.9 + 0.32 * len(datasets)), layout="constrained")
         y = np.arange(len(datasets))
@@ -53,8 +54,8 @@ def draw_imbalance(datasets: pd.DataFrame, folder: Path, name: str) -> Figure:
         for k, (published, converted) in enumerate(zip(original, datasets["structures"], strict=True)):
             for position, count in ((k - 0.19, published), (k + 0.19, converted)):
                 if count > 0:
-                    text: Any = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
-                    axes.annotate(format_count(count), (count, position), **text)
+                    style: Any = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
+                    axes.annotate(format_count(count), (count, position), **style)
         axes.set_yticks(y, datasets["head"])
         axes.set_ylim(len(datasets) - 0.4, -0.6)
         axes.set_xscale("log")
@@ -89,7 +90,8 @@ def draw_elements(datasets: pd.DataFrame, elements: pd.DataFrame, folder: Path, 
         stand_ins = int((datasets["data_origin"] == "stand-in").sum())
         suffix = f" ({stand_ins} of them stand-ins)" if stand_ins else ""
         caption = (
-            f"The {len(totals)} elements in all {len(datasets)} datasets{suffix}. Grey elements are in no dataset."
+            f"The {len(totals)} elements that occur in at least one of the {len(datasets)} datasets{suffix}. Grey"
+            " elements are in no dataset."
         )
         return save_figure(figure, folder, name, caption)
 
@@ -117,9 +119,9 @@ def draw_elements_by_dataset(datasets: pd.DataFrame, elements: pd.DataFrame, fol
 
 
 def locate_element(z: int) -> tuple[float, int]:
-    """Return row and column of an atomic number in the periodic table of 18 columns, with the f elements below it."""
-    period = next(k for k, last in enumerate(NOBLE_GASES) if z <= last)
-    step, length = z - NOBLE_GASES[period - 1], NOBLE_GASES[period] - NOBLE_GASES[period - 1]
+    """Return the row and the column of an element in the 18-column periodic table; the f elements are in rows below."""
+    period = next(k for k, last in enumerate(PERIOD_ENDS) if z <= last)
+    step, length = z - PERIOD_ENDS[period - 1], PERIOD_ENDS[period] - PERIOD_ENDS[period - 1]
     if length == 32 and 3 <= step <= 17:
         return period + 1.4, step - 1
     return period - 1, step - 1 if step <= min(2, length // 2) else step - 1 + 18 - length
@@ -137,7 +139,7 @@ def _draw_cells(axes: Axes, counts: pd.Series[float], norm: LogNorm) -> None:
     positions = [locate_element(z) for z in range(1, len(ELEMENT_SYMBOLS) + 1)]
     values = [float(counts.get(s, 0)) for s in ELEMENT_SYMBOLS]
     squares = [mpl.patches.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in positions]
-    faces = [colours(norm(n)) if n else EMPTY for n in values]
+    faces = [colours(norm(n)) if n else EMPTY_COLOUR for n in values]
     axes.add_collection(mpl.collections.PatchCollection(squares, facecolors=faces, edgecolors="none"))
     axes.set_xlim(-0.6, 17.6)
     axes.set_ylim(9.0, -0.6)
@@ -181,6 +183,7 @@ def draw_distributions(datasets: pd.DataFrame, bins: pd.DataFrame, folder: Path,
 def _choose_bins(bins: pd.DataFrame) -> list[tuple[str, str, NDArray[np.float64]]]:
     """Return for each quantity its name, its label, and the edges of coarser bins that all datasets share."""
     edges_by_quantity = []
+    # bins per octave of the quantity; 0: bins of equal width
     for quantity, label, per_octave in (
         ("atoms_per_structure", "atoms", 2),
         ("energy_ev_per_atom", "eV/atom", 0),
@@ -189,7 +192,7 @@ def _choose_bins(bins: pd.DataFrame) -> list[tuple[str, str, NDArray[np.float64]
         group = bins[(bins["quantity"] == quantity) & (bins["high"] != 0 if per_octave else True)]
         low, high = (-1.0, 1.0) if group.empty else (float(group["low"].min()), float(group["high"].max()))
         if not per_octave:
-            ends = [_quantile(b, q) for _, b in group.groupby("dataset") for q in (0.01, 0.99)] or [low, high]
+            ends = [_compute_quantile(b, q) for _, b in group.groupby("dataset") for q in (0.01, 0.99)] or [low, high]
             edges = np.linspace(min(ends), max(ends), 60)
         else:
             smallest = max(low, 1.0 if quantity == "atoms_per_structure" else 1e-4) if not group.empty else 1.0
@@ -200,14 +203,22 @@ def _choose_bins(bins: pd.DataFrame) -> list[tuple[str, str, NDArray[np.float64]
     return edges_by_quantity
 
 
-def _quantile(group: pd.DataFrame, share: float) -> float:
-    """Return the quantile of a histogram: the value below which the given share of its counts lies."""
+def _compute_quantile(group: pd.DataFrame, share: float) -> float:
+    """Return the value below which the given share of the counts of a histogram lies."""
     total = group["count"].cumsum() / group["count"].sum()
     return float(np.interp(share, total, group["high"]))
 
 
 def _draw_histogram(axes: Axes, group: pd.DataFrame, edges: NDArray[np.float64], colour: str, note: str) -> None:
-    """Draw one histogram without a vertical axis, with the counts of fine bins interpolated to coarser bins."""
+    """Draw one histogram without a vertical axis; the counts of its fine bins are interpolated to coarser bins.
+
+    Args:
+        axes: The panel.
+        group: The rows of the table `distributions` with the fine bins.
+        edges: The edges of the coarser bins.
+        colour: The colour of the bars.
+        note: The text in the corner.
+    """
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_ylim(0, 1.25)
@@ -233,7 +244,7 @@ def describe_histogram(row: dict[Hashable, Any], quantity: str) -> str:
 
 
 def draw_reading(reading: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the time per sample against the number of ranks for each mode of reading, with a line to its lower bound."""
+    """Draw the time per sample against the number of ranks for each mode of reading, with a line to the lower bound."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 3.7), layout="constrained")
         lines = len(reading.groupby(["read_mode", "nodes"], dropna=False))
@@ -244,20 +255,19 @@ def draw_reading(reading: pd.DataFrame, folder: Path, name: str) -> Figure:
                 group["us_per_sample_high"] - group["us_per_sample"],
             )
             x = group["ranks"] * 2.0 ** (0.05 * (k - (lines - 1) / 2))
-            style: Any = {"marker": "o", "ms": 4.5, "capsize": 2.5, "lw": 1.2, "color": MODE_COLOURS[k % 6]}
+            colour = LINE_COLOURS[k % len(LINE_COLOURS)]
+            style: Any = {"marker": "o", "ms": 4.5, "capsize": 2.5, "lw": 1.2, "color": colour}
             axes.errorbar(
                 x,
                 group["us_per_sample"],
                 yerr=np.array([low, high]),
-                label=f"{mode}, {nodes:.0f} nodes" if has_several_nodes else mode,
+                label=f"{mode}, {nodes:.0f} {'node' if nodes == 1 else 'nodes'}" if has_several_nodes else mode,
                 **style,
             )
-            has_floor = group["floor_us"].notna()
-            span: Any = {"color": style["color"], "lw": 0.9, "ls": ":"}
-            axes.vlines(
-                x[has_floor], group["floor_us"][has_floor].astype(float), group["us_per_sample"][has_floor], **span
-            )
-            axes.plot(x[has_floor], group["floor_us"][has_floor].astype(float), "_", color=style["color"], ms=6)
+            has_bound = group["lower_bound_us"].notna()
+            bounds = group["lower_bound_us"][has_bound].astype(float)
+            axes.vlines(x[has_bound], bounds, group["us_per_sample"][has_bound], color=colour, lw=0.9, ls=":")
+            axes.plot(x[has_bound], bounds, "_", color=colour, ms=6)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         ticks = sorted(set(reading["ranks"]))
@@ -267,13 +277,13 @@ def draw_reading(reading: pd.DataFrame, folder: Path, name: str) -> Figure:
         axes.set_xlabel("ranks")
         axes.set_ylabel("\N{MICRO SIGN}s per sample, slowest rank")
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        texts = sorted(set(reading["floor"].dropna()))
-        remarks = f" The dash under a point marks a lower bound: {'; '.join(texts)}." if texts else ""
+        texts = sorted(set(reading["lower_bound"].dropna()))
+        remarks = f" The dash under a point marks a lower bound, the time of {'; '.join(texts)}." if texts else ""
         stand_ins = int(reading["stand_ins"].max())
         remarks += f" {stand_ins} of the datasets are stand-ins." if stand_ins else ""
         caption = (
             f"Time to read one sample: median over at least {reading['batches'].min()} batches with"
-            f" {100 * reading['coverage'].min():.0f}% interval. Points with equal numbers of ranks are drawn side by"
-            f" side.{remarks}"
+            f" a {100 * reading['coverage'].min():.0f}% confidence interval. Points with equal numbers of ranks are"
+            f" drawn side by side.{remarks}"
         )
         return save_figure(figure, folder, name, caption)

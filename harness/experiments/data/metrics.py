@@ -1,8 +1,8 @@
 """Tables on datasets and on the rates of reading.
 
-A conversion logs the facts `dataset`, `conversion`, `reference_energies` and `statistics`. A case that reads logs the
-fact `reading`, for one mode or a list of several modes, and a sample per batch: the seconds of the slowest rank, and
-the structures and bytes of one rank.
+A conversion logs the facts `dataset`, `conversion`, `reference_energies` and `statistics`. A reading case
+logs the fact `reading`, which describes one mode or is a list with one entry per mode, and a sample per batch: the
+seconds of the slowest rank, and the structures and bytes of one rank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DATASETS = Columns(
     content="structures_read structures excluded excluded_kinds splits atoms groups size_median size_max elements"
     " periodic_fraction"
     " neighbours energy_std_ev_per_atom energy_low_ev_per_atom energy_high_ev_per_atom reference_mae_ev_per_atom"
-    " reference_rank undetermined_elements"
+    " reference_matrix_rank undetermined_elements"
     " force_median_ev_per_angstrom force_rms_ev_per_angstrom force_max_ev_per_angstrom stress_rms_ev_per_angstrom3"
     " charged_fraction",
     conversion="seconds structures_per_s workers store_bytes edges cutoff max_neighbours",
@@ -35,10 +35,10 @@ DISTRIBUTIONS = Columns("distributions", columns="dataset quantity low high coun
 READING = Columns(
     "reading",
     run="campaign system case id",
-    mode="read_mode nodes ranks replica_ranks datasets stand_ins split samples batch_size",
+    mode="read_mode nodes ranks ranks_per_copy datasets stand_ins split samples batch_size",
     rates="bytes_per_sample us_per_sample us_per_sample_low us_per_sample_high samples_per_s samples_per_s_low"
     " samples_per_s_high mb_per_s",
-    machine="floor_us floor open_s rss_bytes coverage batches",
+    machine="lower_bound_us lower_bound open_s rss_bytes coverage batches",
     folder="folder",
 )
 ORIGINS = ("official", "sample", "stand-in")
@@ -53,8 +53,10 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on data, from the finished cases that log the facts of a conversion or of reading.
 
     `datasets` has a row per dataset, from its latest conversion, sorted by the size of the original dataset, largest
-    first. `elements` has a row per dataset and element, `distributions` a row per bin of a histogram, and `reading` a
-    row per run and mode.
+    first; `reference_matrix_rank` is the rank of the least-squares fit of the reference energies. `elements` has a row
+    per dataset and element, and `distributions` a row per bin of a histogram. `reading` has a row per run and mode:
+    `ranks_per_copy` is the number of ranks that share a copy of the data, and `lower_bound` describes the operation
+    that takes `lower_bound_us`.
     """
     finished = [r for r in records if r.state == "done"]
     latest: dict[str, RunRecord] = {}
@@ -72,13 +74,13 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 
 
 def list_unavailable_modes(records: Sequence[RunRecord]) -> list[str]:
-    """Return the modes of reading that were not run, with the reasons."""
+    """Return a text for each mode of reading that was not run: the case and the reason."""
     finished = [r for r in records if r.state == "done"]
     return [f"{r.case.get('name')}: {reason}" for r in finished for reason in r.facts.get("unavailable_modes", [])]
 
 
 def exclude_subsets(datasets: pd.DataFrame) -> pd.DataFrame:
-    """Return the datasets without those that are subsets of another one in the table."""
+    """Return the datasets that are not a subset of another dataset in the table."""
     return datasets[~datasets["subset_of"].isin(datasets["dataset"])]
 
 
@@ -118,7 +120,7 @@ def _format_counts(counts: dict[str, int]) -> str:
 def _describe_references(fact: dict[str, Any]) -> dict[str, Any]:
     return {
         "reference_mae_ev_per_atom": fact.get("mae_ev_per_atom"),
-        "reference_rank": fact.get("rank"),
+        "reference_matrix_rank": fact.get("rank"),
         "undetermined_elements": ", ".join(fact.get("undetermined_elements", [])),
     }
 
@@ -193,12 +195,10 @@ def _describe_mode(attributes: dict[str, Any], samples: list[dict[str, Any]]) ->
     ranks = attributes["ranks"]
     time_us = compute_median_interval((1e6 * seconds / batch).tolist())
     rate = compute_median_interval((ranks * batch / seconds).tolist())
-    floor = attributes.get("floor") or {}
+    bound = attributes.get("floor") or {}
     return {
-        **{
-            k: attributes.get(k)
-            for k in ("read_mode", "nodes", "ranks", "replica_ranks", "split", "samples", "open_s", "rss_bytes")
-        },
+        **{k: attributes.get(k) for k in ("read_mode", "nodes", "ranks", "split", "samples", "open_s", "rss_bytes")},
+        "ranks_per_copy": attributes.get("replica_ranks"),
         "datasets": ", ".join(attributes.get("datasets", [])),
         "stand_ins": sum(origin.startswith("stand-in") for origin in attributes.get("data_origins", [])),
         "batch_size": int(np.median(batch)),
@@ -208,8 +208,8 @@ def _describe_mode(attributes: dict[str, Any], samples: list[dict[str, Any]]) ->
         "us_per_sample_high": time_us.high,
         **interval_columns("samples_per_s", rate),
         "mb_per_s": float(np.median(ranks * n_bytes / seconds)) / 1e6,
-        "floor_us": floor.get("us_per_sample"),
-        "floor": floor.get("description"),
+        "lower_bound_us": bound.get("us_per_sample"),
+        "lower_bound": bound.get("description"),
         "coverage": time_us.coverage,
         "batches": time_us.n,
     }

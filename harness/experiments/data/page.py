@@ -41,6 +41,7 @@ ORIGIN_MEANINGS = {
         " differs from it; its numbers do not describe that dataset."
     ),
 }
+# The word between the origin of a dataset and the name of its head.
 PREPOSITIONS = {"official": "files of", "sample": "of", "stand-in": "for"}
 
 
@@ -63,21 +64,22 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def describe_datasets(datasets: pd.DataFrame) -> str:
-    """Return a paragraph on the number of datasets of each origin, and on the meaning of these words."""
+    """Return a paragraph on the number of datasets of each origin, and on what these origins mean."""
     counts = datasets["data_origin"].value_counts(sort=False)
     kinds = [f"{n} {origin}{'s' if n > 1 and origin != 'official' else ''}" for origin, n in counts.items()]
     counted = exclude_subsets(datasets)
     total = pluralize(counted["structures"].sum(), "structure")
     text = f"{total} in {pluralize(len(datasets), 'dataset')}: {', '.join(kinds)}."
     if len(counted) < len(datasets):
-        text += f" {len(datasets) - len(counted)} of them are subsets of another, and are counted once."
+        n_subsets = len(datasets) - len(counted)
+        text += f" {n_subsets} of them are subsets of another dataset; their structures are counted once."
     return " ".join([text, *(meaning for origin, meaning in ORIGIN_MEANINGS.items() if origin in counts)])
 
 
 def draw_datasets(
     datasets: pd.DataFrame, elements: pd.DataFrame, distributions: pd.DataFrame, folder: Path
 ) -> list[Figure]:
-    """Draw imbalance, elements and distributions; the latter two need statistics."""
+    """Draw imbalance, elements and distributions; elements and distributions need statistics."""
     figures = [draw_imbalance(datasets, folder, "data-imbalance")]
     if len(elements):
         figures.append(draw_elements(datasets, elements, folder, "data-elements"))
@@ -88,7 +90,7 @@ def draw_datasets(
 
 
 def describe_origin(row: Mapping[str, Any]) -> str:
-    """Return the role of a dataset with the name of its head: `stand-in for OC2020`."""
+    """Return the origin of a dataset with the name of its head: `stand-in for OC2020`."""
     return f"{row['data_origin']} {PREPOSITIONS[row['data_origin']]} {row['head']}"
 
 
@@ -98,66 +100,67 @@ def describe_source(row: Mapping[str, Any]) -> str:
 
 
 def build_datasets_block(rows: list[Row]) -> TableBlock:
-    """Return the table of datasets: a row for each, with its origin and content."""
+    """Return the table of datasets, with the origin and the content of each."""
     columns: list[Column] = [
         ("data", describe_origin),
         ("source", describe_source),
         ("level of theory", text_cell("level_of_theory")),
         ("structures", number_cell("structures", ",")),
-        ("published", number_cell("published_structures", ",.0f")),
-        ("left out", number_cell("excluded", ",")),
+        ("published structures", number_cell("published_structures", ",.0f")),
+        ("structures left out", number_cell("excluded", ",")),
         ("atoms", number_cell("atoms", ",.0f")),
         ("groups (estimate)", number_cell("groups", ",.0f")),
         ("atoms per structure: median, largest", lambda r: format_pair(r["size_median"], r["size_max"], ".0f")),
         ("elements", number_cell("elements", ".0f")),
-        ("periodic", number_cell("periodic_fraction", ".0%")),
+        ("periodic structures", number_cell("periodic_fraction", ".0%")),
         (
             "|F| rms, max (eV/\N{ANGSTROM SIGN})",
             lambda r: format_pair(r["force_rms_ev_per_angstrom"], r["force_max_ev_per_angstrom"]),
         ),
         ("stress rms (eV/\N{ANGSTROM SIGN}\N{SUPERSCRIPT THREE})", number_cell("stress_rms_ev_per_angstrom3", ".2g")),
-        ("neighbours", number_cell("neighbours", ".1f")),
+        ("neighbours per atom", number_cell("neighbours", ".1f")),
     ]
     note = (
-        "The column `published` contains the published size of the dataset that the head is named after."
-        " Groups are molecules, materials or trajectories, which no split divides. Medians are accurate to 1%, numbers"
-        " of groups to about 3%. A dash marks missing labels or unknown values. Digests of the sources are in"
+        "Published structures are those of the dataset that the head is named after. Groups are molecules, materials or"
+        " trajectories; all structures of a group are in the same split. Medians are accurate to 1%, numbers of groups"
+        " to about 3%. A dash marks missing labels or unknown values. Digests of the sources are in"
         " tables/datasets.csv."
     )
     return build_block("Datasets", rows, columns, note)
 
 
 def build_energies_block(rows: list[Row]) -> TableBlock:
-    """Return the table of reference energies: a row per dataset, with the energies relative to them."""
+    """Return the table of the reference energies of each dataset, and of the energies relative to the references."""
     columns: list[Column] = [
         ("data", describe_origin),
-        ("elements determined", number_cell("reference_rank", ".0f")),
-        ("not determined separately", text_cell("undetermined_elements", "none")),
-        ("MAE of the references (eV/atom)", number_cell("reference_mae_ev_per_atom")),
-        ("sd relative to them (eV/atom)", number_cell("energy_std_ev_per_atom")),
+        ("rank of the fit", number_cell("reference_matrix_rank", ".0f")),
+        ("elements not determined separately", text_cell("undetermined_elements", "none")),
+        ("MAE of the fit (eV/atom)", number_cell("reference_mae_ev_per_atom")),
+        ("SD of energies relative to the references (eV/atom)", number_cell("energy_std_ev_per_atom")),
         (
-            "1% to 99% (eV/atom)",
+            "quantiles 1% to 99% of these energies (eV/atom)",
             lambda r: f"{format_number(r['energy_low_ev_per_atom'])} to {format_number(r['energy_high_ev_per_atom'])}",
         ),
     ]
     note = (
         "A reference energy per element and dataset is the result of a least-squares fit of the energy per atom to the"
-        " composition. Elements are not determined separately if the data determine only a sum of their energies, for"
-        " example for two elements that always occur in the same ratio."
+        " composition. The rank of the fit is the number of independent energies that the data determine. Elements are"
+        " not determined separately if the data determine only a sum of their energies, for example for two elements"
+        " that always occur in the same ratio."
     )
     return build_block("Reference energies", rows, columns, note)
 
 
 def build_conversions_block(rows: list[Row]) -> TableBlock:
-    """Return the table of licences and conversions, with a row per dataset."""
+    """Return the table of the licence and the conversion of each dataset."""
     columns: list[Column] = [
         ("data", describe_origin),
         ("licence", text_cell("licence")),
         ("attribution", text_cell("attribution")),
-        ("read", number_cell("structures_read", ",")),
-        ("left out", text_cell("excluded_kinds", "none")),
+        ("structures read", number_cell("structures_read", ",")),
+        ("structures left out", text_cell("excluded_kinds", "none")),
         ("splits", text_cell("splits")),
-        ("structures/s", number_cell("structures_per_s")),
+        ("conversion (structures/s)", number_cell("structures_per_s")),
         ("workers", number_cell("workers", ".0f")),
         ("store (MB)", number_cell("store_bytes", scale=1e-6)),
         ("edges stored", describe_edges),
@@ -186,30 +189,32 @@ def format_datasets(row: Mapping[str, Any]) -> str:
 
 
 def build_reading_block(reading: pd.DataFrame) -> TableBlock:
-    """Return the table of reading: a row per run and mode, with intervals and the lower bound of the time."""
+    """Return the table of the times and rates of reading, with a row per run and mode."""
     columns: list[Column] = [
         ("mode", "read_mode"),
         ("system", "system"),
         ("nodes", number_cell("nodes", ".0f")),
         ("ranks", "ranks"),
-        ("replica ranks", number_cell("replica_ranks", ".0f")),
+        ("ranks per copy", number_cell("ranks_per_copy", ".0f")),
         ("datasets", format_datasets),
         (
             "\N{MICRO SIGN}s per sample [interval]",
             interval_cell("us_per_sample", "us_per_sample_low", "us_per_sample_high"),
         ),
-        ("lower bound (\N{MICRO SIGN}s)", number_cell("floor_us")),
+        ("fastest possible read (\N{MICRO SIGN}s)", number_cell("lower_bound_us")),
         ("samples/s, all ranks [interval]", interval_cell("samples_per_s")),
         ("MB/s, all ranks", number_cell("mb_per_s")),
         ("bytes per sample", number_cell("bytes_per_sample", ",.0f")),
-        ("open (s)", number_cell("open_s", ".2g")),
+        ("opening of the stores (s)", number_cell("open_s", ".2g")),
         ("memory per rank (MiB)", number_cell("rss_bytes", ".0f", 2**-20)),
-        ("batch", "batch_size"),
+        ("samples per batch and rank", "batch_size"),
         ("n", "batches"),
     ]
     note = (
         "Medians over n batches with order-statistic intervals"
         f" ({format_number(100 * reading['coverage'].min(), '.1f')}% coverage). The time of a batch is the time of the"
-        " slowest rank. Ranks on one host share the disk and the memory of the host."
+        " slowest rank. Ranks per copy is the number of ranks that share a copy of the data in the mode `distributed`."
+        " The fastest possible read is a copy of as many bytes in memory. Ranks on one host share the disk and the"
+        " memory of the host."
     )
     return build_block("Reading", list_rows(reading), columns, note)

@@ -1,7 +1,7 @@
 """Tables on hyperparameter searches: trials, best configurations, and the importance of each hyperparameter.
 
-A search logs the facts `search`, `warm_start` and `overhead`, and an event `trial` for each trial that has ended in any
-state. An interrupted search is evaluated like a complete one.
+A search logs the facts `search`, `warm_start` and `overhead`, and an event `trial` for each trial that has ended,
+whatever its state. An interrupted search is evaluated like a complete one.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ IMPORTANCE = Columns(
     search="campaign case search",
     value="hyperparameter kind trials explained_variance direction p_value",
 )
+# The mean of the energy error per atom and the force error, in eV and eV/angstrom.
 BEST_ERROR = Metric("best trial's error", "", "lower")
+# Searches with fewer trials have no importance of hyperparameters.
 MIN_TRIALS = 5
+# The number of random permutations from which a p value is computed.
 PERMUTATIONS = 2000
 
 
@@ -78,7 +81,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 
 
 def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the error of the best trial, and the rates of all trials."""
+    """Yield the error of the best trial, and the training throughput of every trial."""
     trials = record.events("trial")
     objectives = select_numbers(t.get("objective") for t in trials)
     yield MetricSamples(BEST_ERROR, (-max(objectives),) if objectives else ())
@@ -137,7 +140,7 @@ def find_pareto_front(first: NDArray[np.float64], second: NDArray[np.float64]) -
 
 
 def _list_points(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per trial and hyperparameter; see normalize_value for the column of that name."""
+    """Return a row per trial and hyperparameter; see normalize_value for the column `normalized_value`."""
     space = record.facts.get("search", {}).get("space", {})
     return [
         {
@@ -168,8 +171,8 @@ def _describe_search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
     rows = trials[(trials["campaign"] == names["campaign"]) & (trials["case"] == names["case"])]
     facts, warm_start = record.facts, record.facts.get("warm_start", {})
     overhead = facts.get("overhead", {})
-    busy = 3600 * (rows["end_h"] - rows["start_h"]).sum()
-    fixed = facts.get("search", {}).get("trial", {})
+    trial_s = 3600 * (rows["end_h"] - rows["start_h"]).sum()
+    trial_parameters = facts.get("search", {}).get("trial", {})
     return {
         **names,
         **{k: record.case.get(k) for k in ("suite", "system", "id")},
@@ -182,21 +185,21 @@ def _describe_search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
         "best_objective": rows["objective"].max(),
         "elapsed_h": rows["end_h"].max(),
         "node_hours": rows["node_hours"].sum(),
-        "trial_s": busy,
+        "trial_s": trial_s,
         "optimizer_s": overhead.get("optimizer_s"),
-        "optimizer_time_fraction": overhead["optimizer_s"] / busy if overhead and busy else None,
-        "stand_ins": not fixed.get("store_folder"),
+        "optimizer_time_fraction": overhead["optimizer_s"] / trial_s if overhead and trial_s else None,
+        "stand_ins": not trial_parameters.get("store_folder"),
         "folder": record.location,
     }
 
 
 def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of the variance of the objective's ranks that each hyperparameter alone explains.
+    """Return how much of the variance of the ranked objectives each hyperparameter explains on its own.
 
-    For numbers, the share is the square of Spearman's correlation, and the sign of the correlation is the direction;
-    for choices, the share is the correlation ratio. The p value is the share of permutations of the objectives that
-    explain as much. The table omits trials without an objective, hyperparameters with only one value, and searches with
-    fewer than MIN_TRIALS trials.
+    For a number, this is the square of Spearman's correlation, and the sign of the correlation is the direction; for a
+    choice, it is the correlation ratio. The p value is the share of random permutations of the objectives for which the
+    hyperparameter explains at least as much. The table omits trials without an objective, hyperparameters with only one
+    value, and searches with fewer than MIN_TRIALS trials.
     """
     rows = []
     groups = points[points["objective"].notna()].groupby([*IMPORTANCE["search"], "hyperparameter"], sort=False)
@@ -237,18 +240,18 @@ def _list_permutations(n: int) -> NDArray[np.intp]:
     return np.stack([rng.permutation(n) for _ in range(PERMUTATIONS)])
 
 
-def _compute_correlation_ratios(choices: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the share of the variance of each row of ranks that lies between the groups of equal choices."""
-    mean = orders.mean(axis=1)
+def _compute_correlation_ratios(choices: NDArray[Any], ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the share of the variance of each row of the ranks, (m, n), that lies between groups of equal choices."""
+    mean = ranks.mean(axis=1)
     between = sum(
-        (choices == choice).sum() * (orders[:, choices == choice].mean(axis=1) - mean) ** 2
+        (choices == choice).sum() * (ranks[:, choices == choice].mean(axis=1) - mean) ** 2
         for choice in dict.fromkeys(choices.tolist())
     )
-    return np.asarray(between / (orders.shape[1] * orders.var(axis=1)))
+    return np.asarray(between / (ranks.shape[1] * ranks.var(axis=1)))
 
 
-def _compute_correlations(x: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the correlation of x with each row of ranks."""
+def _compute_correlations(x: NDArray[Any], ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the correlation of x, (n,), with each row of the ranks, (m, n): (m,)."""
     x = x - x.mean()
-    centred = orders - orders.mean(axis=1, keepdims=True)
+    centred = ranks - ranks.mean(axis=1, keepdims=True)
     return np.asarray(centred @ x / np.sqrt((centred**2).sum(axis=1) * (x**2).sum()))

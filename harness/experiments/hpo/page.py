@@ -32,11 +32,11 @@ from harness.protocol.backbones import BACKBONES, GREY, MIXED, find_backbone, ge
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
-FAILED_COLOUR = "#b42318"
+NO_OBJECTIVE_COLOUR = "#b42318"
 
 
-def draw_best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
-    """Draw the lowest mean error so far against time and against node-hours, with a line per search."""
+def draw_best_so_far(trials: pd.DataFrame, titles: dict[str, str], folder: Path, name: str) -> Figure:
+    """Draw the lowest error so far against time and against node-hours, with a line per search."""
     with mpl.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.5), sharey=True, layout="constrained")
         per_hour, unit = (1.0, "hours") if trials["end_h"].max() > 1.0 else (60.0, "minutes")
@@ -48,7 +48,7 @@ def draw_best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, 
         ):
             for search, group in trials.groupby("search", sort=False):
                 colour = find_backbone(search).colour
-                title = names.get(str(search), str(search))
+                title = titles.get(str(search), str(search))
                 x = per_hour * group[column]
                 axes.step(x, -group["best_so_far"], where="post", color=colour, lw=1.4, label=title)
                 axes.plot(x, -group["objective"], ".", color=colour, ms=4, alpha=0.6)
@@ -69,8 +69,8 @@ def draw_best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, 
         return save_figure(figure, folder, name, caption)
 
 
-def draw_front(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
-    """Draw the mean error of every trial against its training throughput, and the Pareto front."""
+def draw_front(trials: pd.DataFrame, titles: dict[str, str], folder: Path, name: str) -> Figure:
+    """Draw the error of every trial against its training throughput, and the Pareto front."""
     scored = trials[trials["objective"].notna()]
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
@@ -82,7 +82,7 @@ def draw_front(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: 
                 "ls": "",
                 "ms": 4.5,
             }
-            axes.plot(group["structures_per_s"], -group["objective"], label=names.get(key, key), alpha=0.8, **style)
+            axes.plot(group["structures_per_s"], -group["objective"], label=titles.get(key, key), alpha=0.8, **style)
         front = scored[scored["is_pareto_optimal"].astype(bool)].sort_values("structures_per_s")
         axes.plot(front["structures_per_s"], -front["objective"], "-", color=GREY, lw=0.9, zorder=0, label="front")
         axes.set_xscale("log")
@@ -110,7 +110,7 @@ def draw_configurations(points: pd.DataFrame, title: str, folder: Path, name: st
         colours = mpl.colormaps["cividis"]
         n_scored = max(1, int(objective.notna().sum()))
         for trial in ranks.sort_values(ascending=False, na_position="first").index:
-            style: Any = {"color": FAILED_COLOUR, "ls": ":", "lw": 0.9}
+            style: Any = {"color": NO_OBJECTIVE_COLOUR, "ls": ":", "lw": 0.9}
             if not np.isnan(objective[trial]):
                 share = 1.0 - (ranks[trial] - 1) / n_scored
                 style = {"color": colours(share), "lw": 2.4 if ranks[trial] == 1 else 1.0}
@@ -129,7 +129,7 @@ def draw_configurations(points: pd.DataFrame, title: str, folder: Path, name: st
             spine.set_visible(False)
         failed = int(objective.isna().sum())
         caption = (
-            f"{title}: one line per trial, {n_scored} with an objective (yellow is good, and the best trial is thick)"
+            f"{title}: one line per trial, {n_scored} with an objective (yellow is good; the best one is thick)"
             + (f" and {failed} without an objective (dotted)" if failed else "")
             + ". Each axis spans the search range; the numbers are the smallest and the largest evaluated value."
         )
@@ -143,7 +143,7 @@ def _format_ends(values: pd.Series[Any]) -> tuple[str, str]:
     return f"{values.astype(float).min():.3g}", f"{values.astype(float).max():.3g}"
 
 
-SEARCH_NAMES = {**{str(name): backbone.title for name, backbone in BACKBONES.items()}, "mixed": MIXED.title}
+SEARCH_TITLES = {**{str(name): backbone.title for name, backbone in BACKBONES.items()}, "mixed": MIXED.title}
 SEARCH_COLUMN: Column = ("search", lambda r: get_search_title(str(r["search"])))
 MAX_ROWS = 40
 SIGNIFICANCE = 0.05
@@ -163,8 +163,8 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
     figures: list[Figure] = []
     if trials["objective"].notna().any():
         figures = [
-            draw_best_so_far(trials, SEARCH_NAMES, context.figures, f"{campaign}-best"),
-            draw_front(trials, SEARCH_NAMES, context.figures, f"{campaign}-front"),
+            draw_best_so_far(trials, SEARCH_TITLES, context.figures, f"{campaign}-best"),
+            draw_front(trials, SEARCH_TITLES, context.figures, f"{campaign}-front"),
         ]
         for case, group in points.groupby("case", sort=False):
             if group["objective"].notna().any():
@@ -182,7 +182,7 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
 
 def get_search_title(search: str) -> str:
     """Return the title of a search, which is the name of its backbone, or `all backbones`."""
-    return SEARCH_NAMES.get(search, search)
+    return SEARCH_TITLES.get(search, search)
 
 
 def describe_searches(searches: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
@@ -212,17 +212,18 @@ def build_searches_block(searches: pd.DataFrame) -> TableBlock:
         SEARCH_COLUMN,
         ("trials", lambda r: f"{r['trials']} of {format_number(r['max_trials'], '.0f')}"),
         *((state, state) for state in STATES),
-        ("best (MAE(E)+MAE(F))/2", lambda r: format_number(negate(r["best_objective"]))),
-        ("hours", number_cell("elapsed_h")),
+        ("lowest (MAE(E/atom) + MAE(F)) / 2", lambda r: format_number(negate(r["best_objective"]))),
+        ("duration (h)", number_cell("elapsed_h")),
         ("node-hours", number_cell("node_hours")),
-        ("time in trials (s)", number_cell("trial_s")),
-        ("optimizer, share of that time", number_cell("optimizer_time_fraction", ".1%")),
+        ("sum of trial times (s)", number_cell("trial_s")),
+        ("optimizer time / sum of trial times", number_cell("optimizer_time_fraction", ".1%")),
         ("earlier trials read", lambda r: r["earlier_trials_received"] + r["earlier_trials_excluded"]),
         ("earlier trials left out", "earlier_trials_excluded"),
     ]
     note = (
         "The time of the optimizer is the time for proposing configurations and recording results, during which other"
-        " trials run. Earlier trials are left out if they failed or are outside the search range."
+        " trials run. Earlier trials are results of other searches, from which the optimizer starts; they are left out"
+        " if they failed or are outside the search range. Pruned trials were stopped early."
     )
     return add_cost_columns(build_block("Searches", list_rows(searches), columns, note), searches)
 
@@ -255,32 +256,32 @@ def format_configuration(configuration: str) -> str:
 
 
 def build_importance_block(importance: pd.DataFrame) -> TableBlock:
-    """Return the table of importance: a row per search and hyperparameter, with the variance that it explains."""
+    """Return the table of importance, with a row per search and hyperparameter."""
     columns: list[Column] = [
         SEARCH_COLUMN,
         ("hyperparameter", "hyperparameter"),
-        ("explains", number_cell("explained_variance", ".0%")),
-        ("better when", describe_direction),
-        ("p", lambda r: format_number(r["p_value"], ".3f") + (" *" if r["p_value"] < SIGNIFICANCE else "")),
+        ("explained variance", number_cell("explained_variance", ".0%")),
+        ("better values", describe_direction),
+        ("p value", lambda r: format_number(r["p_value"], ".3f") + (" *" if r["p_value"] < SIGNIFICANCE else "")),
         ("trials", "trials"),
     ]
     note = (
-        "The column `explains` is the share of the variance of the objectives' ranks that the hyperparameter alone"
-        " explains, and p is the share of permutations of the objectives that explain as much. A * marks p values"
-        f" below {SIGNIFICANCE:g}, which one row in twenty reaches by chance. Searches with fewer than {MIN_TRIALS}"
-        " trials are left out. The optimizer does not draw configurations independently, so these numbers only"
-        " describe the search."
+        "Explained variance is the share of the variance of the ranked objectives that the hyperparameter explains on"
+        " its own. The p value is the share of random permutations of the objectives for which it explains at least as"
+        f" much; a * marks p values below {SIGNIFICANCE:g}, which one row in twenty reaches by chance. Searches with"
+        f" fewer than {MIN_TRIALS} trials are left out. The optimizer does not draw configurations independently, so"
+        " these numbers only describe the search."
     )
     return build_block("Importance of hyperparameters", list_rows(importance), columns, note)
 
 
 def describe_direction(row: Row) -> str:
-    """Return whether larger or smaller values are better; a dash for choices."""
+    """Return which values are better, `larger` or `smaller`; a dash for choices."""
     return EN_DASH if row["kind"] == "choice" else ("larger" if row["direction"] > 0 else "smaller")
 
 
 def build_trials_block(trials: pd.DataFrame) -> TableBlock:
-    """Return the table of the trials without an objective and the best of the others, at most MAX_ROWS."""
+    """Return the table of the trials without an objective, then of the best trials, at most MAX_ROWS in total."""
     failed, ranked = trials[trials["objective"].isna()], trials.sort_values("objective", ascending=False)
     selected = pd.concat([failed, ranked]).drop_duplicates(["case", "trial"])[:MAX_ROWS]
     columns: list[Column] = [
@@ -288,13 +289,13 @@ def build_trials_block(trials: pd.DataFrame) -> TableBlock:
         ("trial", "trial"),
         ("state", "state"),
         ("reason", text_cell("reason")),
-        ("(MAE(E)+MAE(F))/2", lambda r: format_number(negate(r["objective"]))),
+        ("(MAE(E/atom) + MAE(F)) / 2", lambda r: format_number(negate(r["objective"]))),
         ("structures/s", number_cell("structures_per_s")),
-        ("minutes", lambda r: format_number(60 * (r["end_h"] - r["start_h"]))),
+        ("duration (min)", lambda r: format_number(60 * (r["end_h"] - r["start_h"]))),
         ("nodes", text_cell("nodes")),
         ("configuration", lambda r: format_configuration(r["configuration"])),
     ]
     n_more = len(trials) - len(selected)
     note = f"{f'{n_more} more trials are' if n_more else 'All trials are'} in tables/hpo_trials.csv."
-    title = "Trials without an objective, and the best of the others"
+    title = "Trials without an objective, and the best of the other trials"
     return add_cost_columns(build_block(title, list_rows(selected), columns, note), selected)

@@ -1,4 +1,4 @@
-"""Writing of a suite that pretrains the best models of a search, as the paper does on 2,048 nodes."""
+"""Write a suite that pretrains the best models of a search, as the paper does on 2,048 nodes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from harness.protocol.programs.model import ModelParameters
 from harness.results.runs import load_runs
 
 SUITE_NAME = "pretrain-promoted"
+# The overlays of `pretrain` that change parameters of training: the best ones are repeated there, to take precedence.
 OVERLAYS = ("slurm", "local")
 HEADER = """\
-# Written by `harness promote {campaign}`: the trial of each backbone with the best objective.
+# Written by `harness promote {campaign}`: the trial with the best objective of each backbone.
 {lines}
 # `harness run {path} --system NAME` trains them; -n BACKBONE selects one.
 """
@@ -36,11 +37,11 @@ def write_best_suite(out: Path, campaign: str) -> Path:
     best = best.drop_duplicates("backbone")
     if best.empty:
         raise UsageError(f"{searches[0].folder.parent}: no trial has an objective yet")
-    fixed_models = {r.case.get("name"): r.case["parameters"].get("trial", {}).get("model", {}) for r in searches}
+    unvaried_models = {r.case.get("name"): r.case["parameters"].get("trial", {}).get("model", {}) for r in searches}
     configurations, lines = {}, []
     for row in best.to_dict("records"):
         configurations[row["backbone"]] = split_configuration(
-            json.loads(row["configuration"]), row["backbone"], fixed_models[row["case"]]
+            json.loads(row["configuration"]), row["backbone"], unvaried_models[row["case"]]
         )
         lines.append(f"#   {row['backbone']}: trial {row['trial']} of {row['case']}, objective {row['objective']:.4g}")
     path = out / f"{SUITE_NAME}.yaml"
@@ -49,21 +50,25 @@ def write_best_suite(out: Path, campaign: str) -> Path:
     return path
 
 
-def split_configuration(configuration: Mapping[str, Any], backbone: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
+def split_configuration(configuration: Mapping[str, Any], backbone: str, unvaried: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of a trial as parameters of training, with the hyperparameters of the model in `model`.
 
     Args:
         configuration: The hyperparameters of the trial.
         backbone: The backbone of the trial.
-        fixed: The hyperparameters of the model that the search did not vary.
+        unvaried: The hyperparameters of the model that the search did not vary.
     """
     model = {k: v for k, v in configuration.items() if k in ModelParameters.model_fields}
     others = {k: v for k, v in configuration.items() if k not in ModelParameters.model_fields}
-    return {"model": {**fixed, **model, "backbone": backbone}, **others}
+    return {"model": {**unvaried, **model, "backbone": backbone}, **others}
 
 
 def build_suite(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a suite that extends `pretrain` with these configurations, given by backbone, on every system."""
+    """Return a suite that extends `pretrain`, and trains the configuration of each backbone on every system.
+
+    Args:
+        configurations: The parameters of training, by backbone.
+    """
     names = list(next(iter(configurations.values())))
     parameters = {name: "{{ best[backbone]['" + name + "'] }}" for name in names}
     return {

@@ -1,4 +1,4 @@
-"""Runs of HydraGNN, the original code, whose logs `harness import hydragnn` has imported."""
+"""Runs of HydraGNN, the code of the paper, whose logs `harness import hydragnn` has imported."""
 
 from harness.experiments.experiment import Experiment
 

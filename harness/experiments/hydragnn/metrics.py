@@ -1,4 +1,4 @@
-"""Tables on runs of the original code, which harness.importers.hydragnn has imported."""
+"""Tables on runs of HydraGNN, the code of the paper, which harness.importers.hydragnn has imported."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ EPOCHS = Columns(
     "hydragnn_epochs",
     case="case",
     losses="epoch loss validation_loss test_loss",
-    tasks="validation_energy validation_energy_per_atom validation_force",
+    # the errors of HydraGNN's training tasks on the validation set, in the order of its logs
+    task_losses="validation_energy validation_energy_per_atom validation_force",
     line="source line",
 )
 REGIONS = Columns(
     "hydragnn_regions", columns="case region ranks calls duration_mean_s duration_max_s imbalance energy_j energy_ranks"
 )
-RATES = Columns(
-    "hydragnn_rates",
+RUNS = Columns(
+    "hydragnn_runs",
     case="case",
-    rates="structures_per_s samples train_s train_structures_per_s steps unavailable_reason notes",
+    rates="inference_structures_per_s inference_samples train_validate_test_s train_structures_per_s steps"
+    " unavailable_reason notes",
     parameters="mpnn_type hidden_dim num_conv_layers batch_size precision num_epoch datasets ranks nodes",
     folder="folder",
 )
@@ -37,27 +39,30 @@ STEP_REGIONS = ("opt_step", "backward", "forward")
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables on runs of the original code; missing values are NaN.
+    """Return the tables on runs of HydraGNN; missing values are NaN.
 
-    `hydragnn_epochs` has a row per epoch with losses and errors of the tasks [E, E/atom, F] in HydraGNN's units, and
-    the line of the log. `hydragnn_regions` has the regions of the tracer, aggregated over ranks. `hydragnn_rates` has a
-    row per run with its parameters; `train_structures_per_s` is derived as batch size x steps of all ranks / seconds of
-    the slowest rank in the region `train`.
+    `hydragnn_epochs` has a row per epoch, with the losses, the validation errors of energy, energy per atom and forces
+    in HydraGNN's units, and the number of the line in the log `source`. `hydragnn_regions` has a row per region of the
+    tracer, aggregated over ranks. `hydragnn_runs` has a row per run, with its parameters. The median of the rates that
+    HydraGNN logs in inference is `inference_structures_per_s`; `train_validate_test_s` is the time of its timer of that
+    name; `train_structures_per_s` is derived as ranks x batch size x mean steps of a rank / seconds of the slowest rank
+    in the region `train`.
     """
     runs = [r for r in records if r.program == PROGRAM]
     return {
         "hydragnn_epochs": EPOCHS.build(row for r in runs for row in _list_epochs(r)),
         "hydragnn_regions": REGIONS.build(row for r in runs for row in _list_regions(r)),
-        "hydragnn_rates": RATES.build(_describe_rates(r) for r in runs),
+        "hydragnn_runs": RUNS.build(_describe_run(r) for r in runs),
     }
 
 
 def _list_epochs(record: RunRecord) -> list[dict[str, Any]]:
+    names = EPOCHS["task_losses"]
     tasks = {e["epoch"]: e["errors"] for e in record.events("task_errors") if e["split"] == "validation"}
     rows = []
     for e in record.events("epoch"):
         errors = tasks.get(e["epoch"], [])
-        by_task = dict(zip(EPOCHS["tasks"], errors, strict=True)) if len(errors) == len(EPOCHS["tasks"]) else {}
+        by_task = dict(zip(names, errors, strict=True)) if len(errors) == len(names) else {}
         event = {k: e[k] for k in (*EPOCHS["losses"], *EPOCHS["line"])}
         rows.append({"case": record.case["name"], **event, **by_task})
     return rows
@@ -90,21 +95,22 @@ def _group_regions(record: RunRecord) -> dict[str, list[Event]]:
     return by_name
 
 
-def _describe_rates(record: RunRecord) -> dict[str, Any]:
+def _describe_run(record: RunRecord) -> dict[str, Any]:
     rates = [s["structures_per_s"] for s in record.samples if s.get("structures_per_s")]
     timers = [e["duration_s"] for e in record.events("timer") if e["name"] == "train_validate_test" and e["duration_s"]]
-    parameters = {name: record.case["parameters"].get(name) for name in RATES["parameters"]}
+    parameters = {name: record.case["parameters"].get(name) for name in RUNS["parameters"]}
     if isinstance(parameters["datasets"], list):
         parameters["datasets"] = " ".join(map(str, parameters["datasets"]))
     return {
-        "case": record.case["name"], "structures_per_s": statistics.median(rates) if rates else None,
-        "samples": len(rates), "train_s": max(timers) if timers else None, **_derive_training_rate(record),
-        **parameters, "notes": "; ".join(record.facts.get("notes", [])), "folder": record.location,
+        "case": record.case["name"], "inference_structures_per_s": statistics.median(rates) if rates else None,
+        "inference_samples": len(rates), "train_validate_test_s": max(timers) if timers else None,
+        **_derive_training_rate(record), **parameters,
+        "notes": "; ".join(record.facts.get("notes", [])), "folder": record.location,
     }  # fmt: skip
 
 
 def _derive_training_rate(record: RunRecord) -> dict[str, Any]:
-    """Return the structures per second in training, or the reason why the rate cannot be derived."""
+    """Return the columns on the rate of training: structures per second, or the reason why it cannot be derived."""
     by_name, parameters = _group_regions(record), record.case["parameters"]
     batch, ranks = parameters.get("batch_size"), parameters.get("ranks")
     train = {e["rank"]: e["duration_s"] for e in by_name.get(TRAIN, [])}

@@ -1,4 +1,4 @@
-"""The page on runs of the original code."""
+"""The page on runs of HydraGNN, the code of the paper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.document.blocks import (
 )
 from harness.document.figures import STYLE, Figure, save_figure
 from harness.experiments.experiment import PageContext
-from harness.experiments.hydragnn.metrics import EPOCHS, RATES
+from harness.experiments.hydragnn.metrics import EPOCHS, RUNS
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
@@ -30,18 +30,17 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 
 def build_sections(context: PageContext) -> list[Section]:
     """Return one section, or none if no run was imported."""
-    rates, epochs, regions = (context.tables[f"hydragnn_{name}"] for name in ("rates", "epochs", "regions"))
-    if rates.empty:
+    runs, epochs, regions = (context.tables[f"hydragnn_{name}"] for name in ("runs", "epochs", "regions"))
+    if runs.empty:
         return []
-    runs = len(rates)
     text = [
-        f"These are numbers of {pluralize(runs, 'run')} of HydraGNN, from its logs and in their units; this harness"
-        " did not measure them. The logs do not contain the training throughput. It is derived as ranks x batch size x"
-        " steps / seconds of the slowest rank in the region `train`, without the first epoch, which the tracer leaves"
-        " out."
+        f"These numbers were read from the logs of {pluralize(len(runs), 'run')} of HydraGNN and keep the units of the"
+        " logs; this harness did not measure them. The logs do not contain the training throughput. It is derived as"
+        " ranks x batch size x steps / seconds of the slowest rank in the region `train`, without the first epoch,"
+        " which the tracer leaves out."
     ]
     figures = [draw_losses(epochs, context.figures)] if len(epochs) else []
-    blocks = [build_runs_block(rates, epochs), build_parameters_block(rates)]
+    blocks = [build_runs_block(runs, epochs), build_parameters_block(runs)]
     if len(regions):
         blocks.append(build_regions_block(regions))
     return [Section("Runs of HydraGNN", "hydragnn", text, figures, blocks)]
@@ -60,45 +59,46 @@ def draw_losses(epochs: pd.DataFrame, folder: Path) -> Figure:
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
         axes.legend(frameon=False, fontsize=7)
-        return save_figure(figure, folder, "original-losses", "Losses of each epoch that the original code printed.")
+        return save_figure(figure, folder, "hydragnn-losses", "Losses that HydraGNN printed for each epoch.")
 
 
-def build_runs_block(rates: pd.DataFrame, epochs: pd.DataFrame) -> TableBlock:
-    """Return the table of runs: a row for each, with its last epoch, time and rate."""
+def build_runs_block(runs: pd.DataFrame, epochs: pd.DataFrame) -> TableBlock:
+    """Return the table of runs, with the last epoch, the time and the rates of each."""
     columns = [
-        "run", "epochs", "last training loss", "validation", "test", "validation E", "E/atom", "F",
-        "train_validate_test (s)", "training, derived (structures/s)", "inference (structures/s)",
+        "run", "epochs", "last training loss", "last validation loss", "last test loss", "validation error, E",
+        "validation error, E/atom", "validation error, F", "timer train_validate_test (s)",
+        "training, derived (structures/s)", "inference (structures/s)",
     ]  # fmt: skip
     body = []
-    for r in list_rows(rates):
+    for r in list_rows(runs):
         run_epochs = list_rows(epochs[epochs["case"] == r["case"]])
         last: dict[str, Any] = run_epochs[-1] if run_epochs else {}
-        names = [name for name in (*EPOCHS["losses"], *EPOCHS["tasks"]) if name != "epoch"]
+        names = [name for name in (*EPOCHS["losses"], *EPOCHS["task_losses"]) if name != "epoch"]
         body.append(
             [
                 r["case"],
                 str(len(run_epochs)),
                 *(format_number(last.get(name), ".4g") for name in names),
-                format_number(r["train_s"]),
+                format_number(r["train_validate_test_s"]),
                 format_number(r["train_structures_per_s"]),
-                format_number(r["structures_per_s"]) if r["samples"] else EN_DASH,
+                format_number(r["inference_structures_per_s"]) if r["inference_samples"] else EN_DASH,
             ]
         )
     return TableBlock(
-        "Runs", columns, body, "All epochs, with their lines in the log, are in tables/hydragnn_epochs.csv."
+        "Runs", columns, body, "All epochs, with the numbers of their log lines, are in tables/hydragnn_epochs.csv."
     )
 
 
-def build_parameters_block(rates: pd.DataFrame) -> TableBlock:
-    """Return the table of parameters: a row per run, with notes on missing information."""
+def build_parameters_block(runs: pd.DataFrame) -> TableBlock:
+    """Return the table of the parameters of each run, with notes on missing information."""
     headers = ("model", "width", "layers", "batch size", "precision", "epochs", "datasets", "ranks", "nodes")
     body = [
         [
             r["case"],
-            *(_format_parameter(r[name]) for name in RATES["parameters"]),
+            *(_format_parameter(r[name]) for name in RUNS["parameters"]),
             "; ".join(text for text in (r["unavailable_reason"], r["notes"]) if text) or EN_DASH,
         ]
-        for r in list_rows(rates)
+        for r in list_rows(runs)
     ]
     note = "The parameters come from config.json and from the command lines of the program and of the launcher."
     return TableBlock("Parameters", ["run", *headers, "notes"], body, note)
@@ -117,9 +117,9 @@ def build_regions_block(regions: pd.DataFrame) -> TableBlock:
         ("region", "region"),
         ("ranks", "ranks"),
         ("calls", number_cell("calls", ",")),
-        ("mean rank (s)", number_cell("duration_mean_s")),
-        ("slowest (s)", number_cell("duration_max_s")),
-        ("slowest / mean", number_cell("imbalance", ".2f")),
+        ("mean over ranks (s)", number_cell("duration_mean_s")),
+        ("slowest rank (s)", number_cell("duration_max_s")),
+        ("slowest rank / mean", number_cell("imbalance", ".2f")),
         ("energy (J)", _format_energy),
     ]
     note = "Regions are nested, so their times do not add up."

@@ -17,11 +17,12 @@ from harness.results.runs import RunRecord
 
 PAPER_COLOURS = ("#bdbdbd", "#969696", "#d9d9d9", "#737373")
 OUR_COLOURS = {"fp64": "#0072b2", "fp32": "#e69f00"}
-LINE_STYLES = {"nodes": "-", "heads": "--"}
+# The line styles of the roofs, by operation: matrix products with one row per atom (`nodes`), and those of the heads.
+ROOF_LINE_STYLES = {"nodes": "-", "heads": "--"}
 
 
 def draw_ladder(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Path, name: str) -> Figure:
-    """Draw the cumulative speed-up of every stage, for the paper's four columns and for the cases."""
+    """Draw the speed-up of every stage over the baseline, for the paper's four columns and for each precision."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.6, 3.7), layout="constrained")
         precisions = [p for p in OUR_COLOURS if p in set(rows["precision"])]
@@ -48,14 +49,15 @@ def draw_ladder(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
         subject = ", ".join(rows[column].iloc[0] for column in ("architecture", "model", "workload"))
         caption = (
             f"Cumulative speed-up over the baseline of the same column, {subject} workload:"
-            f" median of paired ratios with 95% interval, n = {n} rounds. The paper prints no row for batched heads and"
-            " for the stages after torch compile. A cross marks a stage that gives wrong numbers or did not run."
+            f" median of paired ratios with 95% interval, n = {n} rounds. The paper prints no row for batched heads or"
+            " for the stages after torch compile. A cross marks a stage without a valid speed-up: it did not run, or"
+            " its numbers are wrong."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def draw_roofline(rows: pd.DataFrame, records: list[RunRecord], folder: Path, name: str) -> Figure:
-    """Draw GFLOP/s against FLOP/byte, with a panel per precision."""
+    """Draw the GFLOP/s of each stage against its FLOP/byte, below the machine's roof, with a panel per precision."""
     groups = {
         p: group for p, group in rows.groupby("precision", sort=False) if group["attainable_fraction"].notna().any()
     }
@@ -71,10 +73,11 @@ def draw_roofline(rows: pd.DataFrame, records: list[RunRecord], folder: Path, na
             axes.set_xlabel("FLOP / byte")
         panels[0][0].set_ylabel("GFLOP/s")
         caption = (
-            f"{rows['architecture'].iloc[0]}: rate of each stage against its arithmetic per byte of traffic. The slope"
-            " is the rate of a copy of 256 MiB, and the levels are the rates of matrix products of the model's shapes"
-            " and types (solid: one row per atom, dashed: heads), all measured in the same run. Percentages are shares"
-            " of the attainable rate of the stage's operations without caches; caches can raise a share above 100%."
+            f"{rows['architecture'].iloc[0]}: rate of each stage against its arithmetic per byte of traffic. The"
+            " slanted line is the bandwidth of a copy of 256 MiB, and the horizontal lines are the rates of matrix"
+            " products with the model's shapes and types (solid: one row per atom, dashed: heads), all measured in the"
+            " same run. Percentages compare each stage with the rate that it could attain if all of its traffic went to"
+            " main memory; caches can raise them above 100%."
         )
         return save_figure(figure, folder, name, caption)
 
@@ -89,10 +92,10 @@ def _draw_roof(axes: Axes, ceilings: dict[str, Any], group: pd.DataFrame) -> Non
     intensity = np.array([low, ridge, high])
     axes.plot(intensity, np.minimum(intensity * ceilings["copy_gb_per_s"], top), color="#999999", linewidth=1)
     for product in ceilings["products"]:
-        if product["operation"] in LINE_STYLES:
+        if product["operation"] in ROOF_LINE_STYLES:
             rate = product["gflop_per_s"]
             left = max(low, rate / ceilings["copy_gb_per_s"])
-            axes.plot([left, high], [rate, rate], LINE_STYLES[product["operation"]], color="#999999", linewidth=1)
+            axes.plot([left, high], [rate, rate], ROOF_LINE_STYLES[product["operation"]], color="#999999", linewidth=1)
             if product["operation"] == "nodes":
                 axes.text(high, rate, product["dtype"], fontsize=7, ha="right", va="bottom", color="#555555")
     axes.set_xscale("log")
@@ -101,7 +104,7 @@ def _draw_roof(axes: Axes, ceilings: dict[str, Any], group: pd.DataFrame) -> Non
 
 
 def _draw_points(axes: Axes, group: pd.DataFrame, colour: str) -> None:
-    """Draw numbered points and a list of names, since points of similar stages coincide."""
+    """Draw a numbered point for each stage, and a list of the stages, since similar stages coincide."""
     known = group[group["attainable_fraction"].notna()]
     lines = []
     for k, (_, r) in enumerate(known.iterrows(), 1):

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, WorkCount
-from harness.experiments.implementations import find_implementation
+from harness.experiments.implementations import get_implementation_name
 from harness.experiments.ladder.stages import (
     compute_paired_ratio,
     describe_model,
     group_by_stage,
-    hash_experiment,
+    hash_setup,
     sum_by_round,
 )
 from harness.experiments.ladder.training_steps import build_training_steps_table
@@ -29,15 +29,15 @@ from harness.stats.intervals import compute_median_interval
 
 # Physics checks that make a stage incorrect even if the baseline fails them too.
 FORCE_CHECKS = ("forces from energies", "conservative forces")
-# Largest error of an exact stage, relative to the largest force (or energy per atom) of the baseline.
+# Largest error of a stage that is not APPROXIMATE, relative to the largest force (or energy per atom) of the baseline.
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 0.1}
-# Smallest scales of relative errors (eV/angstrom, eV/atom): forces vanish in an ideal crystal.
-FORCE_FLOOR, ENERGY_FLOOR = 1e-3, 1e-3
+# Errors are divided by these scales (eV/angstrom, eV/atom) at least, since forces vanish in an ideal crystal.
+MIN_FORCE_SCALE, MIN_ENERGY_SCALE = 1e-3, 1e-3
 # Stages that run the compiled code of another stage.
 SAME_COMPILED_GRAPH = {"tuned_allocator": "torch_compile"}
 LADDER = Columns(
     "ladder",
-    case="case suite experiment architecture model workload precision stage verdict physics",
+    case="case suite setup architecture model workload precision stage verdict physics",
     rates="structures_per_s structures_per_s_low structures_per_s_high coverage",
     speedup="speedup speedup_low speedup_high",
     end_to_end="end_to_end_structures_per_s end_to_end_structures_per_s_low end_to_end_structures_per_s_high",
@@ -85,8 +85,9 @@ def build_ladder_table(records: Sequence[RunRecord]) -> Table:
 
     The column `verdict` contains "ok" (the stage agrees with the baseline to rounding), "approximate" (the stage is not
     meant to agree), "incorrect" (the stage is meant to agree and does not, or its results are not finite or not in the
-    requested precision, so that its speed-up is withheld), "not checked" (the run has no baseline), "unavailable:
-    reason", or "not run". The column `is_valid` says whether the speed-up is valid.
+    requested precision; the speed-up is withheld), "not checked" (the run has no baseline), "unavailable:
+    reason", or "not run". The column `is_valid` says whether the speed-up is valid. Cases with equal `setup` only
+    differ in precision.
     """
     return LADDER.build(row for r in records if r.program == "ladder" for row in _list_rows(r))
 
@@ -105,9 +106,9 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
     return dict.fromkeys(LADDER, math.nan) | {
         "case": record.case["name"],
         "suite": record.case["suite"],
-        "experiment": hash_experiment(record),
+        "setup": hash_setup(record),
         "architecture": describe_architecture(facts.get("model", {}).get("config", {})),
-        "model": describe_model(facts.get("model", {}), find_implementation(record)),
+        "model": describe_model(facts.get("model", {}), get_implementation_name(record)),
         "workload": parameters["workload"],
         "precision": parameters["precision"],
         "structures": workload.get("structures", math.nan),
@@ -148,9 +149,9 @@ def list_stage_violations(record: RunRecord, stage: str) -> list[Event]:
     the gradient of the energy.
     """
     failed = [e for e in record.events("physics_check") if e["passed"] is False]
-    by_model = {(e["check"], e["structure"]) for e in failed if e["stage"] == "baseline"}
+    baseline_failures = {(e["check"], e["structure"]) for e in failed if e["stage"] == "baseline"}
     by_stage = [e for e in failed if e["stage"] == stage]
-    return [e for e in by_stage if e["check"] in FORCE_CHECKS or (e["check"], e["structure"]) not in by_model]
+    return [e for e in by_stage if e["check"] in FORCE_CHECKS or (e["check"], e["structure"]) not in baseline_failures]
 
 
 def describe_physics(record: RunRecord, stage: str, violations: Sequence[Event]) -> str:
@@ -198,8 +199,10 @@ def _check_errors(samples: Sequence[Event], stage: str, precision: str) -> dict[
     dtypes = {s[name] for s in samples for name in ("energy_dtype", "force_dtype")}
     if not all(s["finite"] for s in samples) or dtypes != {RESULT_DTYPES[precision]}:
         return {"verdict": "incorrect"} | withheld
-    force = max(s["force_error_ev_per_angstrom"] / max(s["force_scale_ev_per_angstrom"], FORCE_FLOOR) for s in samples)
-    energy = max(s["energy_error_ev_per_atom"] / max(s["energy_scale_ev_per_atom"], ENERGY_FLOOR) for s in samples)
+    force = max(
+        s["force_error_ev_per_angstrom"] / max(s["force_scale_ev_per_angstrom"], MIN_FORCE_SCALE) for s in samples
+    )
+    energy = max(s["energy_error_ev_per_atom"] / max(s["energy_scale_ev_per_atom"], MIN_ENERGY_SCALE) for s in samples)
     errors: dict[str, Any] = {
         "max_energy_error_ev_per_atom": max(s["energy_error_ev_per_atom"] for s in samples),
         "max_force_error_ev_per_angstrom": max(s["force_error_ev_per_angstrom"] for s in samples),
@@ -238,7 +241,9 @@ def _describe_work(record: RunRecord, stage: str, samples: Sequence[Event]) -> d
 
 
 def compute_matmul_rates(flops: list[dict[str, Any]], ceilings: dict[str, Any], seconds: float) -> dict[str, float]:
-    """Return the arithmetic of matrix products, its rate, and its share of the rate of large square products.
+    """Return the arithmetic of the matrix products of a call, its rate, and its share of the matrix peak.
+
+    The matrix peak is the rate of large square products of the same types.
 
     Args:
         flops: The operations of one call, each with the fields of `Flops`.
@@ -259,10 +264,10 @@ def compute_matmul_rates(flops: list[dict[str, Any]], ceilings: dict[str, Any], 
 def compute_roofline(
     flops: list[dict[str, Any]] | None, traffic_bytes: int | None, ceilings: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Return arithmetic and traffic of a call, and its share of the attainable rate.
+    """Return the arithmetic and the traffic of a call, the attainable rate, and the attained share of this rate.
 
-    The minimum time of a call is the time of its arithmetic, with each kind at the rate of a product of the same shape
-    and type, or the time of its traffic at the rate of a copy, whichever is longer (Williams, Waterman, Patterson, CACM
+    A call takes at least the time of its arithmetic, if each kind of operation has the rate of a matrix product of the
+    same shape and type, and at least the time of its traffic at the rate of a copy (Williams, Waterman, Patterson, CACM
     52(4), 65 (2009)).
     """
     rates = {(p["operation"], p["dtype"]): p["gflop_per_s"] for p in ceilings.get("products", [])}

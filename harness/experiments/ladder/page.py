@@ -45,7 +45,7 @@ MAX_LADDERS = 200
 def build_sections(context: PageContext) -> list[Section]:
     """Return the sections on the ladders, on training steps, and on the trained model."""
     sections = []
-    ladders = context.tables["ladder"].groupby("experiment", sort=False)
+    ladders = context.tables["ladder"].groupby("setup", sort=False)
     records = {record.location: record for record in context.records}
     for _, rows in islice(ladders, MAX_LADDERS):
         runs = [records[folder] for folder in dict.fromkeys(rows["folder"])]
@@ -59,7 +59,7 @@ def build_sections(context: PageContext) -> list[Section]:
 def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: PrintedPaper, figures: Path) -> Section:
     """Return the section on one model and workload: the paper's rates, the figures, and the details per precision."""
     first = rows.iloc[0]
-    slug = f"{first['suite']}-{first['workload']}-{first['experiment']}"
+    slug = f"{first['suite']}-{first['workload']}-{first['setup']}"
     blocks = [build_paper_block(rows, paper)]
     for precision, group in rows.groupby("precision", sort=False):
         blocks += [build_details_block(str(precision), group), build_work_block(str(precision), group)]
@@ -112,7 +112,7 @@ def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         ("stage", format_stage),
         ("verdict", "verdict"),
-        ("physics", text_cell("physics")),
+        ("physics checks", text_cell("physics")),
         ("structures/s [interval]", interval_cell("structures_per_s", "structures_per_s_low", "structures_per_s_high")),
         ("speed-up [interval]", interval_cell("speedup")),
         (
@@ -125,7 +125,7 @@ def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("max |dF| (eV/\N{ANGSTROM SIGN})", number_cell("max_force_error_ev_per_angstrom", ".1e")),
         ("max |dF| / largest force", number_cell("force_error_relative", ".1e")),
         ("first call (s)", number_cell("first_call_s", ".1f")),
-        ("n", "samples"),
+        ("rounds", "samples"),
     ]
     first = rows.iloc[0]
     state = "" if first["state"] == "done" else f" The case is incomplete ({first['state']})."
@@ -156,13 +156,13 @@ def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ),
         ("GFLOP/s", number_cell("gflop_per_s")),
         ("attainable GFLOP/s", number_cell("attainable_gflop_per_s")),
-        ("share of attainable", number_cell("attainable_fraction", ".0%")),
+        ("share of attainable rate", number_cell("attainable_fraction", ".0%")),
         ("share of matrix peak", number_cell("matrix_peak_fraction", ".0%")),
         ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 1 / MIB)),
         ("largest batch", number_cell("max_batch_size", ",.0f")),
-        ("padding atoms", number_cell("padding_atom_fraction", ".1%")),
-        ("padding edges", number_cell("padding_edge_fraction", ".1%")),
-        ("shapes", number_cell("shapes", ".0f")),
+        ("padding, share of atoms", number_cell("padding_atom_fraction", ".1%")),
+        ("padding, share of edges", number_cell("padding_edge_fraction", ".1%")),
+        ("static shapes", number_cell("shapes", ".0f")),
     ]
     note = (
         "All numbers are for the first batch. The arithmetic includes matrix products and, if one operator computes"
@@ -172,13 +172,13 @@ def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         " measured in this run; caches can raise a share above 100%. The share of matrix peak compares matrix products"
         " with square products of the same types. Peak memory is the largest total of the tensors of one call, without"
         " the weights. The largest batch is extrapolated from peak memory to free memory, and is not tested. Padding"
-        " atoms and edges are those that static shapes add."
+        " is what static shapes add."
     )
     return build_block(f"{precision.upper()}: arithmetic, traffic and memory", list_rows(rows), columns, note)
 
 
 def build_profile_blocks(record: RunRecord) -> list[TableBlock]:
-    """Return the tables with the time of the last stage by kind of operation and by operation."""
+    """Return the tables of the time of the profiled stage, by kind of operation and by operation, if there is one."""
     if record.profile is None:
         return []
     stage, precision = format_stage(record.profile), record.case["parameters"]["precision"].upper()
@@ -219,7 +219,8 @@ def describe_ladder(records: list[RunRecord]) -> list[str]:
         if sentences := describe_implementations(records):
             text.append(
                 f"{' '.join(sentences)} Structures and edges are those of the reference implementation; times of the"
-                " device are those of the implementation's own timer, and neighbour lists are built by the reference's."
+                " device are those of the implementation's own timer, and the reference implementation builds the"
+                " neighbour lists."
             )
         if not model["trained"]:
             text.append(
@@ -228,8 +229,8 @@ def describe_ladder(records: list[RunRecord]) -> list[str]:
             )
         if (model["config"].get("hydragnn") or {}).get("vector_bias"):
             text.append(
-                "Its linear maps of vectors have biases, as in the paper's weights: its forces do not turn with the"
-                " structure, in any stage."
+                "The model's layers for vector features have biases, as in the paper's weights, so that the forces of"
+                " no stage rotate with the structure."
             )
         if workload["unseen_elements"]:
             text.append(
@@ -265,9 +266,12 @@ def build_model_section(records: Sequence[RunRecord]) -> list[Section]:
         ("level of theory", "level_of_theory"),
         ("held-out structures", "structures"),
         ("MAE E (eV/atom)", lambda r: format_number(r.get("energy_mae_ev_per_atom"), ".3f")),
-        ("composition only", lambda r: format_number(r.get("composition_mae_ev_per_atom"), ".3f")),
+        ("MAE E, composition only (eV/atom)", lambda r: format_number(r.get("composition_mae_ev_per_atom"), ".3f")),
         ("MAE F (eV/\N{ANGSTROM SIGN})", lambda r: format_number(r.get("force_mae_ev_per_angstrom"), ".3f")),
-        ("zero forces", lambda r: format_number(r.get("zero_force_mae_ev_per_angstrom"), ".3f")),
+        (
+            "MAE F, zero forces (eV/\N{ANGSTROM SIGN})",
+            lambda r: format_number(r.get("zero_force_mae_ev_per_angstrom"), ".3f"),
+        ),
     ]
     paragraphs = [
         "Stand-ins are real labelled data that replace a dataset, and whose chemistry or level of theory differs from"

@@ -1,4 +1,4 @@
-"""Functions that the inference ladder and the training steps share: stages, precisions, and ratios between stages."""
+"""Functions that the inference ladder and the training steps share: samples by stage, and ratios between stages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def group_by_stage(samples: Sequence[Event]) -> dict[str, list[Event]]:
 
 
 def sum_by_round(samples: Sequence[Event], *columns: str) -> dict[int, float]:
-    """Return the sum of columns over the samples of each round, by number of the round."""
+    """Return the sum of the columns over all samples of a round, by number of the round."""
     rounds: dict[int, list[float]] = {}
     for sample in samples:
         rounds.setdefault(sample["round"], []).append(sum(sample[column] for column in columns))
@@ -33,7 +33,7 @@ def sum_by_round(samples: Sequence[Event], *columns: str) -> dict[int, float]:
 
 
 def compute_paired_ratio(slow: Sequence[Event], fast: Sequence[Event]) -> Interval:
-    """Return the median over rounds of the ratio of the times of two stages, for the batches that both have."""
+    """Return the median over rounds of the time of one stage over that of another, for the batches that both have."""
     by_batch = [{(s["round"], s["batch"]): s for s in samples} for samples in (slow, fast)]
     if any(len(unique) < len(samples) for unique, samples in zip(by_batch, (slow, fast), strict=True)):
         raise ValueError("a stage has two samples of one round and batch")
@@ -42,7 +42,7 @@ def compute_paired_ratio(slow: Sequence[Event], fast: Sequence[Event]) -> Interv
     return compute_median_interval([slow_s[number] / fast_s[number] for number in slow_s])
 
 
-def hash_experiment(record: RunRecord) -> str:
+def hash_setup(record: RunRecord) -> str:
     """Return a hash of ten hexadecimal digits that is equal for cases which only differ in precision."""
     case, machine = record.case, [record.provenance.get(k) for k in ("host", "cpu")]
     parameters = {k: v for k, v in case["parameters"].items() if k != "precision"}
@@ -51,7 +51,7 @@ def hash_experiment(record: RunRecord) -> str:
 
 
 def describe_model(model: dict[str, Any], implementation: str = "") -> str:
-    """Return the fact about a model as text, after the name of another implementation: `width 64, trained`."""
+    """Return a model as text, `width 64, trained`, after the name of its implementation if it is not the reference."""
     if not model:
         return "unknown"
     code = f"{implementation}, " if implementation else ""

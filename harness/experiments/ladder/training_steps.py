@@ -11,7 +11,7 @@ from harness.experiments.ladder.stages import (
     compute_paired_ratio,
     describe_model,
     group_by_stage,
-    hash_experiment,
+    hash_setup,
     sum_by_round,
 )
 from harness.protocol.backbones import describe_architecture
@@ -29,7 +29,7 @@ TOLERANCE = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 1e-1}
 BASELINE, COMPILED = "baseline", "torch_compile"
 STEPS = Columns(
     "training_steps",
-    case="case suite experiment architecture model precision stage verdict",
+    case="case suite setup architecture model precision stage verdict",
     times="step_s step_s_low step_s_high coverage structures_per_s",
     ratios="speedup speedup_low speedup_high over_compiled over_compiled_low over_compiled_high",
     errors="loss_error gradient_error",
@@ -43,11 +43,11 @@ STEPS = Columns(
 def build_training_steps_table(records: Sequence[RunRecord]) -> Table:
     """Return one row per case and stage; missing values are NaN.
 
-    `step_s` is the time of one batch, median over rounds. `speedup` and `over_compiled` are the ratios to the baseline
-    and to torch_compile within a round. `load_1min` is the highest load of the machine. `verdict` is "ok" (loss and
-    gradient equal those of the baseline to rounding), "incorrect" (they do not, or are not finite or not in the
-    requested precision, so that ratios are withheld), "not checked" (the run has no baseline), "unavailable: reason",
-    or "not run".
+    `step_s` is the time of one batch, median over rounds. `speedup` and `over_compiled` are the times of the stages
+    baseline and torch_compile divided by the time of the stage, within a round. `load_1min` is the highest load of the
+    machine. `verdict` is "ok" (loss and gradient equal those of the baseline to rounding), "incorrect" (they do not,
+    or are not finite or not in the requested precision; the ratios are withheld), "not checked" (the run has no
+    baseline), "unavailable: reason", or "not run". Cases with equal `setup` only differ in precision.
     """
     return STEPS.build(row for r in records if r.program == "training_steps" for row in _list_rows(r))
 
@@ -66,7 +66,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
     return dict.fromkeys(STEPS, math.nan) | {
         "case": record.case["name"],
         "suite": record.case["suite"],
-        "experiment": hash_experiment(record),
+        "setup": hash_setup(record),
         "architecture": describe_architecture(facts.get("model", {}).get("config") or {}),
         "model": describe_model(facts.get("model", {})),
         "precision": record.case["parameters"]["precision"],

@@ -23,8 +23,8 @@ from harness.results.tables import Row
 
 
 def build_steps_sections(table: pd.DataFrame) -> list[Section]:
-    """Return a section for each model and workload, with a block for each precision."""
-    return [_build_section(str(name), rows) for name, rows in table.groupby("experiment", sort=False)]
+    """Return a section for each setup, which is a model and a workload, with a table for each precision."""
+    return [_build_section(str(name), rows) for name, rows in table.groupby("setup", sort=False)]
 
 
 def _build_section(name: str, rows: pd.DataFrame) -> Section:
@@ -43,11 +43,11 @@ def _describe(first: Row, rows: pd.DataFrame) -> list[str]:
     sizes = {k: format_number(first[k], thousands.get(k, ".0f")) for k in (*STEPS["workload"], "parameters")}
     paragraphs = [
         "A step is the forward pass, the loss of energies and forces, and the gradient of all"
-        f" {sizes['parameters']} parameters, without the optimizer's update. The stage fused messages is compiled code"
-        " with PaiNN's messages as one operator, whose derivatives are operators too. The random workload has batches"
-        f" of {sizes['batch_size']}: {sizes['structures']} structures, {sizes['atoms']} atoms, {sizes['edges']} edges"
-        f" (at most {sizes['max_neighbours']} per atom). Weights are untrained and labels are random: times and"
-        " rounding errors are realistic, but the loss has no meaning.",
+        f' {sizes["parameters"]} parameters, without the optimizer\'s update. In the stage "fused messages", the'
+        " compiled model computes PaiNN's messages with one operator, and their derivatives with others. The random"
+        f" workload has {sizes['structures']} structures in batches of {sizes['batch_size']}, with {sizes['atoms']}"
+        f" atoms and {sizes['edges']} edges in total (at most {sizes['max_neighbours']} per atom). Weights are"
+        " untrained and labels are random: times and rounding errors are realistic, but the loss has no meaning.",
     ]
     threads, load = first["threads"], rows["load_1min"].max()
     if isinstance(threads, (int, float)) and load > threads + LOAD_MARGIN:
@@ -64,12 +64,12 @@ def _build_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("verdict", "verdict"),
         ("step (s) [interval]", interval_cell("step_s", "step_s_low", "step_s_high")),
         ("speed-up [interval]", interval_cell("speedup")),
-        ("over torch compile [interval]", interval_cell("over_compiled")),
+        ("speed-up over torch compile [interval]", interval_cell("over_compiled")),
         ("loss, relative error", number_cell("loss_error", ".1e")),
         ("gradient, relative error", number_cell("gradient_error", ".1e")),
         ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 1 / 2**20)),
         ("first step (s)", number_cell("first_call_s", ".1f")),
-        ("n", "samples"),
+        ("rounds", "samples"),
     ]
     first = list_rows(rows)[0]
     state = "" if first["state"] == "done" else f" The case is incomplete ({first['state']})."

@@ -1,4 +1,4 @@
-"""Interatomic potentials compared: speed, memory, errors, and whether their physics is right."""
+"""The comparison of interatomic potentials: their speed, memory, errors and physics."""
 
 from harness.experiments.experiment import CostJoin, Experiment
 

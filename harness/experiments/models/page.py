@@ -33,21 +33,21 @@ from harness.results.tables import Row
 
 MIB = 2**20
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#59636e")
-MARKS = "osD^vP*"
+MARKERS = "osD^vP*"
 
 
 def build_sections(context: PageContext) -> list[Section]:
-    """Return a section for each case."""
+    """Return the sections of the page: one for each case of the programs `models` and `vector_biases`."""
     table = context.tables["models"]
     sections = [build_case_section(str(case), rows, context) for case, rows in table.groupby("folder", sort=False)]
     return [*sections, *build_vector_bias_sections(context)]
 
 
 def build_case_section(folder: str, rows: pd.DataFrame, context: PageContext) -> Section:
-    """Return the section on one case: the summary, the speed, the errors and the physics of its models."""
+    """Return the section about one case: the summary, the speed, the errors and the physics of its models."""
     first = rows.iloc[0]
     speed, errors, physics = (
-        select(context.tables[name], folder) for name in ("model_speed", "model_errors", "model_physics")
+        select_case(context.tables[name], folder) for name in ("model_speed", "model_errors", "model_physics")
     )
     figures = [draw_speed(speed, context.figures, f"{first['campaign']}-{first['case']}-speed")] if len(speed) else []
     blocks = [build_summary_block(rows, find_missing_energies(folder, context))]
@@ -59,27 +59,27 @@ def build_case_section(folder: str, rows: pd.DataFrame, context: PageContext) ->
     return Section(title, f"{first['campaign']}-{first['case']}", describe_models(rows), figures, blocks)
 
 
-def select(table: pd.DataFrame, folder: str) -> pd.DataFrame:
-    """Return the rows of one case."""
+def select_case(table: pd.DataFrame, folder: str) -> pd.DataFrame:
+    """Return the rows of the case in a folder."""
     return table[table["folder"] == folder]
 
 
 def describe_models(rows: pd.DataFrame) -> list[str]:
-    """Return what is known about the models as sentences."""
+    """Return sentences about the fastest model and about the models whose physics failed or was not fully checked."""
     texts = []
     timed = rows[rows["us_per_atom"].notna()]
     correct = timed[timed["verdict"] == "ok"]
     if len(correct):
         fastest = correct.sort_values("us_per_atom").iloc[0]
         texts.append(
-            f"Fastest with correct physics: {fastest['model']}, {format_number(fastest['us_per_atom'])} us per atom for"
-            f" {fastest['atoms']:.0f} atoms with {pluralize(fastest['threads'], 'thread')}."
+            f"Fastest potential with correct physics: {fastest['model']}, {format_number(fastest['us_per_atom'])} us"
+            f" per atom for {fastest['atoms']:.0f} atoms with {pluralize(fastest['threads'], 'thread')}."
         )
     for verdict, text in (
         ("incorrect", "Incorrect physics"),
         ("failed", "Failed"),
         ("unavailable", "Unavailable here"),
-        ("ok", "Checked in part"),
+        ("ok", "Partly checked"),
         ("not checked", "Not checked"),
     ):
         group = rows[rows["verdict"] == verdict]
@@ -88,8 +88,10 @@ def describe_models(rows: pd.DataFrame) -> list[str]:
 
 
 def find_missing_energies(folder: str, context: PageContext) -> dict[str, str]:
-    """Return why the energy of a model is unknown, by model; the reason of the whole case comes first."""
-    cases, parts, models = (select(context.tables[name], folder) for name in ("cost_cases", "cost_parts", "models"))
+    """Return the reason why the energy of a model is unknown, by model; a reason for the whole case comes first."""
+    cases, parts, models = (
+        select_case(context.tables[name], folder) for name in ("cost_cases", "cost_parts", "models")
+    )
     if cases["energy_j"].isna().any():
         return dict.fromkeys(models["model"], str(cases["unavailable_reason"].iloc[0]))
     parts = parts[(parts["scope"] == "stage") & parts["energy_j"].isna()]
@@ -97,11 +99,11 @@ def find_missing_energies(folder: str, context: PageContext) -> dict[str, str]:
 
 
 def build_summary_block(rows: pd.DataFrame, missing_energies: Mapping[str, str]) -> TableBlock:
-    """Return a row per model.
+    """Return the table with a row per model.
 
     Args:
-        rows: The models.
-        missing_energies: Why the energy of a model is unknown.
+        rows: The rows of the table `models`.
+        missing_energies: The reason why the energy of a model is unknown, by model.
     """
     columns: list[Column] = [
         ("model", "model"),
@@ -124,37 +126,37 @@ def build_summary_block(rows: pd.DataFrame, missing_energies: Mapping[str, str])
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
     note = (
-        "Time of energy and forces of the largest cell, after a random displacement of all atoms: median over rounds"
-        " with its order-statistic interval; all models in turn in each round. Peak memory is that of the model's"
-        " process. Errors are means over the datasets below; energies are differences between structures of one"
-        " composition, so that references do not matter. Joules: of timed predictions, of all nodes as far as they have"
-        " sensors; see the page on costs."
+        "The time is that of the energy and forces of the largest crystal, after a random displacement of all atoms:"
+        " the median over rounds with its order-statistic interval. The models take turns in each round. The peak"
+        " memory is that of the model's process. Errors are means over the datasets below; energies are relative to the"
+        " mean of their composition, so that reference energies cancel. Joules are those of timed predictions on all"
+        " nodes, as far as the nodes have sensors; see the page on costs."
     )
     block = build_block("All models", list_rows(rows), columns, note)
     return add_cost_columns(block, rows.drop(columns="energy_per_result_j"))
 
 
 def format_energy(row: Row, missing: Mapping[str, str]) -> str:
-    """Return the energy per million atoms and what was measured, or why it is unknown."""
+    """Return the energy per million atoms with the measured components, or the reason why it is unknown."""
     if row["energy_per_result_j"] is None:
         return missing.get(row["model"], EN_DASH)
     return f"{format_number(row['energy_per_result_j'])} ({row['energy_scope']})"
 
 
 def format_deviation(row: Row) -> str:
-    """Return the largest deviation of forces from the model's own FP64, or why there is none."""
+    """Return the largest deviation of forces from the model's own FP64 predictions; `no FP64` if it offers none."""
     text = format_number(row["force_deviation_max_ev_per_angstrom"], ".1e")
     is_changed = row["compiled"] or row["precision"] not in ("published", "fp64")
     return "no FP64" if text == EN_DASH and is_changed and row["verdict"] != "unavailable" else text
 
 
 def format_checks(row: Row) -> str:
-    """Return `23 of 24`, or a dash without checks."""
+    """Return the number of passed checks, such as `23 of 24`; a dash without checks."""
     return f"{row['checks'] - row['violations']:.0f} of {row['checks']:.0f}" if row["checks"] else EN_DASH
 
 
 def build_errors_block(errors: pd.DataFrame) -> TableBlock:
-    """Return a row per model, dataset and reference."""
+    """Return the table of errors, with a row per model, dataset and reference."""
     columns: list[Column] = [
         ("model", "model"),
         ("against", lambda r: "labels" if r["reference"] == "labels" else "its own FP64"),
@@ -170,14 +172,14 @@ def build_errors_block(errors: pd.DataFrame) -> TableBlock:
 
 
 def draw_speed(speed: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the time per atom over the number of atoms, a line per model."""
+    """Draw the time per atom over the number of atoms, with a line per model."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
         for k, (model, rows) in enumerate(speed.groupby("model", sort=False)):
             ordered = rows.sort_values("atoms")
             scale = 1e6 / ordered["atoms"]
             time, low, high = (scale * ordered[name] for name in ("device_s", "device_s_low", "device_s_high"))
-            style: Any = {"color": COLOURS[k % len(COLOURS)], "marker": MARKS[k % len(MARKS)], "ms": 5, "lw": 1.3}
+            style: Any = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "ms": 5, "lw": 1.3}
             span = [time - low, high - time]
             axes.errorbar(ordered["atoms"], time, yerr=span, capsize=2, label=str(model), **style)
         axes.set_xscale("log")
@@ -188,5 +190,5 @@ def draw_speed(speed: pd.DataFrame, folder: Path, name: str) -> Figure:
         axes.set_ylabel("us per atom")
         axes.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
         rounds = int(speed["samples"].max())
-        caption = f"Time of energy and forces per atom: median of {pluralize(rounds, 'round')} with its interval."
+        caption = f"Time per atom of energy and forces: median over {pluralize(rounds, 'round')} with its interval."
         return save_figure(figure, folder, name, caption)

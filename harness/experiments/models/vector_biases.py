@@ -1,4 +1,7 @@
-"""The table on biases of vectors: how far a network violates rotation, over the size of its biases."""
+"""The table of vector biases: how far a network violates rotational symmetry, over the size of its vector biases.
+
+Vector biases are biases in the linear layers of a network that act on vector features.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,19 @@ VECTOR_BIASES = Columns(
 
 
 def build_vector_biases_table(records: Sequence[RunRecord]) -> Table:
-    """Return a row per case, kind of structure and factor of the biases.
+    """Return the table with a row per case, kind of structure and factor of the biases.
 
-    force_error: the largest component of the difference from the turned forces, over the largest component of the
-    forces; the mean over rotations and structures, then the geometric mean over seeds with its 95% interval.
-    energy_error_angstrom: the same of the difference of energies, over the largest force (angstrom).
+    force_error: the largest component of the difference from the rotated reference forces, divided by the largest
+    component of the reference forces. This is averaged over rotations and structures; the geometric mean over seeds and
+    its 95% interval follow.
+    energy_error_angstrom: the difference of energies, divided and averaged in the same way.
     """
     runs = [r for r in records if r.program == "vector_biases"]
-    return VECTOR_BIASES.build(row for r in runs for row in _list_rows(r))
+    return VECTOR_BIASES.build(row for r in runs for row in _list_vector_biases(r))
 
 
-def _list_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
+def _list_vector_biases(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """Yield a row for each kind of structure and factor in a run."""
     groups: dict[tuple[str, float], list[Event]] = {}
     for event in record.events("rotation_errors"):
         groups.setdefault((event["kind"], event["scale"]), []).append(event)
@@ -64,10 +69,10 @@ def _list_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
 
 
 def compute_force_errors(event: Event) -> list[float]:
-    """Return the error of the forces for each rotation, over the largest force."""
+    """Return the error of the forces for each rotation, divided by the largest force."""
     return [error / event["force_scale_ev_per_angstrom"] for error in event["force_errors_ev_per_angstrom"]]
 
 
 def compute_energy_errors(event: Event) -> list[float]:
-    """Return the error of the energy for each rotation, over the largest force, in angstrom."""
+    """Return the error of the energy for each rotation, divided by the largest force, in angstrom."""
     return [error / event["force_scale_ev_per_angstrom"] for error in event["energy_errors_ev"]]

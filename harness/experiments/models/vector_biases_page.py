@@ -1,4 +1,4 @@
-"""The sections on biases of vectors, and their figure."""
+"""The sections about vector biases, with their figure."""
 
 from __future__ import annotations
 
@@ -28,62 +28,62 @@ PERCENT = 100.0
 
 
 def build_vector_bias_sections(context: PageContext) -> list[Section]:
-    """Return a section for each case."""
+    """Return a section for each case of the program `vector_biases`."""
     table = context.tables["vector_biases"]
     return [build_case_section(rows, context.figures) for _, rows in table.groupby("folder", sort=False)]
 
 
 def build_case_section(rows: pd.DataFrame, figures: Path) -> Section:
-    """Return the section on one case: the finding, the weights, the figure and the table."""
+    """Return the section about one case: the finding, the weights, the figure and the table."""
     first = rows.iloc[0]
     name = f"{first['campaign']}-{first['case']}-vector-biases"
     paragraphs = [describe_finding(rows), describe_weights(list_rows(rows)[0])]
-    title = f"{first['case']}: rotations of a network with biases of vectors"
+    title = f"{first['case']}: rotations of a network with vector biases"
     return Section(title, name, paragraphs, [draw_errors(rows, figures, name)], [build_errors_block(rows)])
 
 
 def describe_finding(rows: pd.DataFrame) -> str:
-    """Return the finding in one sentence: the errors with full biases, with the least ones, and without biases."""
+    """Return the finding in one sentence: the errors with the full biases, with the smallest, and without biases."""
     biased = rows[rows["scale"] > 0]
     full = float(biased["scale"].iloc[(biased["scale"] - 1.0).abs().argmin()])
-    least = float(biased["scale"].min())
-    with_biases = "" if full == 1 else f" with biases of {full:g} times their size"
+    smallest = float(biased["scale"].min())
+    with_biases = "" if full == 1 else f" with {full:g} times the biases"
     errors = describe_errors(rows, full)
-    texts = [f"Turning a structure changes forces{with_biases}, relative to the largest one, by {errors}"]
-    if least != full:
-        texts.append(f"with biases of {least:g} times their size, by {describe_errors(rows, least)}")
+    texts = [f"Rotating a structure changes its forces{with_biases}, relative to the largest force, by {errors}"]
+    if smallest != full:
+        texts.append(f"with {smallest:g} times the biases, by {describe_errors(rows, smallest)}")
     unbiased = rows[rows["scale"] == 0]
     if len(unbiased):
-        texts.append(f"without biases, by {PERCENT * unbiased['force_error'].max():.0e}%, which is rounding")
+        texts.append(f"without biases, by {PERCENT * unbiased['force_error'].max():.0e}%, which is a rounding error")
     return f"{'; '.join(texts)}."
 
 
 def describe_errors(rows: pd.DataFrame, scale: float) -> str:
-    """Return `3.1% [0.5, 20] in crystals and 12% [4, 30] in molecules`."""
+    """Return the force errors for a factor, such as `3.1% [0.5, 20] in crystals and 12% [4, 30] in molecules`."""
     texts: list[str] = []
     for row in list_rows(rows[rows["scale"] == scale]):
         errors = [PERCENT * row[f"force_error{end}"] for end in ("", "_low", "_high")[: 3 if row["seeds"] > 1 else 1]]
-        value, *ends = (format_number(error, ".2g" if error < PERCENT else ".0f") for error in errors)
-        interval = f" [{', '.join(ends)}]" if ends else ""
+        value, *bounds = (format_number(error, ".2g" if error < PERCENT else ".0f") for error in errors)
+        interval = f" [{', '.join(bounds)}]" if bounds else ""
         texts.append(f"{value}%{interval} in {KINDS[row['kind']][0]}")
     return " and ".join(texts)
 
 
 def describe_weights(row: Row) -> str:
-    """Return where the weights are from, and what that means for the errors."""
-    sizes = f"width {row['hidden_dim']}, {pluralize(row['num_conv_layers'], 'layer')}, {row['biases']} biases"
-    sizes += f" of vectors with a root mean square of {format_number(row['bias_rms'], '.2g')}"
+    """Return a sentence about the origin of the weights and its meaning for the errors."""
+    sizes = f"width {row['hidden_dim']}, {pluralize(row['num_conv_layers'], 'layer')}, {row['biases']} vector"
+    sizes += f" biases with a root mean square of {format_number(row['bias_rms'], '.2g')}"
     if row["checkpoint"] is not None:
         return f"The weights are those of the checkpoint {row['checkpoint']} ({sizes}). Seeds vary the rotations."
     return (
-        f"The weights are untrained, as PyTorch initialises them ({sizes}), and seeds vary them; forces and biases of"
-        " trained weights are others, so that these numbers show that the violation exists and how it depends on the"
-        " biases, not how large it is in a published model."
+        f"The weights are untrained, as PyTorch initialises them ({sizes}), and seeds vary them. Trained weights have"
+        " other forces and biases: these numbers show that the violation exists and how it depends on the biases, but"
+        " not how large it is in a published model."
     )
 
 
 def draw_errors(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the errors of forces and energies over the factor of the biases, a line per kind of structure."""
+    """Draw the errors of forces and energies over the factor of the biases, with a line per kind of structure."""
     panels = (
         ("force_error", "force error / largest force"),
         ("energy_error_angstrom", "energy error / largest force (\N{ANGSTROM SIGN})"),
@@ -103,21 +103,21 @@ def draw_errors(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
                     axes.axhline(level, color=colour, lw=1.0, ls=":", label=f"{title}, no biases")
             axes.set_xscale("log")
             axes.set_yscale("log")
-            axes.set_xlabel("factor of all biases of vectors")
+            axes.set_xlabel("factor of all vector biases")
             axes.set_ylabel(label)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
         first = rows.iloc[0]
         caption = (
-            f"Violation of rotation over the size of the biases of vectors, in FP64: means over"
+            f"Violation of rotational symmetry over the factor of the vector biases, in FP64: means over"
             f" {pluralize(first['rotations'], 'rotation')} of each structure, geometric means over"
-            f" {pluralize(first['seeds'], 'seed')} with the 95% interval. Dotted: without biases."
+            f" {pluralize(first['seeds'], 'seed')} with the 95% interval. Dotted lines: without biases."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def build_errors_block(rows: pd.DataFrame) -> TableBlock:
-    """Return a row per kind of structure and factor."""
+    """Return the table with a row per kind of structure and factor."""
     columns: list[Column] = [
         ("structures", "structures"),
         ("factor of the biases", number_cell("scale", "g")),
@@ -129,7 +129,7 @@ def build_errors_block(rows: pd.DataFrame) -> TableBlock:
         ("seeds", "seeds"),
     ]
     note = (
-        "Energies are divided by the largest force, since those of untrained weights have no scale: the length over"
-        " which that force does the same work."
+        "An energy error is divided by the largest force, since energies from untrained weights have no physical scale;"
+        " the result is the length over which this force does work equal to the error."
     )
-    return build_block("Rotations with biases of vectors", list_rows(rows), columns, note)
+    return build_block("Rotations with vector biases", list_rows(rows), columns, note)

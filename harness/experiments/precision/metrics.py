@@ -1,4 +1,7 @@
-"""Tables on precisions: throughput, memory, errors, and the modules where errors arise."""
+"""Tables on precisions: throughput, memory, errors, and the modules in which errors arise.
+
+A phase is training or inference.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ INFERENCE = Columns(
     " force_scale_ev_per_angstrom energy_mae_ev_per_atom force_mae_ev_per_angstrom",
     verdict="energy_fraction force_fraction verdict weights",
 )
-# Errors of which the maximum over all batches counts; of other errors, the mean over structures counts.
+# Errors that are combined by their maximum over all batches; all other errors are averaged over structures.
 MAXIMA = {"energy_deviation_max_ev_per_atom", "force_deviation_max_ev_per_angstrom", "force_scale_ev_per_angstrom"}
 TRAINING = Columns(
     "precision_training",
@@ -60,15 +63,16 @@ MAX_HARMLESS_FRACTION = 0.1
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables of finished studies; missing values are NaN.
+    """Return the tables on finished comparisons of precisions; missing values are NaN.
 
     `precision_costs` has a row per backbone, phase and precision, with the speed-up over FP64 from ratios within a
-    round. `precision_inference` has a row per backbone, precision and head, with deviations from FP64 and, as
-    fractions, these deviations divided by the errors against labels. `precision_training` has the errors of models
-    trained in each precision, and their ratios to those of FP64. `precision_losses` has a row per step, with the
-    relative deviation from the FP64 run. `precision_modules` has the error of every module's output, and its ratio to
-    the error of the input. `precision_types` has the observed types. `precision_physics` has a
-    row per backbone, precision and check of physics.
+    round. `precision_inference` has a row per backbone, precision and head: `*_deviation_*` are differences from FP64,
+    and `*_fraction` are these differences divided by the errors against labels. `precision_training` has the errors of
+    the models trained in each precision, and the ratios of these errors to those of the model trained in FP64.
+    `precision_losses` has a row per step, with the relative deviation of the loss from training in FP64.
+    `precision_modules` has the error of every module's output; `growth` is its ratio to the error of the input.
+    `precision_types` has the observed types. `precision_physics` has a row per backbone, precision and check of
+    physics.
     """
     runs = [r for r in records if r.program == "precision" and r.state == "done"]
     return {
@@ -94,7 +98,7 @@ def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of structures of all phases and precisions, or of one of them."""
+    """Return the number of structures of all phases and precisions, or of the phase and precision in `name`."""
     samples = [s for s in record.samples if not s.get("is_warmup")]
     if scope == "precision":
         samples = [s for s in samples if f"{s.get('phase', 'all')} {s['precision']}" == name]
@@ -145,8 +149,8 @@ def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
 
 def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
     """Return a row per head and precision, with means over the structures and maxima over all batches."""
-    weights = record.facts["weights"]
-    weights = weights["checkpoint"] or f"trained {weights['steps']} steps in FP64"
+    source = record.facts["weights"]
+    weights = source["checkpoint"] or f"trained {source['steps']} steps in FP64"
     events = record.events("prediction")
     rows = []
     for name, head in dict.fromkeys((e["precision"], e["head"]) for e in events):
@@ -163,7 +167,10 @@ def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def judge_inference(row: dict[str, Any]) -> str:
-    """Return the verdict on a row: reference, harmless (compared with the errors against labels), or not."""
+    """Return the verdict on a row: "reference" for FP64, "harmless", "harmful" or "not finite".
+
+    A precision is harmless if it adds at most MAX_HARMLESS_FRACTION of the errors against labels.
+    """
     if row["precision"] == REFERENCE:
         return "reference"
     shares = [s for s in (row["energy_fraction"], row["force_fraction"]) if not math.isnan(s)]
@@ -200,7 +207,7 @@ def _list_losses(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _list_modules(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per module in the order of execution; growth is NaN if the input is exact."""
+    """Return a row per module in the order of execution; `growth` is NaN if the error of the input is 0 or unknown."""
     order: dict[str, int] = {}
     rows = []
     for e in record.events("module"):

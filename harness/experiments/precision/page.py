@@ -178,7 +178,7 @@ def build_costs_block(costs: pd.DataFrame) -> TableBlock:
         ("structures/s [95%]", interval_cell("structures_per_s", "structures_per_s_low", "structures_per_s_high")),
         ("speed-up over FP64 [95%]", interval_cell("speedup")),
         ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 2**-20)),
-        ("n", "samples"),
+        ("rounds or steps", "samples"),
     ]
     note = (
         "The models run in eager mode, without compilation. Rates are medians with order-statistic intervals. Ratios to"
@@ -198,9 +198,9 @@ def iter_lower_precisions(table: pd.DataFrame) -> Iterator[tuple[list[str], pd.D
 def build_inference_block(inference: pd.DataFrame) -> TableBlock:
     """Return the table of the errors that lower precisions add: a row per backbone and precision, over all heads."""
     columns = [
-        "backbone", "precision", "mean |dE| from FP64 (meV/atom)", "largest",
-        "mean |dF| from FP64 (meV/\N{ANGSTROM SIGN})", "largest", "share of the error in E", "share of the error in F",
-        "worst head", "harmless for heads", "weights",
+        "backbone", "precision", "mean |dE| from FP64 (meV/atom)", "largest |dE| (meV/atom)",
+        "mean |dF| from FP64 (meV/\N{ANGSTROM SIGN})", "largest |dF| (meV/\N{ANGSTROM SIGN})", "mean |dE| / MAE of E",
+        "mean |dF| / MAE of F", "worst head", "heads for which it is harmless", "weights",
     ]  # fmt: skip
     body = []
     for names, rows in iter_lower_precisions(inference):
@@ -221,15 +221,15 @@ def build_inference_block(inference: pd.DataFrame) -> TableBlock:
             ]
         )
     note = (
-        "All precisions use the same weights. The share of the error is the difference from FP64 divided by the model's"
-        " error against labels, for the worst head. A precision is harmless if both shares are at most"
+        "All precisions use the same weights. The ratios compare the mean difference from FP64 with the model's MAE"
+        " against labels, for the head with the largest ratio. A precision is harmless if both ratios are at most"
         f" {MAX_HARMLESS_FRACTION:.0%}. All heads are in tables/precision_inference.csv."
     )
     return TableBlock("Inference: differences from FP64", columns, body, note)
 
 
 def build_precisions_physics_block(physics: pd.DataFrame) -> TableBlock:
-    """Return a row per backbone and precision with the verdict on its physics, and the violations of two checks."""
+    """Return the table of the physics of each backbone and precision: the verdict, and the violations of two checks."""
     columns = ["backbone", "precision", "physics", "checks passed", *SHOWN_CHECKS, "reason"]
     body = []
     for (backbone, precision), rows in physics.groupby(["backbone", "precision"], sort=False):
@@ -243,8 +243,9 @@ def build_precisions_physics_block(physics: pd.DataFrame) -> TableBlock:
         names = [get_backbone_title(str(backbone)), str(precision).upper()]
         body.append([*names, verdict, passed, *worst, reason])
     note = (
-        "The same weights as above. The largest violation of the crystal and the molecule, and in brackets the"
-        " tolerance that rounding in the precision explains. All checks are in tables/precision_physics.csv."
+        "The weights are the same as above. The columns of the two checks show the larger violation of the crystal and"
+        " the molecule, and in brackets the tolerance that rounding in the precision explains. All checks are in"
+        " tables/precision_physics.csv."
     )
     return TableBlock("Physics of each precision", columns, body, note)
 
@@ -252,8 +253,8 @@ def build_precisions_physics_block(physics: pd.DataFrame) -> TableBlock:
 def build_training_block(training: pd.DataFrame) -> TableBlock:
     """Return the table of test errors relative to training in FP64, with a row per backbone and precision."""
     columns = [
-        "backbone", "trained in", "MAE(E) / FP64, median of heads", "range", "MAE(F) / FP64, median of heads", "range",
-        "heads",
+        "backbone", "trained in", "MAE(E) / MAE(E) in FP64, median of heads", "range of E",
+        "MAE(F) / MAE(F) in FP64, median of heads", "range of F", "heads",
     ]  # fmt: skip
     body = []
     for names, rows in iter_lower_precisions(training):
@@ -275,8 +276,8 @@ def build_training_block(training: pd.DataFrame) -> TableBlock:
 def build_modules_block(modules: pd.DataFrame) -> TableBlock:
     """Return the table of the modules in which errors arise and are largest, with a row per backbone and precision."""
     columns = [
-        "backbone", "precision", "arises in", "|x - x64| / |x64|", "largest in", "largest error",
-        "error of that module's input", "error of the heads",
+        "backbone", "precision", "error arises in", "error there, |x - x64| / |x64|", "error is largest in",
+        "largest error", "error of that module's input", "error of the heads",
     ]  # fmt: skip
     body = []
     for names, rows in iter_lower_precisions(modules[modules["output"].notna()]):

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, MetricSamples, WorkCount, select_numbers
-from harness.experiments.implementations import find_implementation
+from harness.experiments.implementations import get_implementation_name
 from harness.experiments.scaling.projection import build_projection_table
 from harness.protocol.programs.data_parallel import REGIONS
 from harness.protocol.types import Scope
@@ -21,9 +21,9 @@ SCALING = Columns(
     run="campaign suite system case id mode nodes hosts cores ranks batch_size global_batch_size",
     rates="structures_per_s structures_per_s_min structures_per_s_max epochs",
     efficiency="efficiency efficiency_low efficiency_high",
-    losses="communication_fraction data_wait_fraction atoms_imbalance edges_imbalance",
+    overheads="communication_fraction data_wait_fraction atoms_imbalance edges_imbalance",
     regions=tuple(f"{name}_s" for name in REGIONS),
-    agreement="gradient_error divergence",
+    agreement="gradient_error parameter_divergence",
     machine="precision device data",
     folder="folder",
 )
@@ -40,7 +40,7 @@ def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of training structures of all epochs, or of one epoch."""
+    """Return the number of training structures of the case, or of the epoch whose number is the scope's name."""
     epochs = [e for e in record.events("epoch") if scope == "case" or str(e["epoch"]) == name]
     return float(sum(e["structures"] for e in epochs)), "structure"
 
@@ -48,14 +48,17 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
 def build_scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per finished run, sorted by number of ranks within each campaign and mode.
 
-    `mode` is the mode of the suite, with the name of the implementation unless it is the reference.
+    `mode` is the value of the suite's axis `mode`, with the name of the implementation unless it is the reference.
     `structures_per_s` is ranks x batch x steps / time of the train region, median over the timed epochs. `efficiency`
     is the throughput per rank divided by that of the smallest run of the same mode and campaign, with ends from the
-    slowest and fastest epochs of both. `atoms_imbalance` and `edges_imbalance` are the number on the rank with most of
-    them divided by the mean over ranks, mean over steps. `<region>_s` is the time of a region on the slowest rank,
-    median over the steps whose regions were timed. `communication_fraction` is the share of a step that vanishes
-    without the exchange of gradients. `data_wait_fraction` is the share of the time of the timed epochs in which ranks
-    wait for data.
+    slowest and the fastest epoch of both runs. `atoms_imbalance` and `edges_imbalance` are the largest number on a
+    rank divided by the mean over ranks, averaged over steps. `<region>_s` is the time of a region on the slowest rank,
+    median over the steps whose regions were timed. `communication_fraction` is the fraction of the step time that is
+    saved if gradients are not exchanged. `data_wait_fraction` is the fraction of the time of the timed epochs in which
+    ranks wait for data. `nodes` counts the nodes of the job, of which an emulated cluster has several on one of the
+    `hosts`. `gradient_error` is the largest difference of the ranks' mean gradient from the gradient of one process,
+    relative to the largest gradient. `parameter_divergence` is the largest difference of a rank's parameters from those
+    of rank 0 after training, relative to the largest parameter.
     """
     table = SCALING.build(_describe_run(r) for r in records if r.program == "data_parallel" and r.state == "done")
     table = table.sort_values(["campaign", "mode", "ranks"], kind="stable").reset_index(drop=True)
@@ -77,7 +80,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         **{name: case.get(name) for name in ("suite", "system", "id")},
         "case": case.get("name"),
         "mode": ", ".join(
-            filter(None, [str(case.get("axis_values", {}).get("mode", "runs")), find_implementation(record)])
+            filter(None, [str(case.get("axis_values", {}).get("mode", "runs")), get_implementation_name(record)])
         ),
         "nodes": len({rank["node"] or rank["host"] for rank in ranks}),
         "hosts": len({rank["host"] for rank in ranks}),
@@ -94,7 +97,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         **_compute_imbalance(record),
         **_compute_region_times(record),
         "gradient_error": facts.get("gradient_error"),
-        "divergence": facts.get("parameter_divergence"),
+        "parameter_divergence": facts.get("parameter_divergence"),
         "precision": observed["precision"],
         "device": observed["device_name"] or observed["device"],
         "data": ", ".join(f"{s['dataset']} ({s['data_origin']})" for s in workload["datasets"]),
@@ -103,9 +106,10 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
 
 
 def _compute_communication_fraction(record: RunRecord) -> float | None:
-    """Return the share of communication, from the steps of the last epoch with and without exchange of gradients."""
+    """Return the fraction of communication, from the steps of the last epoch with and without exchange of gradients."""
     compute_only = record.events("compute_only")
     last = max((s["epoch"] for s in record.samples), default=None)
+    # busy_s, like the times without exchange, excludes the wait for data (on a CPU); a log may lack it
     seconds = [s["busy_s" if "busy_s" in s else "duration_s"] for s in record.samples if s["epoch"] == last]
     if not compute_only or len(compute_only) != len(seconds):
         return None
@@ -129,6 +133,6 @@ def _compute_region_times(record: RunRecord) -> dict[str, float]:
 
 
 def _compute_waiting_fraction(record: RunRecord) -> float | None:
-    """Return the share of the time in which ranks wait for data, on average over ranks."""
+    """Return the fraction of the time in which ranks wait for data, on average over ranks."""
     epochs = [e for e in record.events("epoch") if not e["is_warmup"] and "wait_mean_s" in e]
     return sum(e["wait_mean_s"] for e in epochs) / sum(e["train_mean_s"] for e in epochs) if epochs else None

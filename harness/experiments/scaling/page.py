@@ -40,7 +40,7 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
-    """Return the section on one campaign: throughput for each number of ranks, and its projection to more ranks."""
+    """Return the section on one campaign: the throughput for each number of ranks, and projections to more ranks."""
     paragraphs = [f"{rows['data'].iloc[0]}, {rows['precision'].iloc[0].upper()}, {rows['device'].iloc[0]}."]
     shared = rows[(rows["hosts"] < rows["nodes"]) | (rows["ranks"] > rows["cores"] * rows["hosts"])]
     if len(shared):
@@ -52,7 +52,7 @@ def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
     campaign = rows["campaign"].iloc[0]
     paragraphs += describe_implementations(record for record in context.records if record.campaign == campaign)
     projection = select_campaign(context.tables["projection"], campaign)
-    held_out = projection[projection["basis"] == "cross-validated"]
+    held_out = projection[projection["kind"] == "cross-validated"]
     if len(held_out):
         error = held_out["error"]
         paragraphs.append(
@@ -79,19 +79,20 @@ def build_runs_block(rows: pd.DataFrame) -> TableBlock:
             interval_cell("structures_per_s", "structures_per_s_min", "structures_per_s_max"),
         ),
         ("efficiency [lowest, highest]", format_efficiency),
-        ("communication", number_cell("communication_fraction", ".0%")),
-        ("waiting for data", number_cell("data_wait_fraction", ".1%")),
-        ("edges, largest / mean", number_cell("edges_imbalance", ".2f")),
-        ("gradient error", number_cell("gradient_error", ".1e")),
-        ("divergence", number_cell("divergence", ".1e")),
+        ("communication, share of a step", number_cell("communication_fraction", ".0%")),
+        ("waiting for data, share of the time", number_cell("data_wait_fraction", ".1%")),
+        ("edges per rank, largest / mean", number_cell("edges_imbalance", ".2f")),
+        ("relative gradient error", number_cell("gradient_error", ".1e")),
+        ("divergence of parameters", number_cell("parameter_divergence", ".1e")),
     ]
     note = (
         "Nodes and ranks are the observed ones. The efficiency is the throughput per rank divided by that of the"
-        " smallest run of the mode; its range is from the slowest epochs of the run and the fastest of the smallest"
-        " run to the reverse. Communication is 1 - time of the same steps without exchange / time with exchange."
-        " Waiting for data is a share of the training time. The gradient error is the difference of the ranks' mean"
-        " gradient from the gradient of one process, divided by the largest gradient. Divergence is the difference"
-        " between the ranks' parameters after training."
+        " smallest run of the mode; the ends of its range compare the slowest epoch of the run with the fastest"
+        " epoch of the smallest run, and the reverse. Communication is 1 - time of the same steps without exchange /"
+        " time with exchange. Waiting for data is a share of the training time. The gradient error is the difference of"
+        " the ranks' mean gradient from the gradient of one process, divided by the largest gradient. Divergence is the"
+        " largest difference of a rank's parameters from those of rank 0 after training, divided by the largest"
+        " parameter."
     )
     return add_cost_columns(build_block("Runs", list_rows(rows), columns, note), rows)
 
@@ -119,26 +120,26 @@ def build_regions_block(rows: pd.DataFrame) -> TableBlock:
 
 
 def build_projection_block(projection: pd.DataFrame) -> TableBlock:
-    """Return the table of projections, with the measured times of cross-validated ones."""
+    """Return the table of projections, with the measured times of cross-validated projections."""
     columns: list[Column] = [
         ("mode", "mode"),
         ("ranks", number_cell("ranks", ",")),
         ("structures per rank", "batch_size"),
-        ("basis", "basis"),
+        ("kind", "kind"),
         ("largest run used (ranks)", "from_ranks"),
         ("step, measured (ms)", number_cell("measured_s", scale=MS)),
         ("computing (ms)", number_cell("compute_s", scale=MS)),
         ("all-reduce (ms)", number_cell("all_reduce_s", scale=MS)),
         ("step, projected (ms)", number_cell("projected_s", scale=MS)),
-        ("if overlapped (ms)", number_cell("overlapped_s", scale=MS)),
-        ("error", number_cell("error", "+.0%")),
+        ("step, projected with overlap (ms)", number_cell("projected_with_overlap_s", scale=MS)),
+        ("projected / measured - 1", number_cell("error", "+.0%")),
         ("structures/s", number_cell("structures_per_s", ",.0f")),
-        ("network", text_cell("network")),
+        ("latency and bandwidth from", text_cell("network")),
     ]
     note = (
         "Computing is the expected time of the slowest rank if each rank has a random batch of the graphs of the runs."
         " The time of a rank is linear in atoms and edges, with the scatter of measured steps. An all-reduce of the"
-        " gradient takes 2 log2(p) latencies and transfers 2 (p - 1) / p of its bytes. If overlapped, the all-reduce is"
+        " gradient takes 2 log2(p) latencies and transfers 2 (p - 1) / p of its bytes. With overlap, the all-reduce is"
         " hidden behind the backward pass as far as possible. A cross-validated projection predicts a measured run from"
         " smaller ones."
     )
@@ -157,7 +158,7 @@ def draw_scaling(rows: pd.DataFrame, projection: pd.DataFrame, folder: Path, nam
             style: Any = {"marker": "o", "capsize": 3, "color": colour, "label": mode}
             axes.errorbar(group["ranks"], group["structures_per_s"], yerr=np.array([low, high]), **style)
             first = group.iloc[0]
-            projected = projection[(projection["mode"] == mode) & (projection["basis"] == "extrapolated")]
+            projected = projection[(projection["mode"] == mode) & (projection["kind"] == "extrapolated")]
             axes.plot(projected["ranks"], projected["structures_per_s"], "x--", color=colour, linewidth=0.9, ms=4)
             ranks = np.array([*group["ranks"], *projected["ranks"]], dtype=float)
             axes.plot(ranks, first["structures_per_s"] * ranks / first["ranks"], ":", color=colour, linewidth=1)

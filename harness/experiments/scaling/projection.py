@@ -23,15 +23,18 @@ from harness.results.tables import Columns, Table
 Array = NDArray[np.float64]
 PROJECTION = Columns(
     "projection",
-    run="campaign system mode ranks batch_size basis measured_s",
-    projected="compute_s all_reduce_s projected_s overlapped_s structures_per_s error",
-    basis="from_ranks network",
+    run="campaign system mode ranks batch_size kind measured_s",
+    projected="compute_s all_reduce_s projected_s projected_with_overlap_s structures_per_s error",
+    sources="from_ranks network",
 )
+# The number of random batches whose steps are simulated.
 N_SIMULATED_STEPS = 4000
 # The number of times that a projection doubles the ranks of the largest run.
 EXTRAPOLATION_DOUBLINGS = 6
+# The largest number of steps to which a model is fitted.
 MAX_STEPS = 5000
-BYTES = {"fp64": 8, "fp32": 4, "bf16": 4}
+# The size in bytes of an element of the gradient, by precision; bf16 applies only to matrix products.
+GRADIENT_BYTES = {"fp64": 8, "fp32": 4, "bf16": 4}
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class StepModel:
 def fit_step_model(steps: Array, sizes: Array) -> StepModel:
     """Return the model of measured steps.
 
-    The model is the least-squares fit of the subset of terms that has the smallest residual without negative
-    coefficients; atoms or edges that do not vary are left out.
+    Of the least-squares fits of all subsets of terms, the model is the one with the smallest residual among those
+    without negative coefficients; atoms or edges that do not vary are left out.
 
     Args:
         steps: Seconds, atoms and edges of each step (n, 3).
@@ -90,7 +93,14 @@ def fit_step_model(steps: Array, sizes: Array) -> StepModel:
 
 @dataclass(frozen=True)
 class Network:
-    """The latency of a message, the bytes per second that one rank or node can send, and the source of these values."""
+    """The latency and bandwidth of messages.
+
+    Attributes:
+        latency_s: latency of a message.
+        bandwidth_bytes_per_s: bytes per second that one rank can send; for a network that the suite assumes, those
+            that one node can send.
+        source: where the values come from.
+    """
 
     latency_s: float
     bandwidth_bytes_per_s: float
@@ -134,7 +144,7 @@ class Run:
 def build_projection_table(records: Sequence[RunRecord]) -> Table:
     """Return a row for each run that smaller runs predict, and for numbers of ranks above that of the largest run.
 
-    The basis of the former is "cross-validated", and of the latter "extrapolated". The error is projected / measured
+    The kind of the former is "cross-validated", and of the latter "extrapolated". The error is projected / measured
     seconds - 1. Runs whose ranks share cores, or whose nodes are emulated, are left out, since their times are not
     representative.
     """
@@ -148,6 +158,7 @@ def build_projection_table(records: Sequence[RunRecord]) -> Table:
 
 
 def _read_run(record: RunRecord) -> Run | None:
+    """Return the data of a run; None if it is not a finished run whose ranks had cores and nodes of their own."""
     facts = record.facts
     steps = [e for e in record.events("local_step") if not e["is_warmup"] and not e["gradients_synchronized"]]
     if record.program != "data_parallel" or record.state != "done" or not steps:
@@ -169,7 +180,7 @@ def _read_run(record: RunRecord) -> Run | None:
 
 @dataclass
 class CampaignProjection:
-    """The projections of one campaign, which fit each model of steps only once."""
+    """The projections of one campaign; a model of steps is fitted only once."""
 
     name: str
     runs: Sequence[Run]
@@ -177,7 +188,7 @@ class CampaignProjection:
     def __post_init__(self) -> None:
         self.network = find_network(self.runs)
         self.bytes = count_gradient_bytes(self.runs[0].record)
-        self.backward_share = measure_backward_share(self.runs)
+        self.backward_fraction = compute_backward_fraction(self.runs)
         self._models: dict[float, StepModel] = {}
 
     def fit_below(self, ranks: float) -> StepModel:
@@ -192,24 +203,25 @@ class CampaignProjection:
     def _project(
         self, mode: str, ranks: int, batch: int, bound: float, measured_s: float | None = None
     ) -> dict[str, Any]:
-        """Return a projection from the steps of runs with fewer ranks than `bound`, and the network of the campaign."""
+        """Return a projection, based on the campaign's network and the steps of runs with fewer ranks than `bound`."""
         compute = self.fit_below(bound).compute_expected_max_step(ranks, batch)
         exchange = self.network.compute_all_reduce_s(ranks, self.bytes) if self.network else math.nan
         total = compute + (exchange if self.network else 0.0)
         return {
             "campaign": self.name, "system": self.runs[0].record.case.get("system"), "mode": mode, "ranks": ranks,
-            "batch_size": batch, "basis": "extrapolated" if measured_s is None else "cross-validated",
+            "batch_size": batch, "kind": "extrapolated" if measured_s is None else "cross-validated",
             "measured_s": measured_s,
             "compute_s": compute, "all_reduce_s": exchange, "projected_s": total,
-            "overlapped_s": total - min(exchange, self.backward_share * compute) if self.network else total,
+            "projected_with_overlap_s":
+                total - min(exchange, self.backward_fraction * compute) if self.network else total,
             "structures_per_s": ranks * batch / total,
             "error": math.nan if measured_s is None else total / measured_s - 1,
             "from_ranks": max(r.ranks for r in self.runs if r.ranks < bound),
-            "network": self.network.source if self.network else "none: computing alone",
+            "network": self.network.source if self.network else "none (computation only)",
         }  # fmt: skip
 
     def project_mode(self, mode: str) -> list[dict[str, Any]]:
-        """Return projections of the runs that smaller runs predict, and to more ranks than the largest run has."""
+        """Return a projection for each run that smaller runs predict, and for more ranks than the largest run has."""
         runs = sorted((r for r in self.runs if r.mode == mode), key=lambda r: r.ranks)
         smallest, largest = min(r.ranks for r in self.runs), runs[-1]
         rows = [self._project(mode, r.ranks, r.batch, r.ranks, r.step_s) for r in runs if r.ranks > smallest]
@@ -223,7 +235,7 @@ class CampaignProjection:
 
 
 def find_network(runs: Sequence[Run]) -> Network | None:
-    """Return the network from all-reduces of the run with the most ranks, or else the one that the suite assumes."""
+    """Return the network that fits the all-reduces of the run with the most ranks, or else the suite's assumption."""
     for run in sorted(runs, key=lambda r: -r.ranks):
         seconds: dict[float, list[float]] = {}
         for exchange in run.record.events("all_reduce"):
@@ -241,13 +253,13 @@ def find_network(runs: Sequence[Run]) -> Network | None:
 
 
 def count_gradient_bytes(record: RunRecord) -> float:
-    """Return the number of bytes that are exchanged per step."""
+    """Return the size of the gradient that is exchanged per step, in bytes."""
     precision = record.facts["runtime"]["precision"]
-    return float(record.facts["model"]["trained_parameters"] * BYTES[precision])
+    return float(record.facts["model"]["trained_parameters"] * GRADIENT_BYTES[precision])
 
 
-def measure_backward_share(runs: Sequence[Run]) -> float:
-    """Return the share of the backward pass in a step, which can hide an exchange, from steps timed by region."""
+def compute_backward_fraction(runs: Sequence[Run]) -> float:
+    """Return the fraction of a step that the backward pass takes, during which gradients can be exchanged."""
     regions: dict[str, float] = {}
     for run in runs:
         for e in run.record.events("region"):

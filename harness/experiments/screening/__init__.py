@@ -1,4 +1,4 @@
-"""Screening of candidates: rates, times for the paper's number of candidates, best candidates, and reliability."""
+"""Screening of candidates: rates, times for the paper's workload, best candidates, and reliability of results."""
 
 from harness.experiments.experiment import CostJoin, Experiment
 

@@ -1,4 +1,4 @@
-"""Tables on screenings: rates, times for the paper's number of candidates, best candidates, and reliability."""
+"""Tables on screenings: rates, times for the paper's workload, best candidates, and reliability of results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 
+# The numbers of candidates and ranks of the paper's screening; on its machines, a rank uses one GPU or tile.
 PAPER_CANDIDATES = 1_129_000_000
 PAPER_RANKS = 9408 * 8
-MACHINES = {"Frontier": PAPER_RANKS, "Aurora": 10_624 * 12, "Perlmutter": 1_792 * 4}
+MACHINE_RANKS = {"Frontier": PAPER_RANKS, "Aurora": 10_624 * 12, "Perlmutter": 1_792 * 4}
 RUNS = Columns(
     "screening_runs",
     case="campaign case system workload",
-    candidates="total candidates evaluated excluded outside_coverage ranks",
+    candidates="candidates_in_workload candidates evaluated excluded outside_training_sets ranks",
     model="precision device threads compiled eager_reason message_backend unfused_reason",
     rates="device_candidates_per_s end_to_end_candidates_per_s end_to_end_fraction generation_fraction"
     " candidates_per_s_per_rank",
@@ -57,12 +58,16 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on screenings; an unfinished case has only some of the rows.
 
     `screening_runs` has a row per case; `end_to_end_fraction` is the end-to-end rate divided by the rate of the device,
-    and `generation_fraction` is the time of the concurrent generation of candidates divided by the time of evaluation.
+    and `generation_fraction` is the time of the generation of candidates, which runs concurrently, divided by the time
+    of evaluation. `candidates_in_workload` counts all candidates that the workload defines, `candidates` those that the
+    case has processed, and `evaluated` those of them with finite results or outside the training sets.
     `screening_times` has the seconds for the paper's 1.129e9 candidates at the measured rate of a rank, on this machine
     and, as an extrapolation, on the paper's machines with ranks that are as fast as a rank of this machine.
-    `screening_best` and `screening_relaxed` have a row per candidate, and `screening_assessment` has a row per number.
-    `screening_labels` has the errors of candidates with reference calculations, flagged and not flagged.
-    `screening_embedding` has points in the plane of embeddings.
+    `screening_best` and `screening_relaxed` have a row per candidate. `position` is the rank of a candidate among the
+    best, from 1, `stream` the random stream that generated it, and `distance` its distance from the training sets.
+    `screening_assessment` has a row for each quantity that tells how reliable the results are. `screening_labels` has
+    the errors of candidates with reference calculations, flagged and not flagged. `screening_embedding` has points in
+    the plane of embeddings.
     """
     cases = [r for r in records if r.program == "screening"]
     runs = [_describe_run(r) for r in cases if r.events("rank_summary")]
@@ -78,7 +83,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 
 
 def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the rates of the device alone and end to end, with a sample per rank."""
+    """Yield the throughput of the device alone and of the whole program, with a sample per rank."""
     for metric, seconds in ((DEVICE_RATE, "device_s"), (END_TO_END_RATE, "wall_s")):
         ranks = [r for r in record.events("rank_summary") if r.get("evaluated") and r.get(seconds)]
         yield MetricSamples(metric, select_numbers(r["evaluated"] / r[seconds] for r in ranks))
@@ -99,7 +104,10 @@ def _list_candidates(record: RunRecord, kind: str, columns: Columns) -> list[dic
 
 
 def _describe_run(record: RunRecord) -> dict[str, Any]:
-    """Return the row of a case; rates are totals over ranks: of the device alone, and end to end (slowest rank)."""
+    """Return the row of a case.
+
+    The rate of the devices is the sum of their rates; the end-to-end rate is candidates / time of the slowest rank.
+    """
     ranks = record.events("rank_summary")
     facts, verifications = record.facts, record.events("verification")
     evaluated = sum(r["evaluated"] for r in ranks)
@@ -113,11 +121,11 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
     return _get_case_columns(record) | {
         "system": record.case.get("system"),
         "workload": facts.get("workload", {}).get("name"),
-        "total": facts.get("workload", {}).get("total"),
+        "candidates_in_workload": facts.get("workload", {}).get("total"),
         "candidates": sum(r["candidates"] for r in ranks),
         "evaluated": evaluated,
         "excluded": ", ".join(f"{n} {reason}" for reason, n in excluded.items() if n),
-        "outside_coverage": ", ".join(f"{n} {reason}" for reason, n in outside.items() if n),
+        "outside_training_sets": ", ".join(f"{n} {reason}" for reason, n in outside.items() if n),
         "ranks": len(ranks),
         "precision": model.get("precision"),
         "device": model.get("device"),
@@ -155,42 +163,57 @@ def _list_times(run: dict[str, Any]) -> list[dict[str, Any]]:
     common = {k: run[k] for k in ("campaign", "case")} | {"candidates": PAPER_CANDIDATES}
     this_machine = {"machine": str(run["system"]), "ranks": run["ranks"], "basis": "measured"}
     rows = [{**common, **this_machine, "seconds": PAPER_CANDIDATES / run["end_to_end_candidates_per_s"]}]
-    for machine, ranks in MACHINES.items():
+    for machine, ranks in MACHINE_RANKS.items():
         seconds = PAPER_CANDIDATES / (ranks * run["candidates_per_s_per_rank"])
         rows.append({**common, "machine": machine, "ranks": ranks, "basis": "extrapolated", "seconds": seconds})
     return rows
 
 
 def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per number on reliability, with the number of structures from which it is computed."""
+    """Return a row for each measure of the reliability of results, with the number of structures that it rests on."""
     rows: list[tuple[str, str, float | None, str, int]] = []
     for e in record.events("calibration"):
         rows += [
             ("threshold", "distance from training sets", e["threshold"], "1", e["calibration_structures"]),
-            ("flagged", "held out, for the threshold", e["flagged_fraction"], "fraction", e["calibration_structures"]),
-            ("flagged", "held out, others: false alarms", e["false_alarms"], "fraction", e["test_structures"]),
+            (
+                "flagged",
+                "held out, used for the threshold",
+                e["flagged_fraction"],
+                "fraction",
+                e["calibration_structures"],
+            ),
+            (
+                "flagged",
+                "held out, not used for the threshold: false alarms",
+                e["false_alarms"],
+                "fraction",
+                e["test_structures"],
+            ),
         ]
         rows += [
             ("flagged", f"{kind}: detected", v, "fraction", e["ood_structures"]) for kind, v in e["detected"].items()
         ]
     for e in record.events("outside_coverage"):
         n = e["candidates"]
-        rows += [("outside the training", reason, count / n, "fraction", n) for reason, count in e["reasons"].items()]
+        rows += [
+            ("outside the training sets", reason, count / n, "fraction", n) for reason, count in e["reasons"].items()
+        ]
     for e in record.events("uncertainty"):
         for method in ("heads", "dropout", "ensemble"):
             value = e[f"{method}_ev_per_atom"]
             rows.append((f"median spread of {method}", e["kind"], value, "eV/atom", e["candidates"]))
     for e in record.events("overlap"):
-        rows.append(("mean Wasserstein distance", e["kind"], e["mean"], "training deviations", e["structures"]))
+        unit = "standard deviations of the training sets"
+        rows.append(("mean Wasserstein distance", e["kind"], e["mean"], unit, e["structures"]))
         rows.append(("outside the plot's range", e["kind"], e["outside_range_fraction"], "fraction", e["structures"]))
     for e in record.events("elements"):
         rows.append(("elements", "in the sample", len(e["candidates"]), "elements", sum(e["candidates"].values())))
-        rows.append(("elements", "in it, of none in training", len(e["unseen_elements"]), "elements", 0))
+        rows.append(("elements", "in the sample, but in no training set", len(e["unseen_elements"]), "elements", 0))
     return [_get_case_columns(record) | dict(zip(ASSESSMENT["value"], row, strict=True)) for row in rows]
 
 
 def _list_label_errors(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the errors of candidates with reference calculations: means, and medians, which outliers do not affect."""
+    """Return the errors of candidates with reference calculations, for flagged candidates and for the others."""
     rows = pd.DataFrame(record.events("label"))
     if rows.empty:
         return []

@@ -14,7 +14,7 @@ from harness.document.blocks import (
     Section,
     TableBlock,
     build_block,
-    count_by_reason,
+    describe_reasons,
     format_number,
     link_run_folder,
     list_rows,
@@ -28,7 +28,8 @@ from harness.experiments.experiment import PageContext
 from harness.protocol.text import pluralize
 
 KIND_COLOURS = {"training": "#bdbdbd", "held out": "#0072b2", "candidates": "#e69f00", "random box": "#d55e00"}
-MAX_RANK_SHOWN = 12
+MAX_POSITION = 12
+# Durations below the first number are shown in a unit of as many seconds as the second number, with this name.
 DURATION_UNITS = ((60.0, 1.0, "s"), (3600.0, 60.0, "min"), (86400.0, 3600.0, "h"), (3.2e7, 86400.0, "days"))
 
 
@@ -54,7 +55,7 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
 
 
 def describe_screenings(runs: pd.DataFrame) -> list[str]:
-    """Return paragraphs on the number of candidates, the proof that each was evaluated once, and weak scaling."""
+    """Return paragraphs on the number of candidates, on the proof that each was evaluated once, and on weak scaling."""
     n_verified = int(runs["is_verified"].sum())
     text = [
         f"{pluralize(len(runs), 'screening')} evaluated {pluralize(runs['candidates'].sum(), 'candidate')}. For"
@@ -75,8 +76,8 @@ def describe_screenings(runs: pd.DataFrame) -> list[str]:
         text.append("Weak scaling, " + "; ".join(weak) + ".")
     return [
         *text,
-        *count_by_reason(runs, "eager_reason", "Not compiled", "screening"),
-        *count_by_reason(runs, "unfused_reason", "Messages not fused", "screening"),
+        *describe_reasons(runs, "eager_reason", "Not compiled", "screening"),
+        *describe_reasons(runs, "unfused_reason", "Messages not fused", "screening"),
     ]
 
 
@@ -84,28 +85,28 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
     """Return the table of screenings and their rates."""
     columns: list[Column] = [
         ("workload", lambda r: f"{r['workload']}, {r['precision']}"),
-        ("messages", text_cell("message_backend")),
+        ("computation of messages", text_cell("message_backend")),
         ("ranks", "ranks"),
         ("candidates", number_cell("candidates", ",")),
-        ("left out", text_cell("excluded")),
-        ("not ranked", text_cell("outside_coverage")),
-        ("atoms", number_cell("atoms")),
-        ("edges", number_cell("edges")),
-        ("device (1/s)", number_cell("device_candidates_per_s")),
-        ("end to end (1/s)", number_cell("end_to_end_candidates_per_s")),
+        ("candidates left out", text_cell("excluded")),
+        ("candidates not ranked", text_cell("outside_training_sets")),
+        ("atoms per candidate", number_cell("atoms")),
+        ("edges per candidate", number_cell("edges")),
+        ("device (candidates/s)", number_cell("device_candidates_per_s")),
+        ("end to end (candidates/s)", number_cell("end_to_end_candidates_per_s")),
         ("end to end / device", number_cell("end_to_end_fraction", ".0%")),
-        ("generation / evaluation", number_cell("generation_fraction", ".0%")),
+        ("time of generation / time of evaluation", number_cell("generation_fraction", ".0%")),
         ("memory at the end / median", number_cell("memory_growth")),
         ("evaluated once", lambda r: "proven" if r["is_verified"] else "NOT PROVEN"),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
     note = (
         "Rates are totals over all ranks, without the first batch, which includes compilation. Atoms and edges are"
-        " means per candidate. Candidates are left out if a filter removes them, if atoms coincide, or if the"
+        " means. Candidates are left out if a filter removes them, if atoms coincide, or if the"
         " prediction is not finite. Candidates are not ranked if no single head was trained on all of their elements,"
-        " or if atoms are closer than in any training structure, so that their scores are meaningless; they are in no"
-        " table of results. The memory of a rank at the end is divided by the median of the values after each of its"
-        " parts; it rises with the size of the largest batch, not with the number of candidates."
+        " or if atoms are closer than in any training structure, so that predictions for them are meaningless; they are"
+        " in no table of results. The memory of a rank at the end is divided by the median of the values after each of"
+        " its parts; it rises with the size of the largest batch, not with the number of candidates."
     )
     return add_cost_columns(build_block("Rates", list_rows(runs), columns, note), runs)
 
@@ -135,14 +136,14 @@ def format_duration(seconds: float) -> str:
 
 
 def build_assessment_block(assessment: pd.DataFrame) -> TableBlock:
-    """Return the table of numbers on reliability."""
+    """Return the table of the quantities that tell how reliable the results are."""
     columns: list[Column] = [
         ("case", "case"),
         ("quantity", "quantity"),
-        ("structures", "kind"),
+        ("structures, or what is counted", "kind"),
         ("value", number_cell("value")),
         ("unit", "unit"),
-        ("n", lambda r: format_number(r["n"] or None, ".0f")),
+        ("number of structures", lambda r: format_number(r["n"] or None, ".0f")),
     ]
     note = (
         "The numbers are for a random sample of the candidates. A structure is flagged if its embedding is further"
@@ -158,15 +159,15 @@ def build_labels_block(labels: pd.DataFrame) -> TableBlock:
     """Return the table of errors of the candidates with reference calculations."""
     columns: list[Column] = [
         ("case", "case"),
-        ("candidates", lambda r: "flagged" if r["flagged"] else "not flagged"),
-        ("count", "candidates"),
+        ("kind of candidates", lambda r: "flagged" if r["flagged"] else "not flagged"),
+        ("candidates", "candidates"),
         ("MAE (eV/atom)", number_cell("mae_ev_per_atom")),
-        ("median", number_cell("median_ev_per_atom")),
-        ("worst", number_cell("max_error_ev_per_atom")),
+        ("median error (eV/atom)", number_cell("median_ev_per_atom")),
+        ("largest error (eV/atom)", number_cell("max_error_ev_per_atom")),
         ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_angstrom")),
-        ("median", number_cell("force_median_ev_per_angstrom")),
+        ("median force error (eV/\N{ANGSTROM SIGN})", number_cell("force_median_ev_per_angstrom")),
         ("head", "head"),
-        ("calculated at", "level_of_theory"),
+        ("level of theory", "level_of_theory"),
     ]
     note = (
         "The candidates are a random subset of those with elements that this head was trained on, calculated at the"
@@ -176,19 +177,19 @@ def build_labels_block(labels: pd.DataFrame) -> TableBlock:
 
 
 def build_best_block(best: pd.DataFrame) -> TableBlock:
-    """Return the table of the first candidates of best.csv."""
+    """Return the table of the MAX_POSITION best candidates of each case."""
     columns: list[Column] = [
         ("case", "case"),
-        ("rank", "position"),
+        ("position", "position"),
         ("candidate", "candidate"),
         ("formula", text_cell("formula")),
         ("prototype", text_cell("prototype")),
         ("energy relative to elements (eV/atom)", number_cell("residual_energy_ev_per_atom")),
         ("spread of the heads (eV/atom)", number_cell("spread_ev_per_atom")),
-        ("distance", number_cell("distance")),
+        ("distance from the training sets", number_cell("distance")),
     ]
     note = "More candidates are in best.csv of each case, and all stored candidates are in its results-*.bp."
-    return build_block("Best candidates", list_rows(best[best["position"] <= MAX_RANK_SHOWN]), columns, note)
+    return build_block("Best candidates", list_rows(best[best["position"] <= MAX_POSITION]), columns, note)
 
 
 def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
@@ -204,17 +205,16 @@ def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
             lambda r: f"{r['initial_energy_ev_per_atom']:.4f}, {r['final_energy_ev_per_atom']:.4f}",
         ),
         (
-            "volume before, after",
+            "volume before, after (\N{ANGSTROM SIGN}\N{SUPERSCRIPT THREE}/atom)",
             lambda r: f"{r['initial_volume_angstrom3_per_atom']:.2f}, {r['final_volume_angstrom3_per_atom']:.2f}",
         ),
         ("file", "file"),
     ]
-    note = "Volumes are per atom, in cubic \N{ANGSTROM SIGN}."
-    return build_block("Best candidates, relaxed with the model", list_rows(relaxed), columns, note)
+    return build_block("Best candidates, relaxed with the model", list_rows(relaxed), columns)
 
 
 def draw_embedding(points: pd.DataFrame, case: str, folder: Path, name: str) -> Figure:
-    """Draw the plane of the first two principal components of the training sets' embeddings."""
+    """Draw the embeddings of structures in the plane of the first two principal components of the training sets."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.4, 4.0), layout="constrained")
         for kind, group in points.groupby("kind", sort=False):

@@ -1,4 +1,4 @@
-"""Texts and cells that the sections on training and on multi-task training share."""
+"""Texts and table cells that the sections on training and on multi-task against single-task training share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.document.blocks import EN_DASH, count_by_reason, format_number, list_rows, number_cell
+from harness.document.blocks import EN_DASH, describe_reasons, format_number, list_rows, number_cell
 from harness.experiments.data.page import ORIGIN_MEANINGS, describe_origin
 from harness.experiments.training.figures import classify_origin
 from harness.protocol.text import pluralize
@@ -60,18 +60,18 @@ def join_unique(values: pd.Series[Any]) -> str:
 
 
 def describe_runs(runs: pd.DataFrame) -> list[str]:
-    """Return paragraphs on the runs: wrong precisions, compilation, early stops, resumptions, and the gate."""
+    """Return paragraphs on wrong precisions, compilation, messages, early ends, resumptions, physics and the gate."""
     text = [
         f"Incorrect: {r['case']} requested {r['precision']} and ran with {r['observed_dtypes']}."
         for r in list_rows(runs[~runs["dtypes_match_request"].astype(bool)])
     ]
-    text += count_by_reason(runs, "eager_reason", "Not compiled", "run")
-    text += count_by_reason(runs, "unfused_reason", "Messages not fused", "run")
-    text += count_by_reason(runs, "stop_reason", "Ended early", "run")
+    text += describe_reasons(runs, "eager_reason", "Not compiled", "run")
+    text += describe_reasons(runs, "unfused_reason", "Messages not fused", "run")
+    text += describe_reasons(runs, "stop_reason", "Ended early", "run")
     resumed = int((runs["n_resumptions"] > 0).sum())
     if resumed:
         text.append(f"{pluralize(resumed, 'run')} resumed from a checkpoint after an interruption.")
-    text += count_by_reason(runs, "physics_violated", "Incorrect physics of the checkpoint", "run")
+    text += describe_reasons(runs, "physics_violated", "Incorrect physics of the checkpoint", "run")
     gate = runs[runs["gate_accuracy"].notna()]
     if len(gate):
         text.append(
@@ -83,7 +83,7 @@ def describe_runs(runs: pd.DataFrame) -> list[str]:
 
 
 def format_range(values: pd.Series[float], spec: str = ".3g") -> str:
-    """Return the range of values as text: `0.91 to 0.94`, or one number if both ends are equal."""
+    """Return the range of values as text: `0.91 to 0.94`, or one number if both ends read the same."""
     low, high = format_number(float(values.min()), spec), format_number(float(values.max()), spec)
     return low if low == high else f"{low} to {high}"
 
@@ -100,5 +100,5 @@ def estimate_cell(name: str, scale: float = 1.0, spec: str = ".3g") -> Callable[
 
 
 def describe_dataset(row: Row) -> str:
-    """Return the role of a dataset with the name of its head: `stand-in for OC2020`."""
+    """Return the origin of a dataset with the name of its head: `stand-in for OC2020`."""
     return describe_origin({"data_origin": classify_origin(row["data_origin"]), "head": row["head"]})

@@ -26,12 +26,12 @@ VERDICT_TEXTS = {"no labels": "no force labels", "not finite": "not finite", "no
 
 
 def classify_origin(data_origin: str) -> str:
-    """Return the kind of a role: `stand-in` for the role `stand-in for OC2020`."""
+    """Return the kind of a data origin, such as `stand-in` for `stand-in for OC2020`."""
     return next((kind for kind in ORIGINS if data_origin.startswith(kind)), data_origin)
 
 
 def draw_error_ratios(errors: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the error of each head divided by that of its baseline, with the target, for forces and for energy."""
+    """Draw the error of each head divided by that of its trivial baseline, with the target, for both quantities."""
     with mpl.rc_context(STYLE):
         figure, panels = _create_panels(errors)
         for axes, quantity in zip(panels, (FORCES, ENERGY), strict=True):
@@ -70,7 +70,14 @@ def _create_panels(rows: pd.DataFrame) -> tuple[Any, Any]:
 
 
 def _draw_dots(axes: Axes, group: pd.DataFrame, colours: list[str], reference: float) -> None:
-    """Draw each head's ratio and interval on a logarithmic axis that includes the reference, or its verdict."""
+    """Draw the ratio of each head with its interval, or its verdict if there is no ratio.
+
+    Args:
+        axes: The panel.
+        group: The rows of the heads.
+        colours: The colour of each head.
+        reference: A ratio that the axis includes.
+    """
     y = np.arange(len(group))
     values, low, high = (group[f"ratio{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
     left, right = _choose_limits(np.concatenate([values, low, high, [reference]]))
@@ -92,7 +99,7 @@ def _draw_dots(axes: Axes, group: pd.DataFrame, colours: list[str], reference: f
 
 
 def _choose_limits(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the limits of an axis that contains the ratios and 1; an interval that reaches 0 is cut at the left."""
+    """Return the limits of an axis that contains all values and 1; the left limit is at least 0.001."""
     positive = values[np.isfinite(values) & (values > 0)]
     smallest, largest = float(positive.min()), float(positive.max())
     return max(min(0.8 * smallest, 0.8), 1e-3), max(1.25 * largest, 1.25)
@@ -136,7 +143,7 @@ def draw_loss_curves(epochs: pd.DataFrame, folder: Path, name: str) -> Figure:
 
 
 def draw_head_curves(heads: pd.DataFrame, errors: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the validation error divided by that of the baseline against the steps, in a panel per head."""
+    """Draw the validation error divided by the error of the trivial baseline against the steps, in a panel per head."""
     names = [h for h in errors["head"].unique() if h in set(heads["head"])]
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
@@ -173,7 +180,7 @@ def draw_head_curves(heads: pd.DataFrame, errors: pd.DataFrame, folder: Path, na
 
 
 def draw_ablation_ratios(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the ratio of the multi-task to the single-task error of each head, for forces and for energy."""
+    """Draw the ratio of the multi-task to the single-task error of each head, for forces and for energies."""
     heads = list(rows["head"].unique())
     with mpl.rc_context(STYLE):
         figure, panels = _create_panels(rows)

@@ -1,7 +1,7 @@
 """Tables on training: runs, learning curves and errors on held-out structures.
 
 A run logs the facts `model`, `workload`, `runtime`, `test_errors` (a row per head) and, optionally, `gate`, and the
-events `epoch`, `head_errors`, `resumed` and `stopped`. Runs that only differ in the seed form one experiment.
+events `epoch`, `head_errors`, `resumed` and `stopped`. Runs that only differ in the seed have the same setup.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, WorkCount, select_numbers
-from harness.experiments.implementations import find_implementation
+from harness.experiments.implementations import get_implementation_name
 from harness.experiments.physics import CHECK_COLUMNS, judge_checks, list_checks, name_violated
 from harness.experiments.training.multitask import build_ablation_tables
 from harness.experiments.training.quantities import ENERGY, HEAD, QUANTITIES, Quantity, average_by_seed
@@ -29,7 +29,7 @@ from harness.stats.intervals import compute_mean_interval
 
 RUNS = Columns(
     "training_runs",
-    case="campaign suite system case id experiment recipe regime seed split_seed",
+    case="campaign suite system case id setup recipe regime seed split_seed",
     data="datasets data stand_ins evaluated_heads structures elements",
     model="implementation backbone architecture hidden_dim num_conv_layers parameters",
     precision="precision observed_dtypes dtypes_match_request compiled eager_reason message_backend unfused_reason",
@@ -43,7 +43,7 @@ RUNS = Columns(
 )
 HELD_OUT = Columns(
     "training_test_errors",
-    run="experiment recipe regime seed case",
+    run="setup recipe regime seed case",
     head="head dataset data_origin level_of_theory structures atoms structures_with_unseen_elements",
     errors="energy_mae_ev_per_atom energy_rmse_ev_per_atom force_mae_ev_per_angstrom force_rmse_ev_per_angstrom"
     " composition_mae_ev_per_atom composition_rmse_ev_per_atom mean_mae_ev_per_atom zero_force_mae_ev_per_angstrom"
@@ -52,7 +52,7 @@ HELD_OUT = Columns(
 )
 ERRORS = Columns(
     "training_errors",
-    experiment="experiment regime",
+    setup="setup regime",
     head=HEAD,
     errors="quantity seeds mae mae_low mae_high rmse rmse_low rmse_high",
     baselines="baseline_mae baseline_rmse mean_mae ratio ratio_low ratio_high",
@@ -60,7 +60,7 @@ ERRORS = Columns(
 )
 EPOCHS = Columns(
     "training_epochs",
-    run="experiment regime seed case",
+    run="setup regime seed case",
     counts="epoch",
     curves="step loss energy_mae_ev_per_atom force_mae_ev_per_angstrom validation_loss"
     " validation_energy_mae_ev_per_atom validation_force_mae_ev_per_angstrom learning_rate duration_s wait_s"
@@ -69,14 +69,14 @@ EPOCHS = Columns(
 )
 HEADS = Columns(
     "training_heads",
-    run="experiment regime seed case",
+    run="setup regime seed case",
     head="epoch step head dataset split",
     errors="energy_mae_ev_per_atom force_mae_ev_per_angstrom structures",
 )
-PHYSICS = Columns("training_physics", run="experiment seed case precision", check=CHECK_COLUMNS, folder="folder")
+PHYSICS = Columns("training_physics", run="setup seed case precision", check=CHECK_COLUMNS, folder="folder")
 VALIDATION_LOSS = Metric("validation loss", "", "lower")
-# Parameters in which multi-task training and its single-task baselines may differ: those of the budget, and those that
-# have no effect on a single dataset.
+# Parameters in which multi-task training and the single-task training that it is compared with may differ: parameters
+# of the budget, and parameters without an effect on a single dataset.
 BUDGET_PARAMETERS = frozenset(
     {
         "datasets",
@@ -89,7 +89,7 @@ BUDGET_PARAMETERS = frozenset(
         "gate_steps",
     }
 )
-# The quantities whose types are observed in one pass.
+# The fields of the fact `runtime` with the types that occurred in one pass.
 OBSERVED_QUANTITIES = ("parameters", "matrix_layers", "pooled", "energies", "loss", "forces")
 Verdict = Literal["met", "missed", "not finite", "no labels", "no structures"]
 
@@ -99,8 +99,8 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 
     `training_runs` has a row per run, `training_test_errors` a row per run and head, `training_epochs` a row per run
     and epoch, and `training_heads` a row per run, epoch and head, with the values of the log. `training_physics` has a
-    row per run and check of its checkpoint. `training_errors` has a row per experiment, head and quantity, with means
-    over seeds, 95% intervals, and the baselines. For `ablation_*`, see harness.experiments.training.multitask.
+    row per run and check of its checkpoint. `training_errors` has a row per setup, head and quantity, with means over
+    seeds, 95% intervals, and the baselines. For `ablation_*`, see harness.experiments.training.multitask.
     """
     runs = [r for r in records if r.program == "train" and r.state == "done"]
     runs = [r for r in runs if r.facts.get("test_errors") and r.facts.get("workload", {}).get("datasets")]
@@ -143,7 +143,7 @@ def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of sampled structures (steps times structures of all ranks) of all epochs, or of one epoch."""
+    """Return the number of structures, steps x global batch size, of all epochs or of one epoch."""
     steps, previous = {}, 0
     for event in record.events("epoch"):
         steps[str(event["epoch"])] = event["step"] - previous
@@ -158,7 +158,12 @@ def _convert_to_floats(table: Table, columns: tuple[str, ...]) -> Table:
 
 
 def _get_run_columns(record: RunRecord) -> dict[str, Any]:
-    """Return the columns of every row of a run: its case, and digests that runs to average or to compare share."""
+    """Return the columns of every row of a run: its case, its seed, and two digests.
+
+    Runs whose errors are averaged have the same `setup`: all parameters but the seed; in single-task training, the
+    datasets may differ, since errors are averaged per head. Runs that are compared with each other, multi-task with
+    single-task, have the same `recipe`.
+    """
     case, facts = record.case, record.facts
     workload, parameters = facts["workload"], case.get("parameters", {})
     names = sorted(s["dataset"] for s in workload["datasets"])
@@ -167,7 +172,7 @@ def _get_run_columns(record: RunRecord) -> dict[str, Any]:
     is_single = len(names) == 1
     return {
         "case": case.get("name"),
-        "experiment": _digest(*common, _remove_keys(parameters, {"seed", "datasets"}), "alone" if is_single else names),
+        "setup": _digest(*common, _remove_keys(parameters, {"seed", "datasets"}), "alone" if is_single else names),
         "recipe": _digest(*common, _remove_keys(parameters, BUDGET_PARAMETERS | {"seed"})),
         "regime": "single-task" if is_single else "multi-task",
         "seed": workload.get("seed"),
@@ -201,7 +206,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "evaluated_heads": sum(row.get(ENERGY.mae) is not None for row in facts["test_errors"]),
         "structures": sum(s.get("train") or 0 for s in workload["datasets"]),
         "elements": len(workload.get("elements", [])),
-        "implementation": find_implementation(record) or None,
+        "implementation": get_implementation_name(record) or None,
         **{k: model.get("config", {}).get(k) for k in ("backbone", "hidden_dim", "num_conv_layers")},
         "architecture": describe_architecture(model.get("config", {})),
         "parameters": model.get("parameters"),
@@ -263,24 +268,24 @@ def _has_requested_types(observed: dict[str, Any]) -> bool:
 
 
 def _list_head_events(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the events with errors of heads and the steps of their epochs, without those of unknown epochs."""
+    """Return the events `head_errors` with the step at the end of their epoch, without those of unknown epochs."""
     steps = {e["epoch"]: e["step"] for e in record.events("epoch")}
     events = record.events("head_errors")
     return [{**e, "step": steps[e["epoch"]]} for e in events if e["epoch"] in steps]
 
 
 def _build_errors(test_errors: pd.DataFrame) -> Table:
-    groups = test_errors.groupby(["experiment", "head"], sort=False)
+    groups = test_errors.groupby(["setup", "head"], sort=False)
     return ERRORS.build(_summarize_errors(rows, quantity) for _, rows in groups for quantity in QUANTITIES)
 
 
 def _summarize_errors(rows: pd.DataFrame, quantity: Quantity) -> dict[str, Any]:
-    """Return the errors of one head and quantity over all seeds of an experiment."""
+    """Return the errors of one head and quantity over all seeds of a setup."""
     first = rows.iloc[0]
     mae, baseline = average_by_seed(rows, quantity.mae), average_by_seed(rows, quantity.baseline_mae)
     ratio = compute_mean_interval(mae / baseline.where(baseline > 0))
     return {
-        **{k: first[k] for k in (*ERRORS["experiment"], *HEAD)},
+        **{k: first[k] for k in (*ERRORS["setup"], *HEAD)},
         "quantity": quantity.name,
         "seeds": len(mae),
         **interval_columns("mae", compute_mean_interval(mae)),

@@ -1,4 +1,4 @@
-"""Multi-task against single-task training: ratios of the errors of each head to those of a single-task model."""
+"""Tables on multi-task against single-task training: the ratios of the errors of each head."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from harness.stats.intervals import compute_geometric_mean_interval
 
 PAIRS = Columns(
     "ablation_pairs",
-    experiment="experiment recipe",
+    setup="setup recipe",
     head=HEAD,
     quantity="quantity",
     errors="seed multi_task single_task ratio",
 )
 HEADS = Columns(
     "ablation_heads",
-    experiment="experiment recipe",
+    setup="setup recipe",
     head=HEAD,
     quantity="quantity",
     errors="seeds multi_task single_task ratio ratio_low ratio_high verdict",
 )
-OVERALL = Columns("ablation_overall", columns="experiment recipe quantity heads seeds ratio ratio_low ratio_high")
+OVERALL = Columns("ablation_overall", columns="setup recipe quantity heads seeds ratio ratio_low ratio_high")
 # The largest ratio of multi-task to single-task error that does not count as worse.
 TOLERANCE = 1.10
 
@@ -32,7 +32,7 @@ TOLERANCE = 1.10
 def build_ablation_tables(test_errors: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the tables on multi-task against single-task training, from the held-out errors of every run.
 
-    `ablation_pairs` has a row per multi-task experiment, head, quantity and seed that both kinds of training have.
+    `ablation_pairs` has a row per multi-task setup, head, quantity and seed that both kinds of training have.
     `ablation_heads` has averages over seeds, and `ablation_overall` has averages over seeds and heads.
     """
     pairs = _build_pairs(test_errors)
@@ -44,7 +44,7 @@ def _build_pairs(test_errors: pd.DataFrame) -> Table:
     single_task = test_errors[test_errors["regime"] == "single-task"]
     multi_task = test_errors[test_errors["regime"] == "multi-task"]
     rows = []
-    for (_, recipe, head), group in multi_task.groupby(["experiment", "recipe", "head"], sort=False):
+    for (_, recipe, head), group in multi_task.groupby(["setup", "recipe", "head"], sort=False):
         baselines = single_task[(single_task["recipe"] == recipe) & (single_task["head"] == head)]
         rows += [row for quantity in QUANTITIES for row in _pair_seeds(group, baselines, quantity)]
     return PAIRS.build(rows)
@@ -61,16 +61,16 @@ def _pair_seeds(multi_task: pd.DataFrame, single_task: pd.DataFrame, quantity: Q
     pairs = pd.concat(errors, axis=1, join="inner").rename_axis("seed").reset_index()
     pairs["ratio"] = pairs["multi_task"] / pairs["single_task"]
     first = multi_task.iloc[0]
-    identity = {k: first[k] for k in (*PAIRS["experiment"], *HEAD)} | {"quantity": quantity.name}
+    identity = {k: first[k] for k in (*PAIRS["setup"], *HEAD)} | {"quantity": quantity.name}
     return [identity | {str(k): v for k, v in row.items()} for row in pairs.to_dict("records")]
 
 
 def _average_over_seeds(pairs: pd.DataFrame) -> Table:
-    """Return the mean errors and the geometric mean over seeds of their ratio, with its 95% interval.
+    """Return the mean errors over seeds, and the geometric mean over seeds of their ratio, with its 95% interval.
 
     The verdict is "worse" if the ratio is above TOLERANCE, "ok" if it is not, or "not finite".
     """
-    groups = pairs.groupby(["experiment", "head", "quantity"], sort=False)
+    groups = pairs.groupby(["setup", "head", "quantity"], sort=False)
     return HEADS.build(_compare(rows) for _, rows in groups)
 
 
@@ -78,7 +78,7 @@ def _compare(rows: pd.DataFrame) -> dict[str, Any]:
     ratio = compute_geometric_mean_interval(rows["ratio"].astype(float))
     verdict = "worse" if ratio.value > TOLERANCE else "ok" if ratio.value <= TOLERANCE else "not finite"
     return {
-        **{k: rows.iloc[0][k] for k in (*HEADS["experiment"], *HEAD, "quantity")},
+        **{k: rows.iloc[0][k] for k in (*HEADS["setup"], *HEAD, "quantity")},
         "seeds": ratio.n,
         "multi_task": rows["multi_task"].mean(skipna=False),
         "single_task": rows["single_task"].mean(skipna=False),
@@ -88,9 +88,9 @@ def _compare(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _average_over_heads(pairs: pd.DataFrame) -> Table:
-    """Return the geometric mean of the ratio over heads, for the seeds for which all heads have errors."""
+    """Return the geometric mean of the ratio over heads and seeds, for the seeds for which all heads have errors."""
     rows = []
-    for (experiment, recipe, quantity), group in pairs.groupby(["experiment", "recipe", "quantity"], sort=False):
+    for (setup, recipe, quantity), group in pairs.groupby(["setup", "recipe", "quantity"], sort=False):
         heads = group["head"].nunique()
         complete = [
             seed_rows["ratio"].astype(float)
@@ -98,6 +98,6 @@ def _average_over_heads(pairs: pd.DataFrame) -> Table:
             if seed_rows["head"].nunique() == heads
         ]
         ratio = compute_geometric_mean_interval(compute_geometric_mean_interval(ratios).value for ratios in complete)
-        identity = {"experiment": experiment, "recipe": recipe, "quantity": quantity, "heads": heads, "seeds": ratio.n}
+        identity = {"setup": setup, "recipe": recipe, "quantity": quantity, "heads": heads, "seeds": ratio.n}
         rows.append(identity | interval_columns("ratio", ratio))
     return OVERALL.build(rows)

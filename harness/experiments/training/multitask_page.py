@@ -26,16 +26,16 @@ from harness.results.tables import Row
 
 
 def build_ablation_sections(context: PageContext) -> list[Section]:
-    """Return a section for each multi-task experiment that has single-task baselines."""
-    experiments = context.tables["ablation_heads"]["experiment"].unique()
-    return [build_ablation_section(experiment, context) for experiment in experiments]
+    """Return a section for each multi-task setup that has single-task runs to compare with."""
+    setups = context.tables["ablation_heads"]["setup"].unique()
+    return [build_ablation_section(setup, context) for setup in setups]
 
 
-def build_ablation_section(experiment: str, context: PageContext) -> Section:
+def build_ablation_section(setup: str, context: PageContext) -> Section:
     """Return the section on a model trained on all datasets, compared with models trained on one dataset each."""
     runs = context.tables["training_runs"]
     rows, overall, errors, multi_task = (
-        table[table["experiment"] == experiment]
+        table[table["setup"] == setup]
         for table in (
             context.tables["ablation_heads"],
             context.tables["ablation_overall"],
@@ -51,7 +51,7 @@ def build_ablation_section(experiment: str, context: PageContext) -> Section:
         *describe_verdicts(rows, overall),
         *describe_runs(all_runs),
     ]
-    name = f"ablation-{experiment}"
+    name = f"ablation-{setup}"
     figures = [draw_ablation_ratios(rows, context.figures, name)]
     blocks = [build_errors_block(errors, rows), build_runs_block(multi_task, single_task)]
     return Section(f"Multi-task against single-task: {describe_model(multi_task)}", name, paragraphs, figures, blocks)
@@ -72,7 +72,7 @@ def describe_budget(runs: pd.DataFrame) -> str:
 
 
 def describe_verdicts(rows: pd.DataFrame, overall: pd.DataFrame) -> list[str]:
-    """Return a paragraph per quantity, with the geometric mean over heads and the heads that are worse."""
+    """Return a paragraph per quantity: the mean ratio of the errors, and the heads with larger multi-task errors."""
     text = []
     for r in list_rows(overall):
         heads = rows[rows["quantity"] == r["quantity"]]
@@ -89,10 +89,11 @@ def describe_verdicts(rows: pd.DataFrame, overall: pd.DataFrame) -> list[str]:
 
 
 def build_errors_block(errors: pd.DataFrame, rows: pd.DataFrame) -> TableBlock:
-    """Return the table of held-out errors: a row per head, with both errors and their ratio."""
+    """Return the table of the held-out errors of each head in both kinds of training, and of their ratio."""
     columns = ["data", "level of theory", "test structures"]
     for q in QUANTITIES:
-        columns += [f"{q.name}, multi-task ({UNITS[q.name]})", "single-task", "ratio [95%]", "verdict"]
+        columns += [f"{q.name}, multi-task ({UNITS[q.name]})", f"{q.name}, single-task ({UNITS[q.name]})"]
+        columns += [f"{q.name}, multi-task / single-task [95%]", f"{q.name}, verdict"]
     by_head = {(r["head"], r["quantity"]): r for r in list_rows(rows)}
     body = []
     for head_row in list_rows(errors.drop_duplicates("head")):
@@ -118,10 +119,10 @@ def format_comparison(row: Row) -> list[str]:
 
 
 def build_runs_block(multi_task: pd.DataFrame, single_task: pd.DataFrame) -> TableBlock:
-    """Return the table of runs: a row per kind of training, with the ranges over its runs."""
+    """Return the table of runs, with ranges over the runs of each kind of training."""
     columns = [
         "training", "runs", "seeds", "requested precision", "observed types", "compiled", "steps", "time (s)",
-        "structures/s", "waiting for data", "parameters",
+        "structures/s", "waiting for data, share of the time", "parameters",
     ]  # fmt: skip
     body = [
         [

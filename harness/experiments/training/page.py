@@ -45,23 +45,23 @@ BASELINES = {"energy": "composition only", "forces": "zero forces"}
 
 
 def build_sections(context: PageContext) -> list[Section]:
-    """Return a section for each experiment, and the sections on multi-task against single-task training."""
+    """Return a section for each setup, and the sections on multi-task against single-task training."""
     runs, ablation = context.tables["training_runs"], context.tables["ablation_heads"]
     is_baseline = runs["recipe"].isin(ablation["recipe"]) & (runs["regime"] == "single-task")
-    others = runs[~is_baseline & ~runs["experiment"].isin(ablation["experiment"])]
-    sections = [build_experiment_section(experiment, context) for experiment in others["experiment"].unique()]
+    others = runs[~is_baseline & ~runs["setup"].isin(ablation["setup"])]
+    sections = [build_setup_section(setup, context) for setup in others["setup"].unique()]
     return [*sections, *build_ablation_sections(context)]
 
 
-def build_experiment_section(experiment: str, context: PageContext) -> Section:
-    """Return the section on one experiment, whose runs differ in the seed."""
+def build_setup_section(setup: str, context: PageContext) -> Section:
+    """Return the section on one setup, whose runs differ in the seed and, in single-task training, in the dataset."""
     runs, errors, epochs, heads, physics = (
-        table[table["experiment"] == experiment]
+        table[table["setup"] == setup]
         for table in (context.tables[f"training_{name}"] for name in ("runs", "errors", "epochs", "heads", "physics"))
     )
     is_single = runs["regime"].iloc[0] == "single-task"
     targets = [describe_target(errors, quantity) for quantity in (FORCES, ENERGY)]
-    name = f"training-{experiment}"
+    name = f"training-{setup}"
     figures: list[Figure] = [draw_error_ratios(errors, context.figures, f"{name}-errors")]
     if len(epochs) and not is_single:
         figures.append(draw_loss_curves(epochs, context.figures, f"{name}-loss"))
@@ -77,7 +77,7 @@ def build_experiment_section(experiment: str, context: PageContext) -> Section:
 
 
 def describe_target(errors: pd.DataFrame, quantity: Quantity) -> str:
-    """Return a paragraph on the heads that meet the target, and on the heads that do not."""
+    """Return a paragraph on the heads that meet the target and the heads that miss it."""
     judged = errors[(errors["quantity"] == quantity.name) & ~errors["verdict"].isin(["no labels", "no structures"])]
     if judged.empty:
         return f"{QUANTITY_TITLES[quantity.name]}: no head has labels."
@@ -94,9 +94,9 @@ def describe_target(errors: pd.DataFrame, quantity: Quantity) -> str:
 
 
 def build_errors_block(errors: pd.DataFrame, quantity: Quantity) -> TableBlock:
-    """Return the table of errors on test structures: a row per head, with the errors of the baselines."""
+    """Return the table of the errors of each head on test structures, and of the errors of the baselines."""
     unit, baseline = UNITS[quantity.name], BASELINES[quantity.name]
-    mean: list[Column] = [("predict the mean, MAE", number_cell("mean_mae", scale=MEV))] if quantity.mean_mae else []
+    mean: list[Column] = [("mean energy, MAE", number_cell("mean_mae", scale=MEV))] if quantity.mean_mae else []
     columns: list[Column] = [
         ("data", describe_dataset),
         ("level of theory", text_cell("level_of_theory")),
@@ -107,7 +107,10 @@ def build_errors_block(errors: pd.DataFrame, quantity: Quantity) -> TableBlock:
         (f"{baseline}, RMSE", number_cell("baseline_rmse", scale=MEV)),
         *mean,
         (f"MAE / {baseline} [95%]", estimate_cell("ratio", spec=".3f")),
-        (f"at most {FRACTIONS[quantity.target]}", lambda r: VERDICT_TEXTS.get(r["verdict"], r["verdict"])),
+        (
+            f"target: ratio of at most {FRACTIONS[quantity.target]}",
+            lambda r: VERDICT_TEXTS.get(r["verdict"], r["verdict"]),
+        ),
         ("seeds", "seeds"),
     ]
     rows = list_rows(errors[errors["quantity"] == quantity.name])
@@ -135,7 +138,7 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         ("requested precision", lambda r: str(r["precision"]).upper()),
         ("observed types", text_cell("observed_dtypes")),
         ("compiled", lambda r: "yes" if r["compiled"] else "no, eager"),
-        ("messages", "message_backend"),
+        ("computation of messages", "message_backend"),
         ("ranks", number_cell("world_size", ".0f")),
         ("device", lambda r: f"{r['device']}, {format_threads(r['threads'])}"),
         ("batch, all ranks", number_cell("global_batch_size", ",.0f")),
@@ -146,9 +149,9 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         ("physics of the checkpoint", text_cell("physics")),
         ("time (s)", number_cell("train_s")),
         ("structures/s", number_cell("structures_per_s")),
-        ("waiting for data", number_cell("data_wait_fraction", ".1%")),
+        ("waiting for data, share of the time", number_cell("data_wait_fraction", ".1%")),
     ]
-    note = "Structures/s is the median over epochs. Waiting for data is a share of the time of the epochs."
+    note = "Structures/s is the median over epochs. Waiting for data is compared with the time of the epochs."
     if runs["skipped_steps"].sum():
         note += f" Numbers of steps skipped because the gradient was not finite: {join_unique(runs['skipped_steps'])}."
     return add_cost_columns(build_block("Runs", list_rows(runs), columns, note), runs)

@@ -1,4 +1,7 @@
-"""The quantities whose errors are judged against a baseline: energies per atom and forces."""
+"""The quantities whose errors are compared with those of a trivial baseline: energies per atom and forces.
+
+The baseline of energies is a linear model of the composition, and that of forces predicts zero.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ HEAD = ("head", "dataset", "data_origin", "level_of_theory", "structures", "stru
 
 @dataclass(frozen=True)
 class Quantity:
-    """A predicted quantity, the columns with its errors, and its target relative to the error of the baseline."""
+    """A predicted quantity, and the columns with its errors.
+
+    Attributes:
+        target: the largest ratio of the MAE to the MAE of the baseline that meets the target.
+        mean_mae: the column with the MAE of predicting the mean of the training set, if there is one.
+    """
 
     name: str
     mae: str

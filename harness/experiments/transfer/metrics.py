@@ -1,4 +1,7 @@
-"""Tables on downstream tasks: errors for each number of labels, gains from pretraining, and published results."""
+"""Tables on downstream tasks: errors for each number of labels, gains from pretraining, and published results.
+
+A fit is one training on a draw of labels; a baseline is a prediction without a network.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ GAINS = Columns(
     columns="campaign task title subset mode labels ratio ratio_low ratio_high seeds force_ratio composition_ratio",
 )
 PUBLISHED = Columns("transfer_published", columns="task model value spread unit train quantity subset source")
+# The columns with the errors of the baselines.
 BASELINES = {"composition": "composition_mae", "mean": "mean_mae"}
 SCRATCH = "scratch"
 ERROR = Metric("error", "task's unit", "lower")
@@ -39,9 +43,9 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on transfer; a case that has not ended may only have a row in transfer_tasks.
 
     `transfer_tasks` has a row per case. `transfer_errors` has a row per mode, subset and number of labels, with the
-    mean over seeds and the interval of the geometric mean; baselines are modes too. `transfer_gains` has the geometric
-    mean over seeds of the ratio of the error to that of training from scratch, with its interval (below 1 is better),
-    and the ratio to the error of the composition. `transfer_published` has published results.
+    mean error over seeds and the 95% interval of the geometric mean; baselines are modes too. `transfer_gains` has the
+    geometric mean over seeds of the error divided by the error of training from scratch, with its interval (below 1 is
+    better), and of the error divided by that of the composition model. `transfer_published` has published results.
     """
     runs = [r for r in records if r.program == "transfer"]
     return {
@@ -53,7 +57,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 
 
 def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the errors of all fits, by mode and number of labels."""
+    """Yield the errors of all fits, for each mode and number of labels."""
     errors: dict[tuple[str, str], list[float]] = {}
     for fit in record.events("fit"):
         if fit.get("mae") is not None:
@@ -86,7 +90,7 @@ def _describe_task(record: RunRecord) -> dict[str, Any]:
 
 
 def _list_fits(record: RunRecord) -> pd.DataFrame:
-    """Return a row per fit and per baseline, with the name of the mode or of the baseline as the mode."""
+    """Return a row per fit and per baseline; the mode of a baseline is its name."""
     rows = [dict(e) for e in record.events("fit")]
     for event in record.events("baseline"):
         for mode, column in BASELINES.items():

@@ -31,8 +31,8 @@ from harness.experiments.experiment import PageContext
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
-# Errors above this multiple of the median are not drawn: the mean of total energies has an error that would hide
-# others.
+# Errors above this multiple of the median are not drawn: the error of predicting the mean of total energies is so large
+# that the other errors would be indistinguishable.
 MAX_OVER_MEDIAN = 30.0
 
 
@@ -47,7 +47,7 @@ class ModeStyle:
 
 
 MODES = {
-    "full": ModeStyle("everything", "#0072b2", "o"),
+    "full": ModeStyle("all weights", "#0072b2", "o"),
     "frozen_encoder": ModeStyle("frozen encoder", "#56b4e9", "s"),
     "head_only": ModeStyle("head only", "#009e73", "^"),
     "as_pretrained": ModeStyle("as pretrained", "#cc79a7", "v"),
@@ -105,7 +105,7 @@ def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, 
 
 
 def draw_gains(gains: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the ratio of the error of each mode to that of training from scratch, for the most labels of every task."""
+    """Draw the error of each mode divided by that of training from scratch, for the most labels of each task."""
     largest = gains.loc[gains.groupby(["task", "subset", "mode"], sort=False)["labels"].idxmax()]
     rows = list(dict.fromkeys(zip(largest["title"], largest["subset"], largest["labels"], strict=True)))
     with mpl.rc_context(STYLE):
@@ -197,9 +197,9 @@ def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
         ("task", lambda r: str(r["title"] or r["task"])),
         ("target", lambda r: f"{r['target']} ({r['unit']})" if r["target"] else EN_DASH),
         ("data", text_cell("data_origin", "not run: see above")),
-        ("level", text_cell("level_of_theory")),
+        ("level of theory", text_cell("level_of_theory")),
         ("structures", number_cell("structures", ".0f")),
-        ("left out", text_cell("excluded")),
+        ("structures left out", text_cell("excluded")),
         ("splits", text_cell("splits")),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
@@ -211,12 +211,12 @@ def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
 
 
 def build_gains_block(gains: pd.DataFrame, titles: dict[str, str]) -> TableBlock:
-    """Return the table of gains: a row per task, subset and mode, with errors relative to training from scratch."""
+    """Return the table of errors relative to training from scratch, with a row per task, subset and mode."""
     columns: list[Column] = [
         *build_fit_columns(titles),
-        ("error / from scratch", seed_interval_cell("ratio")),
-        ("forces", number_cell("force_ratio")),
-        ("error / composition", number_cell("composition_ratio")),
+        ("error / error from scratch", seed_interval_cell("ratio")),
+        ("force error / force error from scratch", number_cell("force_ratio")),
+        ("error / error of the composition", number_cell("composition_ratio")),
         ("seeds", "seeds"),
     ]
     note = (
@@ -236,7 +236,12 @@ def build_errors_block(errors: pd.DataFrame, titles: dict[str, str]) -> TableBlo
         ("seeds", "seeds"),
         ("test structures", "test"),
     ]
-    return build_block("Errors", list_rows(errors), columns, "Errors are means over seeds with Student's 95% interval.")
+    return build_block(
+        "Errors",
+        list_rows(errors),
+        columns,
+        "Errors are means over seeds with the 95% interval of their geometric mean.",
+    )
 
 
 def build_fit_columns(titles: dict[str, str]) -> list[Column]:
@@ -245,11 +250,11 @@ def build_fit_columns(titles: dict[str, str]) -> list[Column]:
         ("task", lambda r: titles.get(r["task"], str(r["task"]))),
         ("subset", text_cell("subset")),
         ("mode", lambda r: MODES[r["mode"]].title),
-        ("labels", "labels"),
+        ("number of labels", "labels"),
     ]
 
 
 def seed_interval_cell(column: str) -> Callable[[Row], str]:
-    """Return a function that formats a mean over seeds, with its interval if there are several seeds."""
+    """Return a function that formats a mean over seeds, with an interval if there are several seeds."""
     format_with_interval, format_alone = interval_cell(column, f"{column}_low", f"{column}_high"), number_cell(column)
     return lambda row: format_with_interval(row) if row["seeds"] > 1 else format_alone(row)

@@ -1,4 +1,4 @@
-"""Import logs of the original code, HydraGNN (github.com/ORNL/HydraGNN), as run folders.
+"""Import logs of HydraGNN (github.com/ORNL/HydraGNN), the code of the paper, as run folders.
 
 The importer reads every text file at the path or below it, compressed or not: lines of standard output and run.log
 (epochs with their losses, errors of the tasks, local timers, throughput of inference, command lines), config.json, and

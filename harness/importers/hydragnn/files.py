@@ -1,4 +1,4 @@
-"""Listing and reading of log files, each file once, within limits of time and memory."""
+"""List and read log files, each file once, within limits of the length of a line and of a file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 
 
 def strip_compression_suffix(path: Path) -> str:
-    """Return the file's name without the suffix of a compressed file."""
+    """Return the file's name without a suffix such as .gz."""
     return path.stem if path.suffix in OPENERS else path.name
 
 

@@ -1,4 +1,4 @@
-"""Parsing of the lines of standard output and run.log, and their division into runs."""
+"""Parse the lines of standard output and run.log, and divide them into runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Statement:
 
     Attributes:
         losses: Losses by name; None if a loss is not finite.
-        errors: Errors of the tasks, in the order of the tasks.
+        errors: Errors of the tasks (in HydraGNN, the outputs of a model, such as energy and forces), in their order.
         options: Options of a command line of the program.
         sizes: nodes, ranks and ranks_per_node in a command line of a launcher.
     """
@@ -226,7 +226,7 @@ class Segment:
         return self.rows[min(self.rows)] if self.rows else {}
 
     def is_new_run(self, epoch: Statement) -> bool:
-        """Return whether an epoch starts another run, since it repeats the first epoch with different losses."""
+        """Return whether an epoch starts another run: it has the number of the first one, but different losses."""
         rows = self.rows.get(epoch.rank, {})
         if not rows or epoch.epoch != min(rows):
             return False

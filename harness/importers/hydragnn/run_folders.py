@@ -1,4 +1,4 @@
-"""Writing of runs of the original code as run folders, in the format of the harness's own runs."""
+"""Write runs of HydraGNN as run folders, in the format of the harness's own runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def import_logs(path: Path, out: Path) -> list[Path]:
 
 
 def name_runs(runs: Sequence[Run], path: Path) -> list[str]:
-    """Return a unique name for each run: its folder below the path, and its name or file if the folder has several."""
+    """Return a unique name for each run: its folder below the path; with several runs there, also its name or file."""
     counts = Counter(run.folder for run in runs)
     root = path if path.is_dir() else path.parent
     names: list[str] = []
@@ -92,7 +92,7 @@ def make_events(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _list_rates(run: Run) -> list[float]:
-    """Return every rate as often as the file that contains it most often, since other files contain copies."""
+    """Return every rate as many times as it occurs in the file with most of it, since other files contain copies."""
     files: dict[Path, list[float]] = {}
     for segment in run.segments:
         files.setdefault(segment.source, []).extend(segment.rates)
@@ -127,7 +127,7 @@ def _write_run(folder: Path, name: str, run: Run) -> Path:
 
 
 def read_parameters(run: Run) -> dict[str, Any]:
-    """Return the parameters under HydraGNN's names, and `datasets`, `ranks` and `nodes`.
+    """Return the parameters of a run under HydraGNN's names, and in addition `datasets`, `ranks` and `nodes`.
 
     Options of a command line override the configuration file. If that file is unreadable, a note is added to the run.
     """

@@ -1,4 +1,4 @@
-"""Combination of the parts of several log files that belong to one run."""
+"""Combine the parts of several log files that belong to one run."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def find_runs(logs: LogFiles) -> list[Run]:
     runs: dict[Path, list[Run]] = defaultdict(list)
     folders = {*logs.regions, *logs.configs, *(s.source.parent for s in logs.segments)}
     ordered = sorted(logs.segments, key=lambda s: (s.source.name == LOG, not s.name, natural_key(str(s.source))))
-    # Segments with a command line name their run; the other segments join these runs afterwards.
+    # Segments with a command line come first, since they name their run; the other segments join these runs.
     for segment in sorted(ordered, key=lambda s: not s.name):
         folder = find_run_folder(segment, folders)
         candidates = [r for r in runs[folder] if not segment.name or r.name in ("", segment.name)]
@@ -169,7 +169,7 @@ def has_results(run: Run) -> bool:
 
 
 def find_run_folder(segment: Segment, folders: Iterable[Path]) -> Path:
-    """Return the folder that has the run's name, if there is one below the folder of the log file; else the latter."""
+    """Return the only folder with the run's name below the log file's folder; without it, the log file's folder."""
     parent = segment.source.parent
     if not segment.name or parent.name == segment.name:
         return parent
@@ -178,7 +178,7 @@ def find_run_folder(segment: Segment, folders: Iterable[Path]) -> Path:
 
 
 def _get_last_run(runs: list[Run], folder: Path, file_kind: str) -> Run:
-    """Return the last run of a folder, with a note if files of this kind may belong to another run."""
+    """Return the last run of a folder; add a note to it if files of this kind may belong to another run."""
     if not runs:
         runs.append(Run(folder))
     candidates = [r for r in runs if r.name == folder.name] or runs

@@ -1,4 +1,4 @@
-"""Reading of tracer files, one per rank: gp_full (a row for each call), gp_timing (a table) and <tool>_energy."""
+"""Read the tracer's files, one per rank: gp_full (a row for each call), gp_timing (a table) and <tool>_energy."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def read_timing(lines: Iterable[Line], regions: Regions) -> None:
 
 
 def read_energy(lines: Iterable[Line], tool: str, regions: Regions) -> None:
-    """Read `name, ncalls, mean, total, ...`, in microjoules."""
+    """Add up the totals of the rows `name, ncalls, mean, total, ...`, in microjoules."""
     if regions.tool and regions.tool != tool:
         regions.faults[f"{tool}_energy, skipped since {regions.tool}_energy is of the same rank"] += 1
         return
@@ -97,4 +97,4 @@ def drop_impossible_energies(regions: Regions) -> None:
         seconds = regions.seconds.get(name)
         if seconds is not None and regions.joules[name] > MAX_POWER_W * (seconds + 1.0):
             del regions.joules[name]
-            regions.faults[f"energies of more than {MAX_POWER_W:,.0f} W"] += 1
+            regions.faults[f"energies that imply more than {MAX_POWER_W:,.0f} W"] += 1

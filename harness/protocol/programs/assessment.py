@@ -1,4 +1,4 @@
-"""Assessment of how far the results of a screening can be trusted: parameters and events."""
+"""Assessment of the reliability of a screening's results: parameters and events."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class Assessment(ParameterGroup):
     sample: PositiveInt = 1000
     """Number of candidates in the sample, which is drawn at random."""
     reference_structures_per_dataset: PositiveInt = 200
-    """Structures of each training set with which the candidates are compared."""
+    """Structures of each training set from which the distance of the candidates is computed."""
     false_alarm: Fraction = 0.05
-    """Share of held-out structures that may be flagged."""
+    """Share of held-out structures that may be flagged, which determines the threshold of the distance."""
     n_labels: NonNegativeInt = 50
-    """Candidates to label with a reference calculation."""
+    """Number of candidates to label with reference calculations."""
     label_time_limit_s: PositiveFloat = 120.0
-    """Maximum seconds for labelling them."""
+    """Maximum time of all reference calculations."""
     dropout: Fraction = 0.1
     """Share of the pooled features that dropout removes."""
     dropout_samples: PositiveInt = 16
-    """Number of dropout samples."""
+    """Number of predictions per candidate, each with other features removed."""
     ensemble: tuple[str, ...] = ()
     """Checkpoints of the other members of an ensemble."""
     n_relaxations: NonNegativeInt = 10
@@ -35,32 +35,36 @@ class Assessment(ParameterGroup):
 
 
 class Calibration(EventRecord, tag="calibration"):
-    """The threshold of the distance, its false alarms, and the implausible structures that exceed it."""
+    """The distance from the training sets above which structures are flagged, false alarms, and detected structures."""
 
     threshold: NonNegative
     flagged_fraction: Share
-    """Share of the structures that determined the threshold whose distance exceeds it."""
+    """Flagged share of the structures that determined the threshold."""
     false_alarms: Share
+    """Flagged share of the other held-out structures."""
     calibration_structures: Count
     test_structures: Count
     ood_structures: Count
+    """Implausible structures of each kind."""
     detected: dict[str, Share]
-    """Share of the implausible structures that were detected, by kind."""
+    """Flagged share of the implausible structures, by kind."""
 
 
 class Uncertainty(EventRecord, tag="uncertainty"):
-    """Median spread of the energies of the heads, of dropout and of an ensemble, on part of the sample."""
+    """Median spread of the energies over the heads, over dropout and over an ensemble, for a part of the sample."""
 
     kind: str
+    """`flagged` or `not flagged` candidates."""
     candidates: Count
     heads_ev_per_atom: Error | None
     dropout_ev_per_atom: Error | None
     ensemble_ev_per_atom: Error | None
     models: Count | None = None
+    """Models of the ensemble."""
 
 
 class OutsideCoverage(EventRecord, tag="outside_coverage"):
-    """Candidates of the sample outside of the model's coverage, by reason."""
+    """Candidates of the sample that are outside of the model's coverage, by reason."""
 
     candidates: Count
     reasons: Counts
@@ -74,17 +78,19 @@ class Unrelaxed(EventRecord, tag="unrelaxed"):
 
 
 class Overlap(EventRecord, tag="overlap"):
-    """Distance of structures of one kind from the training sets, along principal components."""
+    """Wasserstein distance between structures of one kind and the training sets, along principal components."""
 
     kind: str
     structures: Count
     mean: NonNegative
+    """Mean distance over components, in standard deviations of the training sets."""
     outside_range_fraction: Share
     wasserstein: list[NonNegative] | None = None
+    """Distance along each component."""
 
 
 class Elements(EventRecord, tag="elements"):
-    """Number of structures that contain each element."""
+    """Numbers of candidates and of training structures that contain each element."""
 
     candidates: Counts
     unseen_elements: list[AtomicNumber]
@@ -92,7 +98,7 @@ class Elements(EventRecord, tag="elements"):
 
 
 class Embedding(EventRecord, tag="embedding"):
-    """Two principal components of some structures of one kind, for a figure."""
+    """The first two principal components of the embeddings of some structures of one kind, for a figure."""
 
     kind: str
     x: list[Number]

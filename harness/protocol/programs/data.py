@@ -33,7 +33,7 @@ class DataParameters(Parameters):
     dataset: str
     """The dataset to convert, by its name in the catalog."""
     dataset_folder: str = ""
-    """A folder with one folder of official files per dataset; a stand-in replaces a missing dataset."""
+    """A folder with one folder of official files per dataset; the shipped set replaces a missing dataset."""
     cutoff: PositiveFloat | None = None
     """Radius of the stored neighbour lists, angstrom; null: no neighbour lists are stored."""
     max_neighbours: PositiveInt | None = None
@@ -61,12 +61,12 @@ class DataParameters(Parameters):
 
 
 class ReadSample(EventRecord, tag="sample"):
-    """One batch of random samples, read by all ranks simultaneously."""
+    """One batch of random samples per rank, which all ranks read at the same time."""
 
     duration_s: Duration
     """Time of the slowest rank."""
     batch_size: PositiveCount
-    """Samples of one rank."""
+    """Samples per rank."""
     bytes: Bytes
     """Bytes that a rank read, mean over ranks."""
     read_mode: str | None = None
@@ -95,7 +95,7 @@ class Dataset(Part):
 
 
 class MissingLabels(Part):
-    """Counts of missing labels, of the structures left out because of them, and of other remarks."""
+    """Numbers of structures with missing labels, of those left out because of them, and of remarks on structures."""
 
     structures: Count
     missing: Counts | None = None
@@ -104,7 +104,7 @@ class MissingLabels(Part):
 
 
 class ConversionCounts(Part):
-    """Numbers of structures that a conversion read, left out and wrote."""
+    """Numbers of structures that a conversion read, left out and wrote, and its parameters."""
 
     structures_written: Count
     structures_read: Count | None = None
@@ -114,6 +114,7 @@ class ConversionCounts(Part):
     examples: list[str] | None = None
     """Examples of structures that were left out."""
     parts: Count | None = None
+    """Pieces of the dataset's files, each of which one worker reads."""
     workers: Count | None = None
     read_time_s: Seconds | None = None
     seconds: Seconds | None = None
@@ -121,7 +122,9 @@ class ConversionCounts(Part):
     structures_per_s: Rate | None = None
     labels: list[str] | None = None
     duplicate_structures: Count | None = None
+    """Structures with the geometry of another structure."""
     regrouped: Count | None = None
+    """Structures that moved to another split."""
     stress_without_label: Count | None = None
     stress_dropped: Count | None = None
     missing_labels: MissingLabels | None = None
@@ -143,6 +146,7 @@ class ReferenceEnergies(Part):
     undetermined_elements: list[str] | None = None
     absent_elements: Count | None = None
     rank: Count | None = None
+    """Rank of the least-squares fit: the number of independent energies that the data determine."""
     structures: Count | None = None
     mae_ev_per_atom: Error | None = None
     rmse_ev_per_atom: Error | None = None
@@ -194,14 +198,14 @@ class Statistics(Part):
 
 
 class CopyFloor(Part):
-    """A lower bound of the time of reading."""
+    """A lower bound of the time of reading a sample, and the operation that takes this time."""
 
     us_per_sample: NonNegative
     description: str
 
 
 class Reading(Part):
-    """One mode of reading, and the cost of opening the stores in it."""
+    """One mode of reading, and the cost of opening the stores in this mode."""
 
     read_mode: str
     ranks: PositiveCount
@@ -215,7 +219,9 @@ class Reading(Part):
     """Increase of the memory of one rank, including its part of shared memory; negative if memory was released."""
     bytes_per_sample_mean: NonNegative | None = None
     floor: CopyFloor | None = None
+    """Lower bound of the time of reading."""
     replica_ranks: PositiveCount | None = None
+    """Ranks that share one copy of the data, in the mode `distributed`."""
     backend: str | None = None
 
 

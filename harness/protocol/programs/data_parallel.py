@@ -48,7 +48,7 @@ REGIONS = (*HOST_REGIONS, *DEVICE_REGIONS)
 
 
 class Network(ParameterGroup):
-    """The network that a projection to other numbers of ranks assumes; no run reads it."""
+    """The network that a projection to other numbers of ranks assumes; the training does not use it."""
 
     latency_us: Annotated[float, Field(ge=0)]
     """Latency of a message between nodes."""
@@ -74,7 +74,7 @@ class DataParallelParameters(Parameters):
     datasets: Names | None = None
     """Shipped datasets; null: all."""
     atoms: AtomRange | None = None
-    """Minimum and maximum number of atoms of the structures that are used of shipped sets."""
+    """Minimum and maximum number of atoms of the structures of shipped sets; null: no limits."""
     store_folder: str = ""
     """A folder of stores, instead of shipped sets."""
     read_mode: ReadMode = "preload"
@@ -210,7 +210,7 @@ class ScalingModel(Part):
 
 
 class ScalingSet(Part):
-    """A dataset, and how many of its structures an epoch draws."""
+    """A dataset, and the number of its structures that an epoch draws."""
 
     dataset: str
     data_origin: str
@@ -247,7 +247,7 @@ class ScalingObserved(Observed, kw_only=True):
 
 
 class GradientCheck(Part):
-    """Number of ranks and structures on which the exchanged gradient was checked."""
+    """Numbers of ranks and structures with which the exchanged gradient was checked."""
 
     ranks: Count
     structures: Count
@@ -262,10 +262,12 @@ class DataParallelFacts(Facts):
     runtime: ScalingObserved | None = None
     ranks: Annotated[list[RankPlace], Meta(min_length=1)] | None = None
     gradient_error: Error | None = None
+    """Largest difference of the ranks' mean gradient from that of one process, relative to the largest gradient."""
     gradient_check: GradientCheck | None = None
     throughput_structures_per_s: list[PositiveRate] | None = None
     """Throughput of each epoch that is not discarded."""
     parameter_divergence: Error | None = None
+    """Largest difference of a rank's parameters from those of rank 0 after training, relative to the largest one."""
     graph_sizes: list[tuple[NonNegative, NonNegative]] | None = None
     """Atoms and edges of some graphs of rank 0."""
 

@@ -75,7 +75,7 @@ class HpoParameters(Parameters):
     max_concurrent_trials: PositiveInt = 1
     """Concurrent trials, on a machine without a scheduler."""
     trial_timeout_minutes: PositiveFloat = 60.0
-    """Minutes after which a trial counts as hung."""
+    """Minutes after which a trial counts as hung, and is ended."""
     time_limit_minutes: PositiveFloat | None = None
     """Minutes of the whole search, within which all trials must end; null: no limit."""
     initial_points: PositiveInt = 10
@@ -144,7 +144,7 @@ class SearchedValues(Part):
 
 
 class WarmStart(Part):
-    """Numbers of rows of earlier results that the optimizer received, and that were left out, by reason."""
+    """Numbers of earlier trials that the optimizer received, and of those that were left out."""
 
     files: list[str] | None = None
     received: Count | None = None

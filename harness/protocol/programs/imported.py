@@ -17,7 +17,7 @@ class HydraEpoch(EventRecord, tag="epoch"):
 
 
 class HydraTasks(EventRecord, tag="task_errors"):
-    """Errors of the tasks on one split after an epoch."""
+    """Errors of HydraGNN's training tasks, such as energy, energy per atom and forces, on one split after an epoch."""
 
     epoch: int
     split: str
@@ -27,7 +27,7 @@ class HydraTasks(EventRecord, tag="task_errors"):
 
 
 class HydraTimer(EventRecord, tag="timer"):
-    """The time of a region of code according to HydraGNN's timers."""
+    """The time of a region of code on one rank according to HydraGNN's timers."""
 
     rank: Count
     name: str
@@ -35,13 +35,13 @@ class HydraTimer(EventRecord, tag="timer"):
 
 
 class HydraSample(EventRecord, tag="sample"):
-    """A throughput that a run of HydraGNN reports."""
+    """A throughput of inference that HydraGNN reports."""
 
     structures_per_s: Rate | None
 
 
 class HydraRegion(EventRecord, tag="region"):
-    """The time of a region of code according to HydraGNN's tracer."""
+    """The time of a region of code on one rank according to HydraGNN's tracer."""
 
     rank: Count
     name: str
@@ -50,7 +50,7 @@ class HydraRegion(EventRecord, tag="region"):
 
 
 class HydraEnergy(EventRecord, tag="energy"):
-    """The energy of a region of code according to HydraGNN's tracer."""
+    """The energy of a region of code on one rank according to HydraGNN's tracer."""
 
     tool: str
     rank: Count
@@ -67,7 +67,7 @@ class HydraGnnFacts(Facts):
 
 
 class OmnistatFacts(Facts):
-    """An imported export of telemetry has no facts."""
+    """The facts of an imported export of telemetry: none."""
 
 
 HYDRAGNN_EVENTS = (HydraEpoch, HydraTasks, HydraTimer, HydraSample, HydraRegion, HydraEnergy)

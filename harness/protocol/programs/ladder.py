@@ -101,7 +101,7 @@ class LadderParameters(Parameters):
 
 
 class Flops(Part):
-    """Floating-point operations of one kind and type."""
+    """Number of floating-point operations of one kind and type."""
 
     operation: str
     dtype: str
@@ -206,7 +206,7 @@ class LadderModel(Part):
 
 
 class LadderWorkload(Part):
-    """The batches of a ladder, in total."""
+    """The batches of a ladder; numbers of structures, atoms and edges are totals."""
 
     structures: Count
     batches: Count
@@ -225,7 +225,7 @@ class LadderGate(Part):
     threshold: NonNegative
     """Weight below which a head is skipped."""
     active_heads: list[list[str]]
-    """The heads above the threshold in each batch."""
+    """The heads whose weight reaches the threshold, for each batch."""
     mean_weight: dict[str, Share]
 
 
@@ -243,7 +243,7 @@ class SquareRate(Part):
 
 
 class ProductRate(SquareRate):
-    """Rate of the matrix product that dominates one kind of operations."""
+    """Rate of a matrix product with the shape that dominates one kind of operations."""
 
     operation: str
     sizes: list[Count] | None = None

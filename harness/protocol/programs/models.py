@@ -1,4 +1,4 @@
-"""Comparison of interatomic potentials: parameters, events and facts."""
+"""The parameters, events and facts of the program `models`, which compares interatomic potentials."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from harness.protocol.records import (
 )
 from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 
-# The published precision is the one in which the authors of a model distribute it.
+# "published" is the precision in which the authors of a model distribute it.
 PotentialPrecision = Literal["published", "fp64", "fp32", "bf16"]
 
 
 class CalculatorClass(ParameterGroup):
-    """A class to import, and the arguments to call it with."""
+    """A class to import, and the arguments of its constructor."""
 
     module: str
     """The module to import, such as `sevenn.calculator`."""
     class_name: str
-    """The class, or function, in it."""
+    """The class, or a function that returns an object, in this module."""
     kwargs: dict[str, Any] = Field(default={})
-    """Keyword arguments."""
+    """Keyword arguments of the class or function."""
 
 
-class HydraFiles(ParameterGroup):
-    """A model that HydraGNN has written."""
+class HydraGNNFiles(ParameterGroup):
+    """The files of a model that HydraGNN has saved."""
 
     checkpoint: str
-    """Its `.pk` file."""
+    """The file of the weights, `*.pk`."""
     config: str
-    """Its `config.json`."""
+    """The file `config.json`, which HydraGNN writes next to the weights."""
     gate: str | None = None
-    """The weights of its branches, `mlp_branch_weights.pt`."""
+    """The file of the gate's weights, `mlp_branch_weights.pt`. Null: all branches have equal weights."""
     head: str | None = None
-    """The dataset of one branch, such as MPTrj. Null: the gate weighs all branches."""
+    """The dataset whose branch predicts, such as MPTrj. Null: all branches predict, and the gate weights them."""
 
 
 class ModelDefinition(ParameterGroup):
@@ -58,27 +58,27 @@ class ModelDefinition(ParameterGroup):
     class_name: str | None = None
     """The calculator's class, or a function that returns a calculator."""
     kwargs: dict[str, Any] = Field(default={})
-    """Its keyword arguments."""
+    """Keyword arguments of the calculator."""
     checkpoint: str | None = None
     """A checkpoint of the reference implementation: its path, or the name of a shipped one."""
-    hydragnn: HydraFiles | None = None
+    hydragnn: HydraGNNFiles | None = None
     """A checkpoint of HydraGNN."""
     torch_sim: CalculatorClass | None = None
     """A model with the interface of torch-sim, which predicts many structures at once."""
     precisions: dict[PotentialPrecision, dict[str, Any]] = Field(default={})
     """The keyword arguments that each precision needs in addition."""
     compiled: dict[str, Any] | None = None
-    """The keyword arguments with which the model is compiled, such as `{compile_mode: default}`. Null: it cannot be."""
+    """The keyword arguments that compile the model, such as `{compile_mode: default}`. Null: it cannot be compiled."""
     python: str | None = None
-    """The Python of another environment, in which the model is installed."""
+    """The Python interpreter of the environment in which the model is installed. Null: that of the harness."""
     install: str = ""
-    """What brings the module where it is absent, such as `pip install sevenn`."""
+    """The command that installs the module, such as `pip install sevenn`; error messages quote it."""
     place: str = ""
-    """The file and line of the definition; filled in when the file is read."""
+    """The file and line of the definition; set when the file is read."""
 
     @model_validator(mode="after")
     def check_kind(self) -> Self:
-        """Raise ValueError unless exactly one kind of model is named."""
+        """Raise ValueError unless the definition names exactly one kind of model."""
         kinds = [name for name in ("module", "checkpoint", "hydragnn", "torch_sim") if getattr(self, name) is not None]
         if len(kinds) != 1:
             names = " and ".join(kinds) or "none of them"
@@ -89,44 +89,44 @@ class ModelDefinition(ParameterGroup):
 
 
 class ModelsParameters(Parameters):
-    """Interatomic potentials compared on the same structures: speed, memory, errors, and physics."""
+    """Parameters of a comparison of interatomic potentials: their speed, memory, errors and physics."""
 
     models: Names | None = None
-    """Names of models in models/*.yaml and among the shipped ones. Null: all of them."""
+    """Names of models that models/*.yaml or the package defines. Null: all of them."""
     definitions: dict[str, ModelDefinition] = Field(default={})
-    """The definitions of these models; filled in from the files when the suite is expanded."""
+    """The definitions of these models by name; set from the files when the suite is expanded."""
     precision: PotentialPrecision = "published"
     """Precision of the models; those that do not offer it are unavailable."""
     compiled: bool = False
     """Whether the models are compiled; those that cannot be are unavailable."""
     device: DeviceName = "cpu"
-    """Where the models run."""
+    """The device on which the models run."""
     threads: PositiveInt = 1
-    """Threads of each model."""
+    """Number of threads of each model."""
     datasets: Names = ("omat24", "mptrj")
-    """Shipped labelled sets on whose structures errors are measured."""
+    """Shipped datasets on whose labels the errors are measured."""
     structures_per_dataset: PositiveInt = 16
-    """Structures of each set."""
+    """Number of structures of each dataset."""
     sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (8, 64, 216)
-    """Numbers of atoms of the cells that are timed; the nearest cubic supercells of rock salt are used."""
+    """Numbers of atoms of the timed crystals; the n x n x n supercells with the nearest numbers are used."""
     rounds: PositiveInt = 6
-    """Rounds; in each, every model predicts every size once."""
+    """Number of rounds; in each round, every model predicts every timed crystal once."""
     max_atoms: NonNegativeInt = 0
-    """Bound of the search for the largest cell that fits into memory; 0: no search."""
+    """Largest number of atoms in the search for the largest crystal that fits into memory; 0: no search."""
     timeout_s: PositiveFloat = 300.0
     """Time after which a request to a model counts as failed."""
     physics: bool = True
     """Whether symmetries, forces, smoothness and energy conservation are checked."""
     transformations: PositiveInt = 100
-    """Random rotations and reflections per structure."""
+    """Number of random rotations and reflections per structure."""
     dynamics_steps: NonNegativeInt = 200
-    """Steps of molecular dynamics at constant energy; 0: none."""
+    """Number of steps of molecular dynamics at constant energy; 0: no dynamics."""
     seed: int = 0
-    """Seed of structures and transformations."""
+    """Seed of the choice of structures and of all random transformations."""
 
 
 class ModelLoaded(EventRecord, tag="model_loaded"):
-    """A model that answered; the class and the versions are as found in its environment."""
+    """The description of a model that was loaded, with the versions in its environment."""
 
     model: str
     class_name: str
@@ -139,22 +139,22 @@ class ModelLoaded(EventRecord, tag="model_loaded"):
     parameters: Count | None = None
     """Number of trainable parameters, if the calculator holds a torch module."""
     dtype: str | None = None
-    """The type of its parameters."""
+    """The floating-point type of the parameters."""
 
 
 class ModelUnavailable(EventRecord, tag="model_unavailable"):
-    """A model that cannot be measured here: it is not installed, or does not offer the precision."""
+    """A model is unavailable here: it is not installed, or does not offer the precision."""
 
     model: str
     reason: str
 
 
 class ModelFailed(EventRecord, tag="model_failed"):
-    """A model whose answers are wrong, or which ended; the others go on."""
+    """A model has failed, and is excluded from then on."""
 
     model: str
     step: str
-    """What was asked of it."""
+    """The measurement in which it failed."""
     reason: str
 
 
@@ -170,17 +170,17 @@ class PotentialSample(EventRecord, tag="sample"):
 
 
 class PotentialMemory(EventRecord, tag="memory"):
-    """Peak memory of the model's process after predictions of this size: resident, and of the accelerator."""
+    """The peak memory of a model's process, resident and on the accelerator, after predictions for a crystal."""
 
     model: str
     atoms: Count
-    """0: after loading."""
+    """Number of atoms of the crystal; 0: after loading."""
     peak_bytes: Bytes
     device_peak_bytes: Bytes | None = None
 
 
 class LargestSize(EventRecord, tag="largest_size"):
-    """The largest cell that a model could predict, and what ended the search."""
+    """The largest crystal that a model could predict, and the reason why the search ended."""
 
     model: str
     atoms: Count
@@ -190,33 +190,33 @@ class LargestSize(EventRecord, tag="largest_size"):
 class PotentialErrors(EventRecord, tag="potential_errors"):
     """Errors against the labels of a dataset, or deviations from the model's own FP64 predictions.
 
-    Energies against labels are differences between structures of one composition, so that no reference energy matters.
+    Energies are compared with labels relative to the mean of their composition, so that reference energies cancel.
     """
 
     model: str
     reference: Literal["labels", "fp64"]
     dataset: str
     level_of_theory: str
-    """That of the labels."""
+    """The level of theory of the labels."""
     structures: Count
     energy_mae_ev_per_atom: Error | None = None
     force_mae_ev_per_angstrom: Error | None = None
     force_max_ev_per_angstrom: Error | None = None
     stress_mae_ev_per_angstrom3: Error | None = None
     excluded: dict[str, Count] | None = None
-    """Structures that the model refused, by reason."""
+    """Number of structures that the model refused, by reason."""
 
 
 class ModelsWorkload(Part):
-    """What the models are asked."""
+    """The structures that the models predict."""
 
     structures: Count
     atoms: list[PositiveCount]
-    """Atoms of the cells that are timed."""
+    """Numbers of atoms of the timed crystals."""
 
 
 class ModelsFacts(Facts):
-    """Facts of a comparison of models."""
+    """The facts of a comparison of models."""
 
     workload: ModelsWorkload | None = None
     device: str | None = None

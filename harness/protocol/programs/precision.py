@@ -52,7 +52,7 @@ class PrecisionParameters(Parameters):
     datasets: Names | None = None
     """Shipped datasets; null: all."""
     test_fraction: TestFraction = 0.1
-    """Share of each dataset for the test; half of this share is for validation."""
+    """Share of each dataset for the test; half as many structures are for validation."""
     split_seed: int = SPLIT_SEED
     """Seed of the splits."""
     max_structures_per_dataset: PositiveInt | None = None
@@ -68,7 +68,7 @@ class PrecisionParameters(Parameters):
     rounds: PositiveInt = 6
     """Number of rounds of predictions."""
     predictions: PositiveInt = 16
-    """Held-out structures of each dataset per round."""
+    """Number of held-out structures of each dataset that a round predicts."""
     physics_transformations: NonNegativeInt = 0
     """Random rotations and reflections of each structure with which the physics of each precision is checked, together
     with the other checks; 0: none of them."""
@@ -109,7 +109,7 @@ class PrecisionSample(EventRecord, tag="sample"):
 
 
 class PredictionErrors(EventRecord, tag="prediction"):
-    """Errors of one head, with weights that were cast to a precision, against FP64 and against labels."""
+    """Errors of one head against labels, and deviations from FP64, with weights that were cast to one precision."""
 
     precision: str
     head: str
@@ -157,7 +157,7 @@ class PrecisionWorkload(Part):
 
 
 class PeakMemory(Part):
-    """Memory of one training step or one prediction in one precision."""
+    """Peak memory of one training step or one prediction in one precision."""
 
     phase: Literal["training", "inference"]
     precision: str

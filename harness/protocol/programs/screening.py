@@ -98,7 +98,7 @@ class ScreeningParameters(Parameters):
     model: ModelParameters = ModelParameters()
     """Sizes of an untrained model."""
     max_candidates: PositiveInt | None = None
-    """Approximate number of candidates, in parts that are evenly spaced over the whole space; null: all."""
+    """Approximate number of candidates, in parts that are evenly spaced over all candidates; null: all of them."""
     part_size: PositiveInt = 4096
     """Candidates per part."""
     retention: Selection = Selection()
@@ -136,7 +136,7 @@ class ScreeningParameters(Parameters):
 
 
 class EarlierParts(EventRecord, tag="earlier_parts"):
-    """Parts that an earlier attempt has finished, and its unusable files."""
+    """The parts that an earlier attempt finished, and the files of that attempt that cannot be used."""
 
     parts: Count
     files: Count
@@ -222,7 +222,7 @@ class ScreeningModel(Part):
 
 
 class ScreeningWorkload(Part):
-    """The space of candidates."""
+    """All candidates that the workload defines."""
 
     name: str | None = None
     total: Count | None = None
@@ -238,7 +238,7 @@ class ScreeningWorkload(Part):
 
 
 class ScreeningScope(Part):
-    """The part of the space that is screened."""
+    """The candidates that are screened, and the parts in which they are."""
 
     parts: Count
     part_size: Count

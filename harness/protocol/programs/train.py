@@ -66,7 +66,7 @@ class OptimizerParameters(Parameters):
     clip_norm: PositiveFloat | None = None
     """Maximum norm of the gradient of all parameters; null: no clipping."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Decay of an average of the weights, which is evaluated instead of them; null: no average."""
+    """Decay of the moving average of the weights, with which the model is evaluated; null: no average."""
 
 
 class TrainParameters(OptimizerParameters):
@@ -89,7 +89,7 @@ class TrainParameters(OptimizerParameters):
     store_backend: StoreBackend = "auto"
     """Library of the mode `distributed`; auto: DDStore where it is installed."""
     test_fraction: TestFraction = 0.1
-    """Share of each shipped set for the test; half of this share is for validation."""
+    """Share of each shipped set for the test; half as many structures are for validation."""
     split_seed: int = SPLIT_SEED
     """Seed of the splits of shipped sets."""
     max_structures_per_dataset: PositiveInt | None = None
@@ -228,7 +228,7 @@ class TrainModel(Part):
 
 
 class TrainSet(Part):
-    """A dataset: the numbers of structures in its splits, and of those that an epoch draws."""
+    """A dataset, with the numbers of structures in its splits and of the structures that an epoch draws."""
 
     dataset: str
     data_origin: str
@@ -281,7 +281,7 @@ class TrainFacts(Facts):
     test_errors: list[HeldOutErrors] | None = None
     train_s: Seconds | None = None
     completed_in: str | None = None
-    """The folder of the earlier case of a chain in which the training ended."""
+    """The folder of the case of a chain in which the training ended, if it ended in an earlier case."""
 
 
 EVENTS = (TrainEpoch, HeadErrors, Resumed, SkippedStep, Stopped, PhysicsCheck)

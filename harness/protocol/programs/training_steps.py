@@ -36,7 +36,7 @@ class TrainingStepsParameters(Parameters):
     model: ModelParameters = ModelParameters()
     """Sizes of the model."""
     stages: Annotated[tuple[StepStageName, ...], Field(min_length=1), AfterValidator(check_unique)] = STEP_STAGES
-    """Formulations of a step."""
+    """Formulations of a step, which are timed in turn."""
     batch_size: PositiveInt = 16
     """Structures per batch."""
     batches: PositiveInt = 1
@@ -81,7 +81,7 @@ class StepModel(Part):
 
 
 class StepWorkload(Part):
-    """The batches of a case: their sizes in total."""
+    """The batches of a case; numbers of structures, atoms and edges are totals."""
 
     name: str | None = None
     structures: Count | None = None

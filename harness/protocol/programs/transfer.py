@@ -40,7 +40,7 @@ class TransferParameters(Parameters):
     checkpoint: str = "painn-64"
     """The pretrained model: a file, or the name of a shipped one."""
     modes: Annotated[tuple[ModeName, ...], Field(min_length=1), AfterValidator(check_unique)] = MODES
-    """Modes of transfer, which differ in the pretrained weights that a task starts from and in those that it trains."""
+    """Modes of transfer, which differ in the weights that are pretrained, and in those that are trained on the task."""
     labels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 30, 100, 300, 1000, 3000, 5000)
     """Numbers of labels; a fifth of them is for early stopping."""
     seeds: PositiveInt = 3
@@ -90,7 +90,7 @@ class PublishedResult(Part):
 
 
 class TaskEvent(EventRecord, tag="task"):
-    """The task, the origin of its data and the structures left out; or, without data, the files that the task needs."""
+    """The task, the origin of its data and the structures left out; if there are no data, the files that it needs."""
 
     task: str
     unit: str
@@ -126,7 +126,7 @@ class Baseline(EventRecord, tag="baseline"):
 
 
 class Fit(EventRecord, tag="fit"):
-    """One training, and its errors on the test set."""
+    """One training on a draw of labels, and the errors of the model on the test set."""
 
     subset: str
     labels: Count

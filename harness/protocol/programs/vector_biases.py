@@ -1,4 +1,8 @@
-"""Rotations of a network with biases of vectors, as HydraGNN had before August 2026: parameters, events and facts."""
+"""The parameters, events and facts of the program `vector_biases`.
+
+Vector biases are biases in the linear layers of a network that act on vector features. HydraGNN had them before August
+2026. They are fixed directions in space, so that predicted forces do not rotate with the structure.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from harness.protocol.types import PositiveInt, check_unique
 
 
 class VectorBiasParameters(Parameters):
-    """How far biases of vectors keep energies and forces from turning with a structure, over the size of the biases."""
+    """Parameters of a measurement of how far vector biases of various sizes violate rotational symmetry."""
 
     scales: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=2), AfterValidator(check_unique)] = (
         0.0,
@@ -26,24 +30,27 @@ class VectorBiasParameters(Parameters):
         1.0,
         10.0,
     )
-    """Factors of all biases of vectors; 1: as they were initialised or saved, 0: none."""
+    """Factors by which all vector biases are multiplied; 1: the initial or saved biases, 0: no biases."""
     rotations: PositiveInt = 100
-    """Random rotations of each structure."""
+    """Number of random rotations of each structure."""
     seeds: PositiveInt = 6
-    """Models with other random weights, or, of a checkpoint, sets of other rotations."""
+    """Number of seeds: of the rotations and, without a checkpoint, of the random weights."""
     checkpoint: str | None = None
-    """A checkpoint whose vectors have biases, such as one that was converted from HydraGNN; null: untrained models of
-    the sizes below."""
+    """A checkpoint of a model with vector biases, such as one that was converted from HydraGNN. Null: untrained models
+    with the sizes below."""
     hidden_dim: Width = 64
     """Width of untrained models."""
     num_conv_layers: Annotated[Depth, Field(ge=2)] = 3
-    """Layers of untrained models."""
+    """Number of layers of untrained models."""
     max_neighbours: PositiveInt = 20
     """Maximum number of neighbours of an atom in untrained models."""
 
 
 class RotationErrors(EventRecord, tag="rotation_errors"):
-    """Differences of the predictions for a turned structure from those for the structure itself, one per rotation."""
+    """Errors of the predictions for rotated structures, one per rotation.
+
+    The predictions for the structure before rotation are the reference.
+    """
 
     seed: Count
     scale: NonNegative
@@ -52,21 +59,21 @@ class RotationErrors(EventRecord, tag="rotation_errors"):
     atoms: PositiveCount
     energy_errors_ev: list[Error]
     force_errors_ev_per_angstrom: list[Error]
-    """The largest component of the difference from the turned forces."""
+    """The largest component of the difference from the rotated reference forces."""
     force_scale_ev_per_angstrom: NonNegative
-    """The largest component of the forces."""
+    """The largest component of the reference forces."""
 
 
 class VectorBiasFacts(Facts):
-    """Facts of a study of biases of vectors."""
+    """The facts about a model with vector biases."""
 
     checkpoint: str | None = None
-    """Where the weights are from; null: they are untrained."""
+    """The checkpoint of the weights; null: the weights are untrained."""
     config: Config | None = None
     biases: Count | None = None
-    """How many biases of vectors the model has."""
+    """The number of vector biases."""
     bias_rms: NonNegative | None = None
-    """Their root mean square at scale 1."""
+    """The root mean square of the vector biases at scale 1."""
 
 
 EVENTS = (RotationErrors,)

@@ -28,12 +28,12 @@ class Structure:
         cell: [3, 3] angstrom; rows are lattice vectors.
         periodic: Whether the structure is periodic along each lattice vector.
         head: Index in HEADS of the dataset that the structure belongs to, -1 if there is none.
-        energy: eV; None if the structure has no such label, as for forces and stress.
-        forces: [n, 3] eV/angstrom.
-        stress: [3, 3] eV/angstrom^3; tension is positive.
+        energy: eV; None if the structure has no such label.
+        forces: [n, 3] eV/angstrom, or None.
+        stress: [3, 3] eV/angstrom^3, or None; tension is positive.
         charge: Elementary charges.
         multiplicity: 2S + 1, 0 if it is unknown.
-        group: Name of the group; the structures of a group are never divided between splits.
+        group: Name of the group; all structures of a group are in the same split.
     """
 
     name: str

@@ -26,7 +26,7 @@ class StructureTable:
 
     Attributes:
         ids: [g] text, unique within a dataset.
-        groups: [g] text, the molecule, material, reaction or trajectory; no split separates the structures of a group.
+        groups: [g] text, the molecule, material, reaction or trajectory; all structures of a group are in one split.
         sizes: [g] number of atoms of each structure.
         numbers: [n] atomic numbers.
         positions: [n, 3] angstrom.
@@ -179,7 +179,7 @@ def tabulate(structures: Sequence[Structure]) -> StructureTable:
 
 @dataclass(frozen=True)
 class RejectedStructure:
-    """A structure that a reader or a check excludes, its location and the reason.
+    """A structure that a reader or a check excludes, with its location and the reason.
 
     Attributes:
         where: The file and line, or the id of the structure.

@@ -29,7 +29,9 @@ def build_parser() -> ArgumentParser:
     fetch = commands.add_parser("fetch", help="download official files, or explain how to get them")
     fetch.add_argument("dataset", metavar="DATASET")
     fetch.add_argument("files", nargs="*", metavar="FILE", help="files to download (optional for a single file)")
-    fetch.add_argument("--to", type=Path, default=Path("data"), metavar="DIR", help="the folder of all datasets")
+    fetch.add_argument(
+        "--to", type=Path, default=Path("data"), metavar="DIR", help="the folder of all datasets (default: data)"
+    )
     fetch.add_argument("-q", "--quiet", action="store_true", help="do not report progress")
 
     convert = commands.add_parser("convert", help="convert official files, or the shipped set, to a store")
@@ -41,7 +43,7 @@ def build_parser() -> ArgumentParser:
         metavar="PATH",
         help="files or folders (none: the shipped set), or a store that HydraGNN wrote, which is not copied",
     )
-    convert.add_argument("--to", type=Path, metavar="DIR", help="the folder of all stores (stores)")
+    convert.add_argument("--to", type=Path, metavar="DIR", help="the folder of all stores (default: stores)")
     convert.add_argument(
         "--for",
         dest="form",
@@ -51,11 +53,17 @@ def build_parser() -> ArgumentParser:
     convert.add_argument("--cutoff", type=float, metavar="A", help="store neighbour lists up to A angstrom")
     convert.add_argument("--max-neighbours", type=int, metavar="N", help="list only the N nearest neighbours")
     convert.add_argument(
-        "--max-force", type=float, default=1000.0, metavar="F", help="largest force allowed, eV/angstrom"
+        "--max-force",
+        type=float,
+        default=1000.0,
+        metavar="F",
+        help="reject structures with larger forces, eV/angstrom (default: 1000)",
     )
-    convert.add_argument("--seed", type=int, default=SEED, help="seed of the split of the structures")
+    convert.add_argument(
+        "--seed", type=int, default=SEED, help=f"seed of the split into training, validation and test (default: {SEED})"
+    )
     convert.add_argument("--strict", action="store_true", help="stop at the first structure that cannot be used")
-    convert.add_argument("--workers", type=int, metavar="N", help="number of processes (all cores)")
+    convert.add_argument("--workers", type=int, metavar="N", help="number of processes (default: all cores)")
     convert.add_argument("-q", "--quiet", action="store_true", help="do not report progress")
 
     check = commands.add_parser("check", help="check official files without converting them, or check stores")

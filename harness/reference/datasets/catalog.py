@@ -65,9 +65,9 @@ class DatasetSource:
         level: The level of theory.
         energy_kind: "total" or "formation".
         zero_energy_state: The state of zero energy.
-        energy_range_ev_per_atom: The plausible range of the energy; it is wide if energies are compared with those of
-            free atoms (heaviest_all_electron > 0).
-        count: Number of structures; 0 for a part of another dataset.
+        energy_range_ev_per_atom: The plausible range of the energy; it excludes little if energies are also compared
+            with those of free atoms (heaviest_all_electron > 0).
+        count: Number of published structures; 0 for a part of another dataset.
         licence: The licence.
         citation: The publication.
         url: The page of the dataset.
@@ -108,7 +108,7 @@ class DatasetSource:
         return HEADS.index(self.head)
 
 
-def _omol(head: str, charges: str, count: int) -> DatasetSource:
+def _build_omol_source(head: str, charges: str, count: int) -> DatasetSource:
     return DatasetSource(
         head=head, format="aselmdb", energy_kind="total", zero_energy_state=_ELECTRONS, energy_range_ev_per_atom=_ANY,
         count=count, licence="CC-BY-4.0", level=_OMOL_LEVEL, heaviest_all_electron=LAST_BEFORE_ECP, molecular=True,
@@ -194,9 +194,9 @@ SOURCES: tuple[DatasetSource, ...] = (
         url="https://huggingface.co/datasets/facebook/OMAT24",
         fetch=f"{OPEN_CATALYST}omat/241018/omat/train/rattled-1000.tar.gz and the page's other archives; untar",
     ),
-    _omol("OMol25", "all", 100_000_000),
-    _omol("OMol25-neutral", "neutral", 0),
-    _omol("OMol25-non-neutral", "charged", 0),
+    _build_omol_source("OMol25", "all", 100_000_000),
+    _build_omol_source("OMol25-neutral", "neutral", 0),
+    _build_omol_source("OMol25-non-neutral", "charged", 0),
     DatasetSource(
         head="OPoly2026", format="aselmdb", energy_kind="total", zero_energy_state=_ELECTRONS,
         energy_range_ev_per_atom=_ANY, count=6_570_000, licence="CC-BY-4.0", level="wB97M-V/def2-TZVPD (ORCA)",

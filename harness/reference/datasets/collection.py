@@ -29,7 +29,7 @@ from harness.reference.storage.samples import (
     Samples,
 )
 from harness.reference.storage.sampling.sampler import SampleIndices
-from harness.reference.storage.schema import Record
+from harness.reference.storage.schema import Sample
 from harness.reference.storage.structure_codec import (
     EDGE_KEYS,
     REQUIRED_KEYS,
@@ -48,7 +48,7 @@ class Dataset:
     Attributes:
         name: The name of the dataset.
         head: Index of the head.
-        role: The name of the data in reports, such as "stand-in for MPTrj".
+        data_origin: The name of the data in reports, such as "stand-in for MPTrj".
         level: The level of theory.
         samples: The samples.
         references: The reference energies.
@@ -59,7 +59,7 @@ class Dataset:
 
     name: str
     head: int
-    role: str
+    data_origin: str
     level: str
     samples: Samples
     references: References
@@ -98,11 +98,11 @@ class DatasetCollection:
         """Load samples with their neighbours."""
         return self.build_graphs(indices, self.load_records(indices))
 
-    def load_records(self, indices: SampleIndices) -> list[Record]:
+    def load_records(self, indices: SampleIndices) -> list[Sample]:
         """Load samples as they are stored."""
         return self.samples.get(np.array(self.samples.starts)[indices.dataset] + indices.index)
 
-    def build_graphs(self, indices: SampleIndices, records: Sequence[Record]) -> list[NeighbourList]:
+    def build_graphs(self, indices: SampleIndices, records: Sequence[Sample]) -> list[NeighbourList]:
         """Return the neighbour lists of samples that have been loaded as records."""
         names = zip(indices.dataset.tolist(), indices.index.tolist(), records, strict=True)
         return [self._build_graph(self.datasets[d], k, record) for d, k, record in names]
@@ -121,7 +121,7 @@ class DatasetCollection:
             for d in self.datasets
         ]
 
-    def _build_graph(self, dataset: Dataset, index: int, record: Record) -> NeighbourList:
+    def _build_graph(self, dataset: Dataset, index: int, record: Sample) -> NeighbourList:
         structure = decode_structure(
             record,
             name=f"{dataset.name}/{index}",
@@ -155,7 +155,7 @@ def load_shipped(name: str, size_range: tuple[int, int] | None = None) -> Datase
     return Dataset(
         name,
         entry.branch,
-        entry.role,
+        entry.data_origin,
         level=entry.level,
         samples=_preload(table),
         references=references,
@@ -192,7 +192,7 @@ def load_shipped_splits(name: str, *, test_fraction: float, seed: int, limit: in
         split: Dataset(
             name,
             entry.branch,
-            entry.role,
+            entry.data_origin,
             level=entry.level,
             samples=_preload(table[split_index == k]),
             references=references,
@@ -233,8 +233,8 @@ def open_dataset(
     with BPFile(path) as file:
         facts = describe_store(file)
         limits = (file.attributes.get("cutoff_angstrom"), file.attributes.get("max_neighbours"))
-        edges = limits == (neighbour_spec.cutoff, neighbour_spec.max_neighbours)
-        candidates = (*REQUIRED_KEYS, "forces", *(EDGE_KEYS if edges else ()))
+        has_edges = limits == (neighbour_spec.cutoff, neighbour_spec.max_neighbours)
+        candidates = (*REQUIRED_KEYS, "forces", *(EDGE_KEYS if has_edges else ()))
         keys: Collection[str] = [k for k in candidates if k in REQUIRED_KEYS or k in file.keys(split)]
     samples: Samples = open_samples(path, split, mode, comm=comm, width=width, keys=keys, backend=backend)
     if left_out := facts.left_out.get(split):
@@ -242,11 +242,11 @@ def open_dataset(
     return Dataset(
         name=facts.source.slug,
         head=facts.source.branch,
-        role=facts.role,
+        data_origin=facts.data_origin,
         level=facts.level,
         samples=samples,
         references=facts.references,
-        has_edges=edges,
+        has_edges=has_edges,
         is_referenced=facts.energies == REFERENCED,
         has_forces="forces" in keys,
     )

@@ -31,15 +31,16 @@ def do_list(arguments: Namespace) -> int:
         return DONE
     print(f"{'dataset':<20} {'published':>11}  {'level of theory':<36} {'shipped':>7}  as")
     for entry in SOURCES:
-        mini = find_shipped_set(entry.slug)
+        shipped = find_shipped_set(entry.slug)
         count = f"{entry.count:,}" if entry.count else "a part"
-        print(f"{entry.slug:<20} {count:>11}  {entry.level:<36} {mini.count:>7,}  {mini.role}, {mini.level}")
+        origin = f"{shipped.data_origin}, {shipped.level}"
+        print(f"{entry.slug:<20} {count:>11}  {entry.level:<36} {shipped.count:>7,}  {origin}")
     return DONE
 
 
 def describe_source(entry: DatasetSource) -> str:
     """Return a description of a dataset in several lines."""
-    mini = find_shipped_set(entry.slug)
+    shipped = find_shipped_set(entry.slug)
     facts = {
         "format": entry.format,
         "files": entry.files,
@@ -51,7 +52,8 @@ def describe_source(entry: DatasetSource) -> str:
         "citation": entry.citation,
         "page": entry.url,
         "to fetch": entry.fetch,
-        "shipped": f"{mini.count:,} structures, {mini.role}: {mini.chemistry}; {mini.level}; {mini.licence}",
+        "shipped": f"{shipped.count:,} structures, {shipped.data_origin}: {shipped.chemistry}; {shipped.level};"
+        f" {shipped.licence}",
     }
     lines = [f"{entry.slug} (branch {entry.branch}, {entry.head})"]
     for name, text in facts.items():
@@ -137,7 +139,7 @@ def _convert_for_hydragnn(entry: DatasetSource, arguments: Namespace) -> int:
         if len(arguments.paths) > 1:
             raise InputError(f"{origin}: expected one store, or files")
         require_seal(origin)
-        _require_same(entry, origin)
+        _require_dataset_of_store(entry, origin)
         result = write_for_hydragnn(origin, target, make_progress(arguments.quiet))
     else:
         folder = target.with_name(f"{target.name}.origin")
@@ -158,7 +160,7 @@ def _convert_for_hydragnn(entry: DatasetSource, arguments: Namespace) -> int:
     return DONE
 
 
-def _require_same(entry: DatasetSource, path: Path) -> None:
+def _require_dataset_of_store(entry: DatasetSource, path: Path) -> None:
     from harness.reference.datasets.hydragnn.in_place import require_dataset
     from harness.reference.storage.adios.reader import BPFile
 
@@ -167,7 +169,7 @@ def _require_same(entry: DatasetSource, path: Path) -> None:
 
 
 def _convert_store(entry: DatasetSource, arguments: Namespace) -> int:
-    """Make a store of HydraGNN usable without copying or changing it."""
+    """Make a store that HydraGNN wrote usable without copying or changing it."""
     from harness.reference.datasets.hydragnn.in_place import convert_in_place
 
     unsupported = {
@@ -185,21 +187,21 @@ def _convert_store(entry: DatasetSource, arguments: Namespace) -> int:
 
 def summarize_conversion(facts: dict[str, object]) -> str:
     """Summarize a conversion in one line."""
-    about, c = facts["dataset"], facts["conversion"]
-    assert isinstance(about, dict)
+    dataset, c = facts["dataset"], facts["conversion"]
+    assert isinstance(dataset, dict)
     assert isinstance(c, dict)
     splits = ", ".join(f"{n:,} {name}" for name, n in c["splits"].items())
     left_out = ", ".join(f"{n:,} {kind}" for kind, n in c["excluded"].items())
     rate = "" if c["structures_per_s"] is None else f"; {c['structures_per_s']:,.0f}/s"
-    others = f"; {c['excluded_by_charge']:,} of other charges passed over" if c["excluded_by_charge"] else ""
-    others += "".join(f"; passed over: {what}: {n:,}" for what, n in c["skipped_files"].items())
+    others = f"; {c['excluded_by_charge']:,} with other charges skipped" if c["excluded_by_charge"] else ""
+    others += "".join(f"; skipped: {what}: {n:,}" for what, n in c["skipped_files"].items())
     empty = [name for name in SPLIT_NAMES.values() if name not in c["splits"]]
     if empty:
         others += f"; no {' and no '.join(empty)}, as there are too few groups to split"
     if c["duplicate_structures"]:
         others += f"; {c['duplicate_structures']:,} structures have the geometry of another and are in the same split"
     return (
-        f"{c['structures_written']:,} structures ({splits}) of {about['data_origin']} {about['level_of_theory']};"
+        f"{c['structures_written']:,} structures ({splits}) of {dataset['data_origin']} {dataset['level_of_theory']};"
         f" {'left out: ' + left_out if left_out else 'none left out'}{others}{rate}"
     )
 
@@ -233,7 +235,7 @@ def do_stats(arguments: Namespace) -> int:
 
 
 def list_stores(paths: list[Path]) -> list[Path]:
-    """Return the given stores and all stores in the given folders; raises InputError for a folder without stores."""
+    """Return the stores among the paths and those in folders among them; raises InputError for a folder without any."""
     stores: list[Path] = []
     for path in paths:
         inside = sorted(path.glob(f"*{STORE_ENDING}")) if path.suffix != STORE_ENDING else [path]

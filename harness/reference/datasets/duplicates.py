@@ -22,15 +22,15 @@ from harness.reference.datasets.splits import (
 )
 from harness.reference.storage.sampling.permutations import splitmix64
 
-# Structures count as equal if their N_LENGTHS lengths (see `splits.measure_shapes`) fall into the same bins of at least
-# one of N_LENGTHS + 1 shifted grids. Two values of a length that differ by less than GRID_SPACING / N_GRIDS are
-# separated by the border of at most one grid; so at least one grid separates no length of two structures that are equal
-# to within this tolerance.
+# A structure has N_LENGTHS lengths (see `splits.measure_shapes`). N_GRIDS grids, shifted against each other, divide the
+# lengths into bins; structures count as equal if, in at least one grid, all their lengths are in the same bins. Lengths
+# of two structures that differ by less than GRID_SPACING / N_GRIDS are in different bins of at most one grid each. As
+# there is one grid more than lengths, structures that are equal to within this tolerance are always recognized.
 N_GRIDS = N_LENGTHS + 1
 GRID_SPACING = 5e-4  # angstrom
 MAX_STRUCTURES = 500_000  # number of structures that are compared at a time, which limits the memory
-# The fingerprint of a structure. `group_hash` is the hash of its group, which decides its split (`splits.hash_groups`);
-# `forces` is whether the structure has forces.
+# The fingerprint of a structure. `group_hash` decides its split (`splits.hash_groups`); `forces` is whether the
+# structure has forces.
 FINGERPRINT = np.dtype([("composition", "<u8"), ("lengths", "<f4", N_LENGTHS), ("group_hash", "<u8"), ("forces", "?")])
 Fingerprints = NDArray[np.void]
 GroupHashes = NDArray[np.uint64]
@@ -42,7 +42,7 @@ class Repeats:
 
     Attributes:
         count: Number of structures whose geometry is that of an earlier structure.
-        links: [l, 2] pairs of groups (by their hashes) that contain equal structures.
+        links: [l, 2] hashes of pairs of groups that contain equal structures.
     """
 
     count: int
@@ -50,7 +50,12 @@ class Repeats:
 
 
 def compute_fingerprints(table: StructureTable, *, seed: int) -> Fingerprints:
-    """Return the fingerprint of every structure, [g]; seed: that of the split."""
+    """Return the fingerprint of every structure, [g].
+
+    Args:
+        table: The structures.
+        seed: Seed of the split.
+    """
     shapes = measure_shapes(table)
     fingerprints = np.empty(len(table), dtype=FINGERPRINT)
     fingerprints["composition"], fingerprints["lengths"] = shapes.composition, shapes.lengths
@@ -64,7 +69,7 @@ def sort_fingerprints(fingerprints: Fingerprints) -> Fingerprints:
 
 
 def find_repeats(parts: Sequence[Fingerprints]) -> Repeats:
-    """Find equal structures, one range of compositions at a time, so that the memory is bounded.
+    """Find equal structures, one range of compositions at a time to bound the memory.
 
     Args:
         parts: Fingerprints, each part sorted by `sort_fingerprints`.
@@ -104,7 +109,11 @@ def label_equal(composition: NDArray[np.uint64], lengths: NDArray[np.float32]) -
 def unite_groups(links: GroupHashes) -> tuple[GroupHashes, GroupHashes]:
     """Return the hashes of all linked groups, sorted, and for each the hash that decides the common split, [k] each.
 
-    The choice of this hash depends on the hashes of the linked groups alone, and favours no split.
+    Linked groups share a split. The choice of the hash that decides it depends on the linked groups alone, and favours
+    no split.
+
+    Args:
+        links: [l, 2] hashes of pairs of groups.
     """
     hashes, position = np.unique(links, return_inverse=True)
     first, second = position.reshape(-1, 2).T
@@ -139,7 +148,7 @@ class SplitAssignment:
     """The assignment of groups to splits.
 
     Attributes:
-        exceptions: [k] sorted hashes of the groups that `assign_by_hash` does not decide.
+        exceptions: [k] sorted hashes of the groups whose split `assign_by_hash` does not decide.
         splits: [k] the splits of these groups, as positions in SPLITS.
         shares: The shares of the splits, for all other groups.
     """
@@ -149,7 +158,7 @@ class SplitAssignment:
     shares: tuple[float, ...] = SHARES
 
     def find_splits(self, hashes: GroupHashes) -> NDArray[np.int64]:
-        """Return the split of each group, as a position in SPLITS, [g]; hashes: [g]."""
+        """Return the split of each group, as a position in SPLITS, [g], by the hashes of the groups, [g]."""
         result = assign_by_hash(hashes, self.shares)
         if len(self.exceptions):
             k = np.minimum(np.searchsorted(self.exceptions, hashes), len(self.exceptions) - 1)
@@ -165,7 +174,7 @@ def assign_splits(
 
     Args:
         parts: Fingerprints of all structures.
-        links: [l, 2] pairs of groups that contain equal structures.
+        links: [l, 2] hashes of pairs of groups that contain equal structures.
         fill: Whether groups may be moved into a split that would be empty.
         shares: The approximate share of the groups in each split.
     """

@@ -1,4 +1,4 @@
-"""Downloads of official files that have a public address; a download resumes after a broken connection."""
+"""Download official files that have a public address; a download resumes after a broken connection."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fetch(download: Download, folder: Path, progress: ProgressCallback) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / download.name
     if path.is_file():
-        if fault := _find_fault(download, path, is_new=False):
+        if fault := _describe_fault(download, path, is_new=False):
             raise InputError(f"{path}: this file {fault}; remove it and run the same command again")
         return path
     partial = folder / (download.name + ".part")
@@ -59,7 +59,7 @@ def fetch(download: Download, folder: Path, progress: ProgressCallback) -> Path:
         raise InputError(
             f"{download.url}: {reason}; the part received so far is kept, run the same command again to continue"
         ) from None
-    if fault := _find_fault(download, partial, is_new=True):
+    if fault := _describe_fault(download, partial, is_new=True):
         discard_partial(partial)
         raise InputError(f"{download.url}: the downloaded file {fault}; it was deleted")
     os.replace(partial, path)
@@ -71,8 +71,8 @@ def _to_short_line(reason: object) -> str:
     return " ".join(str(reason).split())[:200]
 
 
-def _find_fault(download: Download, path: Path, *, is_new: bool) -> str:
-    """Return the problem of a complete file, or ""; only new files are hashed, as this takes long."""
+def _describe_fault(download: Download, path: Path, *, is_new: bool) -> str:
+    """Return what is wrong with a complete file, as the end of a sentence, or ""; only new files are hashed (slow)."""
     size, kind = path.stat().st_size, Path(download.name).suffix
     if not size:
         return "is empty"
@@ -132,7 +132,7 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
 
 
 def receive(download: Download, partial: Path, progress: ProgressCallback) -> None:
-    """Append the missing part of a file; return only if the server confirms that the file is complete.
+    """Append the rest of a file to a partial download; return only if the server confirms that the file is complete.
 
     Raises InputError if the answer is not the file, and an error of urllib if the connection breaks.
     """
@@ -149,13 +149,13 @@ def receive(download: Download, partial: Path, progress: ProgressCallback) -> No
 
 
 def discard_partial(partial: Path) -> None:
-    """Delete a partial download."""
-    for path in (partial, _version_path(partial)):
+    """Delete a partial download and the record of its version."""
+    for path in (partial, _build_version_path(partial)):
         path.unlink(missing_ok=True)
 
 
-def _version_path(partial: Path) -> Path:
-    """Return the path of the ETag of a partial download, which identifies its version."""
+def _build_version_path(partial: Path) -> Path:
+    """Return the path of the file with the ETag of a partial download, which identifies its version."""
     return partial.with_name(partial.name + ".version")
 
 
@@ -176,13 +176,13 @@ def _receive_rest(download: Download, partial: Path, offset: int, progress: Prog
         if total is not None and download.size not in (None, total):
             raise InputError(f"{download.url}: the server offers {total} bytes, the published file has {download.size}")
         _check_room(partial.parent, (total or 0) - offset)
-        _version_path(partial).write_text(tag, encoding="utf-8")
+        _build_version_path(partial).write_text(tag, encoding="utf-8")
         _copy(download, response, partial, offset=offset, total=total or download.size, progress=progress)
 
 
 def _reject_other_version(download: Download, partial: Path, tag: str, total: int | None) -> None:
-    """Delete the first part and raise InputError if the file on the server is another version."""
-    version = _version_path(partial)
+    """Delete the partial download and raise InputError if the server has another version of the file."""
+    version = _build_version_path(partial)
     before = version.read_text(encoding="utf-8") if version.exists() else ""
     if (before and tag and before != tag) or (total is not None and total < partial.stat().st_size):
         discard_partial(partial)
@@ -227,11 +227,13 @@ def _reject_other_content(download: Download, response: http.client.HTTPResponse
         )
     coding = response.headers.get("Content-Encoding", "identity").lower()
     if coding != "identity":
-        raise InputError(f"{download.url}: the server sends the file in the coding {coding!r}, which was not requested")
+        raise InputError(
+            f"{download.url}: the server sends the file with the content encoding {coding!r}, which was not requested"
+        )
 
 
 def _reject_unknown_end(download: Download, response: http.client.HTTPResponse, total: int | None) -> None:
-    """Raise InputError if a truncated file could not be recognized."""
+    """Raise InputError if the response has neither a length nor a checksum by which a truncated file is recognized."""
     is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
     if total is None and not is_chunked and download.md5 is None and download.size is None:
         raise InputError(

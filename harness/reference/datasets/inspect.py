@@ -32,7 +32,7 @@ from harness.reference.datasets.hydragnn.stores import (
     require_seal,
 )
 from harness.reference.datasets.parsing.base import FileChunk, ProgressCallback
-from harness.reference.datasets.parsing.paths import count_passed_over, reject_copies
+from harness.reference.datasets.parsing.paths import count_skipped_files, reject_copies
 from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check_structures
 from harness.reference.datasets.splits import hash_texts
 from harness.reference.errors import InputError
@@ -41,7 +41,6 @@ from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.schema import is_finite
 from harness.reference.storage.structure_codec import decode_text
 
-STEP = 1024
 OUTLIERS = {
     "outlier": "that the dataset's authors flag as such",
     "force norm": f"with forces of {MAX_FORCE:g} eV/angstrom or more",
@@ -55,7 +54,7 @@ class Report:
     """The result of a check.
 
     Attributes:
-        text: The findings in lines.
+        text: The findings, in one or more lines.
         faults: Number of faults; at least 1 if no structure can be used.
     """
 
@@ -75,13 +74,13 @@ class _Findings:
     example_counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, fault: RejectedStructure, path: Path) -> None:
-        """Count a structure that cannot be used, and keep the first few of each kind as examples."""
+        """Count a structure that cannot be used, and add it to the examples if it is among the first of its kind."""
         self.faults[fault.kind] += fault.count
         self.labels.add_rejection(fault)
         self.add_example(fault.kind, f"{path.name}: {fault.where}: {fault.reason}")
 
     def add_example(self, kind: str, text: str) -> None:
-        """Keep an example, up to a few of each kind."""
+        """Add an example, unless there are MAX_EXAMPLES of its kind."""
         self.example_counts[kind] += 1
         if self.example_counts[kind] <= MAX_EXAMPLES:
             self.examples.append(f"  {sanitize_line(text)}")
@@ -101,7 +100,7 @@ def inspect_files(entry: DatasetSource, paths: Sequence[Path], progress: Progres
             findings.faults[UNREADABLE] += 1
             findings.add_example(UNREADABLE, str(error))
         progress(number + 1, len(parts), "parts read")
-    return _build_report(entry, findings, count_passed_over(paths, parts), is_official=official is not None)
+    return _build_report(entry, findings, count_skipped_files(paths, parts), is_official=official is not None)
 
 
 def _count_item(
@@ -126,10 +125,12 @@ def _count_item(
             findings.add(fault, part.path)
 
 
-def _build_report(entry: DatasetSource, findings: _Findings, passed_over: Counter[str], *, is_official: bool) -> Report:
+def _build_report(
+    entry: DatasetSource, findings: _Findings, skipped_files: Counter[str], *, is_official: bool
+) -> Report:
     """Return the report on official files or a shipped set."""
-    unforced = findings.labels.without["forces"]
-    usable = findings.sound - (unforced if unforced < findings.sound else 0)
+    without_forces = findings.labels.without["forces"]
+    usable = findings.sound - (without_forces if without_forces < findings.sound else 0)
     lacking = [label for label in entry.labels if is_official and 0 < findings.sound == findings.labels.without[label]]
     unusable = set(lacking) & REQUIRED_LABELS or (findings.labels.find_hint("charge") and "spin" in entry.labels)
     lines = read_part.describe_missing_labels(findings.labels, entry.labels)
@@ -137,8 +138,8 @@ def _build_report(entry: DatasetSource, findings: _Findings, passed_over: Counte
         _describe_outliers(findings.faults[kind], text) for kind, text in OUTLIERS.items() if findings.faults[kind]
     ]
     if findings.other_charges:
-        lines.append(f"{read_part.format_count(findings.other_charges)} of other charges passed over")
-    lines += [f"passed over: {what}: {n:,}" for what, n in passed_over.items()]
+        lines.append(f"{read_part.format_count(findings.other_charges)} with other charges skipped")
+    lines += [f"skipped: {what}: {n:,}" for what, n in skipped_files.items()]
     counted = ", ".join(f"{n:,} {kind}" for kind, n in findings.faults.most_common())
     clean = "nothing is wrong with the rest" if not (lacking or unusable) and usable else "no other fault was found"
     summary = f"{entry.slug}: {usable:,} structures can be used; {counted or clean}"
@@ -152,7 +153,7 @@ def _describe_outliers(count: int, text: str) -> str:
 
 
 def _is_usual(kind: str, count: int, findings: _Findings) -> bool:
-    """Return whether intact official files may hold this many rejected structures of a kind."""
+    """Return whether intact official files may hold this number of rejected structures of a kind."""
     if kind in REJECTED_BY_SOURCE:
         return True
     return kind in OUTLIERS and count <= MAX_OUTLIER_SHARE * (findings.sound + findings.faults.total())
@@ -161,7 +162,7 @@ def _is_usual(kind: str, count: int, findings: _Findings) -> bool:
 def inspect_store(path: Path, progress: ProgressCallback) -> Report:
     """Read a whole store, and check its checksums, values and ids."""
     if is_bp_folder(path) and not get_inner_seal_paths(path)[0].exists():
-        return _inspect_original(path, progress)
+        return _inspect_hydragnn_store(path, progress)
     with BPFile(path) as file:
         file.verify()
         faults, ids = Counter[str](), [np.zeros(0, dtype=np.uint64)]
@@ -173,7 +174,7 @@ def inspect_store(path: Path, progress: ProgressCallback) -> Report:
                     if column.values.dtype.kind == "f" and not is_finite(name, column.values):
                         faults[f"{label}/{name} not finite"] += 1
                 if "id" in block.columns:
-                    ids.append(hash_texts(np.array([decode_text(record["id"]) for record in block.records()])))
+                    ids.append(hash_texts(np.array([decode_text(record["id"]) for record in block.iter_samples()])))
                 count += block.samples
                 progress(count, total, "samples read")
         names = np.concatenate(ids)
@@ -184,7 +185,7 @@ def inspect_store(path: Path, progress: ProgressCallback) -> Report:
     return Report(summary, faults.total() or int(not total))
 
 
-def _inspect_original(path: Path, progress: ProgressCallback) -> Report:
+def _inspect_hydragnn_store(path: Path, progress: ProgressCallback) -> Report:
     """Examine a store that HydraGNN wrote."""
 
     def find_expected_source(name: object) -> DatasetSource | None:
@@ -214,7 +215,7 @@ def summarize_store(path: Path) -> str:
         statistics = _format_statistics(facts.statistics)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: its statistics are damaged; convert it again") from None
-    return f"{facts.source.slug} ({facts.role}, {facts.level}): {total:,} structures {statistics}"
+    return f"{facts.source.slug} ({facts.data_origin}, {facts.level}): {total:,} structures {statistics}"
 
 
 def _format_statistics(statistics: Mapping[str, Any]) -> str:

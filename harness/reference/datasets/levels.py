@@ -1,8 +1,8 @@
 """Levels of theory: functions from a structure to its energy and forces, in eV and eV/angstrom.
 
-tblite: Ehlert et al., GFN1-xTB (Grimme, Bannwarth, Shushkov, JCTC 13, 1989 (2017)) and GFN2-xTB (Bannwarth, Ehlert,
-Grimme, JCTC 15, 1652 (2019)). PySCF: Sun et al., J. Chem. Phys. 153, 024109 (2020). GPAW: Mortensen et al.,
-J. Chem. Phys. 160, 092503 (2024).
+tblite (https://github.com/tblite/tblite) computes GFN1-xTB (Grimme, Bannwarth, Shushkov, JCTC 13, 1989 (2017)) and
+GFN2-xTB (Bannwarth, Ehlert, Grimme, JCTC 15, 1652 (2019)). PySCF (Sun et al., J. Chem. Phys. 153, 024109 (2020)) and
+GPAW (Mortensen et al., J. Chem. Phys. 160, 092503 (2024)) compute DFT.
 """
 
 from __future__ import annotations
@@ -48,10 +48,15 @@ class LevelOfTheory:
 
 
 def count_unpaired_electrons(structure: Structure) -> int:
-    """Return the unpaired electrons from the multiplicity, or else by parity; ValueError if they are impossible."""
+    """Return the number of unpaired electrons from the multiplicity, or from the parity if the multiplicity is unknown.
+
+    Raises ValueError if the number of electrons does not allow the multiplicity.
+    """
     odd = int(structure.numbers.sum() - structure.charge) % 2
     if structure.multiplicity and structure.multiplicity % 2 == odd:
-        raise ValueError(f"{structure.name}: no multiplicity of {structure.multiplicity} with its electrons")
+        raise ValueError(
+            f"{structure.name}: a multiplicity of {structure.multiplicity} is impossible for its number of electrons"
+        )
     return structure.multiplicity - 1 if structure.multiplicity else odd
 
 
@@ -84,7 +89,7 @@ def compute_xtb(structure: Structure, method: str, kelvin: float = 300.0) -> Lab
     return _check_finite(result.get("energy") * HARTREE_EV, -result.get("gradient") * HARTREE_EV / BOHR_ANGSTROM)
 
 
-def compute_gaussian(structure: Structure, functional: str, basis: str) -> Labels:
+def compute_gaussian_basis_dft(structure: Structure, functional: str, basis: str) -> Labels:
     """Compute energy and forces by Kohn-Sham DFT in a Gaussian basis with density fitting.
 
     Open shells are unrestricted; def2 basis sets have effective core potentials (ECP) from rubidium on.
@@ -107,7 +112,7 @@ def compute_gaussian(structure: Structure, functional: str, basis: str) -> Label
     return _check_finite(energy * HARTREE_EV, -field.nuc_grad_method().kernel() * HARTREE_EV / BOHR_ANGSTROM)
 
 
-def compute_plane_waves(structure: Structure, functional: str, cutoff: float) -> Labels:
+def compute_plane_wave_dft(structure: Structure, functional: str, cutoff: float) -> Labels:
     """Compute energy and forces by spin-paired DFT with PAW and plane waves up to the cutoff in eV."""
     from ase import Atoms
     from gpaw import GPAW, PW, FermiDirac, KohnShamConvergenceError
@@ -149,16 +154,16 @@ GFN1_METAL = LevelOfTheory(
 WB97X = LevelOfTheory(
     "wB97X/6-31G*, density fitting, PySCF grid level 2",
     ("pyscf",),
-    partial(compute_gaussian, functional="wb97x", basis="6-31g*"),
+    partial(compute_gaussian_basis_dft, functional="wb97x", basis="6-31g*"),
 )
 PBE0 = LevelOfTheory(
     "PBE0/def2-SVP without dispersion, density fitting, PySCF grid level 2",
     ("pyscf",),
-    partial(compute_gaussian, functional="pbe0", basis="def2-svp"),
+    partial(compute_gaussian_basis_dft, functional="pbe0", basis="def2-svp"),
 )
 PBE_PAW = LevelOfTheory(
     "PBE (GPAW), PAW plane waves to 400 eV, "
     f"k-grid of round({POINTS_ANGSTROM} A / length) points with Gamma, spin-paired",
     ("gpaw", "gpaw-data"),
-    partial(compute_plane_waves, functional="PBE", cutoff=400.0),
+    partial(compute_plane_wave_dft, functional="PBE", cutoff=400.0),
 )

@@ -24,7 +24,7 @@ UNDETERMINED_SHARE = 1e-4
 
 
 class ElementState(IntEnum):
-    """Whether a dataset determines an element's energy: not at all, only in sums with other elements, or uniquely."""
+    """How well a dataset determines an element's energy: not at all, only in sums with other elements, or uniquely."""
 
     ABSENT = 0
     UNDETERMINED = 1
@@ -116,7 +116,12 @@ class StreamingLeastSquares:
     """
 
     def __init__(self, *, per_atom: bool = True) -> None:
-        """Fit energies per atom, or total energies, in which large structures have more weight, as HydraGNN does."""
+        """Start a fit without structures.
+
+        Args:
+            per_atom: Whether energies per atom are fitted; otherwise total energies, as HydraGNN does, in whose fit
+                large structures have more weight.
+        """
         self.factor: Array = np.zeros((0, ELEMENT_SLOTS + 1))
         self.structures = 0
         self._per_atom = per_atom

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "shipped"
 TABLE = "sets.yaml"
-# sets that are a part of another set: the name of the other set, and whether the part is the neutral structures
+# sets whose structures are in the file of another set: the name of that set, and whether they are its neutral ones
 CHARGE_VIEWS = {"omol25-neutral": ("omol25", True), "omol25-non-neutral": ("omol25", False)}
 
 
@@ -66,8 +66,8 @@ class ShippedSet:
         return HEADS.index(self.head)
 
     @property
-    def role(self) -> str:
-        """The name of the set in reports."""
+    def data_origin(self) -> str:
+        """The name of the set in reports, such as "stand-in for MPTrj"."""
         return f"sample of {self.head}" if self.sample else f"stand-in for {self.head}"
 
     @property

@@ -1,4 +1,4 @@
-"""Splits by the names of groups, and fingerprints by which equal structures are found: a composition and nine lengths.
+"""Splits by hashes of group names, and fingerprints of structures, a composition and nine lengths, to find equal ones.
 
 The lengths do not change under rotation, translation, reflection (a mirror image has the same energy) and exchange of
 equal atoms, nor, in a periodic structure, with the origin, the choice of lattice vectors and the size of the supercell.
@@ -40,13 +40,13 @@ def hash_texts(texts: NDArray[np.str_], salt: str = "") -> NDArray[np.uint64]:
 
 
 def hash_groups(groups: NDArray[np.str_], *, seed: int = SEED) -> NDArray[np.uint64]:
-    """Return the hash of each group, [k]: of its name and the seed, in 0 .. 2**64."""
+    """Return the hash of the name of each group and the seed, [k], uniform in 0 .. 2**64."""
     names, position = np.unique(groups, return_inverse=True)
     return hash_texts(names, f"split {seed}")[position]
 
 
 def assign_by_hash(hashes: NDArray[np.uint64], shares: Sequence[float] = SHARES) -> NDArray[np.int64]:
-    """Return the split of each group, as a position in SPLITS, [k]; hashes: [k] from `hash_groups`."""
+    """Return the split of each group, as a position in SPLITS, [k], by its hash from `hash_groups`, [k]."""
     return np.searchsorted(np.cumsum(shares)[:-1], hashes.astype(np.float64) / 2.0**64, side="right")
 
 
@@ -73,10 +73,10 @@ _INTEGRALS = [Legendre.basis(k, domain=[0, 1]).integ(lbnd=0) * (2 * k + 1) ** 0.
 
 @dataclass(frozen=True)
 class StructureShapes:
-    """The fingerprints of g structures.
+    """What fingerprints of g structures compare: the composition, and lengths that describe the geometry.
 
     Attributes:
-        composition: [g] hash of the composition.
+        composition: [g] hash of the composition, charge, multiplicity and number of periodic directions.
         lengths: [g, 9] angstrom, NaN if a structure is too dense to be measured.
     """
 
@@ -97,7 +97,7 @@ def measure_shapes(table: StructureTable) -> StructureShapes:
 
 
 def _hash_compositions(table: StructureTable, periodic: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Hash composition (of a periodic structure in lowest terms), charge, multiplicity and periodic directions, [g]."""
+    """Hash composition (in lowest terms if periodic), charge, multiplicity and number of periodic directions, [g]."""
     counts = count_elements(table)
     counts[periodic] //= np.gcd.reduce(counts[periodic], axis=1, keepdims=True)
     elements = (counts.astype(np.uint64) @ _CODES).view(np.int64)
@@ -128,7 +128,9 @@ def _measure_all_pairs(positions: Array, weights: Array) -> Array:
     near[:, diagonal, diagonal] = 0.0
     near *= near
     far = np.sqrt(1.0 + squared) @ (weights[..., 2:] / weights[..., 2:].sum(axis=1, keepdims=True))
-    return np.concatenate([_convert(near @ weights[..., :1]), _convert(near**3 @ weights[..., 1:2]), far], axis=-1)
+    return np.concatenate(
+        [_convert_to_length(near @ weights[..., :1]), _convert_to_length(near**3 @ weights[..., 1:2]), far], axis=-1
+    )
 
 
 def _measure_surroundings(table: StructureTable) -> Array:
@@ -149,14 +151,14 @@ def _measure_surroundings(table: StructureTable) -> Array:
     off_centre = np.sqrt(asymmetry[0] ** 2 + asymmetry[1] ** 2 + asymmetry[2] ** 2) / (1.0 + nearest)
     lengths = [
         spacing,
-        *_expand_in_polynomials(_convert(around), table, degrees=3).T,
-        *_expand_in_polynomials(_convert(nearest), table, degrees=2).T,
+        *_expand_in_polynomials(_convert_to_length(around), table, degrees=3).T,
+        *_expand_in_polynomials(_convert_to_length(nearest), table, degrees=2).T,
         *_expand_in_polynomials(off_centre, table, degrees=3).T,
     ]
     return np.where(is_measured[:, None], np.column_stack(lengths), np.nan)
 
 
-def _convert(neighbours: Array) -> Array:
+def _convert_to_length(neighbours: Array) -> Array:
     """Convert a weighted number of neighbours into a length that changes by about as much as the distances."""
     return RADIUS / 4.0 * np.log1p(neighbours)
 

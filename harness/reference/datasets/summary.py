@@ -94,12 +94,12 @@ class Histogram:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data: non-empty bins as [k, count], bin k from 2 ** (k / bins_per_octave) to the next edge."""
-        places = np.flatnonzero(self.counts) - BINS_PER_SIGN
+        used_bins = np.flatnonzero(self.counts) - BINS_PER_SIGN
         bins = {
             sign: [
-                [abs(int(p)) - 1 + OCTAVES[0] * PER_OCTAVE, int(self.counts[p + BINS_PER_SIGN])]
-                for p in places
-                if p * direction > 0
+                [abs(int(k)) - 1 + OCTAVES[0] * PER_OCTAVE, int(self.counts[k + BINS_PER_SIGN])]
+                for k in used_bins
+                if k * direction > 0
             ]
             for sign, direction in (("negative", -1), ("positive", 1))
         }
@@ -247,7 +247,7 @@ class Statistics:
         return self.sizes, self.energy, self.forces, self.stress
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data for the notes of a store, which `from_json` reads."""
+        """Return plain data for the attributes of a store, which `from_json` reads."""
         return {
             "structures": self.sizes.number,
             "atoms": int(self.atoms_of.sum()),

@@ -1,4 +1,4 @@
-"""Structures from ASE objects and from files of the user, with charge and multiplicity."""
+"""Structures from ASE objects and from files of the user, with their charge and multiplicity."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def structure_from_ase(atoms: Atoms, name: str) -> Structure:
 
 
 def read_electronic_state(info: Mapping[str, Any], name: str = "atoms") -> tuple[int, int]:
-    """Return (charge, multiplicity 2S + 1); a value that `info` does not contain is 0, which for S means unknown.
+    """Return (charge, multiplicity 2S + 1), or 0 for a value that `info` lacks; a multiplicity of 0 means unknown.
 
     Raises:
         InputError: A value is not a whole number within -100..100 (charge) or 0..100 (multiplicity), or two names

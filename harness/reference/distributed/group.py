@@ -110,7 +110,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def select_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
-    """Select the device with the number (local rank modulo the number of visible devices), and return it.
+    """Select and return the device whose number is the local rank modulo the number of visible devices.
 
     Args:
         kind: One of DEVICES.

@@ -51,7 +51,7 @@ class Launcher:
         rank: Variables that may hold the rank.
         size: Variables that may hold the number of ranks.
         local_rank: Variables that may hold the rank within the node.
-        step: Variable with the step id, for a launcher that starts steps that are not ranks too.
+        step: Variable with the step id, for a launcher that also starts steps without ranks.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Other implementations: a checkout of their code, and what runs in their environment."""
+"""Run the code of other implementations: find their checkout, start their processes, and adapt their programs."""

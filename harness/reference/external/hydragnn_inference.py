@@ -1,7 +1,7 @@
-"""The inference stages of a checkout of HydraGNN, as an adapter of the process of a potential.
+"""An adapter of HydraGNN's inference stages, which `harness.reference.potentials.worker` loads in its process.
 
-The file is imported in the environment of HydraGNN, and imports nothing of the harness. What it measures is done by
-HydraGNN's own functions and timers; stages that are exact skip no branch.
+This module runs in the environment of HydraGNN, where the harness cannot be imported. HydraGNN's own functions compute
+the predictions, and HydraGNN's own timers measure them. Only the stage branch_skip leaves out branches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch_geometric.data import Batch, Data  # type: ignore[import-untyped]
 ENCODER_REUSE = {"encoder_reuse": True}
 FUSED = {**ENCODER_REUSE, "fused_energy_grad": True}
 BATCHED = {**FUSED, "batched_decoder": True}
-# The options of run_fused_inference by stage; branch_skip also has a threshold.
+# The options of HydraGNN's run_fused_inference for each stage; branch_skip also has a threshold.
 STAGES: dict[str, dict[str, Any]] = {
     "baseline": {},
     "encoder_reuse": ENCODER_REUSE,
@@ -35,23 +35,24 @@ STAGES: dict[str, dict[str, Any]] = {
     "torch_compile": BATCHED,
     "tuned_allocator": BATCHED,
 }
-COMPILED = ("torch_compile", "tuned_allocator")
-ELEMENTS = 118
+COMPILED_STAGES = ("torch_compile", "tuned_allocator")
+N_ELEMENTS = 118
+# The packages whose versions are recorded.
 PACKAGES = ("torch", "torch_geometric", "torch_scatter", "e3nn", "numpy")
 
 
 class FusedInference:
-    """A model of HydraGNN and its gate, and a batch that its stages run on.
+    """A HydraGNN model with its gate, and the batch on which its inference stages run.
 
     Args:
-        config: What config.json of a checkpoint holds.
-        checkpoint: A file of weights; None for those with which HydraGNN initializes a model.
-        gate: A file of the gate's weights, or a mapping for a gate that is set by hand: `sizes` of its hidden layers,
-            and the constant `logits` of the branches.
-        skip_threshold: The mean weight below which branch_skip leaves a branch out.
+        config: The content of the checkpoint's config.json.
+        checkpoint: The path of the weights; None: the weights with which HydraGNN initializes a model.
+        gate: The path of the gate's weights, or a mapping that describes a fixed gate: the `sizes` of its hidden
+            layers, and the constant `logits` of the branches.
+        skip_threshold: The mean weight below which the stage branch_skip leaves out a branch.
         precision: fp64, fp32 or bf16.
-        seed: Seed of the weights.
-        allocator: A file with a function that sets the mode of glibc's allocator.
+        seed: The seed of the initial weights.
+        allocator: The path of a Python module with the function `set_allocator_mode`, which tunes glibc's allocator.
     """
 
     properties = ("energy", "forces")
@@ -61,24 +62,24 @@ class FusedInference:
         precision: str, seed: int, allocator: str,
     ) -> None:  # fmt: skip
         self.skip_threshold, self.checkpoint = skip_threshold, checkpoint
-        self.allocator = load_file(allocator)
+        self.allocator = import_file(allocator)
         torch.manual_seed(seed)
         with tempfile.TemporaryDirectory() as folder:
             write_model(Path(folder), config, checkpoint)
             write_gate(Path(folder) / "mlp_weights", gate)
             (
-                self.model, self.mlp, _, self.device, self.autocast, self.dtype, self.branches, self.mlp_device,
-                self.mlp_autocast, self.is_unified, *_,
+                self.model, self.gate, _, self.device, self.autocast, self.dtype, self.branches, self.gate_device,
+                self.gate_autocast, self.is_unified, *_,
             ) = inference_fused.load_fused_stack(folder, precision_override=precision)  # fmt: skip
-        self.compiled: Any = None
+        self.compiled_model: Any = None
         self.structures: list[Data] = []
 
     def find_module(self) -> Any:
-        """Return the model."""
+        """Return the model, from which the worker reads the number and the type of the weights."""
         return self.model
 
     def describe(self) -> dict[str, Any]:
-        """Return where and with what the model runs."""
+        """Return the device, the threads, the sizes of the model and the versions of the packages."""
         on_device = self.device.type != "cpu"
         return {
             "device": self.device.type,
@@ -86,14 +87,14 @@ class FusedInference:
             "threads": torch.get_num_threads(),
             "branches": self.branches,
             "parameters": sum(p.numel() for p in self.model.parameters())
-            + sum(p.numel() for p in self.mlp.parameters()),
+            + sum(p.numel() for p in self.gate.parameters()),
             "vector_bias": any(name.endswith("update_U.bias") for name in self.model.state_dict()),
             "packages": {name: version for name in PACKAGES if (version := find_version(name))},
         }
 
     def set_batch(self, structures: list[dict[str, Any]]) -> dict[str, Any]:
-        """Set the structures that stages run on, and return the seconds that it takes to collate and to move them."""
-        self.structures = [build_data(s) for s in structures]
+        """Set the batch on which the stages run, and return the seconds of its collation and of its transfer."""
+        self.structures = [convert_structure(s) for s in structures]
         started = time.perf_counter()
         batch = Batch.from_data_list(self.structures)
         collated = time.perf_counter()
@@ -102,66 +103,67 @@ class FusedInference:
         return {"collation_s": collated - started, "transfer_s": time.perf_counter() - collated}
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait until the device has finished all its work."""
         if self.device.type != "cpu":
             torch.get_device_module(self.device).synchronize()
 
-    def complete(self) -> dict[str, Any]:
-        """Predict once, and load a checkpoint again, strictly.
+    def create_lazy_layers(self) -> dict[str, Any]:
+        """Predict once, then load the checkpoint again, now with every weight.
 
-        HydraGNN creates some layers in the first prediction; what a checkpoint holds of them is left out before.
+        HydraGNN creates some layers only in the first prediction, so its loader has skipped their weights.
 
         Raises:
-            RuntimeError: the checkpoint is not that of this model.
+            RuntimeError: The checkpoint does not fit this model.
         """
-        self.run(FUSED, self.model)
+        self.run_inference(FUSED, self.model)
         if self.checkpoint is not None:
             state = torch.load(self.checkpoint, map_location=self.device)["model_state_dict"]
             self.model.load_state_dict(state, strict=True)
         return {}
 
     def count_flops(self, stage: str) -> dict[str, Any]:
-        """Return the floating-point operations of the matrix products of a stage, without compilation."""
+        """Return the number of floating-point operations in the matrix products of a stage, without compilation."""
         with FlopCounterMode(display=False) as counter:
-            self.run(STAGES[stage], self.model)
+            self.run_inference(STAGES[stage], self.model)
         return {"flops": float(counter.get_total_flops())}
 
     def predict_stage(self, stage: str) -> dict[str, Any]:
         """Run a stage on the batch.
 
         Returns:
-            device_s, the time by HydraGNN's timer; energies and forces, by structure; weights of the branches.
+            device_s: the seconds by HydraGNN's timer; energies [g] (eV); forces [n, 3] (eV/angstrom); dtype: the type
+            of the forces; weights: the weights of the branches, [g, branches].
         """
         if self.device.type == "cpu":
             self.allocator.set_allocator_mode("tuned" if stage == "tuned_allocator" else "default")
         options, model = STAGES[stage], self.model
-        if stage in COMPILED:
-            if self.compiled is None:
+        if stage in COMPILED_STAGES:
+            if self.compiled_model is None:
                 options = {**options, "compile_encoder": True}
-                self.compiled = copy.deepcopy(self.model)  # HydraGNN replaces its layers by compiled ones
-            model = self.compiled
+                self.compiled_model = copy.deepcopy(self.model)  # HydraGNN replaces the layers by compiled ones
+            model = self.compiled_model
         threshold = self.skip_threshold if stage == "branch_skip" else 0.0
-        energies, forces, _, weights, milliseconds, *_ = self.run(options, model, threshold)
-        values = torch.cat(forces)
+        energies, forces, _, weights, milliseconds, *_ = self.run_inference(options, model, threshold)
+        all_forces = torch.cat(forces)
         return {
             "device_s": milliseconds[0] / 1e3,
             "energies": energies,
-            "forces": values.double(),
-            "dtype": str(values.dtype),
+            "forces": all_forces.double(),
+            "dtype": str(all_forces.dtype),
             "weights": torch.stack(weights).double(),
         }
 
-    def run(self, options: dict[str, Any], model: Any, threshold: float = 0.0) -> Any:
-        """Call HydraGNN's inference on the batch, without warm-up."""
+    def run_inference(self, options: dict[str, Any], model: Any, threshold: float = 0.0) -> Any:
+        """Return the result of HydraGNN's run_fused_inference for the batch, without warm-up."""
         return inference_fused.run_fused_inference(
-            model, self.mlp, self.structures, len(self.structures), self.dtype, self.autocast, self.device,
-            self.branches, 0, self.mlp_device, self.mlp_autocast, unified_mlp_gnn_stack=self.is_unified,
+            model, self.gate, self.structures, len(self.structures), self.dtype, self.autocast, self.device,
+            self.branches, 0, self.gate_device, self.gate_autocast, unified_mlp_gnn_stack=self.is_unified,
             weight_threshold=threshold, disable_param_grad=True, **options,
         )  # fmt: skip
 
 
 def write_model(folder: Path, config: dict[str, Any], checkpoint: str | None) -> None:
-    """Write the configuration and the weights of a model where HydraGNN's loader reads them."""
+    """Write the configuration and the weights of a model into the folder that HydraGNN's loader reads."""
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     if checkpoint is not None:
         (folder / "model.pk").symlink_to(checkpoint)
@@ -173,22 +175,22 @@ def write_model(folder: Path, config: dict[str, Any], checkpoint: str | None) ->
 
 
 def write_gate(folder: Path, gate: str | dict[str, Any]) -> None:
-    """Write the weights of the gate where HydraGNN's loader reads them."""
+    """Write the weights of the gate into the folder that HydraGNN's loader reads."""
     folder.mkdir()
     if isinstance(gate, str):
         (folder / "gate.pt").symlink_to(gate)
         return
-    mlp = inference_fused.BranchWeightMLP(ELEMENTS, tuple(gate["sizes"]), len(gate["logits"]))
+    mlp = inference_fused.BranchWeightMLP(N_ELEMENTS, tuple(gate["sizes"]), len(gate["logits"]))
     with torch.no_grad():
         mlp.net[-1].weight.zero_()
         mlp.net[-1].bias.copy_(torch.tensor(gate["logits"]))
     torch.save({"mlp_state_dict": mlp.state_dict()}, folder / "gate.pt")
 
 
-def build_data(structure: dict[str, Any]) -> Data:
-    """Return a structure with its edges as HydraGNN reads it, in double precision.
+def convert_structure(structure: dict[str, Any]) -> Data:
+    """Return a structure with its edges as HydraGNN's input, in double precision.
 
-    An atom that counts another as its neighbour is row 1 of edge_index, as in HydraGNN's own radius graph.
+    Row 1 of edge_index is the atom in whose neighbour list the edge is, as in HydraGNN's own radius graph.
     """
     numbers = torch.tensor(structure["numbers"])
     return Data(
@@ -196,14 +198,14 @@ def build_data(structure: dict[str, Any]) -> Data:
         pos=torch.tensor(structure["positions"], dtype=torch.float64).reshape(-1, 3),
         edge_index=torch.tensor([structure["sender"], structure["receiver"]], dtype=torch.long).reshape(2, -1),
         edge_shifts=-torch.tensor(structure["shift"], dtype=torch.float64).reshape(-1, 3),
-        chemical_composition=torch.bincount(numbers, minlength=ELEMENTS + 1)[1:].double().unsqueeze(1),
+        chemical_composition=torch.bincount(numbers, minlength=N_ELEMENTS + 1)[1:].double().unsqueeze(1),
         graph_attr=torch.tensor([structure["charge"], structure["multiplicity"]], dtype=torch.float64),
         natoms=torch.tensor([len(numbers)]),
     )
 
 
-def load_file(path: str) -> Any:
-    """Import a file as a module."""
+def import_file(path: str) -> Any:
+    """Import a Python file as a module, and return the module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -213,7 +215,7 @@ def load_file(path: str) -> Any:
 
 
 def find_version(package: str) -> str | None:
-    """Return the version of an installed package, or None."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Padding of batches to one of a few shapes, so that code compiled for one shape serves many batches."""
+"""Pad batches to one of a few shapes, so that code compiled for one shape serves many batches."""
 
 from __future__ import annotations
 
@@ -57,7 +57,13 @@ class ShapeBuckets:
     allocated: list[int] = field(default_factory=lambda: [0, 0])
 
     def assign(self, shape: Shape) -> Shape:
-        """Return the smallest shape in use that holds a batch and a padding graph of one atom; add one if needed."""
+        """Return the smallest shape in use that holds a batch and a padding graph, or add such a shape.
+
+        A shape with more padding atoms than MAX_WASTE allows is not used. The padding graph has at least one atom.
+
+        Args:
+            shape: The shape of the batch.
+        """
         required = Shape(shape.graphs + 1, shape.atoms + 1, shape.edges)
         fitting = [s for s in self.shapes if s.holds(required) and s.atoms * (1 - MAX_WASTE) <= required.atoms]
         if fitting:

@@ -47,7 +47,7 @@ def resolve_head(name: str) -> int:
 
 
 class ReferenceCalculator(Calculator):
-    """Calculate energy (eV), forces (eV/angstrom) and stress (eV/angstrom^3, ASE's sign) with one model.
+    """A calculator of energy (eV), forces (eV/angstrom) and stress (eV/angstrom^3, ASE's sign) with one model.
 
     Charge and multiplicity come from `atoms.info`: `charge` or `total_charge`; `multiplicity`, `spin_multiplicity` or,
     as in OMol25, `spin`, all of which mean 2S + 1. A change of charge or multiplicity triggers a new calculation. The

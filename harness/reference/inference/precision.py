@@ -20,7 +20,7 @@ class Precision:
     Attributes:
         name: "fp64", "fp32" or "bf16".
         dtype: Data type of parameters, positions, sums, energies and forces.
-        autocast: Data type of the encoder's matrix products; None for dtype.
+        autocast: Data type of the encoder's matrix products; None if it is `dtype`.
     """
 
     name: str
@@ -49,7 +49,7 @@ def find_precision(name: str) -> Precision:
 
 
 def observe_dtypes(model: FoundationModel, batch: Batch) -> dict[str, object]:
-    """Evaluate a batch, and return the data types of parameters, linear layers, energies and forces by name."""
+    """Evaluate a batch, and return the data types that occur in the model, such as those of parameters and forces."""
     dtypes: set[str] = set()
 
     def record(_: nn.Module, __: object, result: object) -> None:

@@ -54,12 +54,12 @@ def baseline(model: FoundationModel, batch: Batch, weights: Tensor) -> Predictio
 
 def encoder_reuse(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
     """Run the encoder once; each head still has its own backward pass through the encoder."""
-    return _per_head(model, batch, weights, threshold=0.0)
+    return _predict_per_head(model, batch, weights, threshold=0.0)
 
 
 def branch_skip(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
     """Omit the forces, but not the energies, of heads whose mean weight over the batch is below SKIP_THRESHOLD."""
-    return _per_head(model, batch, weights, threshold=SKIP_THRESHOLD)
+    return _predict_per_head(model, batch, weights, threshold=SKIP_THRESHOLD)
 
 
 def find_active_heads(weights: Tensor, threshold: float = SKIP_THRESHOLD) -> list[int]:
@@ -67,7 +67,7 @@ def find_active_heads(weights: Tensor, threshold: float = SKIP_THRESHOLD) -> lis
     return torch.nonzero(weights.mean(0) >= threshold).flatten().tolist()
 
 
-def _per_head(model: FoundationModel, batch: Batch, weights: Tensor, *, threshold: float) -> Prediction:
+def _predict_per_head(model: FoundationModel, batch: Batch, weights: Tensor, *, threshold: float) -> Prediction:
     positions = batch.positions.detach().requires_grad_()
     pooled = model.encode(batch, positions, batch.shift)
     active = set(find_active_heads(weights, threshold))

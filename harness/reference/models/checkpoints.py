@@ -65,7 +65,7 @@ def load(path: Path) -> tuple[FoundationModel, dict[str, object]]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except sealed.UnreadableFile as error:
-        raise InputError(f"{path}: not a readable checkpoint ({error}){_conversion_hint(path)}") from None
+        raise InputError(f"{path}: not a readable checkpoint ({error}){_format_conversion_hint(path)}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     for name, value in state.items():
@@ -131,7 +131,7 @@ def _format_shape(shape: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
     return "absent" if shape is None else f"{str(shape[0]).removeprefix('torch.')} {list(shape[1])}"
 
 
-def _conversion_hint(path: Path) -> str:
+def _format_conversion_hint(path: Path) -> str:
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(sealed.ZIP_SIGNATURE)) == sealed.ZIP_SIGNATURE

@@ -1,4 +1,4 @@
-"""The configuration of a model, with the names of the paper's search spaces (arXiv 2604.15380); imports no torch."""
+"""The configuration of a model, with the names of the paper's search spaces (arXiv 2604.15380), without torch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from harness.reference.errors import InputError
 
 __all__ = ["BackboneName", "DistanceTransform", "ModelConfig", "RadialType"]
 
-# HydraGNN has no epsilon in the norm of vectors, and a zero gradient where they vanish; this is zero in every type.
+# HydraGNN adds no epsilon in the norm of vectors, and its gradient is zero for a zero vector. This value has the same
+# effect: it vanishes in every sum with other numbers.
 HYDRAGNN_NORM_EPSILON = 1e-30
 
 
 class ModelConfig(ModelParameters):
-    """The configuration of a multi-task model: the parameters of a case or checkpoint, with the backbone's defaults.
+    """The configuration of a multi-task model: the parameters of a case or a checkpoint, completed by defaults.
 
-    A hyperparameter of other backbones is None; one of this backbone has its default value unless it is set.
+    A hyperparameter of this backbone has a default value; one of other backbones is None.
 
     Raises:
         InputError: A value is out of range, or a hyperparameter belongs to another backbone.
@@ -49,16 +50,16 @@ class ModelConfig(ModelParameters):
 
     @classmethod
     def from_parameters(cls, parameters: ModelParameters, **changes: Any) -> Self:
-        """Return the configuration for the parameters of a case, with some values changed."""
+        """Return the configuration for the parameters of a case, with some values replaced."""
         return cls(**parameters.model_dump(exclude_unset=True) | changes)
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some values changed."""
+        """Return a copy with some values replaced."""
         return type(self)(**self.model_dump() | changes)
 
     @property
     def head_sizes(self) -> tuple[int, ...]:
-        """The widths of the hidden layers of a head; those that the paper calls shared come first."""
+        """The widths of the hidden layers of a head; the layers that the paper calls shared come first."""
         return (self.dim_sharedlayers,) * self.num_sharedlayers + (self.dim_headlayers,) * self.num_headlayers
 
     @property
@@ -68,9 +69,9 @@ class ModelConfig(ModelParameters):
 
     @property
     def network(self) -> str:
-        """Return the name of the network: that of the backbone, or of HydraGNN's PNAEq, whose messages are others."""
+        """The name of the network: that of the backbone, except for HydraGNN's PNAEq, which has different messages."""
         return "HydraGNN's pnaeq" if self.backbone == "pnaeq" and self.hydragnn is not None else self.backbone
 
     def asdict(self) -> dict[str, object]:
-        """Return the values that apply to this backbone as plain data, as stored with the weights."""
+        """Return the values that apply to this backbone as plain data, as checkpoints store them."""
         return self.model_dump(exclude_none=True)

@@ -113,7 +113,7 @@ class FoundationModel(nn.Module):
         return self.gate.masked_weights(composition, self.heads_knowing_all_elements(composition))
 
     def keep_heads(self, heads: Sequence[int]) -> None:
-        """Discard all heads except these; `residual_energies`, the only method to call then, returns theirs."""
+        """Discard all heads except these; then only `residual_energies` may be called, which returns their energies."""
         self.heads = self.heads.subset(heads)
         self.kept_heads = torch.tensor(heads, device=self.kept_heads.device)
         slots = torch.arange(len(heads)).to(self.head_slot)

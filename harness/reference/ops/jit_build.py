@@ -1,4 +1,4 @@
-"""Compilation of C++ operators on first use, and a cache of libraries, named by a fingerprint of their sources."""
+"""Compile C++ operators on first use, and cache the libraries by a fingerprint of their sources."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def load(folder: Path) -> None:
     Raises:
         BuildError: The library cannot be built or loaded.
     """
-    name = f"{folder.name}-{fingerprint(folder)}.so"
+    name = f"{folder.name}-{compute_fingerprint(folder)}.so"
     try:
-        _load_from(cache_folder() / name, folder)
+        _load_from(get_cache_folder() / name, folder)
     except OSError:
         with tempfile.TemporaryDirectory(prefix="gfm-harness-") as temporary:
             try:
@@ -45,12 +45,12 @@ def load(folder: Path) -> None:
                 raise BuildError(f"the operators of {folder.name} cannot be loaded: {error}") from error
 
 
-def cache_folder() -> Path:
+def get_cache_folder() -> Path:
     """Return the folder of compiled libraries."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gfm-harness"
 
 
-def fingerprint(folder: Path) -> str:
+def compute_fingerprint(folder: Path) -> str:
     """Return a hash of 20 hexadecimal digits over the sources, the flags, the version of torch and the processor."""
     sources = [path.read_text(encoding="utf-8") for path in sorted([*folder.glob("*.h"), *folder.glob("*.cpp")])]
     content = [*sources, *FLAGS, torch.__version__, _describe_processor()]
@@ -96,7 +96,7 @@ def _compile(source: Path, path: Path) -> None:
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise BuildError(f"{Path(compiler).name} fails: {_first_error(result.stderr)}")
+            raise BuildError(f"{Path(compiler).name} fails: {_find_first_error(result.stderr)}")
         with Path(part).open("r+b") as file:
             digest = hashlib.sha256(file.read()).digest()
             file.write(digest)
@@ -114,6 +114,6 @@ def _find_compiler() -> str:
     return path
 
 
-def _first_error(text: str) -> str:
+def _find_first_error(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no reason given")[:200]

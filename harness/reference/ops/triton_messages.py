@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
     def choose_block(self, limit: int = MAX_FEATURES) -> int:
         """Return the number of features in a tile: the largest power of two within the limit."""
         allowed = 1 << (max(limit, MIN_FEATURES).bit_length() - 1)
-        return min(allowed, MAX_FEATURES, _power_of_two(self.F))
+        return min(allowed, MAX_FEATURES, _round_up_to_power_of_two(self.F))
 
     def choose_atom_block(self, x: Tensor) -> int:
         """Return the number of features in a tile whose weights, in the data type of x, fit into registers."""
@@ -66,7 +66,7 @@ def messages(
     block = size.choose_atom_block(phi)
     with torch.accelerator.device_index(phi.device.index):
         kernels.messages_kernel[size.atoms, -(-size.F // block)](
-            s, v_sum, *_contiguous(phi, v, radial, weight, unit, sender), *sort_edges(receiver, size.atoms),
+            s, v_sum, *_make_contiguous(phi, v, radial, weight, unit, sender), *sort_edges(receiver, size.atoms),
             **size._asdict(), EDGES=EDGES, BLOCK=block, **OPTIONS,
         )  # fmt: skip
     return s, v_sum
@@ -80,7 +80,7 @@ def messages_backward(
     size = _check(phi, v, radial, unit, receiver, sender, weight, grad_s, grad_v)
     phi_grad = phi.new_empty(phi.shape if needs_nodes else (0,))
     v_grad = phi.new_empty(v.shape if needs_nodes and v is not None else (0,))
-    tensors = _contiguous(grad_s, grad_v, phi, v, radial, weight, unit, receiver, sender)
+    tensors = _make_contiguous(grad_s, grad_v, phi, v, radial, weight, unit, receiver, sender)
     shared = {**size._asdict(), "EDGES": EDGES, **OPTIONS}
     edges, block, atom_block = radial.shape[0], size.choose_block(), size.choose_atom_block(phi)
     partial = phi.new_empty(-(-size.F // block), edges, size.C + 3)
@@ -104,12 +104,12 @@ def filter_backward(
     size = _check(phi, v, radial, unit, receiver, sender, None, grad_s, grad_v)
     edges = radial.shape[0]
     chunk = max(MIN_CHUNK, -(-edges // MAX_CHUNKS))
-    columns = _power_of_two(size.C)
+    columns = _round_up_to_power_of_two(size.C)
     block = size.choose_block(WEIGHT_TILE // columns)
     partial = phi.new_empty(-(-edges // chunk), size.C, size.P * size.F)
     with torch.accelerator.device_index(phi.device.index):
         kernels.weight_gradient_kernel[partial.shape[0], -(-size.F // block)](
-            partial, *_contiguous(grad_s, grad_v, phi, v, radial, unit, receiver, sender), edges, chunk,
+            partial, *_make_contiguous(grad_s, grad_v, phi, v, radial, unit, receiver, sender), edges, chunk,
             **size._asdict(), COLUMNS=columns, BLOCK=block, **OPTIONS,
         )  # fmt: skip
     return partial.sum(0)
@@ -150,10 +150,10 @@ def _check(
     return Sizes(atoms, width, columns, parts)
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+def _make_contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [x if x is None else x.contiguous() for x in tensors]
 
 
-def _power_of_two(n: int) -> int:
+def _round_up_to_power_of_two(n: int) -> int:
     """Return the smallest power of two >= n."""
     return 1 << (n - 1).bit_length()

@@ -1,4 +1,4 @@
-"""A potential in a process of its own, in whichever environment it is installed."""
+"""Interatomic potentials in separate processes, each in the Python environment in which the potential is installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import selectors
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,35 +17,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.protocol.programs.models import ModelDefinition, PotentialPrecision
+from harness.protocol.text import sanitize_line
 from harness.reference.data.structure import Structure
 
 WORKER = Path(__file__).with_name("worker.py")
 PACKAGE_ROOT = Path(__file__).parents[3]
-CALCULATORS = "harness.reference.inference.calculator"
+CALCULATOR_MODULE = "harness.reference.inference.calculator"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 MAX_ERROR_CHARACTERS = 300
 Array = NDArray[np.float64]
 
 
 class PotentialError(Exception):
-    """A potential failed: it raised, ended, took too long, or gave an answer that is no prediction.
+    """The failure of a potential: an exception, the end of its process, a timeout, or a malformed prediction.
 
     Attributes:
-        is_absence: whether the potential cannot be used here at all, since it, or the precision, is not there.
-        is_out_of_memory: whether memory did not suffice.
+        is_unavailable: Whether the potential is not installed, or does not offer the precision or compilation.
+        is_out_of_memory: Whether the memory did not suffice.
     """
 
-    def __init__(self, message: str, *, is_absence: bool = False, is_out_of_memory: bool = False) -> None:
+    def __init__(self, message: str, *, is_unavailable: bool = False, is_out_of_memory: bool = False) -> None:
         super().__init__(message)
-        self.is_absence, self.is_out_of_memory = is_absence, is_out_of_memory
+        self.is_unavailable, self.is_out_of_memory = is_unavailable, is_out_of_memory
 
 
 @dataclass(frozen=True)
 class PotentialPrediction:
     """The prediction for one structure of n atoms.
 
-    energy: eV. forces: [n, 3] eV/angstrom. stress: [6] eV/angstrom^3 in Voigt order, tension positive; None if the
-    potential or the structure has none.
+    Attributes:
+        energy: eV.
+        forces: [n, 3] eV/angstrom.
+        stress: [6] eV/angstrom^3 in Voigt order, positive under tension; None if it was not requested, or if the
+            potential or the structure has no stress.
     """
 
     energy: float
@@ -56,7 +60,17 @@ class PotentialPrediction:
 def build_spec(
     definition: ModelDefinition, precision: PotentialPrecision, device: str, *, compiled: bool = False
 ) -> dict[str, Any]:
-    """Return what the worker has to import and call; raise PotentialError if that is not offered."""
+    """Return the specification of a potential, from which the worker builds it.
+
+    Args:
+        definition: The model as defined in a YAML file.
+        precision: The precision of the model.
+        device: The device, by its torch name; only checkpoints use it.
+        compiled: Whether the model is compiled.
+
+    Raises:
+        PotentialError: The definition does not offer the precision, or compilation.
+    """
     if definition.checkpoint is not None or definition.hydragnn is not None:
         kwargs: dict[str, Any] = {"device": device}
         kwargs["precision"] = "fp64" if precision == "published" else precision
@@ -64,17 +78,19 @@ def build_spec(
             kwargs["compiled"] = True
         if definition.checkpoint is not None:
             kwargs["model"] = definition.checkpoint
-            return {"module": CALCULATORS, "class_name": "ReferenceCalculator", "kwargs": kwargs}
+            return {"module": CALCULATOR_MODULE, "class_name": "ReferenceCalculator", "kwargs": kwargs}
         assert definition.hydragnn is not None
         kwargs |= definition.hydragnn.model_dump(exclude_none=True)
-        return {"module": CALCULATORS, "class_name": "build_hydragnn_calculator", "kwargs": kwargs}
+        return {"module": CALCULATOR_MODULE, "class_name": "build_hydragnn_calculator", "kwargs": kwargs}
     if precision != "published" and precision not in definition.precisions:
         offered = ", ".join(definition.precisions) or "none but the published one"
-        raise PotentialError(f"precision {precision} is not among those of its definition ({offered})", is_absence=True)
+        raise PotentialError(
+            f"precision {precision} is not among those of its definition ({offered})", is_unavailable=True
+        )
     added = definition.precisions.get(precision, {})
     if compiled:
         if definition.compiled is None:
-            raise PotentialError("its definition has no arguments `compiled`", is_absence=True)
+            raise PotentialError("its definition has no key `compiled`", is_unavailable=True)
         added = added | definition.compiled
     spec: dict[str, Any] = {"install": definition.install}
     if definition.torch_sim is not None:
@@ -89,14 +105,17 @@ def build_spec(
 
 
 class PotentialProcess:
-    """A potential that answers requests in its process; use it as a context manager.
+    """A process with one potential, which answers requests; a context manager that ends the process.
 
     Args:
-        spec: What to load (`build_spec`).
-        python: The interpreter; None for this one.
-        threads: Threads that its libraries may use.
-        timeout_s: Time after which a request counts as failed, and the process is ended.
-        log: File to which the process writes what it prints.
+        spec: The specification of the potential (see `build_spec`).
+        python: The Python interpreter; None: the one that runs the harness.
+        threads: The number of threads that its libraries may use.
+        timeout_s: The time after which a request fails and the process is ended.
+        log: The file to which the process writes its output.
+
+    Attributes:
+        description: The worker's description of the potential: its properties, type, number of weights and packages.
 
     Raises:
         PotentialError: The potential cannot be loaded.
@@ -116,15 +135,15 @@ class PotentialProcess:
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment,
                 )  # fmt: skip
             except OSError as error:
-                raise PotentialError(f"{python}: {error.strerror or error}", is_absence=True) from None
+                raise PotentialError(f"{python}: {error.strerror or error}", is_unavailable=True) from None
         try:
-            self.about = self._request({"do": "load", "spec": dict(spec), "threads": threads})
+            self.description = self._request({"do": "load", "spec": dict(spec), "threads": threads})
         except PotentialError:
             self.close()
             raise
 
     def __enter__(self) -> PotentialProcess:
-        """Return the process, which is ready for requests."""
+        """Return this object; the potential is loaded already."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -143,11 +162,11 @@ class PotentialProcess:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                with suppress(BrokenPipeError):  # what a process that has ended did not read
+                with suppress(BrokenPipeError):  # the process ended before it read the last request
                     stream.close()
 
     def predict(self, structures: Sequence[Structure], *, with_stress: bool = False) -> list[PotentialPrediction]:
-        """Return the prediction for each structure; raise PotentialError if one is refused or malformed."""
+        """Return the prediction for each structure; raise PotentialError if the potential fails for one of them."""
         results = self.try_predict(structures, with_stress=with_stress)
         for structure, result in zip(structures, results, strict=True):
             if isinstance(result, str):
@@ -157,24 +176,38 @@ class PotentialProcess:
     def try_predict(
         self, structures: Sequence[Structure], *, with_stress: bool = False
     ) -> list[PotentialPrediction | str]:
-        """Return the prediction for each structure, or the reason why there is none."""
+        """Return the prediction for each structure, or the reason why it failed; raise PotentialError if all fail."""
         properties = ["energy", "forces"]
-        if with_stress and "stress" in self.about["properties"] and all(all(s.periodic) for s in structures):
+        if with_stress and "stress" in self.description["properties"] and all(all(s.periodic) for s in structures):
             properties.append("stress")
-        request = {"do": "predict", "structures": [encode(s) for s in structures], "properties": properties}
+        request = {"do": "predict", "structures": [encode_structure(s) for s in structures], "properties": properties}
         answers = self._request(request)["predictions"]
-        return [_decode(answer, len(s)) for s, answer in zip(structures, answers, strict=True)]
+        return [_decode_prediction(answer, len(s)) for s, answer in zip(structures, answers, strict=True)]
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        """Return the results of a method of a potential that is its own adapter; raise PotentialError."""
+        """Call a method of an adapter in the process, and return its results; raise PotentialError if it fails."""
         return self._request({"do": "call", "method": method, "arguments": arguments})
 
-    def time(self, structure: Structure, *, repeats: int, displacement: float, seed: int) -> dict[str, Any]:
-        """Return the seconds of repeated predictions after random displacements (angstrom), and the peak memory."""
+    def time_predictions(self, structure: Structure, *, repeats: int, displacement: float, seed: int) -> dict[str, Any]:
+        """Time repeated predictions of energy and forces, each after random displacements of all atoms.
+
+        Args:
+            structure: The structure without displacements.
+            repeats: The number of predictions.
+            displacement: The standard deviation of the displacements, angstrom.
+            seed: The seed of the displacements.
+
+        Returns:
+            seconds: the seconds of each prediction; peak_bytes: the peak memory of the process; device_peak_bytes:
+            that of the accelerator, or None.
+
+        Raises:
+            PotentialError: A prediction failed.
+        """
         return self._request(
             {
                 "do": "time",
-                "structure": encode(structure),
+                "structure": encode_structure(structure),
                 "repeats": repeats,
                 "displacement": displacement,
                 "seed": seed,
@@ -182,6 +215,7 @@ class PotentialProcess:
         )
 
     def _request(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request and return its answer; raise PotentialError if the answer is an error."""
         process = self._process
         assert process.stdin is not None
         try:
@@ -194,12 +228,13 @@ class PotentialProcess:
         if "error" in answer:
             raise PotentialError(
                 answer["error"],
-                is_absence=bool(answer.get("absent")),
+                is_unavailable=bool(answer.get("absent")),
                 is_out_of_memory=bool(answer.get("out_of_memory")),
             )
         return answer
 
     def _read_line(self) -> bytes:
+        """Return the next line of answers; raise PotentialError after the timeout, or if the process has ended."""
         stream = self._process.stdout
         assert stream is not None
         with selectors.DefaultSelector() as selector:
@@ -213,16 +248,18 @@ class PotentialProcess:
         return line
 
     def _describe_end(self) -> str:
-        """Return how the process ended, with the last line that it printed."""
-        self._process.wait()
-        code = self._process.returncode
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        lines = self._log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return f"its process ended ({how}){': ' + lines[-1].strip()[:MAX_ERROR_CHARACTERS] if lines else ''}"
+        return f"its process {describe_end(self._process.wait(), self._log_path)}"
 
 
-def encode(structure: Structure) -> dict[str, Any]:
-    """Return a structure as plain data."""
+def describe_end(exit_code: int, log: Path) -> str:
+    """Return a phrase such as `ended (exit code 1): MemoryError`, with the last line of the process's output."""
+    how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"ended ({how}){': ' + sanitize_line(lines[-1])[:MAX_ERROR_CHARACTERS] if lines else ''}"
+
+
+def encode_structure(structure: Structure) -> dict[str, Any]:
+    """Return a structure as plain data, as the worker reads it."""
     info: dict[str, Any] = {}
     if structure.charge:
         info["charge"] = structure.charge
@@ -237,13 +274,13 @@ def encode(structure: Structure) -> dict[str, Any]:
     }
 
 
-def _decode(answer: Mapping[str, Any], atoms: int) -> PotentialPrediction | str:
-    """Return the prediction in an answer, or what is wrong with it."""
+def _decode_prediction(answer: Mapping[str, Any], atoms: int) -> PotentialPrediction | str:
+    """Return the prediction in an answer, or a message if the answer is an error or malformed."""
     if "error" in answer:
         return str(answer["error"])
     missing = [name for name in ("energy", "forces") if name not in answer]
     if missing:
-        return f"it gives no {' and no '.join(missing)}"
+        return f"it predicts no {' and no '.join(missing)}"
     arrays: dict[str, Array] = {}
     for name, shape in {"energy": (), "forces": (atoms, 3), "stress": (6,)}.items():
         if name not in answer:
@@ -251,11 +288,11 @@ def _decode(answer: Mapping[str, Any], atoms: int) -> PotentialPrediction | str:
         try:
             array = np.asarray(answer[name], dtype=np.float64)
         except (TypeError, ValueError):
-            return f"its {name} is no array of numbers"
+            return f"its {name} is not an array of numbers"
         if name == "energy" and array.size == 1:
             array = array.reshape(())
         if name == "stress" and array.shape == (3, 3):
-            array = array[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+            array = convert_to_voigt(array)
         if array.shape != shape:
             return f"its {name} has the shape {list(array.shape)}, expected {list(shape)}"
         if not np.isfinite(array).all():
@@ -264,9 +301,6 @@ def _decode(answer: Mapping[str, Any], atoms: int) -> PotentialPrediction | str:
     return PotentialPrediction(float(arrays["energy"]), arrays["forces"], arrays.get("stress"))
 
 
-def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
-    """Return how often each reason occurs."""
-    counts: dict[str, int] = {}
-    for reason in reasons:
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
+def convert_to_voigt(stress: Array) -> Array:
+    """Return a symmetric stress tensor [3, 3] in Voigt order [6]: xx, yy, zz, yz, xz, xy."""
+    return np.asarray(stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]])

@@ -1,4 +1,4 @@
-"""The checks of physics for a model of the reference implementation, in its own precision and in batches."""
+"""The checks of physics for a reference model in this process, in batches and in the precision of the model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from harness.reference.potentials.physics import Violation, check_physics
 from harness.reference.potentials.process import PotentialError, PotentialPrediction
 from harness.reference.potentials.structures import CRYSTALS, MOLECULES
 
-# Structures per batch.
-GROUP = 64
+BATCH_SIZE = 64  # structures per batch
 
 
 def check_model(
@@ -32,25 +31,32 @@ def check_model(
     seed: int = 0,
     formulation: Predict | None = None,
 ) -> Iterator[Violation]:
-    """Yield the result of every check of the gate's weighted sum of heads; for the arguments, see `check_physics`.
+    """Yield the result of every check of a model, whose heads the gate weights.
 
-    formulation: Computes energies and forces; None: with all heads in one product.
+    If no head was trained on the elements of any crystal, or of any molecule, a single result says so. Predictions are
+    made without reference energies: these depend on the composition alone, but may be thousands of eV, so that their
+    rounding errors would hide faults.
 
-    A kind of structure whose elements no head knows has one result, with the reason. Reference energies, which depend
-    on the composition alone, are left out: they may be thousands of eV, whose rounding would hide faults.
+    Args:
+        model: The model, which is not changed.
+        transformations: See `check_physics`.
+        dynamics_steps: See `check_physics`.
+        skip: See `check_physics`.
+        seed: See `check_physics`.
+        formulation: The function that computes energies and forces; None: `batched_heads`.
     """
     model = copy.deepcopy(model)
     model.reference_energy.zero_()
     crystal, molecule = select_structures(model)
     for kind, structure in (("crystal", crystal), ("molecule", molecule)):
         if structure is None:
-            reason = f"no head was trained on all elements of a {kind} that is checked"
+            reason = f"no head was trained on all elements of one of the {kind}s for checks"
             yield Violation("all checks", kind, float("nan"), 0.0, "", reason)
     yield from check_physics(
         partial(predict, model, formulation=formulation),
         crystal,
         molecule,
-        dtype=name_dtype(model),
+        dtype=get_dtype_name(model),
         transformations=transformations,
         dynamics_steps=dynamics_steps,
         skip=skip,
@@ -59,29 +65,29 @@ def check_model(
 
 
 def select_structures(model: FoundationModel) -> tuple[Structure | None, Structure | None]:
-    """Return the first crystal and the first molecule whose elements a single head was trained on, or None."""
-    crystal = next((s for build in CRYSTALS if knows(model, s := build(1))), None)
-    return crystal, next((s for build in MOLECULES if knows(model, s := build())), None)
+    """Return the first crystal and the first molecule whose elements the model covers; None for a kind without any."""
+    crystal = next((s for build in CRYSTALS if covers_elements(model, s := build(1))), None)
+    return crystal, next((s for build in MOLECULES if covers_elements(model, s := build())), None)
 
 
-def knows(model: FoundationModel, structure: Structure) -> bool:
-    """Return whether a single head was trained on all elements of a structure."""
+def covers_elements(model: FoundationModel, structure: Structure) -> bool:
+    """Return whether some head was trained on all elements of a structure."""
     return bool(model.known_elements.cpu()[:, np.unique(structure.numbers)].all(1).any())
 
 
-def name_dtype(model: FoundationModel) -> str:
-    """Return the least precise type in which a model computes, as NumPy names it."""
+def get_dtype_name(model: FoundationModel) -> str:
+    """Return the least precise floating-point type in which a model computes, by its NumPy name."""
     return str(model.autocast or model.reference_energy.dtype).removeprefix("torch.")
 
 
 def predict(
     model: FoundationModel, structures: Sequence[Structure], *, formulation: Predict | None = None
 ) -> list[PotentialPrediction]:
-    """Return the predictions of a model; raise PotentialError if a structure has none."""
+    """Return the predictions of a model; raise PotentialError if it fails or predicts a number that is not finite."""
     predictions: list[PotentialPrediction] = []
     cutoff, limit = model.config.cutoff, model.config.max_neighbours
-    for first in range(0, len(structures), GROUP):
-        group = structures[first : first + GROUP]
+    for first in range(0, len(structures), BATCH_SIZE):
+        group = structures[first : first + BATCH_SIZE]
         try:
             graphs = [build_neighbour_list(s, cutoff=cutoff, max_neighbours=limit) for s in group]
             batch = build_batch(graphs, with_triplets=model.config.needs_triplets)

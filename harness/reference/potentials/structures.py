@@ -1,4 +1,4 @@
-"""Structures on which potentials are timed and checked: the first of each kind that a potential knows is used."""
+"""Crystals and molecules for timing and checks; a potential gets the first of each kind that it can predict."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from harness.reference.data.structure import Structure
 from harness.reference.datasets.user_files import structure_from_ase
 from harness.reference.potentials.process import PotentialProcess
 
-DISPLACEMENT_ANGSTROM = 0.08
-STRAIN = 0.03
+DISPLACEMENT_ANGSTROM = 0.08  # standard deviation of the displacements in crystals; half of it in molecules
+STRAIN = 0.03  # largest component of the strain
 
 
 def build_crystal(name: str, atoms: Atoms, cells: int = 1) -> Structure:
-    """Return a strained crystal of cells^3 unit cells whose atoms are displaced, so that no symmetry is left."""
+    """Return a crystal of cells^3 unit cells with random strain and displacements, so that no symmetry is left."""
     rng = np.random.default_rng(7)
     atoms = atoms.repeat(cells)
     strain = np.eye(3) + STRAIN * rng.uniform(-1, 1, size=(3, 3))
@@ -28,25 +28,26 @@ def build_crystal(name: str, atoms: Atoms, cells: int = 1) -> Structure:
 
 
 def build_molecule(name: str, atoms: Atoms) -> Structure:
-    """Return a molecule in vacuum whose atoms are displaced."""
+    """Return a molecule in vacuum with random displacements of its atoms."""
     rng = np.random.default_rng(7)
     atoms.positions += rng.normal(scale=DISPLACEMENT_ANGSTROM / 2, size=atoms.positions.shape)
     return structure_from_ase(atoms, name)
 
 
 def make_alloy(cells: int = 1) -> Structure:
-    """Return Cu3Au, for potentials of metals."""
+    """Return a Cu3Au crystal of cells^3 unit cells (of two for cells = 1), for potentials that support only metals."""
     atoms = bulk("Cu", "fcc", a=3.8, cubic=True)
     atoms.symbols[0] = "Au"
     return build_crystal("Cu3Au", atoms.repeat((2, 1, 1)) if cells == 1 else atoms, cells)
 
 
 def make_cluster() -> Structure:
-    """Return five metal atoms in vacuum."""
+    """Return a cluster of five metal atoms in vacuum."""
     positions = [[0, 0, 0], [2.6, 0, 0], [1.3, 2.2, 0], [1.3, 0.8, 2.1], [1.3, 0.8, -2.1]]
     return build_molecule("Cu4Au cluster", Atoms("AuCu4", positions=positions))
 
 
+# A builder takes the number of unit cells in each direction.
 CRYSTALS: tuple[Callable[[int], Structure], ...] = (
     lambda cells: build_crystal("NaCl", bulk("NaCl", "rocksalt", a=5.64, cubic=True), cells),
     make_alloy,
@@ -59,22 +60,22 @@ MOLECULES: tuple[Callable[[], Structure], ...] = (
 
 
 def select_crystal(process: PotentialProcess) -> Callable[[int], Structure] | None:
-    """Return the builder of the first crystal that a potential predicts; None if it predicts none of them."""
-    return next((build for build in CRYSTALS if knows(process, build(1))), None)
+    """Return the builder of the first of CRYSTALS that a potential can predict; None if it can predict none."""
+    return next((build for build in CRYSTALS if can_predict(process, build(1))), None)
 
 
 def select_molecule(process: PotentialProcess) -> Structure | None:
-    """Return the first molecule that a potential predicts; None if it predicts none of them."""
-    return next((structure for build in MOLECULES if knows(process, structure := build())), None)
+    """Return the first of MOLECULES that a potential can predict; None if it can predict none."""
+    return next((structure for build in MOLECULES if can_predict(process, structure := build())), None)
 
 
-def knows(process: PotentialProcess, structure: Structure) -> bool:
-    """Return whether a potential predicts a structure; raise PotentialError if its process has ended."""
+def can_predict(process: PotentialProcess, structure: Structure) -> bool:
+    """Return whether a potential can predict a structure; raise PotentialError if its process has ended."""
     return not isinstance(process.try_predict([structure])[0], str)
 
 
-def list_cells(build: Callable[[int], Structure], sizes: Sequence[int]) -> list[Structure]:
-    """Return the cubic supercell whose number of atoms is nearest to each size, each once."""
-    unit = len(build(2)) / 8
-    cells = dict.fromkeys(max(1, round((size / unit) ** (1 / 3))) for size in sizes)
+def build_supercells(build: Callable[[int], Structure], sizes: Sequence[int]) -> list[Structure]:
+    """Return n x n x n supercells whose numbers of atoms are nearest to the sizes, without duplicates."""
+    atoms_per_cell = len(build(2)) / 8
+    cells = dict.fromkeys(max(1, round((size / atoms_per_cell) ** (1 / 3))) for size in sizes)
     return [replace(build(n), name=f"{build(n).name} {n}x{n}x{n}") for n in cells]

@@ -1,7 +1,8 @@
-"""Checkpoints of the reference model as a model of torch-sim, for its batched optimisers and integrators.
+"""The reference model behind the model interface of torch-sim, for its batched optimisers and integrators.
 
-model = ReferenceModel("painn-64", dtype=torch.float64)
-final = torch_sim.optimize(system=atoms, model=model, optimizer=torch_sim.unit_cell_fire)
+Example:
+    model = ReferenceModel("painn-64", dtype=torch.float64)
+    final = torch_sim.optimize(system=atoms, model=model, optimizer=torch_sim.unit_cell_fire)
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from harness.reference.models.foundation import FoundationModel
 
 
 class ReferenceModel(ModelInterface):  # type: ignore[misc]
-    """The reference model behind torch-sim's interface; the gate weights the heads.
+    """A reference model, whose heads the gate weights, as a model of torch-sim.
 
     Args:
-        model: A checkpoint's path, the name of a shipped one, or a model.
-        device: As torch names it.
+        model: A model, the path of a checkpoint, or the name of a shipped checkpoint.
+        device: The device, or its torch name.
         dtype: torch.float64 or torch.float32.
-        compute_stress: Whether the stress is computed too.
+        compute_stress: Whether the model also computes the stress.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class ReferenceModel(ModelInterface):  # type: ignore[misc]
         """Return energy [g] (eV), forces [n, 3] (eV/angstrom) and stress [g, 3, 3] (eV/angstrom^3) of g systems.
 
         Raises:
-            InputError: The model was not trained on an element.
+            InputError: The model was not trained on an element of a system.
         """
         del kwargs
         config = self.model.config
@@ -65,21 +66,21 @@ class ReferenceModel(ModelInterface):  # type: ignore[misc]
         if not self._compute_stress:
             prediction = batched_heads(self.model, batch, weights)
             return {"energy": prediction.energy, "forces": prediction.forces}
-        prediction, tension = predict_with_stress(self.model, batch, weights)
-        return {"energy": prediction.energy, "forces": prediction.forces, "stress": tension}
+        prediction, stress = predict_with_stress(self.model, batch, weights)
+        return {"energy": prediction.energy, "forces": prediction.forces, "stress": stress}
 
 
 def split_state(state: Any) -> list[Structure]:
-    """Return the systems of a state of torch-sim; its cells have column vectors."""
-    owner = state.system_idx.cpu().numpy()
+    """Return the systems of a torch-sim state as structures; the columns of a state's cells are the lattice vectors."""
+    system_of_atom = state.system_idx.cpu().numpy()
     numbers, positions = state.atomic_numbers.cpu().numpy(), state.positions.detach().double().cpu().numpy()
     cells = state.cell.detach().double().transpose(1, 2).cpu().numpy()
     pbc = torch.as_tensor(state.pbc).expand(3).tolist()
     return [
         Structure(
             name=f"system {k}",
-            numbers=numbers[owner == k].astype("int64"),
-            positions=positions[owner == k],
+            numbers=numbers[system_of_atom == k].astype("int64"),
+            positions=positions[system_of_atom == k],
             cell=cells[k],
             periodic=(bool(pbc[0]), bool(pbc[1]), bool(pbc[2])),
         )

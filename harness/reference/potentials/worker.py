@@ -1,7 +1,8 @@
-"""The process of one potential: it answers requests, one JSON object per line, from standard input.
+"""A process with one potential, which answers requests from standard input, each a JSON object on a line.
 
-The file runs as a script in the environment of the model, and imports nothing of the harness; it needs ASE and NumPy,
-and torch-sim for its models. A request has the key `do`; the answer has its results, or `error` with a reason.
+This script runs in the environment of the potential, where the harness cannot be imported. It needs ASE and NumPy, and
+torch-sim for models of torch-sim. The key `do` of a request names a method of `Worker`; the answer has the results of
+the method, or a reason under the key `error`.
 """
 
 from __future__ import annotations
@@ -18,33 +19,36 @@ import sys
 import time
 from typing import Any
 
-MAX_HINT_NAMES = 400
+MAX_HINT_NAMES = 400  # names of a module among which a misspelt name is searched
 TERMINAL_CODES = r"\x1b\[[0-9;]*m"  # colours and bold text
 
 
-class Absent(Exception):
-    """A model that is not installed."""
+class NotInstalledError(Exception):
+    """The module of a potential is not installed."""
 
 
-def build(spec: dict[str, Any]) -> Any:
-    """Import the class of a potential and return an adapter of it, or its object if that is an adapter."""
+def build_adapter(spec: dict[str, Any]) -> Any:
+    """Return an adapter of a specified potential; an object with the interface `adapter` is returned as it is."""
     sys.path[:0] = spec.get("paths", [])
     try:
         potential = build_object(spec)
     except ModuleNotFoundError as error:
         hint = f"; {spec['install']}" if spec.get("install") else ""
-        raise Absent(f"no module {error.name!r} in {sys.executable}{hint}") from None
+        raise NotInstalledError(f"no module {error.name!r} in {sys.executable}{hint}") from None
     adapt = {"torch_sim": TorchSimAdapter, "adapter": lambda model: model}.get(spec.get("interface", ""), AseAdapter)
     return adapt(potential)
 
 
 def build_object(spec: dict[str, Any]) -> Any:
-    """Return what a spec names: the result of a class or function, whose arguments may be specs too, or a constant."""
+    """Return the object that a specification names.
+
+    This is the result of calling a class or function, whose arguments may be specifications too, or else a constant.
+    """
     target = importlib.import_module(spec["module"])
     for name in spec["class_name"].split("."):
         if not hasattr(target, name):
-            near = difflib.get_close_matches(name, dir(target)[:MAX_HINT_NAMES], n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            matches = difflib.get_close_matches(name, dir(target)[:MAX_HINT_NAMES], n=1)
+            hint = f" (did you mean {matches[0]!r}?)" if matches else ""
             raise ValueError(f"module {spec['module']} has no {spec['class_name']!r}{hint}")
         target = getattr(target, name)
     arguments = {name: build_argument(value) for name, value in spec.get("kwargs", {}).items()}
@@ -52,7 +56,7 @@ def build_object(spec: dict[str, Any]) -> Any:
 
 
 def build_argument(value: Any) -> Any:
-    """Return an argument, with objects in place of the definitions in it."""
+    """Return an argument in which specifications are replaced by the objects that they name."""
     if isinstance(value, list):
         return [build_argument(item) for item in value]
     if not isinstance(value, dict):
@@ -61,34 +65,37 @@ def build_argument(value: Any) -> Any:
 
 
 class AseAdapter:
-    """A potential behind ASE's interface of calculators, which takes one structure at a time."""
+    """A potential with ASE's calculator interface, which takes one structure at a time."""
 
     def __init__(self, calculator: Any) -> None:
         self.calculator = calculator
         self.properties = list(getattr(calculator, "implemented_properties", []))
 
     def predict(self, atoms: Any, properties: list[str]) -> Any:
-        """Return the results of a structure; nothing is cached, as every change is announced."""
+        """Return the results for a structure; ASE caches nothing, since all inputs are declared as changed."""
         from ase.calculators.calculator import all_changes
 
         self.calculator.calculate(atoms, properties, all_changes)
         return self.calculator.results
 
     def predict_batch(self, structures: list[Any], properties: list[str]) -> list[dict[str, Any]]:
-        """Return the results of each structure, or the reason why it was refused."""
-        return [self.answer(atoms, properties) for atoms in structures]
+        """Return the results for each structure, or the reason why the calculator refuses it."""
+        return [self.predict_one(atoms, properties) for atoms in structures]
 
-    def answer(self, atoms: Any, properties: list[str]) -> dict[str, Any]:
-        """Return the results of a structure, without a stress that the calculator refuses, or why there are none."""
+    def predict_one(self, atoms: Any, properties: list[str]) -> dict[str, Any]:
+        """Return the results for a structure, or the reason why the calculator refuses it.
+
+        If the calculator fails, it is called again without the stress, which it may not support.
+        """
         try:
             results = self.predict(atoms, properties)
             return {name: results[name] for name in properties if name in results}
-        except Exception as error:  # a model may refuse an element, and each has its own error for that
+        except Exception as error:  # each potential has its own error for an element that it refuses
             if hasattr(self.calculator, "reset"):
-                self.calculator.reset()  # it may take results of the structure before for those of this one
+                self.calculator.reset()  # otherwise the results of the previous structure may remain
             if "stress" in properties:
-                return self.answer(atoms, [name for name in properties if name != "stress"])
-            return {"error": describe(error)}
+                return self.predict_one(atoms, [name for name in properties if name != "stress"])
+            return {"error": describe_error(error)}
 
     def find_module(self) -> Any:
         """Return the torch module that the calculator holds, or None."""
@@ -101,28 +108,28 @@ class AseAdapter:
 
 
 class TorchSimAdapter:
-    """A potential behind torch-sim's interface of models, which takes all structures at once."""
+    """A potential with torch-sim's model interface, which takes all structures at once."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.properties = ["energy", *(n for n in ("forces", "stress") if getattr(model, f"compute_{n}", True))]
 
     def predict(self, atoms: Any, properties: list[str]) -> Any:
-        """Return the results of a structure."""
+        """Return the results for a structure; raise RuntimeError if the model refuses it."""
         answer = self.predict_batch([atoms], properties)[0]
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer
 
     def predict_batch(self, structures: list[Any], properties: list[str]) -> list[dict[str, Any]]:
-        """Return the results of all structures, computed in one batch."""
+        """Return the results for each structure of one batch, or the reason why the model refuses the batch."""
         import torch_sim
 
         state = torch_sim.io.atoms_to_state(structures, self.model.device, self.model.dtype)
         try:
             output = {name: value.detach().cpu().numpy() for name, value in self.model(state).items()}
         except Exception as error:
-            return [{"error": describe(error)}] * len(structures)
+            return [{"error": describe_error(error)}] * len(structures)
         answers: list[dict[str, Any]] = []
         first = 0
         for k, atoms in enumerate(structures):
@@ -142,14 +149,14 @@ class TorchSimAdapter:
         return self.model
 
 
-def describe(error: Exception) -> str:
-    """Return an exception as one line."""
+def describe_error(error: Exception) -> str:
+    """Return the type and the message of an exception on one line, without terminal codes."""
     text = " ".join(re.sub(TERMINAL_CODES, "", str(error)).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def read_atoms(data: dict[str, Any]) -> Any:
-    """Return ASE's atoms of a structure as a request holds it."""
+def build_atoms(data: dict[str, Any]) -> Any:
+    """Return the ASE atoms of a structure in a request."""
     from ase import Atoms
 
     atoms = Atoms(numbers=data["numbers"], positions=data["positions"], cell=data["cell"], pbc=data["periodic"])
@@ -158,7 +165,7 @@ def read_atoms(data: dict[str, Any]) -> Any:
 
 
 def measure_peak_memory() -> tuple[int, int | None]:
-    """Return the peak of resident memory in bytes, and that of the accelerator or None."""
+    """Return the peak of the resident memory in bytes, and that of the accelerator, or None without one."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     torch: Any = sys.modules.get("torch")
     on_device = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
@@ -166,7 +173,7 @@ def measure_peak_memory() -> tuple[int, int | None]:
 
 
 def list_versions(module_name: str) -> dict[str, str]:
-    """Return the versions of the potential's package and of those below it."""
+    """Return the versions of the potential's package, ASE, NumPy and torch, as far as they are installed."""
     names = [module_name.split(".", maxsplit=1)[0], "ase", "numpy", "torch"]
     known = importlib.metadata.packages_distributions() if hasattr(importlib.metadata, "packages_distributions") else {}
     versions: dict[str, str] = {}
@@ -180,17 +187,17 @@ def list_versions(module_name: str) -> dict[str, str]:
 
 
 class Worker:
-    """The answers to requests; `load` comes first."""
+    """The methods that answer requests; the first request must be `load`."""
 
     def __init__(self) -> None:
         self.adapter: Any = None
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Build the potential and describe it."""
+        """Build the potential; return its load time, properties, versions, number of weights and type of weights."""
         start = time.perf_counter()
         if request.get("threads") and "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(request["threads"])
-        self.adapter = build(request["spec"])
+        self.adapter = build_adapter(request["spec"])
         module = self.adapter.find_module()
         weights = [p for p in module.parameters() if p.is_floating_point()] if module is not None else []
         return {
@@ -203,21 +210,21 @@ class Worker:
         }
 
     def predict(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Predict all structures of a request."""
-        atoms = [read_atoms(data) for data in request["structures"]]
+        """Return the predictions for the structures of a request."""
+        atoms = [build_atoms(data) for data in request["structures"]]
         answers = self.adapter.predict_batch(atoms, request["properties"])
         return {"predictions": [{name: to_plain(value) for name, value in answer.items()} for answer in answers]}
 
     def call(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Call a method of the adapter."""
+        """Call a method of the adapter, and return its results as JSON data."""
         result = getattr(self.adapter, request["method"])(**request["arguments"])
         return {name: to_plain(value) for name, value in result.items()}
 
     def time(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Displace all atoms and predict energy and forces, `repeats` times; return the seconds of each prediction."""
+        """Time `repeats` predictions of energy and forces, each after random displacements of all atoms."""
         import numpy as np
 
-        atoms = read_atoms(request["structure"])
+        atoms = build_atoms(request["structure"])
         rng = np.random.default_rng(request["seed"])
         start_positions = atoms.positions.copy()
         seconds = []
@@ -232,14 +239,14 @@ class Worker:
 
 
 def to_plain(value: Any) -> Any:
-    """Return arrays and scalars as JSON data."""
+    """Return a value as JSON data; arrays and NumPy scalars are converted."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def main() -> None:
     """Answer requests until standard input ends; the model's own output goes to standard error."""
     if not getattr(sys.flags, "safe_path", False):
-        del sys.path[0]  # the folder of this file
+        del sys.path[0]  # the folder of this script
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker = Worker()
@@ -247,12 +254,12 @@ def main() -> None:
         request = json.loads(line)
         try:
             answer = getattr(worker, request["do"])(request)
-        except Absent as error:
+        except NotInstalledError as error:
             answer = {"error": str(error), "absent": True}
         except MemoryError:
             answer = {"error": "out of memory", "out_of_memory": True}
-        except Exception as error:  # whatever a model raises is its answer
-            text = describe(error)
+        except Exception as error:  # a potential may raise any exception
+            text = describe_error(error)
             answer = {"error": text, "out_of_memory": "out of memory" in text.lower()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

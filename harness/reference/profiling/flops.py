@@ -23,7 +23,8 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from harness.reference.inference.bucketing import Shape
 from harness.reference.ops.messages import NAMESPACE
 
-# Matrix products with one row per edge, per atom or per structure (the heads), and messages by the fused operator.
+# Matrix products with one row per edge ("edges"), atom ("nodes") or structure ("heads"), and messages by the fused
+# operator.
 Category = Literal["edges", "nodes", "heads", "messages"]
 Kind = tuple[Category, str]
 # (m, k, n) of a product [m, k] x [k, n], or (b, m, k, n) of b such products.

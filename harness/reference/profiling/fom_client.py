@@ -17,7 +17,7 @@ MAX_FAILURES = 3
 
 
 def post_figure_of_merit(name: str, value: float) -> None:
-    """Post a value if the job has an endpoint; drop the value if the previous one is still being sent."""
+    """Post a value if the job has an endpoint; drop the value if an earlier one is still waiting to be sent."""
     pending = _get_queue()
     if pending is not None:
         with suppress(queue.Full):

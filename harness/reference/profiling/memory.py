@@ -33,7 +33,7 @@ class NotGlibc(RuntimeError):
 
 
 @functools.cache
-def _glibc() -> Any:
+def _load_glibc() -> Any:
     """Return the C library; raise NotGlibc if these settings would have no effect."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
@@ -77,14 +77,17 @@ LARGEST_BLOCK, SMALLEST_BLOCK = 1024 * MIB, MIB
 
 
 def set_allocator_mode(mode: AllocatorMode) -> bool:
-    """Switch the allocator to a mode, as if it had never been in the other mode; return False if nothing changes.
+    """Switch the allocator to a mode, as if it had never been in the other one.
 
     Every call with the mode "default" also releases the free blocks that the heap has accumulated.
+
+    Returns:
+        False if the mode "tuned" was set already, so that nothing was done; otherwise True.
 
     Raises:
         NotGlibc: This process does not use glibc's allocator.
     """
-    library = _glibc()
+    library = _load_glibc()
     if mode == "tuned" and _current == ["tuned"]:
         return False
     _current[:] = [mode]
@@ -119,8 +122,8 @@ def _fill_heap(library: Any) -> None:
 # The share of the free memory that a batch may use; the rest is a reserve, as batches differ in size.
 USABLE_SHARE = 0.8
 # The files of a control group with its limit and use, and the entry of memory.stat for reclaimable cached files.
-VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+CGROUP_V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+CGROUP_V2_FILES = ("memory.max", "memory.current", "inactive_file")
 
 
 def measure_free_bytes(device: torch.device) -> int:
@@ -145,7 +148,7 @@ def list_cgroup_free_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path 
         if controllers and "memory" not in controllers.split(","):
             continue
         top = root / "memory" if controllers else root
-        names = VERSION_1 if controllers else VERSION_2
+        names = CGROUP_V1_FILES if controllers else CGROUP_V2_FILES
         folder = top / path.lstrip("/")
         folders = [folder, *(p for p in folder.parents if p.is_relative_to(top))]
         free += [n for f in folders if (n := _read_free_bytes(f, *names)) is not None]

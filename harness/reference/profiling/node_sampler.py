@@ -29,8 +29,8 @@ TELEMETRY = "telemetry"
 # Samples are buffered for this many seconds; a kill loses no more than that.
 BUFFER_S = 20.0
 RAPL = Path("/sys/class/powercap")
-Key = tuple[tuple[str, str], ...]
-Reading = tuple[str, Mapping[str, str], float]
+Key = tuple[tuple[str, str], ...]  # name and labels of a metric
+Reading = tuple[str, Mapping[str, str], float]  # name, labels and value of a metric
 Reader = Callable[[], Iterable[Reading]]
 
 

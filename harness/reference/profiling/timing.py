@@ -38,7 +38,7 @@ def time_call(call: Call, device: torch.device) -> float:
 
 
 def measure_peak_bytes(call: Call, device: torch.device) -> int:
-    """Return by how many bytes the memory of tensors grows at most during one call."""
+    """Return the largest increase of the memory of tensors during one call, in bytes."""
     if device.type != "cpu":
         module = torch.get_device_module(device)
         module.reset_peak_memory_stats(device)

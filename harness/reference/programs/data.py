@@ -34,7 +34,7 @@ from harness.reference.storage.collectives import abort_on_error, get_mpi_world
 from harness.reference.storage.memory.distributed import DistributedStore
 from harness.reference.storage.open import ReadMode, open_samples
 from harness.reference.storage.samples import ConcatenatedSamples, Samples
-from harness.reference.storage.schema import Record
+from harness.reference.storage.schema import Sample
 from harness.reference.storage.structure_codec import EDGE_KEYS, REQUIRED_KEYS
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ COMPARED_SAMPLES = 32  # number of samples whose bytes must be equal in every mo
 
 
 def benchmark_modes(config: DataParameters, stores: Sequence[Path], rank_info: RankInfo, log: CaseLog) -> None:
-    """Open the stores in every mode, and log the times of batches in rounds; collective.
+    """Open the stores in every mode that fits into memory, and log the times of batches in rounds; collective.
 
     Raises:
         InputError: Two modes return different samples, or no mode fits into memory.
@@ -104,16 +104,16 @@ def _benchmark(config: DataParameters, stores: Sequence[Path], log: CaseLog, com
 
     datasets: dict[ReadMode, ConcatenatedSamples] = {}
     open_costs: dict[ReadMode, tuple[float, int]] = {}
-    modes, skipped = modes_that_fit(config.read_modes, stores, comm)
+    modes, skipped = select_fitting_modes(config.read_modes, stores, comm)
     if skipped:
         log.record_facts(DataFacts(unavailable_modes=skipped))
     for mode in modes:
-        before, started = _memory(), time.perf_counter()
-        datasets[mode] = ConcatenatedSamples([_open(store, mode, config, comm) for store in stores])
+        before, started = _measure_memory(), time.perf_counter()
+        datasets[mode] = ConcatenatedSamples([_open_store(store, mode, config, comm) for store in stores])
         open_s = comm.allreduce(time.perf_counter() - started, MPI.MAX)
-        open_costs[mode] = open_s, comm.allreduce(_memory() - before, MPI.MAX)
+        open_costs[mode] = open_s, comm.allreduce(_measure_memory() - before, MPI.MAX)
     _check_equal(datasets)
-    sample_bytes = _mean_bytes(datasets[modes[0]], config)
+    sample_bytes = _compute_mean_count_bytes(datasets[modes[0]], config)
     nodes = len(set(comm.allgather(MPI.Get_processor_name())))
     floor = CopyFloor(
         us_per_sample=_time_copy_us(sample_bytes, config.batch_size), description="copying as many bytes in memory"
@@ -127,26 +127,26 @@ def _benchmark(config: DataParameters, stores: Sequence[Path], log: CaseLog, com
             bytes_per_sample_mean=sample_bytes, floor=floor,
         )  # fmt: skip
         if mode == "distributed":
-            parts = [p for p in datasets[mode].parts if isinstance(p, DistributedStore)]
-            reading.replica_ranks, reading.backend = config.replica_ranks or comm.size, parts[0].backend.name
+            opened = [s for s in datasets[mode].parts if isinstance(s, DistributedStore)]
+            reading.replica_ranks, reading.backend = config.replica_ranks or comm.size, opened[0].backend.name
         return reading
 
     log.record_facts(DataFacts(reading=[describe(mode) for mode in modes]))
     for number in range(config.rounds):
         log.write(Progress(done=number, total=config.rounds, activity="rounds"))
         for mode, samples in datasets.items():
-            _round(mode, number, samples=samples, config=config, comm=comm, log=log)
+            _time_round(mode, number, samples=samples, config=config, comm=comm, log=log)
     for samples in datasets.values():
         samples.close()
 
 
-def modes_that_fit(
+def select_fitting_modes(
     modes: Sequence[ReadMode], stores: Sequence[Path], comm: MPI.Comm
 ) -> tuple[list[ReadMode], list[str]]:
-    """Return the modes that fit together into the memory of a node, and a reason for each other mode; collective."""
+    """Return the modes that together fit into a node's memory, and why each other mode does not fit; collective."""
     from mpi4py import MPI
 
-    sizes = [BPFile(store).nbytes(TRAINING_SPLIT, training_keys(store)) for store in stores]
+    sizes = [BPFile(store).nbytes(TRAINING_SPLIT, list_training_keys(store)) for store in stores]
     total, local_ranks = sum(sizes), comm.Split_type(MPI.COMM_TYPE_SHARED).size
     copies = {"on_demand": 0.0, "preload": local_ranks, "shared": 1.0, "distributed": local_ranks / comm.size}
     available = comm.allreduce(psutil.virtual_memory().available, MPI.MIN) * USABLE_SHARE
@@ -167,31 +167,31 @@ def modes_that_fit(
 
 
 def _read_origin(store: Path) -> str:
-    """Return the origin of the data in a store, such as "official" or a stand-in."""
+    """Return the origin of the data in a store, such as "official" or "stand-in for MPTrj"."""
     with BPFile(store) as file:
         about = file.attributes.get("about")
     return str(about["role"]) if isinstance(about, dict) else "unknown"
 
 
-def _open(store: Path, mode: ReadMode, config: DataParameters, comm: MPI.Comm) -> Samples:
+def _open_store(store: Path, mode: ReadMode, config: DataParameters, comm: MPI.Comm) -> Samples:
     return open_samples(
         store,
         TRAINING_SPLIT,
         mode,
         comm=comm,
         width=config.replica_ranks,
-        keys=training_keys(store),
+        keys=list_training_keys(store),
         backend=config.store_backend,
     )
 
 
-def training_keys(store: Path) -> list[str]:
+def list_training_keys(store: Path) -> list[str]:
     """Return the keys that training reads and that the store has."""
     with BPFile(store) as file:
         return [key for key in (*REQUIRED_KEYS, "forces", *EDGE_KEYS) if key in file.keys(TRAINING_SPLIT)]
 
 
-def _round(
+def _time_round(
     mode: str, number: int, *, samples: ConcatenatedSamples, config: DataParameters, comm: MPI.Comm, log: CaseLog
 ) -> None:
     """Time batches of random samples, which differ from rank to rank."""
@@ -206,7 +206,7 @@ def _round(
         started = time.perf_counter()
         records = samples.get(indices)
         seconds[k] = time.perf_counter() - started
-        sizes[k] = sum(map(_bytes, records))
+        sizes[k] = sum(map(_count_bytes, records))
     slowest, total = np.zeros_like(seconds), np.zeros_like(sizes)
     comm.Allreduce(seconds, slowest, MPI.MAX)
     comm.Allreduce(sizes, total, MPI.SUM)
@@ -230,13 +230,13 @@ def _check_equal(datasets: dict[ReadMode, ConcatenatedSamples]) -> None:
                 raise InputError(f"sample {index} is not the same when read in modes {first} and {mode}")
 
 
-def _mean_bytes(samples: ConcatenatedSamples, config: DataParameters) -> float:
+def _compute_mean_count_bytes(samples: ConcatenatedSamples, config: DataParameters) -> float:
     indices = np.random.default_rng(config.seed).integers(0, len(samples), 1000)
-    return float(np.mean([_bytes(record) for record in samples.get(indices)]))
+    return float(np.mean([_count_bytes(record) for record in samples.get(indices)]))
 
 
-def _bytes(record: Record) -> int:
-    return sum(values.nbytes for values in record.values())
+def _count_bytes(sample: Sample) -> int:
+    return sum(values.nbytes for values in sample.values())
 
 
 def _time_copy_us(sample_bytes: float, count: int) -> float:
@@ -251,7 +251,7 @@ def _time_copy_us(sample_bytes: float, count: int) -> float:
     return float(np.median(seconds)) / count * 1e6
 
 
-def _memory() -> int:
+def _measure_memory() -> int:
     """Return the memory of this process in bytes; on Linux, shared pages count in proportion to their processes."""
     memory: Any = psutil.Process().memory_full_info()
     return int(getattr(memory, "pss", memory.rss))

@@ -1,16 +1,19 @@
-"""Compare interatomic potentials: each runs in its process, and all of them predict the same structures in turn."""
+"""The program `models`: compare interatomic potentials, which predict the same structures in turn.
+
+Each potential runs in a separate process, in the environment in which it is installed.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.models import (
@@ -30,28 +33,34 @@ from harness.protocol.programs.models import (
 from harness.protocol.records import Progress
 from harness.reference.data.structure import Structure
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_structures
-from harness.reference.potentials.physics import check_physics, repeat_cell, to_event
+from harness.reference.potentials.physics import build_check_event, check_physics, repeat_cell
 from harness.reference.potentials.process import (
     PotentialError,
     PotentialPrediction,
     PotentialProcess,
     build_spec,
-    count_reasons,
+    convert_to_voigt,
 )
-from harness.reference.potentials.structures import list_cells, select_crystal, select_molecule
+from harness.reference.potentials.structures import build_supercells, select_crystal, select_molecule
 
-Array = NDArray[np.float64]
-# Every atom is displaced by this much before a prediction is timed, as in dynamics.
+# Standard deviation of the displacements of all atoms before each timed prediction, as between steps of dynamics.
 DISPLACEMENT_ANGSTROM = 0.01
 WARM_UP_REPEATS = 2
-# Labelled structures are small, and of one composition there are at most so many.
-MAX_LABELLED_ATOMS = 40
-MAX_PER_COMPOSITION = 4
+MAX_LABELLED_ATOMS = 40  # of a labelled structure
+MAX_PER_COMPOSITION = 4  # labelled structures
 
 
 @dataclass
 class _Model:
-    """A model that answers, and the cells on which it is timed."""
+    """A model whose process has started.
+
+    Attributes:
+        name: The name of the model.
+        definition: Its definition.
+        process: Its process.
+        cells: The supercells on which it is timed, from small to large.
+        has_failed: Whether a measurement has failed, after which the model is excluded.
+    """
 
     name: str
     definition: ModelDefinition
@@ -61,10 +70,11 @@ class _Model:
 
 
 def run(config: ModelsParameters, log: CaseLog, folder: Path) -> None:
-    """Load every model, then measure errors, speed, memory and physics; a model that fails is left out from then on."""
+    """Load every model, then measure errors, speed, memory and physics; a model that fails is excluded from then on."""
     labelled = load_labelled(config)
     with ExitStack() as stack:
-        models = [m for name in config.definitions if (m := load(name, config, log, folder, stack)) is not None]
+        loaded = [load_model(name, config, log, folder, stack) for name in config.definitions]
+        models = [model for model in loaded if model is not None]
         log.record_facts(
             ModelsFacts(
                 workload=ModelsWorkload(
@@ -88,27 +98,32 @@ def run(config: ModelsParameters, log: CaseLog, folder: Path) -> None:
 
 
 def load_labelled(config: ModelsParameters) -> dict[str, list[Structure]]:
-    """Return small structures with labels of each dataset, those of one composition next to each other."""
+    """Return small labelled structures of each dataset, by dataset; structures of one composition are adjacent."""
     sets = {}
     for name in config.datasets:
         pool = [s for s in load_structures(find_shipped_set(name)) if len(s) <= MAX_LABELLED_ATOMS]
         groups = list(group_by_composition(pool).values())
         order = np.random.default_rng(config.seed).permutation(len(groups))
-        # compositions with several structures first: their energies can be compared
+        # compositions with several structures come first, since only their energies can be compared
         ranked = sorted((groups[k] for k in order), key=lambda group: len(group) < 2)
         sets[name] = [s for group in ranked for s in group[:MAX_PER_COMPOSITION]][: config.structures_per_dataset]
     return sets
 
 
 def group_by_composition(structures: Iterable[Structure]) -> dict[bytes, list[Structure]]:
-    """Return the structures by their atoms, in whatever order."""
+    """Return the structures of each composition, by `get_composition`."""
     groups: dict[bytes, list[Structure]] = {}
     for structure in structures:
-        groups.setdefault(np.sort(structure.numbers).tobytes(), []).append(structure)
+        groups.setdefault(get_composition(structure), []).append(structure)
     return groups
 
 
-def start(
+def get_composition(structure: Structure) -> bytes:
+    """Return a key that is equal for structures of the same composition, whatever the order of their atoms."""
+    return np.sort(structure.numbers).tobytes()
+
+
+def start_process(
     definition: ModelDefinition,
     precision: PotentialPrecision,
     config: ModelsParameters,
@@ -116,50 +131,56 @@ def start(
     *,
     compiled: bool,
 ) -> PotentialProcess:
-    """Return the process of a model in a precision; raise PotentialError."""
+    """Start the process of a model in a precision; raise PotentialError if the model cannot be loaded."""
     spec = build_spec(definition, precision, config.device, compiled=compiled)
     return PotentialProcess(
         spec, python=definition.python, threads=config.threads, timeout_s=config.timeout_s, log=log_file
     )
 
 
-def load(name: str, config: ModelsParameters, log: CaseLog, folder: Path, stack: ExitStack) -> _Model | None:
-    """Start a model and log what it is; return None if it cannot be used, with the reason in the log."""
+def load_model(name: str, config: ModelsParameters, log: CaseLog, folder: Path, stack: ExitStack) -> _Model | None:
+    """Start a model, log its description, and build the supercells on which it is timed.
+
+    Returns:
+        The model; None if it cannot be used, after the reason has been logged.
+    """
     definition, path = config.definitions[name], folder / f"{name}.log"
     try:
-        process = stack.enter_context(start(definition, config.precision, config, path, compiled=config.compiled))
+        process = stack.enter_context(
+            start_process(definition, config.precision, config, path, compiled=config.compiled)
+        )
     except PotentialError as error:
         where = f"{definition.place}: " if definition.place else ""
         log.write(
             ModelUnavailable(model=name, reason=f"{where}{error}")
-            if error.is_absence
+            if error.is_unavailable
             else ModelFailed(model=name, step="loading", reason=f"{where}{error}")
         )
         return None
-    about = process.about
+    description = process.description
     log.write(
         ModelLoaded(
             model=name,
             class_name=describe_class(definition),
-            load_s=about["load_s"],
-            properties=about["properties"],
-            packages=about["packages"],
-            python=about["python"],
-            parameters=about["parameters"],
-            dtype=about["dtype"],
+            load_s=description["load_s"],
+            properties=description["properties"],
+            packages=description["packages"],
+            python=description["python"],
+            parameters=description["parameters"],
+            dtype=description["dtype"],
         )
     )
     model = _Model(name, definition, process)
-    with _Attempt(model, "its first predictions", log):
+    with _FailureLogger(model, "its first predictions", log):
         build = select_crystal(process)
         if build is None:
             raise PotentialError("it predicts none of the crystals on which models are timed")
-        model.cells = list_cells(build, config.sizes)
+        model.cells = build_supercells(build, config.sizes)
     return model
 
 
 def describe_class(definition: ModelDefinition) -> str:
-    """Return what a definition names, in one line."""
+    """Return the checkpoint or the class of a definition, for tables."""
     if definition.checkpoint is not None:
         return f"checkpoint {definition.checkpoint}"
     if definition.hydragnn is not None:
@@ -168,17 +189,17 @@ def describe_class(definition: ModelDefinition) -> str:
     return f"{source.module}.{source.class_name}"
 
 
-class _Attempt:
-    """A block in which a failure of a model is logged, and excludes it from what follows."""
+class _FailureLogger:
+    """A context manager that logs the failure of a model in its block, and excludes the model from then on."""
 
     def __init__(self, model: _Model, step: str, log: CaseLog) -> None:
         self.model, self.step, self.log = model, step, log
 
     def __enter__(self) -> None:
-        """Enter the block."""
+        """Enter the block; nothing needs to be done."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        """Log a PotentialError, and go on."""
+        """Log and suppress a PotentialError; other exceptions propagate."""
         if not isinstance(error, PotentialError):
             return False
         self.model.has_failed = True
@@ -189,37 +210,51 @@ class _Attempt:
 def measure_errors(
     model: _Model, labelled: dict[str, list[Structure]], config: ModelsParameters, log: CaseLog, folder: Path
 ) -> None:
-    """Log the errors of a model against labels, and unless it is plain FP64, against its own FP64 predictions."""
+    """Log the errors of a model against labels, and its deviations from its own uncompiled FP64 predictions.
+
+    There are no deviations if the model itself is uncompiled and published or in FP64, or if it offers no FP64.
+    """
     if model.has_failed:
         return
-    exact: PotentialProcess | None = None
-    with _Attempt(model, "errors", log), ExitStack() as stack:
+    fp64: PotentialProcess | None = None
+    with _FailureLogger(model, "errors", log), ExitStack() as stack:
         if config.compiled or config.precision not in ("published", "fp64"):
             try:
                 path = folder / f"{model.name}-fp64.log"
-                exact = stack.enter_context(start(model.definition, "fp64", config, path, compiled=False))
+                fp64 = stack.enter_context(start_process(model.definition, "fp64", config, path, compiled=False))
             except PotentialError:
-                exact = None  # not offered: there is nothing to compare with
+                fp64 = None  # the model offers no FP64
         for dataset, structures in labelled.items():
             answers = model.process.try_predict(structures, with_stress=True)
             pairs = [(s, p) for s, p in zip(structures, answers, strict=True) if not isinstance(p, str)]
-            excluded = count_reasons(reason for reason in answers if isinstance(reason, str))
+            excluded = Counter(reason for reason in answers if isinstance(reason, str))
             level = find_shipped_set(dataset).level
             log.write(compare_with_labels(model.name, dataset, level, pairs, excluded))
-            if exact is not None and pairs:
-                references = exact.predict([s for s, _ in pairs])
+            if fp64 is not None and pairs:
+                references = fp64.predict([s for s, _ in pairs])
                 log.write(compare_with_fp64(model.name, dataset, level, pairs, references))
 
 
-Pairs = Sequence[tuple[Structure, PotentialPrediction]]
+# Labelled structures with their predictions.
+LabelledPredictions = Sequence[tuple[Structure, PotentialPrediction]]
 
 
-def compare_with_labels(name: str, dataset: str, level: str, pairs: Pairs, excluded: dict[str, int]) -> PotentialErrors:
-    """Return the errors against labels; pairs may be empty."""
+def compare_with_labels(
+    name: str, dataset: str, level: str, pairs: LabelledPredictions, excluded: Mapping[str, int]
+) -> PotentialErrors:
+    """Return the errors of a model against the labels of a dataset.
+
+    Args:
+        name: The name of the model.
+        dataset: The name of the dataset.
+        level: The level of theory of the labels.
+        pairs: The predicted structures with their predictions; may be empty.
+        excluded: The number of structures that the model refused, by reason.
+    """
     with_energy = [(s, p) for s, p in pairs if s.energy is not None]
     forces = [np.abs(p.forces - s.forces) for s, p in pairs if s.forces is not None]
     stresses = [
-        np.abs(p.stress - to_voigt(s.stress)) for s, p in pairs if p.stress is not None and s.stress is not None
+        np.abs(p.stress - convert_to_voigt(s.stress)) for s, p in pairs if p.stress is not None and s.stress is not None
     ]
     return PotentialErrors(
         model=name,
@@ -231,27 +266,27 @@ def compare_with_labels(name: str, dataset: str, level: str, pairs: Pairs, exclu
         force_mae_ev_per_angstrom=float(np.concatenate(forces).mean()) if forces else None,
         force_max_ev_per_angstrom=float(np.concatenate(forces).max()) if forces else None,
         stress_mae_ev_per_angstrom3=float(np.mean(stresses)) if stresses else None,
-        excluded=excluded or None,
+        excluded=dict(excluded) or None,
     )
 
 
-def compute_energy_error(pairs: Pairs) -> float | None:
-    """Return the mean error (eV/atom) of energy differences between structures of one composition, or None.
+def compute_energy_error(pairs: LabelledPredictions) -> float | None:
+    """Return the mean error (eV/atom) of energies relative to the mean of their composition.
 
-    Every energy is taken relative to the mean of its composition, so that no reference energy matters.
+    Reference energies cancel in these differences. The result is None if no two structures have the same composition.
     """
     errors: dict[bytes, list[float]] = {}
     for structure, prediction in pairs:
         error = (prediction.energy - float(structure.energy or 0.0)) / len(structure)
-        errors.setdefault(np.sort(structure.numbers).tobytes(), []).append(error)
+        errors.setdefault(get_composition(structure), []).append(error)
     differences = [np.abs(np.array(group) - np.mean(group)) for group in errors.values() if len(group) > 1]
     return float(np.concatenate(differences).mean()) if differences else None
 
 
 def compare_with_fp64(
-    name: str, dataset: str, level: str, pairs: Pairs, references: Sequence[PotentialPrediction]
+    name: str, dataset: str, level: str, pairs: LabelledPredictions, references: Sequence[PotentialPrediction]
 ) -> PotentialErrors:
-    """Return the deviations from the same model's predictions in FP64."""
+    """Return the deviations of a model from its own FP64 predictions, `references`, for the structures of `pairs`."""
     forces = [np.abs(p.forces - r.forces) for (_, p), r in zip(pairs, references, strict=True)]
     energies = [abs(p.energy - r.energy) / len(s) for (s, p), r in zip(pairs, references, strict=True)]
     return PotentialErrors(
@@ -266,20 +301,20 @@ def compare_with_fp64(
     )
 
 
-def to_voigt(stress: Array) -> Array:
-    """Return a stress [3, 3] as xx, yy, zz, yz, xz, xy."""
-    return np.asarray(stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]])
-
-
 def time_models(models: Sequence[_Model], config: ModelsParameters, log: CaseLog) -> None:
-    """Let every model predict every size once in each round, so that all of them meet the same load of the machine."""
+    """Log the times of predictions: in each round every model predicts every supercell once.
+
+    The models take turns, so that the load of the machine affects all of them alike.
+    """
     for model in models:
         if model.has_failed:
             continue
-        with _Attempt(model, "timing", log):
-            log_memory(model, 0, model.process.time(model.cells[0], repeats=1, displacement=0.0, seed=0), log)
+        with _FailureLogger(model, "timing", log):
+            log_memory(
+                model, 0, model.process.time_predictions(model.cells[0], repeats=1, displacement=0.0, seed=0), log
+            )
             for cell in model.cells:
-                answer = model.process.time(
+                answer = model.process.time_predictions(
                     cell, repeats=WARM_UP_REPEATS, displacement=DISPLACEMENT_ANGSTROM, seed=config.seed
                 )
                 log_memory(model, len(cell), answer, log)
@@ -288,9 +323,9 @@ def time_models(models: Sequence[_Model], config: ModelsParameters, log: CaseLog
         for model in models:
             if model.has_failed:
                 continue
-            with _Attempt(model, "timing", log):
+            with _FailureLogger(model, "timing", log):
                 for cell in model.cells:
-                    answer = model.process.time(
+                    answer = model.process.time_predictions(
                         cell, repeats=1, displacement=DISPLACEMENT_ANGSTROM, seed=config.seed + number + 1
                     )
                     sample = PotentialSample(
@@ -305,7 +340,7 @@ def time_models(models: Sequence[_Model], config: ModelsParameters, log: CaseLog
 
 
 def log_memory(model: _Model, atoms: int, answer: dict[str, float], log: CaseLog) -> None:
-    """Log the peak memory of a model's process."""
+    """Log the peak memory of a model's process after predictions for a number of atoms; 0: after loading."""
     log.write(
         PotentialMemory(
             model=model.name,
@@ -317,30 +352,30 @@ def log_memory(model: _Model, atoms: int, answer: dict[str, float], log: CaseLog
 
 
 def find_largest_size(model: _Model, config: ModelsParameters, log: CaseLog) -> None:
-    """Double the cell until memory or time do not suffice, and log the largest that was predicted."""
+    """Double the number of atoms until memory or time do not suffice, and log the largest predicted size."""
     cell, atoms = model.cells[-1], 0
-    for size in iterate_sizes(len(cell), config.max_atoms):
-        grown = grow(cell, size)
+    for size in double_sizes(len(cell), config.max_atoms):
+        supercell = repeat_to_size(cell, size)
         try:
-            model.process.time(grown, repeats=1, displacement=0.0, seed=config.seed)
+            model.process.time_predictions(supercell, repeats=1, displacement=0.0, seed=config.seed)
         except PotentialError as error:
             log.write(LargestSize(model=model.name, atoms=atoms, limit=str(error)))
             model.has_failed = not error.is_out_of_memory
             return
-        atoms = len(grown)
+        atoms = len(supercell)
     log.write(LargestSize(model=model.name, atoms=atoms, limit=f"the search ends at {config.max_atoms:,} atoms"))
 
 
-def iterate_sizes(first: int, last: int) -> Iterator[int]:
-    """Yield the first size and its doubles, up to the last."""
+def double_sizes(first: int, last: int) -> Iterator[int]:
+    """Yield the first size, twice the first size, and so on, up to the last."""
     size = first
     while size <= last:
         yield size
         size *= 2
 
 
-def grow(cell: Structure, size: int) -> Structure:
-    """Return the cell, repeated along its shortest vector until it has `size` atoms."""
+def repeat_to_size(cell: Structure, size: int) -> Structure:
+    """Return the cell, doubled along its shortest vector until it has at least `size` atoms."""
     while len(cell) < size:
         cell = repeat_cell(cell, int(np.linalg.norm(cell.cell, axis=1).argmin()))
     return cell
@@ -348,17 +383,17 @@ def grow(cell: Structure, size: int) -> Structure:
 
 def log_physics(model: _Model, config: ModelsParameters, log: CaseLog) -> None:
     """Log the result of every check of a model's physics."""
-    with _Attempt(model, "physics", log):
+    with _FailureLogger(model, "physics", log):
         build = select_crystal(model.process)
         violations = check_physics(
             model.process.predict,
             build(1) if build is not None else None,
             select_molecule(model.process),
-            dtype=model.process.about["dtype"] or "float64",
+            dtype=model.process.description["dtype"] or "float64",
             transformations=config.transformations,
             dynamics_steps=config.dynamics_steps,
             seed=config.seed,
         )
         for violation in violations:
-            log.write(to_event(violation, model=model.name))
+            log.write(build_check_event(violation, model=model.name))
             model.process.raise_if_ended()

@@ -38,7 +38,7 @@ from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import select_backend
-from harness.reference.potentials.physics import to_event
+from harness.reference.potentials.physics import build_check_event
 from harness.reference.potentials.reference_model import check_model
 from harness.reference.storage.collectives import get_mpi_world
 from harness.reference.storage.sampling.sampler import MixtureSampler, SamplingSpec
@@ -307,4 +307,4 @@ def log_physics(checkpoint: Path, config: TrainParameters, device: torch.device,
         dynamics_steps=PHYSICS_DYNAMICS_STEPS,
         seed=config.seed,
     ):
-        log.write(to_event(violation))
+        log.write(build_check_event(violation))

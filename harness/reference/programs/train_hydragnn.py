@@ -1,4 +1,4 @@
-"""Train by HydraGNN's own program on a store of one dataset, and evaluate the weights that it writes."""
+"""The program `train` with HydraGNN's code: train on a store of one dataset, and evaluate the trained weights."""
 
 from __future__ import annotations
 
@@ -20,18 +20,15 @@ from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed import launch
 from harness.reference.distributed.group import process_group
 from harness.reference.distributed.launch import RankInfo
-from harness.reference.external.architecture import find_sizes
-from harness.reference.external.checkout import find_checkout
 from harness.reference.external.training import (
-    NEEDED,
     RUN_NAME,
     Epoch,
     Record,
     TrainingRun,
-    find_record,
+    describe_runtime,
+    find_first_record,
     group_by_epoch,
-    list_places,
-    observe,
+    list_rank_places,
 )
 from harness.reference.models import checkpoints
 from harness.reference.models.foundation import FoundationModel
@@ -41,54 +38,47 @@ from harness.reference.training.evaluation import evaluate_test_sets
 from harness.reference.training.loader import set_reference_energies
 
 Splits = Mapping[str, Dataset]
+# The fields of `TrainSet` with the number of structures of each of SPLITS.
 COUNTS = ("train", "validation", "test")
 
 
 def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
-    """Train on all ranks; rank 0 logs the epochs, and the errors on the test set."""
+    """Run HydraGNN's training program on this rank; rank 0 logs the epochs and the errors on the test set."""
     rank_info = launch.detect_rank(os.environ)
-    checkout = find_checkout(folder, NEEDED)
-    training = TrainingRun(
-        checkout,
-        folder / "hydragnn",
-        find_sizes(config.model, heads=1, max_neighbours=MAX_NEIGHBOURS),
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        precision=config.precision,
-        learning_rate=config.learning_rate,
-        force_weight=config.force_weight,
-        stops_early=config.early_stopping_patience is not None,
-        device=config.device,
-        environment={"HYDRAGNN_BACKEND": config.backend},
-        timeout_s=config.timeout_s,
-    )
+    training = TrainingRun.from_parameters(config, folder, stops_early=config.early_stopping_patience is not None)
     splits = training.export(Path(config.store_folder), rank_info)
     records = training.run(rank_info, folder / f"hydragnn.p{rank_info.rank}.log")
     if rank_info.rank > 0:
         return
-    about = find_record(records[0], "environment")
-    log.record_facts(TrainFacts(implementation=checkout.describe(about["python"], about["packages"])))
+    environment = find_first_record(records[0], "environment")
+    source = training.checkout.describe_source(environment["python"], environment["packages"])
+    log.record_facts(TrainFacts(implementation=source))
     log.record_facts(describe(config, training, splits, records))
-    log_epochs([group_by_epoch(some) for some in records], log)
+    log_epochs([group_by_epoch(rank_records) for rank_records in records], log)
     evaluate(training, splits, log, folder)
 
 
 def log_epochs(ranks: Sequence[Sequence[Epoch]], log: CaseLog) -> None:
-    """Log each epoch, with the losses of rank 0, which HydraGNN reduces over the ranks."""
-    step, lowest, seconds = 0, float("inf"), 0.0
+    """Log each epoch.
+
+    Args:
+        ranks: The epochs of each rank; the losses are taken from rank 0, since HydraGNN reduces them over the ranks.
+        log: The log of the case.
+    """
+    steps, lowest_loss, train_s = 0, float("inf"), 0.0
     for number, epochs in enumerate(zip(*ranks, strict=True)):
-        step += len(epochs[0].steps)
+        steps += len(epochs[0].steps)
         duration_s = max(epoch.train_s for epoch in epochs)
-        seconds += duration_s
+        train_s += duration_s
         structures = sum(step.structures for epoch in epochs for step in epoch.steps)
         train, validation = (epochs[0].losses.get(split) for split in ("train", "validation"))
         loss = validation["loss"] if validation else None
-        is_best = loss is not None and loss <= lowest
-        lowest = min(lowest, loss) if loss is not None else lowest
+        is_best = loss is not None and loss <= lowest_loss
+        lowest_loss = min(lowest_loss, loss) if loss is not None else lowest_loss
         log.write(
             TrainEpoch(
                 epoch=number,
-                step=step,
+                step=steps,
                 duration_s=duration_s,
                 structures_per_s=structures / duration_s,
                 loss=train["loss"] if train else None,
@@ -101,28 +91,33 @@ def log_epochs(ranks: Sequence[Sequence[Epoch]], log: CaseLog) -> None:
                 best=is_best,
             )
         )
-    log.record_facts(TrainFacts(train_s=seconds))
+    log.record_facts(TrainFacts(train_s=train_s))
 
 
 def find_error(losses: Record | None, position: int) -> float | None:
-    """Return one of HydraGNN's errors of energy, energy per atom and forces; None if it reports others."""
+    """Return one of the errors that HydraGNN reports: of energy (0), energy per atom (1) or forces (2).
+
+    The result is None if HydraGNN reports no losses, or another number of errors.
+    """
     return losses["errors"][position] if losses and len(losses["errors"]) == 3 else None
 
 
 def describe(
     config: TrainParameters, training: TrainingRun, splits: Splits, records: Sequence[Sequence[Record]]
 ) -> TrainFacts:
-    """Return facts of the model, the data and the ranks."""
+    """Return the facts about the model, the data, the runtime and the ranks."""
     train = splits[SPLITS[0]]
     epoch = group_by_epoch(records[0])[0]
     return TrainFacts(
-        model=TrainModel(config=training.sizes.asdict(), parameters=find_record(records[0], "model")["parameters"]),
+        model=TrainModel(
+            config=training.model_config.asdict(), parameters=find_first_record(records[0], "model")["parameters"]
+        ),
         workload=TrainWorkload(
             datasets=[
                 TrainSet(
                     dataset=train.name,
                     head=HEADS[train.head],
-                    data_origin=train.role,
+                    data_origin=train.data_origin,
                     level_of_theory=train.level,
                     **{name: len(splits[split].samples) for name, split in zip(COUNTS, SPLITS, strict=True)},
                     samples_per_epoch=sum(step.structures for step in epoch.steps) * len(records),
@@ -137,13 +132,13 @@ def describe(
             loss_units="physical",
             read_mode="on_demand",
         ),
-        runtime=Observed(**observe(records, config.precision, config.backend)),
-        ranks=list_places(records),
+        runtime=Observed(**describe_runtime(records, config.precision, config.backend)),
+        ranks=list_rank_places(records),
     )
 
 
 def load_trained(training: TrainingRun, head: int) -> FoundationModel:
-    """Return the trained model, with HydraGNN's only branch as this head."""
+    """Return the trained model, whose single branch becomes the given head."""
     model = load_hydragnn(training.log_folder / f"{RUN_NAME}.pk", training.log_folder / "config.json")
     model.eval().requires_grad_(False)
     for parameter in model.heads.parameters():
@@ -154,7 +149,7 @@ def load_trained(training: TrainingRun, head: int) -> FoundationModel:
 
 
 def evaluate(training: TrainingRun, splits: Splits, log: CaseLog, folder: Path) -> None:
-    """Log the errors of the trained model on the test set, and write it as a checkpoint of the harness."""
+    """Log the errors of the trained model on the test set, and save the model as a checkpoint of the harness."""
     model = load_trained(training, splits[SPLITS[0]].head)
     spec = NeighbourSpec(CUTOFF_ANGSTROM, MAX_NEIGHBOURS)
     train, test = (DatasetCollection([splits[split]], spec) for split in (SPLITS[0], SPLITS[2]))

@@ -206,7 +206,7 @@ def warm_up(
     """Warm up a stage, and log the time of its first step and its memory, or why it cannot run.
 
     Returns:
-        The stage, or None if it cannot run.
+        The step of the stage, ready to be timed, or None if the stage cannot run.
     """
     device = torch.device(config.device)
     reason = find_unavailable_reason(model.config.network, device) if stage.fused else None

@@ -20,7 +20,7 @@ FORWARD_S = 1.0  # the time in which the launcher can read the last lines; an ab
 def run_collectively(comm: Any, work: Callable[[], T]) -> T:
     """Return the result of this rank's work once all ranks have finished theirs. Collective over comm (mpi4py).
 
-    If ranks fail, the first of them raises its own error, and all other ranks raise LostRank, which names that rank.
+    If ranks fail, the lowest of them raises its own error, and all other ranks raise LostRank, which names that rank.
     """
     if comm is None:
         return work()
@@ -56,7 +56,7 @@ def get_mpi_world(rank_info: RankInfo) -> Any:
 def abort_on_error(comm: Any) -> Iterator[None]:
     """If this rank fails in the block, print the error in one line and end all ranks, which might wait in MPI forever.
 
-    A rank that fails only because a peer has failed lets the peer report the error.
+    A rank that fails only because a peer has failed waits GRACE_S, so that the peer reports its error first.
     """
     try:
         yield
@@ -67,7 +67,7 @@ def abort_on_error(comm: Any) -> Iterator[None]:
             time.sleep(GRACE_S)
         trace = error.__traceback__
         sys.stdout.flush()
-        # without this frame, which would be reported as the location of the error
+        # Drop this frame from the traceback; otherwise it would be reported as the location of the error.
         sys.stderr.write(f"rank {comm.Get_rank()}: {describe_error(error.with_traceback(trace and trace.tb_next))}\n")
         sys.stderr.flush()
         time.sleep(FORWARD_S)

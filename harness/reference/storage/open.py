@@ -1,4 +1,4 @@
-"""Opening of the samples of a split in one of four modes: on disk, in memory, once per node, or spread over ranks."""
+"""Open the samples of a split in one of four modes: on disk, in memory, once per node, or spread over ranks."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def open_samples(
             DDStore if it is installed and MPI otherwise.
 
     Raises:
-        InputError: The store, the split or a key does not exist or is damaged; of several ranks, the first one that
-            fails raises it.
-        LostRank: Another rank failed first.
+        InputError: The store, the split or a key does not exist or is damaged. If several ranks fail, only the lowest
+            of them raises it.
+        LostRank: A lower rank, or only another rank, has failed.
     """
-    file = collectives.run_collectively(comm, lambda: _open_file(path, split, keys))
+    file = collectives.run_collectively(comm, lambda: _open_and_check(path, split, keys))
     if mode == "on_demand":
         return OnDemandSamples(file, split, keys)
     if mode == "preload":
@@ -70,7 +70,8 @@ def open_samples(
     raise InputError(f"unknown mode {mode!r}; there are on_demand, preload, shared and distributed")
 
 
-def _open_file(path: Path | str, split: str, keys: Collection[str] | None) -> BPFile:
+def _open_and_check(path: Path | str, split: str, keys: Collection[str] | None) -> BPFile:
+    """Open a store; raises InputError if it lacks the split or a key."""
     file = BPFile(path)
     for key in keys or ():
         file.shape(split, key)

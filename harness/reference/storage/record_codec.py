@@ -1,7 +1,8 @@
-"""Conversion of samples to records of bytes, and of records to arrays that are views of the bytes.
+"""Encode samples (arrays by key) as records of bytes, and decode records to arrays that are views of the bytes.
 
-A record holds the number of rows of each field along the samples' axis as int32, then the values of each field with
-that axis first; each part begins at a multiple of eight bytes.
+A record holds the number of rows of each key as int32, then the values of each key, row by row. Rows are counted along
+the samples' axis, along which the samples of a block are concatenated. The numbers of rows and the values of each key
+begin at multiples of eight bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
-from harness.reference.storage.schema import Block, Column, Counts, Record
+from harness.reference.storage.schema import Block, Column, Counts, Sample
 
 UNIT = 8  # bytes; lengths and positions of records are multiples of this unit
 
@@ -27,7 +28,7 @@ class RecordField:
     Attributes:
         name: The key.
         dtype: The name of the data type.
-        axis: The samples' axis.
+        axis: The samples' axis (see the module).
         rest: The lengths of all other axes, that is the shape of a row.
     """
 
@@ -43,7 +44,7 @@ class RecordField:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The transposition that moves the first axis to its original position."""
+        """The transposition that moves the first axis of a record's values to the position `axis`."""
         return (*range(1, self.axis + 1), 0, *range(self.axis + 1, len(self.rest) + 1))
 
 
@@ -65,16 +66,25 @@ class RecordSchema:
         )
 
     @classmethod
-    def from_record(cls, record: Record, axes: Mapping[str, int]) -> RecordSchema:
-        """Return the schema of a sample; axes: the samples' axis of each key for which it is not 0."""
+    def from_sample(cls, sample: Sample, axes: Mapping[str, int]) -> RecordSchema:
+        """Return the schema of a sample.
+
+        Args:
+            sample: The sample.
+            axes: The samples' axis of each key for which it is not 0.
+        """
         fields = []
-        for name, values in record.items():
+        for name, values in sample.items():
             axis = axes.get(name, 0)
             fields.append(RecordField(name, str(values.dtype), axis, values.shape[:axis] + values.shape[axis + 1 :]))
         return cls(fields)
 
     def compute_lengths(self, counts: Mapping[str, Counts]) -> Counts:
-        """Return the lengths of records in units, [samples]; counts: the numbers of rows of each key, [samples]."""
+        """Return the lengths of records in units, [samples].
+
+        Args:
+            counts: For each key, the number of rows of each sample, [samples].
+        """
         total: Any = self.header_units
         for field in self.fields:
             total = total + -(-np.asarray(counts[field.name], dtype=np.int64) * field.row_bytes // UNIT)
@@ -82,13 +92,13 @@ class RecordSchema:
 
     def pack_block(self, block: Block, out: NDArray[np.int64]) -> None:
         """Write the records of all samples, one after the other, into `out`, which has exactly their length."""
-        rows = {f.name: block.columns[f.name].rows(block.samples) for f in self.fields}
-        lengths = self.compute_lengths(rows)
+        row_counts = {f.name: block.columns[f.name].rows(block.samples) for f in self.fields}
+        lengths = self.compute_lengths(row_counts)
         if int(lengths.sum()) != len(out):
-            raise InputError(f"records of {int(lengths.sum())} units do not fit memory of {len(out)}")
+            raise InputError(f"records of {int(lengths.sum())} units do not fit into {len(out)} units")
         starts = np.cumsum(lengths) - lengths
         slots = 2 * starts[:, None] + np.arange(len(self.fields))
-        out.view(np.int32)[slots] = np.stack(list(rows.values()), axis=1)
+        out.view(np.int32)[slots] = np.stack(list(row_counts.values()), axis=1)
         target = out.data.cast("B")
         offsets = (starts + self.header_units) * UNIT
         for field in self.fields:
@@ -97,31 +107,31 @@ class RecordSchema:
             if not column.values.size:
                 continue
             source = np.ascontiguousarray(np.moveaxis(column.values, field.axis, 0)).reshape(-1).data.cast("B")
-            sizes = rows[field.name] * field.row_bytes
+            sizes = row_counts[field.name] * field.row_bytes
             ends = np.cumsum(sizes)
             for start, size, end in zip(offsets.tolist(), sizes.tolist(), ends.tolist(), strict=True):
                 target[start : start + size] = source[end - size : end]
             offsets = offsets + -(-sizes // UNIT) * UNIT
 
-    def pack(self, record: Record) -> bytes:
+    def pack(self, sample: Sample) -> bytes:
         """Return one sample as bytes."""
-        columns = {f.name: Column(record[f.name], record[f.name].shape[f.axis], f.axis) for f in self.fields}
+        columns = {f.name: Column(sample[f.name], sample[f.name].shape[f.axis], f.axis) for f in self.fields}
         counts = {name: np.array([column.counts]) for name, column in columns.items()}
         out = np.zeros(int(self.compute_lengths(counts)[0]), dtype=np.int64)
         self.pack_block(Block(1, columns), out)
         return out.tobytes()
 
-    def unpack(self, buffer: Any, start: int = 0) -> Record:
+    def unpack(self, buffer: Any, start: int = 0) -> Sample:
         """Return the sample whose record begins at unit `start` of the buffer, as views of the buffer."""
         offset = start * UNIT
-        rows = np.ndarray(len(self._layout), np.int32, buffer, offset).tolist()
+        row_counts = np.ndarray(len(self._layout), np.int32, buffer, offset).tolist()
         offset += self.header_units * UNIT
-        record = {}
-        for (name, dtype, row_bytes, rest, order), n in zip(self._layout, rows, strict=True):
+        sample = {}
+        for (name, dtype, row_bytes, rest, order), n in zip(self._layout, row_counts, strict=True):
             values: NDArray[Any] = np.ndarray((n, *rest), dtype, buffer, offset)
-            record[name] = values if order is None else values.transpose(order)
+            sample[name] = values if order is None else values.transpose(order)
             offset += -(-n * row_bytes // UNIT) * UNIT
-        return record
+        return sample
 
 
 def _check_same(field: RecordField, column: Column) -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
-from harness.reference.storage.schema import Block, Record
+from harness.reference.storage.schema import Block, Sample
 
+# the boundaries of the samples, and the keys with these boundaries: (key, values, samples' axis)
 ColumnGroup = tuple[Any, list[tuple[str, NDArray[Any], int]]]
 
 
@@ -31,7 +32,7 @@ class Samples(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
+    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """Return the samples in the requested order; do not write to them.
 
         Raises:
@@ -39,13 +40,13 @@ class Samples(ABC):
         """
 
     def close(self) -> None:  # noqa: B027
-        """Release files, memory and MPI windows; collective if the opening was collective."""
+        """Release files, memory and MPI windows; collective if the samples were opened collectively."""
 
     def __enter__(self) -> Samples:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # A rank that fails must not wait for the others; its MPI windows are freed when the process ends.
         if kind is None:
@@ -62,9 +63,9 @@ class OnDemandSamples(Samples):
     def __len__(self) -> int:
         return self._length
 
-    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
+    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """Return the samples in the requested order."""
-        return [self._file.record(self._split, int(i), self._keys) for i in indices]
+        return [self._file.read_sample(self._split, int(i), self._keys) for i in indices]
 
     def close(self) -> None:
         """Close the file."""
@@ -107,22 +108,22 @@ class PreloadedSamples(Samples):
     def __len__(self) -> int:
         return self._length
 
-    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
+    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """Return the samples in the requested order, as views."""
         records = []
         first, count = self.indices.start, len(self.indices)
         for index in indices.tolist() if isinstance(indices, np.ndarray) else indices:
             i = index - first
             if not 0 <= i < count:
-                raise InputError(f"samples {first}..{self.indices.stop - 1} are in memory, not {index}")
-            record: Record = {}
+                raise InputError(f"expected sample indices {first}..{self.indices.stop - 1}, got {index}")
+            sample: Sample = {}
             for ends, columns in self._groups:
                 start, stop = ends[i], ends[i + 1]
                 for name, values, axis in columns:
-                    record[name] = (
+                    sample[name] = (
                         values[start:stop] if axis == 0 else values[(slice(None),) * axis + (slice(start, stop),)]
                     )
-            records.append(record)
+            records.append(sample)
         return records
 
 
@@ -132,19 +133,19 @@ class FilteredSamples(Samples):
     def __init__(self, samples: Samples, excluded: Sequence[int]) -> None:
         """Exclude the samples with these indices, which must be sorted and distinct."""
         self._samples = samples
-        # the number of remaining samples before each excluded one
+        # the number of samples that remain before each excluded one
         self._before = np.asarray(excluded, dtype=np.int64) - np.arange(len(excluded))
         self.thread_safe = samples.thread_safe
 
     def __len__(self) -> int:
         return len(self._samples) - len(self._before)
 
-    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
+    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """Return the samples in the requested order."""
         numbers = np.asarray(indices, dtype=np.int64)
         invalid = numbers[(numbers < 0) | (numbers >= len(self))]
         if len(invalid):
-            raise InputError(f"there are samples 0..{len(self) - 1}, not {invalid[0]}")
+            raise InputError(f"expected sample indices 0..{len(self) - 1}, got {invalid[0]}")
         return self._samples.get(numbers + np.searchsorted(self._before, numbers, side="right"))
 
     def close(self) -> None:
@@ -174,17 +175,17 @@ class ConcatenatedSamples(Samples):
         """Return the index, among all samples, of one sample of a dataset."""
         return int(self.starts[dataset]) + sample
 
-    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
+    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """Return the samples in the requested order, with one access to each dataset."""
         requests: dict[int, tuple[list[int], list[int]]] = {}
         for position, index in enumerate(indices.tolist() if isinstance(indices, np.ndarray) else indices):
             if not 0 <= index < len(self):
-                raise InputError(f"there are samples 0..{len(self) - 1}, not {index}")
+                raise InputError(f"expected sample indices 0..{len(self) - 1}, got {index}")
             dataset = bisect_right(self.starts, index) - 1
             positions, local_indices = requests.setdefault(dataset, ([], []))
             positions.append(position)
             local_indices.append(index - self.starts[dataset])
-        records: list[Record] = [{} for _ in indices]
+        records: list[Sample] = [{} for _ in indices]
         for dataset, (positions, local_indices) in requests.items():
             for position, record in zip(positions, self.parts[dataset].get(local_indices), strict=True):
                 records[position] = record

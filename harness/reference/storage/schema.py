@@ -1,7 +1,8 @@
 """The schema of stored structures: names, types and shapes, as in the BP files (ADIOS2) that HydraGNN writes.
 
-A key k of a split L is one array `L/k`, in which the samples follow each other along one axis; `L/k/variable_count` is
-the number of rows of each sample. Source: the ADIOS writer and reader of HydraGNN 5 (github.com/ORNL/HydraGNN).
+A key k of a split L is one array `L/k`, in which the samples are concatenated along one axis, the samples' axis;
+`L/k/variable_count` is the number of rows of each sample along it. Source: the ADIOS writer and reader of HydraGNN 5
+(github.com/ORNL/HydraGNN).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from harness.reference.errors import InputError
 
 ELEMENTS = 118
 FORMAT_VERSION = 1
-Record = dict[str, NDArray[Any]]
+Sample = dict[str, NDArray[Any]]  # the arrays of one sample, by key
 Counts = NDArray[np.int64]
 # Types that ADIOS2 writes and HydraGNN reads; ADIOS2 rejects bool and float16.
 DTYPES = frozenset(np.dtype(t) for t in ("float64", "float32", "int64", "int32", "uint8"))
@@ -30,7 +31,7 @@ class KeySpec:
     Attributes:
         name: The key.
         dtype: A data type of numpy, or "real" for that of the store, float64 or float32.
-        per: The thing to which a row along `axis` belongs.
+        per: What one row along `axis` describes.
         rows: Number of rows per structure; None if it varies.
         rest: The lengths of the axes other than `axis`.
         meaning: The quantity, with its unit.
@@ -180,14 +181,17 @@ class Block:
                 },
             )
 
-    def records(self) -> Iterator[Record]:
+    def iter_samples(self) -> Iterator[Sample]:
         """Yield each sample; its arrays are views of the columns."""
         ends = {name: column.ends(self.samples).tolist() for name, column in self.columns.items()}
         for k in range(self.samples):
             yield {name: c.cut(ends[name][k], ends[name][k + 1]) for name, c in self.columns.items()}
 
     def check(self, first: int = 0) -> Block:
-        """Check types, shapes and values, and return self; the first sample has the index `first` in messages.
+        """Check types, shapes and values, and return self.
+
+        Args:
+            first: Index of the first sample in messages.
 
         Raises:
             InputError: A value cannot be stored; the message names the first problem and its sample.

@@ -1,4 +1,4 @@
-"""Conversion of structures to the columns of a store, and of stored columns and records to structures."""
+"""Convert structures to the columns of a store, and stored columns and samples to structures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.reference.data.neighbours import NeighbourList
 from harness.reference.data.structure import Array, Structure
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.errors import InputError
-from harness.reference.storage.schema import ELEMENTS, KEYS, Block, Column, Record
+from harness.reference.storage.schema import ELEMENTS, KEYS, Block, Column, Sample
 
 REQUIRED_KEYS = ("pos", "atomic_numbers", "energy", "cell", "pbc", "graph_attr")
 EDGE_KEYS = ("edge_index", "edge_shifts")
@@ -36,13 +36,16 @@ def encode_table(
         keys: The keys to encode, None for all.
 
     Raises:
-        InputError: There are no structures, an energy is not labelled, or another value is not finite.
+        InputError: There are no structures, a structure has no atoms or an unknown element, an energy is not labelled,
+            or another value is not finite.
     """
     if not np.all(table.sizes):
         raise InputError(f"structure {str(table.ids[np.argmin(table.sizes)])!r} has no atoms")
     if len(table) and not 1 <= table.numbers.min() <= table.numbers.max() <= ELEMENTS:
         raise InputError(f"an atomic number of {str(table.ids[0])!r} or a later structure is not in 1..{ELEMENTS}")
-    values: dict[str, Values] = _structure_values(table, target) | _atom_values(table) | _edge_values(table)
+    values: dict[str, Values] = (
+        _build_structure_values(table, target) | _build_atom_values(table) | _build_edge_values(table)
+    )
     counts = {"atom": table.sizes, "edge": table.edge_counts}
     columns = {}
     for name, key in KEYS.items():
@@ -122,27 +125,27 @@ def decode_numbers(block: Block) -> NDArray[np.uint8]:
 
 
 def decode_structure(
-    record: Record, *, name: str, head: int = -1, reference_energy_ev: Array | None = None
+    sample: Sample, *, name: str, head: int = -1, reference_energy_ev: Array | None = None
 ) -> Structure:
-    """Return the structure of a record.
+    """Return the structure of a sample.
 
     Args:
-        record: A sample with the required keys, and optionally forces.
+        sample: A sample with the required keys, and optionally forces.
         name: The name of the structure.
         head: Index in HEADS of its dataset, -1 if there is none.
         reference_energy_ev: [119] energy of each element that was subtracted from the stored energy; None if nothing
             was subtracted.
     """
-    charge, multiplicity = record["graph_attr"].reshape(-1).tolist()
-    numbers = record["atomic_numbers"].reshape(-1).astype(np.int64)
-    energy = float(record["energy"].reshape(-1)[0])
-    forces = record.get("forces")
+    charge, multiplicity = sample["graph_attr"].reshape(-1).tolist()
+    numbers = sample["atomic_numbers"].reshape(-1).astype(np.int64)
+    energy = float(sample["energy"].reshape(-1)[0])
+    forces = sample.get("forces")
     return Structure(
         name=name,
         numbers=numbers,
-        positions=record["pos"].astype(np.float64, copy=False),
-        cell=record["cell"].astype(np.float64, copy=False),
-        periodic=tuple((record["pbc"].reshape(-1) != 0).tolist()),
+        positions=sample["pos"].astype(np.float64, copy=False),
+        cell=sample["cell"].astype(np.float64, copy=False),
+        periodic=tuple((sample["pbc"].reshape(-1) != 0).tolist()),
         head=head,
         energy=energy if reference_energy_ev is None else energy + float(reference_energy_ev[numbers].sum()),
         forces=None if forces is None else forces.astype(np.float64, copy=False),
@@ -151,13 +154,13 @@ def decode_structure(
     )
 
 
-def decode_neighbours(record: Record, structure: Structure) -> NeighbourList:
-    """Return the neighbour list of a structure from its record."""
-    sender, receiver = record["edge_index"]
-    return NeighbourList(structure, receiver, sender, -record["edge_shifts"])
+def decode_neighbours(sample: Sample, structure: Structure) -> NeighbourList:
+    """Return the neighbour list of a structure from its sample."""
+    sender, receiver = sample["edge_index"]
+    return NeighbourList(structure, receiver, sender, -sample["edge_shifts"])
 
 
-def _structure_values(table: StructureTable, target: str) -> dict[str, Values]:
+def _build_structure_values(table: StructureTable, target: str) -> dict[str, Values]:
     g = len(table)
     bins = table.owner * ELEMENTS + table.numbers.astype(np.int64) - 1
     per_atom = table.energy / table.sizes
@@ -176,7 +179,7 @@ def _structure_values(table: StructureTable, target: str) -> dict[str, Values]:
     return values
 
 
-def _atom_values(table: StructureTable) -> dict[str, Values]:
+def _build_atom_values(table: StructureTable) -> dict[str, Values]:
     numbers = table.numbers[:, None].astype(np.float64)
     values = {"pos": table.positions, "atomic_numbers": numbers}
     if table.forces is None:
@@ -184,7 +187,7 @@ def _atom_values(table: StructureTable) -> dict[str, Values]:
     return values | {"forces": table.forces, "x": np.concatenate([numbers, table.positions, table.forces], axis=1)}
 
 
-def _edge_values(table: StructureTable) -> dict[str, Values]:
+def _build_edge_values(table: StructureTable) -> dict[str, Values]:
     if table.sender is None or table.shift is None or table.distance is None:
         return {}
     return {

@@ -14,7 +14,7 @@ Kind = Literal["energy", "energy_forces", "property"]
 
 @dataclass(frozen=True)
 class Task:
-    """A downstream task.
+    """A downstream task, taken from a published benchmark or dataset.
 
     Attributes:
         name: The name in suites.
@@ -25,11 +25,11 @@ class Task:
             that does not grow with the size of the structure).
         files: The official files, with the keys that are read.
         fetch: Instructions to get the files.
-        size: Number of structures of the benchmark; 0 if it is not fixed.
-        splits: How the benchmark splits the structures.
+        size: Number of published structures; 0 if it is not fixed.
+        splits: How the publication splits the structures.
         licence: The licence.
         citation: The publication.
-        url: The page of the benchmark.
+        url: The page of the benchmark or the publication.
         error_per_atom: Whether the error of an energy is divided by the number of atoms.
         metric: The name of the error.
         published: Published results on the official data.
@@ -52,7 +52,7 @@ class Task:
     published: tuple[Result, ...] = ()
 
 
-def _matbench(name: str, target: str, unit: str, size: int, citation: str) -> Task:
+def _build_matbench_task(name: str, target: str, unit: str, size: int, citation: str) -> Task:
     return Task(
         name=f"matbench_{name}",
         title=f"Matbench {name}",
@@ -148,7 +148,7 @@ TASKS: tuple[Task, ...] = (
         fetch="http://oqmd.org/oqmdapi/formationenergy?filter=generic=ABC3&fields=entry_id,sites,unit_cell,delta_e, "
         "page by page, and https://github.com/chenebuah/ML_abx3_dataset (oqmd_data.csv)",
         size=16_323,
-        splits="at random, as the paper's code does (70% to train); here no composition is on both sides",
+        splits="at random, as the paper's code does (70% to train); here no composition is in both training and test",
         licence="CC-BY-4.0",
         citation="Saal et al., JOM 65, 1501 (2013); Kirklin et al., npj Comput. Mater. 1, 15010 (2015); "
         "Chenebuah and Chenebuah, arXiv 2312.11335 (2023)",
@@ -168,27 +168,27 @@ TASKS: tuple[Task, ...] = (
         fetch="https://github.com/chenebuah/ML_abx3_dataset (abc3_data.csv); structures by mp_id from the Materials "
         "Project's API",
         size=4557,
-        splits="at random, as the paper's code does (70% to train); here no composition is on both sides",
+        splits="at random, as the paper's code does (70% to train); here no composition is in both training and test",
         licence="as published; structures CC-BY-4.0 (Materials Project)",
         citation="Chenebuah and Chenebuah, arXiv 2312.11335 (2023); Jain et al., APL Mater. 1, 011002 (2013)",
         url="https://github.com/chenebuah/ML_abx3_dataset",
     ),
-    _matbench("dielectric", "refractive index", "1", 4764, "Petousis et al., Sci. Data 4, 160134 (2017)"),
-    _matbench("jdft2d", "exfoliation energy", "meV/atom", 636, "Choudhary et al., Sci. Rep. 7, 5179 (2017)"),
-    _matbench(
+    _build_matbench_task("dielectric", "refractive index", "1", 4764, "Petousis et al., Sci. Data 4, 160134 (2017)"),
+    _build_matbench_task("jdft2d", "exfoliation energy", "meV/atom", 636, "Choudhary et al., Sci. Rep. 7, 5179 (2017)"),
+    _build_matbench_task(
         "log_gvrh", "log10 of the shear modulus", "log10(GPa)", 10987, "de Jong et al., Sci. Data 2, 150009 (2015)"
     ),
-    _matbench(
+    _build_matbench_task(
         "log_kvrh", "log10 of the bulk modulus", "log10(GPa)", 10987, "de Jong et al., Sci. Data 2, 150009 (2015)"
     ),
-    _matbench(
+    _build_matbench_task(
         "perovskites",
         "heat of formation of the five-atom cell",
         "eV/unit cell",
         18928,
         "Castelli et al., Energy Environ. Sci. 5, 9034 (2012)",
     ),
-    _matbench(
+    _build_matbench_task(
         "phonons",
         "frequency of the highest optical phonon peak",
         "1/cm",

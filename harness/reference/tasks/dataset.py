@@ -26,17 +26,17 @@ class TaskDataset:
     Attributes:
         table: The structures, with forces if the task has forces, and with energies if they are known.
         target: [g] the value to predict, in the unit of the task.
-        role: The name of the data in reports.
+        data_origin: The name of the data in reports, such as "official QM9, a sample of 1,000".
         level: The level of theory.
-        official_ids: [g] the names of the structures in the benchmark.
-        subset: [g] the subset of each structure, which is trained and tested separately; "" if there are none.
+        official_ids: [g] the names of the structures in the publication of the task.
+        subset: [g] the subset of each structure; each subset is trained and tested separately. "" if there are none.
         left_out: Number of structures of the source that are left out, by reason.
-        folds: The (train, test) positions of each official split; empty if the benchmark has none.
+        folds: The (train, test) positions of each published split; empty if there are none.
     """
 
     table: StructureTable
     target: Array
-    role: str
+    data_origin: str
     level: str
     official_ids: NDArray[np.str_]
     subset: NDArray[np.str_]
@@ -49,7 +49,7 @@ class TaskDataset:
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """One structure of a reader: its columns, the value to predict, and its subset."""
+    """One structure from a reader: its columns, the value to predict, and its subset."""
 
     row: StructureRow
     target: float
@@ -59,7 +59,7 @@ class LabelledRow:
 def collect_rows(
     values: Iterable[LabelledRow | RejectedStructure],
     source: str,
-    role: str,
+    data_origin: str,
     level: str,
     left_out: Counter[str] | None = None,
 ) -> TaskDataset:
@@ -68,7 +68,7 @@ def collect_rows(
     Args:
         values: Rows and rejections.
         source: The name of the source for messages.
-        role: The name of the data in reports; `{count}` is replaced by the number of usable rows.
+        data_origin: The name of the data in reports; `{count}` is replaced by the number of usable rows.
         level: The level of theory.
         left_out: Number of structures that are left out already, by reason.
 
@@ -91,7 +91,7 @@ def collect_rows(
     return TaskDataset(
         table=concatenate([f for f in tabulate_rows(v.row for v in usable) if isinstance(f, StructureTable)]),
         target=np.array([v.target for v in usable], dtype=np.float64),
-        role=role.format(count=f"{len(usable):,}"),
+        data_origin=data_origin.format(count=f"{len(usable):,}"),
         level=level,
         official_ids=np.array([v.row.id for v in usable]),
         subset=np.array([v.subset for v in usable]),
@@ -105,7 +105,7 @@ def _find_rejection_kind(value: LabelledRow) -> str:
     checks = (
         ("value not finite", not np.isfinite(value.target)),
         ("no atoms", len(row.numbers) == 0),
-        ("atomic number", bool(((row.numbers < 1) | (row.numbers > 118)).any())),
+        ("atomic number out of range", bool(((row.numbers < 1) | (row.numbers > 118)).any())),
         ("positions not finite", not np.isfinite(row.positions).all()),
         ("forces not finite", row.forces is not None and not np.isfinite(row.forces).all()),
         ("cell not finite", row.cell is not None and not np.isfinite(row.cell).all()),
@@ -115,9 +115,9 @@ def _find_rejection_kind(value: LabelledRow) -> str:
 
 
 def split_task(labelled: TaskDataset, *, seed: int, test_fraction: float) -> Fold:
-    """Split a dataset into a pool and a test set that have no group in common.
+    """Split a dataset into a pool, from which training structures are drawn, and a test set without common groups.
 
-    Groups are selected by a hash of their names, so that the choice of a group does not depend on the others.
+    In each subset, groups are ordered by a hash of their names; the first ones, up to the share, are the test set.
 
     Args:
         labelled: The dataset.
@@ -138,10 +138,12 @@ def split_task(labelled: TaskDataset, *, seed: int, test_fraction: float) -> Fol
         groups, group, sizes = np.unique(labelled.table.groups[rows], return_inverse=True, return_counts=True)
         if len(groups) < 2:
             where = f"subset {str(name)!r}" if name else "the data"
-            raise InputError(f"{labelled.role}: {where} has only the group {str(groups[0])!r}, which cannot be split")
+            raise InputError(
+                f"{labelled.data_origin}: {where} has only the group {str(groups[0])!r}, which cannot be split"
+            )
         order = np.argsort(hash_texts(groups, f"task {seed}"), kind="stable")
-        # groups whose middle is within the share; no other number of whole groups is closer to the share
-        middle = np.cumsum(sizes[order]) - sizes[order] / 2
-        count = int(np.clip(np.count_nonzero(middle < test_fraction * len(rows)), 1, len(groups) - 1))
+        # A group is taken if more than half of it fits: no other number of whole groups comes closer to the share.
+        half_filled = np.cumsum(sizes[order]) - sizes[order] / 2
+        count = int(np.clip(np.count_nonzero(half_filled < test_fraction * len(rows)), 1, len(groups) - 1))
         is_test[rows] = np.isin(group, order[:count])
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)

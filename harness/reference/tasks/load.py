@@ -1,4 +1,4 @@
-"""Loading of the data of a downstream task: official files if they are given, else the shipped set."""
+"""Load the data of a downstream task: official files if there are any, else the shipped set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ShippedSet:
 
     Attributes:
         name: The task.
-        role: One of ROLES.
+        role: One of ROLES: whether the set is a sample of the official data or a stand-in for them.
         chemistry: The kinds of structures.
         target: The quantity to predict, with its unit.
         level: The level of theory.
@@ -69,7 +69,7 @@ class ShippedSet:
 
 
 @cache
-def load_table_of_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
+def read_shipped_tasks(folder: Path = FOLDER) -> dict[str, ShippedSet]:
     """Return the shipped sets by the name of their task, in the order of the tasks.
 
     Raises:
@@ -82,10 +82,10 @@ def load_table_of_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
     sets = {}
     for name in (t.name for t in TASKS if t.name in rows):
         row = rows[name]
-        values = {f.name for f in fields(ShippedSet)} - {"name"}
-        if missing := sorted(values - row.keys()):
+        keys = {f.name for f in fields(ShippedSet)} - {"name"}
+        if missing := sorted(keys - row.keys()):
             raise InputError(f"{path}: {name} lacks {', '.join(missing)}")
-        if unknown := sorted(row.keys() - values):
+        if unknown := sorted(row.keys() - keys):
             raise InputError(f"{path}: {name} has the unknown column {unknown[0]!r}")
         if row["role"] not in ROLES:
             raise InputError(f"{path}: {name} has the role {row['role']!r}, expected one of {', '.join(ROLES)}")
@@ -96,7 +96,7 @@ def load_table_of_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
 def load_shipped_task(name: str, folder: Path = FOLDER) -> TaskDataset | None:
     """Return the shipped set of a task, or None if there is none; raises InputError if its file has changed."""
     task = find_task(name)
-    entry = load_table_of_sets(folder).get(name)
+    entry = read_shipped_tasks(folder).get(name)
     if entry is None:
         return None
     path = folder / f"{name}.h5"
@@ -137,7 +137,7 @@ def _decode_dataset(file: h5py.File, entry: ShippedSet, task: Task) -> TaskDatas
     return TaskDataset(
         table=table,
         target=target,
-        role=entry.display_name,
+        data_origin=entry.display_name,
         level=entry.level,
         official_ids=ids,
         subset=_decode_texts(file, "subset"),

@@ -35,8 +35,15 @@ class Result:
     spread: float | None = None
 
 
-def _leaderboard(task: str, unit: str, size: int, rows: dict[str, tuple[float, float]]) -> tuple[Result, ...]:
-    """Return the results of a leaderboard; rows: (mean, standard deviation) over the five folds, by model."""
+def _list_leaderboard(task: str, unit: str, size: int, rows: dict[str, tuple[float, float]]) -> tuple[Result, ...]:
+    """Return the results of a Matbench leaderboard.
+
+    Args:
+        task: The task.
+        unit: The unit of the errors.
+        size: Number of structures of the task.
+        rows: (mean, standard deviation) of the error over the five folds, by model.
+    """
     source = f"Matbench v0.1 leaderboard, {task} (github.com/materialsproject/matbench, docs_src)"
     return tuple(
         Result(model, mean, unit, size * 4 // 5, source, spread=deviation) for model, (mean, deviation) in rows.items()
@@ -44,7 +51,7 @@ def _leaderboard(task: str, unit: str, size: int, rows: dict[str, tuple[float, f
 
 
 MATBENCH: dict[str, tuple[Result, ...]] = {
-    "matbench_dielectric": _leaderboard(
+    "matbench_dielectric": _list_leaderboard(
         "matbench_dielectric",
         "1",
         4764,
@@ -58,7 +65,7 @@ MATBENCH: dict[str, tuple[Result, ...]] = {
             "MODNet (v0.1.12)": (0.2711, 0.0714),
         },
     ),
-    "matbench_jdft2d": _leaderboard(
+    "matbench_jdft2d": _list_leaderboard(
         "matbench_jdft2d",
         "meV/atom",
         636,
@@ -72,7 +79,7 @@ MATBENCH: dict[str, tuple[Result, ...]] = {
             "MODNet (v0.1.12)": (33.1918, 7.3428),
         },
     ),
-    "matbench_log_gvrh": _leaderboard(
+    "matbench_log_gvrh": _list_leaderboard(
         "matbench_log_gvrh",
         "log10(GPa)",
         10987,
@@ -86,7 +93,7 @@ MATBENCH: dict[str, tuple[Result, ...]] = {
             "coNGN": (0.0670, 0.0006),
         },
     ),
-    "matbench_log_kvrh": _leaderboard(
+    "matbench_log_kvrh": _list_leaderboard(
         "matbench_log_kvrh",
         "log10(GPa)",
         10987,
@@ -100,7 +107,7 @@ MATBENCH: dict[str, tuple[Result, ...]] = {
             "coNGN": (0.0491, 0.0026),
         },
     ),
-    "matbench_perovskites": _leaderboard(
+    "matbench_perovskites": _list_leaderboard(
         "matbench_perovskites",
         "eV/unit cell",
         18928,
@@ -114,7 +121,7 @@ MATBENCH: dict[str, tuple[Result, ...]] = {
             "coGN": (0.0269, 0.0008),
         },
     ),
-    "matbench_phonons": _leaderboard(
+    "matbench_phonons": _list_leaderboard(
         "matbench_phonons",
         "1/cm",
         1265,

@@ -1,4 +1,4 @@
-"""torch.compile for training: the loss with forces becomes one compiled function, or stays eager for a reason."""
+"""torch.compile for training: compile the loss with forces as one function, or record why it stays eager."""
 
 from __future__ import annotations
 

@@ -158,7 +158,12 @@ def _to_numpy(tensor: Tensor) -> Array:
 
 
 def build_error_row(dataset: Dataset, total: dict[str, float]) -> dict[str, object]:
-    """Return the errors of one head as plain data; total: the sums named in SUMS over all ranks."""
+    """Return the errors of one head as plain data.
+
+    Args:
+        dataset: The test set of the head.
+        total: The sums named in SUMS over all ranks.
+    """
 
     def mean(name: str, count: str, root: bool = False) -> float | None:
         if not total[count]:
@@ -169,7 +174,7 @@ def build_error_row(dataset: Dataset, total: dict[str, float]) -> dict[str, obje
     return {
         "head": HEADS[dataset.head],
         "dataset": dataset.name,
-        "data_origin": dataset.role,
+        "data_origin": dataset.data_origin,
         "level_of_theory": dataset.level,
         **{name: int(total[name]) for name in ("structures", "atoms", "structures_with_unseen_elements")},
         "energy_mae_ev_per_atom": mean("energy_abs", "structures"),

@@ -1,4 +1,4 @@
-"""Training of the gate alone, so that the weighted energy matches that of the right head, the one of the dataset."""
+"""Train the gate alone, so that the weighted energy matches that of the right head, the one of the dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class GateErrors:
-    """The quality of the gate.
+    """The errors of the gate.
 
     Attributes:
         energy_error_ev_per_atom: Mean absolute difference between the weighted energy and that of the right head.

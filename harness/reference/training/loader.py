@@ -29,7 +29,7 @@ from harness.reference.training.loss import Labels, MultiTaskLoss, collate_label
 
 LabelledBatch = tuple[Batch, Labels]
 
-SCALE_FLOOR_EV = 0.05
+MIN_SCALE_EV = 0.05  # the smallest scale of a head's output, as a dataset may have little variation
 EVALUATION_BATCH = 32
 
 
@@ -67,7 +67,12 @@ class BatchLoader:
         return weights
 
     def select_indices(self, step: int, rank: int) -> SampleIndices:
-        """Return the structures of one rank at one step; the position of the sampler is step 0."""
+        """Return the structures of one rank at one step.
+
+        Args:
+            step: The step, counted from the position of the sampler.
+            rank: The rank.
+        """
         return self.sampler.select_batch(step, rank, self._count_atoms if self.balance == "atoms" else None)
 
     def _count_atoms(self, indices: SampleIndices) -> NDArray[np.float64]:
@@ -125,7 +130,7 @@ def set_reference_energies(model: FoundationModel, collection: DatasetCollection
     table = torch.zeros(model.config.heads, ELEMENT_SLOTS, dtype=torch.float64)
     for dataset in collection.datasets:
         references = dataset.references
-        scale = max(references.mae_ev_per_atom, SCALE_FLOOR_EV)
+        scale = max(references.mae_ev_per_atom, MIN_SCALE_EV)
         model.set_head_data(dataset.head, references.energy_ev, scale, references.state > ElementState.ABSENT)
         table[dataset.head] = torch.from_numpy(np.nan_to_num(references.energy_ev))
     return table

@@ -60,16 +60,21 @@ class ErrorMeter:
         Args:
             shares: [heads] weight of each head; None for its number of graphs.
         """
-        means, weights, _ = self._means_and_weights(shares)
+        means, weights, _ = self._compute_means_and_weights(shares)
         energy, force = (weights @ means).tolist()
         return energy, force
 
     def compute_loss(self, objective: MultiTaskLoss, shares: Tensor | None = None) -> float:
-        """Return the mean loss over all heads; shares: as in `compute_means`."""
-        means, weights, heads = self._means_and_weights(shares)
+        """Return the mean loss over all heads.
+
+        Args:
+            objective: The loss.
+            shares: As in `compute_means`.
+        """
+        means, weights, heads = self._compute_means_and_weights(shares)
         return float(weights @ objective.per_graph(Errors(means[:, 0], means[:, 1]), heads))
 
-    def _means_and_weights(self, shares: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _compute_means_and_weights(self, shares: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean errors [h, 2], weights [h] that sum to 1, and indices [h] of the h heads with graphs."""
         heads = self.sums[:, 2].nonzero().flatten()
         weights = (self.sums[:, 2] if shares is None else shares)[heads]

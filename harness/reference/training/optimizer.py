@@ -44,9 +44,9 @@ class OptimizerState:
         self.plateau = ReduceLROnPlateau(self.optimizer, factor=config.plateau_factor, patience=config.plateau_patience)
         self.steps = steps
         self.plateau_factor = 1.0
-        self.warmup = LambdaLR(self.optimizer, self._lr_factor)
+        self.warmup = LambdaLR(self.optimizer, self._compute_lr_factor)
 
-    def _lr_factor(self, step: int) -> float:
+    def _compute_lr_factor(self, step: int) -> float:
         """Return the factor of the learning rate by warm-up and cosine decay, before plateau reductions."""
         warmup_steps = self.config.warmup_steps
         warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

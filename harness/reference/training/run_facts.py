@@ -50,15 +50,15 @@ def describe_run(
     world: ProcessGroup,
 ) -> TrainFacts:
     """Return facts on the model, its training sets and the ranks."""
-    parts = {"encoder": model.encoder, "heads": model.heads, "gate": model.gate}
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    modules = {"encoder": model.encoder, "heads": model.heads, "gate": model.gate}
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     train, validation, test = ({d.head: len(d.samples) for d in splits[split]} for split in SPLITS)
     return TrainFacts(
         model=TrainModel(config=model.config.asdict(), parameters=sum(sizes.values()), parts=sizes),
         workload=TrainWorkload(
             datasets=[
                 TrainSet(
-                    dataset=d.name, head=HEADS[d.head], data_origin=d.role, level_of_theory=d.level,
+                    dataset=d.name, head=HEADS[d.head], data_origin=d.data_origin, level_of_theory=d.level,
                     train=train.get(d.head, 0), validation=validation.get(d.head, 0), test=test.get(d.head, 0),
                     samples_per_epoch=count,
                 )

@@ -1,4 +1,7 @@
-"""The state of a training run on disk; a resumed run, or a chain of cases, gives the same numbers as a single run."""
+"""The state of a training run on disk; a resumed run, or a chain of cases, gives the same numbers as a single run.
+
+A state is a sealed file (`harness.reference.models.sealed`): tensors and plain data with a checksum over every byte.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from harness.reference.errors import InputError
 from harness.reference.models import sealed
 from harness.reference.training.loss import Labels
 
-KIND = "gfm-harness state of training"
+KIND = "gfm-harness state of training"  # in the header of each file, so a new text would make old files unreadable
 FORMAT = 2
 FILE_NAME = "training.safetensors"
 EARLIER_NAME = "training.pt"  # the file of earlier versions
@@ -55,10 +58,10 @@ def save_part(folder: Path, part: int, step: int, state: dict[str, Any]) -> None
     Args:
         folder: The folder of the run.
         part: Index of the group.
-        step: The step of training.
+        step: The training step.
         state: Nested data with tensors.
     """
-    _write(_part_path(folder, part, step), {"format": FORMAT, "of": {}, "state": state})
+    _write(_build_part_path(folder, part, step), {"format": FORMAT, "of": {}, "state": state})
     paths = sorted(folder.glob(f"training-{part}-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
     for path in paths[:-2]:
         path.unlink()
@@ -66,10 +69,10 @@ def save_part(folder: Path, part: int, step: int, state: dict[str, Any]) -> None
 
 def load_part(folder: Path, part: int, step: int) -> dict[str, Any]:
     """Return the state that `save_part` has written; raise InputError if it is damaged or missing."""
-    path = _part_path(folder, part, step)
+    path = _build_part_path(folder, part, step)
     state = _read(path, identity={})
     if state is None:
-        raise InputError(f"{path}: missing, so that the state of training is incomplete; delete {FILE_NAME}")
+        raise InputError(f"{path}: missing, so the training state is incomplete; delete {FILE_NAME} to start anew")
     return state
 
 
@@ -80,7 +83,7 @@ def save_batch(folder: Path, batch: Batch, labels: Labels, names: Sequence[str])
     return path
 
 
-def _part_path(folder: Path, part: int, step: int) -> Path:
+def _build_part_path(folder: Path, part: int, step: int) -> Path:
     return folder / f"training-{part}-{step}.safetensors"
 
 
@@ -116,9 +119,9 @@ def _read(path: Path, *, identity: dict[str, Any]) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except sealed.UnreadableFile as error:
-        raise InputError(f"{path}: not a readable state of training ({error}); delete it") from None
+        raise InputError(f"{path}: not a readable training state ({error}); delete it") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a readable state of training ({type(error).__name__}); delete it") from None
+        raise InputError(f"{path}: not a readable training state ({type(error).__name__}); delete it") from None
     identity = json.loads(json.dumps(identity))
     if not is_current:
         raise InputError(f"{path}: the state of another version of this program; delete it to start anew")
@@ -149,9 +152,9 @@ def copy_finished_model(folder: Path, log: CaseLog, rank: int) -> bool:
     if not earlier.exists():
         return False
     if rank == 0 and not (folder / MODEL).exists():
-        part = folder / f"{MODEL}.part"
-        shutil.copyfile(earlier, part)
-        os.replace(part, folder / MODEL)
+        temporary = folder / f"{MODEL}.part"
+        shutil.copyfile(earlier, temporary)
+        os.replace(temporary, folder / MODEL)
     log.record_facts(TrainFacts(completed_in=earlier.parent.name))
     return True
 
@@ -165,6 +168,6 @@ def copy_state(folder: Path) -> None:
         raise InputError(f"{earlier / FILE_NAME}: no state to continue from")
     # the main file is copied last, since parts without a main file do not count as a state
     for path in [*earlier.glob("training-*.safetensors"), earlier / FILE_NAME]:
-        part = folder / f"{path.name}.part"
-        shutil.copyfile(path, part)
-        os.replace(part, folder / path.name)
+        temporary = folder / f"{path.name}.part"
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, folder / path.name)

@@ -34,14 +34,14 @@ from harness.reference.training.meters import ErrorMeter, TrainingLimits, Traini
 from harness.reference.training.optimizer import OptimizerState
 
 PROGRESS_S = 2.0
-# Ranks agree on saving only once every this many steps, since each agreement costs a collective operation.
+# The ranks agree on whether to save only every AGREEMENT_STEPS steps, since the agreement is a collective operation.
 AGREEMENT_STEPS = 50
 # An unusual structure may overflow a gradient occasionally; this many in a row mean that the model has diverged.
 MAX_SKIPPED = 10
 
 
 class Trainer:
-    """Train one model on all ranks. Every method is collective: all ranks must call it.
+    """The trainer of one model on all ranks. Every method is collective: all ranks must call it.
 
     Args:
         replica: (batch, labels) -> Errors; its gradients are averaged over the ranks.

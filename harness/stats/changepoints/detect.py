@@ -1,4 +1,4 @@
-"""Detection of changes of level in measurements over commits, with few false alarms for any distribution of the noise.
+"""Detect changes of level in measurements over commits, with few false alarms for any distribution of the noise.
 
 A series with one value per commit is replaced by the ranks of its values and scanned for steps. Interleaved rounds,
 each of which measures every commit once, are ranked within each round, since all commits of a round share the machine's
@@ -23,9 +23,9 @@ from harness.stats.changepoints.null_distribution import (
     simulate_null_distribution_with_ties,
 )
 from harness.stats.changepoints.scan import (
+    compute_rank_scores,
     compute_rank_sums,
     find_best_levels,
-    rank_scores,
     scan_one_step,
     scan_two_steps,
 )
@@ -71,7 +71,7 @@ def detect_change_points(values: ArrayLike, alpha: float = 0.01) -> list[ChangeP
         alpha: Probability of a false alarm in a series without a change, for any distribution and scale of its values.
 
     Raises:
-        ValueError: alpha is below 0.001, which the simulated tables do not resolve, or not below 1.
+        ValueError: alpha is below 0.001, which the simulated null distributions do not resolve, or not below 1.
     """
     _check_alpha(alpha)
     x = np.asarray(values, dtype=float)
@@ -136,7 +136,8 @@ def _detect_in_series(segments: Sequence[Floats], search_two: bool) -> list[Dete
 
 
 def _scan(scanner: Scanner, rows: Floats) -> list[Detection]:
-    scan = scanner(rank_scores(rows))
+    """Return the detection of each row (m, n); rows with many equal values get a null distribution with these ties."""
+    scan = scanner(compute_rank_scores(rows))
     p = compute_p_values(scanner, scan, rows.shape[1])
     for i in np.flatnonzero(p <= TIE_CHECK_P).tolist():
         tie_sizes = tuple(np.unique(rows[i], return_counts=True)[1].tolist())
@@ -153,6 +154,7 @@ def _detect_in_rounds(segments: Sequence[Floats], search_two: bool) -> list[Dete
 
 
 def _detect_in_block(block: Floats, search_two: bool) -> Detection:
+    """Return the likeliest step, or pair of steps, in interleaved rounds (rounds, n)."""
     rounds, n = block.shape
     if n < 2:
         return Detection()
@@ -219,8 +221,8 @@ def _estimate_ratio_of_rounds(before: Floats, after: Floats, p: float) -> TwoSam
     """Return the median over rounds of the ratio of after (rounds, n_b) to before (rounds, n_a) within each round."""
     is_complete = ~(np.isnan(before).all(axis=1) | np.isnan(after).all(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        gain = np.log(np.nanmedian(after[is_complete], axis=1)) - np.log(np.nanmedian(before[is_complete], axis=1))
-    interval = compute_median_interval(gain[~np.isnan(gain)].tolist())
+        log_ratio = np.log(np.nanmedian(after[is_complete], axis=1)) - np.log(np.nanmedian(before[is_complete], axis=1))
+    interval = compute_median_interval(log_ratio[~np.isnan(log_ratio)].tolist())
     estimate, low, high = np.exp([interval.value, interval.low, interval.high]).tolist()
     return TwoSampleEstimate(
         estimate=estimate, low=low, high=high, p=p, coverage=interval.coverage, n_a=_count(before), n_b=_count(after)

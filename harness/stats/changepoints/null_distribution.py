@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from harness.stats import Floats
-from harness.stats.changepoints.scan import MAX_CORRELATION, ScanResult, Starts, rank_scores
+from harness.stats.changepoints.scan import MAX_CORRELATION, ScanResult, Starts, compute_rank_scores
 
 SEED = 20260415
 CORRELATIONS = np.linspace(0.0, MAX_CORRELATION, 7)
@@ -48,7 +48,7 @@ def compute_p_values(scanner: Scanner, scan: ScanResult, n: int) -> Floats:
     statistic is divided by the 99% quantile for noise of the estimated correlation, so that autocorrelated noise gives
     few additional false alarms. Between the tabulated lengths, p is the larger one of the two neighbouring lengths;
     above 512 values, p is that of 512. (The maximum of a scan grows as the root of an iterated logarithm; 0.9% of
-    series of 1,500 random values pass at 1%.)
+    series of 1,500 random values have p below 1%.)
     """
     upper = _find_table_index(n)
     lower = upper if n >= LENGTHS[upper] else upper - 1
@@ -70,22 +70,23 @@ def compute_min_p_values(starts: Starts, n: int) -> Floats:
 
 @cache
 def simulate_null_distribution(scanner: Scanner, n: int) -> NullDistribution:
-    """Simulate the table of a scanner for series of n values."""
+    """Simulate the null distribution of a scanner for series of n values."""
     rng = np.random.default_rng([SEED, n])
     quantiles = [
-        np.quantile(scanner(rank_scores(simulate_noise(rng, N_SERIES, n, r))).statistic, 0.99) for r in CORRELATIONS
+        np.quantile(scanner(compute_rank_scores(simulate_noise(rng, N_SERIES, n, r))).statistic, 0.99)
+        for r in CORRELATIONS
     ]
     scale = np.maximum.accumulate(quantiles)
-    orders = (rank_scores(rng.random((ORDERS_PER_CHUNK, n))) for _ in range(N_ORDERS // ORDERS_PER_CHUNK))
+    orders = (compute_rank_scores(rng.random((ORDERS_PER_CHUNK, n))) for _ in range(N_ORDERS // ORDERS_PER_CHUNK))
     return NullDistribution(scale, _compute_scaled_statistics(scanner, orders, scale))
 
 
 @lru_cache(maxsize=4096)
 def simulate_null_distribution_with_ties(scanner: Scanner, tie_sizes: tuple[int, ...]) -> NullDistribution:
-    """Simulate the table for series in which tie_sizes[0] values are the smallest, tie_sizes[1] the next, and so on."""
+    """Simulate the null distribution for series in which tie_sizes[k] values are equal, for each distinct value k."""
     n = sum(tie_sizes)
     rng = np.random.default_rng([SEED, *tie_sizes])
-    z = rank_scores(np.repeat(np.arange(len(tie_sizes), dtype=float), tie_sizes)[None])
+    z = compute_rank_scores(np.repeat(np.arange(len(tie_sizes), dtype=float), tie_sizes)[None])
     scale = simulate_null_distribution(scanner, LENGTHS[_find_table_index(n)]).scale
     orders = rng.permuted(np.repeat(z, ORDERS_PER_CHUNK, axis=0), axis=1)
     return NullDistribution(scale, _compute_scaled_statistics(scanner, [orders], scale))

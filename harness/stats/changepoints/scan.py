@@ -37,7 +37,7 @@ class ScanResult:
         return ScanResult(self.statistic[i : i + 1], self.correlation[i : i + 1], self.starts[i : i + 1])
 
 
-def rank_scores(rows: Floats) -> Floats:
+def compute_rank_scores(rows: Floats) -> Floats:
     """Return midranks of each row of (m, n), scaled to mean 0 and variance 1; a constant row becomes 0."""
     from scipy.stats import rankdata  # type: ignore[import-untyped]  # takes most of a second to import
 

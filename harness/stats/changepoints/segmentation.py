@@ -104,6 +104,7 @@ def refine_start(y: Floats, start: int) -> int:
 def _prune_and_move(
     series: Sequence[Floats], starts: list[list[int]], detect: Detector, alpha: float
 ) -> list[list[Step]]:
+    """Test all steps between their neighbours; remove the weakest until all are significant, and move them in turn."""
     steps: list[list[Step]] = [[] for _ in series]
     unsettled = [i for i, s in enumerate(starts) if s]
     iteration = 0
@@ -137,6 +138,7 @@ def _list_neighbour_spans(starts: Sequence[int], n: int) -> list[tuple[int, int]
 
 
 def _build_steps(values: Floats, starts: Sequence[int], detections: Sequence[Detection]) -> list[Step]:
+    """Return the steps, with starts that are refined by the values themselves, in order."""
     y = log_if_positive(np.atleast_2d(values))
     refined: list[int] = []
     for start, (_, high) in zip(starts, _list_neighbour_spans(starts, y.shape[1]), strict=True):

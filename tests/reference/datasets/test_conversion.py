@@ -66,7 +66,7 @@ def read_content(store: Path) -> dict[str, tuple[str, bytes, float]]:
     with BPFile(store) as file:
         for label in file.splits:
             for k in range(file.count_samples(label)):
-                record = file.record(label, k)
+                record = file.read_sample(label, k)
                 name = decode_text(record["id"])
                 assert name not in result
                 result[name] = (label, record["pos"].tobytes(), float(record["energy"][0]))
@@ -260,7 +260,7 @@ def test_stress_is_kept_for_structures_that_have_it(tmp_path: Path) -> None:
         assert file.attributes["missing_labels"]["missing"]["stress"] == 1
         for label in file.splits:
             for k in range(file.count_samples(label)):
-                record = file.record(label, k)
+                record = file.read_sample(label, k)
                 n_with_stress += bool(np.isfinite(record["stress"]).all())
                 without_stress += [decode_text(record["id"])] if np.isnan(record["stress"]).all() else []
     assert n_with_stress == 50
@@ -310,7 +310,7 @@ def test_official_files_are_found_in_the_given_folder(tmp_path: Path) -> None:
 def test_neighbour_lists_in_a_store_match_build_neighbour_list(files: list[Path], tmp_path: Path) -> None:
     convert(make_conversion(files, tmp_path / "s.bp", cutoff=3.0, max_neighbours=3), ignore_progress)
     with BPFile(tmp_path / "s.bp") as file:
-        record = file.record("trainset", 0)
+        record = file.read_sample("trainset", 0)
     structure = Structure("x", record["atomic_numbers"][:, 0].astype(np.int64), record["pos"])
     graph = build_neighbour_list(structure, cutoff=3.0, max_neighbours=3)
     assert np.array_equal(record["edge_index"], np.stack([graph.sender, graph.receiver]))

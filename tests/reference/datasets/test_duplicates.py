@@ -214,7 +214,7 @@ def find_splits_by_shape(store: Path) -> dict[tuple[Any, ...], set[str]]:
     with BPFile(store) as file:
         for label in file.splits:
             for k in range(file.count_samples(label)):
-                record = file.record(label, k)
+                record = file.read_sample(label, k)
                 distances = np.sort(pdist(record["pos"])).round(2)
                 result[(*sorted(record["atomic_numbers"].ravel().tolist()), *distances)].add(label)
     return result
@@ -250,11 +250,11 @@ def test_no_structure_and_no_group_is_in_two_splits(seed: int, tmp_path_factory:
     splits_by_group: dict[str, set[str]] = defaultdict(set)
     with BPFile(folder / "s.bp") as file:
         assert file.attributes["pna_deg"].sum() == sum(
-            len(file.record("trainset", k)["atomic_numbers"]) for k in range(file.count_samples("trainset"))
+            len(file.read_sample("trainset", k)["atomic_numbers"]) for k in range(file.count_samples("trainset"))
         )
         for label in file.splits:
             for k in range(file.count_samples(label)):
-                ids.append(decode_text(file.record(label, k)["id"]))
+                ids.append(decode_text(file.read_sample(label, k)["id"]))
                 splits_by_group[ids[-1].rpartition("/")[0]].add(label)
     assert len(set(ids)) == total
     assert all(len(splits) == 1 for splits in splits_by_group.values())
@@ -280,7 +280,7 @@ def test_repeated_structure_is_in_one_split_and_counted(tmp_path: Path, capsys: 
             label
             for label in file.splits
             for k in range(file.count_samples(label))
-            if "alias" in decode_text(file.record(label, k)["id"])
+            if "alias" in decode_text(file.read_sample(label, k)["id"])
         }
         assert len(result) == 1
         assert set(file.splits) == set(SPLITS)
@@ -307,6 +307,6 @@ def test_molecules_of_qm7x_that_are_published_twice_stay_together(tmp_path: Path
     with BPFile(tmp_path / "s.bp") as file:
         for label in file.splits:
             for k in range(file.count_samples(label)):
-                splits[int(decode_text(file.record(label, k)["id"]).split("/")[-2]) % 5000].add(label)
+                splits[int(decode_text(file.read_sample(label, k)["id"]).split("/")[-2]) % 5000].add(label)
     assert len(splits) == 30
     assert all(len(result) == 1 for result in splits.values())

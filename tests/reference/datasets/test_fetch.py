@@ -24,7 +24,7 @@ MD5 = hashlib.md5(BODY, usedforsecurity=False).hexdigest()
 
 
 class RangeServer(BaseHTTPRequestHandler):
-    """A server of /file with ranges, of /breaks with a first answer that is cut off, and of /whole without ranges."""
+    """A server that honours ranges for /file, ignores them for /whole, and cuts off its first answer for /breaks."""
 
     has_broken = False
     requested_ranges: tuple[str, ...] = ()
@@ -76,12 +76,12 @@ def test_download_resumes_after_a_broken_connection(server: str, tmp_path: Path)
     assert RangeServer.requested_ranges[1] == "bytes=2500000-"
 
 
-def test_complete_partial_file_is_accepted(server: str, tmp_path: Path) -> None:
+def test_part_file_with_all_bytes_is_accepted(server: str, tmp_path: Path) -> None:
     (tmp_path / "x.h5.part").write_bytes(BODY)
     assert fetch(Download("x.h5", f"{server}/file", MD5), tmp_path, ignore_progress).read_bytes() == BODY
 
 
-def test_restarted_transfer_replaces_the_partial_file(server: str, tmp_path: Path) -> None:
+def test_restarted_transfer_replaces_the_part_file(server: str, tmp_path: Path) -> None:
     (tmp_path / "x.h5.part").write_bytes(b"old")
     assert fetch(Download("x.h5", f"{server}/whole", MD5), tmp_path, ignore_progress).read_bytes() == BODY
 
@@ -170,7 +170,7 @@ WRONG_ANSWERS = {
         "the part received so far is kept",
     ),
     "an unannounced length": (make_answer("200 OK", XZ, -1), "does not announce the length of the file"),
-    "compressed again": (make_answer("200 OK", XZ, Content_Encoding="gzip"), "in the coding 'gzip'"),
+    "compressed again": (make_answer("200 OK", XZ, Content_Encoding="gzip"), "with the content encoding 'gzip'"),
     "a redirection loop": (make_answer("302 Found", b"", Location="/x.xz"), "answers 302"),
     "a redirection to a local file": (make_answer("302 Found", b"", Location="file:///etc/passwd"), "answers 302"),
     "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", "the part received so far is kept"),
@@ -184,7 +184,7 @@ WRONG_ANSWERS = {
 
 
 @pytest.mark.parametrize(("answer", "message"), WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
-def test_wrong_content_is_never_renamed_to_the_file(
+def test_wrong_content_never_gets_the_final_file_name(
     scripted_server: str, tmp_path: Path, answer: bytes, message: str
 ) -> None:
     ScriptedServer.answers = (answer,)

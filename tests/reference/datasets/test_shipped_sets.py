@@ -133,7 +133,7 @@ def test_every_set_has_a_role_and_a_provenance(entry: ShippedSet) -> None:
     for field in fields(entry):
         assert getattr(entry, field.name) not in ("", None), field.name
     assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
-    assert entry.role == f"{'sample of' if entry.sample else 'stand-in for'} {entry.head}"
+    assert entry.data_origin == f"{'sample of' if entry.sample else 'stand-in for'} {entry.head}"
     assert re.search(r"sha256 [0-9a-f]{64}|computed by .* [0-9.]+;|frames of omol25", entry.provenance)
 
 
@@ -219,7 +219,7 @@ def test_an_impossible_multiplicity_is_refused() -> None:
     assert [
         levels.count_unpaired_electrons(replace(water, charge=c, multiplicity=m)) for c, m in ((0, 0), (1, 0), (0, 3))
     ] == [0, 1, 2]
-    with pytest.raises(ValueError, match="water: no multiplicity of 2"):
+    with pytest.raises(ValueError, match="water: a multiplicity of 2 is impossible"):
         levels.count_unpaired_electrons(replace(water, multiplicity=2))
 
 

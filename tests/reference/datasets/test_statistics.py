@@ -191,7 +191,7 @@ def test_report_reads_the_facts_of_a_conversion(tmp_path: Path, block: Structure
     assert (row["structures"], row["atoms"], row["elements"]) == (460, len(block.numbers), 8)
     assert row["size_median"] == pytest.approx(np.median(block.sizes), rel=0.02)
     assert row["neighbours"] == 20
-    assert row["reference_rank"] == 8
+    assert row["reference_matrix_rank"] == 8
     for quantity, values in (("atoms_per_structure", block.sizes), ("energy_ev_per_atom", fit.solve().residual(block))):
         bins = tables["distributions"].set_index("quantity").loc[[quantity]]
         assert bins["count"].sum() == len(block)

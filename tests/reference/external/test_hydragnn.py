@@ -1,7 +1,8 @@
-"""A checkout of HydraGNN runs as another implementation; what is wrong with it is one line that names the setting.
+"""Cases run with the code of a checkout of HydraGNN; an error with the checkout is one line that names the setting.
 
-The tests with HydraGNN's own code need HYDRAGNN_FOLDER, a checkout, and HYDRAGNN_PYTHON, an interpreter that can import
-it; without them they are skipped. The other tests have small files in its place, which show only how faults are told.
+The tests with HydraGNN's own code need two environment variables: HYDRAGNN_FOLDER, a checkout, and HYDRAGNN_PYTHON, an
+interpreter that can import it. Without them these tests are skipped. The other tests replace HydraGNN by small files,
+which compute nothing and serve to test error messages.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from harness.reference.inference import prediction
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.hydragnn import load_hydragnn
 from harness.reference.programs.ladder import hydragnn
-from tests.reference.conftest import batch_of, crystal, molecule
+from tests.reference.conftest import make_batch, make_crystal, make_molecule
 
 RECORDED = Path(__file__).parents[1] / "models" / "recorded_hydragnn" / "unbiased"
 CASE: dict[str, Any] = {
@@ -39,7 +40,7 @@ PROGRAM_FOLDER = Path("examples/multidataset_hpo_sc26")
 TRAINING = {"precision": "fp32", "implementation": "hydragnn", "store_folder": "stores"}
 
 
-# The least that the adapter imports and calls, to plant faults in `run_fused_inference`; it computes nothing.
+# The modules of HydraGNN that the adapter imports, without computations; tests plant faults in `run_fused_inference`.
 MODULES = {
     "hydragnn/__init__.py": "",
     "hydragnn/models/create.py": "import torch\ndef create_model_config(*_, **__): return torch.nn.Linear(1, 1)\n",
@@ -64,11 +65,11 @@ def run_fused_inference(model, mlp, structures, *_, **__):
     forces = [torch.full((len(s.x), 3), float("nan")) for s in structures]
     return [float("nan")] * len(structures), forces, [], [torch.ones(16)] * len(structures), [1.0]
 """
-DEATH = "def run_fused_inference(*_, **__): os._exit(3)"
+EXIT = "def run_fused_inference(*_, **__): os._exit(3)"
 
 
 def write_checkout(folder: Path, inference: str = "") -> Path:
-    """Write a folder that looks like a checkout, with the content of its program for inference."""
+    """Write a folder that looks like a checkout; `inference` is the content of inference_fused.py."""
     template = {"NeuralNetwork": {"Architecture": {}, "Training": {}}}
     contents = MODULES | {
         str(PROGRAM_FOLDER / "gfm_mlip.json"): json.dumps(template),
@@ -81,6 +82,7 @@ def write_checkout(folder: Path, inference: str = "") -> Path:
 
 
 def run(folder: Path, checkout: Path | str, python: str = "", **parameters: Any) -> list[events.Event]:
+    """Run the ladder with HydraGNN's code, and return the events of the case."""
     settings = {"hydragnn_folder": str(checkout), "hydragnn_python": python}
     (folder / "case.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
     log = CaseLog(folder / "events.jsonl", "ladder")
@@ -91,15 +93,18 @@ def run(folder: Path, checkout: Path | str, python: str = "", **parameters: Any)
 def test_a_case_without_a_checkout_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs the setting hydragnn_folder"):
         run(tmp_path, "")
-    with pytest.raises(InputError, match=r"^setting hydragnn_folder: \S+/nothing is no folder$"):
+    with pytest.raises(InputError, match=r"^setting hydragnn_folder: \S+/nothing is not a folder$"):
         run(tmp_path, tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("missing", ["hydragnn/__init__.py", "examples/multidataset_hpo_sc26/inference_fused.py"])
-def test_a_folder_that_is_no_checkout_is_refused_with_the_missing_file(tmp_path: Path, missing: str) -> None:
+def test_a_folder_that_is_not_a_checkout_is_refused_with_the_missing_file(tmp_path: Path, missing: str) -> None:
     checkout = write_checkout(tmp_path / "checkout")
     (checkout / missing).unlink()
-    with pytest.raises(InputError, match=f"^setting hydragnn_folder: {checkout} has no {missing}, as HydraGNN has$"):
+    with pytest.raises(
+        InputError,
+        match=rf"^setting hydragnn_folder: {checkout} is not a checkout of HydraGNN \(it has no {missing}\)$",
+    ):
         run(tmp_path, checkout)
 
 
@@ -112,11 +117,11 @@ def test_a_folder_that_is_no_checkout_is_refused_with_the_missing_file(tmp_path:
         ("", "import os; os._exit(3)", r"its process ended \(exit code 3\)"),
         ("", "raise ImportError('cannot import name Batch')", "ImportError: cannot import name Batch"),
         ("", LOADER, "module 'inference_fused' has no attribute 'run_fused_inference'"),
-        ("", LOADER + DEATH, r"its process ended \(exit code 3\)"),
+        ("", LOADER + EXIT, r"its process ended \(exit code 3\)"),
         ("", LOADER + NAN, "the energies or forces of stage baseline are not finite"),
     ],
 )
-def test_an_environment_that_does_not_run_is_one_line_with_both_settings(
+def test_an_error_of_the_environment_is_one_line_with_both_settings(
     tmp_path: Path, python: str, inference: str, message: str
 ) -> None:
     checkout = write_checkout(tmp_path / "checkout", inference=inference)
@@ -142,14 +147,14 @@ def test_an_environment_that_does_not_run_is_one_line_with_both_settings(
         ("hpo", {"space": {"hidden_dim": [8]}, "trial": TRAINING}, "'hpo' has no implementation 'hydragnn'"),
     ],
 )
-def test_what_hydragnn_does_not_support_is_refused_before_it_runs(
+def test_unsupported_parameters_are_refused_before_hydragnn_runs(
     program: str, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         parse_parameters(program, values)
 
 
-def test_every_program_with_the_parameter_has_a_module_for_it() -> None:
+def test_programs_with_the_parameter_implementation_have_a_module_for_it() -> None:
     for program in PROGRAMS.values():
         assert ("implementation" in program.parameters.model_fields) == bool(program.implementations)
 
@@ -180,14 +185,18 @@ def test_steps_and_losses_are_grouped_by_epoch() -> None:
 
 
 def test_a_batch_is_divided_into_its_structures() -> None:
-    structures = [molecule(), crystal(), Structure("atom", np.array([8]), np.zeros((1, 3)), charge=-1, multiplicity=2)]
-    batch = batch_of(structures, ModelConfig(cutoff=4.0))
+    structures = [
+        make_molecule(),
+        make_crystal(),
+        Structure("atom", np.array([8]), np.zeros((1, 3)), charge=-1, multiplicity=2),
+    ]
+    batch = make_batch(structures, ModelConfig(cutoff=4.0))
     parts = hydragnn.split_batch(batch)
     assert [part["numbers"] for part in parts] == [s.numbers.tolist() for s in structures]
     assert [(part["charge"], part["multiplicity"]) for part in parts] == [(0.0, 1.0), (0.0, 1.0), (-1.0, 2.0)]
     assert sum(len(part["sender"]) for part in parts) == len(batch.sender)
     for structure, part in zip(structures, parts, strict=True):
-        alone = batch_of([structure], ModelConfig(cutoff=4.0))
+        alone = make_batch([structure], ModelConfig(cutoff=4.0))
         assert part["receiver"] == alone.receiver.tolist()
         assert part["sender"] == alone.sender.tolist()
         assert part["shift"] == alone.shift.tolist()
@@ -198,7 +207,7 @@ def real_checkout() -> tuple[str, str]:
     """Return a checkout of HydraGNN and an interpreter that can import it."""
     folder, python = (os.environ.get(name, "") for name in ("HYDRAGNN_FOLDER", "HYDRAGNN_PYTHON"))
     if not folder or not python:
-        pytest.skip("HYDRAGNN_FOLDER and HYDRAGNN_PYTHON name no checkout of HydraGNN and its interpreter")
+        pytest.skip("HYDRAGNN_FOLDER and HYDRAGNN_PYTHON are not set")
     return folder, python
 
 
@@ -217,25 +226,25 @@ def test_the_stages_of_hydragnn_agree_with_its_baseline(tmp_path: Path, real_che
     assert facts["workload"]["edges"] > 0
 
 
-def test_a_checkpoint_predicts_in_hydragnn_what_it_predicts_here(
+def test_predictions_of_a_checkpoint_are_the_same_in_hydragnn_and_here(
     tmp_path: Path, real_checkout: tuple[str, str]
 ) -> None:
-    """On the same edges: the process has the atoms, the edges, their images and all weights of the checkpoint."""
+    """Equal predictions show that the process has all atoms, edges, shifts and weights of the checkpoint."""
     for file in ("model.pk", "config.json"):
         shutil.copy(RECORDED / file, tmp_path / file)
     settings = dict(zip(("hydragnn_folder", "hydragnn_python"), real_checkout, strict=True))
     (tmp_path / "case.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
     config = LadderParameters(**CASE | {"checkpoint": str(tmp_path / "model.pk")})
     checkout = hydragnn.find_checkout(tmp_path)
-    content, sizes, branches = hydragnn.read_model(config, checkout)
+    content, model_config, branches = hydragnn.read_model(config, checkout)
     model = load_hydragnn(tmp_path / "model.pk", tmp_path / "config.json").eval().requires_grad_(False)
     charged = Structure("ion", np.array([8, 1]), np.array([[0.0, 0, 0], [0, 0, 1.0]]), charge=-1, multiplicity=2)
-    batch = batch_of([molecule(), crystal(), charged], sizes)
+    batch = make_batch([make_molecule(), make_crystal(), charged], model_config)
     expected = prediction.fused_gradient(model, batch, model.gate(batch.composition))
-    with hydragnn.start(config, checkout, content, branches, tmp_path) as process:
-        session = hydragnn.Session(process)
+    with hydragnn.start_inference(config, checkout, content, branches, tmp_path) as process:
+        session = hydragnn.InferenceSession(process)
         session.send(batch)
-        process.call("complete")
+        process.call("create_lazy_layers")
         for stage in ("baseline", "batched_heads"):
             result, seconds = session.predict(stage, batch)
             assert seconds > 0

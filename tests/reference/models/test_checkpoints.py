@@ -88,7 +88,7 @@ def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
         ({"cutoff": float("nan")}, "cutoff is nan, expected"),
         ({"cutoff": float("inf")}, "cutoff is inf, expected at most 100"),
         ({"cutoff": -4.0}, "cutoff is -4.0, expected a number above 0"),
-        ({"backbone": "egnn"}, "norm_epsilon is no hyperparameter of the backbone 'egnn'"),
+        ({"backbone": "egnn"}, "norm_epsilon is not a hyperparameter of the backbone 'egnn'"),
         ({"backbone": "pain"}, "did you mean 'painn'"),
         ({"heads": None}, "heads is null, expected a whole number"),
         ({"backbone": None}, "backbone is null \\(there are: dimenet"),
@@ -223,7 +223,7 @@ def test_training_state_round_trips_and_flipped_bits_are_detected(tmp_path: Path
         bit = rng.randrange(8 * len(data))
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
-        with pytest.raises(InputError, match=r"not a readable state of training .*; delete it"):
+        with pytest.raises(InputError, match=r"not a readable training state .*; delete it"):
             training_state.load(tmp_path, identity={"sizes": [1, 2]})
     training_state.save(tmp_path, state, identity={"sizes": [1, 2]})
     with pytest.raises(InputError, match="whose sizes is"):

@@ -20,7 +20,7 @@ from harness.reference.models.backbones.dimenet import DimeNetPlusPlus
 from harness.reference.models.basis import SphericalBessel, bessel_zeros, legendre, polynomial_cutoff
 from harness.reference.models.config import ModelConfig
 from tests.reference.conftest import make_crystal, make_molecule
-from tests.support.reference_models import TorchGeometricDimeNet
+from tests.support.third_party_models import TorchGeometricDimeNet
 
 CONFIG = ModelConfig(
     backbone="dimenet",

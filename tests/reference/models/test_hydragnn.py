@@ -129,7 +129,7 @@ def test_bfloat16_products_give_finite_forces() -> None:
 
 def test_pnaeq_agrees_to_the_last_digits_and_in_single_precision() -> None:
     for name in PNAEQ_NAMES:
-        model = load(name)
+        model = load_recorded_model(name)
         recorded = read_structures(name)
         structures = [s for s, _, _ in recorded]
         single = predict(copy.deepcopy(model).float(), structures)
@@ -141,10 +141,10 @@ def test_pnaeq_agrees_to_the_last_digits_and_in_single_precision() -> None:
 
 
 def test_pnaeq_has_no_fused_messages() -> None:
-    config = load("pnaeq-unbiased").config
+    config = load_recorded_model("pnaeq-unbiased").config
     with pytest.raises(messages.UnsupportedKernel, match="not HydraGNN's pnaeq"):
         messages.check(config.network, torch.device("cpu"))
-    messages.check(load("unbiased").config.network, torch.device("cpu"))
+    messages.check(load_recorded_model("unbiased").config.network, torch.device("cpu"))
 
 
 def copy_files(tmp_path: Path, name: str = "biased") -> tuple[Path, Path]:
@@ -209,14 +209,14 @@ def test_every_weight_comes_from_the_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.update({"model.extra.weight": torch.zeros(2).double()}), r"describes is extra\.weight$"),
+        (lambda s: s.update({"model.extra.weight": torch.zeros(2).double()}), r"describes has no extra\.weight$"),
         (lambda s: s.update({"model.graph_convs.0.module_3.weight": torch.zeros(3, 1).double()}),
          r"graph_convs\.0\.module_3\.weight has the shape \[3, 1\], expected \[10, 1\]"),
         (lambda s: s["model.graph_concat_projector.bias"].fill_(float("nan")),
          r"graph_concat_projector\.bias holds numbers that are not finite"),
         (lambda s: s.update({"model.graph_concat_projector.bias": torch.zeros(10)}),
          "the weights are of type float32, float64, expected float32 or float64 for all of them"),
-        (lambda s: s.clear(), "it has no model_state_dict, as files of HydraGNN have"),
+        (lambda s: s.clear(), "not a checkpoint of HydraGNN \\(it has no model_state_dict\\)"),
     ],
 )  # fmt: skip
 def test_unexpected_or_invalid_tensor_is_named(
@@ -256,7 +256,7 @@ def test_tensor_names_of_data_parallel_models_are_accepted(tmp_path: Path) -> No
         ({"num_radial": "x"}, "num_radial is 'x', expected a whole number"),
         ({"radius": None}, "Architecture is incomplete"),
         ({"num_conv_layers": 2}, r"graph_convs\.1\.module_1\.update_mlp\.2\.weight has the shape"),
-        ({"use_graph_attr_conditioning": False}, r"describes is graph_concat_projector\.bias \(and 1 more\)"),
+        ({"use_graph_attr_conditioning": False}, r"describes has no graph_concat_projector\.bias \(and 1 more\)"),
     ],
 )
 def test_unsupported_option_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -315,7 +315,7 @@ def test_branches_of_different_sizes_are_refused(tmp_path: Path) -> None:
     content = json.loads(config.read_text(encoding="utf-8"))
     content["NeuralNetwork"]["Architecture"]["output_heads"]["graph"][1]["architecture"]["dim_sharedlayers"] = 7
     config.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(InputError, match="dim_sharedlayers of branch-1 differs from that of branch-0"):
+    with pytest.raises(InputError, match="dim_sharedlayers of branch-1 differs from dim_sharedlayers of branch-0"):
         load_hydragnn(checkpoint, config)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from harness.reference.data.batch import Batch
 from harness.reference.models.backbones.painn import PaiNN
 from tests.reference.conftest import SMALL, make_batch, make_crystal, make_molecule
-from tests.support.reference_models import SchNetPackPaiNN
+from tests.support.third_party_models import SchNetPackPaiNN
 
 
 def compute_features_and_forces(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

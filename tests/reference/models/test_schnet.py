@@ -12,7 +12,7 @@ from harness.reference.data.batch import Batch
 from harness.reference.models.backbones.schnet import Gaussians, Interaction, SchNet, ssp
 from harness.reference.models.config import ModelConfig
 from tests.reference.conftest import make_batch, make_crystal, make_molecule
-from tests.support.reference_models import TorchGeometricSchNet, import_schnetpack
+from tests.support.third_party_models import TorchGeometricSchNet, import_schnetpack
 
 CONFIG = ModelConfig(backbone="schnet", hidden_dim=12, num_conv_layers=3, cutoff=4.0, num_filters=10, num_gaussians=15)
 

@@ -113,15 +113,15 @@ def test_concurrent_builds_do_not_interfere(sources: Path) -> None:
 def test_fingerprint_depends_on_sources_flags_torch_and_processor(
     sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fingerprints = {jit_build.fingerprint(sources)}
+    fingerprints = {jit_build.compute_fingerprint(sources)}
     monkeypatch.setattr(jit_build, "FLAGS", (*jit_build.FLAGS, "-DOTHER"))
-    fingerprints.add(jit_build.fingerprint(sources))
+    fingerprints.add(jit_build.compute_fingerprint(sources))
     monkeypatch.setattr(torch, "__version__", "0.0")
-    fingerprints.add(jit_build.fingerprint(sources))
+    fingerprints.add(jit_build.compute_fingerprint(sources))
     monkeypatch.setattr(jit_build, "_describe_processor", lambda: "another")
-    fingerprints.add(jit_build.fingerprint(sources))
+    fingerprints.add(jit_build.compute_fingerprint(sources))
     (sources / "more.h").write_text("")
-    fingerprints.add(jit_build.fingerprint(sources))
+    fingerprints.add(jit_build.compute_fingerprint(sources))
     assert len(fingerprints) == 5
 
 

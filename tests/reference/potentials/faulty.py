@@ -1,4 +1,4 @@
-"""EMT calculators with planted faults, each of a kind that occurs in practice."""
+"""A calculator with planted faults of the kinds that users have met."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-class Faulty(EMT):  # type: ignore[misc]
-    """EMT with the fault of the given name; the fault "none" is plain EMT."""
+class FaultyCalculator(EMT):  # type: ignore[misc]
+    """EMT (effective medium theory) with the fault of the given name; the fault "none" is plain EMT.
+
+    Args:
+        fault: The name of the fault; "none": no fault.
+    """
 
     def __init__(self, fault: str = "none") -> None:
         super().__init__()
@@ -33,7 +37,7 @@ class Faulty(EMT):  # type: ignore[misc]
             raise RuntimeError("no such element")
         if self.fault == "no_stress" and "stress" in (properties or ()):
             raise RuntimeError("no stress")
-        if self.fault == "lost_image" and has_left_cell(atoms):
+        if self.fault == "missing_image" and has_left_cell(atoms):
             atoms = atoms.copy()
             atoms.pbc = (True, True, False)
         super().calculate(atoms, properties or ["energy", "forces"], system_changes)
@@ -42,7 +46,7 @@ class Faulty(EMT):  # type: ignore[misc]
             self.results["forces"] = FORCE_FAULTS[self.fault](atoms, forces)
         elif self.fault == "kj_per_mol":
             self.results["energy"] *= 96.485
-        elif self.fault == "batch_dependent":
+        elif self.fault == "call_dependent":  # as if the energy depended on the other structures of a batch
             self.results["energy"] += 1e-3 * (self.calls % 3)
         elif self.fault == "energy_jumps" and atoms.get_all_distances(mic=True)[0, 1:].min() > 2.75:
             self.results["energy"] += 0.01
@@ -59,8 +63,8 @@ def compute_circulating_forces(atoms: Atoms) -> Array:
 
 
 FORCE_FAULTS: dict[str, Callable[[Atoms, Array], Array]] = {
-    "forces_off": lambda atoms, forces: 1.01 * forces,
-    "biased_vectors": lambda atoms, forces: forces + 0.1 * np.abs(forces).max() * np.array([1.0, 0.0, 0.0]),
+    "forces_scaled": lambda atoms, forces: 1.01 * forces,
+    "biased_forces": lambda atoms, forces: forces + 0.1 * np.abs(forces).max() * np.array([1.0, 0.0, 0.0]),
     "wrong_order": lambda atoms, forces: forces[::-1],
     "wrong_sign": lambda atoms, forces: -forces,
     "wrong_shape": lambda atoms, forces: forces.ravel(),

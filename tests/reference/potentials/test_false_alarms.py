@@ -1,4 +1,4 @@
-"""Checks of physics raise no false alarm on sound models, and name faults that are planted into models."""
+"""Checks of physics raise no false alarm for correct models, and name the faults that are planted in models."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from harness.reference.potentials import reference_model
 from harness.reference.potentials.physics import Violation
 from harness.reference.programs.ladder.stages import LADDER, Stage
 
-# Stages that differ from batched_heads only in how they are compiled, or in the allocator.
+# Stages that differ from batched_heads only in their compilation or their allocator.
 SAME_ARITHMETIC = ("torch_compile", "tuned_allocator")
 EXACT = [stage for stage in LADDER if stage.exact]
-SEEDS, SMOOTH_SEEDS = range(20), 3
+SEEDS, SEEDS_WITH_SMOOTHNESS = range(20), 3
 SIZES: dict[str, Any] = {"hidden_dim": 16, "num_conv_layers": 2, "cutoff": 4.0, "dim_headlayers": 16, "heads": 2}
 
 
 def make_model(seed: int = 0, precision: str = "fp64", **changes: Any) -> FoundationModel:
-    """Return a small untrained model without a limit of neighbours, at which energies jump."""
+    """Return a small untrained model without a maximum number of neighbours, at which energies would jump."""
     torch.manual_seed(seed)
     model = FoundationModel(ModelConfig(**SIZES | changes))
     model.mark_all_elements_known()
@@ -38,11 +38,11 @@ def make_model(seed: int = 0, precision: str = "fp64", **changes: Any) -> Founda
 
 
 def find_violations(model: FoundationModel, formulation: Predict | None = None, seed: int = 0) -> list[Violation]:
-    """Return the checks that are violated, or could not be measured; paths are long, and followed for few seeds."""
-    skip = ("force constants",) if seed < SMOOTH_SEEDS else ("force constants", "smoothness")
+    """Return the checks that are violated or not measured; smoothness, which is slow, is checked for few seeds."""
+    skip = ("force constants",) if seed < SEEDS_WITH_SMOOTHNESS else ("force constants", "smoothness")
     options: dict[str, Any] = {"transformations": 6, "skip": skip, "seed": seed}
     checks = list(reference_model.check_model(model, formulation=formulation, **options))
-    assert len(checks) == (28 if seed < SMOOTH_SEEDS else 26)
+    assert len(checks) == (28 if seed < SEEDS_WITH_SMOOTHNESS else 26)
     return [check for check in checks if not check.passed]
 
 
@@ -54,33 +54,33 @@ def test_exact_stages_of_random_models_raise_no_alarm(stage: Stage, precision: s
         assert find_violations(make_model(seed, precision), stage.predict_eager(), seed) == []
 
 
-def lose_image(structure: Any, **limits: Any) -> NeighbourList:
-    """Return the neighbours of a structure without the last one that is an image."""
+def omit_last_image(structure: Any, **limits: Any) -> NeighbourList:
+    """Return the neighbour list of a structure without its last periodic image."""
     graph = build_neighbour_list(structure, **limits)
     is_image = np.flatnonzero(np.abs(graph.shift).max(axis=1) > 0) if len(graph.shift) else []
-    rest = np.delete(np.arange(len(graph.receiver)), is_image[-1:])
-    return replace(graph, receiver=graph.receiver[rest], sender=graph.sender[rest], shift=graph.shift[rest])
+    other = np.delete(np.arange(len(graph.receiver)), is_image[-1:])
+    return replace(graph, receiver=graph.receiver[other], sender=graph.sender[other], shift=graph.shift[other])
 
 
-def centre_on_batch(model: FoundationModel, batch: Batch, weights: torch.Tensor) -> Prediction:
-    """Predict energies and forces that depend on the number of structures of the batch."""
+def depend_on_batch_size(model: FoundationModel, batch: Batch, weights: torch.Tensor) -> Prediction:
+    """Predict energies and forces that depend on the number of structures in the batch."""
     energy, forces = batched_heads(model, batch, weights)
     return Prediction(energy + 1e-3 * len(energy), forces * (1 + 1e-3 * len(energy)))
 
 
 def enlarge_forces(model: FoundationModel, batch: Batch, weights: torch.Tensor) -> Prediction:
-    """Predict forces that are 1% off."""
+    """Predict forces that are 1% too large."""
     energy, forces = batched_heads(model, batch, weights)
     return Prediction(energy, 1.01 * forces)
 
 
 def name_violations(violations: Sequence[Violation]) -> set[str]:
-    """Return the names of checks, with their structures."""
+    """Return the names of the checks with their structures."""
     return {f"{v.check} of {v.structure}" for v in violations}
 
 
-def test_lost_image_is_found_in_the_crystal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference_model, "build_neighbour_list", lose_image)
+def test_missing_image_is_found_in_the_crystal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_model, "build_neighbour_list", omit_last_image)
     names = name_violations(find_violations(make_model()))
     assert {"periodic images: energy of NaCl", "supercell a: energy of NaCl"} <= names
     assert not any(name.endswith("ethanol") for name in names)
@@ -88,7 +88,11 @@ def test_lost_image_is_found_in_the_crystal_alone(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("fault", "check"),
-    [(centre_on_batch, "batch: energy"), (centre_on_batch, "batch: forces"), (enlarge_forces, "forces from energies")],
+    [
+        (depend_on_batch_size, "batch: energy"),
+        (depend_on_batch_size, "batch: forces"),
+        (enlarge_forces, "forces from energies"),
+    ],
 )
 def test_fault_of_a_formulation_is_named(fault: Callable[..., Prediction], check: str) -> None:
     names = name_violations(find_violations(make_model(), fault))
@@ -96,8 +100,8 @@ def test_fault_of_a_formulation_is_named(fault: Callable[..., Prediction], check
 
 
 def test_biased_vector_layers_violate_rotation_alone() -> None:
-    """The gate of HydraGNN counts atoms, so that supercells differ with and without biases."""
-    sound, biased = (make_model(hydragnn=HydraGNNOptions(vector_bias=bias)) for bias in (False, True))
-    names = name_violations(find_violations(biased)) - name_violations(find_violations(sound))
+    """Violations without biases are ignored: HydraGNN's gate depends on the number of atoms in a supercell."""
+    unbiased, biased = (make_model(hydragnn=HydraGNNOptions(vector_bias=bias)) for bias in (False, True))
+    names = name_violations(find_violations(biased)) - name_violations(find_violations(unbiased))
     assert {"rotation: forces of NaCl", "rotation: forces of ethanol"} <= names
     assert all(name.startswith("rotation") for name in names)

@@ -1,4 +1,4 @@
-"""The reference model runs in torch-sim, and models of torch-sim take part in the comparison of potentials."""
+"""The reference model works in torch-sim, and models of torch-sim work in the comparison of potentials."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_reference_model_passes_the_validation_of_torch_sim(dtype: torch.dtype) 
     validate_model_outputs(ReferenceModel("painn-64", dtype=dtype), torch.device("cpu"), dtype)
 
 
-def test_energies_forces_and_stress_match_the_calculator() -> None:
+def test_energies_forces_and_stress_equal_those_of_the_calculator() -> None:
     model = ReferenceModel("painn-64")
     crystals = [make_alloy(), build_crystal("Cu", Atoms("Cu", cell=np.eye(3) * 2.6, pbc=True), 2)]
     atoms = [Atoms(numbers=s.numbers, positions=s.positions, cell=s.cell, pbc=True) for s in crystals]
@@ -52,7 +52,7 @@ def test_batched_relaxation_lowers_energies() -> None:
     assert bool((final.energy < model(start)["energy"]).all())
 
 
-def test_process_of_a_torch_sim_model_matches_the_calculator(tmp_path: Path) -> None:
+def test_process_predicts_with_models_of_torch_sim(tmp_path: Path) -> None:
     definition = ModelDefinition.model_validate(
         {"torch_sim": {"module": "harness.reference.potentials.torch_sim_model", "class_name": "ReferenceModel",
                        "kwargs": {"model": "painn-64"}}}

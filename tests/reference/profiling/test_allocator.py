@@ -81,9 +81,9 @@ def test_switching_modes_repeatedly_does_not_accumulate_memory() -> None:
 
 def test_another_allocator_is_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "OTHER_ALLOCATORS", ("c",))  # libc itself is in every process
-    memory._glibc.cache_clear()
+    memory._load_glibc.cache_clear()
     try:
         with pytest.raises(NotGlibc, match="tensors come from c, not from glibc's allocator"):
             memory.set_allocator_mode("tuned")
     finally:
-        memory._glibc.cache_clear()
+        memory._load_glibc.cache_clear()

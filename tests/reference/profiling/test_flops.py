@@ -122,7 +122,7 @@ def test_the_compiler_reports_the_traffic_of_its_kernels() -> None:
 
 def write_control_group(folder: Path, version: int, limit: str, used: int, inactive: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    names = memory.VERSION_1 if version == 1 else memory.VERSION_2
+    names = memory.CGROUP_V1_FILES if version == 1 else memory.CGROUP_V2_FILES
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{used}\n")
     (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {inactive}\n")

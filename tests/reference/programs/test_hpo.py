@@ -28,7 +28,12 @@ from harness.reference.programs.hpo import trial
 from harness.reference.programs.hpo.halving import Halving
 from harness.reference.programs.hpo.nodes import NodePool
 from harness.reference.programs.hpo.optimizer import Optimizer
-from harness.reference.programs.hpo.space import active_parameters, contains_point, is_integer_range, merge_spaces
+from harness.reference.programs.hpo.space import (
+    contains_point,
+    is_integer_range,
+    merge_spaces,
+    select_active_parameters,
+)
 from tests.support.programs import run_program
 
 TRAINING: dict[str, Any] = {
@@ -141,7 +146,11 @@ def test_search_without_a_successful_trial_fails_with_the_reason(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("sent_signal", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_search_resumes(tmp_path: Path, sent_signal: signal.Signals) -> None:
-    """No trial is run twice or lost; the restarted search waits for a trial that the killed search left running."""
+    """No trial is lost or counted twice.
+
+    After SIGKILL, the restarted search waits for the trials that are still running. After SIGTERM, which also stops the
+    trials, it starts them again.
+    """
     slow = {**TRAINING, "epochs": 200, "samples_per_epoch": 64}
     case = {"id": "1", "program": "hpo", "parameters": {**SMALL, "trial": slow, "max_trials": 2}}
     (tmp_path / "case.json").write_text(json.dumps(case))
@@ -162,7 +171,7 @@ def test_a_killed_search_resumes(tmp_path: Path, sent_signal: signal.Signals) ->
 
 @pytest.mark.slow
 def test_a_killed_search_has_the_points_and_objectives_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    """Of five trials, the search is killed after the second and during the fourth."""
+    """The search of five trials is killed when the second has been prepared, and again during the fourth."""
     uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
     case = {
         "id": "1",
@@ -190,6 +199,7 @@ def test_a_killed_search_has_the_points_and_objectives_of_an_uninterrupted_one(t
     same = [c for c in tables[0] if not c.startswith("m:timestamp")]
     pd.testing.assert_frame_equal(tables[0][same], tables[1][same])
     assert len(tables[0]) == 5
+    # this file lists the calls of the optimizer
     assert (interrupted / "order").read_text().split() == (uninterrupted / "order").read_text().split()
 
 
@@ -209,6 +219,7 @@ def wait_for(search: subprocess.Popen[bytes], condition: Callable[[], bool]) -> 
 
 
 def test_points_outside_the_space_are_left_out_and_counted(tmp_path: Path) -> None:
+    """The optimizer receives only the points inside the space whose trials succeeded."""
     rows = ["4,0.001,-1.0", "9,0.001,-1.0", "5,0.5,-1.0", "4.5,0.001,-1.0", "6,0.002,F_timeout"]
     (tmp_path / "old.csv").write_text("p:hidden_dim,p:learning_rate,objective\n" + "\n".join(rows) + "\n")
     optimizer = Optimizer.create(
@@ -238,8 +249,8 @@ def test_optimizer_beats_its_random_initial_points(tmp_path: Path) -> None:
     assert max(objectives) > -0.5
 
 
-def test_two_objectives_are_optimized_together(tmp_path: Path) -> None:
-    """Points stay within the space when objectives oppose each other and some trials fail."""
+def test_points_stay_within_the_space_with_two_objectives(tmp_path: Path) -> None:
+    """The objectives oppose each other, and some trials fail."""
     objectives: list[Any] = ["accuracy", "throughput"]
     optimizer = Optimizer.create(
         HpoParameters(space=SPACE).space, objectives, seed=1, initial_points=4, folder=tmp_path
@@ -267,8 +278,10 @@ def test_space_contains_only_points_within_its_ranges_and_choices() -> None:
 
 def test_hyperparameters_of_other_backbones_are_left_out() -> None:
     point = {"backbone": "egnn", "num_radial": 6, "hidden_dim": 8, "num_filters": 3, "learning_rate": 1e-3}
-    assert active_parameters(point, "painn") == {"backbone": "egnn", "hidden_dim": 8, "learning_rate": 1e-3}
-    assert active_parameters({"num_radial": 6, "num_filters": 3}, "painn") == {"num_radial": 6}
+    assert select_active_parameters(point, default_backbone="painn") == {
+        "backbone": "egnn", "hidden_dim": 8, "learning_rate": 1e-3,
+    }  # fmt: skip
+    assert select_active_parameters({"num_radial": 6, "num_filters": 3}, default_backbone="painn") == {"num_radial": 6}
 
 
 def test_halving_stops_lagging_trials() -> None:
@@ -291,7 +304,7 @@ def test_a_lagging_trial_is_stopped_and_keeps_its_objective(tmp_path: Path) -> N
     )
     assert trials[0]["state"] == "done"
     assert trials[1]["state"] == "pruned"
-    assert trials[1]["reason"] == "not among the best 1/2 after 1 epochs"
+    assert trials[1]["reason"] == "not in the best 1/2 of the trials after 1 epoch"
     assert trials[1]["objective"] < trials[0]["objective"]
 
 
@@ -307,17 +320,18 @@ def test_two_trials_never_share_a_node(tmp_path: Path) -> None:
     names = [node.name for node in [*first, *second]]
     assert len(set(names)) == 4
     assert first[0].host == "10.0.0.1"
-    with pytest.raises(InputError, match="1 nodes are free"):
+    with pytest.raises(InputError, match="free nodes: 1, needed for a trial: 2"):
         pool.acquire()
     assert pool.drop_unhealthy(first) == ["n2"]
     pool.release(first)
     assert {node.name for node in pool.acquire()} == {"n1", "n5"}
     assert pool.drop_unhealthy(second) == []
-    unreachable = NodePool.from_environment(
+    # a check that finds no healthy node is itself broken, so no node is dropped
+    pool_with_broken_check = NodePool.from_environment(
         2, 1, {"GFM_HARNESS_HEALTHY_NODES": str(node_list), "GFM_HARNESS_CHECK_NODES": f": > {node_list}"}
     )
-    assert unreachable.drop_unhealthy(unreachable.acquire()) == []
-    with pytest.raises(InputError, match="0 healthy nodes"):
+    assert pool_with_broken_check.drop_unhealthy(pool_with_broken_check.acquire()) == []
+    with pytest.raises(InputError, match="healthy nodes: 0, needed for a trial: 1"):
         NodePool.from_environment(1, 1, {"GFM_HARNESS_HEALTHY_NODES": str(node_list)})
 
 

@@ -92,7 +92,7 @@ def test_automatic_batch_size_fits_into_free_memory(tmp_path: Path, monkeypatch:
 def test_the_stage_that_takes_most_memory_decides_the_batch_size() -> None:
     config = LadderParameters(**CASE | {"batch_size": "auto", "stages": ["baseline", "encoder_reuse"]})
     model = make_model()
-    batch, _ = prepare_batch(workload.make_structures(config, workload.PROBE), model, config)
+    batch, _ = prepare_batch(workload.make_structures(config, workload.PROBE_STRUCTURES), model, config)
     weights = model.gate(batch.composition)
     stages = select_stages(config)
     peaks = [

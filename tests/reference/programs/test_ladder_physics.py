@@ -67,7 +67,7 @@ def test_sound_stages_pass(tmp_path: Path, precision: str) -> None:
 
 
 def test_no_stage_is_wrong_for_a_violation_of_its_model(tmp_path: Path) -> None:
-    """With HydraGNN's biases of vectors, no stage has forces that turn with the structure."""
+    """With HydraGNN's vector biases, the forces of no stage rotate with the structure."""
     rows = run_ladder(tmp_path, model=SIZES | {"hydragnn": {"vector_bias": True}})
     for stage in ("baseline", "batched_heads"):
         assert rows[stage]["verdict"] == "ok"

@@ -23,7 +23,7 @@ from harness.reference.potentials.structures import make_alloy
 from harness.results.runs import RunRecord, load_run_folder
 from tests.support.programs import run_program
 
-FAULTY = {"module": "tests.reference.potentials.faulty", "class_name": "Faulty"}
+FAULTY = {"module": "tests.reference.potentials.faulty", "class_name": "FaultyCalculator"}
 EMT_CLASS = {"module": "ase.calculators.emt", "class_name": "EMT"}
 CLAIMS = """\
 source: "A. Author, a paper (2026)"
@@ -117,7 +117,7 @@ def make_process(definition: dict[str, Any], folder: Path, **options: Any) -> Po
 
 
 def test_faulty_models_get_a_verdict_and_do_not_stop_the_others(tmp_path: Path) -> None:
-    faults = ("forces_off", "kj_per_mol", "wrong_sign", "wrong_shape", "nan", "raises", "dies")
+    faults = ("forces_scaled", "kj_per_mol", "wrong_sign", "wrong_shape", "nan", "raises", "dies")
     definitions: dict[str, Any] = {fault: FAULTY | {"kwargs": {"fault": fault}} for fault in faults}
     definitions |= {
         "good": EMT_CLASS,
@@ -127,12 +127,12 @@ def test_faulty_models_get_a_verdict_and_do_not_stop_the_others(tmp_path: Path) 
     }
     rows = compare(tmp_path, definitions)
     assert {name: row["verdict"] for name, row in rows.items()} == {
-        "forces_off": "incorrect", "kj_per_mol": "incorrect", "wrong_sign": "incorrect", "wrong_shape": "failed",
+        "forces_scaled": "incorrect", "kj_per_mol": "incorrect", "wrong_sign": "incorrect", "wrong_shape": "failed",
         "nan": "failed", "raises": "failed", "dies": "failed", "good": "ok", "misspelt": "failed",
         "absent": "unavailable", "other-python": "unavailable",
     }  # fmt: skip
     for name, message in {
-        "forces_off": "forces from energies",
+        "forces_scaled": "forces from energies",
         "misspelt": "models/mine.yaml:7: ValueError: module ase.calculators.emt has no 'EMTT' (did you mean 'EMT'?)",
         "absent": "no module 'no_such_package'",
         "dies": "its process ended (exit code 3)",
@@ -162,7 +162,7 @@ def test_lower_precision_is_compared_with_fp64(tmp_path: Path) -> None:
 
 
 def test_claims_judge_models_and_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    definitions = {"emt": EMT_CLASS, "bad": FAULTY | {"kwargs": {"fault": "forces_off"}}}
+    definitions = {"emt": EMT_CLASS, "bad": FAULTY | {"kwargs": {"fault": "forces_scaled"}}}
     folder = tmp_path / "a/runs/models-here/case"
     folder.mkdir(parents=True)
     compare(folder, definitions, rounds=4, datasets=["mptrj"])
@@ -214,7 +214,7 @@ def test_precision_and_compilation_of_a_calculator_are_arguments(tmp_path: Path)
     assert build_spec(model, "fp32", "cpu", compiled=True)["kwargs"] == {"a": 1, "b": 2, "c": 3}
     assert build_spec(model, "published", "cpu")["kwargs"] == {"a": 1}
     plain = ModelDefinition.model_validate(EMT_CLASS)
-    with pytest.raises(PotentialError, match="no arguments `compiled`"):
+    with pytest.raises(PotentialError, match="no key `compiled`"):
         build_spec(plain, "published", "cpu", compiled=True)
 
 

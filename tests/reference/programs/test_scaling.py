@@ -24,7 +24,7 @@ from harness.reference.distributed.group import process_group
 from harness.reference.distributed.launch import LostRank, RankInfo
 from harness.reference.storage.samples import Samples
 from harness.reference.storage.sampling.sampler import MixtureSampler, SampleIndices, SamplingSpec
-from harness.reference.storage.schema import Record
+from harness.reference.storage.schema import Sample
 from harness.reference.training.loader import BatchLoader, LabelledBatch
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 from tests.conftest import ROOT
@@ -264,13 +264,13 @@ def remove_forces(dataset: Dataset) -> Dataset:
 class ListedSamples(Samples):
     """Samples that are held in a list of records."""
 
-    def __init__(self, records: list[Record]) -> None:
+    def __init__(self, records: list[Sample]) -> None:
         self.records = records
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def get(self, indices: Any) -> list[Record]:
+    def get(self, indices: Any) -> list[Sample]:
         return [self.records[int(k)] for k in indices]
 
 

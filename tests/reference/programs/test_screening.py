@@ -33,7 +33,11 @@ from harness.reference.models.coverage import OutsideTraining
 from harness.reference.programs.screening import program, result_segments
 from harness.reference.programs.screening.candidates.choice import build_workload
 from harness.reference.programs.screening.merge_results import gather_best, list_results, select_best
-from harness.reference.programs.screening.result_segments import IndexPartition, checksum, checksum_of_range
+from harness.reference.programs.screening.result_segments import (
+    IndexPartition,
+    compute_checksum,
+    compute_range_checksum,
+)
 from harness.reference.programs.screening.scoring import COLUMNS, Retention, Scores, concatenate_scores
 from tests.conftest import require_program
 from tests.support.cluster import find_free_ports
@@ -96,7 +100,7 @@ def test_verification_shows_that_every_candidate_was_evaluated_once(finished_run
     (verification,) = [e for e in read_last_events(finished_run / "events.jsonl") if e["event"] == "verification"]
     scores = read_scores(finished_run)
     assert len(scores) == verification["evaluated"] == verification["candidates"] == 640
-    assert f"{checksum(scores.index):016x}" == verification["checksum"] == verification["expected"]
+    assert f"{compute_checksum(scores.index):016x}" == verification["checksum"] == verification["expected"]
     assert len(set(scores.index.tolist())) == 640
     assert not (finished_run / "segments").exists()
 
@@ -109,8 +113,8 @@ def test_the_checksum_detects_missing_repeated_and_foreign_candidates(kind: str)
         "repeated": np.append(index, 1003),
         "foreign": np.where(index == 1003, 999, index),
     }
-    assert checksum(index) == checksum_of_range(1000, 5000)
-    assert checksum(wrong[kind]) != checksum_of_range(1000, 5000)
+    assert compute_checksum(index) == compute_range_checksum(1000, 5000)
+    assert compute_checksum(wrong[kind]) != compute_range_checksum(1000, 5000)
 
 
 def test_best_candidates_of_the_parts_are_the_best_of_all(finished_run: Path, tmp_path: Path) -> None:

@@ -161,15 +161,15 @@ def test_charge_balance_matches_enumeration(monkeypatch: pytest.MonkeyPatch) -> 
     electronegativity = rng.integers(1, 12, filters.ELEMENTS).astype(float)
     electronegativity[5] = np.nan
     ions = filters.Ions(states, electronegativity)
-    monkeypatch.setattr(filters, "_ions", lambda: ions)
-    filters._charge_sums.cache_clear()
+    monkeypatch.setattr(filters, "_load_ions", lambda: ions)
+    filters._list_charge_sums.cache_clear()
     try:
         for counts in ((1, 1), (2, 3), (1, 2, 5), (4, 1, 1), (1, 1, 1, 1), (3, 11, 1, 2)):
             species = rng.permuted(np.tile(np.arange(1, 30), (40, 1)), axis=1)[:, : len(counts)]
             expected = [is_balanced_by_enumeration(counts, row, ions) for row in species.tolist()]
             assert filters._can_balance(counts, species).tolist() == expected
     finally:
-        filters._charge_sums.cache_clear()
+        filters._list_charge_sums.cache_clear()
 
 
 def is_balanced_by_enumeration(counts: tuple[int, ...], row: list[int], ions: filters.Ions) -> bool:
@@ -187,8 +187,8 @@ def is_balanced_by_enumeration(counts: tuple[int, ...], row: list[int], ions: fi
 
 def test_charge_filter_names_smact_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "smact", None)
-    filters._ions.cache_clear()
-    filters._charge_sums.cache_clear()
+    filters._load_ions.cache_clear()
+    filters._list_charge_sums.cache_clear()
     space = CandidateSpace([find_prototype("CsCl")], (11, 17))
     with pytest.raises(InputError, match=r"needs smact \(pip install 'gfm-harness\[screening\]'\)"):
         is_charge_balanced(space.prototypes[0], space.block(0, 4)[0])

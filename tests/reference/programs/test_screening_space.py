@@ -17,9 +17,9 @@ from harness.reference.programs.screening.candidates import prototypes as shippe
 from harness.reference.programs.screening.candidates.prototype_space import (
     SCALES,
     CandidateSpace,
-    element_numbers,
-    permutation_from_rank,
-    permutation_rank,
+    parse_element_symbols,
+    rank_permutation,
+    unrank_permutations,
 )
 from harness.reference.programs.screening.candidates.prototypes import Prototype, load_prototypes, load_source_notes
 
@@ -89,8 +89,8 @@ def test_index_of_a_candidate_is_recovered_from_its_species_and_scale(index: int
 @given(st.integers(1, 20), st.data())
 def test_permutation_rank_is_inverted_by_permutation_from_rank(n: int, data: st.DataObject) -> None:
     permutation = data.draw(st.permutations(range(n)))[: data.draw(st.integers(1, min(n, 6)))]
-    rank = permutation_rank(permutation, n)
-    assert permutation_from_rank(np.array([rank]), n, len(permutation))[0].tolist() == permutation
+    rank = rank_permutation(permutation, n)
+    assert unrank_permutations(np.array([rank]), n, len(permutation))[0].tolist() == permutation
 
 
 def test_closest_atoms_touch_at_scale_one_and_volumes_scale() -> None:
@@ -240,9 +240,9 @@ def test_candidate_outside_the_space_is_refused(query, message: str) -> None:
 
 
 def test_element_symbols_are_converted_to_atomic_numbers() -> None:
-    assert element_numbers(["H", "Cl", "Og"]) == (1, 17, 118)
+    assert parse_element_symbols(["H", "Cl", "Og"]) == (1, 17, 118)
     with pytest.raises(InputError, match="'cl' is not the symbol of an element; did you mean Cl"):
-        element_numbers(["cl"])
+        parse_element_symbols(["cl"])
 
 
 def test_damaged_prototype_file_is_reported(tmp_path: Path) -> None:

@@ -46,5 +46,5 @@ def test_violation_of_rotation_follows_the_biases(tmp_path: Path, is_recorded: b
 
 
 def test_checkpoint_without_biases_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="painn-64: its vectors have no biases"):
+    with pytest.raises(InputError, match="painn-64: the model has no vector biases"):
         measure(tmp_path, checkpoint="painn-64")

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.storage.adios.writer import BPWriter
-from harness.reference.storage.schema import Block, Record
+from harness.reference.storage.schema import Block, Sample
 from harness.reference.storage.structure_codec import encode_table
 from tests.conftest import ROOT
 from tests.support.mpi import environment_without_launcher, find_mpiexec
@@ -92,7 +92,7 @@ def write(path: Path, *blocks: Block, label: str = "trainset", **attributes: Any
     return path
 
 
-def is_same_record(result: Record, expected: Record) -> bool:
+def is_same_record(result: Sample, expected: Sample) -> bool:
     """Return whether the records are bitwise equal, whatever the order of their keys."""
     return result.keys() == expected.keys() and all(
         result[k].dtype == v.dtype and result[k].shape == v.shape and result[k].tobytes() == v.tobytes()

@@ -15,10 +15,10 @@ from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.reference_energies import count_elements
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
 from harness.reference.datasets.splits import SPLITS, assign_by_name
-from harness.reference.storage.schema import Record
+from harness.reference.storage.schema import Sample
 
 
-def write_original(path: Path, splits: Mapping[str, Sequence[Record]], **attributes: Any) -> Path:
+def write_original(path: Path, splits: Mapping[str, Sequence[Sample]], **attributes: Any) -> Path:
     adios = bindings.ADIOS()
     io = adios.DeclareIO(str(path))
     engine = io.Open(str(path), bindings.Mode.Write)
@@ -49,7 +49,7 @@ def load_shipped_frames(name: str = "qm7x") -> StructureTable:
     return load_table(find_shipped_set(name))
 
 
-def make_original_records(frames: StructureTable, energies: np.ndarray, dtype: type = np.float32) -> list[Record]:
+def make_original_records(frames: StructureTable, energies: np.ndarray, dtype: type = np.float32) -> list[Sample]:
     """Return records as HydraGNN's converters write them; `energies` become `energy` and `y`."""
     table: Any = add_neighbours(frames, cutoff=5.0, max_neighbours=20)[0]
     ends, atom_ends = np.cumsum(table.edge_counts), frames.ends
@@ -91,7 +91,7 @@ def apply_regression(frames: StructureTable, coefficients: np.ndarray) -> np.nda
     return np.asarray(count_elements(frames)[:, 1:] @ np.nan_to_num(coefficients))
 
 
-def group_by_split(frames: StructureTable, records: Sequence[Record]) -> dict[str, list[Record]]:
+def group_by_split(frames: StructureTable, records: Sequence[Sample]) -> dict[str, list[Sample]]:
     split_numbers = assign_by_name(frames.groups)
     return {label: [r for r, k in zip(records, split_numbers, strict=True) if k == s] for s, label in enumerate(SPLITS)}
 

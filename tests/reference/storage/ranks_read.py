@@ -28,7 +28,7 @@ def read_all(path: Path, backend: str) -> None:
     """Check that every mode and width returns the content of the file."""
     with BPFile(path) as file:
         count = file.count_samples("trainset")
-        expected = [file.record("trainset", k) for k in range(count)]
+        expected = [file.read_sample("trainset", k) for k in range(count)]
     order = [(7 * k + 3 * RANK) % count for k in range(count)] + [5, 5, 0, count - 1]
     options = [("preload", {}), ("shared", {}), ("on_demand", {})]
     options += [("distributed", {"width": w, "backend": backend}) for w in (None, *range(1, RANKS + 1))]

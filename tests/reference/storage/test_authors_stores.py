@@ -27,7 +27,7 @@ from harness.reference.storage.adios.integrity import SEAL, SUMS
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import ReadMode
 from harness.reference.storage.sampling.sampler import SampleIndices
-from harness.reference.storage.schema import Record
+from harness.reference.storage.schema import Sample
 from tests.reference.storage.originals import (
     apply_regression,
     fit_regression,
@@ -202,12 +202,12 @@ def test_a_store_without_a_test_set_is_trained_on(tmp_path: Path, capsys: pytest
     assert_store_holds(path, "valset", error=1e-7)
 
 
-def corrupt_edge(record: Record) -> None:
+def corrupt_edge(record: Sample) -> None:
     record["edge_index"][0, 0] = len(record["pos"])
 
 
-def set_value(key: str, value: float) -> Callable[[Record], None]:
-    def corrupt(record: Record) -> None:
+def set_value(key: str, value: float) -> Callable[[Sample], None]:
+    def corrupt(record: Sample) -> None:
         record[key].reshape(-1)[0] = value
 
     return corrupt
@@ -243,7 +243,7 @@ def test_faulty_structures_are_counted_and_left_out(
     intact = select_split("trainset")
     expected = intact.energy[np.delete(np.arange(len(intact)), [0, 7])]
     assert [g.structure.energy for g in iterate_graphs(dataset)] == pytest.approx(expected.tolist(), rel=1e-9)
-    with pytest.raises(InputError, match=r"there are samples 0\.\.\d+, not"):
+    with pytest.raises(InputError, match=r"expected sample indices 0\.\.\d+, got"):
         dataset.samples.get([len(expected)])
 
 
@@ -286,7 +286,7 @@ def test_damage_after_the_conversion_is_refused(store: Path, capsys: pytest.Capt
     run_command(capsys, "convert", "qm7x", store)
     data = bytearray((store / "data.0").read_bytes())
     with BPFile(store) as file:
-        position = data.index(file.record("trainset", 50, ["pos"])["pos"].tobytes())
+        position = data.index(file.read_sample("trainset", 50, ["pos"])["pos"].tobytes())
     data[position] ^= 1
     (store / "data.0").write_bytes(data)
     dataset = open_dataset(store, NEIGHBOUR_SPEC, "on_demand")

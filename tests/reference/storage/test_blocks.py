@@ -32,7 +32,7 @@ def test_every_column_has_the_layout_of_its_key() -> None:
 
 def test_values_match_the_structures() -> None:
     frames = random_frames(5, stress=True)
-    for k, (record, structure) in enumerate(zip(encode_table(frames).records(), frames.structures(), strict=True)):
+    for k, (record, structure) in enumerate(zip(encode_table(frames).iter_samples(), frames.structures(), strict=True)):
         assert record["atomic_numbers"][:, 0].tolist() == structure.numbers.tolist()
         assert np.array_equal(record["x"], np.column_stack([structure.numbers, structure.positions, structure.forces]))
         assert np.array_equal(record["cell"], structure.cell)
@@ -49,7 +49,7 @@ def test_values_match_the_structures() -> None:
 def test_edges_point_from_sender_to_receiver_as_in_hydragnn() -> None:
     """In HydraGNN, receiver - sender + shift is the vector of an edge, and its length is the distance."""
     table, _ = add_neighbours(PAIR, cutoff=4.0, max_neighbours=None)
-    for record in encode_table(table).records():
+    for record in encode_table(table).iter_samples():
         sender, receiver = record["edge_index"]
         vectors = record["pos"][receiver] - record["pos"][sender] + record["edge_shifts"]
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(record["edge_attr"][:, 0], abs=1e-12)
@@ -110,7 +110,7 @@ def test_inconsistent_counts_are_rejected() -> None:
 def test_pieces_add_up_to_the_block() -> None:
     frames = random_frames(11)
     block = encode_table(add_random_edges(frames))
-    records = [r for piece in block.pieces(4) for r in piece.check().records()]
+    records = [r for piece in block.pieces(4) for r in piece.check().iter_samples()]
     assert len(records) == 11
-    for a, b in zip(records, block.records(), strict=True):
+    for a, b in zip(records, block.iter_samples(), strict=True):
         assert all(np.array_equal(a[k], b[k]) for k in b)

@@ -36,9 +36,9 @@ def test_tables_round_trip_exactly(frames: StructureTable) -> None:
     block = encode_table(frames)
     with tempfile.TemporaryDirectory() as folder, BPFile(write(Path(folder) / "a.bp", block)) as file:
         assert file.count_samples("trainset") == len(frames)
-        for k, record in enumerate(block.records()):
-            assert is_same_record(file.record("trainset", k), record)
-        assert all(map(is_same_record, file.columns("trainset", 0, len(frames)).records(), block.records()))
+        for k, record in enumerate(block.iter_samples()):
+            assert is_same_record(file.read_sample("trainset", k), record)
+        assert all(map(is_same_record, file.columns("trainset", 0, len(frames)).iter_samples(), block.iter_samples()))
         file.verify()
 
 
@@ -50,17 +50,17 @@ def test_blocks_of_several_splits_may_alternate(tmp_path: Path) -> None:
     with BPFile(tmp_path / "a.bp") as file:
         assert file.splits == ("trainset", "valset")
         assert (file.count_samples("trainset"), file.count_samples("valset")) == (20, 10)
-        assert is_same_record(file.record("valset", 7), list(blocks[5].records())[2])
-        assert is_same_record(file.record("trainset", 19), list(blocks[4].records())[4])
+        assert is_same_record(file.read_sample("valset", 7), list(blocks[5].iter_samples())[2])
+        assert is_same_record(file.read_sample("trainset", 19), list(blocks[4].iter_samples())[4])
 
 
 def test_large_blocks_are_split_and_small_ones_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.reference.storage.adios.split.MIN_CHUNK_BYTES", 10_000)
     large = make_example_block(200)
-    records = list(large.records())
+    records = list(large.iter_samples())
     with BPFile(write(tmp_path / "a.bp", large, *large.pieces(1))) as file:
         for k in (0, 3, 7, 150, 199, 200, 333, 399):
-            assert is_same_record(file.record("trainset", k), records[k % 200])
+            assert is_same_record(file.read_sample("trainset", k), records[k % 200])
         file.verify()
 
 
@@ -87,17 +87,17 @@ def test_attributes_round_trip(tmp_path: Path) -> None:
 
 def test_selections_are_independent(path: Path) -> None:
     with BPFile(path) as file:
-        records = list(file.columns("trainset", 0, 35).records())
+        records = list(file.columns("trainset", 0, 35).iter_samples())
         for k in (34, 0, 12, 12, 33):
-            assert is_same_record(file.record("trainset", k), records[k])
-            assert is_same_record(next(file.columns("trainset", k, k + 1).records()), records[k])
+            assert is_same_record(file.read_sample("trainset", k), records[k])
+            assert is_same_record(next(file.columns("trainset", k, k + 1).iter_samples()), records[k])
 
 
 @pytest.mark.parametrize(
     "read",
     [
-        lambda f: f.record("trainset", 35),
-        lambda f: f.record("trainset", -1),
+        lambda f: f.read_sample("trainset", 35),
+        lambda f: f.read_sample("trainset", -1),
         lambda f: f.columns("trainset", 30, 36),
         lambda f: f.columns("trainset", -2, 2),
         lambda f: f.columns("trainset", 3, 3),
@@ -105,7 +105,7 @@ def test_selections_are_independent(path: Path) -> None:
     ],
 )
 def test_out_of_range_is_an_error_and_not_zeros(path: Path, read: Callable[[BPFile], object]) -> None:
-    with BPFile(path) as file, pytest.raises(InputError, match=r"trainset has samples 0..34, not"):
+    with BPFile(path) as file, pytest.raises(InputError, match=r"trainset: expected sample indices 0..34, got"):
         read(file)
 
 
@@ -114,24 +114,24 @@ def test_unknown_names_are_reported(path: Path) -> None:
         with pytest.raises(InputError, match="no split 'validation'; its splits are trainset"):
             file.count_samples("validation")
         with pytest.raises(InputError, match="has no 'charge'; its keys are"):
-            file.record("trainset", 0, ["charge"])
+            file.read_sample("trainset", 0, ["charge"])
 
 
 def test_noncontiguous_arrays_are_written_correctly(tmp_path: Path) -> None:
     values = np.arange(24.0).reshape(4, 6)
     block = Block(2, {"a": Column(values[:, ::2], 2), "b": Column(np.asfortranarray(values), 2)})
     with BPFile(write(tmp_path / "a.bp", block)) as file:
-        assert np.array_equal(file.record("trainset", 1)["a"], values[2:, ::2])
-        assert np.array_equal(file.record("trainset", 1)["b"], values[2:])
+        assert np.array_equal(file.read_sample("trainset", 1)["a"], values[2:, ::2])
+        assert np.array_equal(file.read_sample("trainset", 1)["b"], values[2:])
 
 
 def test_samples_without_edges_are_read_and_splits_without_edges_refused(tmp_path: Path) -> None:
     block = make_example_block(20)
-    without_edges = [k for k, r in enumerate(block.records()) if not r["edge_index"].size]
+    without_edges = [k for k, r in enumerate(block.iter_samples()) if not r["edge_index"].size]
     with BPFile(write(tmp_path / "a.bp", block)) as file:
         assert without_edges
-        assert file.record("trainset", without_edges[0])["edge_index"].shape == (2, 0)
-        assert file.record("trainset", without_edges[0])["edge_attr"].shape == (0, 1)
+        assert file.read_sample("trainset", without_edges[0])["edge_index"].shape == (2, 0)
+        assert file.read_sample("trainset", without_edges[0])["edge_attr"].shape == (0, 1)
     index = Column(np.zeros((2, 0), np.int64), np.zeros(2, np.int64), 1)
     with pytest.raises(InputError, match="trainset: edge_index has no rows in any sample"):
         write(tmp_path / "b.bp", Block(2, {"y": Column(np.zeros(2), 1), "edge_index": index}))
@@ -140,9 +140,9 @@ def test_samples_without_edges_are_read_and_splits_without_edges_refused(tmp_pat
 
 def test_file_can_be_pickled_and_read_by_threads_and_forks(path: Path) -> None:
     with BPFile(path) as file:
-        expected = [file.record("trainset", k) for k in range(35)]
+        expected = [file.read_sample("trainset", k) for k in range(35)]
         with ThreadPoolExecutor(4) as pool:
-            assert all(map(is_same_record, pool.map(lambda k: file.record("trainset", k), range(35)), expected))
+            assert all(map(is_same_record, pool.map(lambda k: file.read_sample("trainset", k), range(35)), expected))
         with multiprocessing.get_context("fork").Pool(1) as processes:
             result = processes.map(RecordReader(file), range(35))
     assert all(map(is_same_record, result, expected))
@@ -153,7 +153,7 @@ class RecordReader:
         self.file = pickle.loads(pickle.dumps(file))
 
     def __call__(self, index: int) -> dict[str, np.ndarray]:
-        return self.file.record("trainset", index)
+        return self.file.read_sample("trainset", index)
 
 
 @pytest.mark.parametrize(

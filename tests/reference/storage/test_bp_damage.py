@@ -20,7 +20,7 @@ from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import SEAL
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import ReadMode, open_samples
-from harness.reference.storage.schema import Record
+from harness.reference.storage.schema import Sample
 from tests.conftest import ROOT
 from tests.reference.storage.examples import is_same_record, make_example_block, write
 
@@ -75,7 +75,7 @@ def overwrite(path: Path, offset: int, content: bytes) -> None:
 DAMAGE = r"damaged, trainset/\w+.* is not as it was written in block \d+ \(rows \d+..\d+\)"
 
 
-def read_all(mode: ReadMode, path: Path) -> list[Record]:
+def read_all(mode: ReadMode, path: Path) -> list[Sample]:
     with open_samples(path, "trainset", mode) as samples:
         return [{k: v.copy() for k, v in record.items()} for record in samples.get(range(len(samples)))]
 
@@ -96,15 +96,15 @@ def test_damaged_data_are_refused_when_training_reads_them(damaged: Path, mode: 
 def test_samples_outside_a_damaged_block_are_read(damaged: Path, intact: Path) -> None:
     """Damage affects only the samples of its block."""
     with BPFile(intact) as file:
-        expected = file.record("trainset", 0, ["pos"])
+        expected = file.read_sample("trainset", 0, ["pos"])
     data = (damaged / "data.0").read_bytes()
     last = data.rindex(read_all("preload", intact)[-1]["pos"].tobytes())
     overwrite(damaged / "data.0", last, bytes([data[last] ^ 1]))
     with BPFile(damaged) as file:
-        assert np.array_equal(file.record("trainset", 0, ["pos"])["pos"], expected["pos"])
+        assert np.array_equal(file.read_sample("trainset", 0, ["pos"])["pos"], expected["pos"])
         for _ in range(2):
             with pytest.raises(InputError, match=r"trainset/pos is not as it was written"):
-                file.record("trainset", 299, ["pos"])
+                file.read_sample("trainset", 299, ["pos"])
 
 
 def test_any_flipped_bit_is_found_or_harmless(intact: Path, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import pytest
 
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import open_samples
-from harness.reference.storage.schema import Record
+from harness.reference.storage.schema import Sample
 from tests.reference.storage.examples import make_example_block, write
 from tests.reference.storage.originals import write_original
 
 
-def make_original_samples(count: int, *, same_size: bool = False) -> list[Record]:
+def make_original_samples(count: int, *, same_size: bool = False) -> list[Sample]:
     """Return samples in single precision, with integers for booleans, and only the keys that HydraGNN writes."""
     rng = np.random.default_rng(1)
     samples = []
@@ -76,7 +76,7 @@ class HydraGNNReader:
         self.offset = {k: read(f"{label}/{k}/variable_offset") for k in self.keys}
         self.dim = {k: self.stream.read_attribute(f"{label}/{k}/variable_dim").item() for k in self.keys}
 
-    def get(self, index: int) -> Record:
+    def get(self, index: int) -> Sample:
         result = {}
         for k in self.keys:
             shape = [int(x.strip(",")) for x in self.vars[f"{self.label}/{k}"]["Shape"].strip().split()]
@@ -94,7 +94,7 @@ def test_hydragnn_reader_reads_written_files(tmp_path: Path, monkeypatch: pytest
     assert reader.name == "qm9"
     assert "id" not in reader.keys
     assert not [k for k in reader.keys if reader.vars[f"trainset/{k}"]["Type"] not in ("double", "int64_t", "int32_t")]
-    records = [r for block in blocks for r in block.records()]
+    records = [r for block in blocks for r in block.iter_samples()]
     for k in [k for k, r in enumerate(records) if r["edge_index"].size][::9]:
         result = reader.get(k)
         assert all(np.array_equal(result[key], records[k][key]) for key in result)
@@ -109,7 +109,7 @@ def test_single_precision_files_have_the_types_of_hydragnn(tmp_path: Path) -> No
     path = write(tmp_path / "a.bp", encode_table(add_random_edges(frames), dtype="float32"))
     expected = make_original_samples(1)[0]
     with BPFile(path) as file:
-        result = file.record("trainset", 8)
+        result = file.read_sample("trainset", 8)
     assert {k: (result[k].dtype, result[k].ndim) for k in expected} == {
         k: (v.dtype, v.ndim) for k, v in expected.items()
     }

@@ -17,7 +17,7 @@ from harness.reference.datasets.conversion.read_part import ConversionRules
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.sampling.sampler import SampleIndices
-from harness.reference.storage.schema import Record
+from harness.reference.storage.schema import Sample
 from tests.reference.storage.originals import (
     group_by_split,
     load_shipped_frames,
@@ -50,7 +50,7 @@ def exported(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.iterdir())
 
 
-def compute_total_energy(record: Record, coefficients: np.ndarray) -> float:
+def compute_total_energy(record: Sample, coefficients: np.ndarray) -> float:
     return float(record["energy"][0] + record["chemical_composition"][:, 0] @ coefficients)
 
 
@@ -65,7 +65,7 @@ def test_hydragnn_reader_finds_the_required_keys_and_the_same_values(store: Path
             assert reader.stream.read_attribute("pna_deg").dtype == np.int64
             assert reader.ndata == file.count_samples(label)
             for k in range(0, reader.ndata, 1 + reader.ndata // 20):
-                expected = file.record(label, k)
+                expected = file.read_sample(label, k)
                 if not (reader.count["edge_index"][k] and reader.count["edge_attr"][k]):
                     continue
                 result = reader.get(k)
@@ -80,7 +80,7 @@ def test_each_atom_receives_edges_from_its_twenty_nearest_neighbours(exported: P
     with BPFile(exported) as file:
         degrees = np.zeros(21, dtype=np.int64)
         for k in range(file.count_samples("trainset")):
-            record = file.record("trainset", k)
+            record = file.read_sample("trainset", k)
             (row, col), pos, n = record["edge_index"], record["pos"], int(record["natoms"][0])
             distances = np.linalg.norm(pos[col] - pos[row] + record["edge_shifts"], axis=1)
             assert np.allclose(distances, record["edge_attr"][:, 0], atol=1e-9)
@@ -92,7 +92,7 @@ def test_each_atom_receives_edges_from_its_twenty_nearest_neighbours(exported: P
         assert file.attributes["pna_deg"].tolist() == np.trim_zeros(degrees, "b").tolist()
 
 
-def compute_nearest_distances(record: Record) -> list[np.ndarray]:
+def compute_nearest_distances(record: Sample) -> list[np.ndarray]:
     """Return the twenty smallest distances below 5 angstrom, over all images."""
     multiples = [0]
     if record["pbc"].any():
@@ -122,7 +122,7 @@ def test_export_round_trips(store: Path, exported: Path) -> None:
                 assert np.array_equal(getattr(a.structure, name), getattr(b.structure, name))
             assert (a.structure.charge, a.structure.periodic) == (b.structure.charge, b.structure.periodic)
             assert np.array_equal(a.receiver, b.receiver)
-        assert (opened[0].role, opened[0].level) == (opened[1].role, opened[1].level)
+        assert (opened[0].data_origin, opened[0].level) == (opened[1].data_origin, opened[1].level)
 
 
 def test_regression_is_fitted_to_total_energies_of_all_splits(tmp_path: Path) -> None:

@@ -297,8 +297,8 @@ def test_split_with_an_empty_side_is_refused() -> None:
 
 def test_official_files_take_precedence_over_the_shipped_set(tmp_path: Path) -> None:
     write_page(tmp_path, [make_oqmd_entry(), make_oqmd_entry(entry_id=2, sites=["Na @ 0 0 0"])])
-    assert load_task("oqmd", tmp_path).role == "official OQMD, 2 crystals"
-    assert load_task("matbench_log_kvrh", tmp_path).role.startswith("stand-in for Matbench log_kvrh")
+    assert load_task("oqmd", tmp_path).data_origin == "official OQMD, 2 crystals"
+    assert load_task("matbench_log_kvrh", tmp_path).data_origin.startswith("stand-in for Matbench log_kvrh")
 
 
 def test_task_without_data_names_the_required_files(tmp_path: Path) -> None:

@@ -394,7 +394,7 @@ def test_conformers_without_a_reference_or_with_unknown_elements_are_left_out(tm
     path.write_text(format_conformers(("ado_00 -24000", "H"), *bad) + "2\nado_03 -24000\nC 0 0 0\n\n")
     labelled = wiggle150.read_wiggle150(path)
     assert labelled.official_ids.tolist() == ["ado_00"]
-    assert labelled.left_out["no _00 of its molecule"] == 1
+    assert labelled.left_out["missing conformer _00 of its molecule"] == 1
     assert labelled.left_out["atomic number"] == 2
     assert labelled.left_out["value not finite"] == 1
 

@@ -20,13 +20,13 @@ from harness.reference.datasets.shipped_sets import CHARGE_VIEWS, SHIPPED_SETS, 
 from harness.reference.errors import InputError
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.dataset import TaskDataset, split_task
-from harness.reference.tasks.load import FOLDER, load_shipped_task, load_table_of_sets
+from harness.reference.tasks.load import FOLDER, load_shipped_task, read_shipped_tasks
 from harness.reference.tasks.readers.crystals import reduce_formula
 from tests.builders.task_sets import composition, dynamics, pack, perovskites
 from tests.builders.task_sets.recipes import RECIPES
 from tests.builders.task_sets.samples import make_energy_samples
 
-SETS = tuple(load_table_of_sets())
+SETS = tuple(read_shipped_tasks())
 MEGABYTE = 1_000_000
 
 
@@ -53,7 +53,7 @@ def test_at_least_seven_tasks_have_data_below_5_megabytes() -> None:
 def test_a_set_is_complete_and_can_be_split(name: str) -> None:
     labelled, entry = load_set(name), find_task(name)
     frames = labelled.table
-    assert len(labelled) == len(frames) == load_table_of_sets()[name].count > 0
+    assert len(labelled) == len(frames) == read_shipped_tasks()[name].count > 0
     assert np.isfinite(labelled.target).all()
     assert labelled.target.std() > 0
     assert len(set(labelled.official_ids.tolist())) == len(labelled)
@@ -68,16 +68,16 @@ def test_a_set_is_complete_and_can_be_split(name: str) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_set_has_a_role_and_a_provenance(name: str) -> None:
-    entry = load_table_of_sets()[name]
+    entry = read_shipped_tasks()[name]
     for field in fields(entry):
         assert getattr(entry, field.name) not in ("", None), field.name
-    assert load_set(name).role.startswith("official QM9, a sample of" if name == "qm9" else "stand-in for ")
+    assert load_set(name).data_origin.startswith("official QM9, a sample of" if name == "qm9" else "stand-in for ")
     assert re.search(r"sha256 [0-9a-f]{64}|computed by .* [0-9.]+;|ASE's collection", entry.provenance)
 
 
 def test_the_page_agrees_with_the_table() -> None:
     text = (FOLDER / "README.md").read_text()
-    for name, entry in load_table_of_sets().items():
+    for name, entry in read_shipped_tasks().items():
         assert f"| {name} | {entry.role} | {entry.count} | {entry.target} | {entry.level} |" in text
     assert "matbench_phonons" in text
 
@@ -106,7 +106,7 @@ def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "tasks.yaml").write_text(text)
         with pytest.raises(InputError, match=output):
-            load_table_of_sets(folder)
+            read_shipped_tasks(folder)
 
 
 def test_qm9_energies_are_plausible_atomization_energies() -> None:
@@ -145,7 +145,7 @@ def test_no_crystal_is_in_a_set_for_pretraining(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["md17", "wiggle150", "abx3"])
 def test_no_composition_is_in_a_set_for_pretraining_of_the_same_method(name: str) -> None:
-    method = load_table_of_sets()[name].level.split()[0]
+    method = read_shipped_tasks()[name].level.split()[0]
     task_keys = {reduce_formula(s.numbers) for s in load_set(name).table.structures()}
     sets_of_the_method = [e for e in SHIPPED_SETS if e.name not in CHARGE_VIEWS and e.level.startswith(method)]
     assert sets_of_the_method

@@ -279,7 +279,7 @@ def test_state_of_another_run_is_refused_with_the_difference(finished_run: tuple
     ):
         run_training(tmp_path, learning_rate=0.1)
     (tmp_path / state.FILE_NAME).write_bytes(b"half")
-    with pytest.raises(InputError, match=r"training.safetensors: not a readable state of training"):
+    with pytest.raises(InputError, match=r"training.safetensors: not a readable training state"):
         run_training(tmp_path)
 
 
@@ -421,7 +421,7 @@ def test_compiled_training_has_the_losses_of_eager_training(finished_run: tuple[
         ({"precision": "fp16"}, "precision is 'fp16'"),
         ({"test_fraction": 0.5}, "test_fraction is 0.5"),
         ({"heads": "parallel"}, "parallel heads need assigned sampling"),
-        ({"model": {"num_gaussians": 9}}, "num_gaussians is no hyperparameter of the backbone 'painn'"),
+        ({"model": {"num_gaussians": 9}}, "num_gaussians is not a hyperparameter of the backbone 'painn'"),
         ({"model": {"backbone": "paint"}}, r"did you mean 'painn'\?"),
         ({"model": {"hidden_dim": 0}}, "hidden_dim is 0, expected at least 1"),
         ({"batch_size": 0}, "batch_size is 0, expected at least 1"),

@@ -1,4 +1,4 @@
-"""Reading of HDF5 groups by h5py's low-level functions, which take a third of the time of its classes."""
+"""Read HDF5 groups by h5py's low-level functions, which take a third of the time of its classes."""
 
 from __future__ import annotations
 
@@ -110,13 +110,22 @@ def _reject_decompression_bombs(dataset: Dataset, name: str) -> None:
 
 
 def count_rows(dataset: Dataset) -> int:
-    """Return the length of a dataset's first dimension, 0 if it has no dimension."""
+    """Return the length of a dataset's first dimension, or 0 if it has none."""
     shape = dataset.shape
     return shape[0] if shape else 0
 
 
 def read_values(dataset: Dataset, first: int | None = None, stop: int = 0) -> Array:
-    """Read a dataset, or its rows first..stop - 1, as float64; raises InvalidStructure if that is not possible."""
+    """Read a dataset, or its rows first..stop - 1, as float64.
+
+    Args:
+        dataset: The dataset.
+        first: Index of the first row; None for the whole dataset.
+        stop: Index after the last row.
+
+    Raises:
+        InvalidStructure: The data are damaged, or more than MAX_NUMBERS.
+    """
     try:
         shape = dataset.shape
         if shape is None:

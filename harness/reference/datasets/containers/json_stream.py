@@ -1,4 +1,4 @@
-"""Reading of nested values from JSON files that are too large to load, by a scanner that follows brackets."""
+"""Read nested values from JSON files that are too large to load, by a scanner that follows brackets."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Value(NamedTuple):
 
 
 class JsonScanner:
-    """A scanner that finds every object or array nested in `depth` others, in text that it gets in chunks.
+    """A scanner of text in chunks that finds every object or array that is nested in `depth` others.
 
-    The memory is that of one chunk and one value.
+    It holds no more than one chunk and one value in memory.
 
     Args:
         where: The name of the file in messages.
@@ -187,7 +187,7 @@ def read_site_forces(structure: Any) -> Array | None:
 
 
 def list_site_names(structure: Any) -> list[str]:
-    """Return the names of the properties that the first site has."""
+    """Return the names of the properties of the first site, such as "forces"; empty if there are no sites."""
     sites = structure["sites"]
     return list(sites[0].get("properties") or {}) if sites else []
 

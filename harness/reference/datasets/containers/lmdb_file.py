@@ -1,4 +1,4 @@
-"""Reading of LMDB files: transactions and keys."""
+"""Read transactions and keys of LMDB files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.reference.datasets.parsing.paths import open_file
 from harness.reference.errors import InputError, get_first_line
 
 PAGE_HEAD = 24  # bytes of the first meta page up to the end of its magic number
-MAX_DIGITS = 16  # maximum number of digits of a numeric key
+MAX_DIGITS = 15  # maximum number of digits of a numeric key
 MAGIC = b"\xde\xc0\xef\xbe"
 _OPEN: dict[tuple[int, Path], tuple[lmdb.Environment, int]] = {}
 DATA_FILE = "data.mdb"  # the data file of a database that is a folder
@@ -78,7 +78,7 @@ def list_keys(transaction: lmdb.Transaction) -> tuple[list[int], list[str]]:
     numbers, others = [], []
     for key in transaction.cursor().iternext(keys=True, values=False):
         text = bytes(key).decode("utf-8", "replace")
-        if text.isdecimal() and str(int(text)) == text and len(text) < MAX_DIGITS:
+        if text.isdecimal() and str(int(text)) == text and len(text) <= MAX_DIGITS:
             numbers.append(int(text))
         else:
             others.append(text)
@@ -86,7 +86,7 @@ def list_keys(transaction: lmdb.Transaction) -> tuple[list[int], list[str]]:
 
 
 def list_first_keys(transaction: lmdb.Transaction, limit: int = 9) -> list[str]:
-    """Return the first keys, as text."""
+    """Return at most `limit` keys, the first ones of the file, as text."""
     keys = []
     for key in transaction.cursor().iternext(keys=True, values=False):
         keys.append(bytes(key).decode("ascii", "replace"))

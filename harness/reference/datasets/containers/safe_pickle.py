@@ -1,4 +1,4 @@
-"""Safe decoding of pickled PyTorch Geometric graphs to plain data, without importing or running anything."""
+"""Decode pickled PyTorch Geometric graphs to plain data safely: nothing that a pickle names is imported or run."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _build_collection(kind: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-# Callables whose results are subtracted from the budget of a pickle.
+# Callables that subtract the size of their result from the budget of a pickle.
 METERED: dict[tuple[str, str], Callable[..., Any]] = {
     **{(module, k.__name__): _build_collection(k) for k in COLLECTIONS for module in ("builtins", "__builtin__")},
     ("collections", "OrderedDict"): _build_collection(OrderedDict),

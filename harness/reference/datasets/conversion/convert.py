@@ -23,7 +23,7 @@ from harness.reference.datasets.conversion.merge import merge
 from harness.reference.datasets.conversion.read_part import ConversionRules, PartRequest, read_part
 from harness.reference.datasets.conversion.spool import Spool, Summary
 from harness.reference.datasets.parsing.base import TABLE_STRUCTURES, DatasetFormat, FileChunk, ProgressCallback
-from harness.reference.datasets.parsing.paths import count_passed_over, reject_copies
+from harness.reference.datasets.parsing.paths import count_skipped_files, reject_copies
 from harness.reference.datasets.readers.registry import detect_format, get_format
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
 from harness.reference.errors import InputError
@@ -41,7 +41,7 @@ class Conversion:
         paths: The files or folders to read.
         store: The store to write.
         source: The expected labels and units; None for a shipped set.
-        about: Facts of the dataset for the store's attributes (head, role, level, licence, ...).
+        about: Facts of the dataset for the attribute `about` of the store (head, role, level, licence, ...).
         rules: The options.
         workers: Number of processes.
     """
@@ -74,7 +74,7 @@ def convert(conversion: Conversion, progress: ProgressCallback) -> dict[str, Any
             f"{conversion.store}: there is a store of this name already; remove it, or choose another folder"
         )
     parts = conversion.format.list_chunks(conversion.paths)
-    passed_over = count_passed_over(conversion.paths, parts)
+    skipped_files = count_skipped_files(conversion.paths, parts)
     reject_copies(part.path for part in parts)
     spool = Spool(conversion.store.with_name(conversion.store.name + ".spool"), conversion.identity(parts))
     with spool.lock():
@@ -111,7 +111,7 @@ def convert(conversion: Conversion, progress: ProgressCallback) -> dict[str, Any
         "regrouped": facts.pop("regrouped"),
         "stress_without_label": facts.pop("without_stress"),
         "missing_labels": facts.pop("missing_labels"),
-        "skipped_files": dict(passed_over),
+        "skipped_files": dict(skipped_files),
         "splits": splits,
         **{name: value for name, value in asdict(conversion.rules).items() if name != "charges"},
     }
@@ -177,7 +177,7 @@ def _exit_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-OMOL25 = "omol25"  # the dataset of which the heads for neutral and for charged structures use a part
+OMOL25 = "omol25"  # its neutral and its charged structures are datasets of two other heads
 
 
 def plan_conversion(
@@ -185,7 +185,7 @@ def plan_conversion(
 ) -> Conversion:
     """Return the conversion of these files, or of the shipped set if there are none."""
     if not paths:
-        mini = find_shipped_set(entry.slug)
+        shipped = find_shipped_set(entry.slug)
         return Conversion(
             slug=entry.slug,
             format=SHIPPED,
@@ -194,7 +194,7 @@ def plan_conversion(
             source=None,
             about=describe_shipped(entry),
             rules=rules,
-            workers=1 if mini.count < TABLE_STRUCTURES else workers,
+            workers=1 if shipped.count < TABLE_STRUCTURES else workers,
         )
     return Conversion(
         slug=entry.slug,
@@ -214,16 +214,22 @@ def detect_source_format(entry: DatasetSource, paths: Sequence[Path]) -> Dataset
 
 
 def find_official_files(root: str, entry: DatasetSource) -> tuple[Path, ...]:
-    """Return the folder of a dataset inside the folder of all datasets, or an empty tuple if it does not exist.
+    """Return the paths to read for a dataset: its folder in the folder of all datasets, or nothing if it has none.
 
-    The neutral and the charged part of OMol25 may be in the folder of the whole. Raises InputError if `root` is not a
-    folder with datasets.
+    The neutral and the charged structures of OMol25 may be in the folder of OMol25.
+
+    Args:
+        root: The absolute path of the folder of all datasets; "" if there is none.
+        entry: The dataset.
+
+    Raises:
+        InputError: `root` is not a folder with datasets.
     """
     if not root:
         return ()
     folder = Path(root).expanduser()
     if not folder.is_absolute():
-        raise InputError(f"data={root}: expected an absolute path, jobs run in other folders")
+        raise InputError(f"data={root}: expected an absolute path, as jobs run in other folders")
     if not folder.is_dir():
         raise InputError(f"data={root}: no such folder")
     folders = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
@@ -235,7 +241,7 @@ def find_official_files(root: str, entry: DatasetSource) -> tuple[Path, ...]:
 
 
 def describe_official(entry: DatasetSource) -> dict[str, Any]:
-    """Return the facts that reports need of official files."""
+    """Return the facts about official files that reports need."""
     return {
         "slug": entry.slug,
         "head": entry.head,
@@ -251,17 +257,17 @@ def describe_official(entry: DatasetSource) -> dict[str, Any]:
 
 
 def describe_shipped(entry: DatasetSource) -> dict[str, Any]:
-    """Return the facts that reports need of a shipped set."""
-    mini = find_shipped_set(entry.slug)
+    """Return the facts about a shipped set that reports need."""
+    shipped = find_shipped_set(entry.slug)
     return {
         "slug": entry.slug,
         "head": entry.head,
-        "role": mini.role,
-        "level": mini.level,
-        "energies": mini.labels,
-        "source": mini.provenance,
-        "licence": mini.licence,
-        "attribution": mini.attribution,
+        "role": shipped.data_origin,
+        "level": shipped.level,
+        "energies": shipped.labels,
+        "source": shipped.provenance,
+        "licence": shipped.licence,
+        "attribution": shipped.attribution,
         "original_count": entry.count,
         "part_of": None if entry.charges == "all" else OMOL25,
     }

@@ -42,8 +42,8 @@ def merge(
 
     The facts are dataset, references, statistics, missing_labels, splits, labels, without_stress, left_out, repeats
     (number of structures with the geometry of another) and regrouped (number of structures that moved to another
-    split). Duplicates are left out, and so are structures without forces if others have forces. If only some structures
-    have a stress, the stress of the others is NaN.
+    split). Structures with the id of an earlier one are left out, as are structures without forces if others have
+    forces. If only some structures have a stress, the stress of the others is NaN.
 
     Args:
         store: The folder of the store.
@@ -66,14 +66,19 @@ def merge(
         )
     label_counts = _merge_label_counts(summaries)
     n_without_forces, n_without_stress = label_counts.without["forces"], label_counts.without["stress"]
-    stress = n_without_stress < expected
-    fingerprints: list[Fingerprints] = [spool.array(part, "notes") for part in range(len(summaries))]
+    has_stress = n_without_stress < expected
+    fingerprints: list[Fingerprints] = [spool.array(part, "fingerprints") for part in range(len(summaries))]
     if 0 < n_without_forces < expected:
         fingerprints = [part[part["forces"]] for part in fingerprints]
     repeats = find_repeats(fingerprints)
     split_changes = SplitChanges(assign_splits(fingerprints, repeats.links), fingerprints, rules.split_seed)
     tables = _MergedTables(
-        spool, len(summaries), duplicate_ids, split_changes, forces=n_without_forces < expected, stress=stress
+        spool,
+        len(summaries),
+        duplicate_ids,
+        split_changes,
+        has_forces=n_without_forces < expected,
+        has_stress=has_stress,
     )
     fit, degrees = _merge_fits(spool, summaries)
     if duplicate_ids or 0 < n_without_forces < expected or split_changes.count:
@@ -95,22 +100,22 @@ def merge(
                 splits[label] += len(table)
                 progress(splits.total() + tables.left_out.total(), expected, "structures written")
         references = replace(references, mae_ev_per_atom=absolute_error_sum / references.structures)
-        notes = {
+        attributes = {
             "references": references.to_json(),
             "statistics": statistics.to_json(),
             "missing_labels": label_counts.to_json(),
         }
-        for name, note in notes.items():
-            writer.note(name, note)
-        writer.note("left_out", sum(sum(s["left_out"].values()) for s in summaries) + tables.left_out.total())
+        for name, value in attributes.items():
+            writer.set_attribute(name, value)
+        writer.set_attribute("left_out", sum(sum(s["left_out"].values()) for s in summaries) + tables.left_out.total())
     size = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
-    notes["dataset"] = {**about, "store_bytes": size}
+    attributes["dataset"] = {**about, "store_bytes": size}
     return {
-        # The notes of stores keep the names of their first version.
-        **dict(convert_fact("data", name, note) for name, note in notes.items()),
+        # Attributes of stores keep the names of their first version; facts have the present names.
+        **dict(convert_fact("data", name, value) for name, value in attributes.items()),
         "splits": {SPLIT_NAMES[label]: n for label, n in splits.items()},
-        "labels": ["energy", *(["forces"] if tables.forces else []), *(["stress"] if stress else [])],
-        "without_stress": n_without_stress if stress else 0,
+        "labels": ["energy", *(["forces"] if tables.has_forces else []), *(["stress"] if has_stress else [])],
+        "without_stress": n_without_stress if has_stress else 0,
         "left_out": {kind: n for kind, n in tables.left_out.items() if n},
         "repeats": repeats.count,
         "regrouped": split_changes.count,
@@ -125,7 +130,7 @@ def _merge_label_counts(summaries: Sequence[Summary]) -> LabelCounts:
 
 
 class SplitChanges:
-    """The moves of structures to another split than in the spool, as equal structures must share a split.
+    """The structures that must leave their split in the spool, as equal structures must share a split.
 
     Attributes:
         count: Number of structures that move.
@@ -142,11 +147,18 @@ class SplitChanges:
             self._routes.append(frozenset(zip(before[moved].tolist(), after[moved].tolist(), strict=True)))
 
     def find_origins(self, part: int, split: int) -> list[int]:
-        """Return the splits in the spool that contain structures of this final split, for one part."""
+        """Return the splits in the spool from which structures of a part go to a split of the store."""
         return [k for k in range(len(SPLITS)) if k == split or (k, split) in self._routes[part]]
 
     def select(self, table: StructureTable, part: int, origin: int, split: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return for each structure of a table in the split `origin` of the spool whether it goes to `split`, [g]."""
+        """Return for each structure of a table whether it goes to a split of the store, [g].
+
+        Args:
+            table: Structures of one split in the spool.
+            part: The part.
+            origin: The split in the spool.
+            split: The split of the store.
+        """
         if all(first != origin for first, _ in self._routes[part]):
             return np.ones(len(table), dtype=bool)
         return np.asarray(self._assignment.find_splits(hash_groups(table.groups, seed=self._seed)) == split)
@@ -160,9 +172,9 @@ class _MergedTables:
         spool: The spool.
         parts: Number of parts.
         duplicate_ids: Hashes of ids that several structures have; the first of these structures is retained.
-        split_changes: The moves of structures to other splits.
-        forces: Whether the store has forces.
-        stress: Whether the store has stresses.
+        split_changes: The structures that move to other splits.
+        has_forces: Whether the store has forces.
+        has_stress: Whether the store has stresses.
         left_out: Number of structures that are left out, by reason.
         known_ids: Hashes among duplicate_ids that have occurred.
     """
@@ -171,8 +183,8 @@ class _MergedTables:
     parts: int
     duplicate_ids: frozenset[int]
     split_changes: SplitChanges
-    forces: bool
-    stress: bool
+    has_forces: bool
+    has_stress: bool
     left_out: Counter[str] = field(default_factory=Counter)
     known_ids: set[int] = field(default_factory=set)
 
@@ -188,7 +200,7 @@ class _MergedTables:
                         yield from self._iter_usable(table[is_member])
 
     def _iter_usable(self, table: StructureTable) -> Iterator[StructureTable]:
-        if self.forces and table.forces is None:
+        if self.has_forces and table.forces is None:
             self.left_out[UNLABELLED] += len(table)
             return
         is_duplicate = self._find_duplicates(table)
@@ -197,9 +209,9 @@ class _MergedTables:
             yield self._fill_stress(table[~is_duplicate] if is_duplicate.any() else table)
 
     def _fill_stress(self, table: StructureTable) -> StructureTable:
-        """Return the table with a stress (NaN if there is none) if the store has stresses, else without."""
-        if not self.stress or table.stress is not None:
-            return table if self.stress else replace(table, stress=None)
+        """Return the table with a stress (NaN where there is none) if the store has stresses, otherwise without."""
+        if not self.has_stress or table.stress is not None:
+            return table if self.has_stress else replace(table, stress=None)
         return replace(table, stress=np.full((len(table), 3, 3), np.nan))
 
     def _find_duplicates(self, table: StructureTable) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -213,7 +225,7 @@ class _MergedTables:
 
 
 def _find_duplicate_ids(spool: Spool, parts: int) -> frozenset[int]:
-    """Return the hashes of ids that occur more than once; one range of hashes at a time, so that memory is bounded."""
+    """Return the hashes of ids that occur more than once; one range of hashes is searched at a time to save memory."""
     columns = [spool.array(part, "ids") for part in range(parts)]
     ranges = 1 + sum(map(len, columns)) // MAX_IDS
     width = 2**64 // ranges + 1

@@ -30,7 +30,7 @@ LABELS = ("energy", "forces", "stress", "spin")
 
 @dataclass
 class LabelCounts:
-    """Counts of labels over the structures that were read.
+    """Counts of the structures that were read, by the labels that they lack.
 
     Attributes:
         structures: Number of usable structures.
@@ -70,12 +70,12 @@ class LabelCounts:
         self.remarks.update(other.remarks)
 
     def find_hint(self, label: str) -> str:
-        """Return the hint in the most frequent remark on a label, or ""."""
+        """Return the hint in the most frequent remark on a label, which is in parentheses there, or ""."""
         remarks = [(count, reason) for (kind, reason), count in self.remarks.items() if kind == label]
         return max(remarks)[1].partition("(")[2].rstrip(")") if remarks else ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, which `parse_label_counts` reads."""
+        """Return the counts as plain data, which `parse_label_counts` reads."""
         return {
             "structures": self.structures,
             "missing": dict(+self.without),
@@ -96,7 +96,7 @@ def format_count(count: int) -> str:
 
 
 def describe_missing_labels(counts: LabelCounts, declared: Iterable[str]) -> list[str]:
-    """Return a line for each label that structures lack, and for each other remark.
+    """Return a line for each label that structures lack, and for each remark on something else.
 
     Args:
         counts: The counts.
@@ -112,7 +112,7 @@ def describe_missing_labels(counts: LabelCounts, declared: Iterable[str]) -> lis
             lines.append(f"forces: missing in {lacking:,} of {total:,} structures, which are left out{hint}")
         elif lacking:
             lines.append(
-                f"{label}: withheld for {lacking:,} of {total:,} structures, kept for {total - lacking:,}{hint}"
+                f"{label}: missing in {lacking:,} of {total:,} structures, stored for {total - lacking:,}{hint}"
             )
     lines += [
         f"{format_count(n)}: {reason}" if n else reason
@@ -179,7 +179,7 @@ class PartResult:
     other_charges: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
-    reported: Counter[str] = field(default_factory=Counter)
+    example_counts: Counter[str] = field(default_factory=Counter)
     first_fault: str = ""  # the first rejection that a strict conversion does not allow
     samples: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
     labels: LabelCounts = field(default_factory=LabelCounts)
@@ -196,8 +196,8 @@ class PartResult:
         self.n_read += 0 if fault.kind == UNREADABLE else fault.count
         self.left_out[fault.kind] += fault.count
         self.labels.add_rejection(fault)
-        self.reported[fault.kind] += 1
-        if self.reported[fault.kind] <= MAX_EXAMPLES:
+        self.example_counts[fault.kind] += 1
+        if self.example_counts[fault.kind] <= MAX_EXAMPLES:
             self.examples.append(message)
         if not self.first_fault and fault.kind not in REJECTED_BY_SOURCE:
             self.first_fault = message
@@ -238,12 +238,12 @@ def read_part(request: PartRequest) -> Summary:
         summary = result.summary()
         ids = np.concatenate(result.digests) if result.digests else np.zeros(0, dtype=np.uint64)
         fingerprints = sort_fingerprints(np.concatenate([np.zeros(0, dtype=FINGERPRINT), *result.fingerprints]))
-        writer.finish(summary, {"ids": ids, "fit": result.fit.factor, "notes": fingerprints})
+        writer.finish(summary, {"ids": ids, "fit": result.fit.factor, "fingerprints": fingerprints})
     return summary
 
 
 def select_charges(table: StructureTable, charges: str) -> StructureTable:
-    """Return "all" structures, or only the "neutral" or the "charged" ones."""
+    """Return the structures of a table, or only the neutral or the charged ones ("all", "neutral", "charged")."""
     return table if charges == "all" else table[(table.charge == 0) == (charges == "neutral")]
 
 

@@ -54,7 +54,7 @@ class Spool:
         """Return the summary of a part, or None if the part must be read because it is absent or damaged."""
         try:
             summary = json.loads((self.folder / f"{part:06d}.json").read_text(encoding="utf-8"))
-            sums = {name: _checksum(self.folder / f"{part:06d}.{name}") for name in summary["crc32"]}
+            sums = {name: _compute_checksum(self.folder / f"{part:06d}.{name}") for name in summary["crc32"]}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return summary if sums == summary["crc32"] else None
@@ -68,8 +68,8 @@ class Spool:
         with open(self.folder / f"{part:06d}.{SPLITS[split]}", "rb") as handle:
             while names := handle.readline():
                 columns = {name: np.load(handle, allow_pickle=False) for name in json.loads(names)}
-                labels: dict[str, Any] = {f.name: columns.get(f.name) for f in fields(StructureTable)}
-                yield StructureTable(**labels)
+                all_columns: dict[str, Any] = {f.name: columns.get(f.name) for f in fields(StructureTable)}
+                yield StructureTable(**all_columns)
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -101,7 +101,7 @@ class PartWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open.close()
         for split in SPLITS:
@@ -127,11 +127,11 @@ class PartWriter:
                 _write_array(handle, array)
             os.replace(temporary, f"{self.stem}.{name}.npy")
         names = [*SPLITS, *(f"{name}.npy" for name in arrays)]
-        sums = {name: _checksum(Path(f"{self.stem}.{name}")) for name in names}
+        sums = {name: _compute_checksum(Path(f"{self.stem}.{name}")) for name in names}
         write_text(f"{self.stem}.json", json.dumps({**summary, "crc32": sums}))
 
 
-def _checksum(path: Path) -> int:
+def _compute_checksum(path: Path) -> int:
     checksum = 0
     with open(path, "rb") as handle:
         while piece := handle.read(CHECKSUM_CHUNK_BYTES):
@@ -140,7 +140,7 @@ def _checksum(path: Path) -> int:
 
 
 def _write_array(handle: IO[bytes], array: NDArray[Any]) -> None:
-    """Write an array in the format of np.save, which does not report the reason if the disk is full."""
+    """Write an array in the format of np.save, which itself does not report the reason if the disk is full."""
     array = np.ascontiguousarray(array)
     np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(array))
     handle.write(array.tobytes())

@@ -3,9 +3,9 @@
 The rules are those of HydraGNN's converters with a cutoff of 5 angstrom. Each atom has at most its 20 nearest
 neighbours; row 1 of `edge_index` is the atom, row 0 the neighbour. A linear regression of the total energies of all
 splits on the composition is subtracted; its 118 coefficients are the attribute energy_linear_regression_coeff.
-`energy_per_atom` remains the total energy. Numbers are in double precision, as in the paper's training, and splits are
-those of the store. Atoms without neighbours have no edges, whereas HydraGNN's converters connect them to an arbitrary
-atom.
+`energy_per_atom` remains the total energy per atom. Numbers are in double precision, as in the paper's training. The
+splits are those of the store. Atoms without neighbours have no edges, whereas HydraGNN's converters connect them to an
+arbitrary atom.
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ def _write(
             progress(samples.total(), total, "structures written")
     absolute, squared = error / max(1, samples.total())
     references = replace(references, mae_ev_per_atom=float(absolute), rmse_ev_per_atom=float(np.sqrt(squared)))
-    writer.note("references", references.to_json())
-    writer.note("statistics", statistics.to_json())
-    writer.note("pna_deg", np.array([degrees[d] for d in range(max(degrees, default=0) + 1)], dtype=np.int64))
+    writer.set_attribute("references", references.to_json())
+    writer.set_attribute("statistics", statistics.to_json())
+    writer.set_attribute("pna_deg", np.array([degrees[d] for d in range(max(degrees, default=0) + 1)], dtype=np.int64))
     return ExportResult(samples, edges_written, isolated, coincident)
 
 
@@ -173,7 +173,7 @@ def limit_neighbours(table: StructureTable, limit: int) -> StructureTable:
 
 
 def _encode(table: StructureTable, references: References) -> Block:
-    """Encode a table, with the regression subtracted from the energy and from the target `y`."""
+    """Encode a table, with the regression subtracted from the keys `energy` and `y`."""
     block = encode_table(table)
     residual = table.energy - references.sum_energies(table)
     return Block(block.samples, {**block.columns, "energy": Column(residual, 1), "y": Column(residual.copy(), 1)})

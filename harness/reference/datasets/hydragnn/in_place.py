@@ -23,7 +23,7 @@ from harness.reference.storage.adios.integrity import (
     write_seal,
 )
 from harness.reference.storage.adios.reader import BPFile
-from harness.reference.storage.adios.writer import sum_arrays
+from harness.reference.storage.adios.writer import compute_checksums
 
 MAX_REJECTED_SHARE = 0.1  # if more structures cannot be used, the whole store is rejected
 EDGES_NOTE = "edges are not used: neighbours are computed from positions"
@@ -35,11 +35,12 @@ def convert_in_place(entry: DatasetSource, path: Path, to: Path | None, progress
     Args:
         entry: The dataset.
         path: The store.
-        to: The folder in which a link to the store is created; None to write next to the store.
+        to: The folder in which a link to the store is created, with the seal next to the link; None to write the seal
+            next to the store.
         progress: The function that reports progress.
 
     Returns:
-        A summary in lines.
+        A summary of several lines.
 
     Raises:
         InputError: The store belongs to another dataset, or too many structures cannot be used.
@@ -78,7 +79,7 @@ def _renew_seal(entry: DatasetSource, path: Path, older: Seal) -> str:
     with BPFile(path, unfinished=True) as file:
         about = file.attributes.get("about")
         require_dataset(entry, path, about.get("slug") if isinstance(about, dict) else None)
-        tables = sum_arrays(file)
+        tables = compute_checksums(file)
     write_seal(path, get_inner_seal_paths(path), tables)
     return f"{path}: written by an older version; the checksums of its blocks have been added"
 
@@ -116,13 +117,13 @@ def describe_findings(findings: Findings) -> list[str]:
             f" energy {energy}{forces}"
         )
     lines.append(f"  {kind}; {EDGES_NOTE}")
-    for heading, counted in (("cannot be used", findings.faults), ("unusual", findings.notes)):
+    for heading, counted in (("cannot be used", findings.faults), ("unusual", findings.unusual)):
         lines += [f"  {heading}: {n:,} {kind}" for kind, n in counted.most_common()]
     return [*lines, *(f"    {text}" for text in findings.examples)]
 
 
 def _build_facts(entry: DatasetSource, findings: Findings) -> dict[str, Any]:
-    """Return the facts that training, reports and `harness data stats` need of a store."""
+    """Return the facts about a store that training, reports and `harness data stats` need."""
     statistics = Statistics()
     for split in findings.splits.values():
         statistics.merge(split.statistics)
@@ -134,7 +135,7 @@ def _build_facts(entry: DatasetSource, findings: Findings) -> dict[str, Any]:
         "energies": energies,
         "left_out_samples": {label: split.left_out for label, split in findings.splits.items() if split.left_out},
         "left_out": sum(len(split.left_out) for split in findings.splits.values()),
-        "unusual": dict(findings.notes),
+        "unusual": dict(findings.unusual),
     }
 
 

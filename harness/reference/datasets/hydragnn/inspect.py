@@ -34,7 +34,7 @@ from harness.reference.datasets.hydragnn.stores import (
     sum_coefficients,
 )
 from harness.reference.datasets.parsing.base import ProgressCallback
-from harness.reference.datasets.parsing.plausibility import find_implausible_energies, find_implausible_lengths
+from harness.reference.datasets.parsing.plausibility import describe_implausible_lengths, find_implausible_energies
 from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check_structures
 from harness.reference.datasets.reference_energies import (
     ELEMENT_SLOTS,
@@ -55,7 +55,7 @@ from harness.reference.storage.structure_codec import REQUIRED_KEYS, decode_comp
 MAX_EXAMPLES = 5
 MAX_RESIDUAL_EV = 1000.0  # eV per atom, minus reference energies; no bond has a hundredth of this energy
 Result = TypeVar("Result")
-MAX_READ_S = 120  # a read that takes longer never returns
+MAX_READ_S = 120  # a read that takes longer is considered never to return
 
 
 @dataclass
@@ -85,8 +85,8 @@ class Findings:
         references: The reference energies.
         splits: The findings in each split.
         faults: Number of structures that cannot be used, by kind.
-        notes: Number of structures that are unusual but usable, by kind.
-        examples: The first faults and notes of each kind.
+        unusual: Number of structures that are unusual but usable, by kind.
+        examples: Descriptions of the first structures of each kind of `faults` and `unusual`.
         tables: The checksums of all arrays.
         entry: The expected dataset.
     """
@@ -96,7 +96,7 @@ class Findings:
     references: References
     splits: dict[str, SplitFindings] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
+    unusual: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     tables: dict[str, Table] = field(default_factory=dict)
     entry: DatasetSource | None = None
@@ -107,7 +107,7 @@ class Findings:
         return sum(split.samples for split in self.splits.values())
 
     def add(self, counter: Counter[str], kind: str, where: str, reason: str) -> None:
-        """Count a fault or a note."""
+        """Count a structure in `faults` or `unusual`, and describe it if it is among the first of its kind."""
         counter[kind] += 1
         if counter[kind] <= MAX_EXAMPLES:
             self.examples.append(f"{where}: {reason}")
@@ -145,7 +145,7 @@ def examine_file(file: BPFile, entry: DatasetSource | None, progress: ProgressCa
     """
     _check_layout(file)
     coefficients = _read_coefficients(file)
-    findings = _find_references(file, coefficients)
+    findings = _start_findings(file, coefficients)
     findings.entry = entry
     subtracted = coefficients if findings.is_referenced else None
     total, count = sum(file.count_samples(label) for label in file.splits), 0
@@ -196,8 +196,8 @@ def _read_coefficients(file: BPFile) -> Array | None:
     return values.astype(np.float64)
 
 
-def _find_references(file: BPFile, coefficients: Array | None) -> Findings:
-    """Determine whether the regression is subtracted from the stored energies, and the reference energies.
+def _start_findings(file: BPFile, coefficients: Array | None) -> Findings:
+    """Return findings that have only the reference energies, and whether they are subtracted from the stored energies.
 
     The scalar product of regressed energies with the stored energies is zero for residuals; for total energies, it is
     the square of the regressed energies.
@@ -245,7 +245,7 @@ def _find_references(file: BPFile, coefficients: Array | None) -> Findings:
 
 
 class RegressionErrors:
-    """The errors per atom of the regression, for the case that it is subtracted and for the case that it is not."""
+    """The errors per atom of the regression, if it is subtracted from the stored energies and if it is not."""
 
     def __init__(self) -> None:
         self.structures = 0
@@ -276,7 +276,7 @@ def _examine_block(block: Block, table: StructureTable, first: int, split: Split
         is_faulty |= mask
     for kind, mask, reason in find_inconsistencies(block, table):
         for k in np.flatnonzero(mask & ~is_faulty).tolist():
-            findings.add(findings.notes, kind, str(table.ids[k]), reason)
+            findings.add(findings.unusual, kind, str(table.ids[k]), reason)
     sound, faults = check_structures(table[~is_faulty], source=None, max_force=MAX_FORCE)
     for fault in faults:
         findings.add(findings.faults, fault.kind, fault.where, fault.reason)
@@ -293,10 +293,10 @@ def _compare_with_source(table: StructureTable, entry: DatasetSource, findings: 
         return
     wrong, reason = find_implausible_energies(sound, entry)
     for k in np.flatnonzero(wrong).tolist():
-        findings.add(findings.notes, f"energies unlike {entry.level}", str(sound.ids[k]), reason(k))
-    lengths = find_implausible_lengths(sound, entry) if entry.molecular else ""
+        findings.add(findings.unusual, f"energies unlike {entry.level}", str(sound.ids[k]), reason(k))
+    lengths = describe_implausible_lengths(sound, entry) if entry.molecular else ""
     if lengths:
-        findings.add(findings.notes, "blocks of unlikely bond lengths", str(sound.ids[0]), lengths)
+        findings.add(findings.unusual, "blocks of unlikely bond lengths", str(sound.ids[0]), lengths)
 
 
 def run_isolated(path: Path, work: Callable[[], Result]) -> Result:

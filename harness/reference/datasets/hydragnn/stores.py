@@ -30,7 +30,7 @@ BLOCK_SAMPLES = 1024
 LENGTH_TOLERANCE = 1e-3  # relative and in angstrom: HydraGNN computes in single precision
 TABLE_KEYS = ("pos", "forces", "energy", "cell")
 Mask = NDArray[np.bool_]
-ColumnFinding = tuple[str, Mask, str]  # kind, structures, reason
+ColumnFinding = tuple[str, Mask, str]  # kind, mask of the structures [g], reason
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StoreFacts:
 
     Attributes:
         source: The dataset.
-        about: Facts of the dataset, including its role and level of theory.
+        about: Facts of the dataset, including its data origin (`role`) and level of theory (`level`).
         references: The reference energies.
         energies: "total", or "referenced" if the reference energies are subtracted from the stored energies.
         statistics: Statistics of the structures, as plain data.
@@ -54,7 +54,7 @@ class StoreFacts:
     left_out: Mapping[str, list[int]]
 
     @property
-    def role(self) -> str:
+    def data_origin(self) -> str:
         """The name of the data in reports."""
         return str(self.about["role"])
 
@@ -160,7 +160,7 @@ def decode_total_energies(block: Block, *, where: str, first: int, coefficients:
 
 
 def check_columns(block: Block, table: StructureTable) -> list[ColumnFinding]:
-    """Find structures with non-finite values, wrong numbers of atoms, or edges to atoms that do not exist."""
+    """Return masks of structures with non-finite values, a wrong number of atoms, or edges to missing atoms."""
     g = block.samples
     findings: list[ColumnFinding] = []
     for name, column in block.columns.items():
@@ -182,7 +182,7 @@ def check_columns(block: Block, table: StructureTable) -> list[ColumnFinding]:
 
 
 def find_inconsistencies(block: Block, table: StructureTable) -> list[ColumnFinding]:
-    """Find structures with columns that training does not read and that contradict the columns that it reads."""
+    """Return masks of structures in which a column that training does not read contradicts one that it reads."""
     g, n = block.samples, int(table.sizes.sum())
     findings: list[ColumnFinding] = []
     composition = block.columns.get("chemical_composition")

@@ -20,7 +20,7 @@ VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # positions of ASE's stress
 
 @dataclass(frozen=True)
 class FileChunk:
-    """A piece of a dataset that one process reads: a file, or a range of a file.
+    """A piece of a dataset's files that one process reads as one part of a conversion: a file, or a range of a file.
 
     The same files always give the same chunks in the same order.
 

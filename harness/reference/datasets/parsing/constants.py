@@ -73,11 +73,14 @@ def _format_symbol(z: int) -> str:
 
 
 def find_energy_unit(where: str, text: Any) -> float:
-    """Return the value of an energy unit in eV; raises InputError, with the known names, if it is unknown.
+    """Return the value of an energy unit in eV.
 
     Args:
         where: The location of the name, for messages.
         text: The name of the unit, as a string, bytes or an array of one string.
+
+    Raises:
+        InputError: The unit is unknown; the message has the known names.
     """
     return _find_unit(where, text, _ENERGIES)
 

@@ -1,4 +1,4 @@
-"""Functions that find the files of a user, open them with clear errors, and divide them into chunks."""
+"""Find the files of a user, open them with clear errors, and divide them into chunks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def is_system_file(name: str) -> bool:
     return name.startswith("._") or name in SYSTEM_FILES
 
 
-def count_passed_over(paths: Sequence[Path], parts: Iterable[FileChunk]) -> Counter[str]:
-    """Count the files in folders that look like data but are not read, by reason."""
-    used = {os.path.realpath(part.path) for part in parts}
+def count_skipped_files(paths: Sequence[Path], chunks: Iterable[FileChunk]) -> Counter[str]:
+    """Count the files in folders that look like data but are in no chunk, by reason."""
+    used = {os.path.realpath(chunk.path) for chunk in chunks}
     counts: Counter[str] = Counter()
     for folder in (path for path in paths if path.is_dir()):
         for path in _walk_folder(folder):
@@ -143,20 +143,29 @@ def _strip_ending(name: str, endings: tuple[str, ...]) -> str:
     return label.rstrip("/") or name
 
 
-def split_into_chunks(path: Path, label: str, sizes: Sequence[int], limit: int = CHUNK_STRUCTURES) -> list[FileChunk]:
-    """Split a file into chunks of about `limit` structures; sizes: number of structures in each consecutive piece."""
-    parts, first, count = [], 0, 0
+def split_into_chunks(
+    path: Path, label: str, sizes: Sequence[int], structures_per_chunk: int = CHUNK_STRUCTURES
+) -> list[FileChunk]:
+    """Split a file into chunks of consecutive pieces.
+
+    Args:
+        path: The file.
+        label: The label of the file (see `list_files`).
+        sizes: Number of structures in each consecutive piece of the file, such as a group.
+        structures_per_chunk: The number of structures that a chunk, except for the last one, has at least.
+    """
+    chunks, first, count = [], 0, 0
     for k, size in enumerate(sizes):
         count += size
-        if count >= limit or k == len(sizes) - 1:
-            parts.append(FileChunk(path, f"{label} {first}:{k + 1}"))
+        if count >= structures_per_chunk or k == len(sizes) - 1:
+            chunks.append(FileChunk(path, f"{label} {first}:{k + 1}"))
             first, count = k + 1, 0
-    return parts
+    return chunks
 
 
-def parse_chunk_bounds(part: FileChunk) -> tuple[str, int, int]:
-    """Return (label, first, stop) of a chunk made by `split_into_chunks`."""
-    label, _, span = part.key.rpartition(" ")
+def parse_chunk_bounds(chunk: FileChunk) -> tuple[str, int, int]:
+    """Return (label, first, stop) of a chunk whose key is "label first:stop"."""
+    label, _, span = chunk.key.rpartition(" ")
     first, _, stop = span.partition(":")
     return label, int(first), int(stop)
 

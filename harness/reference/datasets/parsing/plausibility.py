@@ -1,4 +1,4 @@
-"""Checks that energies are plausible in eV and lengths in angstrom, which detect mixed units."""
+"""Checks of whether energies are plausible in eV, and lengths in angstrom, by which mixed units are detected."""
 
 from __future__ import annotations
 
@@ -120,12 +120,14 @@ def _compare_with_atoms(
     return atoms, known, np.abs(table.energy - atoms) > slack
 
 
-def find_implausible_lengths(table: StructureTable, source: DatasetSource) -> str:
+def describe_implausible_lengths(table: StructureTable, source: DatasetSource) -> str:
     """Return the reason why the positions of a table are implausible in angstrom, or "".
 
-    The criterion is the distance of the first and the last atom of each structure to its nearest neighbour, divided by
-    the sum of covalent radii: the median over the table, since single structures may be loose clusters. Only tables
-    with energies of molecules are judged, because artificial test files may have any lengths.
+    The criterion is the distance of the first and of the last atom of each structure to its nearest neighbour, divided
+    by the sum of covalent radii. The median over the table is judged, since single structures may be loose clusters: of
+    the smaller of the two distances for units that make lengths too large, of the larger one for units that make them
+    too small. Only tables whose energies are those of molecules are judged, because artificial test files may have any
+    lengths.
     """
     _, known, is_far = _compare_with_atoms(table, source)
     if known.sum() < MIN_STRUCTURES or (known & is_far).sum() > MAX_UNUSUAL_SHARE * known.sum():

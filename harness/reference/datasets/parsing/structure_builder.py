@@ -1,4 +1,4 @@
-"""Functions that all readers share: building of rows and tables, and messages about invalid structures."""
+"""Functions that all readers share: they build rows and tables of structures, and describe what is invalid."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class InvalidStructure(ValueError):  # `build_each` turns it into a RejectedStru
 
 
 class StructureRow(NamedTuple):
-    """One structure of n atoms, with the columns of a StructureTable; None for a value that the source lacks.
+    """One structure of n atoms, with the columns of a StructureTable.
+
+    A value that the source lacks is NaN (energy), 0 (charge, multiplicity) or None (all others).
 
     Attributes:
         hints: (label, message) for each missing label for which the source has a similar name.
@@ -93,7 +95,7 @@ def build_row(
         stress: [3, 3].
         charge: A whole number.
         multiplicity: A whole number.
-        names: The keys of the structure in the source, among which names similar to missing labels are searched.
+        names: The keys of the structure in the source, among which a similar name is looked up for each missing label.
 
     Raises:
         InvalidStructure: A shape is wrong, or a number is impossible.
@@ -163,7 +165,14 @@ def describe_value(value: Any) -> str:
 def reshape_values(what: str, values: Any, shape: tuple[int, ...]) -> Array:
     """Return flat or nested values as a float64 array of the given shape.
 
-    Raises InvalidStructure if their number differs, and ValueError if they are ragged; what: the name for messages.
+    Args:
+        what: The name of the values in messages.
+        values: The values.
+        shape: The shape.
+
+    Raises:
+        InvalidStructure: The number of values is wrong.
+        ValueError: The values are nested lists of unequal lengths.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.shape == shape:
@@ -174,9 +183,10 @@ def reshape_values(what: str, values: Any, shape: tuple[int, ...]) -> Array:
 
 
 def tabulate_rows(rows: Iterable[StructureRow | RejectedStructure]) -> Iterator[StructureTable | RejectedStructure]:
-    """Collect rows into tables; rejections are yielded at once, remarks after the table of their rows.
+    """Collect rows into tables of about TABLE_STRUCTURES structures.
 
-    If the rows end with an InputError, the rows before it are yielded first.
+    Rejections are yielded at once, and the remarks on rows after the table of these rows. If the rows end with an
+    InputError, the rows before it are yielded first.
     """
     pending: list[StructureRow] = []
     atoms = 0
@@ -252,8 +262,8 @@ def build_each(
             yield RejectedStructure(where, "malformed", f"{type(error).__name__}: {get_first_line(error)}")
 
 
-def rechunk(pieces: Iterable[StructureTable | RejectedStructure]) -> Iterator[StructureTable | RejectedStructure]:
-    """Join small tables and divide large ones into about TABLE_STRUCTURES structures.
+def resize_tables(pieces: Iterable[StructureTable | RejectedStructure]) -> Iterator[StructureTable | RejectedStructure]:
+    """Join small tables and divide large ones, so that each has about TABLE_STRUCTURES structures.
 
     Pending tables are yielded before an InputError is raised.
     """

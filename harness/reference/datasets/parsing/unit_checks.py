@@ -1,4 +1,4 @@
-"""The checks of structures before they are written to a store, for whole tables at a time."""
+"""The checks of structures before they are written to a store, each for a whole table at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
 from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.datasets.catalog import DatasetSource
-from harness.reference.datasets.parsing.plausibility import find_implausible_energies, find_implausible_lengths
+from harness.reference.datasets.parsing.plausibility import describe_implausible_lengths, find_implausible_energies
 from harness.reference.errors import InputError
 
 MAX_FORCE = 1000.0  # eV/angstrom: the bound of HydraGNN's preprocessing
@@ -165,7 +165,7 @@ def _check_values(table: StructureTable, max_force: float) -> Iterator[Finding]:
 
 
 def _find_invalid_number(table: StructureTable, k: int) -> int:
-    """Return the first number of structure k that is not an atomic number."""
+    """Return the first entry in the atomic numbers of structure k that is not an atomic number."""
     stop = int(table.ends[k])
     atoms = table.numbers[stop - int(table.sizes[k]) : stop]
     return int(atoms[(atoms < 1) | (atoms > MAX_ATOMIC_NUMBER)][0])
@@ -221,7 +221,7 @@ def _check_plausibility(table: StructureTable, source: DatasetSource | None) -> 
         return
     wrong, reason = find_implausible_energies(table, source)
     yield wrong, "units", reason
-    lengths = find_implausible_lengths(table, source) if source.molecular else None
+    lengths = describe_implausible_lengths(table, source) if source.molecular else None
     if lengths:
         yield np.ones(len(table), dtype=bool), "units", lambda k: lengths
 

@@ -28,7 +28,7 @@ MAGIC = (
     (b"7z\xbc\xaf\x27\x1c", "7z"),
     (b"Rar!", "rar"),
 )
-UNPACK = {
+UNPACK_COMMANDS = {
     XZ: "xz -dc",
     GZIP: "gzip -dc",
     BZIP2: "bzip2 -dc",
@@ -37,8 +37,8 @@ UNPACK = {
     "7z": "7z x",
     "rar": "unrar x",
 }
-POINTER = b"version https://git-lfs.github.com/spec/"
-PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
+GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+WEB_PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
 DECODING_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError)
 
 
@@ -57,16 +57,16 @@ def reject_other_kinds(path: Path, head: bytes, accepted: Collection[str] = ()) 
     """
     if not head:
         raise InputError(f"{path}: the file is empty; the download did not finish, fetch it again")
-    if head.startswith(POINTER):
+    if head.startswith(GIT_LFS_POINTER):
         raise InputError(f"{path}: a Git LFS pointer instead of the file; run `git lfs pull` in its repository")
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(PAGES):
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(WEB_PAGE_STARTS):
         raise InputError(
             f"{path}: a web page (HTML or XML), not the data; sign in or accept the terms, and fetch it again"
         )
     kind = detect_compression(head)
     if kind and kind not in accepted:
         raise InputError(
-            f"{path}: packed with {kind}, where a plain file is expected; unpack it first (`{UNPACK[kind]}`)"
+            f"{path}: packed with {kind}, where a plain file is expected; unpack it first (`{UNPACK_COMMANDS[kind]}`)"
         )
     if head[257:262] == b"ustar" and "tar" not in accepted:
         raise InputError(f"{path}: a tar archive; unpack it first (`tar -xf`) and pass the folder")

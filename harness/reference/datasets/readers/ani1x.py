@@ -12,7 +12,7 @@ from harness.reference.datasets.containers import h5
 from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
 from harness.reference.datasets.parsing.constants import HARTREE_EV
 from harness.reference.datasets.parsing.paths import list_files, parse_chunk_bounds, split_into_chunks
-from harness.reference.datasets.parsing.structure_builder import InvalidStructure, rechunk
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, resize_tables
 from harness.reference.errors import InputError
 
 KEYS = ("coordinates", "wb97x_dz.energy", "wb97x_dz.forces")
@@ -42,7 +42,7 @@ def _describe_mismatch(root: h5.Group, groups: list[str]) -> str:
 
 
 def _count_conformations(root: h5.Group, name: str) -> int:
-    """Return the largest number of conformations of any key, so that those without another key count too."""
+    """Return the number of conformations of a group: that of its longest key, as each key may lack some of them."""
     try:
         group = h5.open_child(root, name)
     except InvalidStructure:
@@ -52,13 +52,13 @@ def _count_conformations(root: h5.Group, name: str) -> int:
 
 def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield conformations group by group; one rejection per group stands for those without wB97X/6-31G(d) labels."""
-    yield from rechunk(_iter_tables(chunk))
+    yield from resize_tables(_iter_tables(chunk))
 
 
-def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    label, first, stop = parse_chunk_bounds(part)
-    with h5.open_root(part.path) as root:
-        for name in h5.list_names(root, str(part.path))[first:stop]:
+def _iter_tables(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    label, first, stop = parse_chunk_bounds(chunk)
+    with h5.open_root(chunk.path) as root:
+        for name in h5.list_names(root, str(chunk.path))[first:stop]:
             yielded = 0
             try:
                 for piece in _iter_group(h5.open_child(root, name), label, name):

@@ -75,7 +75,7 @@ def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
 @contextmanager
 def _open_database(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a database, read-only; raises InputError if it is not one of ASE."""
-    _check_whole(path)
+    _check_size(path)
     try:
         with closing(sqlite3.connect(_find_address(path), uri=True)) as database:
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_STRUCTURE_BYTES)
@@ -88,8 +88,8 @@ def _open_database(path: Path) -> Iterator[sqlite3.Connection]:
         raise InputError(f"{path}: not an ASE database, or a damaged one ({get_first_line(error)})") from None
 
 
-def _check_whole(path: Path) -> None:
-    """Raise InputError for a file that is shorter than its first page says, or empty."""
+def _check_size(path: Path) -> None:
+    """Raise InputError for a file that is empty, or shorter than its first page says."""
     with open_file(path) as file:
         head = file.read(100)
     size = path.stat().st_size
@@ -126,7 +126,7 @@ def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]
 
 
 def _read_units(path: Path, database: sqlite3.Connection) -> Units:
-    """Return the units of the metadata; if they name no unit of energy, it is the plausible one."""
+    """Return the units in the metadata; a missing unit of energy is the one in which energies are plausible."""
     metadata: dict[str, Any] = {}
     for name, value in database.execute("SELECT name, value FROM information"):
         if name == "metadata":
@@ -138,16 +138,16 @@ def _read_units(path: Path, database: sqlite3.Connection) -> Units:
         raise InputError(f"{path}: its metadata are not a mapping")
     properties = metadata.get("_property_unit_dict")
     properties = properties if isinstance(properties, dict) else {}
-    length = _convert_unit(path, str(metadata.get("_distance_unit", "Ang")), LENGTH_UNITS)
+    length = _get_unit_factor(path, str(metadata.get("_distance_unit", "Ang")), LENGTH_UNITS)
     name, assumed = str(properties.get("energy") or ""), ""
     if not name:
         name, assumed = _find_plausible_unit(path, database)
-    energy = _convert_unit(path, name, ENERGY_UNITS)
+    energy = _get_unit_factor(path, name, ENERGY_UNITS)
     force = str(properties.get("forces", ""))
     if not force:
         return Units(energy, energy / length, length, assumed)
     numerator, _, denominator = force.rpartition("/")
-    factor = _convert_unit(path, numerator, ENERGY_UNITS) / _convert_unit(path, denominator, LENGTH_UNITS)
+    factor = _get_unit_factor(path, numerator, ENERGY_UNITS) / _get_unit_factor(path, denominator, LENGTH_UNITS)
     return Units(energy, factor, length, assumed)
 
 
@@ -179,7 +179,7 @@ def _read_sample(numbers: Any, data: Any) -> EnergySample | None:
     return (elements, value) if fits else None
 
 
-def _convert_unit(path: Path, name: str, known: dict[str, float]) -> float:
+def _get_unit_factor(path: Path, name: str, known: dict[str, float]) -> float:
     try:
         return known[name.lower()]
     except KeyError:

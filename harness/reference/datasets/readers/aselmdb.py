@@ -60,7 +60,7 @@ def _read_next_id(path: Path, transaction: lmdb.Transaction) -> int:
 
 
 def _find_irregular_keys(path: Path, transaction: lmdb.Transaction) -> tuple[list[int], list[str]]:
-    """Return the row ids and the other keys if the number of rows does not match 'nextid', else nothing."""
+    """Return the row ids and all other keys if the number of rows does not match 'nextid', else two empty lists."""
     reserved = sum(transaction.get(name.encode()) is not None for name in RESERVED)
     rows = int(transaction.stat()["entries"]) - reserved
     if rows == _read_next_id(path, transaction) - 1 - len(set(_read_deleted_ids(path, transaction))):

@@ -1,4 +1,4 @@
-"""Parser of extended XYZ text, frame by frame; ASE parses the headers, but not the atoms, for which it is slow."""
+"""Parser of extended XYZ text, frame by frame; ASE parses only the headers, as it is slow for atoms."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ ANY_KEY = re.compile(rb'"([^"]{1,%d})"\s*:\s*$' % MAX_KEY_BYTES)
 
 
 def split_alexandria(paths: Sequence[Path]) -> list[FileChunk]:
-    """Return one chunk for each file, which has about 100,000 entries."""
+    """Return one chunk for each file; a file has about 100,000 entries."""
     listed = list_files(paths, (".json.bz2", ".json", ".json.gz", ".json.xz"), "Alexandria files")
     for path, _ in listed:
         with open_file(path, accepted=(BZIP2, GZIP, XZ)) as file:
@@ -53,9 +53,9 @@ def split_alexandria(paths: Sequence[Path]) -> list[FileChunk]:
     return [FileChunk(path, label) for path, label in listed]
 
 
-def read_alexandria(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+def read_alexandria(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield entries in the order of the file."""
-    yield from tabulate_rows(build_each(_iter_entries(part), _build_alexandria_row))
+    yield from tabulate_rows(build_each(_iter_entries(chunk), _build_alexandria_row))
 
 
 def _iter_chunks(path: Path) -> Iterator[bytes]:
@@ -64,13 +64,13 @@ def _iter_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _iter_entries(part: FileChunk) -> Iterator[tuple[str, bytes]]:
+def _iter_entries(chunk: FileChunk) -> Iterator[tuple[str, bytes]]:
     for count, value in enumerate(
-        iter_values(_iter_chunks(part.path), JsonScanner(str(part.path), 2, longest=MAX_STRUCTURE_BYTES))
+        iter_values(_iter_chunks(chunk.path), JsonScanner(str(chunk.path), 2, longest=MAX_STRUCTURE_BYTES))
     ):
         if not count and b'"entries"' not in value.before:
-            raise InputError(f"{part.path}: not Alexandria, expected {{'entries': [...]}}")
-        where = f"{part.key}/{count}"
+            raise InputError(f"{chunk.path}: not Alexandria, expected {{'entries': [...]}}")
+        where = f"{chunk.key}/{count}"
         yield where, value.text
 
 
@@ -113,10 +113,10 @@ def split_mptrj(paths: Sequence[Path]) -> list[FileChunk]:
     return chunks
 
 
-def read_mptrj(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+def read_mptrj(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield frames in the order of the file, with energies without the Materials Project's corrections."""
-    label, first, stop = parse_chunk_bounds(part)
-    yield from tabulate_rows(build_each(_iter_frames(part.path, label, first, stop), _build_mptrj_row))
+    label, first, stop = parse_chunk_bounds(chunk)
+    yield from tabulate_rows(build_each(_iter_frames(chunk.path, label, first, stop), _build_mptrj_row))
 
 
 def _iter_frames(path: Path, label: str, first: int, stop: int) -> Iterator[tuple[str, Any]]:

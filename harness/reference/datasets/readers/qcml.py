@@ -72,9 +72,9 @@ def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]
     yield from tabulate_rows(build_each(_iter_samples(chunk), _build_row))
 
 
-def _iter_samples(part: FileChunk) -> Iterator[tuple[str, Any]]:
-    for k, data in enumerate(iter_records(part.path)):
-        where = f"{part.key}/{k}"
+def _iter_samples(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
+    for k, data in enumerate(iter_records(chunk.path)):
+        where = f"{chunk.key}/{k}"
         yield where, RejectedStructure(where, "corrupt", "the record's checksum is wrong") if data is None else data
 
 

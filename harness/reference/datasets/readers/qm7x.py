@@ -15,7 +15,7 @@ from harness.reference.data.structure_table import RejectedStructure, StructureT
 from harness.reference.datasets.containers import h5
 from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
 from harness.reference.datasets.parsing.paths import list_files, open_file, parse_chunk_bounds, split_into_chunks
-from harness.reference.datasets.parsing.structure_builder import InvalidStructure, rechunk
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, resize_tables
 from harness.reference.datasets.parsing.unpacking import (
     CHUNK,
     DECODING_ERRORS,
@@ -62,17 +62,17 @@ def _count_conformations(root: h5.Group, name: str) -> int:
 
 def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield conformations molecule by molecule, with energies and forces of PBE0+MBD."""
-    yield from rechunk(_iter_tables(chunk))
+    yield from resize_tables(_iter_tables(chunk))
 
 
-def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    if not part.key.endswith(f" {WHOLE}"):
-        with h5.open_root(part.path) as root:
-            label, first, stop = parse_chunk_bounds(part)
-            yield from _iter_molecules(root, label, h5.list_names(root, str(part.path))[first:stop])
+def _iter_tables(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    if not chunk.key.endswith(f" {WHOLE}"):
+        with h5.open_root(chunk.path) as root:
+            label, first, stop = parse_chunk_bounds(chunk)
+            yield from _iter_molecules(root, label, h5.list_names(root, str(chunk.path))[first:stop])
         return
-    with _decompress(part.path) as path, h5.open_root(path) as root:
-        yield from _iter_molecules(root, part.key.rpartition(" ")[0], h5.list_names(root, str(part.path)))
+    with _decompress(chunk.path) as path, h5.open_root(path) as root:
+        yield from _iter_molecules(root, chunk.key.rpartition(" ")[0], h5.list_names(root, str(chunk.path)))
 
 
 @contextmanager

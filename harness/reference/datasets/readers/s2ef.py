@@ -71,21 +71,21 @@ def list_text_chunks(paths: Sequence[Path]) -> list[FileChunk]:
     return chunks
 
 
-def read_text_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+def read_text_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield frames in the order of the file, with total DFT energies.
 
     OC20's text files name the system of each frame, which becomes its group. They also give a reference energy, the
     difference between the total and the adsorption energy, which is not read.
     """
-    yield from tabulate_rows(build_each(_iter_text_samples(part), _build_text_row))
+    yield from tabulate_rows(build_each(_iter_text_samples(chunk), _build_text_row))
 
 
-def _iter_text_samples(part: FileChunk) -> Iterator[tuple[str, Any]]:
-    if part.path.name.endswith(ARCHIVES):
-        yield from _iter_archive(part)
+def _iter_text_samples(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
+    if chunk.path.name.endswith(ARCHIVES):
+        yield from _iter_archive(chunk)
         return
-    with _open_text(part.path) as file:
-        yield from _iter_file(file, str(part.path), part.key, _find_text_file(part.path))
+    with _open_text(chunk.path) as file:
+        yield from _iter_file(file, str(chunk.path), chunk.key, _find_text_file(chunk.path))
 
 
 class _Bounded(io.RawIOBase):
@@ -113,10 +113,10 @@ class _Bounded(io.RawIOBase):
         return self._plain.read(size)
 
 
-def _iter_archive(part: FileChunk) -> Iterator[tuple[str, Any]]:
+def _iter_archive(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
     try:
         with (
-            open_file(part.path, accepted=(GZIP, "tar")) as packed,
+            open_file(chunk.path, accepted=(GZIP, "tar")) as packed,
             unpack_stream(packed, detect_compression(packed.peek(HEAD_BYTES))) as plain,  # type: ignore[attr-defined]
             tarfile.open(fileobj=_Bounded(plain), mode="r:") as archive,
         ):
@@ -125,9 +125,9 @@ def _iter_archive(part: FileChunk) -> Iterator[tuple[str, Any]]:
                 is_data = member.isfile() and name.endswith(MEMBERS) and not is_system_file(Path(name).name)
                 content = archive.extractfile(member) if is_data else None
                 if content is not None:
-                    yield from _iter_member(content, f"{part.path}:{member.name}", f"{part.key}/{name}")
+                    yield from _iter_member(content, f"{chunk.path}:{member.name}", f"{chunk.key}/{name}")
     except (*DECODING_ERRORS, tarfile.TarError) as error:
-        raise InputError(f"{part.path}: truncated or not a compressed archive ({get_first_line(error)})") from None
+        raise InputError(f"{chunk.path}: truncated or not a compressed archive ({get_first_line(error)})") from None
 
 
 def _iter_member(content: Any, where: str, label: str) -> Iterator[tuple[str, Any]]:
@@ -241,13 +241,13 @@ def _count_structures(path: Path, transaction: lmdb.Transaction) -> int:
     return announced
 
 
-def read_lmdb_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+def read_lmdb_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield structures in the order of their keys, with total DFT energies: `raw_y`, `energy`, or else `y` (OC22).
 
     In ODAC23, `y` is the adsorption energy (https://github.com/facebookresearch/fairchem/issues/633).
     """
-    label, first, stop = parse_chunk_bounds(part)
-    with open_transaction(part.path) as transaction:
+    label, first, stop = parse_chunk_bounds(chunk)
+    with open_transaction(chunk.path) as transaction:
         yield from _reject_unknown(transaction, label) if first == 0 else ()
         yield from tabulate_rows(build_each(_iter_lmdb_samples(transaction, label, first, stop), _build_lmdb_row))
 

@@ -9,7 +9,7 @@ from harness.reference.data.structure_table import RejectedStructure, StructureT
 from harness.reference.datasets.containers import h5
 from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
 from harness.reference.datasets.parsing.paths import list_files, parse_chunk_bounds, split_into_chunks
-from harness.reference.datasets.parsing.structure_builder import InvalidStructure, rechunk
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, resize_tables
 from harness.reference.errors import InputError
 
 KEYS = ("positions", "wB97x_6-31G(d).energy", "wB97x_6-31G(d).forces")
@@ -48,7 +48,7 @@ def _list_reactions(root: h5.Group, path: Path) -> list[tuple[str, str, str]]:
 
 
 def _count_points(root: h5.Group, reaction: tuple[str, str, str]) -> int:
-    """Return the largest number of points of any key of a reaction, so that points without another key count too."""
+    """Return the number of points of a reaction: that of its longest key, as each key may lack some of them."""
     try:
         group = h5.open_child(root, "/".join(reaction))
     except InvalidStructure:
@@ -58,13 +58,13 @@ def _count_points(root: h5.Group, reaction: tuple[str, str, str]) -> int:
 
 def read_chunk(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield the points of reactions; separate copies of reactant, product and transition state are not read."""
-    yield from rechunk(_iter_tables(chunk))
+    yield from resize_tables(_iter_tables(chunk))
 
 
-def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    label, first, stop = parse_chunk_bounds(part)
-    with h5.open_root(part.path) as root:
-        for reaction in _list_reactions(root, part.path)[first:stop]:
+def _iter_tables(chunk: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    label, first, stop = parse_chunk_bounds(chunk)
+    with h5.open_root(chunk.path) as root:
+        for reaction in _list_reactions(root, chunk.path)[first:stop]:
             where = "/".join((label, *reaction[1:]))
             start = count = 0
             try:

@@ -1,9 +1,12 @@
-"""PaiNN as HydraGNN has it (https://github.com/ORNL/HydraGNN), for the checkpoints that models/hydragnn.py loads.
+"""HydraGNN's variant of PaiNN (https://github.com/ORNL/HydraGNN), for the checkpoints that models/hydragnn.py loads.
 
-It differs from the paper's PaiNN: an atom enters as its atomic number, a single scalar, so that the first layer has the
-width 1; after each layer, s passes through a small network, charge and multiplicity, and an activation, and v through a
-linear map; directions are divided by the distance once more; and messages go from the atom that counts a neighbour
-to that neighbour, which matters where the number of neighbours is limited.
+It differs from the paper's PaiNN:
+- The initial feature of an atom is its atomic number, so that the first layer has the width 1.
+- After each layer, the scalars s pass through a small network, through the conditioning on charge and spin, and through
+  an activation; the vectors v pass through a linear layer.
+- Directions are divided by the distance once more.
+- Messages go from an atom to the atoms in its neighbour list, not in the opposite direction. This matters if the number
+  of neighbours is limited.
 """
 
 from __future__ import annotations
@@ -21,12 +24,17 @@ from harness.reference.models.config import ModelConfig
 DISTANCE_EPSILON = 1e-9  # angstrom, added to distances by which vectors are divided
 
 
-class HydraGNNPaiNN(nn.Module):
-    """Encode atoms and edges as scalar features of atoms; with biases of vectors they depend on the orientation."""
+class HydraGNNEncoder(nn.Module):
+    """The layers that HydraGNN's networks have in common; a subclass adds the messages.
+
+    Args:
+        config: The configuration of the model.
+        message_type: The class of the messages, which is built from a width and the number of radial functions.
+    """
 
     numbers: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, message_type: type[nn.Module]) -> None:
         super().__init__()
         assert config.num_radial is not None
         assert config.norm_epsilon is not None
@@ -38,7 +46,7 @@ class HydraGNNPaiNN(nn.Module):
         # whole numbers are exact in any type
         self.register_buffer("numbers", torch.arange(MAX_ATOMIC_NUMBER + 1.0).unsqueeze(-1), persistent=False)
         self.radial = RadialBasis(config.cutoff, config.num_radial)
-        self.messages = nn.ModuleList(Message(n, config.num_radial) for n in widths)
+        self.messages = nn.ModuleList(message_type(n, config.num_radial) for n in widths)
         self.updates = nn.ModuleList(Update(n, epsilon, vector_bias=bias) for n in widths)
         self.scalars = nn.ModuleList(
             nn.Sequential(nn.Linear(n, width), nn.Tanh(), nn.Linear(width, width)) for n in widths
@@ -46,8 +54,34 @@ class HydraGNNPaiNN(nn.Module):
         self.vectors = nn.ModuleList(nn.Linear(n, width, bias=bias) for n in widths[:-1])
         self.condition = Concatenation(width) if config.hydragnn.conditioning else None
 
+    def finish_layer(self, k: int, s: Tensor, v: Tensor, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return s [n, F] and v [3, n, F] after the update, the mixing and the activation of layer k.
+
+        Args:
+            k: The index of the layer; v of the last layer is not used.
+            s: The scalars with their messages.
+            v: The vectors with their messages.
+            batch: The structures.
+            dtype: The floating-point type of the results.
+        """
+        is_last = k == len(self.messages) - 1
+        s, v = self.updates[k](s, v, scalars_only=is_last)
+        s = self.scalars[k](s)
+        if not is_last:
+            v = self.vectors[k](v).to(dtype)
+        if self.condition is not None:
+            s = self.condition(s, batch.charge, batch.multiplicity, batch.graph)
+        return self.activate(s).to(dtype), v
+
+
+class HydraGNNPaiNN(HydraGNNEncoder):
+    """HydraGNN's PaiNN; with vector biases, the scalar features depend on the orientation of a structure."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, Message)
+
     def forward(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
-        """Return the features s [n, F].
+        """Return the scalar features s [n, F] of the atoms.
 
         Args:
             batch: The structures.
@@ -60,19 +94,11 @@ class HydraGNNPaiNN(nn.Module):
         direction = -vector / (r + DISTANCE_EPSILON) / r
         edges = Edges(batch.receiver, batch.sender, radial, direction.split(1, dim=1))
         s = self.numbers[batch.numbers]
-        last = len(self.messages) - 1
-        layers = zip(self.messages, self.updates, self.scalars, strict=True)
-        for k, (message, update, mix) in enumerate(layers):
+        for k, message in enumerate(self.messages):
             assert isinstance(message, Message)
             if k == 0:
                 s, v = message.forward_first(s, self.numbers, batch.numbers, edges, fused=fused)
             else:
                 s, v = message(s, v, edges, fused=fused)
-            s, v = update(s, v, scalars_only=k == last)
-            s = mix(s)
-            if k < last:
-                v = self.vectors[k](v).to(vector.dtype)
-            if self.condition is not None:
-                s = self.condition(s, batch.charge, batch.multiplicity, batch.graph)
-            s = self.activate(s).to(vector.dtype)
+            s, v = self.finish_layer(k, s, v, batch, vector.dtype)
         return s

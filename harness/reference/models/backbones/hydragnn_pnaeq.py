@@ -1,10 +1,12 @@
-"""PNAEq as HydraGNN has it (https://github.com/ORNL/HydraGNN), for the checkpoints that models/hydragnn.py loads.
+"""HydraGNN's variant of PNAEq (https://github.com/ORNL/HydraGNN), for the checkpoints that models/hydragnn.py loads.
 
-It shares with HydraGNN's PaiNN what happens to an atom between layers (backbones/hydragnn.py). Messages depend on both
-atoms of an edge and on its length, and pass through three linear layers, so that the fused operator, whose messages
-depend on the sender alone, cannot compute them. The minimum, the maximum and the number of neighbours count every
-neighbour alike, whatever its distance, so that the energy jumps where a neighbour passes the cutoff; where two messages
-are the extreme one, both get half of the gradient.
+The layers between messages are those of HydraGNN's PaiNN (backbones/hydragnn.py). A message depends on both atoms of an
+edge and on its length, and passes through three linear layers. The fused operator cannot compute such messages, since
+it supports only messages that depend on the sender alone.
+
+The minimum, the maximum and the number of neighbours give every neighbour the same weight, whatever its distance.
+Therefore the energy jumps when a neighbour crosses the cutoff. If two messages are equal extremes, each gets half of
+the gradient.
 """
 
 from __future__ import annotations
@@ -13,22 +15,22 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu, silu
 
 from harness.reference.data.batch import Batch
-from harness.reference.data.structure import MAX_ATOMIC_NUMBER
-from harness.reference.models.backbones.hydragnn import DISTANCE_EPSILON
-from harness.reference.models.backbones.painn import Edges, RadialBasis, Update
-from harness.reference.models.conditioning import Concatenation
+from harness.reference.models.backbones.hydragnn import DISTANCE_EPSILON, HydraGNNEncoder
+from harness.reference.models.backbones.painn import Edges
 from harness.reference.models.config import ModelConfig
 
-# Mean, minimum, maximum and standard deviation, under five scalers.
-STATISTICS = 20
+STATISTICS = 20  # mean, minimum, maximum and standard deviation, each with five scalers
 MIN_VARIANCE = 1e-5  # below it, the standard deviation is 0
 
 
 class Aggregation(nn.Module):
-    """Statistics of the messages to an atom, scaled by functions of its number of neighbours."""
+    """Statistics of the messages to an atom, scaled by functions of its number of neighbours.
+
+    Args:
+        width: The number of features F.
+    """
 
     mean_degree: Tensor
     mean_log_degree: Tensor
@@ -58,7 +60,12 @@ class Aggregation(nn.Module):
 
 
 class Message(nn.Module):
-    """Messages to scalars and to vectors of an atom, from its own features and those of its neighbours."""
+    """Messages to the scalars and vectors of an atom, from its features and those of its neighbours.
+
+    Args:
+        width: The number of features F.
+        n_radial: The number of radial basis functions.
+    """
 
     def __init__(self, width: int, n_radial: int) -> None:
         super().__init__()
@@ -72,41 +79,23 @@ class Message(nn.Module):
 
     def forward(self, s: Tensor, v: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         """Return s [n, F] and v [3, n, F] with their messages added."""
-        sent, heard = s.index_select(0, edges.sender), s.index_select(0, edges.receiver)
-        pair = torch.cat([heard, sent, torch.tanh(self.distance(edges.radial))], dim=-1)
+        sender, receiver = s.index_select(0, edges.sender), s.index_select(0, edges.receiver)
+        pair = torch.cat([receiver, sender, torch.tanh(self.distance(edges.radial))], dim=-1)
         parts = self.phi(self.pair(pair)) * self.filter(edges.radial)
-        to_v, along, to_s = parts.to(s.dtype).chunk(3, dim=-1)
-        vectors = v.index_select(1, edges.sender) * to_v + along * torch.stack(edges.unit)
-        mixed = self.aggregation(s, to_s, edges.receiver).to(s.dtype)
+        vector_scale, direction_scale, scalar_message = parts.to(s.dtype).chunk(3, dim=-1)
+        vectors = v.index_select(1, edges.sender) * vector_scale + direction_scale * torch.stack(edges.unit)
+        mixed = self.aggregation(s, scalar_message, edges.receiver).to(s.dtype)
         return s + mixed, v.index_add(1, edges.receiver, vectors)
 
 
-class HydraGNNPNAEq(nn.Module):
-    """Encode atoms and edges as scalar features of atoms; with biases of vectors they depend on the orientation."""
-
-    numbers: Tensor
+class HydraGNNPNAEq(HydraGNNEncoder):
+    """HydraGNN's PNAEq; with vector biases, the scalar features depend on the orientation of a structure."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        assert config.num_radial is not None
-        assert config.norm_epsilon is not None
-        assert config.hydragnn is not None
-        width, count, epsilon = config.hidden_dim, config.num_conv_layers, config.norm_epsilon
-        bias = config.hydragnn.vector_bias
-        widths = [1, *[width] * (count - 1)]
-        self.activate = relu if config.hydragnn.activation == "relu" else silu
-        self.register_buffer("numbers", torch.arange(MAX_ATOMIC_NUMBER + 1.0).unsqueeze(-1), persistent=False)
-        self.radial = RadialBasis(config.cutoff, config.num_radial)
-        self.messages = nn.ModuleList(Message(n, config.num_radial) for n in widths)
-        self.updates = nn.ModuleList(Update(n, epsilon, vector_bias=bias) for n in widths)
-        self.scalars = nn.ModuleList(
-            nn.Sequential(nn.Linear(n, width), nn.Tanh(), nn.Linear(width, width)) for n in widths
-        )
-        self.vectors = nn.ModuleList(nn.Linear(n, width, bias=bias) for n in widths[:-1])
-        self.condition = Concatenation(width) if config.hydragnn.conditioning else None
+        super().__init__(config, Message)
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
-        """Return the features s [n, F].
+        """Return the scalar features s [n, F] of the atoms.
 
         Args:
             batch: The structures.
@@ -118,14 +107,7 @@ class HydraGNNPNAEq(nn.Module):
         edges = Edges(batch.receiver, batch.sender, basis * envelope, direction.split(1, dim=1))
         s = self.numbers[batch.numbers]
         v = s.new_zeros(3, *s.shape)
-        last = len(self.messages) - 1
-        for k, (message, update, mix) in enumerate(zip(self.messages, self.updates, self.scalars, strict=True)):
+        for k, message in enumerate(self.messages):
             s, v = message(s, v, edges)
-            s, v = update(s, v, scalars_only=k == last)
-            s = mix(s)
-            if k < last:
-                v = self.vectors[k](v).to(vector.dtype)
-            if self.condition is not None:
-                s = self.condition(s, batch.charge, batch.multiplicity, batch.graph)
-            s = self.activate(s).to(vector.dtype)
+            s, v = self.finish_layer(k, s, v, batch, vector.dtype)
         return s

@@ -28,7 +28,7 @@ from harness.reference.models.config import ModelConfig
 # exp(mean of log(D + 1)) - 1, D as in Aggregation: 5.6 over the shipped sets, 5 angstrom and at most 20 neighbours
 TYPICAL_DEGREE = 5.5
 
-MIN_FLOOR = 1e-16  # second derivatives divide by its square, which must not vanish in single precision
+MIN_DENOMINATOR = 1e-16  # second derivatives divide by its square, which must not vanish in single precision
 
 
 class Message(nn.Module):
@@ -79,7 +79,7 @@ class Message(nn.Module):
         return message_s, torch.zeros_like(s).index_add(0, edges.receiver, message_s), torch.stack(new_v)
 
 
-def positive_powers(m: Tensor) -> tuple[Tensor, Tensor]:
+def compute_positive_powers(m: Tensor) -> tuple[Tensor, Tensor]:
     """Return the fourth and fifth power of m where it is positive, else 0."""
     positive = relu(m)
     fourth = positive.square().square()
@@ -96,7 +96,8 @@ class Aggregation(nn.Module):
         std  = sqrt(sum_j f_ij m_ij^2 / D_i - (sum_j f_ij m_ij / D_i)^2 + epsilon)
         max  = sum_j m_ij^5 / (sum_j m_ij^4 + epsilon^2) over m_ij > 0;  min = -max of -m
 
-    Without the second factor f_ij, std would rise with infinite slope at the cutoff. The quotient of powers (a Lehmer
+    m_ij itself has the factor f_ij; without the further factor f_ij in std, std would rise with infinite slope at the
+    cutoff. In the code, epsilon^2 is at least MIN_DENOMINATOR. The quotient of powers (a Lehmer
     mean) equals the maximum if all positive messages are equal, and is below it otherwise. The maximum itself has a
     cusp where neighbours are equal, as in every symmetric crystal, so that rounding would decide the forces there.
     The scalers are (log(D + 1) / log(typical_degree + 1))^a with a = 0, 1, -1; the constant typical_degree is saved
@@ -128,10 +129,10 @@ class Aggregation(nn.Module):
         weighted = message * envelope
         mean_square = sum_over_neighbours(weighted * message) / degree
         variance = mean_square - (sum_over_neighbours(weighted) / degree).square()
-        floor = max(self.epsilon**2, MIN_FLOOR)
+        smallest = max(self.epsilon**2, MIN_DENOMINATOR)
         high, low = (
-            sum_over_neighbours(fifth) / (sum_over_neighbours(fourth) + floor)
-            for fourth, fifth in (positive_powers(message), positive_powers(-message))
+            sum_over_neighbours(fifth) / (sum_over_neighbours(fourth) + smallest)
+            for fourth, fifth in (compute_positive_powers(message), compute_positive_powers(-message))
         )
         std = torch.sqrt(variance.clamp(min=0.0) + self.epsilon)
         return torch.cat([summed / degree, -low, high, std], dim=-1), degree

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Halving:
-    """The rungs after min_epochs, eta min_epochs, eta^2 min_epochs, ... epochs; the best 1/eta at each continue.
+    """The rungs after min_epochs, eta min_epochs, eta^2 min_epochs, ... epochs; at each, the best 1/eta continue.
 
     A trial is compared with the trials that have reached the rung earlier, so the first ones always continue. A trial
     that reaches a rung again, after a restart of the search, replaces its earlier objective.
 
     Attributes:
-        eta: One in eta trials continues.
+        eta: At a rung, one in eta trials continues.
         min_epochs: Number of epochs at the first rung.
     """
 

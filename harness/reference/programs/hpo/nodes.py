@@ -59,7 +59,7 @@ class NodePool:
         path = Path(file)
         pool = cls(nodes_per_trial, slots, path, environment.get(NODE_CHECK, ""), _read_nodes(path))
         if pool.capacity < 1:
-            raise InputError(f"there are {len(pool._healthy)} healthy nodes, but a trial needs {nodes_per_trial}")
+            raise InputError(f"healthy nodes: {len(pool._healthy)}, needed for a trial: {nodes_per_trial}")
         return pool
 
     @property
@@ -74,7 +74,7 @@ class NodePool:
         with self._lock:
             free = [node for node in self._healthy if node.name not in self._busy]
             if len(free) < self.nodes_per_trial:
-                raise InputError(f"{len(free)} nodes are free, but a trial needs {self.nodes_per_trial}")
+                raise InputError(f"free nodes: {len(free)}, needed for a trial: {self.nodes_per_trial}")
             nodes = free[: self.nodes_per_trial]
             self._busy |= {node.name for node in nodes}
             return nodes
@@ -85,7 +85,7 @@ class NodePool:
             self._busy -= {node.name for node in nodes}
 
     def drop_unhealthy(self, nodes: list[Node]) -> list[str]:
-        """Run the health check, drop the nodes that fail it, and return the names of those among the given nodes."""
+        """Run the health check, drop all nodes that fail it, and return the names of those in `nodes` that fail it."""
         if not nodes or not self.check or self.path is None:
             return []
         with self._lock:

@@ -46,7 +46,7 @@ class WarmStartCounts:
     """The numbers of earlier results in a warm start.
 
     Attributes:
-        received: Number of results that the optimizer received.
+        received: Number of results that were passed to the optimizer, which are all others.
         failed: Number of failed trials, which are ignored.
         outside_space: Number of points outside the space, which are ignored.
     """
@@ -142,7 +142,7 @@ class Optimizer:
         return WarmStartCounts(received, failed, outside)
 
 
-def objective_columns(count: int) -> list[str]:
+def list_objective_columns(count: int) -> list[str]:
     """Return the names of DeepHyper's columns for this number of objectives."""
     return ["objective"] if count == 1 else [f"objective_{k}" for k in range(count)]
 
@@ -155,11 +155,11 @@ def _read_table(
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a table of results ({error})") from None
-    expected = [*(f"p:{name}" for name in names), *objective_columns(n_objectives)]
+    expected = [*(f"p:{name}" for name in names), *list_objective_columns(n_objectives)]
     absent = [column for column in expected if column not in table.columns]
     if absent:
         raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(str, table.columns[:12]))}")
-    numbers = table[objective_columns(n_objectives)].apply(pd.to_numeric, errors="coerce")
+    numbers = table[list_objective_columns(n_objectives)].apply(pd.to_numeric, errors="coerce")
     rows = []
     for (_, row), (_, values) in zip(table.iterrows(), numbers.iterrows(), strict=True):
         plain = {name: getattr(row[f"p:{name}"], "item", lambda v=row[f"p:{name}"]: v)() for name in names}

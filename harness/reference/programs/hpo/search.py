@@ -37,8 +37,8 @@ from harness.protocol.records import Progress
 from harness.reference.errors import InputError
 from harness.reference.programs.hpo.halving import Halving
 from harness.reference.programs.hpo.nodes import NodePool
-from harness.reference.programs.hpo.optimizer import ASKED, TOLD, AskTellLog, Optimizer, objective_columns
-from harness.reference.programs.hpo.space import BACKBONE, Space, active_parameters, describe, merge_spaces
+from harness.reference.programs.hpo.optimizer import ASKED, TOLD, AskTellLog, Optimizer, list_objective_columns
+from harness.reference.programs.hpo.space import BACKBONE, Space, describe, merge_spaces, select_active_parameters
 from harness.reference.programs.hpo.trial import (
     Interrupted,
     Result,
@@ -51,7 +51,7 @@ from harness.reference.programs.hpo.trial import (
     write_trial,
 )
 
-TRIALS, RESULTS, ORDER = "trials", "results.csv", "order"
+TRIALS, RESULTS, ORDER = "trials", "results.csv", "order"  # order: the calls of the optimizer, in their order
 FIRST_PORT, PORTS = 20000, 40000
 MAX_ATTEMPTS = 2  # a trial whose nodes fail is run at most this many times
 
@@ -209,8 +209,8 @@ class Search:
         """Write the folder of a new trial."""
         fixed = self.config.trial.model_dump(mode="json", exclude_unset=True)
         backbone = trial.configuration.get(BACKBONE, self.config.backbone)
-        fixed["model"] = active_parameters({**fixed.get("model", {}), BACKBONE: backbone}, backbone)
-        active = active_parameters(trial.configuration, self.config.backbone)
+        fixed["model"] = select_active_parameters({**fixed.get("model", {}), BACKBONE: backbone}, backbone)
+        active = select_active_parameters(trial.configuration, self.config.backbone)
         write_trial(trial, fixed, active, search=self.folder.name)
 
     def _run_trial(self, trial: Trial) -> Result:
@@ -251,7 +251,7 @@ class Search:
         self.log.write(
             TrialEvent(
                 trial=trial.number,
-                configuration=active_parameters(trial.configuration, self.config.backbone),
+                configuration=select_active_parameters(trial.configuration, self.config.backbone),
                 backbone=trial.configuration.get(BACKBONE, self.config.backbone),
                 state=result.state,
                 reason=result.reason,
@@ -270,7 +270,7 @@ class Search:
     def _write_table(self) -> None:
         """Write results.csv, which any search by DeepHyper can use for a warm start."""
         names = list(self.space)
-        columns = [f"p:{n}" for n in names] + objective_columns(len(self.config.objectives))
+        columns = [f"p:{n}" for n in names] + list_objective_columns(len(self.config.objectives))
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow([*columns, "job_id", "job_status", "m:timestamp_submit", "m:timestamp_gather", "m:reason"])

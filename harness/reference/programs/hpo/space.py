@@ -25,8 +25,17 @@ finally:
         del sys.modules[MPI]
 
 __all__ = [
-    "BACKBONE", "CBO", "HpProblem", "Space", "active_parameters", "build_problem", "contains_point", "contains_value",
-    "describe", "is_integer_range", "merge_spaces",
+    "BACKBONE",
+    "CBO",
+    "HpProblem",
+    "Space",
+    "build_problem",
+    "contains_point",
+    "contains_value",
+    "describe",
+    "is_integer_range",
+    "merge_spaces",
+    "select_active_parameters",
 ]  # fmt: skip
 
 BACKBONE = "backbone"
@@ -76,7 +85,8 @@ def contains_point(space: Space, configuration: Mapping[str, Any]) -> bool:
     return all(n in configuration and contains_value(choices, configuration[n]) for n, choices in space.items())
 
 
-def active_parameters(configuration: Mapping[str, Any], backbone: BackboneName) -> dict[str, Any]:
-    """Return the configuration without the hyperparameters of other backbones."""
-    inactive = SPECIFIC_HYPERPARAMETERS - set(BACKBONES[configuration.get(BACKBONE, backbone)].hyperparameters)
+def select_active_parameters(configuration: Mapping[str, Any], default_backbone: BackboneName) -> dict[str, Any]:
+    """Return the configuration without the hyperparameters of backbones other than its own, or else the default."""
+    backbone = configuration.get(BACKBONE, default_backbone)
+    inactive = SPECIFIC_HYPERPARAMETERS - set(BACKBONES[backbone].hyperparameters)
     return {name: value for name, value in configuration.items() if name not in inactive}

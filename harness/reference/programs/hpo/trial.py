@@ -20,6 +20,7 @@ from typing import Any, Literal
 from harness.host.locks import FileLock, LockTaken
 from harness.protocol import events
 from harness.protocol.programs.model import ModelParameters
+from harness.protocol.text import pluralize
 from harness.reference.errors import NotFinite
 from harness.reference.programs.hpo.halving import Halving
 from harness.reference.programs.hpo.nodes import Node
@@ -29,7 +30,7 @@ State = Literal["done", "pruned", "failed", "diverged", "timeout", "lost"]
 RESULT, LAUNCH, NODES, LOCK = "trial.json", "launch.sh", "nodes", "lock"
 POLL_S = 0.1
 GRACE_S = 5.0
-MODEL = set(ModelParameters.model_fields)
+MODEL_PARAMETERS = set(ModelParameters.model_fields)
 
 
 class Interrupted(Exception):
@@ -105,13 +106,13 @@ def write_trial(trial: Trial, fixed: Mapping[str, Any], active: Mapping[str, Any
         active: Parameters of the point, which override the fixed ones.
         search: Id of the search.
     """
-    searched = {k: v for k, v in active.items() if k in MODEL and k != BACKBONE}
+    searched = {k: v for k, v in active.items() if k in MODEL_PARAMETERS and k != BACKBONE}
     model = {**fixed.get("model", {}), **{k: v for k, v in active.items() if k == BACKBONE}, **searched}
-    others = {k: v for k, v in active.items() if k not in MODEL}
+    others = {k: v for k, v in active.items() if k not in MODEL_PARAMETERS}
     case = {"id": f"{search}/{trial.number}", "program": "train", "parameters": {**fixed, "model": model, **others}}
     trial.folder.mkdir(parents=True, exist_ok=True)
-    _replace(trial.folder / "configuration.json", trial.configuration)
-    _replace(trial.folder / "case.json", case)
+    _write_json(trial.folder / "configuration.json", trial.configuration)
+    _write_json(trial.folder / "case.json", case)
 
 
 def load_trial(folder: Path) -> tuple[dict[str, Any], Result | None]:
@@ -127,7 +128,7 @@ def load_trial(folder: Path) -> tuple[dict[str, Any], Result | None]:
 
 def save_result(trial: Trial, result: Result) -> None:
     """Write the result to the folder of the trial."""
-    _replace(trial.folder / RESULT, asdict(result))
+    _write_json(trial.folder / RESULT, asdict(result))
 
 
 def read_metrics(log: Sequence[events.Event]) -> TrialMetrics | None:
@@ -203,7 +204,7 @@ def classify_result(
         return "failed", f"killed by {signal.Signals(-exit_code).name}", None
     return (
         "failed",
-        errors[-1]["message"] if errors else _last_line(folder / "stderr") or f"exit code {exit_code}",
+        errors[-1]["message"] if errors else _read_last_line(folder / "stderr") or f"exit code {exit_code}",
         None,
     )
 
@@ -232,13 +233,13 @@ class TrialMonitor:
                 raise Interrupted
             if time.monotonic() > deadline:
                 return "timeout", f"not ended within {self.trial.limit_s:g} s"
-            if self.halving is not None and (reason := self._stop_reason(self.halving)):
+            if self.halving is not None and (reason := self._find_stop_reason(self.halving)):
                 return "pruned", reason
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(POLL_S)
         return None
 
-    def _stop_reason(self, halving: Halving) -> str | None:
+    def _find_stop_reason(self, halving: Halving) -> str | None:
         """Return why halving stops the trial, or None if it may continue."""
         path = self.trial.folder / events.EVENTS_FILE
         size = path.stat().st_size if path.exists() else 0
@@ -250,7 +251,7 @@ class TrialMonitor:
                 continue
             self._epochs = epochs
             if not halving.should_continue(self.trial.number, epochs, accuracy):
-                return f"not among the best 1/{halving.eta} after {epochs} epochs"
+                return f"not in the best 1/{halving.eta} of the trials after {pluralize(epochs, 'epoch')}"
         return None
 
 
@@ -297,7 +298,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             process.wait(GRACE_S)
 
 
-def _last_line(path: Path) -> str:
+def _read_last_line(path: Path) -> str:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
@@ -305,7 +306,7 @@ def _last_line(path: Path) -> str:
     return lines[-1][:300] if lines else ""
 
 
-def _replace(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: Any) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     os.replace(part, path)

@@ -1,1 +1,1 @@
-"""The program `ladder`: all stages of the optimization ladder in turn, on the same batches in one process."""
+"""The program `ladder`: the stages of the inference optimization ladder, timed in turn on the same batches."""

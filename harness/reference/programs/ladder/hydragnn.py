@@ -1,4 +1,4 @@
-"""The ladder of a checkout of HydraGNN: its stages, timed in turn on the batches of the package's own ladder."""
+"""The program `ladder` with HydraGNN's code: time its stages on the same batches as those of the reference model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from harness.protocol.programs.ladder import (
     Unavailable,
     WarmUp,
 )
-from harness.protocol.records import Progress
 from harness.reference.data.batch import Batch
 from harness.reference.errors import InputError
-from harness.reference.external.architecture import TEMPLATE, build_config, find_sizes
-from harness.reference.external.checkout import PROGRAMS, Checkout, find_checkout
+from harness.reference.external.architecture import TEMPLATE, build_model_config, fill_template
+from harness.reference.external.checkout import PROGRAM_FOLDER, Checkout, find_checkout
 from harness.reference.inference.precision import find_precision
 from harness.reference.inference.prediction import SKIP_THRESHOLD, Prediction
 from harness.reference.models.config import ModelConfig
@@ -31,21 +30,33 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.hydragnn import parse_config
 from harness.reference.potentials.process import PotentialError, PotentialProcess
 from harness.reference.profiling import memory
-from harness.reference.programs.ladder.physics import log_physics
 from harness.reference.programs.ladder.prepared_stage import PreparedStage
-from harness.reference.programs.ladder.program import describe_batches, describe_gate, time_round
-from harness.reference.programs.ladder.stages import Stage, select_stages
+from harness.reference.programs.ladder.program import (
+    describe_batches,
+    describe_gate,
+    iterate_warm_ups,
+    measure_stages,
+)
+from harness.reference.programs.ladder.stages import Stage
 from harness.reference.programs.ladder.workload import CLOSED_LOGIT, make_groups, prepare_batch
 
-STAGES = (
+# The stages that HydraGNN offers.
+HYDRAGNN_STAGES = (
     "baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile", "tuned_allocator",
 )  # fmt: skip
-GATE_SIZES = (128, 64)  # hidden layers of a gate that is set by hand, as in the reference model
+GATE_SIZES = (128, 64)  # widths of the hidden layers of a fixed gate, as in the reference model
 
 
 @dataclass
-class Session:
-    """The process of HydraGNN, and the batch that it has."""
+class InferenceSession:
+    """The inference process of HydraGNN, and the results of its last requests.
+
+    Attributes:
+        process: The process.
+        batch: The batch that the process holds.
+        preparation_times: The seconds of the collation and of the transfer of this batch, as in `LadderSample`.
+        weights: The weights of the branches in the last prediction, [g, branches].
+    """
 
     process: PotentialProcess
     batch: Batch | None = None
@@ -53,13 +64,13 @@ class Session:
     weights: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def send(self, batch: Batch) -> None:
-        """Give the process the atoms and edges of a batch, unless it has them."""
+        """Send the atoms and edges of a batch to the process, unless it holds them already."""
         if self.batch is not batch:
             self.preparation_times = self.process.call("set_batch", structures=split_batch(batch))
             self.batch = batch
 
     def predict(self, stage: str, batch: Batch) -> tuple[Prediction, float]:
-        """Return the prediction of a stage and its seconds by HydraGNN's timer, and keep the weights of branches."""
+        """Return the prediction of a stage and its seconds by HydraGNN's timer, and update `weights`."""
         self.send(batch)
         answer = self.process.call("predict_stage", stage=stage)
         dtype = getattr(torch, answer["dtype"].removeprefix("torch."))
@@ -67,30 +78,30 @@ class Session:
         self.weights = torch.tensor(answer["weights"], dtype=torch.float64)
         return Prediction(energy.to(batch.head.device), forces.to(batch.head.device)), answer["device_s"]
 
-    def measure_weights(self, batch: Batch) -> torch.Tensor:
-        """Return the weights of the branches, [g, branches]."""
+    def compute_branch_weights(self, batch: Batch) -> torch.Tensor:
+        """Return the weights of the branches for the structures of a batch, [g, branches]."""
         self.predict("batched_heads", batch)
         return self.weights
 
 
 @dataclass(kw_only=True)
 class ExternalStage(PreparedStage):
-    """A stage that HydraGNN runs."""
+    """A stage that runs in the process of HydraGNN; the model of the harness is not used."""
 
-    session: Session
+    session: InferenceSession
 
     def __call__(self, model: FoundationModel, batch: Batch) -> Prediction:
-        """Run gate and stage."""
+        """Run the gate and the stage."""
         return self.session.predict(self.stage.name, batch)[0]
 
     def time(self, model: FoundationModel, batch: Batch) -> tuple[Prediction, dict[str, float]]:
-        """Run the stage, and return its prediction and the times that HydraGNN determines."""
+        """Run the gate and the stage, and return the prediction and HydraGNN's times as fields of `LadderSample`."""
         prediction, device_s = self.session.predict(self.stage.name, batch)
         return prediction, {"device_s": device_s, **self.session.preparation_times}
 
 
 def split_batch(batch: Batch) -> list[dict[str, Any]]:
-    """Return the atoms and the edges of each structure as plain data."""
+    """Return the atoms and the edges of each structure of a batch as plain data."""
     structures = []
     first = 0
     for graph in range(len(batch.head)):
@@ -112,57 +123,65 @@ def split_batch(batch: Batch) -> list[dict[str, Any]]:
 
 
 def run(config: LadderParameters, log: CaseLog, folder: Path) -> None:
-    """Warm up the stages that HydraGNN has, and time them in turn."""
-    checkout = find_checkout(folder, (PROGRAMS / "inference_fused.py", TEMPLATE))
-    content, sizes, branches = read_model(config, checkout)
-    model = FoundationModel(sizes)  # of it only the limits of edges and elements are used
+    """Warm up HydraGNN's stages, time them in turn, and check their physics."""
+    checkout = find_checkout(folder, (PROGRAM_FOLDER / "inference_fused.py", TEMPLATE))
+    content, model_config, branches = read_model(config, checkout)
+    model = FoundationModel(model_config)  # used only for its cutoff, its neighbour limit and its known elements
     model.mark_all_elements_known()
     model = find_precision(config.precision).apply(model).to(config.device)
     groups = make_groups(config, model, log)
     batches = [prepare_batch(group, model, config)[0] for group in groups]
-    with checkout.naming_settings(), start(config, checkout, content, branches, folder) as process:
-        session = Session(process)
+    with checkout.add_settings_to_errors(), start_inference(config, checkout, content, branches, folder) as process:
+        session = InferenceSession(process)
         session.send(batches[0])
-        process.call("complete")
+        process.call("create_lazy_layers")
         about = process.call("describe")
         if about["device"] != config.device:
-            raise InputError(f"device: HydraGNN runs on {about['device']} here, and the case asks for {config.device}")
-        log.record_facts(describe(config, sizes, checkout, process.about, about))
+            raise InputError(f"device: HydraGNN runs on {about['device']} here, but the case asks for {config.device}")
+        log.record_facts(describe(config, model_config, checkout, process.description, about))
         stages = prepare_stages(config, session, batches, log)
         log.record_facts(
             LadderFacts(
                 workload=describe_batches(batches, model, config),
-                gate=describe_gate(list(map(session.measure_weights, batches))),
+                gate=describe_gate(list(map(session.compute_branch_weights, batches))),
             )
         )
-        for number in range(config.rounds):
-            time_round(number, stages=stages, groups=groups, model=model, config=config, log=log)
-        if config.transformations:
-            log_physics(stages, model, config, log)
+        measure_stages(stages, groups=groups, model=model, config=config, log=log)
 
 
 def read_model(config: LadderParameters, checkout: Checkout) -> tuple[dict[str, Any], ModelConfig, int]:
-    """Return the content of HydraGNN's config.json, the sizes of the model, and the number of its branches."""
+    """Return the content of HydraGNN's config.json, the configuration of the model, and the number of its branches."""
     if config.checkpoint is not None:
         path = Path(config.checkpoint).with_name("config.json")
-        sizes, branches = parse_config(path, vector_bias=False)
-        return {"Verbosity": {"level": 0}, **json.loads(path.read_text(encoding="utf-8"))}, sizes, branches
-    sizes = find_sizes(config.model)
+        model_config, branches = parse_config(path, vector_bias=False)
+        return {"Verbosity": {"level": 0}, **json.loads(path.read_text(encoding="utf-8"))}, model_config, branches
+    model_config = build_model_config(config.model)
     content = json.loads((checkout.folder / TEMPLATE).read_text(encoding="utf-8"))
-    return build_config(content, sizes), sizes, sizes.heads
+    return fill_template(content, model_config), model_config, model_config.heads
 
 
-def start(
+def start_inference(
     config: LadderParameters, checkout: Checkout, content: dict[str, Any], branches: int, folder: Path
 ) -> PotentialProcess:
-    """Start HydraGNN's inference in its environment; raise PotentialError."""
+    """Start HydraGNN's inference in its environment.
+
+    Args:
+        config: The parameters of the case.
+        checkout: The checkout of HydraGNN.
+        content: The content of HydraGNN's config.json.
+        branches: The number of branches.
+        folder: The folder of the case, in which the process writes its output.
+
+    Raises:
+        PotentialError: The model cannot be loaded.
+    """
     gate: str | dict[str, Any] = {"sizes": GATE_SIZES, "logits": [0.0] * branches}
     if config.checkpoint is None:
         logits = [0.0] * config.active_heads + [CLOSED_LOGIT] * (branches - config.active_heads)
         gate = {"sizes": GATE_SIZES, "logits": logits}
     elif files := sorted(Path(config.checkpoint).parent.glob("mlp_weights/*.pt")):
         gate = str(files[-1].absolute())
-    return checkout.start(
+    return checkout.start_adapter(
         "hydragnn_inference",
         "FusedInference",
         threads=torch.get_num_threads(),
@@ -179,18 +198,26 @@ def start(
 
 def describe(
     config: LadderParameters,
-    sizes: ModelConfig,
+    model_config: ModelConfig,
     checkout: Checkout,
-    started: dict[str, Any],
+    description: dict[str, Any],
     about: dict[str, Any],
 ) -> LadderFacts:
-    """Return the facts of the model and of its environment."""
-    assert sizes.hydragnn is not None
-    options = sizes.hydragnn.model_copy(update={"vector_bias": about["vector_bias"]})
+    """Return the facts about the code, the model and its environment.
+
+    Args:
+        config: The parameters of the case.
+        model_config: The configuration of the model.
+        checkout: The checkout of HydraGNN.
+        description: The worker's description of the potential (`PotentialProcess.description`).
+        about: The adapter's description of the model (`FusedInference.describe`).
+    """
+    assert model_config.hydragnn is not None
+    options = model_config.hydragnn.model_copy(update={"vector_bias": about["vector_bias"]})
     return LadderFacts(
-        implementation=checkout.describe(started["python"], about["packages"]),
+        implementation=checkout.describe_source(description["python"], about["packages"]),
         model=LadderModel(
-            config=sizes.replace(hydragnn=options.model_dump(), heads=about["branches"]).asdict(),
+            config=model_config.replace(hydragnn=options.model_dump(), heads=about["branches"]).asdict(),
             trained=config.checkpoint is not None,
             parameters=about["parameters"],
             checkpoint=config.checkpoint,
@@ -202,29 +229,34 @@ def describe(
             device_name=about["device_name"],
             threads=about["threads"],
             torch=about["packages"].get("torch"),
-            parameters=[f"torch.{started['dtype']}"],
+            parameters=[f"torch.{description['dtype']}"],
         ),
     )
 
 
 def prepare_stages(
-    config: LadderParameters, session: Session, batches: Sequence[Batch], log: CaseLog
+    config: LadderParameters, session: InferenceSession, batches: Sequence[Batch], log: CaseLog
 ) -> list[ExternalStage]:
-    """Warm up the stages, and log those that HydraGNN does not have."""
+    """Warm up the stages of a case, and log those that HydraGNN does not have.
+
+    Raises:
+        InputError: HydraGNN has none of the stages.
+    """
     stages: list[ExternalStage] = []
-    for k, stage in enumerate(select_stages(config)):
-        log.write(Progress(done=k, total=len(config.stages) * (config.rounds + 1), activity=f"warm-up: {stage.name}"))
-        if stage.name in STAGES:
+    for stage in iterate_warm_ups(config, log):
+        if stage.name in HYDRAGNN_STAGES:
             stages.append(warm_up(stage, session, batches, log))
         else:
             log.write(Unavailable(stage=stage.name, reason="HydraGNN has no such stage"))
     if not stages:
-        raise InputError(f"stages: HydraGNN has none of {', '.join(config.stages)}; it has {', '.join(STAGES)}")
+        raise InputError(
+            f"stages: HydraGNN has none of {', '.join(config.stages)}; it has {', '.join(HYDRAGNN_STAGES)}"
+        )
     return stages
 
 
-def warm_up(stage: Stage, session: Session, batches: Sequence[Batch], log: CaseLog) -> ExternalStage:
-    """Run a stage once on each batch, and log its first call; raise PotentialError if a result is not finite."""
+def warm_up(stage: Stage, session: InferenceSession, batches: Sequence[Batch], log: CaseLog) -> ExternalStage:
+    """Run a stage once on each batch, and log its first call; raise PotentialError if a prediction is not finite."""
     first_s: list[float] = []
     for batch in batches:
         prediction, seconds = session.predict(stage.name, batch)

@@ -1,4 +1,4 @@
-"""The physics of each stage: symmetries, forces against energies, and smoothness, on one crystal and one molecule."""
+"""Checks of the physics of each stage on a crystal and a molecule: symmetries, exact forces, and smoothness."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from harness.reference.data.structure import Structure
 from harness.reference.errors import get_first_line
 from harness.reference.inference.precision import find_precision
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.potentials.physics import Predict, check_physics, to_event
+from harness.reference.potentials.physics import Predict, build_check_event, check_physics
 from harness.reference.potentials.process import PotentialError, PotentialPrediction
 from harness.reference.potentials.reference_model import select_structures
 from harness.reference.programs.ladder.prepared_stage import PreparedStage, apply_allocator
 from harness.reference.programs.ladder.workload import prepare_batch
 
-# Structures of each kind per call.
-GROUP = 6
-# The first takes most of the time, the second has other shapes, for which stages would be compiled again.
+STRUCTURES_PER_CALL = 6  # of each kind
+# Force constants take most of the time; supercells have other shapes, for which stages would be compiled again.
 SKIPPED = ("force constants", "supercell")
 
 
 def log_physics(
     stages: Sequence[PreparedStage], model: FoundationModel, config: LadderParameters, log: CaseLog
 ) -> None:
-    """Check every stage, and log the violation of each property with its tolerance."""
+    """Check every stage, and log the result of each check."""
     crystal, molecule = select_structures(model)
     dtype = str(find_precision(config.precision).dtype).removeprefix("torch.")
     structures = [s for s in (crystal, molecule) if s is not None]
@@ -46,33 +45,40 @@ def log_physics(
             skip=SKIPPED,
             seed=config.seed,
         ):
-            log.write(to_event(violation, stage=prepared.stage.name))
+            log.write(build_check_event(violation, stage=prepared.stage.name))
 
 
 def build_predict(
     prepared: PreparedStage, model: FoundationModel, config: LadderParameters, fillers: Sequence[Structure]
 ) -> Predict:
-    """Return a function that predicts structures by a stage.
+    """Return a function that predicts structures with a stage.
 
-    Every batch has GROUP structures like each of the fillers, so that compiled stages see one shape of atoms.
+    Every batch has STRUCTURES_PER_CALL structures of each size: fillers complete it, so that compiled stages see a
+    single number of atoms.
+
+    Args:
+        prepared: The stage.
+        model: The model.
+        config: The parameters of the case.
+        fillers: A structure of each size that will be predicted.
     """
 
     def predict(structures: Sequence[Structure]) -> list[PotentialPrediction]:
         predictions: list[PotentialPrediction] = []
-        for first in range(0, len(structures), GROUP):
-            group = list(structures[first : first + GROUP])
-            rest = [filler for filler in fillers for _ in range(GROUP)]
+        for first in range(0, len(structures), STRUCTURES_PER_CALL):
+            group = list(structures[first : first + STRUCTURES_PER_CALL])
+            rest = [filler for filler in fillers for _ in range(STRUCTURES_PER_CALL)]
             for structure in group:  # each takes the place of a filler of its size
                 del rest[next((k for k, filler in enumerate(rest) if len(filler) == len(structure)), -1)]
-            batch = [*group, *rest]
+            structures_of_batch = [*group, *rest]
             try:
-                result = prepared(model, prepare_batch(batch, model, config)[0])
-            except Exception as error:  # each compiler raises its own errors, and for a new shape only now
+                result = prepared(model, prepare_batch(structures_of_batch, model, config)[0])
+            except Exception as error:  # each compiler raises its own errors, and compiles a new shape only here
                 if prepared.stage.compiler is None:
                     raise
                 raise PotentialError(get_first_line(error)[:300]) from None
             energies = result.energy.double().tolist()
-            forces = result.forces.double().cpu().split([len(s) for s in batch])
+            forces = result.forces.double().cpu().split([len(s) for s in structures_of_batch])
             for structure, energy, force in zip(group, energies, forces, strict=False):
                 if not force.isfinite().all():
                     raise PotentialError(f"{structure.name}: forces are not finite")

@@ -1,4 +1,4 @@
-"""A stage with its warm-up, and the work and memory of one call, measured before it is timed."""
+"""The warm-up of a stage, in which the work and the memory of one call are measured."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class PreparedStage:
     """A stage that is ready to be timed.
 
     Attributes:
-        stage: The stage.
-        predict: Its function.
-        work: Arithmetic and traffic of one call on the first batch.
-        peak_bytes: Peak memory of that call.
+        stage: The definition of the stage.
+        predict: The function of the stage, which may be compiled.
+        work: The floating-point operations and the memory traffic of one call on the first batch.
+        peak_bytes: The peak memory of this call.
     """
 
     stage: Stage
@@ -39,32 +39,34 @@ class PreparedStage:
     peak_bytes: int = 0
 
     def __call__(self, model: FoundationModel, batch: Batch) -> Prediction:
-        """Run gate and stage, as they are timed."""
+        """Run the gate and the stage."""
         return self.predict(model, batch, model.gate(batch.composition))
 
     def time(self, model: FoundationModel, batch: Batch) -> tuple[Prediction, dict[str, float]]:
-        """Run gate and stage, and return the prediction and the times of a sample that it determines."""
+        """Run the gate and the stage, and return the prediction and the measured times as fields of `LadderSample`."""
         outputs: list[Prediction] = []
         device_s = timing.time_call(lambda: outputs.append(self(model, batch)), batch.head.device)
         return outputs[0], {"device_s": device_s}
 
-    def shape(self, batch: Batch) -> Shape:
-        """Return the shape on which the stage runs for a batch, with padding."""
+    def find_shape(self, batch: Batch) -> Shape:
+        """Return the shape of a batch, including the padding of a stage with static shapes."""
         shape = get_shape(batch)
         return self.predict.buckets.assign(shape) if isinstance(self.predict, StaticGraphs) else shape
 
-    def padding(self) -> Padding | None:
-        """Return the padding up to static shapes so far; None for a stage without padding."""
+    def build_padding_event(self) -> Padding | None:
+        """Return an event with the amount of padding so far; None for a stage without static shapes."""
         if not isinstance(self.predict, StaticGraphs):
             return None
         return msgspec.convert({"event": "padding", "stage": self.stage.name, **self.predict.buckets.stats()}, Padding)
 
 
 def prepare_stage(stage: Stage, model: FoundationModel, batches: Sequence[Batch], log: CaseLog) -> PreparedStage | None:
-    """Warm up a stage, log its first call, work and memory, and leave the allocator in its mode.
+    """Warm up a stage in its allocator mode, and log its first call, its work and its memory.
+
+    An error in an uncompiled stage is raised.
 
     Returns:
-        The stage, or None after logging why it cannot be compiled here. An error of an uncompiled stage is raised.
+        The stage; None if it cannot be compiled here, after the reason has been logged.
     """
     prepared = PreparedStage(stage, stage.predict())
     try:
@@ -79,10 +81,10 @@ def prepare_stage(stage: Stage, model: FoundationModel, batches: Sequence[Batch]
 
 
 def apply_allocator(stage: Stage, device: torch.device) -> bool:
-    """Set the mode of the allocator that the stage needs, and return whether that changed it.
+    """Set the allocator mode that the stage needs, and return whether the mode has changed.
 
     Raises:
-        NotGlibc: The mode cannot be set, and the stage is the one that measures its effect.
+        NotGlibc: The mode cannot be set, and the stage is `tuned_allocator`, which measures its effect.
     """
     try:
         if device.type != "cpu":
@@ -95,6 +97,7 @@ def apply_allocator(stage: Stage, device: torch.device) -> bool:
 
 
 def _warm_up(prepared: PreparedStage, model: FoundationModel, batches: Sequence[Batch], log: CaseLog) -> None:
+    """Call a stage on the batches, set its work and its peak memory, and log them."""
     first = batches[0]
     device = first.head.device
     started = time.perf_counter()
@@ -105,14 +108,14 @@ def _warm_up(prepared: PreparedStage, model: FoundationModel, batches: Sequence[
         prepared(model, batch)
     eager = PreparedStage(prepared.stage, prepared.stage.predict_eager())
 
-    def count() -> None:
-        prepared.work = count_work(lambda: eager(model, first), eager.shape(first))
+    def count_work_of_call() -> None:
+        prepared.work = count_work(lambda: eager(model, first), eager.find_shape(first))
 
     if prepared.stage.compiler:
-        count()
-    # for an uncompiled stage, one call both counts and measures the memory
+        count_work_of_call()
+    # a single call of an uncompiled stage serves to count its work and to measure its memory
     prepared.peak_bytes = timing.measure_peak_bytes(
-        (lambda: prepared(model, first)) if prepared.stage.compiler else count, device
+        (lambda: prepared(model, first)) if prepared.stage.compiler else count_work_of_call, device
     )
     log.write(
         WarmUp(

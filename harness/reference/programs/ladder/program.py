@@ -1,10 +1,10 @@
-"""The ladder: warm up all stages, time them in turn in rounds on all batches, and record workload and machine."""
+"""The program `ladder`: warm up all stages of the inference ladder, then time them in turn on the same batches."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,15 @@ from harness.reference.profiling.memory import measure_free_bytes
 from harness.reference.profiling.timing import observe
 from harness.reference.programs.ladder.physics import log_physics
 from harness.reference.programs.ladder.prepared_stage import PreparedStage, apply_allocator, prepare_stage
-from harness.reference.programs.ladder.stages import select_stages
-from harness.reference.programs.ladder.workload import make_groups, make_model, neighbour_limit, prepare_batch
+from harness.reference.programs.ladder.stages import Stage, select_stages
+from harness.reference.programs.ladder.workload import get_neighbour_limit, make_groups, make_model, prepare_batch
 
+# The sizes of the square matrix product whose rate is a ceiling.
 SQUARE = (1024, 1024, 1024)
 
 
 def describe_workload(batches: Sequence[Batch], model: FoundationModel, config: LadderParameters) -> LadderFacts:
-    """Return facts of the workload, of the gate on it, and of the observed types and devices."""
+    """Return the facts about the workload, the gate's weights on it, and the observed types and devices."""
     weights = [model.gate(b.composition) for b in batches]
     encoded = model.encode(batches[0], batches[0].positions, batches[0].shift)
     return LadderFacts(
@@ -63,7 +64,7 @@ def describe_workload(batches: Sequence[Batch], model: FoundationModel, config: 
 
 
 def describe_batches(batches: Sequence[Batch], model: FoundationModel, config: LadderParameters) -> LadderWorkload:
-    """Return the fact about the structures, and about their elements that the model was not trained on."""
+    """Return the fact about the sizes of the batches and the elements in them."""
     numbers = torch.cat([b.numbers for b in batches]).unique()
     return LadderWorkload(
         name=config.workload,
@@ -72,14 +73,18 @@ def describe_batches(batches: Sequence[Batch], model: FoundationModel, config: L
         edges=sum(len(b.receiver) for b in batches),
         batches=len(batches),
         batch_size=len(batches[0].head),
-        max_neighbours=neighbour_limit(model, config),
+        max_neighbours=get_neighbour_limit(model, config),
         elements=len(numbers),
         unseen_elements=numbers[~model.elements[numbers]].tolist(),
     )
 
 
 def describe_gate(weights: Sequence[torch.Tensor]) -> LadderGate:
-    """Return the fact about the weights of the gate, [g, heads] of each batch."""
+    """Return the fact about the gate.
+
+    Args:
+        weights: The weights of the heads for the structures of each batch, [g, heads].
+    """
     return LadderGate(
         threshold=SKIP_THRESHOLD,
         active_heads=[[HEADS[h] for h in find_active_heads(w)] for w in weights],
@@ -88,13 +93,14 @@ def describe_gate(weights: Sequence[torch.Tensor]) -> LadderGate:
 
 
 def measure_ceilings(kinds: Mapping[Kind, Sizes | None], device: torch.device) -> Ceilings:
-    """Measure the rates of a copy, of a square product in each type that occurs, and of the main product of each kind.
+    """Measure the hardware's ceilings: the rates of a copy and of matrix products in each type that occurs.
 
-    The square product is also the ceiling of work outside matrix products (messages).
+    A product is measured with the sizes of the largest product of each kind of work, and with square matrices. The rate
+    of the square product is also the ceiling of work outside matrix products (messages).
 
     Args:
-        kinds: Kind of work -> sizes of its main product, None without products.
-        device: The device.
+        kinds: The sizes of the largest product of each kind of work; None for a kind without products.
+        device: The device to measure.
     """
     squares = {dtype: measure_rate(dtype, SQUARE, device) for dtype in sorted({dtype for _, dtype in kinds})}
     return Ceilings(
@@ -113,18 +119,18 @@ def measure_ceilings(kinds: Mapping[Kind, Sizes | None], device: torch.device) -
 
 
 def measure_rate(dtype: str, sizes: Sizes, device: torch.device) -> float:
-    """Measure the rate of a matrix product in GFLOP/s; the type is one of torch, or TF32."""
+    """Return the rate of a matrix product in GFLOP/s; dtype: the name of a torch type, or TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == TF32 else before)
     try:
-        kind = torch.float32 if dtype == TF32 else getattr(torch, dtype)
-        return timing.measure_product_gflop_per_s(device, kind, sizes)
+        torch_dtype = torch.float32 if dtype == TF32 else getattr(torch, dtype)
+        return timing.measure_product_gflop_per_s(device, torch_dtype, sizes)
     finally:
         torch.set_float32_matmul_precision(before)
 
 
 def run(config: LadderParameters, log: CaseLog, folder: Path) -> None:
-    """Warm up all stages, time them in turn, and log a profile of the last one."""
+    """Warm up all stages, time them in turn, check their physics, and log a profile of the last one."""
     device = torch.device(config.device)
     model, model_fact = make_model(config)
     log.record_facts(LadderFacts(model=model_fact))
@@ -133,9 +139,7 @@ def run(config: LadderParameters, log: CaseLog, folder: Path) -> None:
     batches = [prepare_batch(group, model, config)[0] for group in groups]
     log.record_facts(describe_workload(batches, model, config))
     stages: list[PreparedStage] = []
-    total = len(config.stages) * (config.rounds + 1)
-    for k, stage in enumerate(select_stages(config)):
-        log.write(Progress(done=k, total=total, activity=f"warm-up: {stage.name}"))
+    for stage in iterate_warm_ups(config, log):
         prepared = prepare_stage(stage, model, batches, log)
         if prepared is not None:
             stages.append(prepared)
@@ -143,17 +147,45 @@ def run(config: LadderParameters, log: CaseLog, folder: Path) -> None:
         raise InputError("none of the stages can run here")
     kinds = {kind: sizes for prepared in stages for kind, sizes in prepared.work.kinds.items()}
     log.record_facts(LadderFacts(free_bytes=measure_free_bytes(device), ceilings=measure_ceilings(kinds, device)))
-    for number in range(config.rounds):
-        time_round(number, stages=stages, groups=groups, model=model, config=config, log=log)
-    for prepared in stages:
-        if padding := prepared.padding():
-            log.write(padding)
-    if config.transformations:
-        log_physics(stages, model, config, log)
+    measure_stages(stages, groups=groups, model=model, config=config, log=log)
     last, batch = stages[-1], batches[0]
     reset_allocator(last, stages, model, batch)
     profile = timing.profile_call(lambda: last(model, batch), device)
     log.write(msgspec.convert({"event": "profile", "stage": last.stage.name, **profile}, Profile))
+
+
+def iterate_warm_ups(config: LadderParameters, log: CaseLog) -> Iterator[Stage]:
+    """Yield the stages of a case in the order of the ladder, and log the progress of their warm-up."""
+    total = len(config.stages) * (config.rounds + 1)
+    for k, stage in enumerate(select_stages(config)):
+        log.write(Progress(done=k, total=total, activity=f"warm-up: {stage.name}"))
+        yield stage
+
+
+def measure_stages(
+    stages: Sequence[PreparedStage],
+    *,
+    groups: Sequence[Sequence[Structure]],
+    model: FoundationModel,
+    config: LadderParameters,
+    log: CaseLog,
+) -> None:
+    """Time the stages in rounds, then log the padding of static shapes and the checks of physics.
+
+    Args:
+        stages: The stages after their warm-up.
+        groups: The structures of each batch.
+        model: The model.
+        config: The parameters of the case.
+        log: The log of the case.
+    """
+    for number in range(config.rounds):
+        time_round(number, stages=stages, groups=groups, model=model, config=config, log=log)
+    for prepared in stages:
+        if padding := prepared.build_padding_event():
+            log.write(padding)
+    if config.transformations:
+        log_physics(stages, model, config, log)
 
 
 def time_round(
@@ -165,7 +197,7 @@ def time_round(
     config: LadderParameters,
     log: CaseLog,
 ) -> None:
-    """Run every stage once on every batch, each round from a different stage on, and log samples after each batch."""
+    """Run every stage once on every batch, and log samples after each batch; each round starts with another stage."""
     start = number % len(stages)
     total = len(stages) * (config.rounds + 1)
     log.write(Progress(done=len(stages) * (number + 1), total=total, activity=f"round {number + 1}"))
@@ -194,10 +226,10 @@ def time_round(
 def reset_allocator(
     prepared: PreparedStage, stages: Sequence[PreparedStage], model: FoundationModel, batch: Batch
 ) -> None:
-    """Set the allocator mode of a stage; after a switch to the tuned mode, restore the pages that it would have kept.
+    """Set the allocator mode of a stage; after a switch to the tuned mode, allocate the memory that it usually retains.
 
-    To restore them, the tuned stages are called untimed; then a large buffer is written to evict their data from the
-    caches, since the other stages start with cold caches too.
+    For this, the tuned stages are called once without timing. Then a large buffer is written to evict their data from
+    the CPU caches, since other stages also start with cold caches.
     """
     if apply_allocator(prepared.stage, batch.head.device) and prepared.stage.tuned_allocator:
         for other in stages:
@@ -207,7 +239,10 @@ def reset_allocator(
 
 
 def compute_output_errors(prediction: Prediction, expected: Prediction, batch: Batch) -> dict[str, Any]:
-    """Return the largest errors of a prediction and their scales, or only finite=False if it is not finite."""
+    """Return the error fields of a `LadderSample`: the largest errors of a prediction and their scales.
+
+    If a number is not finite, the only field is `finite`, which is False.
+    """
     if not all(bool(t.isfinite().all()) for t in (*prediction, *expected)):
         return {"finite": False}
     energy_error = ((prediction.energy - expected.energy).double().abs() / batch.n_atoms.double()).max()

@@ -1,4 +1,4 @@
-"""The stages of the ladder: those of the paper (Table XV) and those beyond it."""
+"""The stages of the inference ladder: those of the paper (Table XV), and further ones."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from harness.reference.ops import messages
 
 Function = Callable[..., Prediction]
 Compiler = Callable[[Function], Function]
-MAX_COMPILED_SHAPES = 64  # a static stage compiles each shape
+MAX_COMPILED_SHAPES = 64  # a stage with static shapes is compiled for each of them
 
 
 class StageUnavailable(RuntimeError):
-    """The stage does not support this model or device; the message says why."""
+    """A stage does not support the model or the device; the message has the reason."""
 
 
 def leave_eager(function: Function) -> Function:
@@ -36,38 +36,39 @@ def leave_eager(function: Function) -> Function:
 
 @functools.cache
 def compile_dynamic(function: Function) -> Function:
-    """Compile energy and gradient as one graph with dynamic shapes, by inductor."""
+    """Compile the energy and its gradient as one graph with dynamic shapes."""
     return _compile(function, dynamic=True)
 
 
 @functools.cache
 def compile_static(function: Function) -> Function:
-    """Compile energy and gradient as one graph for each shape; on CUDA, its kernels launch as one CUDA graph."""
+    """Compile the energy and its gradient as one graph for each shape; on a GPU, it runs as a single CUDA graph."""
     on_gpu = torch.cuda.is_available()
     return _compile(function, dynamic=False, mode="reduce-overhead" if on_gpu else None)
 
 
 def _compile(function: Function, **options: Any) -> Function:
+    """Compile a function with torch.compile, with the kernels named in profiles."""
     torch._dynamo.config.trace_autograd_ops = True
     torch._dynamo.config.recompile_limit = MAX_COMPILED_SHAPES
-    torch._inductor.config.cpp.enable_kernel_profile = True  # names the kernels in a profile
+    torch._inductor.config.cpp.enable_kernel_profile = True
     compiled: Function = torch.compile(function, fullgraph=True, **options)
     return compiled
 
 
 @functools.cache
-def _formulation(function: Function, fused: bool) -> Function:
-    """Return one object for equal arguments, since compiled code is cached by the identity of the function."""
+def _set_fused(function: Function, fused: bool) -> Function:
+    """Return the function with `fused` set; equal arguments give the same object, by which compiled code is cached."""
     return partial(function, fused=fused)
 
 
 def fused_messages(compiler: Compiler = compile_dynamic) -> Predict:
-    """Return `batched_heads` with fused messages: one operator that writes no tensor of edges x features.
+    """Return `batched_heads` with fused messages: a single operator, which writes no tensor [edges, features].
 
-    The function that is returned raises BuildError without a compiler, and UnsupportedKernel for another model or
-    device.
+    The returned function raises BuildError if there is no C++ compiler, and UnsupportedKernel if the operator does not
+    support the model or the device.
     """
-    run = compiler(_formulation(batched_heads, True))
+    run = compiler(_set_fused(batched_heads, True))
 
     def predict(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
         messages.check(model.config.network, batch.positions.device)
@@ -78,7 +79,7 @@ def fused_messages(compiler: Compiler = compile_dynamic) -> Predict:
 
 
 def _can_fuse(model: FoundationModel, batch: Batch) -> bool:
-    """Return whether the model has fused messages on this device; raise BuildError if only a compiler is missing."""
+    """Return whether fused messages support the model and the device; raise BuildError if they cannot be built."""
     device = batch.positions.device
     try:
         messages.check(model.config.network, device)
@@ -90,18 +91,18 @@ def _can_fuse(model: FoundationModel, batch: Batch) -> bool:
 
 @dataclass
 class StaticGraphs:
-    """A formulation on batches padded to a few shapes, with fused messages where the model has them.
+    """A function of a stage that pads batches to a few static shapes.
 
     Attributes:
-        run: The formulation.
-        buckets: The shapes so far.
+        run: The function that predicts a padded batch.
+        buckets: The static shapes so far.
     """
 
     run: Function
     buckets: ShapeBuckets = field(default_factory=ShapeBuckets)
 
     def __call__(self, model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        """Pad the batch, run, and cut off the padding; raise StageUnavailable for models that need pairs of edges."""
+        """Pad the batch, predict, and remove the padding; raise StageUnavailable if the model needs pairs of edges."""
         if model.config.needs_triplets:
             raise StageUnavailable("pairs of edges have no static shape")
         shape = self.buckets.assign(get_shape(batch))
@@ -110,7 +111,7 @@ class StaticGraphs:
             torch.compiler.cudagraph_mark_step_begin()
         result = self.run(model, padded, pad_rows(weights, shape.graphs))
         energy, forces = result.energy[: len(batch.head)], result.forces[: len(batch.numbers)]
-        # a CUDA graph writes its next results to the same memory
+        # the results are copied, since a CUDA graph reuses their memory in the next call
         return Prediction(energy.clone(), forces.clone()) if batch.head.is_cuda else Prediction(energy, forces)
 
 
@@ -119,23 +120,23 @@ class MixedPrecision:
     """Low precision for the matrix products of the encoder; the rest is as in `prediction.mixed_precision`.
 
     Attributes:
-        wrap: The way to compile.
-        products: Type of the matrix products.
-        low: The copy of the model in low precision, made by the first call.
+        compiler: The function that compiles the stage.
+        products: The type of the matrix products.
+        low: The copy of the model in low precision, which the first call makes.
     """
 
-    wrap: Compiler
+    compiler: Compiler
     products: Literal["bf16", "tf32"]
     low: FoundationModel | None = None
 
     def __call__(self, model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        """Predict with low-precision products; raise StageUnavailable for TF32 on a device without it."""
+        """Predict with products in low precision; raise StageUnavailable for TF32 on a device that lacks it."""
         if self.low is None:
             if self.products == "tf32" and not batch.head.is_cuda:
                 raise StageUnavailable(f"{batch.head.device.type} has no TF32")
             self.low = copy.deepcopy(model).float()
             self.low.autocast = torch.bfloat16 if self.products == "bf16" else None
-        run = self.wrap(_formulation(prediction.mixed_precision, _can_fuse(model, batch)))
+        run = self.compiler(_set_fused(prediction.mixed_precision, _can_fuse(model, batch)))
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.products == "tf32" else before)
         try:
@@ -145,16 +146,16 @@ class MixedPrecision:
 
 
 def static_graphs(compiler: Compiler = compile_static) -> Predict:
-    """Return the batched heads on static shapes."""
+    """Return `batched_heads` on static shapes, with fused messages if the model and the device support them."""
 
     def run(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        return compiler(_formulation(batched_heads, _can_fuse(model, batch)))(model, batch, weights)
+        return compiler(_set_fused(batched_heads, _can_fuse(model, batch)))(model, batch, weights)
 
     return StaticGraphs(run)
 
 
 def mixed_precision(compiler: Compiler = compile_static, products: Literal["bf16", "tf32"] = "bf16") -> Predict:
-    """Return mixed precision on static shapes."""
+    """Return `MixedPrecision` on static shapes."""
     return StaticGraphs(MixedPrecision(compiler, products))
 
 
@@ -163,11 +164,11 @@ class Stage:
     """A stage of the ladder.
 
     Attributes:
-        name: Name of the stage.
-        make: Returns the function of the stage for a way to compile it.
-        exact: Whether it must agree with the baseline to rounding.
-        compiler: The way to compile it, None for eager code; a compiled stage may be unavailable.
-        tuned_allocator: Whether it runs with the tuned allocator.
+        name: The name of the stage.
+        make: Returns the function of the stage for a given compiler.
+        exact: Whether the stage must agree with the baseline except for rounding errors.
+        compiler: The compiler of the stage; None: the stage is not compiled. A compiled stage may be unavailable.
+        tuned_allocator: Whether the stage runs with the tuned allocator.
     """
 
     name: str
@@ -177,30 +178,30 @@ class Stage:
     tuned_allocator: bool = False
 
     def predict(self) -> Predict:
-        """Return the function of the stage."""
+        """Return the function of the stage, compiled if it has a compiler."""
         return self.make(self.compiler or leave_eager)
 
     def predict_eager(self) -> Predict:
-        """Return the same arithmetic as eager code, which can be counted."""
+        """Return the function of the stage without compilation, whose operations can be counted."""
         return self.make(leave_eager)
 
 
-# Stage -> its function for a way to compile it, that way, and whether the allocator is tuned.
+# For each stage: its `make`, its compiler, and whether the allocator is tuned (see `Stage`).
 IMPLEMENTATIONS: dict[StageName, tuple[Callable[[Compiler], Predict], Compiler | None, bool]] = {
     "baseline": (lambda _: prediction.baseline, None, False),
     "encoder_reuse": (lambda _: prediction.encoder_reuse, None, False),
     "branch_skip": (lambda _: prediction.branch_skip, None, False),
     "fused_gradient": (lambda _: prediction.fused_gradient, None, False),
     "batched_heads": (lambda _: batched_heads, None, False),
-    "torch_compile": (lambda wrap: wrap(batched_heads), compile_dynamic, False),
-    "tuned_allocator": (lambda wrap: wrap(batched_heads), compile_dynamic, True),
+    "torch_compile": (lambda compiler: compiler(batched_heads), compile_dynamic, False),
+    "tuned_allocator": (lambda compiler: compiler(batched_heads), compile_dynamic, True),
     "fused_messages": (fused_messages, compile_dynamic, True),
     "static_graphs": (static_graphs, compile_static, True),
     "mixed_precision": (mixed_precision, compile_static, True),
 }
 LADDER: tuple[Stage, ...] = tuple(
-    Stage(name, make, name not in APPROXIMATE, compiled, tuned)
-    for name, (make, compiled, tuned) in ((name, IMPLEMENTATIONS[name]) for name in STAGES)
+    Stage(name, make, name not in APPROXIMATE, compiler, tuned)
+    for name, (make, compiler, tuned) in ((name, IMPLEMENTATIONS[name]) for name in STAGES)
 )
 
 

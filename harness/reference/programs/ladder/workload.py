@@ -1,4 +1,4 @@
-"""The model and the structures of a case of the ladder."""
+"""The model, the structures and the batches of a case of the ladder."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ from harness.reference.profiling import timing
 from harness.reference.profiling.memory import estimate_largest_batch, measure_free_bytes
 from harness.reference.programs.ladder.stages import select_stages
 
+# The shipped sets of the workload `crystals`.
 CRYSTAL_SETS = ("mptrj", "alexandria")
-CLOSED_LOGIT = -7.0  # logit of a branch that the gate closes
-PROBE = 4  # structures on which memory is measured to choose the batch size
+CLOSED_LOGIT = -7.0  # logit of an inactive head in a fixed gate
+PROBE_STRUCTURES = 4  # structures on which memory is measured to choose the batch size
 
 
 def make_model(config: LadderParameters) -> tuple[FoundationModel, LadderModel]:
-    """Return the frozen model in double precision on the CPU, and its facts."""
+    """Return the model of a case in double precision on the CPU, with frozen weights, and the fact about it."""
     if config.checkpoint is not None:
         model, notes = checkpoints.load_named(config.checkpoint)
         test_errors: Any = notes.get("test_errors")
@@ -59,7 +60,7 @@ def make_model(config: LadderParameters) -> tuple[FoundationModel, LadderModel]:
 
 
 def fix_gate(model: FoundationModel, active_heads: int) -> None:
-    """Set the gate to equal weights for the first `active_heads` branches and almost none for the others."""
+    """Set the gate to equal weights for the first `active_heads` heads, and to weights near zero for the others."""
     with torch.no_grad():
         model.gate.last.weight.zero_()
         model.gate.last.bias.fill_(CLOSED_LOGIT)
@@ -67,7 +68,7 @@ def fix_gate(model: FoundationModel, active_heads: int) -> None:
 
 
 def make_structures(config: LadderParameters, count: int) -> list[Structure]:
-    """Return the first structures of the workload, fewer if it has no more."""
+    """Return the first `count` structures of the workload, or all of them if it has fewer."""
     if config.workload == "random":
         return make_random_structures(count, atoms=config.atoms)
     if config.workload == "crystals":
@@ -78,17 +79,17 @@ def make_structures(config: LadderParameters, count: int) -> list[Structure]:
     return read_structures(Path(config.structure_file), count)
 
 
-def neighbour_limit(model: FoundationModel, config: LadderParameters) -> int | None:
-    """Return the maximum number of neighbours of an atom: that of the case for random structures, else the model's."""
+def get_neighbour_limit(model: FoundationModel, config: LadderParameters) -> int | None:
+    """Return the maximum number of neighbours of an atom: the case's for random structures, otherwise the model's."""
     return config.max_neighbours if config.workload == "random" else model.config.max_neighbours
 
 
 def prepare_batch(
     structures: Sequence[Structure], model: FoundationModel, config: LadderParameters
 ) -> tuple[Batch, dict[str, Any]]:
-    """Build a batch on the device, and return it with the seconds of each step."""
+    """Build a batch on the device; return the batch, and the seconds of each step as fields of `LadderSample`."""
     device = torch.device(config.device)
-    limit = neighbour_limit(model, config)
+    limit = get_neighbour_limit(model, config)
     t0 = time.perf_counter()
     graphs = [build_neighbour_list(s, cutoff=model.config.cutoff, max_neighbours=limit) for s in structures]
     t1 = time.perf_counter()
@@ -111,12 +112,13 @@ def make_groups(config: LadderParameters, model: FoundationModel, log: CaseLog) 
 
 
 def choose_batch_size(config: LadderParameters, model: FoundationModel, log: CaseLog) -> int:
-    """Return and log the number of structures that fit into free memory.
+    """Return and log the number of structures of a batch that fits into the free memory.
 
-    It is extrapolated from PROBE structures in the uncompiled stage that needs most memory; compiled stages need less.
+    The number is extrapolated from a batch of PROBE_STRUCTURES structures in the uncompiled stage that needs the most
+    memory; compiled stages need less.
     """
     device = torch.device(config.device)
-    batch, _ = prepare_batch(make_structures(config, PROBE), model, config)
+    batch, _ = prepare_batch(make_structures(config, PROBE_STRUCTURES), model, config)
     weights = model.gate(batch.composition)
     eager: list[Predict] = [s.predict_eager() for s in select_stages(config) if s.compiler is None]
     eager = eager or [prediction.fused_gradient]

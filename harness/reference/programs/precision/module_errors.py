@@ -33,8 +33,8 @@ def compute_module_errors(
     reference, other = _record_activations(exact, batch), _record_activations(low, low_batch)
     return [
         {"module": name, "kind": type(exact.get_submodule(name)).__name__,
-         "input": _relative_error(reference[name][0], other[name][0]),
-         "output": _relative_error(reference[name][1], other[name][1])}
+         "input": _compute_relative_error(reference[name][0], other[name][0]),
+         "output": _compute_relative_error(reference[name][1], other[name][1])}
         for name in reference
         if name in other and reference[name][1]
     ]  # fmt: skip
@@ -47,7 +47,7 @@ def _record_activations(model: FoundationModel, batch: Batch) -> Activations:
     def make_hook(name: str) -> Any:
         def record(_: nn.Module, inputs: Any, outputs: Any) -> None:
             activations.pop(name, None)
-            activations[name] = (_floats(inputs), _floats(outputs))
+            activations[name] = (_list_floating_tensors(inputs), _list_floating_tensors(outputs))
 
         return record
 
@@ -62,14 +62,14 @@ def _record_activations(model: FoundationModel, batch: Batch) -> Activations:
     return activations
 
 
-def _floats(value: Any) -> list[Tensor]:
+def _list_floating_tensors(value: Any) -> list[Tensor]:
     """Return all floating-point tensors in nested tuples and lists."""
     if isinstance(value, Tensor):
         return [value.detach()] if value.is_floating_point() else []
-    return [t for part in value for t in _floats(part)] if isinstance(value, (tuple, list)) else []
+    return [t for part in value for t in _list_floating_tensors(part)] if isinstance(value, (tuple, list)) else []
 
 
-def _relative_error(reference: list[Tensor], other: list[Tensor]) -> float | None:
+def _compute_relative_error(reference: list[Tensor], other: list[Tensor]) -> float | None:
     """Return the relative error of a list of tensors; None if there is nothing to compare."""
     pairs = [(a.double(), b.double()) for a, b in zip(reference, other, strict=False) if a.shape == b.shape]
     size = sum(float(a.square().sum()) for a, _ in pairs) ** 0.5

@@ -44,7 +44,7 @@ from harness.reference.inference.precision import Precision, find_precision, obs
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.potentials.physics import to_event
+from harness.reference.potentials.physics import build_check_event
 from harness.reference.potentials.reference_model import check_model
 from harness.reference.profiling import timing
 from harness.reference.profiling.timing import observe
@@ -164,7 +164,7 @@ def describe(
         model=PrecisionModel(config=first.config.asdict(), parameters=sum(p.numel() for p in first.parameters())),
         workload=PrecisionWorkload(
             datasets=[
-                TrainSet(dataset=d.name, head=HEADS[d.head], data_origin=d.role, level_of_theory=d.level)
+                TrainSet(dataset=d.name, head=HEADS[d.head], data_origin=d.data_origin, level_of_theory=d.level)
                 for d in splits[SPLITS[0]].datasets
             ],
             batch_size=config.batch_size,
@@ -270,7 +270,7 @@ def predict(
             for violation in check_model(
                 cast, transformations=config.physics_transformations, skip=SLOW_CHECKS, seed=config.seed
             ):
-                log.write(to_event(violation, precision=name))
+                log.write(build_check_event(violation, precision=name))
     names = list(models)
     total = sum(len(batch.head) for batch, _ in batches[REFERENCE])
     for number in range(config.rounds):

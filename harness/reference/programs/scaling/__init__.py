@@ -1,1 +1,1 @@
-"""The program `scaling`: timed steps of data-parallel training, for weak and strong scaling."""
+"""The program `data_parallel`: timed steps of data-parallel training, for studies of weak and strong scaling."""

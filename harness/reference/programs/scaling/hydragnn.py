@@ -1,4 +1,4 @@
-"""Data-parallel training by HydraGNN's own program, with a fixed number of steps in each epoch."""
+"""The program `data_parallel` with HydraGNN's code: training with a fixed number of steps in each epoch."""
 
 from __future__ import annotations
 
@@ -19,97 +19,105 @@ from harness.protocol.programs.data_parallel import (
     ScalingSet,
     ScalingWorkload,
 )
-from harness.reference.datasets.hydragnn.export import MAX_NEIGHBOURS
+from harness.reference.datasets.collection import Dataset
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed import launch
 from harness.reference.errors import InputError
-from harness.reference.external.architecture import find_sizes
-from harness.reference.external.checkout import find_checkout
 from harness.reference.external.training import (
-    NEEDED,
     Epoch,
+    Record,
     TrainingRun,
-    find_record,
+    describe_runtime,
+    find_first_record,
     group_by_epoch,
-    list_places,
-    observe,
+    list_rank_places,
 )
 
-# HydraGNN's regions of a step and those of this program; `forward` includes the gradient that gives forces.
+# HydraGNN's regions of a step and their names in events; `forward` includes the computation of the forces.
 REGIONS = {"dataload": "data", "forward": "forward", "backward": "backward", "opt_step": "optimizer"}
 
 
 def run(config: DataParallelParameters, log: CaseLog, folder: Path) -> None:
-    """Train on all ranks; rank 0 logs steps, epochs and throughput."""
+    """Run HydraGNN's training program on this rank; rank 0 logs steps, epochs and throughput."""
     rank_info = launch.detect_rank(os.environ)
-    checkout = find_checkout(folder, NEEDED)
-    training = TrainingRun(
-        checkout,
-        folder / "hydragnn",
-        find_sizes(config.model, heads=1, max_neighbours=MAX_NEIGHBOURS),
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        precision=config.precision,
-        learning_rate=config.learning_rate,
-        force_weight=config.force_weight,
-        stops_early=False,
-        device=config.device,
-        environment={
-            "HYDRAGNN_BACKEND": config.backend,
-            "HYDRAGNN_MAX_NUM_BATCH": str(config.steps),
-            "HYDRAGNN_VALTEST": "0",
-        },
-        timeout_s=config.timeout_s,
+    training = TrainingRun.from_parameters(
+        config, folder, environment={"HYDRAGNN_MAX_NUM_BATCH": str(config.steps), "HYDRAGNN_VALTEST": "0"}
     )
     train = training.export(Path(config.store_folder), rank_info)[SPLITS[0]]
     records = training.run(rank_info, folder / f"hydragnn.p{rank_info.rank}.log")
     if rank_info.rank > 0:
         return
-    ranks = [group_by_epoch(some) for some in records]
+    ranks = [group_by_epoch(rank_records) for rank_records in records]
     steps = min(len(epoch.steps) for epochs in ranks for epoch in epochs)
     if steps < config.steps:
-        message = f"{train.name} gives each rank {steps} batches of {config.batch_size}, and the case asks for"
-        raise InputError(f"steps: {message} {config.steps}")
-    environment = find_record(records[0], "environment")
-    samples = [sum(step.structures for epochs in ranks for step in epochs[k].steps) for k in range(len(ranks[0]))]
-    log.record_facts(
-        DataParallelFacts(
-            implementation=checkout.describe(environment["python"], environment["packages"]),
-            model=ScalingModel(
-                config=training.sizes.asdict(), parameters=find_record(records[0], "model")["parameters"]
-            ),
-            workload=ScalingWorkload(
-                datasets=[
-                    ScalingSet(
-                        dataset=train.name,
-                        data_origin=train.role,
-                        level_of_theory=train.level,
-                        structures=len(train.samples),
-                        samples_per_epoch=samples[0],
-                    )
-                ],
-                structures=len(train.samples),
-                read_mode="on_demand",
-                batch_size=config.batch_size,
-                global_batch_size=config.batch_size * rank_info.size,
-                steps=config.steps,
-                epochs=len(samples),
-                passes=sum(samples) / len(train.samples),
-                max_neighbours=training.sizes.max_neighbours,
-            ),
-            runtime=ScalingObserved(**observe(records, config.precision, config.backend)),
-            ranks=list_places(records),
+        raise InputError(
+            f"steps: {train.name} has {steps} batches of {config.batch_size} structures for each rank, but the case"
+            f" asks for {config.steps}"
         )
-    )
-    for number in range(len(samples)):
+    epoch_sizes = [sum(step.structures for epochs in ranks for step in epochs[k].steps) for k in range(len(ranks[0]))]
+    log.record_facts(describe(config, training, train, records, epoch_sizes))
+    for number in range(len(epoch_sizes)):
         log_epoch(number, [epochs[number] for epochs in ranks], log)
-    slowest = [max(epochs[k].train_s for epochs in ranks) for k in range(len(samples))]
-    rates = [structures / seconds for structures, seconds in zip(samples, slowest, strict=True)]
+    slowest = [max(epochs[k].train_s for epochs in ranks) for k in range(len(epoch_sizes))]
+    rates = [structures / seconds for structures, seconds in zip(epoch_sizes, slowest, strict=True)]
     log.record_facts(DataParallelFacts(throughput_structures_per_s=rates[1:]))
 
 
+def describe(
+    config: DataParallelParameters,
+    training: TrainingRun,
+    train: Dataset,
+    records: Sequence[Sequence[Record]],
+    epoch_sizes: Sequence[int],
+) -> DataParallelFacts:
+    """Return the facts about the code, the model, the workload, the runtime and the ranks.
+
+    Args:
+        config: The parameters of the case.
+        training: The training run.
+        train: The training split.
+        records: The records of each rank.
+        epoch_sizes: The number of structures of each epoch, over all ranks.
+    """
+    environment = find_first_record(records[0], "environment")
+    structures = len(train.samples)
+    return DataParallelFacts(
+        implementation=training.checkout.describe_source(environment["python"], environment["packages"]),
+        model=ScalingModel(
+            config=training.model_config.asdict(), parameters=find_first_record(records[0], "model")["parameters"]
+        ),
+        workload=ScalingWorkload(
+            datasets=[
+                ScalingSet(
+                    dataset=train.name,
+                    data_origin=train.data_origin,
+                    level_of_theory=train.level,
+                    structures=structures,
+                    samples_per_epoch=epoch_sizes[0],
+                )
+            ],
+            structures=structures,
+            read_mode="on_demand",
+            batch_size=config.batch_size,
+            global_batch_size=config.batch_size * len(records),
+            steps=config.steps,
+            epochs=len(epoch_sizes),
+            passes=sum(epoch_sizes) / structures,
+            max_neighbours=training.model_config.max_neighbours,
+        ),
+        runtime=ScalingObserved(**describe_runtime(records, config.precision, config.backend)),
+        ranks=list_rank_places(records),
+    )
+
+
 def log_epoch(number: int, ranks: Sequence[Epoch], log: CaseLog) -> None:
-    """Log an epoch, its steps and their regions; the first epoch is discarded."""
+    """Log an epoch, its steps and their regions; the first epoch is a warm-up.
+
+    Args:
+        number: The index of the epoch.
+        ranks: The epoch on each rank.
+        log: The log of the case.
+    """
     times = [epoch.train_s for epoch in ranks]
     waits = [sum(step.regions["dataload"] for step in epoch.steps) for epoch in ranks]
     is_warmup = number == 0

@@ -1,10 +1,10 @@
-"""Data-parallel training steps of the multi-task model, one process per rank: a point of weak or strong scaling.
+"""The program `data_parallel`: timed steps of data-parallel training of the multi-task model, one process per rank.
 
-A thread prepares batches of shipped sets or stores in advance. Epochs run without a barrier, and each rank records its
-own step times; the first epoch is discarded, as in the paper. A further epoch over the batches of the last one, without
-exchange of gradients, separates computation from communication: the share of communication is 1 minus the sum of the
-`compute_only` seconds over the sum of `busy_s` of the last epoch's samples. The gradient is compared with that of one
-process, and the parameters are compared between ranks.
+A thread prefetches the batches from shipped sets or stores. The steps of an epoch run without a barrier, and each rank
+records the times of its steps; the first epoch is discarded, as in the paper. An additional epoch repeats the batches
+of the last epoch without exchange of gradients, to separate computation from communication: the fraction of
+communication is 1 - sum(`compute_only` seconds) / sum(`busy_s` of the samples of the last epoch). The program also
+compares the gradient with that of a single process, and the parameters of all ranks with each other.
 """
 
 from __future__ import annotations
@@ -55,22 +55,23 @@ from harness.reference.storage.sampling.sampler import MixtureSampler, SampleInd
 from harness.reference.training.loader import BatchLoader, LabelledBatch, flatten, set_reference_energies, wrap_ddp
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 
-CHECKED_RANKS = 64
-CHECKED_GRAPHS = 2
+CHECKED_RANKS = 64  # ranks whose batches contribute to the checked gradient
+CHECKED_GRAPHS = 2  # structures of each of these ranks
 
 
-def gradient_error(
+def measure_gradient_error(
     replica: DistributedDataParallel, objective: MultiTaskLoss, loader: BatchLoader, world: ProcessGroup
 ) -> tuple[float, int, int]:
-    """Compare the exchanged gradient of one small batch with the gradient that rank 0 computes alone; collective.
+    """Compare the all-reduced gradient of a small batch with the gradient that rank 0 computes alone; collective.
 
-    Ranks beyond the first CHECKED_RANKS participate with weight 0.
+    Ranks after the first CHECKED_RANKS take part with weight 0.
 
     Returns:
-        The largest difference relative to the largest gradient, and the numbers of ranks and graphs; 0 on other ranks.
+        The largest difference relative to the largest gradient, the number of ranks and the number of structures; zeros
+        on ranks other than 0.
 
     Raises:
-        InputError: The gradient is not finite, or 0.
+        InputError: The gradient is 0, or not finite.
     """
     rank_info = world.rank_info
     counted = min(rank_info.size, CHECKED_RANKS)
@@ -80,7 +81,7 @@ def gradient_error(
     parameters = [p for p in replica.parameters() if p.requires_grad]
     batch, labels = loader.load_batch(indices, world.device)
     (weight * replace(objective, graphs_per_rank=len(indices))(replica(batch, labels), batch.head)).backward()
-    exchanged = flatten([p.grad for p in parameters if p.grad is not None])
+    reduced = flatten([p.grad for p in parameters if p.grad is not None])
     if rank_info.rank > 0:
         return 0.0, 0, 0
     combined = SampleIndices(np.concatenate([p.dataset for p in parts]), np.concatenate([p.index for p in parts]))
@@ -88,14 +89,14 @@ def gradient_error(
     batch, labels = loader.load_batch(combined, world.device)
     loss = replace(objective, graphs_per_rank=len(combined))(replica.module(batch, labels), batch.head)
     alone = flatten(torch.autograd.grad(loss, parameters))
-    error = float((exchanged - alone).abs().max() / alone.abs().max())
+    error = float((reduced - alone).abs().max() / alone.abs().max())
     if not math.isfinite(error):
-        raise InputError(f"the gradient of the untrained model is not finite, or 0, over {len(combined)} graphs")
+        raise InputError(f"the gradient of the untrained model over {len(combined)} structures is 0, or not finite")
     return error, counted, len(combined)
 
 
-def parameter_divergence(model: nn.Module, world: ProcessGroup) -> float:
-    """Return the largest difference of any rank's parameters from those of rank 0, relative to the largest; collective.
+def measure_parameter_divergence(model: nn.Module, world: ProcessGroup) -> float:
+    """Return the largest difference of parameters between rank 0 and any rank, relative to the largest; collective.
 
     Raises:
         InputError: The parameters of a rank are not finite.
@@ -111,31 +112,31 @@ def parameter_divergence(model: nn.Module, world: ProcessGroup) -> float:
 
 
 def run(config: DataParallelParameters, log: CaseLog, folder: Path) -> None:
-    """Check the exchanged gradient, train, check that the ranks agree, and time the parts of a step."""
+    """Check the all-reduced gradient, train, check that the ranks agree, and time the parts of a step."""
     rank_info = launch.detect_rank(os.environ)
     device = select_device(config.device, config.backend, rank_info)
     model_config = ModelConfig.from_parameters(config.model, max_neighbours=config.max_neighbours)
     collection = open_collection(config, NeighbourSpec(model_config.cutoff, config.max_neighbours), rank_info)
-    kind = find_precision(config.precision)
+    precision = find_precision(config.precision)
     sampling = SamplingSpec(collection.counts, config.sampling, config.sampling_temperature, config.seed)
     torch.manual_seed(config.seed)
-    model = kind.apply(FoundationModel(model_config))
+    model = precision.apply(FoundationModel(model_config))
     model.gate.requires_grad_(False)
     sampler = MixtureSampler(sampling, rank_info.size, config.batch_size)
     loader = BatchLoader(
-        collection, sampler, kind.dtype, set_reference_energies(model, collection), model_config.needs_triplets
+        collection, sampler, precision.dtype, set_reference_energies(model, collection), model_config.needs_triplets
     )
     with (
         collection.samples,
         process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as world,
     ):
-        scale(model.to(device), loader, config, world, log)
+        run_measurements(model.to(device), loader, config, world, log)
 
 
 def open_collection(
     config: DataParallelParameters, neighbour_spec: NeighbourSpec, rank_info: RankInfo
 ) -> DatasetCollection:
-    """Open the datasets of the case; the call is collective for stores."""
+    """Open the datasets of the case; collective if they are stores."""
     if not config.store_folder:
         names = config.datasets or [s.name for s in SHIPPED_SETS]
         return DatasetCollection([load_shipped(name, config.atoms) for name in names], neighbour_spec)
@@ -151,15 +152,15 @@ def open_collection(
     return DatasetCollection(datasets, neighbour_spec)
 
 
-def scale(
+def run_measurements(
     model: FoundationModel, loader: BatchLoader, config: DataParallelParameters, world: ProcessGroup, log: CaseLog
 ) -> None:
     """Run and log all measurements of the case; collective."""
-    for fitted in (model.reference_energy, model.scale):
-        fitted.copy_(world.broadcast(fitted))
+    for buffer in (model.reference_energy, model.scale):
+        buffer.copy_(world.broadcast(buffer))
     log.record_facts(describe(model, loader, config, world))
     replica = wrap_ddp(PerGraphErrors(model))
-    error, counted, structures = gradient_error(
+    error, counted, structures = measure_gradient_error(
         replica, MultiTaskLoss(config.force_weight, config.batch_size), loader, world
     )
     check = GradientCheck(ranks=counted, structures=structures)
@@ -174,7 +175,7 @@ def scale(
         batches: list[LabelledBatch] = []
         for number in range(config.epochs):
             batches = scaling.run_epoch(number)
-        divergence = parameter_divergence(model, world)
+        divergence = measure_parameter_divergence(model, world)
         log.record_facts(
             DataParallelFacts(throughput_structures_per_s=scaling.throughput, parameter_divergence=divergence)
         )
@@ -187,7 +188,7 @@ def scale(
 def describe(
     model: FoundationModel, loader: BatchLoader, config: DataParallelParameters, world: ProcessGroup
 ) -> DataParallelFacts:
-    """Return the facts on the model, the workload and the ranks; collective."""
+    """Return the facts about the model, the workload, the runtime and the ranks; collective."""
     rank_info, collection, host = world.rank_info, loader.collection, platform.node()
     structures = sum(collection.counts)
     return DataParallelFacts(
@@ -200,7 +201,7 @@ def describe(
             datasets=[
                 ScalingSet(
                     dataset=d.name,
-                    data_origin=d.role,
+                    data_origin=d.data_origin,
                     level_of_theory=d.level,
                     structures=len(d.samples),
                     samples_per_epoch=n,

@@ -1,7 +1,7 @@
-"""The measurements of a scaling run on one rank: epochs, computation alone, exchange alone, and regions of a step.
+"""The measurements of a scaling run on one rank: epochs, computation alone, all-reduce alone, and regions of a step.
 
-To time its regions, a step is repeated with time marks between its kinds of work, without prefetch and without exchange
-of gradients. On an accelerator, the marks are events in its queue, which do not interrupt the computation.
+The regions are timed in separate steps without prefetching and without all-reduce of gradients, with a time mark after
+each region. On a GPU, the marks are events in its queue, which do not interrupt the computation.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def time_regions(
     indices: SampleIndices,
     device: torch.device,
 ) -> Tensor:
-    """Take one step, and return the seconds of each of REGIONS, [7].
+    """Take one training step, and return the seconds of each of REGIONS, [7].
 
     Args:
-        model: The model.
-        objective: The loss.
-        optimizer: The optimizer.
-        loader: The loader of the batch.
+        model: The model, without DistributedDataParallel.
+        objective: The loss function.
+        optimizer: The optimizer of the parameters of the model.
+        loader: The loader that builds the batch.
         indices: The structures of the batch.
         device: The device of the model.
     """
@@ -79,13 +79,13 @@ def time_regions(
     optimizer.step()
     watch.mark()
     synchronize(device)
-    host = [after - before for before, after in pairwise(times)]
-    return torch.tensor([*host, *watch.laps()], dtype=torch.float64)
+    host_times = [after - before for before, after in pairwise(times)]
+    return torch.tensor([*host_times, *watch.laps()], dtype=torch.float64)
 
 
-MAX_GRAPHS = 2000  # number of graphs whose sizes are logged
+MAX_GRAPHS = 2000  # number of structures whose sizes are logged
 REGION_STEPS = 11  # number of steps whose regions are timed
-EXCHANGES = 7  # number of timed all-reduces
+EXCHANGES = 7  # number of timed all-reduces of each size
 
 
 class ScalingRun:
@@ -99,7 +99,7 @@ class ScalingRun:
         log: The log of the case.
 
     Attributes:
-        throughput: Structures per second of each epoch after the first.
+        throughput: The structures per second, over all ranks, of each epoch after the first.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ScalingRun:
         self.throughput: list[float] = []
 
     def run_epoch(self, number: int) -> list[LabelledBatch]:
-        """Train one epoch, log its samples, and return its batches."""
+        """Train for one epoch, log its samples, and return its batches; raise InputError if a loss is not finite."""
         config, world = self.config, self.world
         self.log.write(
             Progress(done=number * config.steps, total=config.epochs * config.steps, activity="training steps")
@@ -161,7 +161,7 @@ class ScalingRun:
             )  # fmt: skip
 
     def _log_samples(self, epoch: int, timing: EpochTiming, batches: Sequence[LabelledBatch]) -> None:
-        """Log each step of an epoch, reduced over ranks; raise InputError if a loss is not finite."""
+        """Log the times and sizes of each step, reduced over ranks; raise InputError if a loss is not finite."""
         sizes = torch.tensor([[len(b.numbers), len(b.receiver)] for b, _ in batches])
         columns = zip(
             self.world.all_reduce_max(timing.steps).tolist(),
@@ -185,9 +185,9 @@ class ScalingRun:
             )  # fmt: skip
 
     def time_computation(self, batches: Sequence[LabelledBatch]) -> None:
-        """Time the same steps without exchange of gradients; afterwards the parameters of the ranks differ.
+        """Time steps on the batches without exchange of gradients; afterwards, the parameters differ between ranks.
 
-        Further batches are loaded during these steps, since the loader uses some of the cores in training too.
+        Other batches are loaded meanwhile, since the loader also competes for the cores during training.
         """
         self.world.barrier()
         repeated = (batch for batch, _ in zip(batches, self.batches, strict=False))
@@ -200,7 +200,7 @@ class ScalingRun:
         self._log_local_steps(self.config.epochs, seconds, batches, synchronized=False)
 
     def time_exchange(self) -> None:
-        """Time all-reduces alone: of the whole gradient, and of a single number, which measures the latency."""
+        """Time the all-reduce of a tensor of the gradient's size, and of a single number, to measure the latency."""
         if self.world.size == 1:
             return
         parameters = [p for p in self.replica.parameters() if p.requires_grad]
@@ -235,7 +235,7 @@ class ScalingRun:
 
 
 def measure_graph_sizes(batches: Sequence[LabelledBatch]) -> list[tuple[float, float]]:
-    """Return the numbers of atoms and edges of the graphs in the batches, of at most MAX_GRAPHS graphs."""
+    """Return the numbers of atoms and edges of the structures in the batches, for at most MAX_GRAPHS structures."""
     sizes: list[tuple[float, float]] = []
     for batch, _ in batches:
         count = len(batch.head)
@@ -245,7 +245,7 @@ def measure_graph_sizes(batches: Sequence[LabelledBatch]) -> list[tuple[float, f
 
 
 def record_batches(batches: Iterable[LabelledBatch], record: list[LabelledBatch]) -> Iterator[LabelledBatch]:
-    """Yield the batches, and append them to `record`."""
+    """Yield the batches, and append each of them to `record`."""
     for batch in batches:
         record.append(batch)
         yield batch

@@ -65,7 +65,7 @@ class FinishedScreening:
         model: The model.
         notes: The notes of its checkpoint.
         workload: The candidates.
-        parts: The partition.
+        parts: The division of the candidates into parts.
         best: The numbers of the best candidates, best first.
     """
 
@@ -112,7 +112,7 @@ def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folde
     covered = select_covered(model, candidates, log)
     flagged = compute_distances(distance, others["candidates"])[covered] > threshold
     estimate_uncertainty(config, model, [candidates[k] for k in covered], flagged, log)
-    log_labels(config, model, screening.notes, workload, near=distance, threshold=threshold, rng=rng, log=log)
+    log_labels(config, model, screening.notes, workload, distance=distance, threshold=threshold, rng=rng, log=log)
     best = [(k, workload.structure(k)) for k in screening.best[: config.n_relaxations]]
     relaxations, failed = relax(model, best, steps=config.relax_steps, folder=folder)
     for relaxation in relaxations:
@@ -226,8 +226,9 @@ def estimate_uncertainty(
 ) -> None:
     """Log three estimates of the uncertainty, as medians over flagged candidates and over the others.
 
-    They are the spread over the heads, over dropout samples and over an ensemble of models. Dropout acts on the pooled
-    features; the shipped model was trained without dropout, so its spread only measures the sensitivity.
+    The estimates are the spread over the heads, over dropout samples, and over an ensemble of models. Dropout acts on
+    the pooled features. The shipped model was trained without dropout, so the spread over dropout samples measures only
+    its sensitivity.
     """
     generator = torch.Generator().manual_seed(config.seed)
     models = [model, *(checkpoints.load_named(name)[0].double().eval() for name in config.ensemble)]
@@ -245,7 +246,7 @@ def estimate_uncertainty(
         dropped = pooled * keep / (1.0 - config.dropout)
         repeated = batch._replace(composition=batch.composition.expand(config.dropout_samples, -1))
         energies = (weights * model.residual_energies(dropped, repeated)).sum(1) / batch.n_atoms
-        rows.append([float(spread), float(energies.std()), _ensemble_deviation(models, batch)])
+        rows.append([float(spread), float(energies.std()), _compute_ensemble_deviation(models, batch)])
     table = np.array(rows)
     for name, mask in (("flagged", flagged), ("not flagged", ~flagged)):
         if mask.any():
@@ -262,7 +263,7 @@ def estimate_uncertainty(
             )
 
 
-def _ensemble_deviation(models: Sequence[FoundationModel], batch: Batch) -> float:
+def _compute_ensemble_deviation(models: Sequence[FoundationModel], batch: Batch) -> float:
     """Return the standard deviation of the residual energy per atom over models; 0 for one model."""
     energies = []
     for model in models:
@@ -277,7 +278,7 @@ def log_labels(
     notes: dict[str, object],
     workload: Workload,
     *,
-    near: MahalanobisDistance,
+    distance: MahalanobisDistance,
     threshold: float,
     rng: np.random.Generator,
     log: CaseLog,
@@ -298,9 +299,9 @@ def log_labels(
         log.write(Unlabelled(reason=f"{error}: pip install 'gfm-harness[labels]'"))
         return
     structures = [space.structure(k) for k in labels.index]
-    distances = compute_distances(near, embed(model, structures)) if structures else np.zeros(0)
+    distances = compute_distances(distance, embed(model, structures)) if structures else np.zeros(0)
     columns = (labels.index, labels.energy_error_ev_per_atom, labels.force_error_ev_per_angstrom, distances.tolist())
-    for index, energy_error, force_error, distance in zip(*columns, strict=True):
+    for index, energy_error, force_error, value in zip(*columns, strict=True):
         log.write(
             SpotLabel(
                 head=labels.head,
@@ -308,8 +309,8 @@ def log_labels(
                 formula=space.formula(space.block(index, index + 1)[0])[0],
                 energy_error_ev_per_atom=energy_error,
                 force_error_ev_per_angstrom=force_error,
-                distance=distance,
-                flagged=distance > threshold,
+                distance=value,
+                flagged=value > threshold,
             )
         )
     if labels.failed or len(labels.index) < config.n_labels:

@@ -18,7 +18,12 @@ from harness.reference.distributed.launch import shard
 from harness.reference.errors import InputError
 from harness.reference.programs.screening import result_segments
 from harness.reference.programs.screening.candidates.workload import Workload
-from harness.reference.programs.screening.result_segments import MASK, IndexPartition, SegmentEntry, checksum_of_range
+from harness.reference.programs.screening.result_segments import (
+    MASK,
+    IndexPartition,
+    SegmentEntry,
+    compute_range_checksum,
+)
 from harness.reference.programs.screening.scoring import Retention, Scores, concatenate_scores
 
 CHUNK = 64  # number of parts that are merged at a time
@@ -50,7 +55,7 @@ def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str,
 
     Args:
         files: The files of all ranks.
-        parts: The partition.
+        parts: The division of the candidates into parts.
         identity: The identity of the screening.
         world: The ranks.
 
@@ -62,7 +67,7 @@ def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str,
         for path in shard(files, world.rank, world.size)
         for e in result_segments.read_summary(path, identity).values()
     ]
-    recomputed = [checksum_of_range(*parts.bounds(k)) for k in shard(parts.selected, world.rank, world.size)]
+    recomputed = [compute_range_checksum(*parts.bounds(k)) for k in shard(parts.selected, world.rank, world.size)]
     sums = (
         len(entries), sum(e.candidates for e in entries), sum(e.evaluated for e in entries),
         sum(e.checksum for e in entries) & MASK, sum(recomputed) & MASK,

@@ -1,4 +1,4 @@
-"""The distance of a structure from the training sets, and its calibration as a detector of out-of-distribution (OOD).
+"""The distance of a structure from the training sets, calibrated to detect out-of-distribution (OOD) structures.
 
 The distance is the Mahalanobis distance of the pooled embedding per atom, with a covariance that is shrunk towards the
 identity. Sources: Lee, Lee, Lee and Shin, NeurIPS 2018; Ledoit and Wolf, J. Multivariate Anal. 88, 365 (2004), as in

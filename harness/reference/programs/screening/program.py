@@ -56,10 +56,10 @@ from harness.reference.programs.screening.result_segments import IndexPartition
 from harness.reference.programs.screening.scoring import (
     Retention,
     Scores,
-    column_names,
     concatenate_scores,
-    energies_only,
-    with_forces,
+    list_columns,
+    score_energies,
+    score_energies_and_forces,
 )
 from harness.reference.programs.screening.worker import ModelScorer, Score, ScreeningWorker
 from harness.reference.training import state
@@ -88,7 +88,7 @@ def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
         if retention.max_distance < float("inf") and not config.distance:
             raise InputError("retention: max_distance needs `distance: true`")
         identity = compute_identity(model, workload, parts, scorer.names, retention)
-        describe(config, workload, parts, scorer, log)
+        log_facts(config, workload, parts, scorer, log)
         screen(
             Screening(
                 config=config, workload=workload, parts=parts, scorer=scorer, retention=retention, folder=folder,
@@ -131,7 +131,9 @@ def build_scorer(
 ) -> ModelScorer:
     """Build the scorer of batches on the device of this rank; collective."""
     message_backend = select_backend(config.message_backend, model.config.network, world)
-    score: Score = partial(energies_only if config.energy_only else with_forces, fused=message_backend.fused)
+    score: Score = partial(
+        score_energies if config.energy_only else score_energies_and_forces, fused=message_backend.fused
+    )
     torch._dynamo.config.trace_autograd_ops = True
     compiled = torch.compile(score, dynamic=True) if config.compile else None
     distance = (
@@ -139,7 +141,7 @@ def build_scorer(
         if config.distance
         else None
     )
-    names = column_names(forces=not config.energy_only, distance=config.distance)
+    names = list_columns(forces=not config.energy_only, distance=config.distance)
     dtype = find_precision(config.precision).dtype
     if distance is not None:
         distance = distance.to(device, dtype)
@@ -155,7 +157,7 @@ def build_scorer(
     )
 
 
-def describe(
+def log_facts(
     config: ScreeningParameters, workload: Workload, parts: IndexPartition, scorer: ModelScorer, log: CaseLog
 ) -> None:
     """Log the facts of the case."""
@@ -182,7 +184,7 @@ class Screening:
     Attributes:
         config: Parameters of the case.
         workload: The candidates.
-        parts: The partition.
+        parts: The division of the candidates into parts.
         scorer: The scorer of batches.
         retention: The rule by which results are retained.
         folder: The folder of the case.

@@ -32,20 +32,20 @@ def splitmix64(index: NDArray[np.int64]) -> NDArray[np.uint64]:
     return np.asarray(x ^ (x >> np.uint64(31)))
 
 
-def checksum(indices: NDArray[np.int64]) -> int:
+def compute_checksum(indices: NDArray[np.int64]) -> int:
     """Return the sum of the hashed indices modulo 2^64, which a missing or repeated index changes."""
     return int(splitmix64(indices).sum(dtype=np.uint64))
 
 
-def checksum_of_range(first: int, stop: int) -> int:
+def compute_range_checksum(first: int, stop: int) -> int:
     """Return the checksum of the indices first .. stop - 1."""
     pieces = (np.arange(k, min(stop, k + CHUNK), dtype=np.int64) for k in range(first, stop, CHUNK))
-    return sum(map(checksum, pieces)) & MASK
+    return sum(map(compute_checksum, pieces)) & MASK
 
 
 @dataclass(frozen=True)
 class IndexPartition:
-    """A partition of the candidates, of which some parts or all are screened.
+    """The division of the candidates into parts, of which some or all are screened.
 
     Attributes:
         total: Number of candidates in the whole space.
@@ -63,7 +63,13 @@ class IndexPartition:
 
     @classmethod
     def for_candidates(cls, total: int, size: int, candidates: int | None) -> IndexPartition:
-        """Return a partition of which about `candidates` candidates are screened, or all if it is None."""
+        """Return a division into parts of which some are screened.
+
+        Args:
+            total: Number of candidates in the whole space.
+            size: Number of candidates in a part.
+            candidates: Approximate number of candidates to screen; None for all.
+        """
         return cls(total, size, None if candidates is None else max(1, round(candidates / max(1, size))))
 
     @property
@@ -89,7 +95,7 @@ class IndexPartition:
 
     def checksum(self) -> int:
         """Return the checksum of all candidates that are screened, from their indices alone."""
-        return sum(checksum_of_range(*self.bounds(k)) for k in self.selected) & MASK
+        return sum(compute_range_checksum(*self.bounds(k)) for k in self.selected) & MASK
 
 
 LABEL = "parts"
@@ -156,7 +162,7 @@ def read_summary(path: Path, identity: str) -> dict[int, SegmentEntry]:
             raise ForeignResults(f"{path}: results of another screening (other candidates, model or columns)")
         file.verify()
         block = file.columns(LABEL, 0, file.count_samples(LABEL), ["summary"])
-    rows = [record["summary"].tolist() for record in block.records()]
+    rows = [record["summary"].tolist() for record in block.iter_samples()]
     return {part: SegmentEntry(part, total, evaluated, signed & MASK) for part, total, evaluated, signed in rows}
 
 
@@ -166,7 +172,7 @@ def read(path: Path) -> list[SegmentEntry]:
         names = tuple(file.attributes["columns"])
         block = file.columns(LABEL, 0, file.count_samples(LABEL))
     entries = []
-    for record in block.records():
+    for record in block.iter_samples():
         part, total, evaluated, signed = record["summary"].tolist()
         results = Scores(names, record["candidate"][:-1], record["scores"][:-1])
         entries.append(SegmentEntry(part, total, evaluated, signed & MASK, results))

@@ -24,7 +24,7 @@ COLUMNS: dict[str, str] = {
 }
 
 
-def column_names(*, forces: bool, distance: bool) -> tuple[str, ...]:
+def list_columns(*, forces: bool, distance: bool) -> tuple[str, ...]:
     """Return the names of the columns, with or without forces and distances."""
     is_omitted = {"force_max_ev_per_angstrom": not forces, "distance": not distance}
     return tuple(name for name in COLUMNS if not is_omitted.get(name, False))
@@ -56,7 +56,12 @@ class Scores:
 
 
 def concatenate_scores(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
-    """Concatenate scores; names: their columns, which the result has even if there are no parts."""
+    """Concatenate the scores of several parts.
+
+    Args:
+        names: Names of the columns, which the result has even if there are no parts.
+        parts: Scores with these columns.
+    """
     empty = Scores(names, np.zeros(0, dtype=np.int64), np.zeros((0, len(names)), dtype=np.float32))
     parts = [empty, *parts]
     return Scores(names, np.concatenate([p.index for p in parts]), np.concatenate([p.values for p in parts]))
@@ -84,7 +89,7 @@ class MahalanobisDistance:
         return MahalanobisDistance(self.mean.to(device, dtype), self.whitening.to(device, dtype))
 
 
-def energies_only(
+def score_energies(
     model: FoundationModel, batch: Batch, distance: MahalanobisDistance | None, *, fused: bool = False
 ) -> Tensor:
     """Return the columns of each structure without forces, [g, columns]; `fused` as in FoundationModel.features."""
@@ -92,7 +97,7 @@ def energies_only(
     return torch.stack(list(scores.values()), dim=1)
 
 
-def with_forces(
+def score_energies_and_forces(
     model: FoundationModel, batch: Batch, distance: MahalanobisDistance | None, *, fused: bool = False
 ) -> Tensor:
     """Return the columns of each structure with forces, [g, columns]; `fused` as in FoundationModel.features."""
@@ -163,7 +168,7 @@ class Retention:
         )
 
     def select(self, scores: Scores) -> Scores:
-        """Return the results to retain; of equal values, the one with the lower index is better."""
+        """Return the results to retain; of candidates with equal values, the one with the lower number is better."""
         if self.max_distance < np.inf:
             scores = scores[scores.column("distance") <= self.max_distance]
         if self.mode == "all":

@@ -32,14 +32,14 @@ class Relaxation:
 
     Attributes:
         candidate: Number of the candidate.
-        converged: Whether all forces are below FMAX.
+        converged: Whether the optimizer reached FMAX, for forces and, in a crystal, for the scaled stress of its cell.
         steps: Steps of the optimizer.
         initial_energy_ev_per_atom: Energy at the start.
         final_energy_ev_per_atom: Energy at the end.
         initial_volume_angstrom3_per_atom: Cubic angstrom per atom; 0 without a periodic cell.
         final_volume_angstrom3_per_atom: Cubic angstrom per atom; 0 without a periodic cell.
         force_max_ev_per_angstrom: Largest force component at the end.
-        file: The CIF or XYZ file of the relaxed structure.
+        file: The file of the relaxed structure: CIF for a crystal, else XYZ.
     """
 
     candidate: int
@@ -56,11 +56,11 @@ class Relaxation:
 def relax(
     model: FoundationModel, candidates: Sequence[tuple[int, Structure]], *, steps: int, folder: Path
 ) -> tuple[list[Relaxation], Counter[str]]:
-    """Relax candidates with ASE's FIRE, crystals with their cell, and write them as extxyz and CIF.
+    """Relax candidates with ASE's FIRE, crystals with their cell, and write each to a file and all to relaxed.extxyz.
 
     Args:
         model: The model.
-        candidates: Numbers and structures.
+        candidates: (number, structure) of each candidate.
         steps: Maximum number of steps.
         folder: The folder of the case.
 
@@ -76,7 +76,7 @@ def relax(
         atoms.calc = calculator
         crystal = all(structure.periodic)
         try:
-            before, volume = atoms.get_potential_energy() / len(atoms), _volume(atoms)
+            before, volume = atoms.get_potential_energy() / len(atoms), _compute_volume_per_atom(atoms)
             optimizer = FIRE(FrechetCellFilter(atoms) if crystal else atoms, logfile=None)
             converged = bool(optimizer.run(fmax=FMAX, steps=steps))
             after, force = atoms.get_potential_energy() / len(atoms), float(np.abs(atoms.get_forces()).max())
@@ -101,7 +101,7 @@ def relax(
                 initial_energy_ev_per_atom=before,
                 final_energy_ev_per_atom=after,
                 initial_volume_angstrom3_per_atom=volume,
-                final_volume_angstrom3_per_atom=_volume(atoms),
+                final_volume_angstrom3_per_atom=_compute_volume_per_atom(atoms),
                 force_max_ev_per_angstrom=force,
                 file=file,
             )
@@ -111,7 +111,7 @@ def relax(
     return relaxations, failed
 
 
-def _volume(atoms: Atoms) -> float:
+def _compute_volume_per_atom(atoms: Atoms) -> float:
     return float(atoms.get_volume() / len(atoms)) if atoms.pbc.all() else 0.0
 
 

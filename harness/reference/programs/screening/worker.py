@@ -22,7 +22,7 @@ from harness.reference.models.message_backend import UNFUSED, MessageBackend
 from harness.reference.profiling import fom_client
 from harness.reference.programs.screening import result_segments
 from harness.reference.programs.screening.candidates.workload import CandidateBatch, Workload
-from harness.reference.programs.screening.result_segments import IndexPartition, SegmentEntry, checksum_of_range
+from harness.reference.programs.screening.result_segments import IndexPartition, SegmentEntry, compute_range_checksum
 from harness.reference.programs.screening.scoring import MahalanobisDistance, Retention, Scores, concatenate_scores
 from harness.reference.storage.prefetch import Prefetch
 
@@ -35,7 +35,7 @@ class ModelScorer:
 
     Attributes:
         model: The model on its device.
-        score: `energies_only` or `with_forces`, with the selected messages.
+        score: `score_energies` or `score_energies_and_forces`, with the selected message backend.
         names: Names of the columns.
         distance: The distance from the training sets, or None.
         device: The device.
@@ -86,7 +86,8 @@ class WorkerStats:
 
     Attributes:
         candidates: Number of candidates in the finished parts.
-        evaluated: Number of candidates with finite results or outside the training sets.
+        evaluated: Number of candidates with finite results or outside the training sets; `SegmentEntry.evaluated`
+            excludes the latter.
         atoms: Number of atoms in the scored batches.
         edges: Number of edges in the scored batches.
         batches: Number of scored batches.
@@ -141,7 +142,7 @@ class ScreeningWorker:
 
     Attributes:
         workload: The candidates.
-        parts: The partition.
+        parts: The division of the candidates into parts.
         scorer: The scorer of batches.
         retention: The rule by which results are retained.
         folder: The folder of segments.
@@ -171,7 +172,7 @@ class ScreeningWorker:
         pending: list[SegmentEntry] = []
         results: list[Scores] = []
         started = committed = time.perf_counter()
-        with Prefetch(_identity, self._generate(part_numbers, stats), depth=self.prefetch_depth) as prefetched:
+        with Prefetch(_return_unchanged, self._generate(part_numbers, stats), depth=self.prefetch_depth) as prefetched:
             for item in prefetched:
                 if isinstance(item, CandidateBatch):
                     results.append(self._evaluate(item, stats))
@@ -235,7 +236,7 @@ class ScreeningWorker:
         stats.candidates += stop - first
         stats.memory_bytes.append(psutil.Process().memory_info().rss)
         self.on_progress(stop - first)
-        checksum = checksum_of_range(first, stop)
+        checksum = compute_range_checksum(first, stop)
         return SegmentEntry(number, stop - first, len(scores), checksum, self.retention.select(scores))
 
     def _commit(self, pending: Sequence[SegmentEntry], stats: WorkerStats) -> None:
@@ -253,7 +254,7 @@ class ScreeningWorker:
         stats.write_s += time.perf_counter() - started
 
 
-def _identity(item: CandidateBatch | int) -> CandidateBatch | int:
+def _return_unchanged(item: CandidateBatch | int) -> CandidateBatch | int:
     return item
 
 

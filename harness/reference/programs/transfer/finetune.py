@@ -1,4 +1,4 @@
-"""Fine-tuning of one model on the few labels of a task, with early stopping on validation labels.
+"""Fine-tune one model on the few labels of a task, with early stopping on validation labels.
 
 The target is scaled: a baseline (a linear model of composition, or the mean) is subtracted, and the residual is divided
 by its mean magnitude. The scaling is fitted to training labels alone.
@@ -27,8 +27,8 @@ from harness.reference.datasets import reference_energies
 from harness.reference.datasets.reference_energies import ELEMENT_SLOTS, ElementState, count_elements
 from harness.reference.models.foundation import FoundationModel
 
-MIN_UNIT = 1e-3
-RIDGE = 1e-2
+MIN_UNIT = 1e-3  # the smallest unit of a target or of forces, as all labels may be equal
+RIDGE = 1e-2  # the ridge penalty of the composition baseline
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TargetScaling:
         return np.asarray(count_elements(table) @ self.energies)
 
     def knows(self, table: StructureTable) -> NDArray[np.bool_]:
-        """Return for each structure whether the baseline is defined: energies need all elements in the training set."""
+        """Return for each structure whether it has a baseline, [g]: energies need all elements in the training set."""
         if not self.extensive:
             return np.ones(len(table), dtype=bool)
         return np.asarray((count_elements(table)[:, ~self.known] == 0).all(axis=1))
@@ -77,7 +77,7 @@ def fit_scaling(table: StructureTable, target: Array, *, extensive: bool) -> Tar
     return TargetScaling(True, np.nan_to_num(references.energy_ev), 0.0, unit, unit_force, known)
 
 
-def composition_baseline(table: StructureTable, target: Array, test: StructureTable, *, extensive: bool) -> Array:
+def predict_from_composition(table: StructureTable, target: Array, test: StructureTable, *, extensive: bool) -> Array:
     """Return the predictions of a linear model of composition for t test structures, [t].
 
     For an extensive target, the features are element counts; otherwise they are element fractions, with ridge
@@ -266,7 +266,9 @@ def fit(
     best, best_step = compute_validation_loss(model, scaling, validation, budget.force_weight), 0
     best_state = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, budget.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _compute_learning_rate_factor(step, budget.steps)
+    )
     step = stale = 0
     for step, labelled in enumerate(train.random_batches(budget.batch_size, budget.steps, rng), start=1):
         optimizer.zero_grad()
@@ -287,6 +289,6 @@ def fit(
     return FitResult(step, best_step, best, time.monotonic() - started)
 
 
-def _learning_rate_factor(step: int, steps: int) -> float:
+def _compute_learning_rate_factor(step: int, steps: int) -> float:
     """Return the factor of the learning rate at a step: a linear warm-up times a cosine decay to zero."""
     return min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * step / max(1, steps)))

@@ -21,8 +21,8 @@ class Mode:
         title: Name in reports.
         pretrained: Whether training starts from the weights of the checkpoint, rather than from random ones.
         trains_encoder: Whether message passing is trained.
-        trains_shared_layers: Whether the layers of a head that all outputs share are trained.
-        trains_task_layers: Whether the other layers of a head are trained.
+        trains_shared_layers: Whether the first layers of the head, which the paper calls shared, are trained.
+        trains_task_layers: Whether the other layers of the head are trained.
     """
 
     name: ModeName

@@ -1,8 +1,8 @@
 """A downstream task trained on few labels, from a pretrained model in several modes, and from scratch.
 
-The ranks share the draws of labels (suites/transfer.yaml). Each baseline and each fit is written to a file in fits/ at
-once, and is logged as an event when all ranks have finished; the predictions of each fit on the test set are in fits/
-too.
+A draw is a random selection of labelled structures; the ranks share the draws (suites/transfer.yaml). Each baseline and
+each fit is written to a file in fits/ at once, and is logged as an event when all ranks have finished; the predictions
+of each fit on the test set are in fits/ too.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.programs.transfer.finetune import (
     FitResult,
     TaskData,
-    composition_baseline,
     fit,
     fit_scaling,
     predict,
+    predict_from_composition,
 )
 from harness.reference.programs.transfer.modes import (
     MODES_BY_NAME,
@@ -59,7 +59,7 @@ from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.load import TaskDataUnavailable, load_task
 
 FITS = "fits"
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
 
 def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
@@ -76,8 +76,8 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
     unseen = sum(not bool(source.elements[s.numbers].all()) for s in dataset.table.structures())
     log.write(
         TaskEvent(
-            **description, available=True, data_origin=dataset.role, level_of_theory=dataset.level, kind=task.kind,
-            per_atom=task.error_per_atom, structures=len(dataset), excluded=dict(dataset.left_out),
+            **description, available=True, data_origin=dataset.data_origin, level_of_theory=dataset.level,
+            kind=task.kind, per_atom=task.error_per_atom, structures=len(dataset), excluded=dict(dataset.left_out),
             folds=len(dataset.folds), splits=task.splits, structures_with_unseen_elements=unseen,
             published=[PublishedResult(**asdict(p)) for p in task.published],
         )
@@ -119,7 +119,7 @@ class TransferStudy:
     folder: Path
 
     def list_draws(self) -> list[tuple[str, int, int]]:
-        """Return (subset, number of labels, seed) of each draw; a pool with fewer labels is used once as a whole."""
+        """Return (subset, number of labels, seed) of each draw; a pool of fewer labels is drawn once, as a whole."""
         draws = [
             (subset, min(labels, self.splits.count_labels(subset, seed)), seed)
             for labels in self.config.labels
@@ -134,11 +134,11 @@ class TransferStudy:
         key: dict[str, Any] = {"subset": subset, "labels": labels, "seed": seed}
         if not len(split.test) or not len(split.validation):
             reason = "no structure is left whose elements have labels"
-            self._write(Baseline(**key, test=len(split.test), reason=reason), self._path(key, "baseline"))
+            self._write(Baseline(**key, test=len(split.test), reason=reason), self._build_path(key, "baseline"))
             return
-        self._write(Baseline(**key, **self._baseline_errors(split)), self._path(key, "baseline"))
+        self._write(Baseline(**key, **self._compute_baseline_errors(split)), self._build_path(key, "baseline"))
         like = next(self.source.parameters())
-        data = {part: self.splits.build_data(getattr(split, part), split.scaling, like) for part in PARTS}
+        data = {name: self.splits.build_data(getattr(split, name), split.scaling, like) for name in SPLITS}
         head = find_best_head(self.source, build_batch(data["train"].graphs).composition)
         for name in self.config.modes:
             mode = MODES_BY_NAME[name]
@@ -151,35 +151,35 @@ class TransferStudy:
         part.write_text(json.dumps(msgspec.to_builtins(event), allow_nan=False), encoding="utf-8")
         os.replace(part, path)
 
-    def _path(self, key: dict[str, Any], name: str) -> Path:
+    def _build_path(self, key: dict[str, Any], name: str) -> Path:
         parts = [key["subset"], f"{key['labels']:06d}", str(key["seed"]), name]
         return self.folder / f"{'-'.join(p for p in parts if p)}.json"
 
-    def _baseline_errors(self, split: LabelSplit) -> dict[str, Any]:
+    def _compute_baseline_errors(self, split: LabelSplit) -> dict[str, Any]:
         """Return the test errors of predictors that ignore the geometry."""
         table, target = self.splits.dataset.table, self.splits.dataset.target
         train, test = table[split.train], table[split.test]
         labels, expected = target[split.train], target[split.test]
         extensive = self.splits.extensive
-        by_composition = composition_baseline(train, labels, test, extensive=extensive)
+        by_composition = predict_from_composition(train, labels, test, extensive=extensive)
         per_atom = test.sizes * (labels / train.sizes).mean() if extensive else None
         mean = np.full(len(expected), labels.mean()) if per_atom is None else per_atom
         zero = float(np.abs(test.forces).mean()) if self.splits.with_forces and test.forces is not None else None
         return {
             "train": len(labels), "test": len(expected),
-            "composition_mae": self._mean_absolute(by_composition - expected, test),
-            "mean_mae": self._mean_absolute(mean - expected, test), "zero_force_mae": zero,
+            "composition_mae": self._compute_mae(by_composition - expected, test),
+            "mean_mae": self._compute_mae(mean - expected, test), "zero_force_mae": zero,
         }  # fmt: skip
 
-    def _mean_absolute(self, errors: Array, table: StructureTable) -> float:
-        """Return the mean absolute error in the unit of the task, per atom if the benchmark reports it per atom."""
+    def _compute_mae(self, errors: Array, table: StructureTable) -> float:
+        """Return the mean absolute error in the unit of the task, per atom if the task's error is per atom."""
         return float(np.abs(errors / table.sizes if self.splits.task.error_per_atom else errors).mean())
 
     def _fit_mode(
         self, mode: Mode, key: dict[str, Any], head: int, split: LabelSplit, data: dict[str, TaskData]
     ) -> None:
         """Train and test one mode, unless an earlier attempt of this case has done so."""
-        path = self._path(key, mode.name)
+        path = self._build_path(key, mode.name)
         if path.exists():
             return
         seed = self.config.seed + key["seed"]
@@ -190,8 +190,8 @@ class TransferStudy:
         result = FitResult(0, 0, float("nan"), 0.0)
         if mode.is_trained:
             if not mode.trains_encoder and not self.splits.with_forces:
-                for part in data.values():
-                    part.cache_features(model)
+                for task_data in data.values():
+                    task_data.cache_features(model)
             result = fit(
                 model,
                 parameters,
@@ -204,8 +204,8 @@ class TransferStudy:
         else:
             split = self._refit_scaling(model, split, data["train"])
         errors = self._test(model, split, data["test"], path.with_suffix(".npz"))
-        for part in data.values():
-            part.cached_features = None
+        for task_data in data.values():
+            task_data.cached_features = None
         event = Fit(
             **key, mode=mode.name, train=len(split.train), validation=len(split.validation),
             parameters=sum(p.numel() for p in parameters), head=head, steps=result.steps, best_step=result.best_step,

@@ -73,7 +73,7 @@ class TaskSplits:
         return [str(name) for name in np.unique(self.dataset.subset)]
 
     def split(self, subset: str, number: int) -> Fold:
-        """Return the pool of labelled structures and the test set, as positions in the dataset.
+        """Return the pool, from which labelled structures are drawn, and the test set, as positions in the dataset.
 
         Args:
             subset: The subset.
@@ -94,7 +94,7 @@ class TaskSplits:
         return len(self.split(subset, number)[0])
 
     def draw(self, subset: str, labels: int, number: int) -> LabelSplit:
-        """Select labelled structures from the pool at random, a fifth of them for validation.
+        """Select labelled structures from the pool at random; a fifth of them (2 to MAX_VALIDATION) are for validation.
 
         Args:
             subset: The subset.

@@ -163,7 +163,14 @@ class Engine:
         return self._io.DefineVariable(name, np.zeros(1, like.dtype), shape, zeros, list(like.shape), False)
 
     def put_rows(self, variable: Any, values: NDArray[Any], start: list[int], shape: list[int] | None) -> None:
-        """Write values at `start` of a variable; shape: the new shape of the variable, None if it does not grow."""
+        """Write values to a variable.
+
+        Args:
+            variable: The variable.
+            values: The values.
+            start: The position of the values in the variable.
+            shape: The new shape of the variable; None if it does not grow.
+        """
         with simplified_errors(self.part):
             if shape is not None:
                 variable.SetShape(shape)

@@ -1,4 +1,4 @@
-"""Checks of a BP folder without ADIOS2, which hangs or crashes if files are damaged.
+"""Checks of a BP folder that need no ADIOS2, which hangs or crashes if files are damaged.
 
 A seal, harness.json, lists sizes and checksums. It is inside the folder of a store that this program wrote, but next to
 the folder of a store that HydraGNN wrote, which is never changed.
@@ -40,8 +40,8 @@ class Seal:
         path: The file of the seal.
         sums: The file with the checksums of all arrays, one table after the other.
         sizes: The size of each file of the store in bytes.
-        crc32: The checksum of each file that ADIOS2 trusts, such as those of metadata.
-        arrays: The checksum of each array's table, in the order of the tables in `sums`.
+        crc32: The checksum of each metadata file (m*), which ADIOS2 reads without checks of its own.
+        arrays: The checksum of each array's table of checksums, in the order of the tables in `sums`.
         facts: Facts of the store that are not among its attributes.
     """
 
@@ -230,12 +230,12 @@ def _sync_file(path: Path) -> None:
 
 
 def count_rows_per_block(row_bytes: int) -> int:
-    """Return how many rows of an array belong to one checksum."""
+    """Return the number of rows of an array in one block, that is per checksum."""
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
 def count_blocks(rows: int, row_bytes: int) -> int:
-    """Return how many checksums an array with this number of rows has."""
+    """Return the number of blocks, and so of checksums, of an array with this number of rows."""
     return math.ceil(rows / count_rows_per_block(row_bytes))
 
 
@@ -249,7 +249,11 @@ class BlockSums:
         self._filled = 0
 
     def add(self, rows: NDArray[Any]) -> None:
-        """Append rows; they must be contiguous, with the samples' axis first."""
+        """Append rows to the array.
+
+        Args:
+            rows: A contiguous array, with the axis along which samples are concatenated first.
+        """
         data = rows.reshape(-1).data.cast("B") if rows.size else memoryview(b"")
         start = 0
         while start < len(data):
@@ -281,7 +285,10 @@ class Verifier:
         self._verified = bytearray(len(table))
 
     def widen(self, first: int, rows: int) -> tuple[int, int] | None:
-        """Return (first, stop) of the whole blocks that contain some rows, or None if these blocks are verified."""
+        """Return the rows (first, stop) of the blocks that contain `rows` rows from `first` on.
+
+        Return None if all of these blocks have been verified.
+        """
         low, high = first // self._block_rows, -(-(first + rows) // self._block_rows)
         if 0 not in self._verified[low:high]:
             return None

@@ -1,4 +1,4 @@
-"""Reading of BP files of this project and of HydraGNN: single samples on demand, or ranges of samples at once."""
+"""Read BP files of this project and of HydraGNN: single samples on demand, or ranges of samples at once."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ from harness.reference.storage.adios.handle import (
     parse_size,
 )
 from harness.reference.storage.adios.integrity import PART, Seal, Verifier, check_folder, check_payload, count_blocks
-from harness.reference.storage.schema import Block, Column, Counts, Record, move_samples_first
+from harness.reference.storage.schema import Block, Column, Counts, Sample, move_samples_first
 
 VERIFY_BYTES = 16 << 20
 TABLES = ("count", "offset")
 
 
 class BPFile:
-    """A BP file for reading. Each process and thread that reads gets its own handle; a pickle holds the path alone.
+    """A BP file that is open for reading. Each process and thread that reads it gets its own handle.
+
+    A pickle of the object holds the path alone.
 
     If the file is sealed, each block is compared with its checksum when it is first read.
 
@@ -145,7 +147,7 @@ class BPFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -183,7 +185,7 @@ class BPFile:
         return key, array.dtype, array.axis, array.shape[: array.axis] + array.shape[array.axis + 1 :]
 
     def counts(self, split: str, key: str, first: int, stop: int) -> Counts:
-        """Return the numbers of rows of the samples first..stop - 1, [stop - first]."""
+        """Return the number of rows of a key in each of the samples first..stop - 1, [stop - first]."""
         self._check_range(split, first, stop)
         return self._table(self._array(split, key), "count", first, stop - first)
 
@@ -202,23 +204,33 @@ class BPFile:
     def _check_range(self, split: str, first: int, stop: int) -> None:
         if not 0 <= first < stop <= self.count_samples(split):
             raise InputError(
-                f"{self.path}: {split} has samples 0..{self.count_samples(split) - 1}, not {first}..{stop - 1}"
+                f"{self.path}: {split}: expected sample indices 0..{self.count_samples(split) - 1},"
+                f" got {first}..{stop - 1}"
             )
 
-    def record(self, split: str, index: int, keys: Collection[str] | None = None) -> Record:
+    def read_sample(self, split: str, index: int, keys: Collection[str] | None = None) -> Sample:
         """Read one sample from disk."""
         if not 0 <= index < self.count_samples(split):
-            raise InputError(f"{self.path}: {split} has samples 0..{self.count_samples(split) - 1}, not {index}")
-        record = {}
+            raise InputError(
+                f"{self.path}: {split}: expected sample indices 0..{self.count_samples(split) - 1}, got {index}"
+            )
+        sample = {}
         for key in self.keys(split) if keys is None else keys:
             ends = self._ends.get(split, {}).get(key) or self._load_ends(split, key)
-            record[key] = self._read(self._array(split, key), ends[index], ends[index + 1] - ends[index])
-        return record
+            sample[key] = self._read(self._array(split, key), ends[index], ends[index + 1] - ends[index])
+        return sample
 
     def columns(self, split: str, first: int, stop: int, keys: Collection[str] | None = None) -> Block:
-        """Read the samples first .. stop - 1, each key in one read; keys: None for all.
+        """Read the samples first..stop - 1, each key in one read.
 
-        Raises InputError for a range that the split does not have.
+        Args:
+            split: The name of the split.
+            first: Index of the first sample.
+            stop: Index after the last sample.
+            keys: The keys to read; None for all.
+
+        Raises:
+            InputError: The split does not have these samples.
         """
         self._check_range(split, first, stop)
         columns = {}
@@ -308,7 +320,7 @@ class BPFile:
         return arrays[key]
 
     def _table(self, array: StoredArray, name: str, first: int, rows: int) -> Counts:
-        """Read the count or the offset of some samples."""
+        """Read some rows of an array's table of counts or of offsets (`name`)."""
         table = self._read(self._tables[f"{array.name}/variable_{name}"], first, rows).astype(np.int64, copy=False)
         if (table < 0).any():
             raise InputError(f"{self.path}: damaged, {array.name}/variable_{name} has negative numbers")

@@ -28,7 +28,7 @@ class GrowingColumn:
 
     Attributes:
         dtype: The name of the data type.
-        axis: The samples' axis.
+        axis: The samples' axis (harness.reference.storage.schema).
         rest: The lengths of all other axes.
         rows: Number of rows that this rank has written.
         previous_rows: Number of rows of the ranks before this one.
@@ -86,7 +86,7 @@ class Split:
         self._pending_bytes = 0
         self._keys: dict[str, GrowingColumn] = {}
         self._written = 0
-        self._before = 0
+        self._before = 0  # number of samples of the ranks before this one
         self._shares: list[Mapping[str, int]] = []
         if engine.comm is not None:
             if samples is None or totals is None:
@@ -114,7 +114,7 @@ class Split:
 
     def _check_like(self, block: Block) -> None:
         """Check that a block has the keys, types and shapes of the first block."""
-        signatures = {name: _column_signature(column) for name, column in block.columns.items()}
+        signatures = {name: _get_signature(column) for name, column in block.columns.items()}
         if not self._keys:
             self._keys = {name: self._start_column(name, *signature) for name, signature in signatures.items()}
         for name in sorted(signatures.keys() | self._keys.keys()):
@@ -234,7 +234,7 @@ def _is_same(written: NDArray[Any], stored: NDArray[Any]) -> bool:
     return np.array_equal(written, stored, equal_nan=stored.dtype.kind == "f")
 
 
-def _column_signature(column: Column) -> tuple[str, int, tuple[int, ...]]:
+def _get_signature(column: Column) -> tuple[str, int, tuple[int, ...]]:
     shape = column.values.shape
     return str(column.values.dtype), column.axis, shape[: column.axis] + shape[column.axis + 1 :]
 

@@ -1,4 +1,4 @@
-"""Writing of BP files that HydraGNN can read, in constant memory; an incomplete file never gets its final name.
+"""Write BP files that HydraGNN can read, in constant memory; an incomplete file never gets its final name.
 
 If ADIOS2 is built with MPI, several ranks can write one file, each rank a range of consecutive samples.
 """
@@ -33,7 +33,7 @@ from harness.reference.storage.adios.split import Split
 from harness.reference.storage.schema import FORMAT_VERSION
 
 RESERVE_BYTES = 1 << 20  # bytes to free when the disk is full, so that the file can be closed
-ORIGINAL_ATTRIBUTES = ("pna_deg", "energy_linear_regression_coeff")
+HYDRAGNN_ATTRIBUTES = ("pna_deg", "energy_linear_regression_coeff")
 
 
 class BPWriter:
@@ -42,7 +42,7 @@ class BPWriter:
         with BPWriter(path, {"dataset": "qm9", "cutoff": 5.0}) as writer:
             for table in tables:
                 writer.split("trainset").put(encode_table(table))
-            writer.note("left_out", 12)
+            writer.set_attribute("left_out", 12)
 
     Args:
         path: The final path.
@@ -69,7 +69,7 @@ class BPWriter:
         if self._first_rank:
             shutil.rmtree(self._part, ignore_errors=True)
         self._splits: dict[str, Split] = {}
-        self._notes = dict(attributes)
+        self._attributes = dict(attributes)
         try:
             self._begin()
         except BaseException:
@@ -86,7 +86,7 @@ class BPWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
             self._discard()
@@ -116,17 +116,17 @@ class BPWriter:
             self._splits[name] = Split(self._engine, name, samples, totals)
         return self._splits[name]
 
-    def note(self, name: str, value: Any) -> None:
-        """Set an attribute of the file; those in ORIGINAL_ATTRIBUTES get the name under which HydraGNN reads them."""
-        self._notes[name] = value
+    def set_attribute(self, name: str, value: Any) -> None:
+        """Set an attribute of the file; those in HYDRAGNN_ATTRIBUTES get the name under which HydraGNN reads them."""
+        self._attributes[name] = value
 
     def _finish(self) -> None:
         splits = [split for split in self._splits.values() if split.finish()]
         if not splits:
             raise InputError(f"{self.path}: nothing was written")
-        self._engine.define_attribute("dataset_name", str(self._notes["dataset"]).lower())
+        self._engine.define_attribute("dataset_name", str(self._attributes["dataset"]).lower())
         self._engine.define_attribute("total_ndata", np.array(sum(split.all_samples for split in splits)))
-        for name, value in {**self._notes, "format": FORMAT_VERSION, "complete": 1}.items():
+        for name, value in {**self._attributes, "format": FORMAT_VERSION, "complete": 1}.items():
             self._define_attribute(name, value)
         self._engine.end()
         collectives.run_collectively(self.comm, lambda: self._publish(splits) if self._first_rank else None)
@@ -138,7 +138,7 @@ class BPWriter:
             tables = {name: table for split in splits for name, table in split.tables().items()}
         else:  # one block of the file may contain rows of two ranks
             with BPFile(self._part, unfinished=True) as file:
-                tables = sum_arrays(file)
+                tables = compute_checksums(file)
         sync_files(self._part)
         write_seal(self._part, get_inner_seal_paths(self._part), tables)
         _verify_written(self._part, splits)
@@ -151,7 +151,7 @@ class BPWriter:
             value = json.dumps(value)
         elif isinstance(value, tuple | list) and not all(isinstance(v, str) for v in value):
             value = np.array(value)
-        self._engine.define_attribute(name if name in ORIGINAL_ATTRIBUTES else ATTRIBUTE_PREFIX + name, value)
+        self._engine.define_attribute(name if name in HYDRAGNN_ATTRIBUTES else ATTRIBUTE_PREFIX + name, value)
 
     def _discard(self) -> None:
         """Remove everything that was written."""
@@ -167,8 +167,8 @@ class BPWriter:
                 os.truncate(path, 0)
 
 
-def sum_arrays(file: BPFile) -> dict[str, Table]:
-    """Read a whole file, and return the checksums of the blocks of each array."""
+def compute_checksums(file: BPFile) -> dict[str, Table]:
+    """Read a whole file, and return the checksum of each block, by the name of the array."""
     tables = {}
     for array in file.arrays():
         sums = BlockSums(array.row_bytes)
@@ -179,7 +179,7 @@ def sum_arrays(file: BPFile) -> dict[str, Table]:
 
 
 def _verify_written(part: Path, splits: Sequence[Split]) -> None:
-    """Raise OSError unless the counts, and the first and last sample of each split, are the same in the file."""
+    """Raise OSError unless the file has the shapes and the first and last sample of each split as they were put."""
     with BPFile(part, unfinished=True) as file:
         for split in splits:
             if file.count_samples(split.name) != split.all_samples or not split.matches(file):

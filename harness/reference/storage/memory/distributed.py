@@ -21,13 +21,14 @@ from harness.reference.storage import collectives
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.record_codec import UNIT, RecordSchema
 from harness.reference.storage.samples import Samples, split_evenly
-from harness.reference.storage.schema import Record
+from harness.reference.storage.schema import Sample
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-Units = NDArray[np.int64]
-NAMES = count()
+Words = NDArray[np.int64]  # memory, one element for each unit of eight bytes
+Lengths = NDArray[np.int64]  # lengths of records in units
+_VARIABLE_NUMBERS = count()
 
 
 class MemoryBackend(ABC):
@@ -37,7 +38,7 @@ class MemoryBackend(ABC):
     thread_safe: bool
 
     @abstractmethod
-    def allocate(self, comm: Any, units: int) -> Units:
+    def allocate(self, comm: Any, units: int) -> Words:
         """Return this rank's memory, [units], which must be filled before `open`."""
 
     @abstractmethod
@@ -45,14 +46,14 @@ class MemoryBackend(ABC):
         """Allow all ranks to read; collective."""
 
     @abstractmethod
-    def fetch(self, out: Units, owners: list[int], starts: list[int], lengths: list[int]) -> None:
-        """Copy parts of the memory of other ranks into `out`, one after the other.
+    def fetch(self, out: Words, owners: list[int], starts: list[int], lengths: list[int]) -> None:
+        """Copy ranges of the memory of other ranks into `out`, one after the other.
 
         Args:
-            out: The target, of exactly the length of all parts.
-            owners: The rank that holds each part.
-            starts: The start of each part in its owner's memory, in units.
-            lengths: The length of each part in units.
+            out: The target; its length is the sum of `lengths`.
+            owners: The rank that holds each range.
+            starts: The start of each range in its owner's memory, in units.
+            lengths: The length of each range in units.
         """
 
     @abstractmethod
@@ -63,8 +64,9 @@ class MemoryBackend(ABC):
 class RmaBackend(MemoryBackend):
     """An MPI window (remote memory access) on which all ranks hold a shared lock, as no rank writes to it.
 
-    For records of 8 kB, one get per record and one flush for all take 1.4 us per record. A derived datatype for each
-    owner takes 1.0 to 3.7 us, depending on the number of records per owner, and a lock for each get 12 us.
+    One get per record and a single flush for all were chosen by measurement: a record of 8 kB takes 1.4 us this way,
+    1.0 to 3.7 us with one derived datatype per owner (depending on the number of records per owner), and 12 us with a
+    lock per get.
     """
 
     name = "rma"
@@ -77,10 +79,10 @@ class RmaBackend(MemoryBackend):
 
     @property
     def thread_safe(self) -> bool:  # type: ignore[override]
-        """Whether MPI was started for threads."""
+        """Whether MPI was initialized with MPI_THREAD_MULTIPLE."""
         return self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE
 
-    def allocate(self, comm: Any, units: int) -> Units:
+    def allocate(self, comm: Any, units: int) -> Words:
         """Allocate memory in a new window."""
         self._window = self._mpi.Win.Allocate(max(1, units) * UNIT, 1, comm=comm)
         self._comm = comm
@@ -94,7 +96,7 @@ class RmaBackend(MemoryBackend):
         self._comm.Barrier()
         self._window.Sync()
 
-    def fetch(self, out: Units, owners: list[int], starts: list[int], lengths: list[int]) -> None:
+    def fetch(self, out: Words, owners: list[int], starts: list[int], lengths: list[int]) -> None:
         """Issue all gets, then flush once."""
         assert self._window is not None
         get, byte, offset = self._window.Get, self._mpi.BYTE, 0
@@ -132,16 +134,16 @@ class DDStoreBackend(MemoryBackend):
         self.name = "ddstore-libfabric" if method else "ddstore"
         self._create = pyddstore.PyDDStore
         self._method = method
-        self._variable = f"samples-{next(NAMES)}"
+        self._variable = f"samples-{next(_VARIABLE_NUMBERS)}"
 
     @property
     def thread_safe(self) -> bool:  # type: ignore[override]
-        """Whether samples may be read in threads: always with libfabric; with MPI if it was started for threads."""
+        """Whether samples may be read in threads: with MPI only if it was initialized with MPI_THREAD_MULTIPLE."""
         from mpi4py import MPI
 
         return self._method == 1 or MPI.Query_thread() == MPI.THREAD_MULTIPLE
 
-    def allocate(self, comm: Any, units: int) -> Units:
+    def allocate(self, comm: Any, units: int) -> Words:
         """Allocate plain memory of at least one row."""
         self._comm = comm
         # The first versions have no parameter `method`.
@@ -156,7 +158,7 @@ class DDStoreBackend(MemoryBackend):
         self._store.add(self._variable, self._local)
         self._comm.Barrier()
 
-    def fetch(self, out: Units, owners: list[int], starts: list[int], lengths: list[int]) -> None:
+    def fetch(self, out: Words, owners: list[int], starts: list[int], lengths: list[int]) -> None:
         """Issue one get for each record, which consists of consecutive rows of one rank."""
         offset, firsts, get, variable = 0, self._firsts, self._store.get, self._variable
         for owner, start, length in zip(owners, starts, lengths, strict=True):
@@ -192,7 +194,7 @@ class Directory:
     """The locations of all records; it takes 4 bytes per sample, or 8 if a rank holds more than 32 GiB.
 
     Args:
-        lengths: The lengths in units of the records of each rank.
+        lengths: For each rank, the lengths of its records in units.
 
     Attributes:
         firsts: [owners + 1] index of the first sample of each owner, and the number of all samples.
@@ -200,14 +202,15 @@ class Directory:
         units: [owners] length of each owner's memory in units.
     """
 
-    def __init__(self, lengths: Sequence[Units]) -> None:
-        self.units = [int(part.sum()) for part in lengths]
+    def __init__(self, lengths: Sequence[Lengths]) -> None:
+        self.units = [int(owned.sum()) for owned in lengths]
         is_small = max(self.units) < 1 << 32
-        self.firsts = np.concatenate([[0], np.cumsum([len(part) for part in lengths])])
-        starts = [(np.cumsum(part) - part).astype(np.uint32 if is_small else np.int64) for part in lengths]
+        self.firsts = np.concatenate([[0], np.cumsum([len(owned) for owned in lengths])])
+        starts = [(np.cumsum(owned) - owned).astype(np.uint32 if is_small else np.int64) for owned in lengths]
         self.starts = np.concatenate(starts)
-        ends = zip(self.firsts[1:].tolist(), lengths, self.units, strict=True)
-        self._stops = {stop - 1: units for stop, part, units in ends if len(part)}
+        owners = zip(self.firsts[1:].tolist(), lengths, self.units, strict=True)
+        # by the index of each owner's last record: its end, as the next start belongs to another owner's memory
+        self._last_ends = {stop - 1: units for stop, owned, units in owners if len(owned)}
 
     def __len__(self) -> int:
         return int(self.firsts[-1])
@@ -221,12 +224,12 @@ class Directory:
         """Return the owners, starts and lengths of the records with these indices."""
         owners = (np.searchsorted(self.firsts, indices, side="right") - 1).tolist()
         starts = self.starts[indices].tolist()
-        stops = self.starts[np.minimum(indices + 1, len(self) - 1)].tolist()
-        last = self._stops
+        next_starts = self.starts[np.minimum(indices + 1, len(self) - 1)].tolist()
+        ends = [self._last_ends.get(i, start) for i, start in zip(indices.tolist(), next_starts, strict=True)]
         return (
             owners,
             starts,
-            [last.get(i, stop) - start for i, start, stop in zip(indices.tolist(), starts, stops, strict=True)],
+            [end - start for start, end in zip(starts, ends, strict=True)],
         )
 
 
@@ -241,13 +244,13 @@ class DistributedStore(Samples):
         lengths: [k] lengths of these records in units.
     """
 
-    def __init__(self, comm: Any, backend: MemoryBackend, schema: RecordSchema, local: Units, lengths: Units) -> None:
+    def __init__(self, comm: Any, backend: MemoryBackend, schema: RecordSchema, local: Words, lengths: Lengths) -> None:
         self.comm = comm
         self.schema = schema
         self.rank = comm.Get_rank()
         self.backend = backend
         self.thread_safe = backend.thread_safe
-        self._local: Units | None = local
+        self._local: Words | None = local
         self.directory = Directory(comm.allgather(lengths))
         backend.open()
 
@@ -260,12 +263,12 @@ class DistributedStore(Samples):
         schema = RecordSchema.from_file(file, split, keys)
         first, stop = split_evenly(file.count_samples(split), group.Get_rank(), group.Get_size())
 
-        def measure() -> tuple[MemoryBackend, Units]:
+        def prepare() -> tuple[MemoryBackend, Lengths]:
             names = [field.name for field in schema.fields] if first < stop else []
             counts: Mapping[str, Any] = {name: file.counts(split, name, first, stop) for name in names}
             return make_backend(backend), schema.compute_lengths(counts) if names else np.zeros(0, np.int64)
 
-        memory, lengths = collectives.run_collectively(comm, measure)
+        memory, lengths = collectives.run_collectively(comm, prepare)
         local = memory.allocate(group, int(lengths.sum()))
 
         def fill() -> None:
@@ -282,7 +285,7 @@ class DistributedStore(Samples):
     def __len__(self) -> int:
         return len(self.directory)
 
-    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
+    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """Return the samples in the requested order; those of this rank are views of its memory."""
         numbers = np.asarray(indices, dtype=np.int64)
         if self._local is None:
@@ -291,7 +294,7 @@ class DistributedStore(Samples):
             return []
         if numbers.min() < 0 or numbers.max() >= len(self):
             raise InputError(
-                f"there are samples 0..{len(self) - 1}, not {numbers[(numbers < 0) | (numbers >= len(self))][0]}"
+                f"expected sample indices 0..{len(self) - 1}, got {numbers[(numbers < 0) | (numbers >= len(self))][0]}"
             )
         owners, starts, lengths = self.directory.find(numbers)
         remote = [k for k, owner in enumerate(owners) if owner != self.rank]

@@ -19,7 +19,7 @@ from harness.reference.errors import InputError
 from harness.reference.storage import collectives
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.samples import ColumnGroup, PreloadedSamples, Samples, split_evenly
-from harness.reference.storage.schema import Counts, Record
+from harness.reference.storage.schema import Counts, Sample
 
 CHUNK_BYTES = 64 << 20
 ALIGN = 64
@@ -34,9 +34,9 @@ class ArrayPlacement:
         name: The key; "" for a table of sample boundaries.
         dtype: The name of the data type.
         shape: The shape of the array.
-        axis: The samples' axis.
+        axis: The samples' axis (harness.reference.storage.schema).
         start: Offset in bytes.
-        ends: Position in the layout of the table of the array's sample boundaries.
+        ends: Position, in `MemoryLayout.placements`, of the table with the array's sample boundaries.
     """
 
     name: str
@@ -75,7 +75,12 @@ class SharedSamples(Samples):
     """
 
     def __init__(self, layout: MemoryLayout, handle: int | None = None) -> None:
-        """Attach to the memory; handle: its file descriptor, if this process created it."""
+        """Attach to the memory.
+
+        Args:
+            layout: The layout of the memory.
+            handle: The file descriptor of the memory if this process created it; None otherwise.
+        """
         self.layout = layout
         self._handle = handle
         if handle is None:
@@ -124,7 +129,7 @@ class SharedSamples(Samples):
     def __len__(self) -> int:
         return self.layout.samples
 
-    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
+    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """Return the samples in the requested order, as views of the shared memory."""
         return self._reader.get(indices)
 

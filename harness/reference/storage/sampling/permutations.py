@@ -1,4 +1,4 @@
-"""Shuffles that are not stored but computed: keyed bijections on [0, n), evaluated for single indices."""
+"""Shuffles that are computed instead of stored: keyed bijections on [0, n), evaluated for single indices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
 
 ROUNDS = 6
-# Six rounds are too few for small counts: with them, some orders of five items are a third too frequent.
+# Small counts need more rounds: with six rounds, some orders of five items occur a third more often than they should.
 SMALL_COUNT, SMALL_COUNT_ROUNDS = 1024, 24
 _STEP, _FIRST, _SECOND = (np.uint64(w) for w in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -26,7 +26,11 @@ def splitmix64(words: Words) -> Words:
 
 
 def hash_key(*parts: ArrayLike) -> Words:
-    """Return a 64-bit hash of each combination of integers (broadcast together), [k]; the same on every machine."""
+    """Return a 64-bit hash of each combination of integers, [k], which is the same on every machine.
+
+    Args:
+        parts: Integers or arrays of integers, which are broadcast together.
+    """
     key = np.zeros(1, dtype=np.uint64)
     for part in parts:
         key = splitmix64(key ^ np.atleast_1d(np.asarray(part, dtype=np.int64)).view(np.uint64))
@@ -59,7 +63,7 @@ def _apply_rounds(x: Words, height: Words, width: Words, key: Words, numbers: ra
     high, low = np.divmod(x, width)
     for k in numbers:
         round_key = key ^ np.uint64(k << 56)
-        # Half of the hash's range, as a sum that wraps around would break the bijection.
+        # Drop one bit of the hash: if the sum wrapped around at 2**64, the map would not be a bijection.
         if k % 2:
             low = (low + (splitmix64(round_key ^ high) >> np.uint64(1))) % width
         else:

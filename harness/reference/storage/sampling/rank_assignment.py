@@ -56,7 +56,7 @@ def round_shares(shares: ArrayLike, total: int, at_least: int = 0) -> Integers:
 
 @dataclass(frozen=True)
 class RankGroup:
-    """The ranks first .. first + size - 1, which divide the samples of the same datasets among them."""
+    """A group of ranks, first..first + size - 1, that divide the samples of the same datasets among themselves."""
 
     datasets: tuple[int, ...]
     first: int
@@ -110,11 +110,18 @@ def assign_ranks(counts: Sequence[int], ranks: int, temperature: float = 1.0) ->
 
 
 def balance_costs(costs: ArrayLike, parts: int) -> list[Integers]:
-    """Divide samples into parts with nearly equal sums of their costs [n]; return the samples of each part, ascending.
+    """Divide samples into parts with nearly equal costs.
 
-    Each sample, the costliest first, goes to the part with the lowest cost so far, or of equal ones to the part with
-    the fewest samples; so no part is empty if there are at least as many samples as parts. Source: Graham, SIAM J.
-    Appl. Math. 17, 416 (1969): the costliest part costs at most 4/3 of the optimum.
+    Each sample, the costliest first, goes to the part with the lowest cost so far; if several parts have this cost, it
+    goes to the one with the fewest samples. No part is empty if there are at least as many samples as parts. Source:
+    Graham, SIAM J. Appl. Math. 17, 416 (1969): the costliest part costs at most 4/3 of the optimum.
+
+    Args:
+        costs: [n] cost of each sample.
+        parts: Number of parts.
+
+    Returns:
+        The indices of the samples of each part, ascending.
     """
     price = np.asarray(costs, dtype=float)
     heap = [(0.0, 0, k) for k in range(parts)]
@@ -138,7 +145,7 @@ def pack_batches(costs: ArrayLike, budget: float, multiple: int = 1) -> list[Int
         multiple: The number of batches is a multiple of this number, such as the number of ranks.
 
     Returns:
-        The samples of each batch, ascending; as few batches as possible.
+        The indices of the samples of each batch, ascending; as few batches as `balance_costs` keeps within the budget.
 
     Raises:
         InputError: So many batches are needed that one would be empty.
@@ -157,7 +164,13 @@ def pack_batches(costs: ArrayLike, budget: float, multiple: int = 1) -> list[Int
 
 
 def compute_imbalance(costs: ArrayLike, batches: Sequence[Integers], ranks: int) -> float:
-    """Return the ratio of the largest to the mean cost of the ranks, averaged over steps; 1 means perfect balance."""
+    """Return the ratio of the largest to the mean cost of the ranks, averaged over steps; 1 means perfect balance.
+
+    Args:
+        costs: [n] cost of each sample.
+        batches: The samples of each rank in the first step, then of each rank in the next step, and so on.
+        ranks: Number of ranks.
+    """
     price = np.asarray(costs, dtype=float)
     steps = np.array([price[batch].sum() for batch in batches]).reshape(-1, ranks)
     return float((steps.max(1) / steps.mean(1)).mean())

@@ -1,8 +1,8 @@
 """The samples of each rank at each step: reproducible mixtures of datasets of very different sizes.
 
-All ranks share one sequence, which depends on the specification and its seed alone; step k distributes its next
-ranks x batch_size draws in blocks of batch_size, in the order of the ranks. The draw at any position of the sequence
-can be computed without those before it.
+In the mode "mixed", all ranks share one sequence, which depends on the specification and its seed alone. In the mode
+"assigned", each group of ranks has a sequence of its own. A step takes the next batch_size draws for each rank of the
+sequence, in the order of the ranks. The draw at any position of a sequence can be computed without the earlier draws.
 """
 
 from __future__ import annotations
@@ -82,12 +82,13 @@ class MixtureStream:
         return max(1, self.length // WINDOW)
 
     @cached_property
-    def _phase(self) -> Integers:
+    def _offsets(self) -> Integers:
+        """The hashed offset of each dataset, [d]; without it, all small datasets would be drawn in the same windows."""
         return (hash_key(self.seed, self.datasets) % np.uint64(self.windows)).astype(np.int64)
 
     def _count_draws_before(self, window: int) -> Integers:
-        """Return the number of draws from each dataset before a window, [d]; phases spread those of small datasets."""
-        return (self.draws * window + self._phase) // self.windows
+        """Return the number of draws from each dataset before a window, [d]."""
+        return (self.draws * window + self._offsets) // self.windows
 
     def _find_window(self, position: int) -> int:
         window = position * self.windows // self.length
@@ -136,8 +137,9 @@ class SamplingSpec:
         mode: "mixed": every rank draws from all datasets by weight. "assigned": each rank serves one dataset or a few.
         temperature: The weight of a dataset is count ** (1 / temperature).
         seed: Seed of all shuffles.
-        length: Number of samples per epoch. None means in the mode "mixed" the number of all samples; in the mode
-            "assigned" as many steps as the slowest rank needs for one pass, while other ranks repeat their samples.
+        length: Number of draws per epoch. If None: in the mode "mixed", the number of all samples; in the mode
+            "assigned", the number of draws after which the group with the most samples per rank has drawn as many as it
+            has, while the other groups repeat their samples.
     """
 
     counts: tuple[int, ...]
@@ -166,11 +168,11 @@ class MixtureSampler:
         if spec.mode == "mixed":
             assignment = Assignment((RankGroup(tuple(range(len(spec.counts))), 0, ranks),))
         self.assignment = assignment
-        self.length = spec.length or self._compute_full_length()
+        self.length = spec.length or self._compute_default_length()
         self._streams = {g: self._build_stream(g) for g in assignment.groups}
 
-    def _compute_full_length(self) -> int:
-        """Return the length of an epoch that draws every sample."""
+    def _compute_default_length(self) -> int:
+        """Return the default length of an epoch (see `SamplingSpec.length`)."""
         if self.spec.mode == "mixed":
             return sum(self.spec.counts)
         groups = ((sum(self.spec.counts[d] for d in g.datasets), g.size) for g in self.assignment.groups)
@@ -202,10 +204,10 @@ class MixtureSampler:
     def select_batch(
         self, step: int, rank: int, costs: Callable[[SampleIndices], NDArray[np.float64]] | None = None
     ) -> SampleIndices:
-        """Return the samples of one rank at one step; the sampler's position is step 0.
+        """Return the samples of one rank at one step.
 
         Args:
-            step: The step.
+            step: The step, counted from the sampler's position.
             rank: The rank.
             costs: Returns the cost of each sample, [n]. If it is given, the samples of the step are distributed among
                 the ranks of a group so that their costs, and not their numbers of samples, are similar.
@@ -232,7 +234,9 @@ class MixtureSampler:
         return progress | {"recipe": self._compute_digest(), "ranks": self.ranks, "batch_size": self.batch_size}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Continue where a sampler of the same specification stopped; if mixed, ranks and batches may differ.
+        """Continue where a sampler of the same specification stopped.
+
+        In the mode "mixed", the number of ranks and the batch size may have changed.
 
         Raises InputError for the state of another sequence.
         """
@@ -248,5 +252,6 @@ class MixtureSampler:
         self.epoch, self.position = int(state["epoch"]), int(state["taken"])
 
     def _compute_digest(self) -> str:
-        text = f"Recipe{repr(self.spec).removeprefix(type(self.spec).__name__)}"  # the name in existing states
+        # SamplingSpec was called Recipe when the first states were saved; their digests must stay valid.
+        text = f"Recipe{repr(self.spec).removeprefix(type(self.spec).__name__)}"
         return blake2b(text.encode(), digest_size=8).hexdigest()

@@ -28,7 +28,7 @@ from harness.reference.datasets.parsing.structure_builder import (
 from harness.reference.datasets.readers import extxyz
 from harness.reference.errors import InputError, get_first_line
 from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
-from harness.reference.tasks.readers.energy_checks import check_formation
+from harness.reference.tasks.readers.energy_checks import check_formation_energies
 
 ENERGY_KEY = "formation_energy_per_atom"
 MAX_FIELD_CHARACTERS = 1 << 24
@@ -144,7 +144,7 @@ def read_oqmd(path: Path) -> TaskDataset:
         "PBE / PBE+U (VASP)",
         Counter({f"in {OQMD_TABLE}, not in the pages": absent}),
     )
-    return check_formation(labelled, path)
+    return check_formation_energies(labelled, path)
 
 
 def _iter_oqmd_page(path: Path, energies: Energies | None) -> Iterator[Sample]:
@@ -176,9 +176,9 @@ def read_abx3(path: Path) -> TaskDataset:
     samples = [
         s for file in paths for s in (_iter_abx3_table(file, left_out) if file.suffix == ".csv" else iter_frames(file))
     ]
-    role = "official ABX3 perovskites, {count} crystals"
-    return check_formation(
-        collect_rows(build_each(samples, call_sample), str(path), role, "PBE (VASP)", left_out), path
+    data_origin = "official ABX3 perovskites, {count} crystals"
+    return check_formation_energies(
+        collect_rows(build_each(samples, call_sample), str(path), data_origin, "PBE (VASP)", left_out), path
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks that the energies of a task are plausible for its atoms, which detect mixed units."""
+"""Checks of whether the energies of a task are plausible for its atoms, by which mixed units are detected."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from harness.reference.datasets.parsing.constants import ATOM_ENERGIES_EV, HARTR
 from harness.reference.datasets.parsing.plausibility import (
     ATOM_ENERGY_TOLERANCE,
     ATOM_TOLERANCE_EV,
+    describe_implausible_lengths,
     find_implausible_energies,
-    find_implausible_lengths,
 )
 from harness.reference.errors import InputError
 from harness.reference.tasks.dataset import TaskDataset
 
 IMPLAUSIBLE = "energy that cannot be of these atoms"
-PSEUDO = (-60.0, 60.0)  # eV/atom; the range of total energies with pseudopotentials
-FORMATION = 20.0  # eV/atom; the largest absolute formation energy
+PSEUDO_RANGE = (-60.0, 60.0)  # eV/atom; the range of total energies with pseudopotentials
+MAX_FORMATION_ENERGY = 20.0  # eV/atom; the largest absolute formation energy
 # The ratio of the actual to the expected energy if units are mixed, for files that are in kcal/mol by default.
 MIXED = (
     (KCAL_PER_MOL_EV / HARTREE_EV, "hartree taken for kcal/mol"),
@@ -57,7 +57,7 @@ def check_molecules(labelled: TaskDataset, path: object) -> TaskDataset:
         if (wrong | far)[part].mean() > MAX_IMPLAUSIBLE_SHARE:
             first = int(np.flatnonzero(part & (wrong | far))[0])
             raise InputError(f"{path}: {table.ids[first]}: {describe(first)}; expected total energies of all electrons")
-        if lengths := find_implausible_lengths(table[part], ALL_ELECTRON):
+        if lengths := describe_implausible_lengths(table[part], ALL_ELECTRON):
             raise InputError(f"{path}: {name or table.ids[0]}: {lengths}")
     return remove_structures(labelled, wrong | far, IMPLAUSIBLE)
 
@@ -69,29 +69,29 @@ def check_materials(labelled: TaskDataset, path: object) -> TaskDataset:
     """
     table = labelled.table
     per_atom = table.energy / table.sizes
-    wrong = ((per_atom < PSEUDO[0]) | (per_atom > PSEUDO[1])) & _is_far_from_atoms(table)
+    wrong = ((per_atom < PSEUDO_RANGE[0]) | (per_atom > PSEUDO_RANGE[1])) & _is_far_from_atoms(table)
     for name in np.unique(labelled.subset):
         part = labelled.subset == name
         if wrong[part].mean() > MAX_IMPLAUSIBLE_SHARE:
             first = int(np.flatnonzero(part & wrong)[0])
             raise InputError(
                 f"{path}: {table.ids[first]}: {per_atom[first]:.6g} eV per atom is neither near that of free atoms nor"
-                f" within {PSEUDO[0]:g} .. {PSEUDO[1]:g}: are the energies in eV?"
+                f" within {PSEUDO_RANGE[0]:g} .. {PSEUDO_RANGE[1]:g}: are the energies in eV?"
             )
     return remove_structures(labelled, wrong, IMPLAUSIBLE)
 
 
-def check_formation(labelled: TaskDataset, path: object) -> TaskDataset:
+def check_formation_energies(labelled: TaskDataset, path: object) -> TaskDataset:
     """Return the structures whose formation energies, eV/atom, are plausible, and count the others.
 
     Raises InputError if most are implausible.
     """
-    wrong = np.abs(labelled.target) > FORMATION
+    wrong = np.abs(labelled.target) > MAX_FORMATION_ENERGY
     if wrong.mean() > MAX_IMPLAUSIBLE_SHARE:
         first = int(np.flatnonzero(wrong)[0])
         raise InputError(
             f"{path}: {labelled.official_ids[first]}: a formation energy of {labelled.target[first]:.6g} eV/atom,"
-            f" expected at most {FORMATION:g}: are they in eV/atom?"
+            f" expected at most {MAX_FORMATION_ENERGY:g}: are they in eV/atom?"
         )
     return remove_structures(labelled, wrong, IMPLAUSIBLE)
 

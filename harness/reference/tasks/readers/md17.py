@@ -59,7 +59,7 @@ class Trajectory:
 
 
 def read_md17(path: Path) -> TaskDataset:
-    """Read evenly spaced frames of each molecule, which is a subset; raises InputError for unusable files."""
+    """Read evenly spaced frames of each molecule; a molecule is a subset. Raises InputError for unusable files."""
     values: list[LabelledRow] = []
     left_out: Counter[str] = Counter()
     levels: list[str] = []
@@ -69,9 +69,9 @@ def read_md17(path: Path) -> TaskDataset:
         left_out["not among the evenly spaced frames"] += max(0, len(trajectory.energies) - MAX_FRAMES)
         values += _iter_rows(_AFFIXES.sub("", file.stem), trajectory)
     subsets = {v.subset for v in values}
-    role = f"official MD17, {{count}} frames of {len(subsets)} molecules"
+    data_origin = f"official MD17, {{count}} frames of {len(subsets)} molecules"
     level = "; ".join(dict.fromkeys(levels))
-    return check_molecules(collect_rows(values, str(path), role, level, left_out), path)
+    return check_molecules(collect_rows(values, str(path), data_origin, level, left_out), path)
 
 
 def _open_trajectory(path: Path) -> Trajectory:

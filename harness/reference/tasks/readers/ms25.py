@@ -21,7 +21,7 @@ GROUP_FRAMES = 10  # number of consecutive frames that form a group, which is ne
 
 
 def read_ms25(path: Path) -> TaskDataset:
-    """Read all frames, with systems as subsets; raises InputError if files are missing or damaged.
+    """Read all frames; a system is a subset. Raises InputError if files are missing or damaged.
 
     A system is a folder of trajectories below the path, or a single file. Frames that occur in several training sets
     are read once.

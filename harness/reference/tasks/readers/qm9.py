@@ -46,10 +46,10 @@ def read_qm9(path: Path) -> TaskDataset:
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         raise InputError(f"{path}: no such file or folder")
-    parts = sorted(folder.glob("qm9_part*.csv"))
+    tables = sorted(folder.glob("qm9_part*.csv"))
     skipped: set[int] = set()
-    if parts:
-        values = build_each((pair for part in parts for pair in _iter_table_rows(part)), _build_from_table)
+    if tables:
+        values = build_each((pair for table in tables for pair in _iter_table_rows(table)), _build_from_table)
     elif (folder / SDF).is_file():
         skipped = _read_uncharacterized(folder / UNCHARACTERIZED)
         values = build_each(_iter_sdf_rows(folder, skipped), _build_from_sdf)

@@ -1,4 +1,4 @@
-"""Reader of Wiggle150: XYZ files whose comment lines are a name and an energy in kcal/mol, as 'ado_00 -603984.7'."""
+"""Reader of Wiggle150: XYZ files with comment lines of a name and an energy in kcal/mol, such as 'ado_00 -603984.7'."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_ro
 from harness.reference.tasks.readers.energy_checks import check_molecules
 
 REFERENCE = "_00"  # the end of the name of the relaxed conformer of a molecule, the zero of energy
-MAX_DIGITS = 10  # maximum number of digits of a number of atoms
+MAX_DIGITS = 9  # maximum number of digits of a number of atoms
 
 
 def read_wiggle150(path: Path) -> TaskDataset:
@@ -34,7 +34,7 @@ def read_wiggle150(path: Path) -> TaskDataset:
         if _parse_molecule(c) in zero_kcal:
             values.append(LabelledRow(c, (kcal - zero_kcal[_parse_molecule(c)]) * KCAL_PER_MOL_EV))
         else:
-            values.append(RejectedStructure(c.id, f"no {REFERENCE} of its molecule", c.id))
+            values.append(RejectedStructure(c.id, f"missing conformer {REFERENCE} of its molecule", c.id))
     labelled = collect_rows(values, str(path), "official Wiggle150, {count} conformers", "DLPNO-CCSD(T)/CBS")
     return check_molecules(labelled, path)
 
@@ -52,7 +52,7 @@ def _iter_frames(path: Path) -> Iterator[tuple[str, float, list[list[str]]]]:
             k += 1
             continue
         where = f"{path}, line {k + 1}"
-        if not (lines[k].strip().isdecimal() and len(lines[k].strip()) < MAX_DIGITS):
+        if not (lines[k].strip().isdecimal() and len(lines[k].strip()) <= MAX_DIGITS):
             raise InputError(f"{where}: {lines[k].strip()[:40]!r} is not a number of atoms")
         count = int(lines[k])
         block = lines[k + 1 : k + 2 + count]

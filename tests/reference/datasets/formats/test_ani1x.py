@@ -50,9 +50,9 @@ def test_chunks_are_complete_and_disjoint(tmp_path: Path, monkeypatch: pytest.Mo
     write_ani1x(tmp_path / "a.h5", {f"G{k}": 1 + k % 4 for k in range(20)})
     complete, _ = read_all_files(ani1x.FORMAT, tmp_path)
     sizes = [1 + k % 4 for k in sorted(range(20), key=str)]
-    parts = paths.split_into_chunks(tmp_path / "a.h5", "a", sizes, limit=7)
-    assert len(parts) > 4
-    ids = [i for part in parts for block in ani1x.read_chunk(part) for i in block.ids.tolist()]
+    chunks = paths.split_into_chunks(tmp_path / "a.h5", "a", sizes, structures_per_chunk=7)
+    assert len(chunks) > 4
+    ids = [i for chunk in chunks for block in ani1x.read_chunk(chunk) for i in block.ids.tolist()]
     assert ids == complete.ids.tolist()
     monkeypatch.setattr(h5, "MAX_CONFORMATIONS", 2)
     assert is_same_table(complete, read_all_files(ani1x.FORMAT, tmp_path)[0])

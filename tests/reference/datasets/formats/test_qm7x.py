@@ -28,6 +28,7 @@ def test_values_ids_and_groups_are_read(tmp_path: Path) -> None:
     assert frames.ids.tolist()[0] == "1000/0001/Geom-m1-i1-c1-1"
     assert frames.groups.tolist() == ["0001"] * 4 + ["0002"] * 3
     _, energy, forces = make_conformations(4)
+    # HDF5 lists groups by name: conformation 0 is `opt`, which comes after 1, 2 and 3
     assert np.array_equal(frames.energy[:4], energy[[1, 2, 3, 0]])
     assert frames.forces is not None
     assert np.array_equal(frames.forces[:6], forces[1])
@@ -47,9 +48,9 @@ def test_chunks_are_complete_and_disjoint(tmp_path: Path) -> None:
     path = tmp_path / "1000.hdf5"
     write_qm7x(path, {f"{k:04d}": 2 for k in range(1, 7)})
     complete, _ = read_all_files(qm7x.FORMAT, path)
-    parts = paths.split_into_chunks(path, "1000", [2] * 6, limit=3)
-    assert len(parts) == 3
-    ids = [i for part in parts for block in qm7x.read_chunk(part) for i in block.ids.tolist()]
+    chunks = paths.split_into_chunks(path, "1000", [2] * 6, structures_per_chunk=4)
+    assert len(chunks) == 3
+    ids = [i for chunk in chunks for block in qm7x.read_chunk(chunk) for i in block.ids.tolist()]
     assert ids == complete.ids.tolist()
 
 

@@ -48,9 +48,9 @@ def test_splits_are_read_if_the_group_data_is_missing(tmp_path: Path) -> None:
 def test_chunks_are_complete_and_disjoint(tmp_path: Path) -> None:
     write_transition1x(tmp_path / "t.h5", REACTIONS)
     complete, _ = read_all_files(transition1x.FORMAT, tmp_path)
-    parts = paths.split_into_chunks(tmp_path / "t.h5", "t", [4, 3, 5], limit=4)
-    assert [p.key for p in parts] == ["t 0:1", "t 1:3"]
-    ids = [i for part in parts for block in transition1x.read_chunk(part) for i in block.ids.tolist()]
+    chunks = paths.split_into_chunks(tmp_path / "t.h5", "t", [4, 3, 5], structures_per_chunk=4)
+    assert [p.key for p in chunks] == ["t 0:1", "t 1:3"]
+    ids = [i for chunk in chunks for block in transition1x.read_chunk(chunk) for i in block.ids.tolist()]
     assert ids == complete.ids.tolist()
     assert is_same_table(complete, read_all_files(transition1x.FORMAT, tmp_path)[0])
 

@@ -166,7 +166,7 @@ def test_structures_without_a_label_are_counted_for_each_label(
     assert "omol25: 17 structures can be used; 3 unlabelled\n" in output
     assert "  forces: missing in 2 structures, left out\n" in output
     assert "  energy: missing in 1 structure, left out\n" in output
-    assert "  spin: withheld for 1 of 17 structures, kept for 16\n" in output
+    assert "  spin: missing in 1 of 17 structures, stored for 16\n" in output
 
 
 def test_check_counts_files_with_and_without_forces_like_a_conversion(

@@ -100,9 +100,9 @@ def test_system_files_are_ignored_and_counted(
     assert main(["check", dataset, str(path.parent), "-q"]) == 0
     result = capsys.readouterr().out.splitlines()
     assert result[0] == expected
-    assert "  passed over: files of the operating system, such as ._* and .DS_Store: 5" in result
-    assert "  passed over: archives, to be unpacked if their content is not here: 1" in result
-    assert "  passed over: unfinished downloads: 1" in result
+    assert "  skipped: files of the operating system, such as ._* and .DS_Store: 5" in result
+    assert "  skipped: archives, to be unpacked if their content is not here: 1" in result
+    assert "  skipped: unfinished downloads: 1" in result
 
 
 def test_system_files_in_archives_are_ignored(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from ase.data import chemical_symbols
 from harness.protocol.programs.screening import Candidates
 from harness.reference.errors import InputError
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, element_numbers
+from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, parse_element_symbols
 from harness.reference.programs.screening.candidates.prototype_workload import CrystalWorkload
 from harness.reference.programs.screening.candidates.prototypes import load_prototypes
 from harness.reference.programs.screening.candidates.random_workload import RandomSpace, RandomWorkload
@@ -34,7 +34,7 @@ def select_elements(symbols: Sequence[str], model: FoundationModel) -> tuple[int
     known = [z for z in range(1, HEAVIEST_ELEMENT + 1) if bool(model.elements[z])]
     if not symbols:
         return tuple(known)
-    for z in element_numbers(symbols):
+    for z in parse_element_symbols(symbols):
         if z not in known:
             raise InputError(f"element {chemical_symbols[z]!r}: the model was not trained on it")
-    return element_numbers(symbols)
+    return parse_element_symbols(symbols)

@@ -21,21 +21,23 @@ WORD_BITS = 64
 MAX_TABLES = 64  # number of cached tables, up to 0.7 MB each; a prototype with four species needs eight
 
 
-def is_duplicate(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]:
+def is_duplicate(prototype: Prototype, block: PrototypeBlock) -> NDArray[np.bool_]:
     """Return for each candidate whether an exchange of its elements gives the same crystal and an earlier order, [m].
 
     Of each set of equal crystals, only the first in the order of atomic numbers is not a duplicate.
     """
-    result = np.zeros(len(run), dtype=bool)
+    result = np.zeros(len(block), dtype=bool)
     for order in prototype.exchanges:
-        other = run.species[:, order]
-        first = (other != run.species).argmax(axis=1)[:, None]
-        result |= (np.take_along_axis(other, first, 1) < np.take_along_axis(run.species, first, 1))[:, 0]
+        other = block.species[:, order]
+        first = (other != block.species).argmax(axis=1)[:, None]
+        result |= (np.take_along_axis(other, first, 1) < np.take_along_axis(block.species, first, 1))[:, 0]
     return result
 
 
-def is_charge_balanced(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]:
-    """Return whether known oxidation states can sum to zero with cations less electronegative than anions, [m].
+def is_charge_balanced(prototype: Prototype, block: PrototypeBlock) -> NDArray[np.bool_]:
+    """Return for each candidate whether known oxidation states can sum to zero, [m].
+
+    In addition, cations must be less electronegative than anions.
 
     Each element has one oxidation state; a single element is balanced. Oxidation states (ICSD, 2024) and Pauling
     electronegativities come from smact; a candidate with an element that lacks one of them is not balanced. Sources:
@@ -45,12 +47,12 @@ def is_charge_balanced(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.
         InputError: smact is not installed.
     """
     if prototype.species == 1:
-        return np.ones(len(run), dtype=bool)
+        return np.ones(len(block), dtype=bool)
     # candidates that differ only in volume are consecutive
-    is_new = np.ones(len(run), dtype=bool)
-    is_new[1:] = (run.species[1:] != run.species[:-1]).any(axis=1)
+    is_new = np.ones(len(block), dtype=bool)
+    is_new[1:] = (block.species[1:] != block.species[:-1]).any(axis=1)
     counts = prototype.counts // np.gcd.reduce(prototype.counts)
-    return _can_balance(tuple(counts.tolist()), run.species[is_new])[np.cumsum(is_new) - 1]
+    return _can_balance(tuple(counts.tolist()), block.species[is_new])[np.cumsum(is_new) - 1]
 
 
 def _can_balance(counts: tuple[int, ...], species: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -60,7 +62,7 @@ def _can_balance(counts: tuple[int, ...], species: NDArray[np.int64]) -> NDArray
     """
     half = len(counts) // 2
     reach = LARGEST_STATE * max(sum(counts[:half]), sum(counts[half:]))
-    electronegativity = _ions().electronegativity[species]
+    electronegativity = _load_ions().electronegativity[species]
     balanced = np.zeros(len(species), dtype=bool)
     for signs in product((1, -1), repeat=len(counts)):
         cation = np.array(signs) > 0
@@ -69,14 +71,14 @@ def _can_balance(counts: tuple[int, ...], species: NDArray[np.int64]) -> NDArray
         # NaN, for an unknown electronegativity, compares as False.
         ordered = electronegativity[:, cation].max(axis=1) < electronegativity[:, ~cation].min(axis=1)
         rows = np.flatnonzero(ordered & ~balanced)
-        reachable = _charge_sums(counts[:half], signs[:half], 1, reach)[tuple(species[rows, :half].T)]
-        required = _charge_sums(counts[half:], signs[half:], -1, reach)[tuple(species[rows, half:].T)]
+        reachable = _list_charge_sums(counts[:half], signs[:half], 1, reach)[tuple(species[rows, :half].T)]
+        required = _list_charge_sums(counts[half:], signs[half:], -1, reach)[tuple(species[rows, half:].T)]
         balanced[rows] = (reachable & required).any(axis=1)
     return balanced
 
 
 @lru_cache(maxsize=MAX_TABLES)
-def _charge_sums(counts: tuple[int, ...], signs: tuple[int, ...], sense: int, reach: int) -> NDArray[np.uint64]:
+def _list_charge_sums(counts: tuple[int, ...], signs: tuple[int, ...], sense: int, reach: int) -> NDArray[np.uint64]:
     """Return the possible charges of one or two slots for all elements on them.
 
     Args:
@@ -88,7 +90,7 @@ def _charge_sums(counts: tuple[int, ...], signs: tuple[int, ...], sense: int, re
     Returns:
         [119, words] or [119, 119, words] bits; bit `charge + reach` is set if the charge is possible.
     """
-    ions = _ions()
+    ions = _load_ions()
     table = np.zeros((ELEMENTS,) * len(counts) + (2 * reach // WORD_BITS + 1,), dtype=np.uint64)
     for states in product(range(1, LARGEST_STATE + 1), repeat=len(counts)):
         charges = np.multiply(signs, states)
@@ -116,7 +118,7 @@ class Ions:
 
 
 @cache
-def _ions() -> Ions:
+def _load_ions() -> Ions:
     try:
         import smact
     except ImportError:

@@ -1,6 +1,7 @@
 """Neighbour lists of candidates from one list for each prototype.
 
-Candidates of a prototype differ in their elements and in one length (the stretch). The neighbours of each atom and
+Candidates of a prototype differ in their elements and in one length, the stretch, by which the prototype's geometry is
+multiplied. The neighbours of each atom and
 their order are therefore those of the prototype; the number of edges depends on the stretch alone and is looked up.
 """
 
@@ -85,7 +86,7 @@ class Topology:
         while radius < furthest and np.bincount(pairs.receiver, minlength=len(self.prototype)).min() < n_pairs:
             radius = min(furthest, GROWTH * radius)
             pairs = self.prototype.pairs(radius)
-        keep = _rank_in_receiver(pairs.receiver, len(self.prototype)) < n_pairs
+        keep = _rank_within_receiver(pairs.receiver, len(self.prototype)) < n_pairs
         return AtomPairs(pairs.receiver[keep], pairs.sender[keep], pairs.image[keep], pairs.distance[keep])
 
     @cached_property
@@ -106,11 +107,14 @@ class Topology:
 
     @cached_property
     def _before(self) -> StepFunction:
-        """The number of pairs of each atom that are shorter than the first pair beyond the limit, minus a distance."""
+        """The number of pairs of each atom whose distance is smaller than its bound plus the argument.
+
+        The bound of an atom is the distance of its first pair beyond the limit; it is infinite if there is none.
+        """
         assert self.max_neighbours is not None
         receiver, distance, n = self.pairs.receiver, self.pairs.distance, len(self.prototype)
         excess = np.full(n, np.inf)
-        last = _rank_in_receiver(receiver, n) == self.max_neighbours
+        last = _rank_within_receiver(receiver, n) == self.max_neighbours
         excess[receiver[last]] = distance[last]
         return count_below(receiver, distance - excess[receiver], n)
 
@@ -132,27 +136,27 @@ class Topology:
         whole = np.where(whole > 0, whole, self.max_neighbours)
         return np.where(within > self.max_neighbours, whole, within)
 
-    def edge_counts(self, run: PrototypeBlock) -> NDArray[np.int64]:
+    def edge_counts(self, block: PrototypeBlock) -> NDArray[np.int64]:
         """Return the number of edges of each candidate, [m]."""
-        return self.degrees(run.stretch).sum(axis=1)
+        return self.degrees(block.stretch).sum(axis=1)
 
-    def arrays(self, run: PrototypeBlock) -> GraphArrays:
+    def arrays(self, block: PrototypeBlock) -> GraphArrays:
         """Return the candidates with their edges in the order of `build_neighbour_list`, up to equal distances."""
-        slots, m, n = self.prototype.slots, len(run), len(self.prototype)
-        degrees = self.degrees(run.stretch)
+        slots, m, n = self.prototype.slots, len(block), len(self.prototype)
+        degrees = self.degrees(block.stretch)
         edges = degrees.sum(axis=1)
         flat = degrees.reshape(-1)
         receiver = np.repeat(np.arange(m * n), flat)
         offset = np.broadcast_to(self._first, (m, n)).reshape(-1) - (np.cumsum(flat) - flat)
         pair = np.repeat(offset, flat) + np.arange(len(receiver))
         edge_graph = np.repeat(np.arange(m), edges)
-        stretch = run.stretch[:, None, None]
+        stretch = block.stretch[:, None, None]
         return GraphArrays(
-            numbers=run.species[:, slots].reshape(-1),
+            numbers=block.species[:, slots].reshape(-1),
             positions=(stretch * self.prototype.positions).reshape(-1, 3),
             receiver=receiver,
             sender=self.pairs.sender[pair] + edge_graph * n,
-            shift=self._shift[pair] * run.stretch[edge_graph, None],
+            shift=self._shift[pair] * block.stretch[edge_graph, None],
             graph=np.repeat(np.arange(m), n),
             edge_graph=edge_graph,
             cell=stretch * self.prototype.cell,
@@ -178,16 +182,16 @@ class Topologies:
         smallest = self.space.smallest_stretch(number)
         return Topology(self.space.prototypes[number], self.cutoff, self.max_neighbours, smallest)
 
-    def edge_counts(self, run: PrototypeBlock) -> NDArray[np.int64]:
+    def edge_counts(self, block: PrototypeBlock) -> NDArray[np.int64]:
         """Return the number of edges of each candidate, [m]."""
-        return self.get(run.prototype).edge_counts(run)
+        return self.get(block.prototype).edge_counts(block)
 
-    def arrays(self, run: PrototypeBlock) -> GraphArrays:
+    def arrays(self, block: PrototypeBlock) -> GraphArrays:
         """Return the candidates with their edges."""
-        return self.get(run.prototype).arrays(run)
+        return self.get(block.prototype).arrays(block)
 
 
-def _rank_in_receiver(receiver: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def _rank_within_receiver(receiver: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """Return the position of each pair among the pairs of its receiver, [p]; receivers must ascend."""
     degree = np.bincount(receiver, minlength=n)
     return np.arange(len(receiver)) - (np.cumsum(degree) - degree)[receiver]

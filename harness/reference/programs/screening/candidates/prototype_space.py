@@ -63,7 +63,7 @@ class CandidateSpace:
     Attributes:
         prototypes: The structure types.
         elements: Atomic numbers.
-        scales: Volumes; at 1 the closest pair of atoms touches.
+        scales: Relative volumes; at 1, the closest pair of atoms touches.
 
     Raises:
         InputError: An element has no radius, elements or scales are not distinct, or the space is empty or too large.
@@ -116,16 +116,16 @@ class CandidateSpace:
         volumes, before = len(self.scales), int(self.starts[number])
         index = np.arange(start, stop, dtype=np.int64)
         first, last = (start - before) // volumes, (stop - 1 - before) // volumes
-        chosen = permutation_from_rank(np.arange(first, last + 1), len(self.elements), self.prototypes[number].species)
+        chosen = unrank_permutations(np.arange(first, last + 1), len(self.elements), self.prototypes[number].species)
         species = np.array(self.elements)[chosen]
         choice, volume = np.divmod(index - (before + first * volumes), volumes)
         scale = np.array(self.scales)[volume]
-        contact_scale = self.contact_scale(number, species)
+        contact_stretch = self.compute_contact_stretch(number, species)
         return PrototypeBlock(
-            number, index, species[choice], scale, contact_scale[choice] * np.cbrt(self.scales)[volume]
+            number, index, species[choice], scale, contact_stretch[choice] * np.cbrt(self.scales)[volume]
         )
 
-    def contact_scale(self, number: int, species: NDArray[np.int64]) -> Array:
+    def compute_contact_stretch(self, number: int, species: NDArray[np.int64]) -> Array:
         """Return the stretch at which the closest pair of atoms touches, [m], for species [m, k] in a prototype."""
         radii = covalent_radii[species].T
         closest = self.prototypes[number].closest
@@ -155,7 +155,7 @@ class CandidateSpace:
             )
         if scale not in self.scales:
             raise InputError(f"scale {scale}: expected one of {', '.join(map(str, self.scales))}")
-        rank = permutation_rank([self.elements.index(z) for z in species], len(self.elements))
+        rank = rank_permutation([self.elements.index(z) for z in species], len(self.elements))
         return int(self.starts[number]) + rank * len(self.scales) + self.scales.index(scale)
 
     def structure(self, index: int) -> Structure:
@@ -178,7 +178,7 @@ class CandidateSpace:
         return ["".join(chemical_symbols[z] + n for z, n in zip(row, counts, strict=True)) for row in rows]
 
 
-def element_numbers(symbols: Sequence[str]) -> tuple[int, ...]:
+def parse_element_symbols(symbols: Sequence[str]) -> tuple[int, ...]:
     """Return the atomic numbers of chemical symbols; raise InputError for an unknown symbol."""
     for symbol in symbols:
         if symbol not in chemical_symbols[1:]:
@@ -188,7 +188,7 @@ def element_numbers(symbols: Sequence[str]) -> tuple[int, ...]:
     return tuple(atomic_numbers[symbol] for symbol in symbols)
 
 
-def permutation_from_rank(rank: NDArray[np.int64], n: int, k: int) -> NDArray[np.int64]:
+def unrank_permutations(rank: NDArray[np.int64], n: int, k: int) -> NDArray[np.int64]:
     """Return the k-permutations of n that have the ranks [m] in lexical order, [m, k] of 0 .. n - 1."""
     chosen = np.empty((len(rank), k), dtype=np.int64)
     remainder = rank
@@ -201,7 +201,7 @@ def permutation_from_rank(rank: NDArray[np.int64], n: int, k: int) -> NDArray[np
     return chosen
 
 
-def permutation_rank(chosen: Sequence[int], n: int) -> int:
+def rank_permutation(chosen: Sequence[int], n: int) -> int:
     """Return the rank in lexical order of one permutation of some of the n elements 0 .. n - 1."""
     rank = 0
     for j, element in enumerate(chosen):

@@ -21,8 +21,8 @@ from harness.reference.programs.screening.candidates.workload import (
 CHUNK = 2048  # number of candidates whose edges are counted at a time
 
 
-def _is_first_of_equals(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]:
-    return ~is_duplicate(prototype, run)
+def _is_first_of_equals(prototype: Prototype, block: PrototypeBlock) -> NDArray[np.bool_]:
+    return ~is_duplicate(prototype, block)
 
 
 # For each filter, the function that returns which candidates of a block pass, [m].
@@ -61,8 +61,9 @@ class CrystalWorkload:
             for k in range(0, len(block), CHUNK):
                 passed, left_out = self._filter(block[k : k + CHUNK])
                 for selection in split_by_count(self.topologies.edge_counts(passed), edges):
-                    part = passed[selection]
-                    yield CandidateBatch(part.index, build_batch_from_arrays(self.topologies.arrays(part)), left_out)
+                    chosen = passed[selection]
+                    graphs = self.topologies.arrays(chosen)
+                    yield CandidateBatch(chosen.index, build_batch_from_arrays(graphs), left_out)
                     left_out = {}
                 if left_out:
                     yield CandidateBatch(passed.index, None, left_out)

@@ -121,7 +121,7 @@ def build_vacuum_arrays(
     before = np.cumsum(atoms) - atoms
     largest = int(atoms.max())
     limit = largest if max_neighbours is None else max_neighbours
-    sender, distance = _nearest([s.positions for s in structures], min(limit + 1, largest), largest)
+    sender, distance = _find_nearest([s.positions for s in structures], min(limit + 1, largest), largest)
     keep = _select_edges(distance, cutoff, limit)
     receiver = np.repeat(np.arange(len(graph)), keep.sum(axis=1))
     closest = distance[:, 0]
@@ -148,7 +148,7 @@ def build_vacuum_arrays(
     )
 
 
-def _nearest(positions: Sequence[Array], width: int, max_atoms: int) -> tuple[NDArray[np.int64], Array]:
+def _find_nearest(positions: Sequence[Array], width: int, max_atoms: int) -> tuple[NDArray[np.int64], Array]:
     """Return the nearest other atoms of each atom, and their distances (inf if there are no more), [n, width] each.
 
     The bits of positive floating-point numbers sort like integers. The last bits of squared distances are replaced by
@@ -192,7 +192,7 @@ def _select_edges(distance: Array, cutoff: float, limit: int) -> NDArray[np.bool
 
 
 class RandomWorkload:
-    """The workload "random". A stream is generated from its start, so parts should coincide with streams.
+    """The workload "random". A stream is always generated from its start, so each part should be one whole stream.
 
     Args:
         space: The candidates.

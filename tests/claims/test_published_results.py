@@ -12,12 +12,12 @@ from harness.claims.evaluate import judge_folder, judge_papers
 from harness.claims.papers import load_papers
 from harness.experiments.tables import build_results
 from harness.results.runs import RunRecord, load_runs
-from tests.support.kept_results import NAMES, PUBLISHED, unpack_results
+from tests.support.published_results import NAMES, PUBLISHED, unpack_results
 
 FOLDERS = {"laptop": "laptop", "multitask": "multitask", "pretraining": "pretraining", "root": "."}
 # Folder -> claim -> verdict, basis, value with its interval, and evidence, as an older version computed them.
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = json.loads(
-    (Path(__file__).parent / "kept_scorecards.json").read_text(encoding="utf-8")
+    (Path(__file__).parent / "published_scorecards.json").read_text(encoding="utf-8")
 )
 PAPER = "lupo-pasini-2026"
 # Verdicts and bases of that version -> the present names.

@@ -38,7 +38,7 @@ NAMES = sorted(str(p.parent.relative_to(PUBLISHED)) for p in PUBLISHED.rglob("ru
 @cache
 def unpack_results(name: str) -> Path:
     """Return a results folder with the run folders of one published result, which tests must not change."""
-    folder = Path(tempfile.mkdtemp(prefix="gfm-harness-kept-"))
+    folder = Path(tempfile.mkdtemp(prefix="gfm-harness-published-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     unpack_bundle(PUBLISHED / name / "runs.tar.xz", folder)
     return folder

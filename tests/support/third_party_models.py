@@ -55,7 +55,7 @@ class SchNetPackPaiNN(nn.Module):
 
     @torch.no_grad()
     def copy_weights(self, ours: PaiNN) -> None:
-        """Copy the weights of the harness's encoder, except for elements that schnetpack's embedding lacks."""
+        """Copy the weights of the harness's backbone, except for elements that schnetpack's embedding lacks."""
         self.net.embedding.weight.copy_(ours.embedding.weight[: len(self.net.embedding.weight)])
         for k, (message, update) in enumerate(zip(ours.messages, ours.updates, strict=True)):
             assert isinstance(message, Message)

@@ -85,8 +85,8 @@ def test_pretraining_suites_plan_on_every_system(
 def test_single_task_cases_differ_only_in_their_data() -> None:
     """Otherwise the ratio of their errors would not compare multi-task with single-task training."""
     suite = load_suite(find_resource("suites", "multitask"), "local")
-    assert suite.parameters["datasets"] == "{{ everything if dataset == 'all' else [dataset] }}"
-    assert suite.parameters["samples_per_epoch"] == "{{ each * (16 if dataset == 'all' else 1) }}"
+    assert suite.parameters["datasets"] == "{{ all_datasets if dataset == 'all' else [dataset] }}"
+    assert suite.parameters["samples_per_epoch"] == "{{ samples_per_dataset * (16 if dataset == 'all' else 1) }}"
     others = {name: value for name, value in suite.parameters.items() if name not in ("datasets", "samples_per_epoch")}
     assert "dataset" not in str(others)
     assert set(suite.matrix) == {"dataset"}

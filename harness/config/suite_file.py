@@ -43,9 +43,9 @@ class Resources(StrictModel):
     """The resources that one case needs; the values may be expressions."""
 
     nodes: NodeCount = 1
-    """Nodes of one case."""
+    """The number of nodes of one case."""
     ranks_per_node: NodeCount = 1
-    """Processes on each node."""
+    """The number of processes on each node."""
     walltime_minutes: Minutes = 60.0
     """Wall time after which the case is stopped."""
     expected_minutes: Minutes | None = None
@@ -67,7 +67,7 @@ class EventSelector(StrictModel):
     """A selection of events of a case, and of one of their fields."""
 
     event: str
-    """The kind of event."""
+    """The kind of event, such as `sample`, whose fields are checked."""
     where: dict[str, Scalar] = Field(default_factory=dict)
     """Fields that must have these values."""
     field: str | None = None

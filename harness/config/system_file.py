@@ -210,13 +210,13 @@ class Node(StrictModel):
     ranks_per_node: int | str
     """Ranks that fill a node: one for each accelerator, or an expression with a setting."""
     cores: PositiveInt | None = None
-    """CPU cores."""
+    """The number of CPU cores of a node."""
     accelerators: NonNegativeInt = 0
-    """Number of accelerators."""
+    """The number of accelerators of a node."""
     accelerator: str = "none"
-    """Name of the accelerator."""
+    """The vendor's name of the accelerators."""
     accelerator_memory_gb: PositiveFloat | None = None
-    """Memory of each accelerator."""
+    """The memory of each accelerator in gigabytes."""
 
 
 class TelemetryTemplate(StrictModel):
@@ -250,13 +250,13 @@ class System(StrictModel):
     template: FileName
     """Jinja2 template of the job script: a file next to this one, or a shipped one."""
     node: Node
-    """The shape of one node."""
+    """The cores, accelerators and ranks of one node."""
     backend: Literal["gloo", "nccl", "xccl"] = "gloo"
     """Communication backend of ranks: system.backend in a suite."""
     device: Literal["cpu", "cuda", "xpu"] = "cpu"
     """Device of ranks: system.device in a suite."""
     limits: Limits = Field(default_factory=Limits)
-    """The limits of the site."""
+    """The limits of the site on nodes, walltime and jobs."""
     exclusive: bool = True
     """Whether jobs request exclusive nodes; times measured on shared nodes mean little."""
     chunk: dict[ResourceName, NonNegativeInt | SingleLine] = Field(default_factory=dict)

@@ -35,12 +35,12 @@ class Case:
     program: str
     parameters: dict[str, Any]
     axis_values: dict[str, Any]
-    """The value on each axis."""
+    """The value of the case on each axis of the suite's matrix."""
     settings: dict[str, Any]
     nodes: int
     ranks_per_node: int
     walltime_minutes: float
-    """The walltime to request."""
+    """The walltime that the job requests for this case."""
     expected_minutes: float
     """The time that the case is expected to take."""
     repeat: int

@@ -39,7 +39,7 @@ class Faults:
     first: dict[str, str] = field(default_factory=dict)
 
     def add(self, kind: str, location: str = "", number: int = 1) -> None:
-        """Count faults of a kind."""
+        """Add `number` faults of one kind; the location is that of the first of them."""
         self.counts[kind] += number
         if location and number:
             self.first.setdefault(kind, location)

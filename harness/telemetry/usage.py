@@ -59,7 +59,7 @@ class CachedUsage:
 
 @dataclass(kw_only=True)
 class Usage(CachedUsage):
-    """The usage of a window."""
+    """The energy, utilization and traffic of a window from one source."""
 
     window: Window
 

@@ -145,7 +145,7 @@ class ScalingSample(EventRecord, tag="sample"):
     duration_s: Duration
     """Time of the slowest rank."""
     atoms: NonNegative
-    """Atoms of all ranks."""
+    """The number of atoms in the batches of all ranks."""
     edges: NonNegative
     structures: Count | None = None
     busy_s: Duration | None = None
@@ -195,7 +195,7 @@ class Region(EventRecord, tag="region"):
 
     step: Count
     name: str
-    """One of REGIONS."""
+    """The region of a training step: one of REGIONS."""
     duration_s: Seconds
     """Time of the slowest rank."""
     duration_mean_s: Seconds

@@ -60,7 +60,7 @@ class PrecisionParameters(Parameters):
     sampling_temperature: PositiveFloat = 2.0
     """Datasets are weighted by count ** (1 / sampling_temperature)."""
     batch_size: PositiveInt = 16
-    """Structures per step."""
+    """The number of structures in the batch of a training step."""
     steps: PositiveInt = 100
     """Number of training steps."""
     timing_warmup_steps: NonNegativeInt = 5
@@ -75,7 +75,7 @@ class PrecisionParameters(Parameters):
     force_weight: PositiveFloat = 10.0
     """Weight of forces in the loss."""
     learning_rate: PositiveFloat = 1e-3
-    """Learning rate."""
+    """The learning rate of AdamW."""
     backend: BackendName = "gloo"
     """Library of the process group."""
     device: DeviceName = "cpu"

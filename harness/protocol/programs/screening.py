@@ -55,7 +55,7 @@ class Candidates(ParameterGroup):
     streams: PositiveInt = 1
     """Number of streams of random structures."""
     per_stream: PositiveInt = 15_000
-    """Structures per stream."""
+    """The number of random structures in each stream."""
     atoms: AtomRange = (2, 500)
     """Minimum and maximum number of atoms of a random structure."""
     max_neighbours: PositiveInt | None = None
@@ -100,7 +100,7 @@ class ScreeningParameters(Parameters):
     max_candidates: PositiveInt | None = None
     """Approximate number of candidates, in parts that are evenly spaced over all candidates; null: all of them."""
     part_size: PositiveInt = 4096
-    """Candidates per part."""
+    """The number of candidates in a part, which one rank scores at a time."""
     retention: Selection = Selection()
     """The candidates whose results are kept."""
     energy_only: bool = False

@@ -15,7 +15,7 @@ REPEAT = (5, 200, 1.0)
 class Benchmark:
     """The base class of benchmarks: a process takes samples of one call each, and `harness regression` runs many.
 
-    asv calls `setup` before each sample, so expensive data are made once per process with functools.cache.
+    asv calls `setup` before each sample, so expensive data are computed once per process with functools.cache.
     """
 
     rounds = 1

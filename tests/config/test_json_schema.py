@@ -229,7 +229,8 @@ def test_descriptions_are_the_docstrings_of_the_fields() -> None:
     definitions = VALIDATORS["suites"].schema["$defs"]
     minutes = definitions["Resources-template"]["properties"]["walltime_minutes"]
     assert minutes["description"] == "Wall time after which the case is stopped."
-    assert definitions["Check"]["properties"]["event"]["description"] == "The kind of event."
+    event = definitions["Check"]["properties"]["event"]
+    assert event["description"] == "The kind of event, such as `sample`, whose fields are checked."
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def describe_ladder(records: list[RunRecord]) -> list[str]:
         text = [
             f"The workload has {pluralize(workload['structures'], 'structure')} in"
             f" {pluralize(workload['batches'], 'batch', 'batches')} of {workload['batch_size']}. The model has"
-            f" {model['parameters']:,} parameters and the readout `{model['config']['readout']}`; an atom has"
+            f" {model['parameters']:,} parameters and the {model['config']['readout']} readout; an atom has"
             f" {neighbours} neighbours within"
             f" {model['config']['cutoff']:g} angstrom.",
             f"Of {len(gate['mean_weight'])} heads, {' or '.join(map(str, counts))} per batch have a mean weight of at"

@@ -40,7 +40,14 @@ BACKBONES: dict[BackboneName, Backbone] = {
         "harness.reference.models.backbones.painn:PaiNN",
         "#0072b2",
         "o",
-        {"num_radial": 6, "norm_epsilon": 1e-8, "hydragnn": None},
+        {
+            "num_radial": 6,
+            "norm_epsilon": 1e-8,
+            "hydragnn": None,
+            "adaptive_neighbours": None,
+            "repulsion": None,
+            "feature_norm": None,
+        },
         has_fused_messages=True,
     ),
     "pnaeq": Backbone(

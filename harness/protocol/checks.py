@@ -38,6 +38,8 @@ class FigureOfMerit:
 def evaluate_case(case: Mapping[str, Any], events: Sequence[Event], exit_code: int | None) -> tuple[State, str]:
     """Return the state of a case according to its log and its exit code, and the reason if it is not done.
 
+    The reason of a case that is done is empty, unless the file system of its log has stalled.
+
     A case is lost if it has started and there is no exit code. It is done if the exit code is 0, there is a `done`
     event, and every sanity check passes. If the last event is `done` and the job was killed before it could write the
     exit code, the exit code counts as 0.
@@ -50,7 +52,13 @@ def evaluate_case(case: Mapping[str, Any], events: Sequence[Event], exit_code: i
     if not has_finished(events) and not any(e["event"] == "done" for e in events):
         return "failed", "exit code 0 without a `done` event"
     failures = [failure for check in case.get("sanity", ()) if (failure := find_sanity_failure(check, events))]
-    return ("failed", "sanity: " + "; ".join(failures)) if failures else ("done", "")
+    return ("failed", "sanity: " + "; ".join(failures)) if failures else ("done", _describe_stalls(events))
+
+
+def _describe_stalls(events: Iterable[Event]) -> str:
+    """Return for how long the file system of the log stalled, or an empty string."""
+    seconds = sum(float(event["seconds"]) for event in events if event["event"] == "stall")
+    return f"the file system did not answer for {seconds:.0f} s, so that times are too long" if seconds else ""
 
 
 def has_finished(events: Sequence[Event]) -> bool:

@@ -22,12 +22,14 @@ import msgspec
 import orjson
 
 from harness.protocol.errors import did_you_mean, shorten
-from harness.protocol.records import COMMON_EVENTS, EventRecord, FactEvent, Facts, Start
+from harness.protocol.records import COMMON_EVENTS, EventRecord, FactEvent, Facts, Stall, Start
 from harness.protocol.registry import find_log_types
 from harness.protocol.schema_errors import find_problem
 from harness.protocol.upgrade import convert_event
 
 EVENTS_FILE = "events.jsonl"
+# A line that takes longer to write is followed by an event that says so.
+MAX_WRITE_S = 5.0
 VERSION = 3
 Event = dict[str, Any]
 # By version of a log: the function that converts an event of a program to the next version; None: nothing changes.
@@ -88,7 +90,11 @@ class CaseLog:
         invalid = find_invalid_event(self._program, [event])
         if invalid is not None:
             raise ValueError(invalid[1])
+        started = time.monotonic()
         self._lines.write(**event)
+        seconds = time.monotonic() - started
+        if seconds > MAX_WRITE_S and event["event"] != "done":  # `done` is the last event
+            self.write(Stall(seconds=round(seconds, 1)))
 
     def sync(self) -> None:
         """Flush the written lines to the disk."""

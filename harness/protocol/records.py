@@ -78,11 +78,18 @@ class Failure(EventRecord, tag="error"):
     """The class of the error, if the program knows it."""
 
 
+class Stall(EventRecord, tag="stall"):
+    """The file system of the log did not answer, so that all times around this event are too long."""
+
+    seconds: Duration
+    """The seconds for which the log could not be written."""
+
+
 class Facts(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The facts of a program, with a field for each; a program may log several facts in one call or one at a time."""
 
 
-COMMON_EVENTS: tuple[type[EventRecord], ...] = (Start, Progress, FactEvent, Done, Failure)
+COMMON_EVENTS: tuple[type[EventRecord], ...] = (Start, Progress, FactEvent, Done, Failure, Stall)
 
 
 class HeldOutErrors(Part):

@@ -14,11 +14,14 @@ from harness.protocol.parameters import Parameters, parse_model
 from harness.protocol.programs import (
     data,
     data_parallel,
+    dynamics,
     hpo,
     imported,
+    labels,
     ladder,
     models,
     precision,
+    preflight,
     screening,
     train,
     training_steps,
@@ -109,7 +112,22 @@ PROGRAMS: dict[str, Program] = {
         LogTypes(screening.EVENTS, screening.ScreeningFacts),
         runs_on_all_ranks=True,
     ),
+    "labels": Program(
+        f"{_FOLDER}.labels",
+        labels.LabelsParameters,
+        LogTypes(labels.EVENTS, labels.LabelsFacts),
+        runs_on_all_ranks=True,
+    ),
+    "dynamics": Program(
+        f"{_FOLDER}.dynamics.program", dynamics.DynamicsParameters, LogTypes(dynamics.EVENTS, dynamics.DynamicsFacts)
+    ),
     "models": Program(f"{_FOLDER}.models", models.ModelsParameters, LogTypes(models.EVENTS, models.ModelsFacts)),
+    "preflight": Program(
+        f"{_FOLDER}.preflight.program",
+        preflight.PreflightParameters,
+        LogTypes(preflight.EVENTS, preflight.PreflightFacts),
+        runs_on_all_ranks=True,
+    ),
     "vector_biases": Program(
         f"{_FOLDER}.vector_biases",
         vector_biases.VectorBiasParameters,

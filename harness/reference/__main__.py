@@ -25,7 +25,7 @@ from harness.protocol.text import sanitize_line
 from harness.reference.distributed import launch
 from harness.reference.distributed.launch import LostRank, RankInfo
 from harness.reference.errors import InputError
-from harness.reference.profiling import fom_client, node_sampler
+from harness.reference.profiling import file_use, fom_client, node_sampler
 
 TRACEBACK = "traceback.txt"
 # A launcher ends all ranks as soon as one exits with an error, so other ranks give rank 0 this long to log its own.
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
         return 2
     set_missing_user_variables()
     folder = Path(arguments[0])
+    file_use.start(folder)
     path = folder / "case.json"
     try:
         case = upgrade_case(json.loads(path.read_text(encoding="utf-8")))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from harness.protocol import events
+from harness.protocol import checks, events
 from harness.protocol.case import Unreadable, read_case, read_log
 from harness.protocol.events import VERSION, CaseLog
 from harness.protocol.programs import ladder, train
-from harness.protocol.records import COMMON_EVENTS, FactEvent, Progress, Start
+from harness.protocol.records import COMMON_EVENTS, Done, FactEvent, Progress, Start
 from harness.protocol.registry import IMPORTED, PROGRAMS
 from tests.support.published_results import NAMES, unpack_results
 
@@ -184,3 +186,24 @@ def test_every_event_that_a_program_can_write_can_be_read(
     read = read_log(folder, read_case(folder))
     times = {"time_s": 0}
     assert [e | times for e in read[1:]] == [json.loads(json.dumps(e)) | times for e in written]
+
+
+def test_stall_of_the_file_system_is_an_event_and_the_reason_of_a_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause of the write stands for a file system that does not answer."""
+    log = CaseLog(tmp_path / "events.jsonl", "data_parallel")
+    log.write(Start(program="data_parallel"))
+    monkeypatch.setattr(events, "MAX_WRITE_S", 0.05)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, text: (time.sleep(0.2 * (b"slow" in text)), write(handle, text))[1])
+    log.write(Progress(done=1, total=2, activity="slow"))
+    log.write(Progress(done=2, total=2, activity="fast"))
+    log.write(Done())
+    written = list(events.read(tmp_path / "events.jsonl"))
+    assert [e["event"] for e in written] == ["start", "progress", "stall", "progress", "done"]
+    assert written[2]["seconds"] == pytest.approx(0.2, abs=0.15)
+    written[2]["seconds"] = 58.4
+    state, reason = checks.evaluate_case({}, written, 0)
+    assert (state, reason) == ("done", "the file system did not answer for 58 s, so that times are too long")
+    assert checks.evaluate_case({}, [written[0], written[-1]], 0) == ("done", "")

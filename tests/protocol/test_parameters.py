@@ -22,6 +22,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "hpo": {"space": {"hidden_dim": [4, 8]}},
     "transfer": {"task": "qm9"},
     "screening": {"workload": {}},
+    "labels": {"calculator": "gfn2-xtb"},
 }
 
 

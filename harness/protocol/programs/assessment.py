@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from harness.protocol.parameters import Fraction, ParameterGroup
-from harness.protocol.records import AtomicNumber, Count, Counts, Energy, Error, EventRecord, NonNegative, Number, Share
+from harness.protocol.records import (
+    AtomicNumber,
+    Count,
+    Counts,
+    Energy,
+    Error,
+    EventRecord,
+    NonNegative,
+    Number,
+    Positive,
+    Share,
+)
 from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 
@@ -27,7 +38,7 @@ class Assessment(ParameterGroup):
     ensemble: tuple[str, ...] = ()
     """Checkpoints of the other members of an ensemble."""
     n_relaxations: NonNegativeInt = 10
-    """Number of the best candidates to relax."""
+    """Number of the best candidates to relax, of which no two differ only in volume."""
     relax_steps: PositiveInt = 200
     """Maximum number of steps of a relaxation."""
     seed: int = 0
@@ -115,6 +126,21 @@ class SpotLabel(EventRecord, tag="label"):
     flagged: bool
     formula: str | None = None
     distance: NonNegative | None = None
+    risk_ev_per_atom: Error | None = None
+    is_accepted: bool | None = None
+    """Whether the risk is at most the threshold."""
+
+
+class SampleRisk(EventRecord, tag="sample_risk"):
+    """The risks of the candidates of the sample that are inside of the model's coverage."""
+
+    candidates: Count
+    threshold_ev_per_atom: NonNegative
+    accepted_fraction: Share
+    """Share of candidates with a risk of at most the threshold."""
+    median_ev_per_atom: Error
+    coverage: Share
+    """Share of labels that the intervals should contain."""
 
 
 class Unlabelled(EventRecord, tag="unlabelled"):
@@ -136,14 +162,37 @@ class RelaxedCandidate(EventRecord, tag="relaxation"):
     final_volume_angstrom3_per_atom: NonNegative
     force_max_ev_per_angstrom: Error
     file: str | None = None
+    energy_above_hull_mev_per_atom: Energy | None = None
+    """By the head of the hull, after relaxation with it."""
+    spacegroup: str | None = None
+    duplicate_of: Count | None = None
+    """The better candidate that relaxes to the same crystal."""
     formula: str | None = None
+    chemistry: str | None = None
     prototype: str | None = None
     volume: str | None = None
     stream: str | None = None
     atoms: str | None = None
 
 
+class StructureDrawing(EventRecord, tag="drawing"):
+    """A projection of a relaxed crystal: its atoms as discs, from back to front, and the edges of its cell."""
+
+    candidate: Count
+    x: list[Number]
+    """Centres of the discs in angstrom."""
+    y: list[Number]
+    radius: list[Positive]
+    """Radii of the discs in angstrom."""
+    colour: list[str]
+    """Hexadecimal colours of the elements."""
+    element: list[str]
+    cell_x: list[Number]
+    """The corners of the cell: four at its bottom and four at its top, each four in cyclic order."""
+    cell_y: list[Number]
+
+
 ASSESSMENT_EVENTS = (
-    Calibration, Uncertainty, OutsideCoverage, Unrelaxed, Overlap, Elements, Embedding, SpotLabel, Unlabelled,
-    RelaxedCandidate,
+    Calibration, Uncertainty, OutsideCoverage, Unrelaxed, Overlap, Elements, Embedding, SpotLabel, SampleRisk,
+    Unlabelled, RelaxedCandidate, StructureDrawing,
 )  # fmt: skip

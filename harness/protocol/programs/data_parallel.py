@@ -12,6 +12,7 @@ from harness.protocol.parameters import (
     BackendName,
     DeviceName,
     ImplementationName,
+    MessageBackendName,
     Names,
     ParameterGroup,
     Parameters,
@@ -71,6 +72,9 @@ class DataParallelParameters(Parameters):
     """The device that runs the model."""
     model: ModelParameters = ModelParameters()
     """Sizes of the model."""
+    message_backend: MessageBackendName = "fused"
+    """Whether messages are computed as tensors of edges, or by the fused operator where there is one for the backbone
+    and the device; results are equal except for rounding."""
     datasets: Names | None = None
     """Shipped datasets; null: all."""
     atoms: AtomRange | None = None
@@ -182,6 +186,16 @@ class ComputeOnly(EventRecord, tag="compute_only"):
     duration_mean_s: Seconds | None = None
 
 
+class RankSteps(EventRecord, tag="rank_steps"):
+    """One step of the last pass on every rank, without exchange of gradients, so that no rank waits for another."""
+
+    step: Count
+    duration_s: list[Duration]
+    """Time of each rank, on a CPU without its waits for data; entry k is that of rank k."""
+    edges: list[NonNegative]
+    """Edges in the batch of each rank."""
+
+
 class AllReduce(EventRecord, tag="all_reduce"):
     """One all-reduce without other work."""
 
@@ -272,4 +286,4 @@ class DataParallelFacts(Facts):
     """Atoms and edges of some graphs of rank 0."""
 
 
-EVENTS = (ScalingEpoch, ScalingSample, LocalStep, ComputeOnly, AllReduce, Region)
+EVENTS = (ScalingEpoch, ScalingSample, LocalStep, ComputeOnly, RankSteps, AllReduce, Region)

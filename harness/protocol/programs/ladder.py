@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from harness.protocol.parameters import AtomRange, DeviceName, ImplementationName, Parameters, PrecisionName
+from harness.protocol.parameters import AtomRange, DeviceName, ImplementationName, PrecisionName
 from harness.protocol.programs.model import ModelParameters
 from harness.protocol.records import (
     AtomicNumber,
@@ -29,6 +29,7 @@ from harness.protocol.records import (
     Share,
     Time,
 )
+from harness.protocol.rounds import RoundParameters, RoundsEnded
 from harness.protocol.types import NonNegativeInt, PositiveInt, check_unique
 
 StageName = Literal[
@@ -40,7 +41,7 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 APPROXIMATE: frozenset[StageName] = frozenset({"branch_skip", "mixed_precision"})
 
 
-class LadderParameters(Parameters):
+class LadderParameters(RoundParameters):
     """The inference ladder: all stages in turn, on the same batches and in one process."""
 
     workload: Literal["random", "crystals", "file"]
@@ -63,8 +64,6 @@ class LadderParameters(Parameters):
     """Structures per batch; auto: as many as fit into free memory in the stage that needs the most."""
     batches: PositiveInt = 2
     """Batches per round."""
-    rounds: PositiveInt = 6
-    """Number of rounds; a round runs every stage on all batches."""
     atoms: AtomRange = (2, 100)
     """Minimum and maximum number of atoms of a random structure."""
     max_neighbours: PositiveInt | None = 20
@@ -113,7 +112,7 @@ class WarmUp(EventRecord, tag="warm_up"):
 
     stage: str
     first_call_s: Seconds
-    """Time of the first call, including compilation."""
+    """Time of the first call, including compilation, or reading compiled code that torch has cached."""
     peak_bytes: Bytes | None = None
     memory_traffic_bytes: NonNegative | None = None
     matrix_flops: NonNegative | None = None
@@ -279,4 +278,4 @@ class LadderFacts(Facts):
     free_bytes: Bytes | None = None
 
 
-EVENTS = (WarmUp, Unavailable, LadderSample, Padding, Profile, PhysicsCheck)
+EVENTS = (WarmUp, Unavailable, LadderSample, RoundsEnded, Padding, Profile, PhysicsCheck)

@@ -11,6 +11,8 @@ from harness.protocol.parameters import ParameterGroup
 
 RadialType = Literal["bessel", "gaussian", "chebyshev"]
 DistanceTransform = Literal["none", "Agnesi", "Soft"]
+Repulsion = Literal["zbl"]
+FeatureNorm = Literal["rms"]
 # The settings that name a checkout of HydraGNN and the Python interpreter that runs its code.
 HYDRAGNN_FOLDER_SETTING, HYDRAGNN_PYTHON_SETTING = "hydragnn_folder", "hydragnn_python"
 # The upper bounds are far above the sizes of any useful model: larger values would only exhaust memory.
@@ -64,6 +66,16 @@ class ModelParameters(ParameterGroup):
     """Constant that is added under the square root when the norm of a vector is computed (PaiNN, PNAEq)."""
     hydragnn: HydraGNNOptions | None = None
     """Options of HydraGNN's variant of the network (PaiNN, PNAEq); null: the network of the original paper."""
+    adaptive_neighbours: Annotated[float, Field(ge=4, le=1000)] | None = None
+    """Number of neighbours that an atom has where density is uniform: its own cutoff shrinks below the model's so that
+    neighbours fade out before they are dropped, and the energy is continuous (PaiNN). Null: one cutoff for all atoms,
+    with the limit max_neighbours."""
+    repulsion: Repulsion | None = None
+    """Pair repulsion at short distances, where learnt interactions fade out, in the energies of all heads (PaiNN): zbl,
+    the universal potential of Ziegler, Biersack and Littmark. Null: none."""
+    feature_norm: FeatureNorm | None = None
+    """Normalization that bounds the features of an atom (PaiNN): rms divides them by sqrt(1 + mean square). Null:
+    none."""
     num_filters: Width | None = None
     """Number of filters of a continuous convolution (SchNet)."""
     num_gaussians: Annotated[int, Field(ge=2, le=65_536)] | None = None
@@ -102,6 +114,16 @@ class ModelParameters(ParameterGroup):
                 if getattr(self, name) is not None:
                     known = f"it has {', '.join(specific)}" if specific else "it has no specific ones"
                     raise ValueError(f"{name} is not a hyperparameter of the backbone {self.backbone!r}; {known}")
+        return self
+
+    @model_validator(mode="after")
+    def check_options(self) -> Self:
+        """Raise ValueError for options that exclude each other."""
+        for name in ("adaptive_neighbours", "repulsion", "feature_norm"):
+            if self.hydragnn is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name}: HydraGNN's variants of networks have no such option")
+        if self.adaptive_neighbours is not None and self.max_neighbours is not None:
+            raise ValueError("adaptive_neighbours: expected max_neighbours to be null, as each is a limit of its own")
         return self
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.protocol.parameters import DeviceName, Names, ParameterGroup, Parameters
+from harness.protocol.parameters import DeviceName, Names, ParameterGroup
 from harness.protocol.records import (
     Bytes,
     Count,
@@ -20,6 +20,7 @@ from harness.protocol.records import (
     PositiveCount,
     Time,
 )
+from harness.protocol.rounds import RoundParameters, RoundsEnded
 from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 # "published" is the precision in which the authors of a model distribute it.
@@ -71,6 +72,8 @@ class ModelDefinition(ParameterGroup):
     """The keyword arguments that compile the model, such as `{compile_mode: default}`. Null: it cannot be compiled."""
     python: str | None = None
     """The Python interpreter of the environment in which the model is installed. Null: that of the harness."""
+    level_of_theory: str | None = None
+    """The level of theory of a calculator from first principles. Null: a model, which `models: null` includes."""
     install: str = ""
     """The command that installs the module, such as `pip install sevenn`; error messages quote it."""
     place: str = ""
@@ -88,11 +91,11 @@ class ModelDefinition(ParameterGroup):
         return self
 
 
-class ModelsParameters(Parameters):
+class ModelsParameters(RoundParameters):
     """Parameters of a comparison of interatomic potentials: their speed, memory, errors and physics."""
 
     models: Names | None = None
-    """Names of models that models/*.yaml or the package defines. Null: all of them."""
+    """Names of models that models/*.yaml or the package defines. Null: all but levels of theory."""
     definitions: dict[str, ModelDefinition] = Field(default={})
     """The definitions of these models by name; set from the files when the suite is expanded."""
     precision: PotentialPrecision = "published"
@@ -109,8 +112,6 @@ class ModelsParameters(Parameters):
     """Number of structures of each dataset."""
     sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (8, 64, 216)
     """Numbers of atoms of the timed crystals; the n x n x n supercells with the nearest numbers are used."""
-    rounds: PositiveInt = 6
-    """Number of rounds; in each round, every model predicts every timed crystal once."""
     max_atoms: NonNegativeInt = 0
     """Largest number of atoms in the search for the largest crystal that fits into memory; 0: no search."""
     timeout_s: PositiveFloat = 300.0
@@ -229,6 +230,7 @@ EVENTS = (
     ModelUnavailable,
     ModelFailed,
     PotentialSample,
+    RoundsEnded,
     PotentialMemory,
     LargestSize,
     PotentialErrors,

@@ -12,7 +12,6 @@ from harness.protocol.parameters import (
     BackendName,
     DeviceName,
     Names,
-    Parameters,
     PrecisionName,
     TestFraction,
 )
@@ -33,12 +32,13 @@ from harness.protocol.records import (
     PhysicsCheck,
     PositiveCount,
 )
+from harness.protocol.rounds import RoundParameters, RoundsEnded
 from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt, check_unique
 
 REFERENCE: PrecisionName = "fp64"
 
 
-class PrecisionParameters(Parameters):
+class PrecisionParameters(RoundParameters):
     """One backbone in several precisions, with equal seeds and equal batches."""
 
     precisions: Annotated[tuple[PrecisionName, ...], Field(min_length=1), AfterValidator(check_unique)] = get_args(
@@ -65,8 +65,6 @@ class PrecisionParameters(Parameters):
     """Number of training steps."""
     timing_warmup_steps: NonNegativeInt = 5
     """Number of first steps that are not timed."""
-    rounds: PositiveInt = 6
-    """Number of rounds of predictions."""
     predictions: PositiveInt = 16
     """Number of held-out structures of each dataset that a round predicts."""
     physics_transformations: NonNegativeInt = 0
@@ -181,4 +179,4 @@ class PrecisionFacts(Facts):
     weights: WeightSource | None = None
 
 
-EVENTS = (PrecisionSample, PredictionErrors, TrainedErrors, ModuleErrors, PhysicsCheck)
+EVENTS = (PrecisionSample, RoundsEnded, PredictionErrors, TrainedErrors, ModuleErrors, PhysicsCheck)

@@ -35,10 +35,12 @@ from harness.protocol.records import (
 )
 from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt, check_unique
 
-FilterName = Literal["charge_balance", "no_duplicates"]
+FilterName = Literal["no_elements", "no_noble_gases", "charge_balance", "no_intermetallics", "no_duplicates"]
+DEFAULT_FILTERS: tuple[FilterName, ...] = ("no_elements", "no_noble_gases", "charge_balance", "no_duplicates")
 ScoreColumn = Literal[
-    "energy_ev_per_atom", "residual_energy_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_angstrom", "distance"
-]
+    "energy_ev_per_atom", "residual_energy_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_angstrom", "distance",
+    "risk_ev_per_atom",
+]  # fmt: skip
 
 
 class Candidates(ParameterGroup):
@@ -47,11 +49,13 @@ class Candidates(ParameterGroup):
     kind: Literal["prototypes", "random"] = "prototypes"
     """Crystals with the structure of a prototype, or the random structures of the paper."""
     elements: tuple[str, ...] = ()
-    """Symbols of the elements of crystals; empty: all elements that the model knows, up to plutonium."""
+    """Symbols of the elements of crystals; empty: all elements up to plutonium that the head of the hull, or else the
+    model, knows."""
     volumes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.94, 1.0, 1.06, 1.12)
     """Volumes of a crystal, relative to an estimate from atomic radii."""
-    filters: Annotated[tuple[FilterName, ...], AfterValidator(check_unique)] = ()
-    """Filters that crystals have to pass."""
+    filters: Annotated[tuple[FilterName, ...], AfterValidator(check_unique)] = DEFAULT_FILTERS
+    """Filters that crystals have to pass, in this order. Compounds of metals alone pass the charge balance, unless
+    `no_intermetallics` removes them; so do single elements, the references of the hull, unless `no_elements` does."""
     streams: PositiveInt = 1
     """Number of streams of random structures."""
     per_stream: PositiveInt = 15_000
@@ -63,7 +67,7 @@ class Candidates(ParameterGroup):
 
 
 class Selection(ParameterGroup):
-    """The candidates whose results are kept."""
+    """The candidates whose results are retained."""
 
     mode: Literal["all", "top", "within"] = "top"
     """All candidates, the `count` best ones by a column, or those with a value of the column between min and max."""
@@ -102,11 +106,18 @@ class ScreeningParameters(Parameters):
     part_size: PositiveInt = 4096
     """The number of candidates in a part, which one rank scores at a time."""
     retention: Selection = Selection()
-    """The candidates whose results are kept."""
+    """The candidates whose results are retained."""
+    hull_head: str | None = "OMat24"
+    """The head whose energies above the convex hull rank the best crystals; null: they are ranked by the column."""
+    reference_phases: str | None = None
+    """File of the hull's phases: crystals in a format of ASE, which the head evaluates, or a CSV file with the columns
+    formula and energy_ev_per_atom, at the head's level of theory; null: the shipped crystals calculated with PBE."""
     energy_only: bool = False
     """Whether forces are not computed."""
     distance: bool = False
     """Whether the distance of each candidate from the training sets is computed."""
+    risk: bool = False
+    """Whether the risk of each candidate is computed, and candidates above its threshold are dropped."""
     reference_structures_per_dataset: PositiveInt = 200
     """Structures of each training set from which the distance is computed."""
     edges_per_batch: PositiveInt = 20_000
@@ -119,8 +130,9 @@ class ScreeningParameters(Parameters):
     """Assessment of the results by rank 0; null: no assessment."""
     assess_only: bool = False
     """Whether the case only assesses the results of the screening that it depends on."""
-    message_backend: MessageBackendName = "unfused"
-    """Whether messages are computed as tensors of edges, or by the fused operator if the backbone has one."""
+    message_backend: MessageBackendName = "fused"
+    """Whether messages are computed as tensors of edges, or by the fused operator where there is one for the backbone
+    and the device; results are equal except for rounding."""
     precision: PrecisionName = "fp32"
     """Precision of the model."""
     compile: bool = True
@@ -133,6 +145,15 @@ class ScreeningParameters(Parameters):
     """Seed of an untrained model."""
     timeout_s: PositiveFloat = 3600.0
     """Seconds that a rank waits for the others before the run fails."""
+
+    @model_validator(mode="after")
+    def check_risk(self) -> Self:
+        """Raise ValueError if the risk lacks the forces or the checkpoint that it needs."""
+        if self.risk and self.energy_only:
+            raise ValueError("risk needs forces, expected `energy_only: false`")
+        if self.risk and self.checkpoint is None:
+            raise ValueError("risk needs a checkpoint to which it was fitted, and checkpoint is null")
+        return self
 
 
 class EarlierParts(EventRecord, tag="earlier_parts"):
@@ -170,7 +191,7 @@ class RankWork(EventRecord, tag="rank_summary"):
     eager_reason: str | None = None
     memory_first_bytes: Bytes | None = None
     outside_coverage: Counts | None = None
-    """Candidates outside of the model's coverage, by reason; they have no results."""
+    """Candidates outside of the model's coverage or above the threshold of the risk, by reason; no results."""
 
     def __post_init__(self) -> None:
         if self.evaluated > self.candidates:
@@ -178,7 +199,7 @@ class RankWork(EventRecord, tag="rank_summary"):
 
 
 class Verification(EventRecord, tag="verification"):
-    """The proof that every candidate was evaluated exactly once: counts, and the checksum of the indices."""
+    """The proof that every candidate was processed exactly once: counts, and the checksum of the indices."""
 
     parts: Count
     candidates: Count
@@ -195,8 +216,14 @@ class BestCandidate(EventRecord, tag="best"):
     position: PositiveCount
     candidate: Count
     energy_ev_per_atom: Energy
+    energy_above_hull_mev_per_atom: Energy | None = None
+    """By the head of the hull, before relaxation."""
+    suspicious: bool | None = None
+    """Whether the energy is so far below the hull that it is more likely an error of the model."""
     force_max_ev_per_angstrom: Error | None = None
     formula: str | None = None
+    chemistry: str | None = None
+    """`element`, `intermetallic`, `charge-balanced` or `not charge-balanced`."""
     prototype: str | None = None
     volume: str | None = None
     stream: str | None = None
@@ -204,6 +231,11 @@ class BestCandidate(EventRecord, tag="best"):
     residual_energy_ev_per_atom: Energy | None = None
     spread_ev_per_atom: Error | None = None
     distance: NonNegative | None = None
+    risk_ev_per_atom: Error | None = None
+    energy_low_ev_per_atom: Energy | None = None
+    """Lower end of the interval that contains the label with the coverage of the risk."""
+    energy_high_ev_per_atom: Energy | None = None
+    """Upper end of this interval."""
 
 
 class ScreeningModel(Part):
@@ -245,12 +277,24 @@ class ScreeningScope(Part):
     candidates: Count
 
 
+class ScreeningHull(Part):
+    """The convex hull that ranks the best crystals."""
+
+    head: str
+    """The head that evaluates candidates and reference phases."""
+    reference_phases: str
+    """The file of the reference phases, or the shipped crystals."""
+    phases: Count
+    """Reference phases, without the simple crystals of each element."""
+
+
 class ScreeningFacts(Facts):
     """Facts of a screening."""
 
     workload: ScreeningWorkload | None = None
     scope: ScreeningScope | None = None
     model: ScreeningModel | None = None
+    hull: ScreeningHull | None = None
     assessed_folder: str | None = None
     """The folder of the screening whose results are assessed."""
 

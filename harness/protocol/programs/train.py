@@ -22,6 +22,7 @@ from harness.protocol.parameters import (
     StoreBackend,
     TestFraction,
 )
+from harness.protocol.programs.holdout import Holdout
 from harness.protocol.programs.model import ModelParameters, require_hydragnn_training
 from harness.protocol.records import (
     AtomicNumber,
@@ -94,6 +95,9 @@ class TrainParameters(OptimizerParameters):
     """Seed of the splits of shipped sets."""
     max_structures_per_dataset: PositiveInt | None = None
     """Number of structures of each shipped set to use, from its start; null: all."""
+    holdout: Holdout | None = None
+    """Rule for structures that training and validation leave out, and that are evaluated as a split of their own, and
+    files of labelled structures that are evaluated in the same way."""
     sampling: Sampling = "mixed"
     """Whether all ranks draw from all datasets, or each rank from its own dataset."""
     sampling_temperature: PositiveFloat = 1.0
@@ -111,22 +115,29 @@ class TrainParameters(OptimizerParameters):
     force_weight: PositiveFloat = 10.0
     """Weight of forces in the loss."""
     loss_units: Literal["physical", "per_head"] = "physical"
-    """Units of errors in the loss: eV and eV/angstrom, as in the paper, or the errors of the composition model and of
-    zero forces on the training set of each head."""
+    """Units of errors in the loss: eV and eV/angstrom, as in the paper, or, for each head, the error of the composition
+    model on its training set and the median over its structures of the mean size of force components."""
+    loss_temperature: PositiveFloat | None = None
+    """Temperature of the weights in the loss, with which the loss is that of samples drawn at this temperature; null:
+    all samples have equal weights."""
     early_stopping_patience: PositiveInt | None = None
     """Number of epochs without a better validation loss after which the run ends; null: no early stopping."""
     max_validation_structures: PositiveInt = 64
     """Number of structures of each validation set that are evaluated after an epoch."""
     heads: Literal["replicated", "parallel"] = "replicated"
     """Whether every rank has all heads, or only those of its datasets; the latter needs assigned sampling."""
-    message_backend: MessageBackendName = "unfused"
-    """Whether messages are computed as tensors of edges, or by the fused operator if the backbone has one."""
+    message_backend: MessageBackendName = "fused"
+    """Whether messages are computed as tensors of edges, or by the fused operator where there is one for the backbone
+    and the device; results are equal except for rounding."""
     compile: bool = True
     """Whether the model is compiled."""
     deterministic: bool = True
     """Whether PyTorch uses deterministic algorithms."""
     gate_steps: NonNegativeInt = 3000
     """Steps of training the gate; 0 leaves it untrained."""
+    shrink_heads: bool = False
+    """Whether the learnt energies of each head are multiplied, after training, by the factor between 0 and 1 that has
+    the lowest loss on the validation structures of the head, with force errors of at most those of zero forces."""
     checkpoint_interval_s: PositiveFloat = 300.0
     """Seconds between checkpoints of the training state."""
     backend: BackendName = "gloo"
@@ -150,6 +161,8 @@ class TrainParameters(OptimizerParameters):
         """Raise ValueError for what HydraGNN's training does not support."""
         if self.implementation == "hydragnn":
             require_hydragnn_training(self.model, self.store_folder)
+            if self.holdout is not None:
+                raise ValueError("implementation: hydragnn does not hold structures out; remove `holdout`")
             if self.resume_previous or self.time_limit_minutes is not None:
                 raise ValueError("implementation: hydragnn does not resume, and so has no chains of links")
         return self
@@ -192,6 +205,31 @@ class HeadErrors(EventRecord, tag="head_errors"):
     energy_mae_ev_per_atom: Error | None
     force_mae_ev_per_angstrom: Error | None
     structures: Count | None = None
+
+
+class StructureErrors(EventRecord, tag="structure_errors"):
+    """Errors of the head of one structure's dataset, after training with a holdout."""
+
+    head: str
+    dataset: str
+    split: Literal["inside", "outside"]
+    """Whether the structure satisfies the rule of the holdout or is from a file (outside)."""
+    index: Count
+    """Number of the structure in its split or file."""
+    atoms: PositiveCount
+    energy_error_ev_per_atom: Number
+    """Predicted minus labelled energy."""
+    composition_error_ev_per_atom: Error
+    """Absolute error of the reference energies alone."""
+    force_mae_ev_per_angstrom: Error | None = None
+    zero_force_mae_ev_per_angstrom: Error | None = None
+    """Error of predicting zero forces."""
+    held_out_share: Share = 0.0
+    """Share of atoms of the elements that the rule names."""
+    file: str | None = None
+    """The file of `holdout.files` that contains the structure."""
+    distance: NonNegative | None = None
+    """Distance of the pooled features per atom from those of the training sets."""
 
 
 class Resumed(EventRecord, tag="resumed"):
@@ -254,6 +292,7 @@ class TrainWorkload(Part):
     sampling: str | None = None
     split_seed: int | None = None
     loss_units: str | None = None
+    loss_temperature: NonNegative | None = None
     heads: str | None = None
     balance: str | None = None
     read_mode: str | None = None
@@ -268,6 +307,28 @@ class GateErrors(Part):
     """Share of structures for which the correct head has more than half of the weight."""
 
 
+class HeadFactor(Part):
+    """The factor by which the learnt energies of a head were multiplied after training."""
+
+    head: str
+    factor: Share
+
+
+class HoldoutSet(Part):
+    """The structures outside of a dataset, or of a file for its head."""
+
+    dataset: str
+    head: str
+    outside: Count
+    """Structures of the test set that satisfy the rule, or structures of the file."""
+    without_reference: Count
+    """Those of the evaluated ones with an element that has no reference energy, whose errors are unknown."""
+    file: str | None = None
+    """The file of `holdout.files`."""
+    sha256: str | None = None
+    """SHA-256 of the content of the file, in hexadecimal digits."""
+
+
 class TrainFacts(Facts):
     """Facts of a training run."""
 
@@ -278,10 +339,12 @@ class TrainFacts(Facts):
     runtime: Observed | None = None
     compiled_graphs: Count | None = None
     gate: GateErrors | None = None
+    head_factors: list[HeadFactor] | None = None
     test_errors: list[HeldOutErrors] | None = None
+    holdout: list[HoldoutSet] | None = None
     train_s: Seconds | None = None
     completed_in: str | None = None
     """The folder of the case of a chain in which the training ended, if it ended in an earlier case."""
 
 
-EVENTS = (TrainEpoch, HeadErrors, Resumed, SkippedStep, Stopped, PhysicsCheck)
+EVENTS = (TrainEpoch, HeadErrors, StructureErrors, Resumed, SkippedStep, Stopped, PhysicsCheck)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from harness.protocol.parameters import AtomRange, DeviceName, Parameters, PrecisionName
-from harness.protocol.programs.ladder import Unavailable, WarmUp
+from harness.protocol.parameters import AtomRange, DeviceName, PrecisionName
+from harness.protocol.programs.ladder import Ceilings, Unavailable, WarmUp
 from harness.protocol.programs.model import ModelParameters
 from harness.protocol.records import (
     Config,
@@ -22,13 +22,14 @@ from harness.protocol.records import (
     PositiveCount,
     Time,
 )
+from harness.protocol.rounds import RoundParameters, RoundsEnded
 from harness.protocol.types import PositiveFloat, PositiveInt, check_unique
 
 StepStageName = Literal["baseline", "torch_compile", "fused_messages"]
 STEP_STAGES: tuple[StepStageName, ...] = get_args(StepStageName)
 
 
-class TrainingStepsParameters(Parameters):
+class TrainingStepsParameters(RoundParameters):
     """Training steps of an untrained model on the random workload, each stage in turn, without updates of weights."""
 
     precision: PrecisionName
@@ -41,8 +42,6 @@ class TrainingStepsParameters(Parameters):
     """Structures per batch."""
     batches: PositiveInt = 1
     """Batches per round."""
-    rounds: PositiveInt = 6
-    """Number of rounds; a round is one step of every stage on every batch."""
     atoms: AtomRange = (2, 100)
     """Minimum and maximum number of atoms of a structure."""
     max_neighbours: PositiveInt | None = 20
@@ -98,6 +97,7 @@ class TrainingStepsFacts(Facts):
     model: StepModel | None = None
     workload: StepWorkload | None = None
     runtime: Observed | None = None
+    ceilings: Ceilings | None = None
 
 
-EVENTS = (WarmUp, Unavailable, StepSample)
+EVENTS = (WarmUp, Unavailable, StepSample, RoundsEnded)

@@ -154,6 +154,9 @@ class TransferModel(Part):
     config: Config | None = None
     notes: list[str] | None = None
     """Notes in the checkpoint."""
+    message_backend: str | None = None
+    unfused_reason: str | None = None
+    """The reason why the fused operator did not compute the messages."""
 
 
 class Budget(Part):

@@ -16,6 +16,14 @@ from harness.reference.errors import InputError
 COINCIDENT_ANGSTROM = 1e-3  # structures with atoms or periodic images closer than this are rejected
 SAME_SHELL_ANGSTROM = 1e-6  # distances that differ by less belong to one shell
 SAME_IMAGE_ANGSTROM = 1e-6  # translations that differ by less are equal
+# An adaptive cutoff R solves sum_j (1 - (r_ij / R)^3)^3 + N0 (R / r_cut)^9 = N0 over the atoms closer than R. The sum
+# is a quarter of their number if density is uniform. As (1 - x^3)^3 has two continuous derivatives (it is the weight of
+# Cleveland, J. Am. Stat. Assoc. 74, 829 (1979)), so has R. In R^-3, the equation is convex.
+WEIGHT_PER_NEIGHBOUR = 0.25
+ADAPTIVE_POWER = 3  # of R^3 / r_cut^3
+MAX_ITERATIONS = 100
+# R may be too large by this fraction, since neighbours beyond R have no effect
+ADAPTIVE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,41 @@ class NeighbourList:
     n_dropped: int = 0
 
 
-def build_neighbour_list(structure: Structure, *, cutoff: float, max_neighbours: int | None = None) -> NeighbourList:
+@dataclass(frozen=True)
+class NeighbourSpec:
+    """The definition of neighbours.
+
+    Attributes:
+        cutoff: Neighbours are closer than this distance in angstrom.
+        max_neighbours: Only this number of nearest neighbours counts; None for no limit.
+        adaptive: Number of neighbours at uniform density, to which each atom's cutoff adapts; None for the same cutoff
+            for all atoms. Further edges do not change what a model with such cutoffs predicts.
+    """
+
+    cutoff: float
+    max_neighbours: int | None
+    adaptive: float | None = None
+
+    def build_list(self, structure: Structure) -> NeighbourList:
+        """Return the neighbours of a structure; see `build_neighbour_list`."""
+        return build_neighbour_list(
+            structure, cutoff=self.cutoff, max_neighbours=self.max_neighbours, adaptive=self.adaptive
+        )
+
+    def trim(self, neighbours: NeighbourList) -> NeighbourList:
+        """Return a list of all neighbours within the cutoff without those beyond an atom's adaptive cutoff."""
+        if self.adaptive is None:
+            return neighbours
+        structure, receiver, sender = neighbours.structure, neighbours.receiver, neighbours.sender
+        vector = structure.positions[sender] + neighbours.shift - structure.positions[receiver]
+        ratio = np.linalg.norm(vector, axis=1) / self.cutoff
+        is_near = select_adaptive(receiver, ratio, self.adaptive, len(structure))
+        return replace(neighbours, receiver=receiver[is_near], sender=sender[is_near], shift=neighbours.shift[is_near])
+
+
+def build_neighbour_list(
+    structure: Structure, *, cutoff: float, max_neighbours: int | None = None, adaptive: float | None = None
+) -> NeighbourList:
     """List all pairs of atoms closer than the cutoff, or only the nearest neighbours of each atom.
 
     A shell of equal distances that does not fit under max_neighbours is excluded whole, so that the list does not
@@ -49,6 +91,7 @@ def build_neighbour_list(structure: Structure, *, cutoff: float, max_neighbours:
         structure: The structure.
         cutoff: Angstrom.
         max_neighbours: The largest number of neighbours of an atom; None for no limit.
+        adaptive: As in `NeighbourSpec`.
 
     Raises:
         InputError: The structure is unusable, or two of its atoms coincide.
@@ -68,9 +111,14 @@ def build_neighbour_list(structure: Structure, *, cutoff: float, max_neighbours:
             f"structure {structure.name!r}: atoms {receiver[edge]} and {sender[edge]} coincide"
             f" ({distance[edge]:.1e} angstrom apart)"
         )
+    n_within = len(distance)
+    if adaptive is not None:
+        is_near = select_adaptive(receiver, distance / cutoff, adaptive, len(structure))
+        receiver, sender, images, distance = receiver[is_near], sender[is_near], images[is_near], distance[is_near]
+        n_within = len(distance)
     order = _sort_edges(receiver, distance, max_neighbours, len(structure))
     shift = images[order].reshape(-1, 3).astype(np.float64) @ structure.cell
-    return NeighbourList(structure, receiver[order], sender[order], shift, n_dropped=len(distance) - len(order))
+    return NeighbourList(structure, receiver[order], sender[order], shift, n_dropped=n_within - len(order))
 
 
 def add_neighbours(
@@ -150,6 +198,37 @@ def select_nearest(receiver: NDArray[np.int64], distance: Array, limit: int, n_a
     keep = distance < bound[receiver]
     has_no_whole_shell = np.bincount(receiver, weights=keep, minlength=n_atoms) == 0
     return (keep | has_no_whole_shell[receiver]) & (rank < limit)
+
+
+def solve_adaptive_cutoffs(
+    receiver: NDArray[np.int64], ratio: Array, adaptive: float, n_atoms: int, *, tolerance: float
+) -> Array:
+    """Return (r_cut / R)^3 of each atom, [n], from below, by Newton's method, which is monotone for a convex function.
+
+    Args:
+        receiver: [e] the atom of each edge, in any order.
+        ratio: [e] distance of each edge divided by r_cut.
+        adaptive: Number of neighbours at uniform density.
+        n_atoms: Number of atoms.
+        tolerance: Relative change at which the iteration ends.
+    """
+    cubes, total, power = ratio**3, WEIGHT_PER_NEIGHBOUR * adaptive, ADAPTIVE_POWER
+    scale = np.ones(n_atoms)
+    for _ in range(MAX_ITERATIONS):
+        rest = np.maximum(1.0 - cubes * scale[receiver], 0.0)
+        excess = np.bincount(receiver, rest**3, n_atoms) + total * (scale**-power - 1.0)
+        slope = np.bincount(receiver, 3.0 * cubes * rest**2, n_atoms) + total * power * scale ** (-power - 1)
+        step = excess / slope
+        scale += step
+        if (step <= tolerance * scale).all():
+            break
+    return scale
+
+
+def select_adaptive(receiver: NDArray[np.int64], ratio: Array, adaptive: float, n_atoms: int) -> NDArray[np.bool_]:
+    """Return which edges are shorter than the adaptive cutoff of their receiver, [e]; see `solve_adaptive_cutoffs`."""
+    scale = solve_adaptive_cutoffs(receiver, ratio, adaptive, n_atoms, tolerance=ADAPTIVE_TOLERANCE)
+    return np.asarray(ratio**3 * scale[receiver] < 1.0)
 
 
 def find_triplets(neighbours: NeighbourList) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
+from harness.reference.data.neighbours import NeighbourList, NeighbourSpec
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets import reference_energies
 from harness.reference.datasets.duplicates import assign_structures
@@ -55,6 +55,7 @@ class Dataset:
         has_edges: Whether samples include neighbour lists.
         is_referenced: Whether the reference energies are subtracted from the energies of the samples.
         has_forces: Whether structures have forces.
+        file: The file of the user that contains the structures, if they are not those of the dataset.
     """
 
     name: str
@@ -66,19 +67,7 @@ class Dataset:
     has_edges: bool = False
     is_referenced: bool = False
     has_forces: bool = True
-
-
-@dataclass(frozen=True)
-class NeighbourSpec:
-    """The definition of neighbours.
-
-    Attributes:
-        cutoff: Neighbours are closer than this distance in angstrom.
-        max_neighbours: Only this number of nearest neighbours counts; None for no limit.
-    """
-
-    cutoff: float
-    max_neighbours: int | None
+    file: Path | None = None
 
 
 class DatasetCollection:
@@ -129,10 +118,8 @@ class DatasetCollection:
             reference_energy_ev=dataset.references.energy_ev if dataset.is_referenced else None,
         )
         if dataset.has_edges:
-            return decode_neighbours(record, structure)
-        return build_neighbour_list(
-            structure, cutoff=self.neighbour_spec.cutoff, max_neighbours=self.neighbour_spec.max_neighbours
-        )
+            return self.neighbour_spec.trim(decode_neighbours(record, structure))
+        return self.neighbour_spec.build_list(structure)
 
 
 def load_shipped(name: str, size_range: tuple[int, int] | None = None) -> Dataset:
@@ -157,7 +144,7 @@ def load_shipped(name: str, size_range: tuple[int, int] | None = None) -> Datase
         entry.branch,
         entry.data_origin,
         level=entry.level,
-        samples=_preload(table),
+        samples=preload(table),
         references=references,
         has_forces=table.forces is not None,
     )
@@ -194,7 +181,7 @@ def load_shipped_splits(name: str, *, test_fraction: float, seed: int, limit: in
             entry.branch,
             entry.data_origin,
             level=entry.level,
-            samples=_preload(table[split_index == k]),
+            samples=preload(table[split_index == k]),
             references=references,
             has_forces=table.forces is not None,
         )
@@ -202,7 +189,8 @@ def load_shipped_splits(name: str, *, test_fraction: float, seed: int, limit: in
     }
 
 
-def _preload(table: StructureTable) -> Samples:
+def preload(table: StructureTable) -> Samples:
+    """Return the structures of a table as samples."""
     return PreloadedSamples.from_block(encode_table(table, keys=(*REQUIRED_KEYS, "forces")))
 
 

@@ -163,7 +163,11 @@ def _receive_rest(download: Download, partial: Path, offset: int, progress: Prog
     request = urllib.request.Request(download.url, headers={"Accept-Encoding": "identity"})
     if offset:
         request.add_header("Range", f"bytes={offset}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+    try:
+        opened = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except (MemoryError, OverflowError) as error:  # of urllib, which reads the whole body of a redirection
+        raise InputError(f"{download.url}: the server announces an answer of impossible length") from error
+    with opened as response:
         _reject_other_content(download, response)
         if response.status == 206:
             total = _read_total(download, response, offset)

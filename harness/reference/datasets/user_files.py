@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,58 @@ MAX_VALUE = 100
 
 def read_structures(path: Path, count: int) -> list[Structure]:
     """Read and check the first `count` structures of a file in a format of ASE; raises InputError if that fails."""
+    frames = _read_frames(path, f":{count}")
+    return [structure_from_ase(atoms, f"{path.name}/{k}").check() for k, atoms in enumerate(frames)]
+
+
+def read_labelled_structures(path: Path) -> list[Structure]:
+    """Read and check all structures of a file in a format of ASE, with energies and, optionally, forces.
+
+    Raises:
+        InputError: The file cannot be read, a structure is unusable or has no finite energy, or only some of the
+            structures have forces.
+    """
+    structures = [
+        _add_labels(structure_from_ase(atoms, f"{path.name}/{k}"), atoms).check()
+        for k, atoms in enumerate(_read_frames(path, ":"))
+    ]
+    first = structures[0]
+    for structure in structures:
+        if (structure.forces is None) != (first.forces is None):
+            lacking, other = (structure, first) if structure.forces is None else (first, structure)
+            raise InputError(f"{path}: structure {lacking.name!r} has no forces, but {other.name!r} has")
+    return structures
+
+
+def _add_labels(structure: Structure, atoms: Atoms) -> Structure:
+    """Return the structure with the labels that ASE has read; forces do not depend on constraints."""
+    labels = {} if atoms.calc is None else atoms.calc.results
+    if "energy" not in labels:
+        available = ", ".join([*labels, *atoms.info, *atoms.arrays]) or "its structure"
+        raise InputError(f"structure {structure.name!r} has no label 'energy' (eV), only {available}")
+    values = {name: np.asarray(labels[name]) for name in ("energy", "forces") if name in labels}
+    for name, shape in (("energy", ()), ("forces", (len(atoms), 3))):
+        array = values.get(name, np.zeros(shape))
+        if array.shape != shape or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            size = " x ".join(map(str, shape)) or "1"
+            raise InputError(f"structure {structure.name!r}: expected {size} finite numbers as label {name!r}")
+    forces = values.get("forces")
+    return replace(structure, energy=float(values["energy"]), forces=None if forces is None else forces.astype(float))
+
+
+def _read_frames(path: Path, index: str) -> list[Atoms]:
+    frames: list[Atoms] = []
     try:
-        frames = ase.io.read(path, f":{count}")
+        frames.extend(ase.io.iread(path, index))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # each of ASE's parsers fails in its own way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as structures ({reason[:120]})") from None
+        after = f" after structure {len(frames) - 1}" if frames else ""
+        raise InputError(f"{path}: cannot be read as structures{after} ({reason[:120]})") from None
     if not frames:
         raise InputError(f"{path}: holds no structures")
-    return [structure_from_ase(atoms, f"{path.name}/{k}").check() for k, atoms in enumerate(frames)]
+    return frames
 
 
 def structure_from_ase(atoms: Atoms, name: str) -> Structure:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 FAILED = "failed"  # the key under which the first rank that fails stores its error
+WAITING = "waiting"  # the key to which each rank that has waited in vain for another one appends its number
+ANSWER_S, MAX_RANKS_NAMED = 2.0, 8
 REQUIRED_DEVICE = {"nccl": "cuda", "xccl": "xpu"}
 DEVICES = ("cpu", "cuda", "xpu")
 BACKENDS = ("gloo", *REQUIRED_DEVICE)
+LOW_BITS = 2**32 - 1
 Value = TypeVar("Value")
 
 
@@ -67,23 +70,37 @@ class ProcessGroup:
         dist.broadcast(copy, 0)
         return copy
 
-    def all_gather(self, value: Value) -> list[Value]:
-        """Return the picklable values of all ranks, ordered by rank."""
-        values: list[Value] = [value] * self.size
-        dist.all_gather_object(values, value)
-        return values
-
     def gather(self, value: Value) -> list[Value]:
         """Return the picklable values of all ranks on rank 0, and an empty list on the others."""
         values: list[Value] = [value] * self.size if self.rank == 0 else []
         dist.gather_object(value, values or None)
         return values
 
+    def scatter(self, values: Sequence[Value]) -> Value:
+        """Return the picklable value for this rank, of which rank 0 passes one per rank; others may pass none."""
+        received: list[Value | None] = [None]
+        dist.scatter_object_list(received, list(values) if self.rank == 0 else None, 0)
+        return cast("Value", received[0])
+
+    def deal(self, items: Sequence[Value]) -> Sequence[Value]:
+        """Return this rank's share of the picklable items that rank 0 passes: every size-th of them."""
+        return self.scatter([items[rank :: self.size] for rank in range(self.size)])
+
     def broadcast_object(self, value: Value, source: int = 0) -> Value:
         """Return the picklable value that the rank `source` passes; the values of the other ranks are ignored."""
         values = [value]
         dist.broadcast_object_list(values, source)
         return values[0]
+
+    def broadcast_first(self, value: Value | None) -> Value | None:
+        """Return the picklable value of the lowest rank whose value is not None; None if there is none."""
+        first = -int(self.all_reduce_max(torch.tensor([-self.size if value is None else -self.rank])))
+        return None if first == self.size else self.broadcast_object(value, first)
+
+    def sum_integers(self, values: Sequence[int]) -> list[int]:
+        """Return the exact sums over the ranks of integers from 0 to 2^64 - 1, for at most 2^21 ranks."""
+        halves = torch.tensor([(v & LOW_BITS, v >> 32) for v in values], dtype=torch.float64)
+        return [int(low) + (int(high) << 32) for low, high in self.all_reduce_sum(halves).tolist()]
 
     def time_all_reduce(self, values: Tensor) -> float:
         """Sum values over all ranks in place, and return the seconds that the slowest rank needs for that."""
@@ -212,10 +229,22 @@ def _announce_failure(store: Store, rank_info: RankInfo, error: Exception) -> No
 
 
 def _read_failure(store: Store, rank_info: RankInfo, error: Exception) -> str:
-    """Return the error that the failed rank has stored, or else, as a killed rank stores none, that of this rank.
+    """Return the error that the failed rank has stored, or else, as a killed rank stores none, which ranks are silent.
 
-    Only rank 0, which serves the store, reads the stored error: the others might wait for rank 0 in vain.
+    Only rank 0, which serves the store, reads it: the others might wait for rank 0 in vain.
     """
-    if rank_info.rank == 0 and store.check([FAILED]):
+    detail = ""
+    if rank_info.rank > 0:
+        with suppress(RuntimeError):
+            store.set_timeout(timedelta(seconds=ANSWER_S))
+            store.append(WAITING, f"{rank_info.rank},")  # type: ignore[attr-defined]
+    elif store.check([FAILED]):
         return store.get(FAILED).decode()
-    return f"another rank has ended or no longer answers ({get_first_line(error)})"
+    else:
+        time.sleep(ANSWER_S)
+        waiting = store.get(WAITING).decode().split(",") if store.check([WAITING]) else []
+        silent = sorted({*range(1, rank_info.size)} - {int(rank) for rank in waiting if rank})
+        if 0 < len(silent) <= MAX_RANKS_NAMED:
+            names = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))}"
+            detail = f": nothing from {names} for {ANSWER_S:g} s"
+    return f"another rank has ended or no longer answers{detail} ({get_first_line(error)})"

@@ -7,11 +7,11 @@ the predictions, and HydraGNN's own timers measure them. Only the stage branch_s
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import importlib.util
 import json
 import tempfile
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class FusedInference:
             "parameters": sum(p.numel() for p in self.model.parameters())
             + sum(p.numel() for p in self.gate.parameters()),
             "vector_bias": any(name.endswith("update_U.bias") for name in self.model.state_dict()),
-            "packages": {name: version for name in PACKAGES if (version := find_version(name))},
+            "packages": {name: d.version for name in PACKAGES for d in [*distributions(name=name)][:1]},
         }
 
     def set_batch(self, structures: list[dict[str, Any]]) -> dict[str, Any]:
@@ -212,11 +212,3 @@ def import_file(path: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def find_version(package: str) -> str | None:
-    """Return the version of a package, or None if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

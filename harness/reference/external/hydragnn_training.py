@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -19,6 +18,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import distributions
 from typing import IO, Any
 
 LOOP_MODULE = "hydragnn.train.train_validate_test"
@@ -134,7 +134,7 @@ def main(arguments: list[str]) -> None:
         recorder.write(
             "environment",
             python=platform.python_version(),
-            packages={name: version for name in PACKAGES if (version := find_version(name))},
+            packages={name: d.version for name in PACKAGES for d in [*distributions(name=name)][:1]},
             host=platform.node(),
             node=os.environ.get("SLURMD_NODENAME", platform.node()),
             cores=len(os.sched_getaffinity(0)),
@@ -155,14 +155,6 @@ def open_stores_without_mpi(stores: Any) -> None:
     if not adios2.is_built_with_mpi:
         open_store = stores.adios2_open
         stores.adios2_open = lambda path, mode, *_: open_store(path, mode)
-
-
-def find_version(package: str) -> str | None:
-    """Return the version of a package, or None if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

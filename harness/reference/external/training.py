@@ -17,7 +17,8 @@ from harness.protocol.programs.data_parallel import DataParallelParameters
 from harness.protocol.programs.model import HYDRAGNN_FOLDER_SETTING, HYDRAGNN_PYTHON_SETTING
 from harness.protocol.programs.train import TrainParameters
 from harness.protocol.records import RankPlace
-from harness.reference.datasets.collection import Dataset, NeighbourSpec, find_stores, open_dataset
+from harness.reference.data.neighbours import NeighbourSpec
+from harness.reference.datasets.collection import Dataset, find_stores, open_dataset
 from harness.reference.datasets.hydragnn.export import (
     CUTOFF_ANGSTROM,
     MAX_NEIGHBOURS,

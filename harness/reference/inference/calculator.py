@@ -2,6 +2,7 @@
 
 atoms.calc = ReferenceCalculator("painn-64")                # the gate weights the heads
 atoms.calc = ReferenceCalculator("model.safetensors", head="MPTrj")  # one head alone
+atoms.calc = ReferenceCalculator("painn-64", risk=True)     # atoms.calc.results["risk_ev_per_atom"]
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
 from harness.reference.data.batch import build_batch
-from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
+from harness.reference.data.neighbours import NeighbourList
 from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.user_files import read_electronic_state, structure_from_ase
 from harness.reference.errors import InputError
 from harness.reference.inference.precision import find_precision
 from harness.reference.inference.prediction import Prediction, batched_heads, predict_with_stress
+from harness.reference.inference.risk import RiskModel, evaluate, load_risk
 from harness.reference.models import checkpoints, hydragnn
 from harness.reference.models.coverage import check_distances, check_elements
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.models.message_backend import use_fused_messages
+from harness.reference.ops.cache_tag import tag_compiled_code
 
 # The arguments of ASE's Calculator.
 ASE_ARGUMENTS = {"restart", "label", "atoms", "directory"}
@@ -59,10 +63,16 @@ class ReferenceCalculator(Calculator):
         precision: "fp64", "fp32" or "bf16" (BF16 products, FP32 parameters).
         device: The name of a torch device, such as "cuda:0".
         compiled: Whether torch.compile compiles energy and forces, which takes about a minute. Stress stays eager.
+        risk: Whether `results["risk_ev_per_atom"]` is computed, half the width of the interval around the energy per
+            atom (see harness.reference.inference.risk), or the risk itself, which a model that is no file needs.
         kwargs: Arguments of ASE's Calculator.
 
+    Attributes:
+        message_backend: The implementation of the messages in use: the fused operator where it is available.
+
     Raises:
-        InputError: The model, head or device does not exist, or the head was never trained. `calculate` raises it if
+        InputError: The model, head or device does not exist, the head was never trained, or no risk was fitted to the
+            model. `calculate` raises it if
             charge or multiplicity are impossible, or the atoms are outside the training sets (OutsideTraining): the
             head (or, with the gate, every head) lacks an element, or two atoms are closer than any in training.
 
@@ -81,6 +91,7 @@ class ReferenceCalculator(Calculator):
         precision: str = "fp64",
         device: str = "cpu",
         compiled: bool = False,
+        risk: RiskModel | bool = False,
         **kwargs: Any,
     ) -> None:
         if unknown := kwargs.keys() - ASE_ARGUMENTS:
@@ -93,12 +104,23 @@ class ReferenceCalculator(Calculator):
         loaded = copy.deepcopy(model) if isinstance(model, FoundationModel) else checkpoints.load_named(str(model))[0]
         self.model = model_precision.apply(loaded).to(torch_device).eval().requires_grad_(False)
         self.device, self.dtype = torch_device, model_precision.dtype
+        self.message_backend = use_fused_messages(self.model, torch_device)
         self.head = None if head is None else resolve_head(head)
         if self.head is not None and not bool(self.model.trained[self.head : self.head + 1].any()):
             raise InputError(f"head {HEADS[self.head]!r} of this model was never trained")
         self.predict = compile_prediction() if compiled else batched_heads
+        self.risk = self._prepare_risk(model, risk)
         self.electronic_state = (0, 0)
         self.has_warned = False
+
+    def _prepare_risk(self, model: FoundationModel | Path | str, risk: RiskModel | bool) -> RiskModel | None:
+        if isinstance(risk, RiskModel):
+            return risk.to(self.device, self.dtype)
+        if not risk:
+            return None
+        if isinstance(model, FoundationModel):
+            raise InputError("risk=True needs the name or the path of a checkpoint; for a model, pass its RiskModel")
+        return load_risk(str(model))[0].to(self.device, self.dtype)
 
     def weights(self, composition: Tensor) -> Tensor:
         """Return the weight of each head, [g, heads], for a composition [g, 119] (number of atoms of each element)."""
@@ -125,14 +147,14 @@ class ReferenceCalculator(Calculator):
         assert self.atoms is not None
         structure = structure_from_ase(self.atoms, "atoms").check()
         check_elements(self.model, structure, self.head)
-        cutoff, max_neighbours = self.model.config.cutoff, self.model.config.max_neighbours
-        graph = build_neighbour_list(structure, cutoff=cutoff, max_neighbours=max_neighbours)
+        spec = self.model.config.neighbour_spec
+        graph = spec.build_list(structure)
         batch = build_batch([graph], with_triplets=self.model.config.needs_triplets).to(self.device, self.dtype)
         weights = self.weights(batch.composition)
         check_distances(self.model, graph, weights[0])
         if graph.n_dropped and not self.has_warned:
             self.has_warned = True
-            message = format_discontinuity_warning(graph, cutoff, max_neighbours)
+            message = format_discontinuity_warning(graph, spec.cutoff, spec.max_neighbours)
             warnings.warn(message, UserWarning, stacklevel=2)
         if properties is not None and "stress" in properties:
             if not all(structure.periodic):
@@ -145,6 +167,9 @@ class ReferenceCalculator(Calculator):
         energy = float(prediction.energy[0])
         forces = prediction.forces.double().cpu().numpy()
         self.results |= {"energy": energy, "free_energy": energy, "forces": forces}
+        if self.risk is not None:
+            evaluation = evaluate(self.model, batch, weights)
+            self.results["risk_ev_per_atom"] = float(self.risk.estimate(self.model, batch, evaluation, weights)[0])
         self.electronic_state = structure.charge, structure.multiplicity
 
 
@@ -183,6 +208,7 @@ def build_hydragnn_calculator(
 def compile_prediction() -> Callable[..., Prediction]:
     """Return `batched_heads` as one compiled graph with dynamic shapes."""
     torch._dynamo.config.trace_autograd_ops = True
+    tag_compiled_code()
     compiled: Callable[..., Prediction] = torch.compile(batched_heads, dynamic=True, fullgraph=True)
     return compiled
 

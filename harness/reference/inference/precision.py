@@ -59,7 +59,7 @@ def observe_dtypes(model: FoundationModel, batch: Batch) -> dict[str, object]:
     hooks = [m.register_forward_hook(record) for m in model.encoder.modules() if isinstance(m, nn.Linear)]
     try:
         positions = batch.positions.detach().requires_grad_()
-        pooled = model.encode(batch, positions, batch.shift)
+        pooled = model.encode(batch, positions, batch.shift, fused=False)
         energies = model.residual_energies(pooled, batch)
         (gradient,) = torch.autograd.grad(energies.sum(), positions)
     finally:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.reference.data.batch import Batch
+from harness.reference.models.edge_groups import compute_edge_vectors
 from harness.reference.models.foundation import FoundationModel
 
 SKIP_THRESHOLD = 0.01
@@ -94,14 +95,14 @@ def fused_gradient(model: FoundationModel, batch: Batch, weights: Tensor) -> Pre
     return Prediction(energy.detach(), -gradient(energy, positions))
 
 
-def batched_heads(model: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool = False) -> Prediction:
+def batched_heads(model: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool | None = None) -> Prediction:
     """Compute all heads by one batched product per layer, and the forces by one gradient as in `fused_gradient`.
 
     Args:
         model: The model.
         batch: The structures.
         weights: [g, heads] weight of each head.
-        fused: Whether the fused operator computes the messages; see FoundationModel.features.
+        fused: As in FoundationModel.features.
     """
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
@@ -111,7 +112,7 @@ def batched_heads(model: FoundationModel, batch: Batch, weights: Tensor, *, fuse
 
 
 def mixed_precision(
-    model: FoundationModel, low: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool = False
+    model: FoundationModel, low: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool | None = None
 ) -> Prediction:
     """Predict as `batched_heads` does, but with a model in single precision for all but distances and sums.
 
@@ -123,20 +124,22 @@ def mixed_precision(
         low: The same model in single precision.
         batch: The structures.
         weights: [g, heads] weight of each head.
-        fused: Whether the fused operator computes the messages.
+        fused: As in FoundationModel.features.
     """
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
         low_batch = batch.to(positions.device, torch.float32)
-        vector = positions[batch.sender] + batch.shift - positions[batch.receiver]
+        vector = compute_edge_vectors(batch, positions, batch.shift)
         s = low.features(low_batch, vector.float(), fused=fused).to(positions.dtype)
-        pooled = s.new_zeros(batch.composition.shape[0], s.shape[1]).index_add(0, batch.graph, s)
+        pooled = model.pool(batch, s)
         residual = low.residual_energies(pooled.float(), low_batch).to(positions.dtype)
         energy = (weights * (residual + batch.composition @ model.reference_energy.T)).sum(-1)
         return Prediction(energy.detach(), -gradient(energy, positions))
 
 
-def predict_with_stress(model: FoundationModel, batch: Batch, weights: Tensor) -> tuple[Prediction, Tensor]:
+def predict_with_stress(
+    model: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool | None = None
+) -> tuple[Prediction, Tensor]:
     """Return energy and forces, and the stress [g, 3, 3] in eV/angstrom^3 (tension is positive).
 
     The stress is the derivative of the energy with respect to a symmetric strain of positions and periodic images,
@@ -146,13 +149,14 @@ def predict_with_stress(model: FoundationModel, batch: Batch, weights: Tensor) -
         model: The model.
         batch: The structures.
         weights: [g, heads] weight of each head.
+        fused: As in FoundationModel.features.
     """
     positions = batch.positions.detach().requires_grad_()
     strain = torch.zeros_like(batch.cell).requires_grad_()
     symmetric = 0.5 * (strain + strain.transpose(1, 2))
     strained = positions + torch.einsum("ni,nij->nj", positions, symmetric[batch.graph])
     shift = batch.shift + torch.einsum("ei,eij->ej", batch.shift, symmetric[batch.edge_graph])
-    energy = (weights * model.all_energies(model.encode(batch, strained, shift), batch)).sum(-1)
+    energy = (weights * model.all_energies(model.encode(batch, strained, shift, fused=fused), batch)).sum(-1)
     position_gradient, strain_gradient = torch.autograd.grad(energy.sum(), (positions, strain))
     volume = torch.linalg.det(batch.cell).abs()
     volume = torch.where(volume > 0, volume, torch.full_like(volume, torch.nan))

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from harness.reference.models.autocast import set_autocast
+
 # Chebyshev series are valid for |x| <= SERIES_LIMIT; above 1, asin(x / SERIES_LIMIT) has a finite slope at the cutoff.
 SERIES_LIMIT = 1.1
 
@@ -60,6 +62,18 @@ def polynomial_cutoff(x: Tensor, p: int) -> Tensor:
     for k in reversed(range(p - 1)):
         total = total * x + 0.5 * (k + 1) * (k + 2)
     return torch.where(x < 1.0, (1.0 - x) ** 3 * total, torch.zeros_like(x))
+
+
+def tricube(cube: Tensor) -> Tensor:
+    """Return (1 - x^3)^3, and 0 from x = 1 on; two derivatives are continuous.
+
+    Source: Cleveland, J. Am. Stat. Assoc. 74, 829 (1979).
+
+    Args:
+        cube: x^3 of any shape.
+    """
+    rest = (1.0 - cube).clamp(min=0.0)
+    return rest * rest * rest
 
 
 def legendre(x: Tensor, count: int) -> Tensor:
@@ -133,5 +147,5 @@ class SphericalBessel(nn.Module):
         """
         phi = torch.asin(x.clamp(max=1.0) / SERIES_LIMIT)
         waves = torch.cat([torch.cos(phi * self.orders[0::2]), torch.sin(phi * self.orders[1::2])], dim=-1)
-        with torch.autocast(x.device.type, enabled=False):
+        with set_autocast(x.device.type, None):
             return (waves * envelope) @ self.series(x.dtype)

@@ -44,8 +44,13 @@ def save(model: FoundationModel, path: Path, notes: Mapping[str, object]) -> Non
 
 def load_named(name: str) -> tuple[FoundationModel, dict[str, object]]:
     """Load a shipped checkpoint by its name, or any checkpoint by its path; see `load`."""
+    return load(find_path(name))
+
+
+def find_path(name: str) -> Path:
+    """Return the path of a checkpoint: of a shipped one by its name, of any other by its path."""
     shipped = SHIPPED / f"{name}{SUFFIX}"
-    return load(shipped if shipped.exists() else Path(name))
+    return shipped if shipped.exists() else Path(name)
 
 
 def load(path: Path) -> tuple[FoundationModel, dict[str, object]]:

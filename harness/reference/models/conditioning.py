@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from harness.reference.ops.segment_sums import Grouping, gather
+
 EMBEDDING_SIZE = 16
 
 
@@ -38,15 +40,15 @@ class FiLM(nn.Module):
         super().__init__()
         self.film = nn.Linear(EMBEDDING_SIZE, 2 * features, bias=False)
 
-    def forward(self, x: Tensor, state: Tensor, graph: Tensor) -> Tensor:
+    def forward(self, x: Tensor, state: Tensor, graphs: Grouping) -> Tensor:
         """Return the modulated features, [m, F].
 
         Args:
             x: [m, F] features of atoms or edges.
             state: [g, EMBEDDING_SIZE] from ChargeSpinEmbedding.
-            graph: [m] the structure of each row.
+            graphs: The structure of each row.
         """
-        gamma, beta = self.film(state)[graph].chunk(2, dim=-1)
+        gamma, beta = gather(self.film(state), graphs).chunk(2, dim=-1)
         return x + x * gamma + beta
 
 

@@ -13,6 +13,7 @@ from harness.protocol.programs.model import (
     ModelParameters,
     RadialType,
 )
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.datasets.catalog import HEADS
 from harness.reference.errors import InputError
 
@@ -66,6 +67,15 @@ class ModelConfig(ModelParameters):
     def needs_triplets(self) -> bool:
         """Whether the backbone needs pairs of edges, for the angles between them."""
         return BACKBONES[self.backbone].needs_triplets
+
+    @property
+    def neighbour_spec(self) -> NeighbourSpec:
+        """The definition of neighbours."""
+        return NeighbourSpec(self.cutoff, self.max_neighbours, self.adaptive_neighbours)
+
+    def limit_neighbours(self, limit: int | None) -> NeighbourSpec:
+        """Return the definition of neighbours with another limit; adaptive cutoffs replace any limit."""
+        return self.neighbour_spec if self.adaptive_neighbours else NeighbourSpec(self.cutoff, limit)
 
     @property
     def network(self) -> str:

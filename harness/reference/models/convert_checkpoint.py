@@ -16,7 +16,7 @@ import torch
 
 from harness.protocol.upgrade import convert_notes
 from harness.reference.datasets.catalog import HEADS
-from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, load_shipped_splits
+from harness.reference.datasets.collection import DatasetCollection, load_shipped_splits
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.errors import InputError
 from harness.reference.models import checkpoints
@@ -65,7 +65,7 @@ def set_shortest_distances(model: FoundationModel, training: dict[str, Any]) -> 
         model: The model.
         training: The notes of its checkpoint on training.
     """
-    spec = NeighbourSpec(model.config.cutoff, model.config.max_neighbours)
+    spec = model.config.neighbour_spec
     for name in () if training.get("store_folder") else training.get("datasets", ()):
         options = {
             "test_fraction": training["test_fraction"],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, silu
 
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
+from harness.reference.ops.own_heads import evaluate_own_heads
 
 
 class StackedLinear(nn.Module):
@@ -52,6 +53,13 @@ class Heads(nn.Module):
         subset.load_state_dict({name: value[list(heads)] for name, value in self.state_dict().items()})
         return subset
 
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the last layer, [heads, width, 1]."""
+        layer = self.layers[-1]
+        assert isinstance(layer, StackedLinear)
+        return layer.weight
+
     def activate(self, x: Tensor) -> Tensor:
         """Apply the activation."""
         return relu(x) if self.activation == "relu" else silu(x)
@@ -64,12 +72,22 @@ class Heads(nn.Module):
             x = layer.forward_one(head, x if k == 0 else self.activate(x))
         return x.squeeze(-1)
 
+    def forward_own(self, head: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate one head for each structure, head [g]: pooled [g, F] -> [g], and its gradient [g, F]."""
+        parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
+        return evaluate_own_heads(pooled, head, parameters, self.activation)
+
+    def hidden(self, pooled: Tensor) -> Tensor:
+        """Return the inputs of the last layer of all heads: pooled [g, F] -> [heads, g, width]."""
+        x = pooled.expand(self.count, *pooled.shape)
+        for k, layer in enumerate(self.layers[:-1]):
+            x = layer(x if k == 0 else self.activate(x))
+        return x if len(self.layers) == 1 else self.activate(x)
+
     def forward(self, pooled: Tensor) -> Tensor:
         """Evaluate all heads in one batched product per layer: pooled [g, F] -> [g, heads]."""
-        x = pooled.expand(self.count, *pooled.shape)
-        for k, layer in enumerate(self.layers):
-            x = layer(x if k == 0 else self.activate(x))
-        return x.squeeze(-1).transpose(0, 1)
+        energies: Tensor = self.layers[-1](self.hidden(pooled))
+        return energies.squeeze(-1).transpose(0, 1)
 
 
 class Gate(nn.Module):

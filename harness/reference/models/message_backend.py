@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from harness.reference.distributed.group import ProcessGroup
+from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages
 from harness.reference.ops.jit_build import BuildError
 from harness.reference.ops.messages import UnsupportedKernel
@@ -36,16 +37,27 @@ class MessageBackend:
 UNFUSED = MessageBackend(False)
 
 
-def select_backend(requested: BackendName, backbone: str, world: ProcessGroup) -> MessageBackend:
-    """Return the fused backend if it is requested and every rank supports it, else the unfused backend.
+def select_backend(requested: BackendName, model: FoundationModel, world: ProcessGroup) -> MessageBackend:
+    """Let the model use the fused backend if it is requested and every rank supports it, else the unfused backend.
 
     The call is collective if fused messages are requested.
+
+    Returns:
+        The backend that the model uses from now on.
     """
     if requested == "unfused":
+        model.fused = False
         return UNFUSED
-    reasons = world.all_gather(find_unavailable_reason(backbone, world.device))
-    reason = next((reason for reason in reasons if reason is not None), None)
-    return MessageBackend(reason is None, reason)
+    reason = world.broadcast_first(find_unavailable_reason(model.config.network, world.device))
+    model.fused = reason is None
+    return MessageBackend(model.fused, reason)
+
+
+def use_fused_messages(model: FoundationModel, device: torch.device) -> MessageBackend:
+    """Let the model use the fused backend if this process supports it, and return the backend that it uses."""
+    reason = find_unavailable_reason(model.config.network, device)
+    model.fused = reason is None
+    return MessageBackend(model.fused, reason)
 
 
 def find_unavailable_reason(backbone: str, device: torch.device) -> str | None:

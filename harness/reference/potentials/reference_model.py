@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from harness.reference.data.batch import build_batch
-from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.errors import InputError
 from harness.reference.inference.prediction import Predict, batched_heads
@@ -85,11 +84,10 @@ def predict(
 ) -> list[PotentialPrediction]:
     """Return the predictions of a model; raise PotentialError if it fails or predicts a number that is not finite."""
     predictions: list[PotentialPrediction] = []
-    cutoff, limit = model.config.cutoff, model.config.max_neighbours
     for first in range(0, len(structures), BATCH_SIZE):
         group = structures[first : first + BATCH_SIZE]
         try:
-            graphs = [build_neighbour_list(s, cutoff=cutoff, max_neighbours=limit) for s in group]
+            graphs = [model.config.neighbour_spec.build_list(s) for s in group]
             batch = build_batch(graphs, with_triplets=model.config.needs_triplets)
             batch = batch.to(model.reference_energy.device, model.reference_energy.dtype)
             result = (formulation or batched_heads)(model, batch, model.gate_weights(batch.composition))

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch_sim.models.interface import ModelInterface
 
 from harness.reference.data.batch import build_batch
-from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.inference.prediction import batched_heads, predict_with_stress
 from harness.reference.models import checkpoints
@@ -58,9 +57,7 @@ class ReferenceModel(ModelInterface):  # type: ignore[misc]
         structures = split_state(state)
         for structure in structures:
             check_elements(self.model, structure)
-        graphs = [
-            build_neighbour_list(s, cutoff=config.cutoff, max_neighbours=config.max_neighbours) for s in structures
-        ]
+        graphs = [config.neighbour_spec.build_list(s) for s in structures]
         batch = build_batch(graphs, with_triplets=config.needs_triplets).to(self._device, self._dtype)
         weights = self.model.gate_weights(batch.composition)
         if not self._compute_stress:

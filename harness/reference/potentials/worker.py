@@ -160,7 +160,13 @@ def build_atoms(data: dict[str, Any]) -> Any:
     from ase import Atoms
 
     atoms = Atoms(numbers=data["numbers"], positions=data["positions"], cell=data["cell"], pbc=data["periodic"])
-    atoms.info.update(data.get("info", {}))
+    info = data.get("info", {})
+    atoms.info.update(info)
+    # calculators of ASE such as those of tblite and DFTB+ read charge and spin from the initial values of the atoms
+    if info.get("charge"):
+        atoms.set_initial_charges([info["charge"] / len(atoms)] * len(atoms))
+    if info.get("multiplicity", 1) > 1:
+        atoms.set_initial_magnetic_moments([(info["multiplicity"] - 1) / len(atoms)] * len(atoms))
     return atoms
 
 
@@ -172,9 +178,13 @@ def measure_peak_memory() -> tuple[int, int | None]:
     return resident, torch.cuda.max_memory_allocated() if on_device else None
 
 
-def list_versions(module_name: str) -> dict[str, str]:
-    """Return the versions of the potential's package, ASE, NumPy and torch, as far as they are installed."""
-    names = [module_name.split(".", maxsplit=1)[0], "ase", "numpy", "torch"]
+def list_versions(module_name: str, adapter: Any) -> dict[str, str]:
+    """Return the versions of the potential's packages, ASE, NumPy and torch, as far as they are installed.
+
+    An adapter's calculator may name the packages that it calls in its attribute `packages`.
+    """
+    packages = getattr(getattr(adapter, "calculator", None), "packages", [module_name.split(".", maxsplit=1)[0]])
+    names = [*packages, "ase", "numpy", "torch"]
     known = importlib.metadata.packages_distributions() if hasattr(importlib.metadata, "packages_distributions") else {}
     versions: dict[str, str] = {}
     for name in names:
@@ -203,7 +213,7 @@ class Worker:
         return {
             "load_s": time.perf_counter() - start,
             "properties": self.adapter.properties,
-            "packages": list_versions(request["spec"]["module"]),
+            "packages": list_versions(request["spec"]["module"], self.adapter),
             "python": platform.python_version(),
             "parameters": sum(p.numel() for p in weights) if weights else None,
             "dtype": str(weights[0].dtype).replace("torch.", "") if weights else None,

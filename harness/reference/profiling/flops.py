@@ -1,15 +1,16 @@
 """The work of a call: floating-point operations by operand and type, and bytes read and written.
 
-The counts of matrix products come from torch.utils.flop_counter. The counts of messages, messages_backward and
-filter_backward, which this module registers there, follow the loops of ops/painn/kernels.h. Second derivatives of the
-fused messages cannot be counted.
+The counts of matrix products come from torch.utils.flop_counter. The counts of the operators of messages, which this
+module registers there, follow the loops of ops/painn, those of heads the products in ops/own_heads.py, and those of the
+couplings of neighbours the loops of ops/segments/couplings.h. Sums over edges do not count.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,9 +22,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from harness.reference.inference.bucketing import Shape
+from harness.reference.ops import couplings, own_heads, products, segment_sums  # noqa: F401 (they define operators)
 from harness.reference.ops.messages import NAMESPACE
 
-# Matrix products with one row per edge ("edges"), atom ("nodes") or structure ("heads"), and messages by the fused
+# Matrix products with one row per edge ("edges"), atom ("nodes") or structure ("heads"), and messages by an
 # operator.
 Category = Literal["edges", "nodes", "heads", "messages"]
 Kind = tuple[Category, str]
@@ -31,7 +33,10 @@ Kind = tuple[Category, str]
 Sizes = tuple[int, ...]
 _aten = torch.ops.aten
 _operators = torch.ops.gfm_harness
-PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm}
+PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _operators.multiply_add}
+# Sums and gathers, which do not count, like all element-wise operations.
+SUMS = {getattr(_operators, name) for name in segment_sums.SCHEMAS}
+HEADS = {_operators.evaluate_own_heads, _operators.differentiate_own_heads}
 TF32 = "tf32"
 # The peak rate of a kind is measured only if the kind has at least this share of the arithmetic.
 MIN_SHARE = 0.01
@@ -43,6 +48,9 @@ FORWARD = (9, 7)  # always: 2 for s, 7 for the term in the direction; with v: 7 
 BACKWARD = (14, 6)
 BACKWARD_NODES = (4, 6)
 FILTER = (7, 6)
+# With tangents of radial and unit, and in addition (NODES) with those of phi and v.
+SECOND, SECOND_NODES = (40, 13), (9, 30)
+FILTER_SECOND, FILTER_SECOND_NODES = (7, 0), (2, 5)
 
 
 def _count_per_edge_and_feature(v: Tensor | None, *counts: tuple[int, int]) -> int:
@@ -84,6 +92,71 @@ def count_filter_backward(
     """Count the operations of gfm_harness::filter_backward."""
     edges, columns = radial.shape
     return edges * grad_s.shape[1] * (2 * columns * _count_parts(v) + _count_per_edge_and_feature(v, FILTER))
+
+
+@register_flop_formula(_operators.messages_second, get_raw=True)
+def count_messages_second(
+    grad_s: Tensor, grad_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *rest: Any, **_: Any
+) -> int:
+    """Count the operations of gfm_harness::messages_second, which loops over receivers and then over senders."""
+    edges, columns = radial.shape
+    # filters and their tangents for receivers and for senders, and the gradient of radial
+    factors = 7 + (3 if v is not None else 0)
+    counts = [SECOND]
+    if rest[4] is not None:
+        factors += _count_parts(v) + (1 if v is not None else 0)
+        counts.append(SECOND_NODES)
+    return edges * grad_s.shape[1] * (2 * columns * factors + _count_per_edge_and_feature(v, *counts))
+
+
+@register_flop_formula(_operators.filter_second, get_raw=True)
+def count_filter_second(
+    grad_s: Tensor, grad_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *rest: Any, **_: Any
+) -> int:
+    """Count the operations of gfm_harness::filter_second."""
+    edges, columns = radial.shape
+    nodes = rest[3] is not None
+    factors = 2 * _count_parts(v) if nodes else _count_parts(v) + 1
+    counts = [FILTER, FILTER_SECOND, FILTER_SECOND_NODES] if nodes else [FILTER, FILTER_SECOND]
+    return edges * grad_s.shape[1] * (2 * columns * factors + _count_per_edge_and_feature(v, *counts))
+
+
+@register_flop_formula(_operators.multiply_add, get_raw=True)
+def count_multiply_add(a: Tensor, b: Tensor, bias: Tensor | None, **_: Any) -> int:
+    """Count the operations of gfm_harness::multiply_add, without those for the bias, as torch does for addmm."""
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+
+
+def _count_head_parameters(parameters: Sequence[Tensor]) -> int:
+    """Return the number of weights of one head, without biases."""
+    return sum(weight[0].numel() for weight in parameters[0::2])
+
+
+@register_flop_formula(_operators.evaluate_own_heads, get_raw=True)
+def count_evaluate_own_heads(x: Tensor, head: Tensor, parameters: Sequence[Tensor], *_: Any, **__: Any) -> int:
+    """Count the operations of gfm_harness::evaluate_own_heads: a product forward and one back in each layer."""
+    return 4 * x.shape[0] * _count_head_parameters(parameters)
+
+
+@register_flop_formula(_operators.differentiate_own_heads, get_raw=True)
+def count_differentiate_own_heads(
+    output_grad: Tensor, slope_grad: Tensor, x: Tensor, head: Tensor, parameters: Sequence[Tensor], *_: Any, **__: Any
+) -> int:
+    """Count the operations of gfm_harness::differentiate_own_heads: three products of twice as many rows."""
+    return 12 * x.shape[0] * _count_head_parameters(parameters)
+
+
+def count_couplings(argument: str, *inputs: Any, out_val: Tensor) -> int:
+    """Count the operations of gfm_harness::couple_*, the derivative with respect to an argument of the couplings."""
+    others = [x for x in couplings.OPERATORS if x != argument]
+    values = zip((*others, argument), (*inputs[:3], out_val), strict=True)
+    shapes = {x: value.shape for x, value in values if value is not None}
+    edges, rows, components = shapes["k"]
+    return edges * rows * shapes["h"][2] * (2 * components + 1)
+
+
+for _argument, _name in couplings.OPERATORS.items():
+    register_flop_formula(getattr(_operators, _name), get_raw=True)(functools.partial(count_couplings, _argument))
 
 
 def format_dtype(dtype: torch.dtype) -> str:
@@ -139,15 +212,16 @@ class _WorkCounter(TorchDispatchMode):
         inputs, results = ([x for x in tree_leaves(t) if isinstance(x, Tensor)] for t in ((args, kwargs), out))
         packet = func._overloadpacket
         if packet in PRODUCTS:
-            left, right = inputs[-2:]
+            left, right = inputs[:2] if packet is _operators.multiply_add else inputs[-2:]
             sizes = (*left.shape, right.shape[-1])
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
             kind = self._classify(sizes), find_product_dtype(results[0])
             self.work.flops[kind] += flops
             self.work.products.setdefault(kind, Counter())[sizes] += flops
-        elif func.namespace == NAMESPACE:
+        elif func.namespace == NAMESPACE and packet not in SUMS:
+            category: Category = "heads" if packet in HEADS else "messages"
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
-            self.work.flops["messages", format_dtype(results[0].dtype)] += flops
+            self.work.flops[category, format_dtype(results[0].dtype)] += flops
         if not func.is_view:
             self.work.bytes += sum(x.nbytes for x in (*inputs, *results))
         return out

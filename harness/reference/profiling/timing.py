@@ -15,6 +15,7 @@ from torch.autograd.profiler_util import FunctionEventAvg
 from harness.protocol.records import Observed
 from harness.reference.distributed.group import synchronize
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.ops import products
 
 Call = Callable[[], object]
 REPEATS = 7
@@ -69,7 +70,7 @@ def measure_sustained_seconds(call: Call, device: torch.device) -> float:
 
 
 def measure_product_gflop_per_s(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
-    """Measure the rate of matrix products in GFLOP/s.
+    """Measure the rate of matrix products in GFLOP/s, by torch or, if it is faster, by the operator for linear layers.
 
     Args:
         device: The device.
@@ -79,7 +80,10 @@ def measure_product_gflop_per_s(device: torch.device, dtype: torch.dtype, sizes:
     *batch, m, k, n = sizes
     a, b = (torch.randn(*batch, *s, dtype=dtype, device=device) for s in ((m, k), (k, n)))
     out = torch.empty(*batch, m, n, dtype=dtype, device=device)
-    return 2 * prod(sizes) / measure_sustained_seconds(lambda: torch.matmul(a, b, out=out), device) / 1e9
+    calls: list[Call] = [lambda: torch.matmul(a, b, out=out)]
+    if not batch and products.is_loaded(device):
+        calls.append(lambda: torch.ops.gfm_harness.multiply_add(a, b, None))
+    return 2 * prod(sizes) / min(measure_sustained_seconds(call, device) for call in calls) / 1e9
 
 
 def measure_copy_gb_per_s(device: torch.device) -> float:
@@ -92,12 +96,14 @@ def measure_copy_gb_per_s(device: torch.device) -> float:
 # Groups of operations, each with substrings of their names. An operation belongs to the first group with a substring of
 # its name, or else to FRAMEWORK. Compiled kernels come first, as their names contain those of all fused operations.
 GROUPS: tuple[tuple[str, str], ...] = (
-    ("matrix products", "triton_tem_"),
+    ("matrix products", "triton_tem_ multiply_add"),
+    ("batched products (heads)", "own_heads"),
     ("element-wise and sums, compiled", "_fused_"),
+    ("gather and scatter", "segment_sum product_sum gather group_rows"),
     ("messages", "gfm_harness messages_"),
     ("batched products (heads)", "bmm batched _bgemm"),
     ("matrix products", "::mm addmm gemm cutlass cublas Cijk xmma linear"),
-    ("gather and scatter", "index scatter gather embedding"),
+    ("gather and scatter", "index scatter embedding"),
     ("copies and filling", "copy Copy fill_ Fill zero_ ::cat CatArray pad clone empty memcpy memset Memcpy Memset"),
     ("element-wise and sums", "mul add sub div sum sqrt sin cos silu norm elementwise reduce"),
 )

@@ -42,6 +42,7 @@ from harness.reference.potentials.process import (
     convert_to_voigt,
 )
 from harness.reference.potentials.structures import build_supercells, select_crystal, select_molecule
+from harness.reference.profiling.rounds import TimedRounds
 
 # Standard deviation of the displacements of all atoms before each timed prediction, as between steps of dynamics.
 DISPLACEMENT_ANGSTROM = 0.01
@@ -318,8 +319,9 @@ def time_models(models: Sequence[_Model], config: ModelsParameters, log: CaseLog
                     cell, repeats=WARM_UP_REPEATS, displacement=DISPLACEMENT_ANGSTROM, seed=config.seed
                 )
                 log_memory(model, len(cell), answer, log)
-    for number in range(config.rounds):
-        log.write(Progress(done=number, total=config.rounds, activity="rounds"))
+    rounds = TimedRounds(config)
+    for number in rounds:
+        log.write(Progress(done=number, total=rounds.planned, activity="rounds"))
         for model in models:
             if model.has_failed:
                 continue
@@ -337,6 +339,8 @@ def time_models(models: Sequence[_Model], config: ModelsParameters, log: CaseLog
                         end_time_s=time.time(),
                     )
                     log.write(sample)
+                    rounds.add(f"{model.name}, {len(cell)} atoms", sample.device_s)
+    log.write(rounds.build_event())
 
 
 def log_memory(model: _Model, atoms: int, answer: dict[str, float], log: CaseLog) -> None:

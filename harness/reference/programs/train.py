@@ -15,18 +15,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.protocol.events import CaseLog
-from harness.protocol.programs.train import GateErrors, TrainFacts, TrainParameters
+from harness.protocol.programs.train import GateErrors, HeadFactor, TrainFacts, TrainParameters
 from harness.protocol.records import HeldOutErrors, Progress
+from harness.reference.data.neighbours import NeighbourSpec
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.collection import (  # fmt: skip
     Dataset,
     DatasetCollection,
-    NeighbourSpec,
     find_stores,
     list_splits,
     load_shipped_splits,
     open_dataset,
     require_forces,
 )
+from harness.reference.datasets.holdout import OUTSIDE, check_datasets, hold_out, open_files
 from harness.reference.datasets.shipped_sets import SHIPPED_SETS
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed import launch
@@ -40,7 +42,9 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import select_backend
 from harness.reference.potentials.physics import build_check_event
 from harness.reference.potentials.reference_model import check_model
+from harness.reference.programs.train_holdout import log_structure_errors
 from harness.reference.storage.collectives import get_mpi_world
+from harness.reference.storage.sampling.rank_assignment import compute_loss_weights
 from harness.reference.storage.sampling.sampler import MixtureSampler, SamplingSpec
 from harness.reference.training import state
 from harness.reference.training.compile import CompileResult, compile_loss, count_compiled_graphs
@@ -52,11 +56,14 @@ from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 from harness.reference.training.meters import TrainingLimits
 from harness.reference.training.optimizer import OptimizerState
 from harness.reference.training.run_facts import describe_identity, describe_run, observe_runtime
+from harness.reference.training.shrinkage import find_best_factors
 from harness.reference.training.trainer import Trainer
 
-# The smallest unit of errors, eV/atom and eV/angstrom; without it, a dataset with little variation dominates the loss.
-MIN_UNIT = 0.05
+# The smallest units of errors; without them, a dataset with little variation dominates the loss.
+MIN_ENERGY_UNIT = 0.05  # eV/atom
+MIN_FORCE_UNIT = 0.01  # eV/angstrom
 PHYSICS_DYNAMICS_STEPS = 100
+SHRINKAGE_LIMIT = 1000  # number of validation structures of each dataset from which the factor of its head follows
 GATE_LIMIT = 1000  # number of structures of each dataset on which the gate is trained
 
 Splits = dict[str, DatasetCollection]
@@ -72,7 +79,7 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
     device = select_device(config.device, config.backend, rank_info)
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     model_config = ModelConfig.from_parameters(config.model)
-    splits = open_splits(config, NeighbourSpec(model_config.cutoff, model_config.max_neighbours), rank_info)
+    splits = open_splits(config, model_config.neighbour_spec, rank_info)
     torch.manual_seed(config.seed)
     precision = find_precision(config.precision)
     model = precision.apply(FoundationModel(model_config))
@@ -95,12 +102,14 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
             state.copy_state(folder)
         world.barrier()
         train(model.to(device), loader=loader, splits=splits, config=config, world=world, log=log, folder=folder)
-        for collection in splits.values():
-            collection.samples.close()
+        for split in SPLITS:
+            splits[split].samples.close()
 
 
 def open_splits(config: TrainParameters, neighbour_spec: NeighbourSpec, rank_info: RankInfo) -> Splits:
     """Open the training, validation and test sets of the case, by split; the call is collective for stores.
+
+    With a holdout, there is also the split OUTSIDE: the test structures that satisfy the rule, and those of its files.
 
     Args:
         config: Parameters of the case.
@@ -136,8 +145,20 @@ def open_splits(config: TrainParameters, neighbour_spec: NeighbourSpec, rank_inf
             for name in config.datasets or ()
         ]
     require_forces([dataset for by_split in datasets for dataset in by_split.values()], config.force_weight)
-    usable = {split: [d[split] for d in datasets if split in d and len(d[split].samples)] for split in SPLITS}
+    names = SPLITS
+    available = {split for by_split in datasets for split, dataset in by_split.items() if len(dataset.samples)}
+    if config.holdout is not None:
+        check_datasets(config.holdout, [by_split[SPLITS[0]].name for by_split in datasets])
+        if config.holdout.has_rule:
+            datasets = [hold_out(by_split, config.holdout) for by_split in datasets]
+        names = (*SPLITS, OUTSIDE)
+    usable = {split: [d[split] for d in datasets if split in d and len(d[split].samples)] for split in names}
+    if config.holdout is not None:
+        usable[OUTSIDE] += open_files(config.holdout, usable[SPLITS[0]], neighbour_spec)
     for split, split_datasets in usable.items():
+        if not split_datasets and config.holdout is not None and available.issuperset(SPLITS):
+            rule = config.holdout.describe()
+            raise InputError(f"holdout ({rule}): no structure is in the split {split!r}; choose another rule")
         if not split_datasets:
             source = config.store_folder or ", ".join(config.datasets or ())
             raise InputError(
@@ -169,8 +190,8 @@ def train(
         groups = HeadGroups(loader.sampler.assignment, heads, world)
         model.keep_heads(groups.heads)
     example = next(loader.iter_evaluation_batches(1000, world.device))
-    message_backend = select_backend(config.message_backend, model.config.network, world)
-    module, compiled = PerGraphErrors(model, fused=message_backend.fused), CompileResult(False, "not requested")
+    message_backend = select_backend(config.message_backend, model, world)
+    module, compiled = PerGraphErrors(model), CompileResult(False, "not requested")
     if config.compile:
         compiled = compile_loss(module, example)
     log.record_facts(describe_run(model, loader, {s: c.datasets for s, c in splits.items()}, config, world))
@@ -224,6 +245,7 @@ def train(
     if groups is not None:
         groups.merge_into(model, complete)
         complete = find_precision(config.precision).apply(complete)
+        complete.fused = model.fused
     finish(complete.to(world.device), loader=loader, splits=splits, config=config, world=world, log=log, folder=folder)
 
 
@@ -248,15 +270,19 @@ def average_gradients(
 
 
 def make_objective(loader: BatchLoader, config: TrainParameters, world: ProcessGroup) -> MultiTaskLoss:
-    """Return the loss, with errors in eV or in units of the variation of each dataset."""
-    if config.loss_units == "physical":
+    """Return the loss, with errors in eV or in units of the variation of each dataset, divided by their weights."""
+    if config.loss_units == "physical" and config.loss_temperature is None:
         return MultiTaskLoss(config.force_weight, config.batch_size)
     units = torch.ones(2, loader.references.shape[0], dtype=loader.dtype)
-    for dataset in loader.collection.datasets:
-        records = dataset.samples.get(np.arange(min(len(dataset.samples), 2000)))
-        forces = [np.abs(r["forces"]).mean() for r in records if "forces" in r]
-        units[0, dataset.head] = max(dataset.references.mae_ev_per_atom, MIN_UNIT)
-        units[1, dataset.head] = max(float(np.mean(forces)) if forces else 1.0, MIN_UNIT)
+    weights = compute_loss_weights(loader.collection.counts, loader.sampler.draws, config.loss_temperature)
+    for dataset, weight in zip(loader.collection.datasets, weights.tolist(), strict=True):
+        if config.loss_units == "per_head":
+            records = dataset.samples.get(np.arange(min(len(dataset.samples), 2000)))
+            forces = [np.abs(r["forces"]).mean() for r in records if "forces" in r]
+            units[0, dataset.head] = max(dataset.references.mae_ev_per_atom, MIN_ENERGY_UNIT)
+            # the median, since a few structures far from equilibrium would hide the scale of those near it
+            units[1, dataset.head] = max(float(np.median(forces)) if forces else 1.0, MIN_FORCE_UNIT)
+        units[:, dataset.head] /= weight
     shared = world.broadcast(units.to(world.device))
     return MultiTaskLoss(config.force_weight, config.batch_size, shared[0], shared[1])
 
@@ -274,6 +300,8 @@ def finish(
     """Train the gate on rank 0, evaluate on the test sets on all ranks, and write the checkpoint; collective."""
     notes: dict[str, Any] = {"training": config.model_dump()}
     model.eval().requires_grad_(False)
+    if config.shrink_heads:
+        notes["head_factors"] = shrink_heads(model, loader=loader, splits=splits, config=config, world=world, log=log)
     if config.gate_steps and len(loader.collection.datasets) > 1 and world.rank == 0:
         model.gate.requires_grad_(True)
         batches = (batch for batch, _ in loader.iter_evaluation_batches(GATE_LIMIT, world.device))
@@ -291,9 +319,30 @@ def finish(
     notes["test_errors"] = evaluate_test_sets(model, splits[SPLITS[0]], splits[SPLITS[2]], loader.references, world)
     log.record_facts(TrainFacts(test_errors=msgspec.convert(notes["test_errors"], list[HeldOutErrors])))
     if world.rank == 0:
+        if config.holdout is not None:
+            log_structure_errors(model, splits, references=loader.references, rule=config.holdout, world=world, log=log)
         checkpoints.save(model, folder / state.MODEL, notes)
         if config.physics_transformations:
             log_physics(folder / state.MODEL, config, world.device, log)
+
+
+def shrink_heads(
+    model: FoundationModel,
+    *,
+    loader: BatchLoader,
+    splits: Splits,
+    config: TrainParameters,
+    world: ProcessGroup,
+    log: CaseLog,
+) -> dict[str, float]:
+    """Multiply the scale of each head by its best factor on validation structures; return the factors; collective."""
+    validation = replace(loader, collection=splits[SPLITS[1]])
+    batches = validation.iter_evaluation_batches(SHRINKAGE_LIMIT, world.device)
+    factors = world.broadcast(find_best_factors(model, batches, make_objective(loader, config, world)))
+    model.scale.mul_(factors.to(model.scale))
+    by_head = {HEADS[d.head]: round(float(factors[d.head]), 4) for d in loader.collection.datasets}
+    log.record_facts(TrainFacts(head_factors=[HeadFactor(head=h, factor=f) for h, f in by_head.items()]))
+    return by_head
 
 
 def log_physics(checkpoint: Path, config: TrainParameters, device: torch.device, log: CaseLog) -> None:

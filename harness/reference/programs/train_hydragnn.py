@@ -13,8 +13,9 @@ import torch
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.train import TrainEpoch, TrainFacts, TrainModel, TrainParameters, TrainSet, TrainWorkload
 from harness.protocol.records import HeldOutErrors, Observed
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.datasets.catalog import HEADS
-from harness.reference.datasets.collection import Dataset, DatasetCollection, NeighbourSpec
+from harness.reference.datasets.collection import Dataset, DatasetCollection
 from harness.reference.datasets.hydragnn.export import CUTOFF_ANGSTROM, MAX_NEIGHBOURS
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed import launch

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.protocol.events import CaseLog
-from harness.protocol.programs.ladder import Unavailable, WarmUp
+from harness.protocol.programs.ladder import Flops, Unavailable, WarmUp
 from harness.protocol.programs.training_steps import (
     STEP_STAGES,
     StepModel,
@@ -30,15 +30,19 @@ from harness.protocol.programs.training_steps import (
     TrainingStepsParameters,
 )
 from harness.protocol.records import Observed, Progress
-from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
+from harness.reference.data.neighbours import NeighbourList
 from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.errors import InputError
+from harness.reference.inference.bucketing import get_shape
 from harness.reference.inference.precision import find_precision
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import find_unavailable_reason
 from harness.reference.profiling import fom_client, timing
+from harness.reference.profiling.ceilings import measure_ceilings
+from harness.reference.profiling.flops import WorkCount, count_work
+from harness.reference.profiling.rounds import TimedRounds
 from harness.reference.profiling.timing import observe
 from harness.reference.training.compile import compile_loss
 from harness.reference.training.loader import LabelledBatch, flatten
@@ -57,6 +61,7 @@ def make_batches(model: FoundationModel, config: TrainingStepsParameters) -> lis
     """Return batches of random structures for all heads in turn, with labels from a normal distribution (eV, A)."""
     rng = np.random.default_rng(config.seed)
     dtype = find_precision(config.precision).dtype
+    spec = model.config.limit_neighbours(config.max_neighbours)
     graphs: list[NeighbourList] = []
     for k, structure in enumerate(make_random_structures(config.batches * config.batch_size, atoms=config.atoms)):
         labelled = replace(
@@ -65,7 +70,7 @@ def make_batches(model: FoundationModel, config: TrainingStepsParameters) -> lis
             energy=float(rng.normal() * len(structure)),
             forces=rng.normal(size=structure.positions.shape),
         )
-        graphs.append(build_neighbour_list(labelled, cutoff=model.config.cutoff, max_neighbours=config.max_neighbours))
+        graphs.append(spec.build_list(labelled))
     batches = []
     for first in range(0, len(graphs), config.batch_size):
         references = torch.zeros_like(model.reference_energy, dtype=torch.float64, device="cpu")
@@ -90,7 +95,7 @@ def describe(
             edges=sum(len(b.receiver) for b, _ in batches),
             batches=config.batches,
             batch_size=config.batch_size,
-            max_neighbours=config.max_neighbours,
+            max_neighbours=model.config.limit_neighbours(config.max_neighbours).max_neighbours,
         ),
         runtime=observe(Observed, model, config.device, precision=config.precision),
     )
@@ -121,12 +126,17 @@ class Result(NamedTuple):
 
 
 class TimedStep:
-    """A stage with its model, ready to be timed: a call takes one step, and `last` is the result of that step."""
+    """A stage with its model, ready to be timed: a call takes one step, and `last` is the result of that step.
+
+    Attributes:
+        work: The work of a step on the first batch, as it is without compilation.
+    """
 
     def __init__(self, name: str, module: PerGraphErrors, model: FoundationModel, objective: MultiTaskLoss) -> None:
         self.name = name
         self._module, self._model, self._objective = module, model, objective
         self._loss: Tensor | None = None
+        self.work = WorkCount()
 
     def __call__(self, labelled: LabelledBatch) -> None:
         """Run forward pass, loss and backward pass."""
@@ -176,8 +186,12 @@ def run(config: TrainingStepsParameters, log: CaseLog, folder: Path) -> None:
             steps.append(step)
     if not steps:
         raise InputError("none of the stages can run here")
+    kinds = {kind: sizes for step in steps for kind, sizes in step.work.kinds.items()}
+    log.record_facts(TrainingStepsFacts(ceilings=measure_ceilings(kinds, torch.device(config.device))))
     references = [steps[0].take_step(b) for b in batches] if steps[0].name == STAGES[0].name else []
-    for number in range(config.rounds):
+    rounds = TimedRounds(config)
+    for number in rounds:
+        total = len(stages) * (rounds.planned + 1)
         log.write(Progress(done=len(stages) * (number + 1), total=total, activity=f"round {number + 1}"))
         start = number % len(steps)
         for index, batch in enumerate(batches):
@@ -185,6 +199,7 @@ def run(config: TrainingStepsParameters, log: CaseLog, folder: Path) -> None:
                 load = os.getloadavg()[0]
                 device_s = timing.time_call(partial(step, batch), torch.device(config.device))
                 end_time_s = time.time()
+                rounds.add(step.name, device_s)
                 fom_client.post_figure_of_merit("structures_per_s", config.batch_size / device_s)
                 errors = compute_step_errors(step.last, references[index]) if references else {}
                 log.write(
@@ -194,6 +209,7 @@ def run(config: TrainingStepsParameters, log: CaseLog, folder: Path) -> None:
                         dtype=str(step.last.gradient.dtype), **errors,
                     )
                 )  # fmt: skip
+    log.write(rounds.build_event())
 
 
 def warm_up(
@@ -217,12 +233,23 @@ def warm_up(
     if reason is not None:
         log.write(Unavailable(stage=stage.name, reason=reason))
         return None
-    step = TimedStep(stage.name, module, model, MultiTaskLoss(config.force_weight, config.batch_size))
+    objective = MultiTaskLoss(config.force_weight, config.batch_size)
+    step = TimedStep(stage.name, module, model, objective)
+    eager = TimedStep(stage.name, PerGraphErrors(model, fused=stage.fused), model, objective)
+    step.work = count_work(partial(eager, batches[0]), get_shape(batches[0][0]))
     if not stage.compiled:
         step(batches[0])
     first_s = time.perf_counter() - started
     for batch in batches:
         step(batch)
     peak_bytes = timing.measure_peak_bytes(partial(step, batches[0]), device)
-    log.write(WarmUp(stage=stage.name, first_call_s=first_s, peak_bytes=peak_bytes))
+    log.write(
+        WarmUp(
+            stage=stage.name,
+            first_call_s=first_s,
+            peak_bytes=peak_bytes,
+            matrix_flops=step.work.matrix_flops,
+            flops=[Flops(operation=of, dtype=dtype, flops=n) for (of, dtype), n in step.work.flops.items()],
+        )
+    )
     return step

@@ -30,13 +30,20 @@ def run_collectively(comm: Any, work: Callable[[], T]) -> T:
         results.append(work())
     except Exception as exception:
         error = exception
-    errors = comm.allgather(None if error is None else describe_error(error))
-    failed = next((rank for rank, text in enumerate(errors) if text is not None), None)
-    if failed is None:
+    size, rank = comm.Get_size(), comm.Get_rank()
+    failed = comm.allreduce(size if error is None else rank, op=_get_minimum())
+    if failed == size:
         return results[0]
-    if error is not None and failed == comm.Get_rank():
+    text = comm.bcast(None if error is None else describe_error(error), root=failed)
+    if error is not None and failed == rank:
         raise error
-    raise LostRank(f"rank {failed}: {errors[failed]}")
+    raise LostRank(f"rank {failed}: {text}")
+
+
+def _get_minimum() -> Any:
+    from mpi4py import MPI
+
+    return MPI.MIN
 
 
 def get_mpi_world(rank_info: RankInfo) -> Any:

@@ -65,7 +65,7 @@ def train_gate(
     per_atom, composition, head = compute_head_energies(model, batches)
     target = per_atom.gather(1, head.unsqueeze(1))
     probability = head.bincount(minlength=model.config.heads).to(per_atom.dtype)[head] ** (1.0 / temperature - 1.0)
-    optimizer = torch.optim.AdamW(model.gate.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(model.gate.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):

@@ -69,7 +69,7 @@ def collate_labelled(
 
 
 def predict_own_head(
-    model: FoundationModel, batch: Batch, *, create_graph: bool, fused: bool = False
+    model: FoundationModel, batch: Batch, *, create_graph: bool, fused: bool | None = None
 ) -> tuple[Tensor, Tensor]:
     """Predict each structure with the head of its own dataset.
 
@@ -77,19 +77,19 @@ def predict_own_head(
         model: The model.
         batch: The structures; the energies are differentiable with respect to positions that require a gradient.
         create_graph: Whether the forces are differentiable.
-        fused: Whether the fused operator computes the messages.
+        fused: As in FoundationModel.features.
 
     Returns:
         Residual energies [g] in eV and forces [n, 3] in eV/angstrom.
     """
     positions = batch.positions if batch.positions.requires_grad else batch.positions.detach().requires_grad_()
-    energies = model.residual_energies(model.encode(batch, positions, batch.shift, fused=fused), batch)
-    energy = energies.gather(1, model.head_slot[batch.head].unsqueeze(1)).squeeze(1)
-    (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=create_graph)
+    pooled = model.encode(batch, positions, batch.shift, fused=fused)
+    energy, slope = model.own_energies(pooled, batch)
+    (gradient,) = torch.autograd.grad(pooled, positions, slope, create_graph=create_graph)
     return energy, -gradient
 
 
-def compute_errors(model: FoundationModel, batch: Batch, labels: Labels, *, fused: bool = False) -> Errors:
+def compute_errors(model: FoundationModel, batch: Batch, labels: Labels, *, fused: bool | None = None) -> Errors:
     """Return the errors of each graph, differentiable with respect to the parameters of the model."""
     return compare_with_labels(*predict_own_head(model, batch, create_graph=True, fused=fused), batch, labels)
 
@@ -104,7 +104,7 @@ def compare_with_labels(energy: Tensor, forces: Tensor, batch: Batch, labels: La
 class PerGraphErrors(nn.Module):
     """`compute_errors` as a module, which can be compiled and wrapped in DistributedDataParallel."""
 
-    def __init__(self, model: FoundationModel, *, fused: bool = False) -> None:
+    def __init__(self, model: FoundationModel, *, fused: bool | None = None) -> None:
         super().__init__()
         self.model, self.fused = model, fused
 

@@ -37,7 +37,9 @@ class OptimizerState:
         self, model: nn.Module, parameters: Sequence[nn.Parameter], config: OptimizerParameters, steps: int
     ) -> None:
         self.model, self.parameters, self.config = model, list(parameters), config
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
         self.average: AveragedModel | None = None
         if config.ema_decay is not None:
             self.average = AveragedModel(model, multi_avg_fn=partial(_update_average, decay=config.ema_decay))

@@ -26,10 +26,10 @@ from harness.reference.training.loader import BatchLoader
 NON_IDENTITY_OPTIONS = {
     "prefetch_batches", "checkpoint_interval_s", "timeout_s", "max_validation_structures", "gate_steps", "read_mode",
     "replica_ranks", "store_backend", "time_limit_minutes",
-    "resume_previous",
+    "resume_previous", "shrink_heads",
 }  # fmt: skip
 # An option that was added later is omitted if it has its default, so that earlier states can be resumed.
-OMITTED_DEFAULTS = {"message_backend": "unfused"}
+OMITTED_DEFAULTS = {"message_backend": "unfused", "holdout": None, "loss_temperature": None}
 
 
 def describe_identity(model: FoundationModel, config: Mapping[str, Any], world: ProcessGroup) -> dict[str, Any]:
@@ -74,10 +74,11 @@ def describe_run(
             sampling=config.sampling,
             split_seed=config.split_seed,
             loss_units=config.loss_units,
+            loss_temperature=config.loss_temperature,
             heads=config.heads,
             balance=config.balance,
         ),
-        ranks=world.all_gather(RankPlace(rank=world.rank_info.rank, host=platform.node(), device=str(world.device))),
+        ranks=world.gather(RankPlace(rank=world.rank, host=platform.node(), device=str(world.device))) or None,
     )  # fmt: skip
 
 

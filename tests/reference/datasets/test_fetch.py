@@ -173,6 +173,10 @@ WRONG_ANSWERS = {
     "compressed again": (make_answer("200 OK", XZ, Content_Encoding="gzip"), "with the content encoding 'gzip'"),
     "a redirection loop": (make_answer("302 Found", b"", Location="/x.xz"), "answers 302"),
     "a redirection to a local file": (make_answer("302 Found", b"", Location="file:///etc/passwd"), "answers 302"),
+    "a redirection of impossible length": (
+        make_answer("302 Found", b"", 10**18, Location="/x.xz"),
+        "announces an answer of impossible length",
+    ),
     "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", "the part received so far is kept"),
     "an empty answer": (b"", "the part received so far is kept"),
     "an unavailable service": (make_answer("503 Service Unavailable"), "answers 503 Service Unavailable"),

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from harness.protocol.programs.train import TrainParameters
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.data.structure import Structure
 from harness.reference.data.structure_table import tabulate
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.collection import NeighbourSpec
 from harness.reference.datasets.duplicates import assign_splits, compute_fingerprints
 from harness.reference.datasets.splits import SPLITS, assign_by_name
 from harness.reference.distributed import launch

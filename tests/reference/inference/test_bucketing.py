@@ -30,11 +30,13 @@ from tests.reference.conftest import SMALL, make_batch, make_crystal, make_model
 
 ATOM = Structure("atom", np.array([8]), np.zeros((1, 3)))
 BACKBONES = ("painn", "pnaeq", "egnn", "schnet", "mace")
+OPTIONS = {"backbone": "painn", "adaptive_neighbours": 12.0, "repulsion": "zbl", "feature_norm": "rms"}
+VARIANTS = {name: {"backbone": name} for name in BACKBONES} | {"painn with options": OPTIONS}
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_padding_changes_no_energy_or_force(backbone: str) -> None:
-    config = ModelConfig(backbone=backbone, hidden_dim=16, num_conv_layers=2, cutoff=4.0, dim_sharedlayers=8)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padding_changes_no_energy_or_force(variant: str) -> None:
+    config = ModelConfig(**VARIANTS[variant], hidden_dim=16, num_conv_layers=2, cutoff=4.0, dim_sharedlayers=8)
     model = make_model(config)
     batch = make_batch([make_molecule(), make_crystal(), ATOM, make_molecule(12, seed=3)], config)
     weights = model.gate(batch.composition)

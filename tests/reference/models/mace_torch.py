@@ -89,8 +89,9 @@ def copy_product_weights(contraction: Any, product: Product, degree: int, elemen
         table = module(torch.float64)
         rows = torch.arange(first, first + len(table))
         first += len(table)
-        rows = rows[(product.component[rows] >= degree**2) & (product.component[rows] < (degree + 1) ** 2)]
-        couplings = product.coupling[rows].unique()
+        component = product.component.group[rows]
+        rows = rows[(component >= degree**2) & (component < (degree + 1) ** 2)]
+        couplings = product.coupling.group[rows].unique()
         peer_polynomials = convert_to_polynomials(getattr(contraction, f"U_matrix_{order}"), degree, order)
         own_polynomials = table[rows - (first - len(table))].view(len(couplings), -1).T
         transformation = torch.linalg.lstsq(peer_polynomials, own_polynomials, driver="gelsd").solution

@@ -58,10 +58,14 @@ ION = replace(MOLECULE, charge=1, multiplicity=2)
 both_structures = pytest.mark.parametrize("structure", [ION, CRYSTAL], ids=["molecule", "crystal"])
 
 
-@pytest.fixture(scope="module", params=list(BACKBONES))
+ADAPTIVE = "painn with adaptive cutoffs"
+
+
+@pytest.fixture(scope="module", params=[*BACKBONES, ADAPTIVE])
 def model(request: pytest.FixtureRequest) -> FoundationModel:
     """Return a model scaled to forces of up to 1 eV/angstrom, so that tolerances are comparable between backbones."""
-    network = make_model(make_small_config(request.param))
+    config = make_small_config("painn", adaptive_neighbours=16.0, feature_norm="rms")
+    network = make_model(config if request.param == ADAPTIVE else make_small_config(request.param))
     network.scale /= predict(network, [MOLECULE]).forces.abs().max()
     return network
 
@@ -349,7 +353,7 @@ def test_compiled_training_has_the_gradients_of_eager_training(model: Foundation
         pytest.skip(NOT_COMPILED[model.config.backbone])
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
-    shallow = make_model(make_small_config(model.config.backbone, num_conv_layers=1))
+    shallow = make_model(model.config.replace(num_conv_layers=1))
     batch = make_batch(shallow, [ION, CRYSTAL])
     expected = compute_gradients(shallow, batch)
     got = compute_gradients(
@@ -367,7 +371,7 @@ def compute_pair_potential(positions: Tensor) -> Tensor:
 
 
 def test_a_batch_can_be_overfitted(model: FoundationModel) -> None:
-    learner = make_model(make_small_config(model.config.backbone, hidden_dim=16)).float().requires_grad_(True)
+    learner = make_model(model.config.replace(hidden_dim=16)).float().requires_grad_(True)
     structures = [make_molecule(n, seed=seed) for n, seed in ((3, 12), (4, 13), (4, 14))]
     batch = make_batch(learner, structures).to("cpu", torch.float32)
     targets, forces = [], []

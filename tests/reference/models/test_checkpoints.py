@@ -184,7 +184,7 @@ def test_checkpoint_of_an_earlier_format_is_converted_by_the_named_command(tmp_p
 
 
 def test_coverage_of_the_shipped_checkpoint_matches_its_training_sets() -> None:
-    from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, load_shipped_splits
+    from harness.reference.datasets.collection import DatasetCollection, load_shipped_splits
     from harness.reference.datasets.reference_energies import ElementState
     from harness.reference.datasets.splits import SPLITS
     from harness.reference.models.coverage import find_shortest_contact
@@ -199,7 +199,7 @@ def test_coverage_of_the_shipped_checkpoint_matches_its_training_sets() -> None:
         ]
         head, sample_numbers = dataset.head, range(len(dataset.samples))
         assert model.known_elements[head].tolist() == (dataset.references.state > ElementState.ABSENT).tolist()
-        collection = DatasetCollection([dataset], NeighbourSpec(model.config.cutoff, model.config.max_neighbours))
+        collection = DatasetCollection([dataset], model.config.neighbour_spec)
         graphs = collection.load_graphs(
             SampleIndices(
                 torch.zeros(len(sample_numbers), dtype=torch.int64).numpy(), torch.arange(len(sample_numbers)).numpy()

@@ -17,6 +17,7 @@ from harness.reference.inference.prediction import batched_heads
 from harness.reference.models.backbones.painn import Update
 from harness.reference.models.backbones.pnaeq import TYPICAL_DEGREE, Aggregation, Message, PNAEq
 from harness.reference.models.config import ModelConfig
+from harness.reference.ops.segment_sums import group_rows, segment_sum
 from tests.reference.conftest import make_batch, make_crystal, make_model, make_molecule, predict
 
 TINY = ModelConfig(backbone="pnaeq", hidden_dim=8, num_conv_layers=2, cutoff=4.0, dim_sharedlayers=8, dim_headlayers=12)
@@ -27,18 +28,14 @@ def make_aggregation(epsilon: float = 1e-8) -> Aggregation:
     return Aggregation(3, epsilon).double()
 
 
-def sum_messages(message: Tensor, receiver: Tensor, atoms: int) -> Tensor:
-    return message.new_zeros(atoms, message.shape[1]).index_add(0, receiver, message)
-
-
 def aggregate_messages(
     messages: list[list[float]], envelopes: list[float], epsilon: float = 1e-8
 ) -> tuple[Tensor, Tensor]:
     """Return mean, min, max and std [4, F], and D, of one atom with these messages."""
-    receiver = torch.zeros(len(messages), dtype=torch.long)
+    receivers = group_rows(torch.zeros(len(messages), dtype=torch.long), 1)
     message = torch.tensor(messages, dtype=torch.float64).view(len(messages), 3)
     envelope = torch.tensor(envelopes, dtype=torch.float64).unsqueeze(1)
-    out, degree = make_aggregation(epsilon).aggregate(message, sum_messages(message, receiver, 1), envelope, receiver)
+    out, degree = make_aggregation(epsilon).aggregate(message, segment_sum(message, receivers), envelope, receivers)
     return out.view(4, -1), degree.squeeze()
 
 
@@ -68,8 +65,8 @@ def test_soft_extremes_lie_between_zero_and_the_true_extremes() -> None:
 def test_scalers_multiply_the_aggregates_by_the_logarithm_of_the_degree() -> None:
     net = make_aggregation()
     message, envelope = torch.randn(4, 3).double(), torch.rand(4, 1).double()
-    receiver = torch.tensor([0, 0, 0, 1])
-    arguments = (message, sum_messages(message, receiver, 2), envelope, receiver)
+    receivers = group_rows(torch.tensor([0, 0, 0, 1]), 2)
+    arguments = (message, segment_sum(message, receivers), envelope, receivers)
     parts, degree = net.aggregate(*arguments)
     expected = []
     for atom in range(2):
@@ -83,8 +80,8 @@ def test_atom_without_neighbours_has_zero_aggregates_with_finite_derivatives() -
     net = Aggregation(3, 1e-8)
     message = torch.zeros(1, 3, requires_grad=True)
     envelope = torch.zeros(1, 1, requires_grad=True)
-    receiver = torch.tensor([1])
-    out, degree = net.aggregate(message, sum_messages(message, receiver, 3), envelope, receiver)
+    receivers = group_rows(torch.tensor([1]), 3)
+    out, degree = net.aggregate(message, segment_sum(message, receivers), envelope, receivers)
     assert torch.equal(degree, torch.ones(3, 1))
     assert torch.equal(out[:, :9], torch.zeros(3, 9))
     assert torch.allclose(out[:, 9:], torch.full((3, 3), 1e-4))
@@ -193,8 +190,8 @@ def test_the_typical_degree_is_saved_with_the_weights_and_exact_in_double() -> N
 def test_second_derivatives_are_finite_where_soft_extremes_are_zero_over_zero(epsilon: float) -> None:
     net = Aggregation(3, epsilon)
     message = torch.tensor([[-1.0, 0.0, 1e-4], [-0.5, 0.0, -1e-5]], requires_grad=True)
-    receiver = torch.tensor([0, 0])
-    out, _ = net.aggregate(message, sum_messages(message, receiver, 2), torch.tensor([[0.9], [0.1]]), receiver)
+    receivers = group_rows(torch.tensor([0, 0]), 2)
+    out, _ = net.aggregate(message, segment_sum(message, receivers), torch.tensor([[0.9], [0.1]]), receivers)
     first_derivatives = torch.autograd.grad(100.0 * out.sum(), message, create_graph=True)[0]
     second_derivatives = torch.autograd.grad(100.0 * first_derivatives.sum(), message)[0]
     assert first_derivatives.isfinite().all()

@@ -12,13 +12,11 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from harness.reference.ops import messages as kernels
 from harness.reference.ops.messages import MessageInputs, messages
+from harness.reference.ops.unfused_messages import compute_unfused_messages, list_float_inputs, make_terms
 from tests.reference.ops.message_terms import (
     TOLERANCE,
     compute_first_and_second_derivatives,
-    compute_unfused_messages,
     compute_values_and_gradients,
-    list_float_inputs,
-    make_terms,
 )
 
 all_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])

@@ -32,9 +32,13 @@ def _compile_operators() -> None:
     kernels.load(torch.device("cpu"))
 
 
-@pytest.fixture(params=kernels.BACKBONES)
+OPTIONS = {"adaptive_neighbours": 12.0, "repulsion": "zbl", "feature_norm": "rms"}
+CONFIGS = {name: {"backbone": name} for name in kernels.BACKBONES} | {"painn with options": OPTIONS}
+
+
+@pytest.fixture(params=CONFIGS)
 def model(request: pytest.FixtureRequest) -> FoundationModel:
-    return make_model(SMALL.replace(backbone=request.param))
+    return make_model(SMALL.replace(**CONFIGS[request.param]))
 
 
 def make_crowded_molecule() -> Structure:

@@ -20,14 +20,13 @@ from torch import Tensor, library
 from harness.reference.inference.prediction import baseline, batched_heads
 from harness.reference.ops import messages as kernels
 from harness.reference.ops.messages import MessageInputs, UnsupportedKernel, messages
+from harness.reference.ops.unfused_messages import compute_unfused_messages, make_terms
 from tests.reference.conftest import SMALL, make_batch, make_crystal, make_model, make_molecule
 from tests.reference.ops.message_terms import (
     TOLERANCE,
     assert_close,
     compute_first_and_second_derivatives,
-    compute_unfused_messages,
     compute_values_and_gradients,
-    make_terms,
 )
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

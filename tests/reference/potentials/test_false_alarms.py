@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harness.protocol.programs.model import HydraGNNOptions
+from harness.reference.data import neighbours
 from harness.reference.data.batch import Batch
 from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
 from harness.reference.inference.precision import find_precision
@@ -20,10 +21,12 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages
 from harness.reference.potentials import reference_model
 from harness.reference.potentials.physics import Violation
-from harness.reference.programs.ladder.stages import LADDER, Stage
+from harness.reference.programs.ladder.stages import LADDER, Stage, compile_dynamic
 
 # Stages that differ from batched_heads only in their compilation or their allocator.
 SAME_ARITHMETIC = ("torch_compile", "tuned_allocator")
+# The compiled code of this stage is that of torch_compile.
+SAME_CODE = ("tuned_allocator",)
 EXACT = [stage for stage in LADDER if stage.exact]
 SEEDS, SEEDS_WITH_SMOOTHNESS = range(20), 3
 SIZES: dict[str, Any] = {"hidden_dim": 16, "num_conv_layers": 2, "cutoff": 4.0, "dim_headlayers": 16, "heads": 2}
@@ -54,6 +57,17 @@ def test_exact_stages_of_random_models_raise_no_alarm(stage: Stage, precision: s
         assert find_violations(make_model(seed, precision), stage.predict_eager(), seed) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("stage", [s for s in EXACT if s.compiler and s.name not in SAME_CODE], ids=lambda s: s.name)
+def test_compiled_exact_stages_of_random_models_raise_no_alarm(stage: Stage, precision: str) -> None:
+    """All models share code for dynamic shapes, since static_graphs would be compiled for each of eighteen shapes."""
+    messages.load(torch.device("cpu"))
+    predict = stage.make(compile_dynamic)
+    for seed in SEEDS:
+        assert find_violations(make_model(seed, precision), predict, seed) == []
+
+
 def omit_last_image(structure: Any, **limits: Any) -> NeighbourList:
     """Return the neighbour list of a structure without its last periodic image."""
     graph = build_neighbour_list(structure, **limits)
@@ -80,7 +94,7 @@ def name_violations(violations: Sequence[Violation]) -> set[str]:
 
 
 def test_missing_image_is_found_in_the_crystal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference_model, "build_neighbour_list", omit_last_image)
+    monkeypatch.setattr(neighbours, "build_neighbour_list", omit_last_image)
     names = name_violations(find_violations(make_model()))
     assert {"periodic images: energy of NaCl", "supercell a: energy of NaCl"} <= names
     assert not any(name.endswith("ethanol") for name in names)

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import flop_registry
 from harness.reference.inference.bucketing import Shape, get_shape
 from harness.reference.inference.prediction import batched_heads
 from harness.reference.models.config import ModelConfig
-from harness.reference.ops import messages
+from harness.reference.ops import couplings, messages
+from harness.reference.ops.own_heads import evaluate_own_heads
 from harness.reference.profiling import flops, memory
 from harness.reference.profiling.flops import count_compiled_bytes, count_work
 from harness.reference.profiling.memory import estimate_largest_batch, list_cgroup_free_bytes, measure_free_bytes
@@ -91,9 +92,42 @@ def test_fused_messages_are_counted_by_their_loops() -> None:
     for nodes, flops_per_element in ((True, 12 * columns + 30), (False, 8 * columns + 20)):
         backward_flops = flops.count_messages_backward(to_s, to_v, phi, v, radial, None, unit, end, end, nodes)
         assert backward_flops == e * width * flops_per_element
+    d_unit, d_radial = unit, radial
+    for d_phi, d_v, second, of_filter in (
+        (phi, v, 28 * columns + 92, 12 * columns + 27),
+        (None, None, 20 * columns + 53, 8 * columns + 20),
+    ):
+        tangents = (d_phi, d_v, d_radial, d_unit)
+        args = (to_s, to_v, phi, v, radial, None, unit, end, end, *tangents)
+        assert flops.count_messages_second(*args) == e * width * second
+        assert flops.count_filter_second(*args[:5], *args[6:]) == e * width * of_filter
     for name in messages.SCHEMAS:
-        operator = getattr(torch.ops.gfm_harness, name)
-        assert (operator in flop_registry) == (not name.endswith("_second")), name
+        assert getattr(torch.ops.gfm_harness, name) in flop_registry, name
+
+
+def test_products_of_heads_and_by_the_operator_are_counted() -> None:
+    a, b = torch.randn(20, 6), torch.randn(6, 9)
+    messages.load(torch.device("cpu"))
+    work = count_work(lambda: torch.ops.gfm_harness.multiply_add(a, b, None), Shape(3, 20, 50))
+    assert work.flops == {("nodes", "float32"): 2 * 20 * 6 * 9}
+    assert work.kinds == {("nodes", "float32"): (20, 6, 9)}
+    x, parameters = torch.randn(3, 6), [torch.randn(4, 6, 1), torch.randn(4, 1, 1)]
+    x.requires_grad_()
+    work = count_work(
+        lambda: evaluate_own_heads(x, torch.tensor([0, 2, 2]), parameters, "silu")[0].sum().backward(), Shape(3, 20, 50)
+    )
+    assert work.flops == {("heads", "float32"): (4 + 12) * 3 * 6}
+
+
+def test_couplings_of_neighbours_are_counted_by_their_loops() -> None:
+    edges, rows, components, width, paths = 12, 6, 4, 8, 3
+    g, h = torch.zeros(5, rows, width), torch.zeros(7, components, width)
+    k, w = torch.zeros(edges, rows, components), torch.zeros(edges, paths, width)
+    values = {"g": g, "k": k, "h": h, "w": w}
+    for argument, name in couplings.OPERATORS.items():
+        inputs = [value for x, value in values.items() if x != argument]
+        count = flop_registry[getattr(torch.ops.gfm_harness, name)](*inputs, paths, [], out_val=values[argument])
+        assert count == edges * rows * width * (2 * components + 1), name
 
 
 def test_every_stage_is_counted_and_the_fused_one_moves_less() -> None:

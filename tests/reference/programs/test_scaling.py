@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from harness.drills.ports import find_free_ports
 from harness.protocol import events
 from harness.protocol.errors import UsageError
 from harness.protocol.registry import parse_parameters
 from harness.reference import __main__ as program
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.datasets.__main__ import main as run_datasets_command
-from harness.reference.datasets.collection import Dataset, DatasetCollection, NeighbourSpec, load_shipped
+from harness.reference.datasets.collection import Dataset, DatasetCollection, load_shipped
 from harness.reference.distributed.group import process_group
 from harness.reference.distributed.launch import LostRank, RankInfo
 from harness.reference.storage.samples import Samples
@@ -29,7 +31,6 @@ from harness.reference.training.loader import BatchLoader, LabelledBatch
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 from tests.conftest import ROOT
 from tests.reference.conftest import SMALL, make_model
-from tests.support.cluster import find_free_ports
 from tests.support.mpi import environment_without_launcher, find_mpiexec
 
 BATCH, STEPS, EPOCHS = 4, 3, 2
@@ -126,7 +127,11 @@ def test_every_step_is_a_sample_and_the_first_epoch_is_discarded(two_ranks: Log)
     assert all(s["is_warmup"] == (s["epoch"] == 0) for s in samples)
     assert all(0 < s["duration_mean_s"] <= s["duration_s"] for s in samples)
     assert all(s["structures"] == BATCH and s["atoms"] > BATCH and s["edges"] > s["atoms"] for s in samples)
-    assert len(select_events(two_ranks, "compute_only")) == STEPS
+    compute_only, by_rank = select_events(two_ranks, "compute_only"), select_events(two_ranks, "rank_steps")
+    assert len(compute_only) == len(by_rank) == STEPS
+    for slowest, ranks in zip(compute_only, by_rank, strict=True):
+        assert len(ranks["edges"]) == len(ranks["duration_s"]) == 2
+        assert slowest["duration_s"] == max(ranks["duration_s"])
 
 
 def test_throughput_is_graphs_over_the_time_of_the_slowest_rank(two_ranks: Log) -> None:
@@ -183,7 +188,7 @@ def test_other_ranks_end_when_one_is_killed(tmp_path: Path) -> None:
             process.wait()
     assert processes[0].returncode == 1
     (error,) = select_events(list(events.read(tmp_path / "events.jsonl")), "error")
-    assert error["message"].startswith("another rank has ended or no longer answers (")
+    assert error["message"].startswith("another rank has ended or no longer answers: nothing from rank 1 for 2 s (")
     assert output == f"error: {error['message']}\n"
 
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 from ase import Atoms
 
+from harness.drills.ports import find_free_ports
 from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_events
 from harness.protocol.programs.screening import Candidates
@@ -28,6 +29,7 @@ from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.errors import InputError
 from harness.reference.inference.calculator import ReferenceCalculator
 from harness.reference.inference.prediction import batched_heads
+from harness.reference.inference.risk import load_risk
 from harness.reference.models import checkpoints
 from harness.reference.models.coverage import OutsideTraining
 from harness.reference.programs.screening import program, result_segments
@@ -40,14 +42,15 @@ from harness.reference.programs.screening.result_segments import (
 )
 from harness.reference.programs.screening.scoring import COLUMNS, Retention, Scores, concatenate_scores
 from tests.conftest import require_program
-from tests.support.cluster import find_free_ports
 from tests.support.mpi import find_mpiexec
 from tests.support.programs import run_program
 
-CANDIDATES: dict[str, Any] = {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"], "volumes": [1.1, 1.3]}
+CANDIDATES: dict[str, Any] = {
+    "kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"], "volumes": [1.1, 1.3], "filters": [],
+}  # fmt: skip
 SMALL: dict[str, Any] = {
     "workload": CANDIDATES, "part_size": 64, "max_candidates": 640, "retention": {"mode": "all"}, "compile": False,
-    "edges_per_batch": 5000,
+    "edges_per_batch": 5000, "hull_head": None,
 }  # fmt: skip
 
 
@@ -152,7 +155,7 @@ def test_killed_ranks_lose_no_results(finished_run: Path, tmp_path: Path) -> Non
             command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 200
-        while len(list((tmp_path / "segments").glob("*.bp"))) < files:
+        while len(list((tmp_path / "segments").rglob("*.bp"))) < files:
             assert time.monotonic() < deadline
             time.sleep(0.002)
         os.killpg(run.pid, signal.SIGKILL)
@@ -338,6 +341,29 @@ def test_candidates_outside_the_training_data_are_counted_and_not_ranked(tmp_pat
     assert len(refused) > 10
 
 
+def test_risky_candidates_are_counted_and_not_ranked(tmp_path: Path) -> None:
+    """The best candidates have risks up to the threshold, as the calculator computes them, and an interval."""
+    events = run_screening(tmp_path / "risk", risk=True, retention={"mode": "top", "count": 20}, precision="fp64")
+    threshold = float(load_risk("painn-64")[0].threshold_ev_per_atom)
+    (summary,) = [e for e in events if e["event"] == "rank_summary"]
+    assert 0 < summary["outside_coverage"]["risk above the threshold"] < 640
+    scores = read_scores(tmp_path / "risk")
+    assert len(scores) == 20
+    assert scores.column("risk_ev_per_atom").max() <= threshold
+    with (tmp_path / "risk" / "best.csv").open() as file:
+        best = next(csv.DictReader(file))
+    model = checkpoints.load_named("painn-64")[0]
+    workload = build_workload(Candidates.model_validate(CANDIDATES), model)
+    structure = workload.structure(int(best["candidate"]))
+    atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=True)
+    atoms.calc = ReferenceCalculator("painn-64", risk=True)
+    energy = atoms.get_potential_energy() / len(atoms)
+    risk = atoms.calc.results["risk_ev_per_atom"]
+    assert float(best["risk_ev_per_atom"]) == pytest.approx(risk, rel=1e-5)
+    assert float(best["energy_low_ev_per_atom"]) == pytest.approx(energy - risk, rel=1e-5)
+    assert float(best["energy_high_ev_per_atom"]) == pytest.approx(energy + risk, rel=1e-5)
+
+
 def test_screening_without_ranked_candidates_has_no_best_candidates(tmp_path: Path) -> None:
     log = run_screening(
         tmp_path, workload=CANDIDATES | {"volumes": [0.05]}, retention={"mode": "top", "count": 5}, max_candidates=128
@@ -400,14 +426,14 @@ def test_ties_are_ranked_by_index() -> None:
 
 def test_relaxation_skips_candidates_outside_the_training_data(tmp_path: Path) -> None:
     from harness.reference.data.structure import Structure
-    from harness.reference.programs.screening.spot_checks import relax
+    from harness.reference.programs.screening.relaxation import relax
 
     model = checkpoints.load_named("painn-64")[0].double()
     cell, positions = 4.0 * np.eye(3), np.array([[0.0, 0, 0], [2, 2, 2]])
     known, unknown = (Structure("s", np.array(z), positions, cell, (True,) * 3) for z in ([11, 17], [11, 118]))
     close = Structure("s", np.array([17, 17]), positions / 8, cell, (True,) * 3)
     candidates = [(5, unknown), (7, known), (8, close)]
-    relaxed, failed = relax(model, candidates, steps=5, folder=tmp_path)
+    relaxed, _, failed = relax(model, candidates, steps=5, folder=tmp_path)
     assert [r.candidate for r in relaxed] == [7]
     assert list(failed.values()) == [2]
     assert relaxed[0].final_energy_ev_per_atom < relaxed[0].initial_energy_ev_per_atom

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.reference.data.batch import build_batch
-from harness.reference.data.neighbours import build_neighbour_list
+from harness.reference.data.neighbours import build_neighbour_list, solve_adaptive_cutoffs
 from harness.reference.data.structure import Structure
 from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.errors import InputError
@@ -69,6 +70,24 @@ def test_edges_match_build_neighbour_list(atoms: tuple[int, int], limit: int | N
         assert np.array_equal(getattr(arrays, name), getattr(batch, name).numpy()), name
     assert arrays.edges.tolist() == [len(g.receiver) for g in graphs]
     assert arrays.atoms.tolist() == [len(s) for s in structures]
+
+
+@pytest.mark.parametrize("density", [1.0, 30.0])
+def test_all_neighbours_within_adaptive_cutoffs_are_edges(density: float) -> None:
+    structures = [
+        replace(s, positions=s.positions / density ** (1 / 3))
+        for s in make_random_structures(10, atoms=(2, 300), rank=1)
+    ]
+    arrays = build_vacuum_arrays(structures, cutoff=5.0, adaptive=12.0)
+    complete = build_batch([build_neighbour_list(s, cutoff=5.0) for s in structures])
+    receiver, sender = complete.receiver.numpy(), complete.sender.numpy()
+    ratio = np.linalg.norm(complete.positions[sender] - complete.positions[receiver], axis=1) / 5.0
+    scale = solve_adaptive_cutoffs(receiver, ratio, 12.0, len(complete.numbers), tolerance=0.0)
+    is_neighbour = ratio**3 * scale[receiver] < 1
+    edges = set(zip(arrays.receiver.tolist(), arrays.sender.tolist(), strict=True))
+    assert edges >= set(zip(receiver[is_neighbour].tolist(), sender[is_neighbour].tolist(), strict=True))
+    assert len(edges) < 1.02 * is_neighbour.sum()
+    assert len(edges) < 0.9 * len(receiver)
 
 
 @pytest.mark.parametrize("limit", [1, 4, 7, 8, 12, 20])

@@ -30,7 +30,7 @@ FULL = CandidateSpace(load_prototypes(), ELEMENTS)
 
 def select_first_prototypes(*species: int) -> tuple[Prototype, ...]:
     """Return the first prototype with each number of species."""
-    return tuple(next(p for p in load_prototypes() if p.species == k) for k in species)
+    return tuple(next(p for p in load_prototypes() if p.n_species == k) for k in species)
 
 
 spaces = st.builds(
@@ -47,7 +47,7 @@ def test_every_candidate_occurs_once_in_the_documented_order(space: CandidateSpa
     expected = [
         (k, species, scale)
         for k, prototype in enumerate(space.prototypes)
-        for species, scale in product(permutations(space.elements, prototype.species), space.scales)
+        for species, scale in product(permutations(space.elements, prototype.n_species), space.scales)
     ]
     blocks = space.block(0, len(space))
     rows = [zip(map(tuple, r.species.tolist()), r.scale.tolist(), strict=True) for r in blocks]
@@ -138,8 +138,8 @@ def test_shipped_prototypes_match_their_source_notes() -> None:
     assert len({(p.tag, p.name, p.fractions.tobytes(), p.cell.tobytes()) for p in prototypes}) == len(prototypes)
     for p in prototypes:
         assert 1 <= len(p) <= 20
-        assert 1 <= p.species <= 4
-        assert list(dict.fromkeys(p.slots.tolist())) == list(range(p.species))
+        assert 1 <= p.n_species <= 4
+        assert list(dict.fromkeys(p.slots.tolist())) == list(range(p.n_species))
         assert p.closest.min() > 0.5
     # In two prototypes, the free coordinates have values of higher symmetry than their tag states.
     spacegroups = {p.tag: (p.spacegroup, int(p.tag.split("_")[2])) for p in prototypes}

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.reference.data.batch import build_batch
-from harness.reference.data.neighbours import SAME_SHELL_ANGSTROM, NeighbourList, build_neighbour_list
+from harness.reference.data.neighbours import (
+    SAME_SHELL_ANGSTROM,
+    NeighbourList,
+    build_neighbour_list,
+    solve_adaptive_cutoffs,
+)
 from harness.reference.data.structure import Structure
 from harness.reference.errors import InputError
 from harness.reference.programs.screening.candidates.prototype_neighbours import Topologies, Topology, count_below
@@ -96,6 +101,27 @@ def test_looked_up_edges_match_build_neighbour_list_for_every_prototype(cutoff: 
             )
     assert compared == 2 * len(SPACE.prototypes)
     assert identical > 0.99 * compared
+
+
+def test_looked_up_edges_include_all_neighbours_within_adaptive_cutoffs() -> None:
+    topologies = Topologies(SPACE, 5.0, adaptive=20.0)
+    looked_up = neighbours = 0
+    for number in range(0, len(SPACE.prototypes), 3):
+        block = draw_random_block(number, 1, 2)
+        arrays = topologies.arrays(block)
+        for k, index in enumerate(block.index.tolist()):
+            structure = SPACE.structure(index)
+            complete = build_neighbour_list(structure, cutoff=5.0)
+            lengths = list_graph_edges(complete)
+            ratio = np.array(list(lengths.values())) / 5.0
+            scale = solve_adaptive_cutoffs(complete.receiver, ratio, 20.0, len(structure), tolerance=0.0)
+            is_near = ratio**3 * scale[complete.receiver] < 1 - 1e-9
+            near = {edge for edge, is_neighbour in zip(lengths, is_near.tolist(), strict=True) if is_neighbour}
+            edges = list_candidate_edges(arrays, k, structure)
+            assert near <= edges.keys() <= lengths.keys()
+            looked_up, neighbours = looked_up + len(edges), neighbours + len(near)
+    assert neighbours > 10_000
+    assert looked_up < 1.25 * neighbours
 
 
 def test_shell_is_included_only_if_the_cutoff_exceeds_its_distance() -> None:

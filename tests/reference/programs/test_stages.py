@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from harness.reference.data.batch import Batch
 from harness.reference.inference.prediction import Predict, baseline, batched_heads, branch_skip, find_active_heads
@@ -55,9 +58,14 @@ def test_stages_agree_with_the_baseline(stage: Stage, dtype: torch.dtype, batch:
 
 
 @pytest.mark.slow
-def test_compiled_code_agrees_in_single_precision_too(batch: Batch) -> None:
+def test_compiled_code_agrees_in_single_precision_too_and_is_traced_once(batch: Batch) -> None:
+    """torch traces a graph twice if numbers are inputs, and does not cache a graph with torch.autocast."""
     stage = next(s for s in LADDER if s.name == "torch_compile")
+    before = Counter(counters["aot_autograd"])
     check_stage(stage, stage.predict(), batch.to("cpu", torch.float32))
+    traced = Counter(counters["aot_autograd"]) - before
+    assert traced["total"] == 1
+    assert traced["autograd_cache_bypass"] == 0
 
 
 @pytest.mark.slow

@@ -28,13 +28,13 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import find_unavailable_reason
 from harness.reference.ops import jit_build, messages
 from harness.reference.ops.messages import MessageInputs
+from harness.reference.ops.unfused_messages import compute_unfused_messages, list_float_inputs, make_terms
 from harness.reference.programs.training_steps import Result, TimedStep, compute_step_errors
 from harness.reference.training.loader import LabelledBatch
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, collate_labelled
 from harness.reference.training.run_facts import describe_identity
 from harness.results.runs import RunRecord
 from tests.reference.conftest import SMALL, make_crystal, make_model, make_molecule
-from tests.reference.ops.message_terms import compute_unfused_messages, list_float_inputs, make_terms
 from tests.reference.training.test_training import SHORT, get_event_values, get_fact, run_training
 from tests.support.programs import run_program
 
@@ -206,10 +206,10 @@ def test_fused_training_has_the_losses_of_unfused_training(tmp_path: Path, quick
     options: dict[str, Any] = {"datasets": ["qm7x", "oc2022"], "samples_per_epoch": 32}
     for name in ("unfused", "eager", "compiled"):
         (tmp_path / name).mkdir()
-    unfused = run_training(tmp_path / "unfused", **options)
+    unfused = run_training(tmp_path / "unfused", **options, message_backend="unfused")
     assert get_fact(unfused, "runtime")["message_backend"] == "unfused"
     for name in ("eager", "compiled"):
-        log = run_training(tmp_path / name, **options, message_backend="fused", compile=name == "compiled")
+        log = run_training(tmp_path / name, **options, compile=name == "compiled")
         observed = get_fact(log, "runtime")
         assert (observed["message_backend"], observed.get("unfused_reason"), observed["compiled"]) == (
             "fused",
@@ -224,7 +224,7 @@ def test_fused_training_has_the_losses_of_unfused_training(tmp_path: Path, quick
 def test_without_a_compiler_unfused_messages_are_used_and_the_reason_recorded(
     tmp_path: Path, no_compiler: None
 ) -> None:
-    log = run_training(tmp_path, message_backend="fused", epochs=1, samples_per_epoch=16, datasets=["qm7x"])
+    log = run_training(tmp_path, epochs=1, samples_per_epoch=16, datasets=["qm7x"])
     observed = get_fact(log, "runtime")
     assert (observed["message_backend"], observed["unfused_reason"]) == (
         "unfused",
@@ -256,6 +256,7 @@ def run_steps(folder: Path, **parameters: Any) -> RunRecord:
         facts={e["name"]: e["value"] for e in events if e["event"] == "fact"},
         samples=[e for e in events if e["event"] == "sample"],
         stages={e["stage"]: e for e in events if e["event"] in ("warm_up", "unavailable")},
+        events_by_kind={"rounds_ended": [e for e in events if e["event"] == "rounds_ended"]},
     )  # fmt: skip
 
 
@@ -275,7 +276,8 @@ def test_every_stage_is_timed_and_correct_in_every_round(tmp_path: Path, quick_c
     round_s = [sum(s["device_s"] for s in baseline_samples if s["round"] == k) / 2 for k in range(3)]
     assert table.loc["baseline", "step_s"] == pytest.approx(np.median(round_s))
     assert record.facts["workload"]["structures"] == 6
-    page = str(build_steps_sections(table.reset_index()))
+    page = str(build_steps_sections(table.reset_index(), [record]))
+    assert "3 rounds" in page
     assert "labels are random" in page
     assert "FP64 training step" in page
 
@@ -311,6 +313,16 @@ def test_stage_with_a_wrong_gradient_has_no_speedup(record: RunRecord, changes: 
     row = build_training_steps_table([record_of_both]).set_index("stage").loc["fused_messages"]
     assert row["verdict"] == verdict
     assert row["speedup"] == pytest.approx(4.0) if verdict == "ok" else pd.isna(row["speedup"])
+
+
+def test_the_arithmetic_of_a_step_and_its_share_of_the_attainable_are_in_the_table(record: RunRecord) -> None:
+    row = build_training_steps_table([record]).set_index("stage").loc["baseline"]
+    width, layers = 16, 2
+    atoms = sum(e["flops"] for e in record.stages["baseline"]["flops"] if e["operation"] == "nodes")
+    # six products for each weight of the two layers, of which the first has fewer
+    assert 0.3 < atoms / (6 * 2 * 15 * width**2 * layers * row["atoms"] / 2) < 1.2
+    assert row["gflop"] > atoms / 1e9
+    assert 0 < row["attainable_fraction"] < 1
 
 
 def test_step_errors_are_relative() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.collection import (
     Dataset,
     DatasetCollection,
-    NeighbourSpec,
     find_stores,
     list_splits,
     open_dataset,

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.catalog import find_source
-from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, open_dataset
+from harness.reference.datasets.collection import DatasetCollection, open_dataset
 from harness.reference.datasets.conversion.convert import convert, plan_conversion
 from harness.reference.datasets.conversion.read_part import ConversionRules
 from harness.reference.datasets.splits import SPLITS

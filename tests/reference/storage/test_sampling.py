@@ -18,6 +18,7 @@ from harness.reference.storage.sampling.rank_assignment import (
     assign_ranks,
     balance_costs,
     compute_imbalance,
+    compute_loss_weights,
     compute_weights,
     pack_batches,
     round_shares,
@@ -310,3 +311,15 @@ def test_budgets_balance_the_work_of_ranks() -> None:
     print(f"slowest rank over the mean: {before:.2f} with 25 samples each, {after:.2f} within a budget of atoms")
     assert after < 1.02
     assert before > 1.2
+
+
+@given(COUNTS, st.floats(0.5, 100.0), st.floats(0.5, 100.0))
+def test_loss_weights_give_samples_the_effect_of_another_temperature(
+    counts: list[int], sampling: float, loss: float
+) -> None:
+    """The weighted share of every dataset is its share at the temperature of the loss, and the mean weight is 1."""
+    draws = compute_weights(counts, sampling) * 1e6
+    weights = compute_loss_weights(counts, draws, loss)
+    assert (weights * draws).sum() == pytest.approx(draws.sum())
+    assert weights * draws / draws.sum() == pytest.approx(compute_weights(counts, loss))
+    assert compute_loss_weights(counts, draws).tolist() == [1.0] * len(counts)

@@ -10,6 +10,7 @@ blocks share are computed once, and sums over neighbours keep the type of the di
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,25 @@ from harness.reference.errors import InputError
 from harness.reference.models.basis import SphericalBessel, legendre, polynomial_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
+from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
+from harness.reference.ops.couplings import couple_neighbours
+from harness.reference.ops.segment_sums import Grouping, gather, gather_product, group_rows, segment_sum
 
 OUTPUT_LAYERS = 3
+
+
+class Pairs(NamedTuple):
+    """The pairs of edges k -> j -> i.
+
+    Attributes:
+        incoming: The edge k -> j of each pair.
+        outgoing: The edge j -> i of each pair.
+        angular: [t, L] Legendre polynomials of the angle between them.
+    """
+
+    incoming: Grouping
+    outgoing: Grouping
+    angular: Tensor
 
 
 class Basis(nn.Module):
@@ -48,53 +66,58 @@ class Basis(nn.Module):
         self.frequency = nn.Parameter(torch.arange(1.0, config.num_radial + 1))
         self.bessel = SphericalBessel(config.num_spherical, config.num_radial)
 
-    def forward(self, vector: Tensor, incoming: Tensor, outgoing: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the radial basis [e, N] and the spherical basis [t, L * N].
+    def forward(self, vector: Tensor, incoming: Grouping, outgoing: Grouping) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the radial basis [e, N] and the factors of the spherical basis [e, L, N] and [t, L].
+
+        An element of the spherical basis of a pair is the product of that of its incoming edge and that of its angle.
 
         Args:
             vector: [e, 3] from receiver to sender in angstrom.
-            incoming: [t] the edge k -> j of each pair.
-            outgoing: [t] the edge j -> i of each pair.
+            incoming: The edge k -> j of each pair.
+            outgoing: The edge j -> i of each pair.
         """
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         x = r / self.cutoff
         envelope = polynomial_cutoff(x, self.exponent) / x
         radial = envelope * torch.sin(x * (math.pi * self.frequency))
         unit = vector / r
-        cosine = (unit.index_select(0, incoming) * unit.index_select(0, outgoing)).sum(-1, keepdim=True)
-        angular = legendre(cosine, self.n_spherical).unsqueeze(-1)
-        spherical = self.bessel(x, envelope).index_select(0, incoming)
-        return radial, (spherical.view(-1, self.n_spherical, self.n_radial) * angular).flatten(1)
+        cosine = gather_product(unit, unit, incoming, outgoing).sum(-1, keepdim=True)
+        spherical = self.bessel(x, envelope).view(-1, self.n_spherical, self.n_radial)
+        return radial, spherical, legendre(cosine, self.n_spherical)
 
 
 class Embedding(EmbeddingBlock):  # type: ignore[misc]
     """m_ji = silu(W [h_i, h_j, silu(e_ji)] + b), with W split in three so that two parts act on atoms, not on edges."""
 
-    def forward(self, h: Tensor, radial: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
+    def forward(self, h: Tensor, radial: Tensor, edges: EdgeGroups) -> Tensor:
         """Return the first messages [e, F] for h [n, F] and radial [e, N]."""
         w_receiver, w_sender, w_edge = self.lin.weight.chunk(3, dim=1)
         edge = linear(silu(self.lin_rbf(radial)), w_edge, self.lin.bias)
-        atoms = linear(h, w_receiver).index_select(0, receiver) + linear(h, w_sender).index_select(0, sender)
+        atoms = gather(linear(h, w_receiver), edges.receivers) + gather(linear(h, w_sender), edges.senders)
         return silu(edge + atoms).to(radial.dtype)
 
 
 class Interaction(InteractionPPBlock):  # type: ignore[misc]
     """Interaction block: each message is updated by the messages that arrive at the atom from which it starts."""
 
-    def forward(self, m: Tensor, radial: Tensor, spherical: Tensor, incoming: Tensor, outgoing: Tensor) -> Tensor:
+    def forward(self, m: Tensor, radial: Tensor, spherical: Tensor, pairs: Pairs) -> Tensor:
         """Return the new messages [e, F].
+
+        The weights of the spherical basis are applied to edges, not to pairs of edges, which are far more.
 
         Args:
             m: [e, F] messages.
             radial: [e, N].
-            spherical: [t, L * N].
-            incoming: [t] the edge k -> j of each pair.
-            outgoing: [t] the edge j -> i of each pair.
+            spherical: [e, L, N].
+            pairs: The pairs of edges.
         """
         filter_weight = self.lin_rbf2.weight @ self.lin_rbf1.weight
         down = silu(self.lin_down(silu(self.lin_kj(m)) * linear(radial, filter_weight)))
-        pairs = (down.index_select(0, incoming) * self.lin_sbf2(self.lin_sbf1(spherical))).to(radial.dtype)
-        received = pairs.new_zeros(len(m), pairs.shape[1]).index_add(0, outgoing, pairs)
+        weight = (self.lin_sbf2.weight @ self.lin_sbf1.weight).view(-1, *spherical.shape[1:])
+        sent = (torch.einsum("eln,cln->elc", spherical, weight) * down.unsqueeze(1)).to(radial.dtype)
+        path = torch.zeros(1, dtype=torch.int64, device=m.device)
+        coupling = pairs.angular.unsqueeze(1)
+        received = couple_neighbours(coupling, sent, None, path, pairs.incoming, pairs.outgoing).squeeze(1)
         h = silu(self.lin_ji(m)) + silu(self.lin_up(received))
         for layer in self.layers_before_skip:
             h = layer(h)
@@ -107,10 +130,9 @@ class Interaction(InteractionPPBlock):  # type: ignore[misc]
 class Output(OutputPPBlock):  # type: ignore[misc]
     """Sum messages on the atoms that they reach, and apply dense layers (the output block)."""
 
-    def forward(self, m: Tensor, radial: Tensor, receiver: Tensor, n: int) -> Tensor:
-        """Return the features [n, F] of n atoms for messages m [e, F] and radial [e, N]."""
-        edges = (self.lin_rbf(radial) * m).to(radial.dtype)
-        h = self.lin_up(edges.new_zeros(n, edges.shape[1]).index_add(0, receiver, edges))
+    def forward(self, m: Tensor, radial: Tensor, receivers: Grouping) -> Tensor:
+        """Return the features [n, F] for messages m [e, F] and radial [e, N]."""
+        h = self.lin_up(segment_sum((self.lin_rbf(radial) * m).to(radial.dtype), receivers))
         for layer in self.lins:
             h = silu(layer(h))
         return self.lin(h).to(radial.dtype)
@@ -163,13 +185,15 @@ class DimeNetPlusPlus(nn.Module):
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
         """Return the features [n, F] for vector [e, 3] from receiver to sender in angstrom."""
-        receiver, sender, incoming, outgoing = batch.receiver, batch.sender, batch.incoming, batch.outgoing
-        n = len(batch.numbers)
-        radial, spherical = self.basis(vector, incoming, outgoing)
+        edges, graphs = group_edges(batch), group_atoms(batch)
+        edge_graphs = group_rows(batch.edge_graph, batch.composition.shape[0])
+        incoming, outgoing = (group_rows(x, batch.receiver.shape[0]) for x in (batch.incoming, batch.outgoing))
+        radial, spherical, angular = self.basis(vector, incoming, outgoing)
+        pairs = Pairs(incoming, outgoing, angular)
         state = self.state(batch.charge, batch.multiplicity)
-        m = self.emb(self.embedding(batch.numbers), radial, receiver, sender)
-        h = self.output_blocks[0](m, radial, receiver, n)
+        m = self.emb(self.embedding(batch.numbers), radial, edges)
+        h = self.output_blocks[0](m, radial, edges.receivers)
         for k, block in enumerate(self.interaction_blocks):
-            m = self.conditions[k](block(m, radial, spherical, incoming, outgoing), state, batch.edge_graph)
-            h = h + self.output_blocks[k + 1](m, radial, receiver, n)
-        return self.condition(h, state, batch.graph)
+            m = self.conditions[k](block(m, radial, spherical, pairs), state, edge_graphs)
+            h = h + self.output_blocks[k + 1](m, radial, edges.receivers)
+        return self.condition(h, state, graphs)

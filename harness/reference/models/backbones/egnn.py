@@ -21,6 +21,8 @@ from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 from harness.reference.models.basis import cosine_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
+from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
+from harness.reference.ops.segment_sums import Grouping, gather, segment_sum
 
 INITIAL_GAIN = 1e-3
 
@@ -36,7 +38,7 @@ class Interaction(nn.Module):
         self.node_hidden = nn.Linear(2 * width, width)
         self.node = nn.Linear(width, width)
 
-    def messages(self, h: Tensor, square: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
+    def messages(self, h: Tensor, square: Tensor, edges: EdgeGroups) -> Tensor:
         """Return m_ij = phi_e(h_i, h_j, |x_i - x_j|^2) (eq. 3), [e, F].
 
         The first layer of phi_e is split in three, so that two parts of it act on atoms, not on edges.
@@ -44,25 +46,23 @@ class Interaction(nn.Module):
         Args:
             h: [n, F] features.
             square: [e, 1] squared distances in angstrom^2.
-            receiver: [e].
-            sender: [e].
+            edges: The edges.
         """
         w_receiver, w_sender, w_square = self.edge_hidden.weight.split([self.width, self.width, 1], dim=1)
-        of_receiver = linear(h, w_receiver, self.edge_hidden.bias).index_select(0, receiver)
-        of_sender = linear(h, w_sender).index_select(0, sender)
+        of_receiver = gather(linear(h, w_receiver, self.edge_hidden.bias), edges.receivers)
+        of_sender = gather(linear(h, w_sender), edges.senders)
         return silu(self.edge(silu(of_receiver + of_sender + square * w_square.T)))
 
-    def forward(self, h: Tensor, message: Tensor, weight: Tensor, receiver: Tensor) -> Tensor:
+    def forward(self, h: Tensor, message: Tensor, weight: Tensor, receivers: Grouping) -> Tensor:
         """Return the new h [n, F] (eqs. 5 and 6, with the residual of the paper's appendix).
 
         Args:
             h: [n, F] features.
             message: [e, F] from `messages`.
             weight: [e, 1] of each message.
-            receiver: [e].
+            receivers: The receiver of each edge.
         """
-        message = message * weight
-        received = message.new_zeros(len(h), self.width).index_add(0, receiver, message)
+        received = segment_sum(message * weight, receivers)
         return h + self.node(silu(self.node_hidden(torch.cat([h, received], dim=-1))))
 
 
@@ -75,7 +75,7 @@ class CoordinateUpdate(nn.Module):
         self.length = nn.Linear(width, 1, bias=False)
         nn.init.xavier_uniform_(self.length.weight, gain=INITIAL_GAIN)
 
-    def forward(self, u: Tensor, vector: Tensor, message: Tensor, share: Tensor, receiver: Tensor) -> Tensor:
+    def forward(self, u: Tensor, vector: Tensor, message: Tensor, share: Tensor, receivers: Grouping) -> Tensor:
         """Return the new displacements u [n, 3] in angstrom.
 
         Args:
@@ -83,10 +83,10 @@ class CoordinateUpdate(nn.Module):
             vector: [e, 3] from the moved receiver to the moved sender in angstrom.
             message: [e, F].
             share: [e, 1], C of eq. 4 times the weight of the message.
-            receiver: [e].
+            receivers: The receiver of each edge.
         """
         length = torch.tanh(self.length(silu(self.hidden(message))))
-        return u.index_add(0, receiver, -vector * (length * share))
+        return u - segment_sum(vector * (length * share), receivers)
 
 
 class EGNN(nn.Module):
@@ -105,20 +105,19 @@ class EGNN(nn.Module):
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
         """Return the features h [n, F] for vector [e, 3] from receiver to sender in angstrom."""
-        receiver, sender, n = batch.receiver, batch.sender, len(batch.numbers)
+        edges, graphs = group_edges(batch), group_atoms(batch)
         weight = cosine_cutoff(torch.linalg.vector_norm(vector, dim=-1, keepdim=True), self.cutoff)
-        degree = weight.new_zeros(n, 1).index_add(0, receiver, weight)
-        share = weight / (1.0 + degree).index_select(0, receiver)
+        share = weight / (1.0 + gather(segment_sum(weight, edges.receivers), edges.receivers))
         state = self.state(batch.charge, batch.multiplicity)
         h: Tensor = self.embedding(batch.numbers)
-        u = vector.new_zeros(n, 3)
+        u = vector.new_zeros(len(batch.numbers), 3)
         moved = vector
         for k, interaction in enumerate(self.interactions):
             assert isinstance(interaction, Interaction)
-            message = interaction.messages(h, moved.square().sum(-1, keepdim=True), receiver, sender)
-            h = interaction(h, message, weight, receiver)
-            h = self.conditions[k](h, state, batch.graph)
+            message = interaction.messages(h, moved.square().sum(-1, keepdim=True), edges)
+            h = interaction(h, message, weight, edges.receivers)
+            h = self.conditions[k](h, state, graphs)
             if k < len(self.moves):
-                u = self.moves[k](u, moved, message, share, receiver)
-                moved = vector + u.index_select(0, sender) - u.index_select(0, receiver)
+                u = self.moves[k](u, moved, message, share, edges.receivers)
+                moved = vector + gather(u, edges.senders) - gather(u, edges.receivers)
         return h

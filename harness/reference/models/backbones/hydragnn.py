@@ -20,6 +20,7 @@ from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 from harness.reference.models.backbones.painn import Edges, Message, RadialBasis, Update, build_radial_features
 from harness.reference.models.conditioning import Concatenation
 from harness.reference.models.config import ModelConfig
+from harness.reference.models.edge_groups import group_edges
 
 DISTANCE_EPSILON = 1e-9  # angstrom, added to distances by which vectors are divided
 
@@ -92,7 +93,7 @@ class HydraGNNPaiNN(HydraGNNEncoder):
         basis, envelope = self.radial(r)
         radial = build_radial_features(basis, envelope, fused=fused)
         direction = -vector / (r + DISTANCE_EPSILON) / r
-        edges = Edges(batch.receiver, batch.sender, radial, direction.split(1, dim=1))
+        edges = Edges(*group_edges(batch), radial, direction.split(1, dim=1))
         s = self.numbers[batch.numbers]
         for k, message in enumerate(self.messages):
             assert isinstance(message, Message)

@@ -20,6 +20,8 @@ from harness.reference.data.batch import Batch
 from harness.reference.models.backbones.hydragnn import DISTANCE_EPSILON, HydraGNNEncoder
 from harness.reference.models.backbones.painn import Edges
 from harness.reference.models.config import ModelConfig
+from harness.reference.models.edge_groups import group_edges
+from harness.reference.ops.segment_sums import Grouping, gather, segment_sum
 
 STATISTICS = 20  # mean, minimum, maximum and standard deviation, each with five scalers
 MIN_VARIANCE = 1e-5  # below it, the standard deviation is 0
@@ -41,14 +43,14 @@ class Aggregation(nn.Module):
         self.register_buffer("mean_degree", torch.ones(1))
         self.register_buffer("mean_log_degree", torch.ones(1))
 
-    def forward(self, s: Tensor, message: Tensor, receiver: Tensor) -> Tensor:
+    def forward(self, s: Tensor, message: Tensor, receivers: Grouping) -> Tensor:
         """Return the mixed statistics [n, F] of the messages [e, F] to atoms with the features s [n, F]."""
         zero = torch.zeros_like(s)
-        index = receiver.unsqueeze(-1).expand_as(message)
-        degree = zero[:, :1].index_add(0, receiver, torch.ones_like(message[:, :1]))
+        index = receivers.group.unsqueeze(-1).expand_as(message)
+        degree = receivers.start.diff().unsqueeze(-1).to(s.dtype)
         count = degree.clamp(min=1.0)
-        mean = zero.index_add(0, receiver, message) / count
-        variance = zero.index_add(0, receiver, message * message) / count - mean * mean
+        mean = segment_sum(message, receivers) / count
+        variance = segment_sum(message * message, receivers) / count - mean * mean
         std = variance.clamp(min=MIN_VARIANCE).sqrt()
         std = std.masked_fill(std <= math.sqrt(MIN_VARIANCE), 0.0)
         low, high = (zero.scatter_reduce(0, index, message, kind, include_self=False) for kind in ("amin", "amax"))
@@ -79,13 +81,13 @@ class Message(nn.Module):
 
     def forward(self, s: Tensor, v: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         """Return s [n, F] and v [3, n, F] with their messages added."""
-        sender, receiver = s.index_select(0, edges.sender), s.index_select(0, edges.receiver)
+        sender, receiver = gather(s, edges.senders), gather(s, edges.receivers)
         pair = torch.cat([receiver, sender, torch.tanh(self.distance(edges.radial))], dim=-1)
         parts = self.phi(self.pair(pair)) * self.filter(edges.radial)
         vector_scale, direction_scale, scalar_message = parts.to(s.dtype).chunk(3, dim=-1)
-        vectors = v.index_select(1, edges.sender) * vector_scale + direction_scale * torch.stack(edges.unit)
-        mixed = self.aggregation(s, scalar_message, edges.receiver).to(s.dtype)
-        return s + mixed, v.index_add(1, edges.receiver, vectors)
+        vectors = gather(v, edges.senders, 1) * vector_scale + direction_scale * torch.stack(edges.unit)
+        mixed = self.aggregation(s, scalar_message, edges.receivers).to(s.dtype)
+        return s + mixed, v + segment_sum(vectors, edges.receivers, 1)
 
 
 class HydraGNNPNAEq(HydraGNNEncoder):
@@ -104,7 +106,7 @@ class HydraGNNPNAEq(HydraGNNEncoder):
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         basis, envelope = self.radial(r)
         direction = -vector / (r + DISTANCE_EPSILON)
-        edges = Edges(batch.receiver, batch.sender, basis * envelope, direction.split(1, dim=1))
+        edges = Edges(*group_edges(batch), basis * envelope, direction.split(1, dim=1))
         s = self.numbers[batch.numbers]
         v = s.new_zeros(3, *s.shape)
         for k, message in enumerate(self.messages):

@@ -32,6 +32,9 @@ from harness.reference.models.clebsch_gordan import (
 )
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import DistanceTransform, ModelConfig, RadialType
+from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
+from harness.reference.ops.couplings import couple_neighbours
+from harness.reference.ops.segment_sums import Grouping, gather, gather_product, group_rows, product_sum
 
 # Sums over neighbours are divided by this constant of the model: in the harness's paper (arXiv 2604.15380), atoms have
 # at most 20 neighbours.
@@ -138,15 +141,35 @@ class SelfConnection(nn.Module):
         self.element = nn.Parameter(torch.ones(MAX_ATOMIC_NUMBER + 1, max_ell + 1, width))
         self.sizes = [2 * d + 1 for d in range(max_ell + 1)]
 
-    def forward(self, h: Tensor, numbers: Tensor) -> Tensor:
-        """Return the term [n, (L + 1)^2, C] for h of the same shape and numbers [n]."""
-        factor = self.element.index_select(0, numbers).unsqueeze(2)
+    def forward(self, h: Tensor, elements: Grouping) -> Tensor:
+        """Return the term [n, (L + 1)^2, C] for h of the same shape and the elements of the atoms."""
+        factor = gather(self.element, elements).unsqueeze(2)
         mixed = self.mix(h).split(self.sizes, dim=1)
         return torch.cat([x * factor[:, d] for d, x in enumerate(mixed)], dim=1)
 
 
+class FixedRows(nn.Module):
+    """A grouping of rows that is a constant of the model."""
+
+    group: Tensor
+    order: Tensor
+    start: Tensor
+
+    def __init__(self, group: Tensor, groups: int) -> None:
+        super().__init__()
+        for name, value in group_rows(group, groups)._asdict().items():
+            self.register_buffer(name, value, persistent=False)
+
+    @property
+    def grouping(self) -> Grouping:
+        """The group of each row."""
+        return Grouping(self.group, self.order, self.start)
+
+
 class Interaction(nn.Module):
     """The atomic basis A: features of neighbours times radial functions and spherical harmonics, summed and mixed."""
+
+    paths: Tensor
 
     def __init__(self, l_in: int, l_edge: int, width: int, n_radial: int) -> None:
         super().__init__()
@@ -156,38 +179,36 @@ class Interaction(nn.Module):
         self.hidden = nn.ModuleList(make_linear(a, b, SILU_GAIN) for a, b in pairwise((n_radial, *RADIAL_HIDDEN)))
         self.radial = make_linear(RADIAL_HIDDEN[-1], sum(self.counts) * width, SILU_GAIN)
         self.couplings = ExactBuffer(compute_edge_couplings(l_in, l_edge))
+        paths = [list(range(sum(self.counts[:l3]), sum(self.counts[: l3 + 1]))) for l3 in range(l_edge + 1)]
+        rows = torch.tensor([path for l3, group in enumerate(paths) for _ in range(2 * l3 + 1) for path in group])
+        self.register_buffer("paths", rows, persistent=False)
         self.down = nn.ModuleList(make_linear(count * width, width, SUM_GAIN) for count in self.counts)
 
-    def forward(self, h: Tensor, receiver: Tensor, sender: Tensor, harmonics: Tensor, radial: Tensor) -> Tensor:
+    def forward(self, h: Tensor, edges: EdgeGroups, harmonics: Tensor, radial: Tensor) -> Tensor:
         """Return A [n, (l_edge + 1)^2, C].
 
         Args:
             h: [n, (l_in + 1)^2, C] features.
-            receiver: [e].
-            sender: [e].
+            edges: The edges.
             harmonics: [e, (l_edge + 1)^2] of the directions.
             radial: [e, K].
         """
         for layer in self.hidden:
             radial = silu(layer(radial))
-        radials = self.radial(radial).view(-1, 1, sum(self.counts), self.width).split(self.counts, dim=2)
+        weights = self.radial(radial).view(-1, sum(self.counts), self.width).to(harmonics.dtype)
         table = self.couplings(harmonics.dtype)
-        coupling = (harmonics @ table.flatten(1)).view(-1, table.shape[1], table.shape[2])
-        rows = [(2 * l3 + 1) * count for l3, count in enumerate(self.counts)]
-        terms = (coupling @ self.up(h).index_select(0, sender)).split(rows, dim=1)
-        sums = []
-        for l3, (term, weight, down) in enumerate(zip(terms, radials, self.down, strict=True)):
-            message = term.view(-1, 2 * l3 + 1, weight.shape[2], self.width) * weight
-            zero = harmonics.new_zeros(h.shape[0], *message.shape[1:])
-            sums.append(down(zero.index_add(0, receiver, message.to(zero.dtype)).flatten(2)))
+        coupling = (harmonics @ table.flatten(1)).view(-1, table.shape[1], table.shape[2]).to(harmonics.dtype)
+        features = self.up(h).to(harmonics.dtype)
+        received = couple_neighbours(coupling, features, weights, self.paths, edges.senders, edges.receivers)
+        rows = received.split([(2 * l3 + 1) * count for l3, count in enumerate(self.counts)], dim=1)
+        sums = [
+            down(x.reshape(len(h), 2 * l3 + 1, -1)) for l3, (x, down) in enumerate(zip(rows, self.down, strict=True))
+        ]
         return torch.cat(sums, dim=1) / NEIGHBOURS
 
 
 class Product(nn.Module):
     """The message of eqs. 10 and 11: products of up to `correlation` factors A, weighted by element, then mixed."""
-
-    component: Tensor
-    coupling: Tensor
 
     def __init__(self, max_ell: int, l_out: int, correlation: int, width: int) -> None:
         super().__init__()
@@ -197,30 +218,30 @@ class Product(nn.Module):
         self.tables = nn.ModuleList(
             ExactBuffer(torch.cat([table.flatten(0, 1) for table in tables])) for tables in couplings
         )
-        for order in orders[1:]:
-            for name, index in zip(("variable", "lower"), factor_monomials((max_ell + 1) ** 2, order), strict=True):
-                self.register_buffer(f"{name}_{order}", index, persistent=False)
+        components = (max_ell + 1) ** 2
+        pairs = [factor_monomials(components, order) for order in orders[1:]]
+        counts = [math.comb(components + order - 2, order - 1) for order in orders[1:]]
+        self.variables = nn.ModuleList(FixedRows(variable, components) for variable, _ in pairs)
+        self.lower = nn.ModuleList(FixedRows(lower, count) for (_, lower), count in zip(pairs, counts, strict=True))
         # for each row of the tables, the index of its coupling and of the component of the result to which it adds
         degrees = [d for tables in couplings for d, table in enumerate(tables) for _ in table]
         coupling = [k for k, d in enumerate(degrees) for _ in range(2 * d + 1)]
         component = [c for d in degrees for c in range(d**2, (d + 1) ** 2)]
-        self.register_buffer("coupling", torch.tensor(coupling), persistent=False)
-        self.register_buffer("component", torch.tensor(component), persistent=False)
+        self.coupling = FixedRows(torch.tensor(coupling), len(degrees))
+        self.component = FixedRows(torch.tensor(component), self.size)
         std = torch.tensor([degrees.count(d) for d in degrees]).rsqrt().unsqueeze(-1)
         self.weight = nn.Parameter(torch.randn(MAX_ATOMIC_NUMBER + 1, len(degrees), width) * std)
         self.mix = ChannelMix(l_out, width)
 
-    def forward(self, a: Tensor, numbers: Tensor) -> Tensor:
-        """Return the message [n, (l_out + 1)^2, C] for A [n, (max_ell + 1)^2, C]."""
-        monomial, rows = a, []
-        for order, table in enumerate(self.tables, start=1):
-            if order > 1:
-                variable, lower = (getattr(self, f"{name}_{order}") for name in ("variable", "lower"))
-                monomial = a.index_select(1, variable) * monomial.index_select(1, lower)
+    def forward(self, a: Tensor, elements: Grouping) -> Tensor:
+        """Return the message [n, (l_out + 1)^2, C] for A [n, (max_ell + 1)^2, C] and the elements of the atoms."""
+        monomial, rows = a, [self.tables[0](a.dtype) @ a]
+        factors = [[x.grouping for x in rows if isinstance(x, FixedRows)] for rows in (self.variables, self.lower)]
+        for table, variable, lower in zip(self.tables[1:], *factors, strict=True):
+            monomial = gather_product(a, monomial, variable, lower, 1)
             rows.append(table(a.dtype) @ monomial)
-        weighted = torch.cat(rows, dim=1) * self.weight.index_select(0, numbers).index_select(1, self.coupling)
-        zero = weighted.new_zeros(a.shape[0], self.size, a.shape[2])
-        return self.mix(zero.index_add(1, self.component, weighted))
+        weight, polynomials = gather(self.weight, elements), torch.cat(rows, dim=1)
+        return self.mix(product_sum(weight, polynomials, self.coupling.grouping, self.component.grouping, 1))
 
 
 class MACE(nn.Module):
@@ -255,19 +276,20 @@ class MACE(nn.Module):
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
         """Return the features [n, C] for vector [e, 3] from receiver to sender in angstrom."""
-        receiver, sender, numbers = batch.receiver, batch.sender, batch.numbers
+        numbers, graphs = batch.numbers, group_atoms(batch)
+        edges, elements = group_edges(batch), group_rows(numbers, self.embedding.num_embeddings)
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        radial = self.radial(r, numbers, receiver, sender)
+        radial = self.radial(r, numbers, batch.receiver, batch.sender)
         harmonics = self.harmonics(vector)
         state = self.state(batch.charge, batch.multiplicity)
         h = self.embedding(numbers).unsqueeze(1)
         scalars = []
         layers = zip(self.interactions, self.products, self.kept, self.conditions, strict=True)
         for interaction, product, connect, condition in layers:
-            message = product(interaction(h, receiver, sender, harmonics, radial), numbers)
+            message = product(interaction(h, edges, harmonics, radial), elements)
             common = min(h.shape[1], message.shape[1])
-            connection = connect(h[:, :common], numbers)
+            connection = connect(h[:, :common], elements)
             h = torch.cat([message[:, :common] + connection, message[:, common:]], dim=1)
-            scalars.append(condition(h[:, 0], state, batch.graph))
+            scalars.append(condition(h[:, 0], state, graphs))
             h = torch.cat([scalars[-1].unsqueeze(1), h[:, 1:]], dim=1)
         return self.readout(torch.cat(scalars, dim=-1))

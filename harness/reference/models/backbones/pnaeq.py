@@ -24,6 +24,8 @@ from harness.reference.models.backbones.painn import (
 )
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
+from harness.reference.models.edge_groups import group_atoms, group_edges
+from harness.reference.ops.segment_sums import Grouping, gather, segment_sum
 
 # exp(mean of log(D + 1)) - 1, D as in Aggregation: 5.6 over the shipped sets, 5 angstrom and at most 20 neighbours
 TYPICAL_DEGREE = 5.5
@@ -65,18 +67,16 @@ class Message(nn.Module):
             (w_s,) = apply_filter(edges.radial, weights[:1])
             sent_v = v if len(phi) == 3 else None
             summed, summed_v = fused_messages(torch.cat(phi, dim=1), sent_v, torch.cat(weights, dim=1), edges)
-            return phi[0].index_select(0, edges.sender) * w_s, summed, v + summed_v
+            return gather(phi[0], edges.senders) * w_s, summed, v + summed_v
         w_s, w_r, *w_v = apply_filter(edges.radial, weights)
-        length = phi[1].index_select(0, edges.sender) * w_r
+        length = gather(phi[1], edges.senders) * w_r
         message_v = [length * u for u in edges.unit]
         if w_v:
             scaled_v = phi[2] * v
-            message_v = [
-                m + w_v[0] * sent.index_select(0, edges.sender) for m, sent in zip(message_v, scaled_v, strict=True)
-            ]
-        new_v = [x.index_add(0, edges.receiver, m) for x, m in zip(v, message_v, strict=True)]
-        message_s = phi[0].index_select(0, edges.sender) * w_s
-        return message_s, torch.zeros_like(s).index_add(0, edges.receiver, message_s), torch.stack(new_v)
+            message_v = [m + w_v[0] * gather(sent, edges.senders) for m, sent in zip(message_v, scaled_v, strict=True)]
+        new_v = [x + segment_sum(m, edges.receivers) for x, m in zip(v, message_v, strict=True)]
+        message_s = gather(phi[0], edges.senders) * w_s
+        return message_s, segment_sum(message_s, edges.receivers), torch.stack(new_v)
 
 
 def compute_positive_powers(m: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,34 +112,32 @@ class Aggregation(nn.Module):
         self.mix = nn.Linear(12 * width, width)
         self.register_buffer("typical_degree", torch.tensor(TYPICAL_DEGREE))
 
-    def aggregate(self, message: Tensor, summed: Tensor, envelope: Tensor, receiver: Tensor) -> tuple[Tensor, Tensor]:
+    def aggregate(
+        self, message: Tensor, summed: Tensor, envelope: Tensor, receivers: Grouping
+    ) -> tuple[Tensor, Tensor]:
         """Return mean, min, max and std of the messages, concatenated [n, 4F], and the degree D [n, 1].
 
         Args:
             message: [e, F].
             summed: [n, F] sums of the messages.
             envelope: [e, 1].
-            receiver: [e] index of the receiving atom.
+            receivers: The receiving atom of each edge.
         """
-
-        def sum_over_neighbours(x: Tensor) -> Tensor:
-            return x.new_zeros(summed.shape[0], x.shape[1]).index_add(0, receiver, x)
-
-        degree = 1.0 + sum_over_neighbours(envelope)
+        degree = 1.0 + segment_sum(envelope, receivers)
         weighted = message * envelope
-        mean_square = sum_over_neighbours(weighted * message) / degree
-        variance = mean_square - (sum_over_neighbours(weighted) / degree).square()
+        mean_square = segment_sum(weighted * message, receivers) / degree
+        variance = mean_square - (segment_sum(weighted, receivers) / degree).square()
         smallest = max(self.epsilon**2, MIN_DENOMINATOR)
         high, low = (
-            sum_over_neighbours(fifth) / (sum_over_neighbours(fourth) + smallest)
+            segment_sum(fifth, receivers) / (segment_sum(fourth, receivers) + smallest)
             for fourth, fifth in (compute_positive_powers(message), compute_positive_powers(-message))
         )
         std = torch.sqrt(variance.clamp(min=0.0) + self.epsilon)
         return torch.cat([summed / degree, -low, high, std], dim=-1), degree
 
-    def forward(self, message: Tensor, summed: Tensor, envelope: Tensor, receiver: Tensor) -> Tensor:
+    def forward(self, message: Tensor, summed: Tensor, envelope: Tensor, receivers: Grouping) -> Tensor:
         """Return the aggregated messages [n, F]; the arguments are those of `aggregate`."""
-        statistics, degree = self.aggregate(message, summed, envelope, receiver)
+        statistics, degree = self.aggregate(message, summed, envelope, receivers)
         scale = torch.log(degree + 1.0) / torch.log(self.typical_degree + 1.0)
         mixed: Tensor = self.mix(torch.cat([statistics, statistics * scale, statistics / scale], dim=-1))
         return mixed
@@ -170,10 +168,12 @@ class PNAEq(nn.Module):
             vector: [e, 3] from receiver to sender in angstrom.
             fused: Whether the fused operator computes the messages.
         """
+        receivers, senders = group_edges(batch)
+        graphs = group_atoms(batch)
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         basis, envelope = self.radial(r)
         radial = build_radial_features(basis, envelope, fused=fused)
-        edges = Edges(batch.sender, batch.receiver, radial, (vector / r).split(1, dim=1))
+        edges = Edges(senders, receivers, radial, (vector / r).split(1, dim=1))
         state = self.state(batch.charge, batch.multiplicity)
         s: Tensor = self.embedding(batch.numbers)
         v = s.new_zeros(3, *s.shape)
@@ -181,7 +181,7 @@ class PNAEq(nn.Module):
         layers = zip(self.messages, self.aggregations, self.updates, self.conditions, strict=True)
         for k, (message, aggregate, update, condition) in enumerate(layers):
             message_s, summed, v = message(s, v, edges, fused=fused)
-            s = s + aggregate(message_s, summed, envelope, edges.receiver)
+            s = s + aggregate(message_s, summed, envelope, receivers)
             s, v = update(s, v, scalars_only=k == last)
-            s = condition(s, state, batch.graph)
+            s = condition(s, state, graphs)
         return s

@@ -19,6 +19,8 @@ from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 from harness.reference.models.basis import cosine_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
+from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
+from harness.reference.ops.segment_sums import product_sum
 
 # exp(-60) is negligible next to the largest Gaussian even in double precision, but not denormal, which would be slow.
 MIN_EXPONENT = -60.0
@@ -57,19 +59,17 @@ class Interaction(InteractionBlock):  # type: ignore[misc]
         super().__init__(width, n_gaussians, n_filters, cutoff)
         del self.conv.nn  # the same module as self.mlp
 
-    def forward(self, x: Tensor, receiver: Tensor, sender: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edges: EdgeGroups, basis: Tensor, envelope: Tensor) -> Tensor:
         """Return the change of x, [n, F].
 
         Args:
             x: [n, F] features.
-            receiver: [e].
-            sender: [e].
+            edges: The edges.
             basis: [e, G] Gaussians of the distance.
             envelope: [e, 1].
         """
         weight = self.mlp[2](ssp(self.mlp[0](basis))) * envelope
-        message = self.conv.lin1(x).index_select(0, sender) * weight
-        received = message.new_zeros(len(x), message.shape[1]).index_add(0, receiver, message)
+        received = product_sum(self.conv.lin1(x), weight, edges.senders, edges.receivers)
         change: Tensor = self.lin(ssp(self.conv.lin2(received)))
         return change
 
@@ -95,9 +95,10 @@ class SchNet(nn.Module):
         """Return the features x [n, F] for vector [e, 3] from receiver to sender in angstrom."""
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
+        edges, graphs = group_edges(batch), group_atoms(batch)
         state = self.state(batch.charge, batch.multiplicity)
         x: Tensor = self.embedding(batch.numbers)
         for interaction, condition in zip(self.interactions, self.conditions, strict=True):
-            x = x + interaction(x, batch.receiver, batch.sender, basis, envelope)
-            x = condition(x, state, batch.graph)
+            x = x + interaction(x, edges, basis, envelope)
+            x = condition(x, state, graphs)
         return x

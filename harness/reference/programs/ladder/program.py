@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,13 @@ import torch
 
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.ladder import (
-    Ceilings,
     LadderFacts,
     LadderGate,
     LadderObserved,
     LadderParameters,
     LadderSample,
     LadderWorkload,
-    ProductRate,
     Profile,
-    SquareRate,
 )
 from harness.protocol.records import Progress
 from harness.reference.data.batch import Batch
@@ -33,16 +30,14 @@ from harness.reference.inference.precision import find_precision
 from harness.reference.inference.prediction import SKIP_THRESHOLD, Prediction, find_active_heads
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import fom_client, timing
-from harness.reference.profiling.flops import TF32, Kind, Sizes
+from harness.reference.profiling.ceilings import measure_ceilings
 from harness.reference.profiling.memory import measure_free_bytes
+from harness.reference.profiling.rounds import TimedRounds
 from harness.reference.profiling.timing import observe
 from harness.reference.programs.ladder.physics import log_physics
 from harness.reference.programs.ladder.prepared_stage import PreparedStage, apply_allocator, prepare_stage
 from harness.reference.programs.ladder.stages import Stage, select_stages
-from harness.reference.programs.ladder.workload import get_neighbour_limit, make_groups, make_model, prepare_batch
-
-# The sizes of the square matrix product whose rate is a ceiling.
-SQUARE = (1024, 1024, 1024)
+from harness.reference.programs.ladder.workload import get_neighbour_spec, make_groups, make_model, prepare_batch
 
 
 def describe_workload(batches: Sequence[Batch], model: FoundationModel, config: LadderParameters) -> LadderFacts:
@@ -73,7 +68,7 @@ def describe_batches(batches: Sequence[Batch], model: FoundationModel, config: L
         edges=sum(len(b.receiver) for b in batches),
         batches=len(batches),
         batch_size=len(batches[0].head),
-        max_neighbours=get_neighbour_limit(model, config),
+        max_neighbours=get_neighbour_spec(model, config).max_neighbours,
         elements=len(numbers),
         unseen_elements=numbers[~model.elements[numbers]].tolist(),
     )
@@ -90,43 +85,6 @@ def describe_gate(weights: Sequence[torch.Tensor]) -> LadderGate:
         active_heads=[[HEADS[h] for h in find_active_heads(w)] for w in weights],
         mean_weight=dict(zip(HEADS, torch.cat(list(weights)).mean(0).double().tolist(), strict=False)),
     )
-
-
-def measure_ceilings(kinds: Mapping[Kind, Sizes | None], device: torch.device) -> Ceilings:
-    """Measure the hardware's ceilings: the rates of a copy and of matrix products in each type that occurs.
-
-    A product is measured with the sizes of the largest product of each kind of work, and with square matrices. The rate
-    of the square product is also the ceiling of work outside matrix products (messages).
-
-    Args:
-        kinds: The sizes of the largest product of each kind of work; None for a kind without products.
-        device: The device to measure.
-    """
-    squares = {dtype: measure_rate(dtype, SQUARE, device) for dtype in sorted({dtype for _, dtype in kinds})}
-    return Ceilings(
-        copy_gb_per_s=timing.measure_copy_gb_per_s(device),
-        squares=[SquareRate(dtype=dtype, gflop_per_s=rate) for dtype, rate in squares.items()],
-        products=[
-            ProductRate(
-                operation=of,
-                dtype=dtype,
-                sizes=list(sizes or SQUARE),
-                gflop_per_s=measure_rate(dtype, sizes, device) if sizes else squares[dtype],
-            )
-            for (of, dtype), sizes in sorted(kinds.items())
-        ],
-    )
-
-
-def measure_rate(dtype: str, sizes: Sizes, device: torch.device) -> float:
-    """Return the rate of a matrix product in GFLOP/s; dtype: the name of a torch type, or TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if dtype == TF32 else before)
-    try:
-        torch_dtype = torch.float32 if dtype == TF32 else getattr(torch, dtype)
-        return timing.measure_product_gflop_per_s(device, torch_dtype, sizes)
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def run(config: LadderParameters, log: CaseLog, folder: Path) -> None:
@@ -179,8 +137,10 @@ def measure_stages(
         config: The parameters of the case.
         log: The log of the case.
     """
-    for number in range(config.rounds):
-        time_round(number, stages=stages, groups=groups, model=model, config=config, log=log)
+    rounds = TimedRounds(config)
+    for number in rounds:
+        time_round(number, rounds, stages=stages, groups=groups, model=model, config=config, log=log)
+    log.write(rounds.build_event())
     for prepared in stages:
         if padding := prepared.build_padding_event():
             log.write(padding)
@@ -190,6 +150,7 @@ def measure_stages(
 
 def time_round(
     number: int,
+    rounds: TimedRounds,
     *,
     stages: Sequence[PreparedStage],
     groups: Sequence[Sequence[Structure]],
@@ -199,7 +160,7 @@ def time_round(
 ) -> None:
     """Run every stage once on every batch, and log samples after each batch; each round starts with another stage."""
     start = number % len(stages)
-    total = len(stages) * (config.rounds + 1)
+    total = len(stages) * (rounds.planned + 1)
     log.write(Progress(done=len(stages) * (number + 1), total=total, activity=f"round {number + 1}"))
     for index, group in enumerate(groups):
         times: dict[str, tuple[dict[str, float], float]] = {}
@@ -209,6 +170,7 @@ def time_round(
         for prepared in [*stages[start:], *stages[:start]]:
             reset_allocator(prepared, stages, model, batch)
             outputs[prepared.stage.name], measured = prepared.time(model, batch)
+            rounds.add(prepared.stage.name, measured["device_s"])
             times[prepared.stage.name] = measured, time.time()
             fom_client.post_figure_of_merit("structures_per_s", len(group) / measured["device_s"])
         reference = outputs.get("baseline")

@@ -19,6 +19,7 @@ from harness.reference.inference.bucketing import ShapeBuckets, get_shape, pad_b
 from harness.reference.inference.prediction import Predict, Prediction, batched_heads
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages
+from harness.reference.ops.cache_tag import tag_compiled_code
 
 Function = Callable[..., Prediction]
 Compiler = Callable[[Function], Function]
@@ -49,7 +50,10 @@ def compile_static(function: Function) -> Function:
 
 def _compile(function: Function, **options: Any) -> Function:
     """Compile a function with torch.compile, with the kernels named in profiles."""
+    tag_compiled_code()
     torch._dynamo.config.trace_autograd_ops = True
+    # the numbers of a model, such as its cutoff, are constants: as inputs they would make torch trace everything twice
+    torch._dynamo.config.specialize_float = True
     torch._dynamo.config.recompile_limit = MAX_COMPILED_SHAPES
     torch._inductor.config.cpp.enable_kernel_profile = True
     compiled: Function = torch.compile(function, fullgraph=True, **options)

@@ -13,7 +13,7 @@ import torch
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.ladder import AutoBatchSize, LadderFacts, LadderModel, LadderParameters
 from harness.reference.data.batch import Batch, build_batch
-from harness.reference.data.neighbours import build_neighbour_list
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.data.structure import Structure
 from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.random_structures import make_random_structures
@@ -79,9 +79,10 @@ def make_structures(config: LadderParameters, count: int) -> list[Structure]:
     return read_structures(Path(config.structure_file), count)
 
 
-def get_neighbour_limit(model: FoundationModel, config: LadderParameters) -> int | None:
-    """Return the maximum number of neighbours of an atom: the case's for random structures, otherwise the model's."""
-    return config.max_neighbours if config.workload == "random" else model.config.max_neighbours
+def get_neighbour_spec(model: FoundationModel, config: LadderParameters) -> NeighbourSpec:
+    """Return the definition of neighbours; its limit is the case's for random structures, otherwise the model's."""
+    limit = config.max_neighbours if config.workload == "random" else model.config.max_neighbours
+    return model.config.limit_neighbours(limit)
 
 
 def prepare_batch(
@@ -89,9 +90,9 @@ def prepare_batch(
 ) -> tuple[Batch, dict[str, Any]]:
     """Build a batch on the device; return the batch, and the seconds of each step as fields of `LadderSample`."""
     device = torch.device(config.device)
-    limit = get_neighbour_limit(model, config)
+    spec = get_neighbour_spec(model, config)
     t0 = time.perf_counter()
-    graphs = [build_neighbour_list(s, cutoff=model.config.cutoff, max_neighbours=limit) for s in structures]
+    graphs = [spec.build_list(s) for s in structures]
     t1 = time.perf_counter()
     batch = build_batch(graphs, with_triplets=model.config.needs_triplets)
     t2 = time.perf_counter()

@@ -55,7 +55,7 @@ def _record_activations(model: FoundationModel, batch: Batch) -> Activations:
     hooks = [module.register_forward_hook(make_hook(name)) for name, module in modules]
     try:
         with torch.no_grad():
-            model.residual_energies(model.encode(batch, batch.positions, batch.shift), batch)
+            model.residual_energies(model.encode(batch, batch.positions, batch.shift, fused=False), batch)
     finally:
         for hook in hooks:
             hook.remove()

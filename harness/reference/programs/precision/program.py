@@ -35,7 +35,7 @@ from harness.protocol.programs.precision import (
 from harness.protocol.programs.train import OptimizerParameters, TrainSet
 from harness.protocol.records import HeldOutErrors, Observed, ObservedTypes, Progress
 from harness.reference.datasets.catalog import HEADS
-from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, load_shipped_splits
+from harness.reference.datasets.collection import DatasetCollection, load_shipped_splits
 from harness.reference.datasets.shipped_sets import SHIPPED_SETS
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed.group import ProcessGroup, process_group, select_device
@@ -44,9 +44,11 @@ from harness.reference.inference.precision import Precision, find_precision, obs
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.models.message_backend import MessageBackend, use_fused_messages
 from harness.reference.potentials.physics import build_check_event
 from harness.reference.potentials.reference_model import check_model
 from harness.reference.profiling import timing
+from harness.reference.profiling.rounds import TimedRounds
 from harness.reference.profiling.timing import observe
 from harness.reference.programs.precision.module_errors import compute_module_errors
 from harness.reference.storage.sampling.sampler import MixtureSampler, SamplingSpec
@@ -68,6 +70,7 @@ class PrecisionRun:
         model: The model.
         loader: The training batches.
         optimizer_state: The optimizer.
+        message_backend: The implementation of the messages in use.
         finite: Whether the loss has been finite so far.
     """
 
@@ -75,6 +78,7 @@ class PrecisionRun:
     model: FoundationModel
     loader: BatchLoader
     optimizer_state: OptimizerState
+    message_backend: MessageBackend
     finite: bool = True
 
 
@@ -82,7 +86,7 @@ def run(config: PrecisionParameters, log: CaseLog, folder: Path) -> None:
     """Train in every precision, then predict with one set of weights, cast to every precision."""
     device = select_device(config.device, config.backend, RankInfo())
     model_config = ModelConfig.from_parameters(config.model)
-    neighbour_spec = NeighbourSpec(model_config.cutoff, model_config.max_neighbours)
+    neighbour_spec = model_config.neighbour_spec
     names = config.datasets or [s.name for s in SHIPPED_SETS]
     parts = [
         load_shipped_splits(
@@ -128,10 +132,10 @@ def make_run(
         training, sampler, kind.dtype, set_reference_energies(model, training), model_config.needs_triplets
     )
     model.gate.requires_grad_(False)
-    model.to(device)
+    message_backend = use_fused_messages(model.to(device), device)
     weights = [*model.encoder.parameters(), *model.heads.parameters()]
     parameters = OptimizerParameters(learning_rate=config.learning_rate, clip_norm=10.0)
-    return PrecisionRun(kind, model, loader, OptimizerState(model, weights, parameters, config.steps))
+    return PrecisionRun(kind, model, loader, OptimizerState(model, weights, parameters, config.steps), message_backend)
 
 
 def describe(
@@ -142,6 +146,7 @@ def describe(
 ) -> PrecisionFacts:
     """Return facts on the model, the data, the observed data types, and the memory of one step and one prediction."""
     first = runs[0].model
+    message_backend = runs[0].message_backend
     types, memory = {}, []
     for precision_run in runs:
         labelled = precision_run.loader.load_batch(precision_run.loader.select_indices(0, 0), device)
@@ -172,7 +177,15 @@ def describe(
             seed=config.seed,
         ),
         memory=memory,
-        runtime=observe(Observed, first, device, parameters=None, precisions=types),
+        runtime=observe(
+            Observed,
+            first,
+            device,
+            parameters=None,
+            precisions=types,
+            message_backend=message_backend.name,
+            unfused_reason=message_backend.unfused_reason,
+        ),
     )
 
 
@@ -237,7 +250,9 @@ def load_inference_model(trained: PrecisionRun, config: PrecisionParameters, log
     if config.checkpoint is None:
         return trained.model
     model, _ = checkpoints.load_named(config.checkpoint)
-    return model.eval().requires_grad_(False).to(next(trained.model.parameters()).device)
+    device = next(trained.model.parameters()).device
+    use_fused_messages(model, device)
+    return model.eval().requires_grad_(False).to(device)
 
 
 def predict(
@@ -273,9 +288,11 @@ def predict(
                 log.write(build_check_event(violation, precision=name))
     names = list(models)
     total = sum(len(batch.head) for batch, _ in batches[REFERENCE])
-    for number in range(config.rounds):
+    rounds = TimedRounds(config)
+    for number in rounds:
         for name in [*names[number % len(names) :], *names[: number % len(names)]]:
             seconds = timing.time_call(partial(predict_all, models[name], batches[name]), device)
+            rounds.add(name, seconds)
             log.write(
                 PrecisionSample(
                     phase="inference",
@@ -286,7 +303,8 @@ def predict(
                     duration_s=seconds,
                 )
             )
-        log.write(Progress(done=number + 1, total=config.rounds, activity="rounds of predictions"))
+        log.write(Progress(done=number + 1, total=rounds.planned, activity="rounds of predictions"))
+    log.write(rounds.build_event())
 
 
 def predict_all(model: FoundationModel, batches: Sequence[LabelledBatch]) -> None:

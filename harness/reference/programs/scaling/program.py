@@ -31,9 +31,9 @@ from harness.protocol.programs.data_parallel import (
     ScalingWorkload,
 )
 from harness.protocol.records import RankPlace
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.datasets.collection import (
     DatasetCollection,
-    NeighbourSpec,
     find_stores,
     load_shipped,
     open_dataset,
@@ -47,6 +47,7 @@ from harness.reference.errors import InputError
 from harness.reference.inference.precision import find_precision
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.models.message_backend import MessageBackend, select_backend
 from harness.reference.profiling.timing import observe
 from harness.reference.programs.scaling.run import ScalingRun, measure_graph_sizes
 from harness.reference.storage.collectives import get_mpi_world
@@ -115,8 +116,9 @@ def run(config: DataParallelParameters, log: CaseLog, folder: Path) -> None:
     """Check the all-reduced gradient, train, check that the ranks agree, and time the parts of a step."""
     rank_info = launch.detect_rank(os.environ)
     device = select_device(config.device, config.backend, rank_info)
-    model_config = ModelConfig.from_parameters(config.model, max_neighbours=config.max_neighbours)
-    collection = open_collection(config, NeighbourSpec(model_config.cutoff, config.max_neighbours), rank_info)
+    limit = None if config.model.adaptive_neighbours else config.max_neighbours
+    model_config = ModelConfig.from_parameters(config.model, max_neighbours=limit)
+    collection = open_collection(config, model_config.neighbour_spec, rank_info)
     precision = find_precision(config.precision)
     sampling = SamplingSpec(collection.counts, config.sampling, config.sampling_temperature, config.seed)
     torch.manual_seed(config.seed)
@@ -158,7 +160,8 @@ def run_measurements(
     """Run and log all measurements of the case; collective."""
     for buffer in (model.reference_energy, model.scale):
         buffer.copy_(world.broadcast(buffer))
-    log.record_facts(describe(model, loader, config, world))
+    backend = select_backend(config.message_backend, model, world)
+    log.record_facts(describe(model, loader, config, world, backend))
     replica = wrap_ddp(PerGraphErrors(model))
     error, counted, structures = measure_gradient_error(
         replica, MultiTaskLoss(config.force_weight, config.batch_size), loader, world
@@ -186,7 +189,11 @@ def run_measurements(
 
 
 def describe(
-    model: FoundationModel, loader: BatchLoader, config: DataParallelParameters, world: ProcessGroup
+    model: FoundationModel,
+    loader: BatchLoader,
+    config: DataParallelParameters,
+    world: ProcessGroup,
+    message_backend: MessageBackend,
 ) -> DataParallelFacts:
     """Return the facts about the model, the workload, the runtime and the ranks; collective."""
     rank_info, collection, host = world.rank_info, loader.collection, platform.node()
@@ -218,7 +225,7 @@ def describe(
             steps=config.steps,
             epochs=config.epochs,
             passes=config.epochs * config.steps * config.batch_size * rank_info.size / structures,
-            max_neighbours=config.max_neighbours,
+            max_neighbours=None if config.model.adaptive_neighbours else config.max_neighbours,
             seed=config.seed,
         ),
         runtime=observe(
@@ -228,8 +235,10 @@ def describe(
             precision=config.precision,
             world_size=rank_info.size,
             backend=config.backend,
+            message_backend=message_backend.name,
+            unfused_reason=message_backend.unfused_reason,
         ),
-        ranks=world.all_gather(
+        ranks=world.gather(
             RankPlace(
                 rank=rank_info.rank,
                 host=host,
@@ -238,5 +247,6 @@ def describe(
                 device=str(world.device),
                 cores=len(os.sched_getaffinity(0)),
             )
-        ),
+        )
+        or None,
     )

@@ -22,6 +22,7 @@ from harness.protocol.programs.data_parallel import (
     ComputeOnly,
     DataParallelParameters,
     LocalStep,
+    RankSteps,
     Region,
     ScalingEpoch,
     ScalingSample,
@@ -69,10 +70,10 @@ def time_regions(
     watch = Stopwatch(device)
     watch.mark()
     positions = batch.positions.detach().requires_grad_()
-    residuals = model.residual_energies(model.encode(batch, positions, batch.shift), batch)
-    energy = residuals.gather(1, model.head_slot[batch.head].unsqueeze(1)).squeeze(1)
+    pooled = model.encode(batch, positions, batch.shift)
+    energy, slope = model.own_energies(pooled, batch)
     watch.mark()
-    (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
+    (gradient,) = torch.autograd.grad(pooled, positions, slope, create_graph=True)
     watch.mark()
     objective(compare_with_labels(energy, -gradient, batch, labels), batch.head).backward()
     watch.mark()
@@ -113,7 +114,7 @@ class ScalingRun:
         self.replica, self.batches, self.config, self.world, self.log = replica, batches, config, world, log
         self.objective = MultiTaskLoss(config.force_weight, config.batch_size)
         parameters = [p for p in replica.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, fused=True)
         self.throughput: list[float] = []
 
     def run_epoch(self, number: int) -> list[LabelledBatch]:
@@ -197,7 +198,21 @@ class ScalingRun:
         slowest, mean = self.world.all_reduce_max(seconds).tolist(), self.world.all_reduce_mean(seconds).tolist()
         for step in range(len(batches)):
             self.log.write(ComputeOnly(step=step, duration_s=slowest[step], duration_mean_s=mean[step]))
+        self._log_rank_steps(seconds, batches)
         self._log_local_steps(self.config.epochs, seconds, batches, synchronized=False)
+
+    def _log_rank_steps(self, seconds: Tensor, batches: Sequence[LabelledBatch]) -> None:
+        """Log the time and the edges of each step on every rank."""
+        edges = [len(batch.receiver) for batch, _ in batches]
+        by_rank = self.world.gather((seconds.tolist(), edges))
+        for step in range(len(edges) if by_rank else 0):
+            self.log.write(
+                RankSteps(
+                    step=step,
+                    duration_s=[durations[step] for durations, _ in by_rank],
+                    edges=[float(counts[step]) for _, counts in by_rank],
+                )
+            )
 
     def time_exchange(self) -> None:
         """Time the all-reduce of a tensor of the gradient's size, and of a single number, to measure the latency."""

@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import wasserstein_distance  # type: ignore[import-untyped]
 
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.assessment import (
@@ -22,36 +21,42 @@ from harness.protocol.programs.assessment import (
     OutsideCoverage,
     Overlap,
     RelaxedCandidate,
+    SampleRisk,
     SpotLabel,
     Uncertainty,
     Unlabelled,
     Unrelaxed,
 )
 from harness.reference.data.batch import Batch, build_batch
-from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Array, Structure
+from harness.reference.inference.risk import COVERAGE, RiskModel, evaluate
 from harness.reference.models import checkpoints
 from harness.reference.models.coverage import Coverage
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.programs.screening.candidates.prototype_workload import CrystalWorkload
 from harness.reference.programs.screening.candidates.workload import Workload
+from harness.reference.programs.screening.drawing import draw_structure
 from harness.reference.programs.screening.ood_distance import (
+    BATCH,
     calibrate,
     embed,
     fit_distance,
     load_training_structures,
     make_ood_structures,
 )
+from harness.reference.programs.screening.ranking import rank
+from harness.reference.programs.screening.reference_phases import ReferencePhases
+from harness.reference.programs.screening.relaxation import find_duplicates, relax
 from harness.reference.programs.screening.result_segments import IndexPartition
 from harness.reference.programs.screening.scoring import MahalanobisDistance
 from harness.reference.programs.screening.spot_checks import (
     find_labelled_head,
     label_candidates,
-    relax,
     restrict_to_head,
 )
 
 COMPONENTS = 8
+DRAWINGS = 12  # number of relaxed candidates that are drawn
 MAX_DEVIATION = 10.0  # standard deviations
 MAX_POINTS = 300  # number of points of each kind in the figure of embeddings
 OOD_STRUCTURES = 200  # number of out-of-distribution structures of each kind
@@ -67,6 +72,8 @@ class FinishedScreening:
         workload: The candidates.
         parts: The division of the candidates into parts.
         best: The numbers of the best candidates, best first.
+        phases: The reference phases of the hull, or None.
+        risk: The risk of the model, or None.
     """
 
     model: FoundationModel
@@ -74,6 +81,8 @@ class FinishedScreening:
     workload: Workload
     parts: IndexPartition
     best: Sequence[int]
+    phases: ReferencePhases | None = None
+    risk: RiskModel | None = None
 
 
 def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folder: Path) -> None:
@@ -112,23 +121,57 @@ def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folde
     covered = select_covered(model, candidates, log)
     flagged = compute_distances(distance, others["candidates"])[covered] > threshold
     estimate_uncertainty(config, model, [candidates[k] for k in covered], flagged, log)
-    log_labels(config, model, screening.notes, workload, distance=distance, threshold=threshold, rng=rng, log=log)
-    best = [(k, workload.structure(k)) for k in screening.best[: config.n_relaxations]]
-    relaxations, failed = relax(model, best, steps=config.relax_steps, folder=folder)
-    for relaxation in relaxations:
+    if screening.risk is not None and len(covered):
+        log.write(summarize_risk(screening.risk, model, [candidates[k] for k in covered]))
+    log_labels(config, model, screening, distance=distance, threshold=threshold, rng=rng, log=log)
+    log_relaxations(config, model, screening, log, folder)
+
+
+def log_relaxations(
+    config: Assessment, model: FoundationModel, screening: FinishedScreening, log: CaseLog, folder: Path
+) -> None:
+    """Relax the best candidates with the head of the hull, or else the gate, and log them by energy above the hull."""
+    workload, phases = screening.workload, screening.phases
+    best = [(k, workload.structure(k)) for k in select_distinct(screening, config.n_relaxations)]
+    head = None if phases is None else phases.head
+    relaxations, structures, failed = relax(model, best, steps=config.relax_steps, folder=folder, head=head)
+    energies = np.full(len(structures), np.nan)
+    if phases is not None and structures:
+        energies = phases.compute_energies_above_hull(model, structures)
+    order = rank(energies).tolist()
+    relaxations, structures = [relaxations[k] for k in order], [structures[k] for k in order]
+    duplicates = find_duplicates(relaxations, structures)
+    for relaxation, duplicate, energy in zip(relaxations, duplicates, energies[order].tolist(), strict=True):
         row = {"event": "relaxation", **asdict(relaxation), **workload.describe(relaxation.candidate)}
+        row |= {"duplicate_of": duplicate, "energy_above_hull_mev_per_atom": None if np.isnan(energy) else 1e3 * energy}
         log.write(msgspec.convert(row, RelaxedCandidate))
+    crystals = [k for k, s in enumerate(structures) if duplicates[k] is None and all(s.periodic)][:DRAWINGS]
+    for k in crystals:
+        log.write(draw_structure(relaxations[k].candidate, structures[k]))
     if failed:
         log.write(Unrelaxed(candidates=len(best), reasons=dict(failed)))
 
 
+def select_distinct(screening: FinishedScreening, count: int) -> list[int]:
+    """Return the best candidates, of which no two differ only in volume."""
+    if not isinstance(screening.workload, CrystalWorkload):
+        return list(screening.best[:count])
+    chosen: dict[tuple[int, ...], int] = {}
+    for number in screening.best:
+        (block,) = screening.workload.space.block(number, number + 1)
+        chosen.setdefault((block.prototype, *block.species[0].tolist()), number)
+        if len(chosen) == count:
+            break
+    return list(chosen.values())
+
+
 def select_covered(model: FoundationModel, candidates: Sequence[Structure], log: CaseLog) -> NDArray[np.int64]:
     """Return the positions of the candidates inside the model's training sets; log the number of others by reason."""
-    coverage, cutoff, max_neighbours = Coverage(model), model.config.cutoff, model.config.max_neighbours
+    coverage = Coverage(model)
     reasons: Counter[str] = Counter()
     covered = []
     for k, structure in enumerate(candidates):
-        graph = build_neighbour_list(structure, cutoff=cutoff, max_neighbours=max_neighbours)
+        graph = model.config.neighbour_spec.build_list(structure)
         outside = [name for name, mask in coverage.find_outside(build_batch([graph])).items() if mask[0]]
         reasons.update(outside)
         covered += [] if outside else [k]
@@ -171,6 +214,8 @@ def log_overlap(
         candidates: The sampled candidates.
         log: The log of the case.
     """
+    from scipy.stats import wasserstein_distance  # type: ignore[import-untyped]  # the import takes most of a second
+
     axes, scale, mean = compute_principal_components(reference)
     base = (reference - mean) @ axes / scale
     for kind, embedding in others.items():
@@ -234,16 +279,15 @@ def estimate_uncertainty(
     models = [model, *(checkpoints.load_named(name)[0].double().eval() for name in config.ensemble)]
     rows = []
     for structure in candidates:
-        cutoff, max_neighbours = model.config.cutoff, model.config.max_neighbours
-        graph = build_neighbour_list(structure, cutoff=cutoff, max_neighbours=max_neighbours)
+        graph = model.config.neighbour_spec.build_list(structure)
         batch = build_batch([graph], with_triplets=model.config.needs_triplets)
         weights = model.gate_weights(batch.composition)
         pooled = model.encode(batch, batch.positions, batch.shift)
         heads = model.residual_energies(pooled, batch)[0] / batch.n_atoms
         mean = (weights[0] * heads).sum()
         spread = (weights[0] * (heads - mean).square()).sum().sqrt()
-        keep = torch.rand(config.dropout_samples, pooled.shape[1], generator=generator) > config.dropout
-        dropped = pooled * keep / (1.0 - config.dropout)
+        keep = torch.rand(config.dropout_samples, model.config.hidden_dim, generator=generator) > config.dropout
+        dropped = model.replace_features(pooled, model.select_features(pooled) * keep / (1.0 - config.dropout))
         repeated = batch._replace(composition=batch.composition.expand(config.dropout_samples, -1))
         energies = (weights * model.residual_energies(dropped, repeated)).sum(1) / batch.n_atoms
         rows.append([float(spread), float(energies.std()), _compute_ensemble_deviation(models, batch)])
@@ -272,11 +316,29 @@ def _compute_ensemble_deviation(models: Sequence[FoundationModel], batch: Batch)
     return float(np.std(energies))
 
 
+@torch.no_grad()
+def summarize_risk(risk: RiskModel, model: FoundationModel, candidates: Sequence[Structure]) -> SampleRisk:
+    """Return the median risk of candidates, and the share of them that is accepted."""
+    risks = []
+    for first in range(0, len(candidates), BATCH):
+        graphs = [model.config.neighbour_spec.build_list(s) for s in candidates[first : first + BATCH]]
+        batch = build_batch(graphs, with_triplets=model.config.needs_triplets)
+        weights = model.gate_weights(batch.composition)
+        risks.append(risk.estimate(model, batch, evaluate(model, batch, weights), weights).numpy())
+    values, threshold = np.concatenate(risks), float(risk.threshold_ev_per_atom)
+    return SampleRisk(
+        candidates=len(values),
+        threshold_ev_per_atom=threshold,
+        accepted_fraction=float((values <= threshold).mean()),
+        median_ev_per_atom=float(np.median(values)),
+        coverage=COVERAGE,
+    )
+
+
 def log_labels(
     config: Assessment,
     model: FoundationModel,
-    notes: dict[str, object],
-    workload: Workload,
+    screening: FinishedScreening,
     *,
     distance: MahalanobisDistance,
     threshold: float,
@@ -286,7 +348,7 @@ def log_labels(
     """Log the errors of the model on candidates that are labelled at the level of theory of one of its heads."""
     if not config.n_labels:
         return
-    head = find_labelled_head(notes)
+    workload, head = screening.workload, find_labelled_head(screening.notes)
     if not isinstance(workload, CrystalWorkload) or head is None:
         no_head = "no head of this checkpoint was trained at a level of theory that can be computed here"
         log.write(Unlabelled(reason=no_head if head is None else "the candidates are not crystals"))
@@ -294,14 +356,20 @@ def log_labels(
     space = restrict_to_head(workload.space, model, head)
     indices = rng.integers(0, len(space), 20 * config.n_labels).tolist()
     try:
-        labels = label_candidates(model, space, indices, head, count=config.n_labels, seconds=config.label_time_limit_s)
+        labels = label_candidates(
+            model, space, indices, head,
+            risk=screening.risk, count=config.n_labels, seconds=config.label_time_limit_s,
+        )  # fmt: skip
     except ModuleNotFoundError as error:
         log.write(Unlabelled(reason=f"{error}: pip install 'gfm-harness[labels]'"))
         return
     structures = [space.structure(k) for k in labels.index]
     distances = compute_distances(distance, embed(model, structures)) if structures else np.zeros(0)
-    columns = (labels.index, labels.energy_error_ev_per_atom, labels.force_error_ev_per_angstrom, distances.tolist())
-    for index, energy_error, force_error, value in zip(*columns, strict=True):
+    risks: Sequence[float | None] = labels.risk_ev_per_atom or [None] * len(labels.index)
+    limit = None if screening.risk is None else float(screening.risk.threshold_ev_per_atom)
+    errors = (labels.energy_error_ev_per_atom, labels.force_error_ev_per_angstrom)
+    columns = zip(labels.index, *errors, distances.tolist(), risks, strict=True)
+    for index, energy_error, force_error, value, risk in columns:
         log.write(
             SpotLabel(
                 head=labels.head,
@@ -311,6 +379,8 @@ def log_labels(
                 force_error_ev_per_angstrom=force_error,
                 distance=value,
                 flagged=value > threshold,
+                risk_ev_per_atom=risk,
+                is_accepted=None if risk is None or limit is None else risk <= limit,
             )
         )
     if labels.failed or len(labels.index) < config.n_labels:

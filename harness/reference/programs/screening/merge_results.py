@@ -42,7 +42,8 @@ def compute_identity(
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    plain = [workload.name, workload.total, parts.size, parts.n_selected, list(names), str(asdict(retention))]
+    candidates = [workload.name, workload.total, workload.facts, parts.size, parts.n_selected]
+    plain = [*candidates, list(names), str(asdict(retention))]
     digest.update(json.dumps(plain).encode())
     return digest.hexdigest()[:32]
 
@@ -54,7 +55,7 @@ def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str,
     ranks compute from the indices; a missing or repeated part changes the sum.
 
     Args:
-        files: The files of all ranks.
+        files: The files of all ranks; only those that rank 0 passes count.
         parts: The division of the candidates into parts.
         identity: The identity of the screening.
         world: The ranks.
@@ -62,17 +63,13 @@ def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str,
     Raises:
         InputError: A file is damaged, or parts are missing or repeated.
     """
-    entries = [
-        e
-        for path in shard(files, world.rank, world.size)
-        for e in result_segments.read_summary(path, identity).values()
-    ]
+    entries = [e for path in world.deal(files) for e in result_segments.read_summary(path, identity).values()]
     recomputed = [compute_range_checksum(*parts.bounds(k)) for k in shard(parts.selected, world.rank, world.size)]
     sums = (
         len(entries), sum(e.candidates for e in entries), sum(e.evaluated for e in entries),
         sum(e.checksum for e in entries) & MASK, sum(recomputed) & MASK,
     )  # fmt: skip
-    count, candidates, evaluated, actual, expected = (sum(each) for each in zip(*world.all_gather(sums), strict=True))
+    count, candidates, evaluated, actual, expected = world.sum_integers(sums)
     actual, expected = actual & MASK, expected & MASK
     if count != len(parts.selected) or actual != expected:
         raise InputError(

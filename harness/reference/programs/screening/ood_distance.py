@@ -13,10 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.covariance import LedoitWolf
 
 from harness.reference.data.batch import build_batch
-from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Array, Structure
 from harness.reference.datasets.collection import load_shipped_splits
 from harness.reference.datasets.random_structures import make_random_structures
@@ -58,13 +56,12 @@ def embed(model: FoundationModel, structures: Sequence[Structure]) -> Array:
     weight = next(model.parameters())
     rows = []
     for first in range(0, len(structures), BATCH):
-        cutoff, max_neighbours = model.config.cutoff, model.config.max_neighbours
         chunk = structures[first : first + BATCH]
-        graphs = [build_neighbour_list(s, cutoff=cutoff, max_neighbours=max_neighbours) for s in chunk]
+        graphs = [model.config.neighbour_spec.build_list(s) for s in chunk]
         batch = build_batch(graphs, with_triplets=model.config.needs_triplets).to(weight.device, weight.dtype)
         with torch.no_grad():
-            pooled = model.encode(batch, batch.positions, batch.shift) / batch.n_atoms.unsqueeze(-1)
-        rows.append(pooled.double().cpu().numpy())
+            pooled = model.select_features(model.encode(batch, batch.positions, batch.shift))
+        rows.append((pooled / batch.n_atoms.unsqueeze(-1)).double().cpu().numpy())
     return np.concatenate(rows)
 
 
@@ -72,6 +69,8 @@ def fit_distance(embedding: Array) -> MahalanobisDistance:
     """Fit the distance to embeddings [s, F] of training structures; raise InputError if there are fewer than two."""
     if len(embedding) < 2:
         raise InputError(f"{len(embedding)} training structures: expected at least 2 to fit a distance")
+    from sklearn.covariance import LedoitWolf  # the import takes a second, and training seldom needs it
+
     fit = LedoitWolf().fit(embedding)
     values, vectors = np.linalg.eigh(fit.covariance_)
     whitening = vectors / np.sqrt(np.maximum(values, values.max() * 1e-12))

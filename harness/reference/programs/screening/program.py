@@ -5,15 +5,18 @@ The candidates and scores of each node are written to results-<node>.bp, the bes
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from harness.protocol.case import upgrade_case
@@ -35,11 +38,14 @@ from harness.reference.distributed import launch
 from harness.reference.distributed.group import ProcessGroup, process_group, select_device
 from harness.reference.distributed.launch import shard
 from harness.reference.errors import InputError
+from harness.reference.inference.calculator import resolve_head
 from harness.reference.inference.precision import find_precision
+from harness.reference.inference.risk import RiskModel, load_risk
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import select_backend
+from harness.reference.ops.cache_tag import tag_compiled_code
 from harness.reference.programs.screening import result_segments
 from harness.reference.programs.screening.assessment import FinishedScreening, assess
 from harness.reference.programs.screening.candidates.choice import build_workload
@@ -52,6 +58,8 @@ from harness.reference.programs.screening.merge_results import (
     verify_coverage,
 )
 from harness.reference.programs.screening.ood_distance import fit_training_distance
+from harness.reference.programs.screening.ranking import find_suspicious, rank
+from harness.reference.programs.screening.reference_phases import ReferencePhases
 from harness.reference.programs.screening.result_segments import IndexPartition
 from harness.reference.programs.screening.scoring import (
     Retention,
@@ -78,25 +86,31 @@ def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
         return
     device = select_device(config.device, config.backend, rank_info)
     model, notes = load_model(config)
-    workload = build_workload(config.workload, model)
-    retention = Retention.from_parameters(config.retention)
+    workload = build_workload(config.workload, model, find_hull_head(config))
+    risk = load_risk_of_checkpoint(config)
+    threshold = float("inf") if risk is None else float(risk.threshold_ev_per_atom)
+    retention = Retention.from_parameters(config.retention, threshold)
     parts = IndexPartition.for_candidates(workload.total, config.part_size, config.max_candidates)
     with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as world:
-        scorer = build_scorer(model, config, device, world, folder)
+        scorer = build_scorer(model, config, world, folder, risk)
         if retention.column not in scorer.names:
             raise InputError(f"retention.column {retention.column!r}: expected one of {', '.join(scorer.names)}")
         if retention.max_distance < float("inf") and not config.distance:
             raise InputError("retention: max_distance needs `distance: true`")
         identity = compute_identity(model, workload, parts, scorer.names, retention)
+        phases = load_reference_phases(config, model)
         log_facts(config, workload, parts, scorer, log)
+        if phases is not None:
+            log.record_facts(ScreeningFacts(hull=phases.describe()))
         screen(
             Screening(
-                config=config, workload=workload, parts=parts, scorer=scorer, retention=retention, folder=folder,
-                identity=identity, world=world, log=log,
+                config=config, workload=workload, parts=parts, scorer=scorer, retention=retention, phases=phases,
+                folder=folder, identity=identity, world=world, log=log,
             )
         )  # fmt: skip
         if config.assessment is not None and rank_info.rank == 0:
-            assess(config.assessment, FinishedScreening(model, notes, workload, parts, read_best(folder)), log, folder)
+            finished = FinishedScreening(model, notes, workload, parts, read_best(folder), phases, risk)
+            assess(config.assessment, finished, log, folder)
         world.barrier()
 
 
@@ -108,10 +122,12 @@ def assess_earlier(earlier: Path, assessment: Assessment, log: CaseLog, folder: 
     config = parse_parameters("screening", case["parameters"])
     assert isinstance(config, ScreeningParameters)
     model, notes = load_model(config)
-    workload = build_workload(config.workload, model)
+    workload = build_workload(config.workload, model, find_hull_head(config))
     parts = IndexPartition.for_candidates(workload.total, config.part_size, config.max_candidates)
     log.record_facts(ScreeningFacts(assessed_folder=earlier.name))
-    assess(assessment, FinishedScreening(model, notes, workload, parts, read_best(earlier)), log, folder)
+    phases, risk = load_reference_phases(config, model), load_risk_of_checkpoint(config)
+    finished = FinishedScreening(model, notes, workload, parts, read_best(earlier), phases, risk)
+    assess(assessment, finished, log, folder)
 
 
 def load_model(config: ScreeningParameters) -> tuple[FoundationModel, dict[str, object]]:
@@ -126,30 +142,56 @@ def load_model(config: ScreeningParameters) -> tuple[FoundationModel, dict[str, 
     return find_precision(config.precision).apply(model).eval().requires_grad_(False), notes
 
 
+def find_hull_head(config: ScreeningParameters) -> int | None:
+    """Return the index of the head that ranks crystals, or None if none does."""
+    is_ranked = config.workload.kind != "random" and config.checkpoint is not None and config.hull_head is not None
+    return resolve_head(str(config.hull_head)) if is_ranked else None
+
+
+def load_reference_phases(config: ScreeningParameters, model: FoundationModel) -> ReferencePhases | None:
+    """Return the reference phases of the hull, or None without crystals, a trained model or a head."""
+    if find_hull_head(config) is None:
+        return None
+    phases = ReferencePhases.load(str(config.hull_head), config.reference_phases)
+    if not bool(model.trained[phases.head]):
+        raise InputError(f"hull_head {config.hull_head!r}: this head of the model was never trained")
+    return phases
+
+
+def load_risk_of_checkpoint(config: ScreeningParameters) -> RiskModel | None:
+    """Return the risk of the checkpoint, or None if the case does not use it; raise InputError if it does not fit."""
+    return load_risk(config.checkpoint)[0] if config.risk and config.checkpoint is not None else None
+
+
 def build_scorer(
-    model: FoundationModel, config: ScreeningParameters, device: torch.device, world: ProcessGroup, folder: Path
+    model: FoundationModel, config: ScreeningParameters, world: ProcessGroup, folder: Path, risk: RiskModel | None
 ) -> ModelScorer:
     """Build the scorer of batches on the device of this rank; collective."""
-    message_backend = select_backend(config.message_backend, model.config.network, world)
+    device = world.device
+    message_backend = select_backend(config.message_backend, model, world)
     score: Score = partial(
         score_energies if config.energy_only else score_energies_and_forces, fused=message_backend.fused
     )
     torch._dynamo.config.trace_autograd_ops = True
+    tag_compiled_code()
     compiled = torch.compile(score, dynamic=True) if config.compile else None
     distance = (
         fit_training_distance(model, config.reference_structures_per_dataset, world, folder / DISTANCE_FILE)
         if config.distance
         else None
     )
-    names = list_columns(forces=not config.energy_only, distance=config.distance)
+    names = list_columns(forces=not config.energy_only, distance=config.distance, risk=risk is not None)
     dtype = find_precision(config.precision).dtype
     if distance is not None:
         distance = distance.to(device, dtype)
+    if risk is not None:
+        risk = risk.to(device, dtype)
     return ModelScorer(
         model=model.to(device),
         score=score,
         names=names,
         distance=distance,
+        risk=risk,
         device=device,
         dtype=dtype,
         message_backend=message_backend,
@@ -187,6 +229,7 @@ class Screening:
         parts: The division of the candidates into parts.
         scorer: The scorer of batches.
         retention: The rule by which results are retained.
+        phases: The reference phases of the hull that ranks the best candidates, or None.
         folder: The folder of the case.
         identity: Hash of everything that results must have in common to be merged (`compute_identity`).
         world: The ranks.
@@ -198,6 +241,7 @@ class Screening:
     parts: IndexPartition
     scorer: ModelScorer
     retention: Retention
+    phases: ReferencePhases | None
     folder: Path
     identity: str
     world: ProcessGroup
@@ -210,7 +254,10 @@ def screen(screening: Screening) -> None:
     is_merged = rank_info.rank == 0 and not folder.exists() and bool(list_results(screening.folder))
     if screening.world.broadcast_object(is_merged):
         verification = verify_coverage(
-            list_results(screening.folder), screening.parts, screening.identity, screening.world
+            list_results(screening.folder) if rank_info.rank == 0 else [],
+            screening.parts,
+            screening.identity,
+            screening.world,
         )
         screening.log.write(msgspec.structs.replace(verification, finished_earlier=True))
         return
@@ -235,7 +282,7 @@ def screen(screening: Screening) -> None:
     for number, plain in enumerate(screening.world.gather(stats.to_dict())):
         screening.log.write(msgspec.convert({"event": "rank_summary", "rank": number, **plain}, RankWork))
     screening.world.barrier()
-    files = screening.world.broadcast_object(sorted(folder.glob("*.bp")) if rank_info.rank == 0 else [])
+    files = result_segments.list_files(folder, "*.bp") if rank_info.rank == 0 else []
     screening.log.write(verify_coverage(files, screening.parts, screening.identity, screening.world))
     merge_results(screening, files)
 
@@ -249,13 +296,14 @@ def scan_earlier_results(screening: Screening, folder: Path) -> dict[int, int]:
     rank_info = screening.world.rank_info
     if rank_info.rank == 0:
         result_segments.remove(list_results(screening.folder))
-    paths = screening.world.broadcast_object(sorted(folder.glob("*")) if rank_info.rank == 0 else [])
-    scan = result_segments.scan_segments(shard(paths, rank_info.rank, rank_info.size), screening.identity)
+    paths = result_segments.list_files(folder, "*.bp*") if rank_info.rank == 0 else []
+    scan = result_segments.scan_segments(screening.world.deal(paths), screening.identity)
     parts: dict[int, int] = {}
     unusable_files: list[str] = []
-    for parts_of_rank, unusable_of_rank in screening.world.all_gather(scan):
+    for parts_of_rank, unusable_of_rank in screening.world.gather(scan):
         parts |= parts_of_rank
         unusable_files += unusable_of_rank
+    parts = screening.world.broadcast_object(parts)
     if paths:
         screening.log.write(
             EarlierParts(parts=len(parts), files=len(paths) - len(unusable_files), unusable_files=unusable_files)
@@ -264,23 +312,19 @@ def scan_earlier_results(screening: Screening, folder: Path) -> dict[int, int]:
 
 
 def merge_results(screening: Screening, files: list[Path]) -> None:
-    """Merge the segments into one file per node, and write the best results; collective."""
-    hosts = screening.world.all_gather(platform.node())
-    first_rank_of = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
-    leaders = sorted(first_rank_of.values())
+    """Merge the segments that rank 0 passes into one file per node, and write the best results; collective."""
+    hosts = screening.world.gather(platform.node())
+    number, segments = screening.world.scatter(assign_segments(hosts, files))
     best = concatenate_scores(screening.scorer.names, [])
-    if screening.world.rank in leaders:
-        number = leaders.index(screening.world.rank)
-        segments = shard(files, number, len(leaders))
-        if segments:
-            best = merge_segments(
-                screening.folder,
-                segments,
-                number,
-                names=screening.scorer.names,
-                retention=screening.retention,
-                identity=screening.identity,
-            )
+    if segments:
+        best = merge_segments(
+            screening.folder,
+            segments,
+            number,
+            names=screening.scorer.names,
+            retention=screening.retention,
+            identity=screening.identity,
+        )
     best_of_all = gather_best(best, screening.retention, screening.world)
     rank_info = screening.world.rank_info
     folder, trash = screening.folder / result_segments.FOLDER, screening.folder / f"{result_segments.FOLDER}.done"
@@ -288,10 +332,21 @@ def merge_results(screening: Screening, files: list[Path]) -> None:
         write_best(screening, best_of_all)
         os.replace(folder, trash)  # at once, since a part of the segments would look like an unfinished screening
     screening.world.barrier()
-    result_segments.remove(trash / path.name for path in shard(files, rank_info.rank, rank_info.size))
+    result_segments.remove(trash / path.relative_to(folder) for path in screening.world.deal(files))
     screening.world.barrier()
     if rank_info.rank == 0:
         result_segments.remove([trash])
+
+
+def assign_segments(hosts: Sequence[str], files: Sequence[Path]) -> list[tuple[int, Sequence[Path]]]:
+    """Return the number of the node and the segments that each rank merges: those of a node, for its first rank."""
+    numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
+    waiting = set(numbers)
+    shares: list[tuple[int, Sequence[Path]]] = []
+    for host in hosts:
+        shares.append((numbers[host], files[numbers[host] :: len(numbers)] if host in waiting else []))
+        waiting.discard(host)
+    return shares
 
 
 def write_best(screening: Screening, best: Scores) -> None:
@@ -299,9 +354,11 @@ def write_best(screening: Screening, best: Scores) -> None:
     part = screening.folder / f"{BEST}.part"
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = None
+        best, energies = rank_best(screening, best)
         for k, (index, values) in enumerate(zip(best.index.tolist(), best.values.tolist(), strict=True)):
             scores = dict(zip(best.names, values, strict=True))
-            row = {"candidate": index, **screening.workload.describe(index), **scores}
+            row = {"candidate": index, **screening.workload.describe(index), **scores, **compute_interval(scores)}
+            row |= energies[k] if energies else {}
             if writer is None:
                 writer = csv.DictWriter(file, list(row))
                 writer.writeheader()
@@ -309,6 +366,30 @@ def write_best(screening: Screening, best: Scores) -> None:
             if k < LOGGED_ROWS:
                 screening.log.write(msgspec.convert({"event": "best", "position": k + 1, **row}, BestCandidate))
     os.replace(part, screening.folder / BEST)
+
+
+def rank_best(screening: Screening, best: Scores) -> tuple[Scores, list[dict[str, object]]]:
+    """Return the best results in the order of `rank`, with a row on the hull for each; no rows without a hull."""
+    if screening.phases is None or not len(best):
+        return best, []
+    model = copy.deepcopy(screening.scorer.model).to("cpu").double()
+    model.autocast = None
+    structures = [screening.workload.structure(k) for k in best.index.tolist()]
+    energies = screening.phases.compute_energies_above_hull(model, structures)
+    order = rank(energies)
+    rows: list[dict[str, object]] = [
+        {"energy_above_hull_mev_per_atom": None if np.isnan(e) else round(1e3 * e, 3), "suspicious": bool(suspicious)}
+        for e, suspicious in zip(energies[order].tolist(), find_suspicious(energies)[order].tolist(), strict=True)
+    ]
+    return best[order], rows
+
+
+def compute_interval(scores: dict[str, float]) -> dict[str, float]:
+    """Return the ends of the interval that the risk gives for the energy; empty if the scores have no risk."""
+    if "risk_ev_per_atom" not in scores:
+        return {}
+    energy, risk = scores["energy_ev_per_atom"], scores["risk_ev_per_atom"]
+    return {"energy_low_ev_per_atom": energy - risk, "energy_high_ev_per_atom": energy + risk}
 
 
 def read_best(folder: Path) -> list[int]:

@@ -100,6 +100,7 @@ class IndexPartition:
 
 LABEL = "parts"
 FOLDER = "segments"
+RANKS_PER_FOLDER = 1000
 SENTINEL = -1  # the last row of the results of each part, as ADIOS2 cannot read empty columns
 SUMMARY = ("part", "candidates", "evaluated", "checksum")
 
@@ -177,6 +178,18 @@ def read(path: Path) -> list[SegmentEntry]:
         results = Scores(names, record["candidate"][:-1], record["scores"][:-1])
         entries.append(SegmentEntry(part, total, evaluated, signed & MASK, results))
     return entries
+
+
+def make_path(folder: Path, part: int, rank: int) -> Path:
+    """Return the path of a segment, and create its folder, which the segments of RANKS_PER_FOLDER ranks share."""
+    parent = folder / f"{rank // RANKS_PER_FOLDER:03d}"
+    parent.mkdir(exist_ok=True)
+    return parent / f"{part:08d}-{rank}.bp"
+
+
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the segments whose names match, in the folder and its folders; older versions wrote all into the first."""
+    return sorted([*folder.glob(pattern), *folder.glob(f"*/{pattern}")])
 
 
 def scan_segments(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list[str]]:

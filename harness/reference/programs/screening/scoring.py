@@ -1,4 +1,4 @@
-"""Scores of candidates (energies, spread of the heads, forces, distance from the training sets) and their retention."""
+"""Scores of candidates (energies, spread of the heads, forces, distance, risk) and their retention."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.protocol.programs.screening import Selection
 from harness.reference.data.batch import Batch
+from harness.reference.inference.risk import Evaluation, RiskModel, find_largest_forces
 from harness.reference.models.foundation import FoundationModel
 
 COLUMNS: dict[str, str] = {
@@ -21,12 +22,13 @@ COLUMNS: dict[str, str] = {
     "spread_ev_per_atom": "weighted standard deviation of the residual energies of the heads",
     "force_max_ev_per_angstrom": "largest force on an atom",
     "distance": "distance of the embedding from the training sets",
+    "risk_ev_per_atom": "half the width of the interval around the energy, see harness.reference.inference.risk",
 }
 
 
-def list_columns(*, forces: bool, distance: bool) -> tuple[str, ...]:
-    """Return the names of the columns, with or without forces and distances."""
-    is_omitted = {"force_max_ev_per_angstrom": not forces, "distance": not distance}
+def list_columns(*, forces: bool, distance: bool, risk: bool = False) -> tuple[str, ...]:
+    """Return the names of the columns, with or without forces, distances and risks."""
+    is_omitted = {"force_max_ev_per_angstrom": not forces, "distance": not distance, "risk_ev_per_atom": not risk}
     return tuple(name for name in COLUMNS if not is_omitted.get(name, False))
 
 
@@ -90,31 +92,52 @@ class MahalanobisDistance:
 
 
 def score_energies(
-    model: FoundationModel, batch: Batch, distance: MahalanobisDistance | None, *, fused: bool = False
+    model: FoundationModel,
+    batch: Batch,
+    distance: MahalanobisDistance | None,
+    risk: RiskModel | None = None,
+    *,
+    fused: bool = False,
 ) -> Tensor:
-    """Return the columns of each structure without forces, [g, columns]; `fused` as in FoundationModel.features."""
-    scores = _compute_scores(model, batch, batch.positions, distance, fused=fused)
+    """Return the columns of each structure without forces, [g, columns]; `fused` as in FoundationModel.features.
+
+    There is no risk without forces, so that it has to be None.
+    """
+    assert risk is None
+    features = model.encode_atoms(batch, batch.positions, batch.shift, fused=fused)
+    scores = _compute_scores(model, batch, features, distance)
     return torch.stack(list(scores.values()), dim=1)
 
 
 def score_energies_and_forces(
-    model: FoundationModel, batch: Batch, distance: MahalanobisDistance | None, *, fused: bool = False
+    model: FoundationModel,
+    batch: Batch,
+    distance: MahalanobisDistance | None,
+    risk: RiskModel | None = None,
+    *,
+    fused: bool = False,
 ) -> Tensor:
     """Return the columns of each structure with forces, [g, columns]; `fused` as in FoundationModel.features."""
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
-        scores = _compute_scores(model, batch, positions, distance, fused=fused)
+        features = model.encode_atoms(batch, positions, batch.shift, fused=fused)
+        scores = _compute_scores(model, batch, features, distance)
         (gradient,) = torch.autograd.grad((scores["residual_energy_ev_per_atom"] * batch.n_atoms).sum(), positions)
-    size = torch.linalg.vector_norm(gradient, dim=1)
-    largest = size.new_zeros(len(batch.n_atoms)).scatter_reduce(0, batch.graph, size, "amax", include_self=True)
+    largest = find_largest_forces(batch, gradient)
     scores["force_max_ev_per_angstrom"] = largest
+    if risk is not None:
+        features = features.detach()
+        pooled = model.pool(batch, features)
+        residual = model.residual_energies(pooled, batch) / batch.n_atoms.unsqueeze(-1)
+        evaluation = Evaluation(features, pooled, residual, largest)
+        scores["risk_ev_per_atom"] = risk.estimate(model, batch, evaluation, model.gate_weights(batch.composition))
     return torch.stack([scores[name].detach() for name in COLUMNS if name in scores], dim=1)
 
 
 def _compute_scores(
-    model: FoundationModel, batch: Batch, positions: Tensor, distance: MahalanobisDistance | None, *, fused: bool
+    model: FoundationModel, batch: Batch, features: Tensor, distance: MahalanobisDistance | None
 ) -> dict[str, Tensor]:
-    pooled = model.encode(batch, positions, batch.shift, fused=fused)
+    pooled = model.pool(batch, features)
     atoms = batch.n_atoms.unsqueeze(-1)
     residual = model.residual_energies(pooled, batch) / atoms
     weights = model.gate_weights(batch.composition)
@@ -128,7 +151,7 @@ def _compute_scores(
         "spread_ev_per_atom": spread,
     }
     if distance is not None:
-        scores["distance"] = distance.distance(pooled / atoms)
+        scores["distance"] = distance.distance(model.select_features(pooled) / atoms)
     return scores
 
 
@@ -144,6 +167,7 @@ class Retention:
         low: Lower bound for "within".
         high: Upper bound for "within".
         max_distance: Results with a larger distance from the training sets are dropped.
+        max_risk_ev_per_atom: Results with a larger risk are dropped.
     """
 
     mode: Literal["all", "top", "within"] = "top"
@@ -153,9 +177,10 @@ class Retention:
     low: float = -np.inf
     high: float = np.inf
     max_distance: float = np.inf
+    max_risk_ev_per_atom: float = np.inf
 
     @classmethod
-    def from_parameters(cls, selection: Selection) -> Retention:
+    def from_parameters(cls, selection: Selection, max_risk_ev_per_atom: float = np.inf) -> Retention:
         """Return the retention of a case, with infinity for open bounds."""
         return cls(
             selection.mode,
@@ -165,12 +190,15 @@ class Retention:
             -np.inf if selection.min is None else selection.min,
             np.inf if selection.max is None else selection.max,
             np.inf if selection.max_distance is None else selection.max_distance,
+            max_risk_ev_per_atom,
         )
 
     def select(self, scores: Scores) -> Scores:
         """Return the results to retain; of candidates with equal values, the one with the lower number is better."""
         if self.max_distance < np.inf:
             scores = scores[scores.column("distance") <= self.max_distance]
+        if self.max_risk_ev_per_atom < np.inf:
+            scores = scores[scores.column("risk_ev_per_atom") <= self.max_risk_ev_per_atom]
         if self.mode == "all":
             return scores
         values = scores.column(self.column)

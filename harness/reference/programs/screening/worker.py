@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.reference.data.batch import Batch
 from harness.reference.distributed.group import synchronize
 from harness.reference.errors import get_first_line
+from harness.reference.inference.risk import RiskModel
 from harness.reference.models.coverage import Coverage
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import UNFUSED, MessageBackend
@@ -26,7 +27,8 @@ from harness.reference.programs.screening.result_segments import IndexPartition,
 from harness.reference.programs.screening.scoring import MahalanobisDistance, Retention, Scores, concatenate_scores
 from harness.reference.storage.prefetch import Prefetch
 
-Score = Callable[[FoundationModel, Batch, MahalanobisDistance | None], Tensor]
+Score = Callable[[FoundationModel, Batch, MahalanobisDistance | None, RiskModel | None], Tensor]
+TOO_RISKY = "risk above the threshold"
 
 
 @dataclass
@@ -41,6 +43,7 @@ class ModelScorer:
         device: The device.
         dtype: Type of the batches.
         message_backend: The message backend.
+        risk: The risk of the model, or None.
         compiled: The compiled score function, or None. Batches of one structure or edge, which would need another
             compilation, use `score`.
         eager_reason: Why the compilation failed; None if it did not.
@@ -53,6 +56,7 @@ class ModelScorer:
     device: torch.device
     dtype: torch.dtype
     message_backend: MessageBackend = UNFUSED
+    risk: RiskModel | None = None
     compiled: Score | None = None
     eager_reason: str | None = None
 
@@ -74,7 +78,7 @@ class ModelScorer:
         copied = time.perf_counter()
         is_tiny = len(batch.composition) < 2 or len(batch.receiver) < 2
         score = self.score if self.compiled is None or is_tiny else self.compiled
-        scores = score(self.model, on_device, self.distance)
+        scores = score(self.model, on_device, self.distance, self.risk)
         synchronize(self.device)
         finished = time.perf_counter()
         return scores.float().cpu().numpy(), copied - started, finished - copied
@@ -99,7 +103,8 @@ class WorkerStats:
         wall_s: Seconds in total, without the warm-up.
         warm_up_s: Seconds of an additional evaluation of the first batch, including compilation.
         left_out: Number of candidates without results, by reason.
-        unranked: Number of evaluated candidates outside the training sets, which have no results, by reason.
+        unranked: Number of evaluated candidates that are outside the training sets or too risky, which have no results,
+            by reason.
         memory_bytes: Resident memory after each part.
         eager_reason: Why the compilation failed; None if it did not.
     """
@@ -227,7 +232,11 @@ class ScreeningWorker:
         if (inside & ~finite).any():
             stats.left_out["not finite"] += int((inside & ~finite).sum())
         stats.evaluated += int((finite | ~inside).sum())
-        return scores[inside & finite]
+        scores = scores[inside & finite]
+        if self.scorer.risk is not None:
+            is_risky = scores.column("risk_ev_per_atom") > self.retention.max_risk_ev_per_atom
+            stats.unranked.update({TOO_RISKY: int(is_risky.sum())} if is_risky.any() else {})
+        return scores
 
     def _finish_part(self, number: int, results: Sequence[Scores], stats: WorkerStats) -> SegmentEntry:
         """Return the entry of a finished part, and report the progress."""
@@ -249,7 +258,7 @@ class ScreeningWorker:
             concatenate_scores(self.scorer.names, [e.results for e in pending if e.results is not None])
         )
         trimmed = [replace(entry, results=_select_retained(entry, retained)) for entry in pending]
-        path = self.folder / f"{pending[0].part:08d}-{self.rank}.bp"
+        path = result_segments.make_path(self.folder, pending[0].part, self.rank)
         result_segments.write(path, [trimmed], self.scorer.names, self.identity)
         stats.write_s += time.perf_counter() - started
 

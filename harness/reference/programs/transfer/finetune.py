@@ -212,7 +212,7 @@ def predict(
 def _predict_value(model: FoundationModel, scaling: TargetScaling, pooled: Tensor, batch: Batch) -> Tensor:
     if scaling.extensive:
         return model.residual_energies(pooled, batch).squeeze(1)
-    return model.scale[0] * model.heads.forward_one(0, pooled / batch.n_atoms.unsqueeze(-1))
+    return model.scale[0] * model.heads.forward_one(0, model.select_features(pooled) / batch.n_atoms.unsqueeze(-1))
 
 
 def compute_loss(
@@ -265,7 +265,7 @@ def fit(
     rng = np.random.default_rng(seed)
     best, best_step = compute_validation_loss(model, scaling, validation, budget.force_weight), 0
     best_state = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _compute_learning_rate_factor(step, budget.steps)
     )

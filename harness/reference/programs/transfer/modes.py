@@ -77,6 +77,7 @@ def build_task_model(
     torch.manual_seed(seed)
     weight = next(source.parameters())
     model = FoundationModel(source.config.replace(heads=1)).to(weight.device, weight.dtype)
+    model.fused = source.fused
     if not mode.pretrained:
         return model
     model.encoder.load_state_dict(source.encoder.state_dict())

@@ -39,6 +39,7 @@ from harness.reference.distributed.launch import shard
 from harness.reference.inference.precision import find_precision
 from harness.reference.models import checkpoints
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.models.message_backend import use_fused_messages
 from harness.reference.programs.transfer.finetune import (
     FitResult,
     TaskData,
@@ -83,13 +84,17 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
         )
     )  # fmt: skip
     budget = msgspec.convert({k: getattr(config, k) for k in Budget.__struct_fields__}, Budget)
-    model = TransferModel(checkpoint=config.checkpoint, config=source.config.asdict(), notes=sorted(notes))
-    log.record_facts(TransferFacts(model=model, budget=budget))
     (folder / FITS).mkdir(exist_ok=True)
     rank_info = launch.detect_rank(os.environ)
     device = select_device(config.device, config.backend, rank_info)
     splits = TaskSplits(task, dataset, source.config, config.test_fraction, config.max_test_structures, config.seed)
     study = TransferStudy(config, budget, splits, source.to(device), folder / FITS)
+    message_backend = use_fused_messages(source, device)
+    model = TransferModel(
+        checkpoint=config.checkpoint, config=source.config.asdict(), notes=sorted(notes),
+        message_backend=message_backend.name, unfused_reason=message_backend.unfused_reason,
+    )  # fmt: skip
+    log.record_facts(TransferFacts(model=model, budget=budget))
     with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as world:
         draws = study.list_draws()
         for k, draw in enumerate(shard(draws, rank_info.rank, rank_info.size), start=1):

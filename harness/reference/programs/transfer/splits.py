@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
+from harness.reference.data.neighbours import NeighbourList
 from harness.reference.models.config import ModelConfig
 from harness.reference.programs.transfer.finetune import TargetScaling, TaskData, fit_scaling
 from harness.reference.tasks.catalog import Task
@@ -115,8 +115,7 @@ class TaskSplits:
         table = self.dataset.table[indices]
         for k, structure in zip(indices.tolist(), table.structures(head=0), strict=True):
             if k not in self.graphs:
-                limit = self.model.max_neighbours
-                self.graphs[k] = build_neighbour_list(structure, cutoff=self.model.cutoff, max_neighbours=limit)
+                self.graphs[k] = self.model.neighbour_spec.build_list(structure)
         return TaskData(
             [self.graphs[k] for k in indices.tolist()],
             self.dataset.target[indices] - scaling.baseline(table),

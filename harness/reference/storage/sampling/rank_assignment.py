@@ -30,6 +30,24 @@ def compute_weights(counts: Sequence[int], temperature: float = 1.0) -> NDArray[
     return raw / raw.sum()
 
 
+def compute_loss_weights(
+    counts: Sequence[int], draws: ArrayLike, temperature: float | None = None
+) -> NDArray[np.float64]:
+    """Return the weight in the loss of the samples of each dataset, [d]; its mean over all draws is 1.
+
+    With these weights, the expected loss is that of unweighted samples that are drawn at the temperature.
+
+    Args:
+        counts: [d] number of samples of each dataset.
+        draws: [d] number of draws from each dataset per epoch.
+        temperature: As in `compute_weights`; None: all weights are 1.
+    """
+    if temperature is None:
+        return np.ones(len(counts))
+    shares = np.asarray(draws, dtype=float) / np.sum(draws)
+    return compute_weights(counts, temperature) / shares
+
+
 def round_shares(shares: ArrayLike, total: int, at_least: int = 0) -> Integers:
     """Divide a total into integers in proportion to shares, by the largest-remainder method.
 

@@ -14,8 +14,9 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.collection import NeighbourSpec, open_dataset, require_forces
+from harness.reference.datasets.collection import open_dataset, require_forces
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
 from tests.reference.datasets.official_files import json_writers as official_json

@@ -18,22 +18,30 @@ from harness.reference.programs.screening.candidates.workload import Workload
 HEAVIEST_ELEMENT = 94
 
 
-def build_workload(config: Candidates, model: FoundationModel) -> Workload:
-    """Return the candidates of a case; raise InputError for an element that the model was not trained on."""
-    cutoff = model.config.cutoff
-    limit = config.max_neighbours or model.config.max_neighbours
+def build_workload(config: Candidates, model: FoundationModel, head: int | None = None) -> Workload:
+    """Return the candidates of a case.
+
+    Args:
+        config: The parameters of the candidates.
+        model: The model.
+        head: The head whose elements prototypes have if the parameters name none; None for those of all heads.
+
+    Raises:
+        InputError: The model was not trained on one of the elements that the parameters name.
+    """
+    spec = model.config.limit_neighbours(config.max_neighbours or model.config.max_neighbours)
     if config.kind == "random":
         space = RandomSpace(config.streams, config.per_stream, config.atoms)
-        return RandomWorkload(space, cutoff=cutoff, max_neighbours=limit)
-    crystals = CandidateSpace(load_prototypes(), select_elements(config.elements, model), config.volumes)
-    return CrystalWorkload(crystals, config.filters, cutoff=cutoff, max_neighbours=limit)
+        return RandomWorkload(space, spec)
+    crystals = CandidateSpace(load_prototypes(), select_elements(config.elements, model, head), config.volumes)
+    return CrystalWorkload(crystals, config.filters, spec)
 
 
-def select_elements(symbols: Sequence[str], model: FoundationModel) -> tuple[int, ...]:
-    """Return the atomic numbers of symbols; without symbols, those of all elements that the model knows."""
+def select_elements(symbols: Sequence[str], model: FoundationModel, head: int | None = None) -> tuple[int, ...]:
+    """Return the atomic numbers of symbols; without symbols, those of all elements that the model or a head knows."""
     known = [z for z in range(1, HEAVIEST_ELEMENT + 1) if bool(model.elements[z])]
     if not symbols:
-        return tuple(known)
+        return tuple(z for z in known if head is None or bool(model.known_elements[head, z]))
     for z in parse_element_symbols(symbols):
         if z not in known:
             raise InputError(f"element {chemical_symbols[z]!r}: the model was not trained on it")

@@ -1,28 +1,31 @@
-"""Filters of candidates that need no model: charge balance, and duplicates."""
+"""Filters of candidates that need no model: chemistry (charge balance, noble gases, intermetallics), and duplicates."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
-from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
-from harness.reference.errors import InputError
+from harness.reference.programs.screening.candidates.oxidation_states import (
+    ELECTRONEGATIVITY,
+    IS_METAL,
+    IS_NOBLE_GAS,
+    LARGEST_STATE,
+    N_ROWS,
+    STATES,
+)
 from harness.reference.programs.screening.candidates.prototype_space import PrototypeBlock
 from harness.reference.programs.screening.candidates.prototypes import Prototype
 
-ELEMENTS = MAX_ATOMIC_NUMBER + 1
-LARGEST_STATE = 9
+Mask = NDArray[np.bool_]
 WORD_BITS = 64
-MAX_TABLES = 64  # number of cached tables, up to 0.7 MB each; a prototype with four species needs eight
+MAX_TABLES = 64  # cached pairs of tables of up to 1.4 MB each; a prototype with four species needs eight pairs
 
 
-def is_duplicate(prototype: Prototype, block: PrototypeBlock) -> NDArray[np.bool_]:
-    """Return for each candidate whether an exchange of its elements gives the same crystal and an earlier order, [m].
+def is_duplicate(prototype: Prototype, block: PrototypeBlock) -> Mask:
+    """Return for each candidate whether exchanging its elements gives the same crystal with smaller numbers first, [m].
 
     Of each set of equal crystals, only the first in the order of atomic numbers is not a duplicate.
     """
@@ -34,20 +37,35 @@ def is_duplicate(prototype: Prototype, block: PrototypeBlock) -> NDArray[np.bool
     return result
 
 
-def is_charge_balanced(prototype: Prototype, block: PrototypeBlock) -> NDArray[np.bool_]:
-    """Return for each candidate whether known oxidation states can sum to zero, [m].
+def is_elemental(prototype: Prototype, block: PrototypeBlock) -> Mask:
+    """Return for each candidate whether it has a single element, [m]."""
+    return np.full(len(block), prototype.n_species == 1)
 
-    In addition, cations must be less electronegative than anions.
 
-    Each element has one oxidation state; a single element is balanced. Oxidation states (ICSD, 2024) and Pauling
-    electronegativities come from smact; a candidate with an element that lacks one of them is not balanced. Sources:
-    Davies et al., Chem 1, 617 (2016); smact, J. Open Source Softw. 4, 1361 (2019).
+def has_noble_gas(prototype: Prototype, block: PrototypeBlock) -> Mask:
+    """Return for each candidate whether one of its elements is a noble gas, [m]."""
+    del prototype
+    return np.asarray(IS_NOBLE_GAS[block.species].any(axis=1))
 
-    Raises:
-        InputError: smact is not installed.
+
+def is_intermetallic(prototype: Prototype, block: PrototypeBlock) -> Mask:
+    """Return for each candidate whether it has several elements, all of which are metals, [m]."""
+    return np.asarray(IS_METAL[block.species].all(axis=1) & (prototype.n_species > 1))
+
+
+def is_charge_implausible(prototype: Prototype, block: PrototypeBlock) -> Mask:
+    """Return for each candidate whether it is neither an element, nor an intermetallic, nor charge-balanced, [m]."""
+    if prototype.n_species == 1:
+        return np.zeros(len(block), dtype=bool)
+    return ~(is_intermetallic(prototype, block) | is_charge_balanced(prototype, block))
+
+
+def is_charge_balanced(prototype: Prototype, block: PrototypeBlock) -> Mask:
+    """Return for each candidate whether common oxidation states can sum to zero, [m].
+
+    In addition, cations must be less electronegative than anions. All atoms of an element have the same oxidation
+    state, but one cation may have mixed valence: any mean between two adjacent states (Fe3O4: 8/3).
     """
-    if prototype.species == 1:
-        return np.ones(len(block), dtype=bool)
     # candidates that differ only in volume are consecutive
     is_new = np.ones(len(block), dtype=bool)
     is_new[1:] = (block.species[1:] != block.species[:-1]).any(axis=1)
@@ -55,30 +73,41 @@ def is_charge_balanced(prototype: Prototype, block: PrototypeBlock) -> NDArray[n
     return _can_balance(tuple(counts.tolist()), block.species[is_new])[np.cumsum(is_new) - 1]
 
 
-def _can_balance(counts: tuple[int, ...], species: NDArray[np.int64]) -> NDArray[np.bool_]:
+def describe_chemistry(prototype: Prototype, block: PrototypeBlock) -> list[str]:
+    """Return for each candidate "element", "intermetallic", "charge-balanced" or "not charge-balanced", [m]."""
+    if prototype.n_species == 1:
+        return ["element"] * len(block)
+    names = np.where(is_charge_balanced(prototype, block), "charge-balanced", "not charge-balanced")
+    return np.where(is_intermetallic(prototype, block), "intermetallic", names).tolist()
+
+
+def _can_balance(counts: tuple[int, ...], species: NDArray[np.int64]) -> Mask:
     """Return whether oxidation states can balance, [m], for the numbers of sites of each slot and species [m, k].
 
     The charges that the first half of the slots can have are compared with those that the second half needs.
     """
     half = len(counts) // 2
     reach = LARGEST_STATE * max(sum(counts[:half]), sum(counts[half:]))
-    electronegativity = _load_ions().electronegativity[species]
+    electronegativity = ELECTRONEGATIVITY[species]
     balanced = np.zeros(len(species), dtype=bool)
     for signs in product((1, -1), repeat=len(counts)):
         cation = np.array(signs) > 0
         if cation.all() or not cation.any():
             continue
-        # NaN, for an unknown electronegativity, compares as False.
+        # NaN, an unknown electronegativity, compares as False, so such candidates are never balanced.
         ordered = electronegativity[:, cation].max(axis=1) < electronegativity[:, ~cation].min(axis=1)
         rows = np.flatnonzero(ordered & ~balanced)
-        reachable = _list_charge_sums(counts[:half], signs[:half], 1, reach)[tuple(species[rows, :half].T)]
-        required = _list_charge_sums(counts[half:], signs[half:], -1, reach)[tuple(species[rows, half:].T)]
-        balanced[rows] = (reachable & required).any(axis=1)
+        first, second = tuple(species[rows, :half].T), tuple(species[rows, half:].T)
+        pure, mixed = (table[first] for table in _list_charge_sums(counts[:half], signs[:half], 1, reach))
+        needed, mixed_needed = (table[second] for table in _list_charge_sums(counts[half:], signs[half:], -1, reach))
+        balanced[rows] = ((mixed & needed) | (pure & mixed_needed)).any(axis=1)
     return balanced
 
 
 @lru_cache(maxsize=MAX_TABLES)
-def _list_charge_sums(counts: tuple[int, ...], signs: tuple[int, ...], sense: int, reach: int) -> NDArray[np.uint64]:
+def _list_charge_sums(
+    counts: tuple[int, ...], signs: tuple[int, ...], sense: int, reach: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return the possible charges of one or two slots for all elements on them.
 
     Args:
@@ -88,46 +117,44 @@ def _list_charge_sums(counts: tuple[int, ...], signs: tuple[int, ...], sense: in
         reach: Bound of the absolute charge.
 
     Returns:
-        [119, words] or [119, 119, words] bits; bit `charge + reach` is set if the charge is possible.
+        Two tables [119, words] or [119, 119, words] of bits, in which bit `charge + reach` is set if the charge is
+        possible: without mixed valence, and with mixed valence of at most one slot.
     """
-    ions = _load_ions()
-    table = np.zeros((ELEMENTS,) * len(counts) + (2 * reach // WORD_BITS + 1,), dtype=np.uint64)
-    for states in product(range(1, LARGEST_STATE + 1), repeat=len(counts)):
-        charges = np.multiply(signs, states)
-        elements = [np.flatnonzero(ions.has(charge)) for charge in charges.tolist()]
-        word, bit = divmod(sense * int(charges @ counts) + reach, WORD_BITS)
-        table[..., word][np.ix_(*elements)] |= np.uint64(1 << bit)
-    return table
+    pure, mixed = _list_slot_charges(counts[0], signs[0], reach)
+    if len(counts) == 2:
+        other_pure, other_mixed = _list_slot_charges(counts[1], signs[1], reach)
+        mixed = _add_charges(mixed, other_pure) | _add_charges(pure, other_mixed)
+        pure = _add_charges(pure, other_pure)
+    return _pack_bits(pure[..., ::sense]), _pack_bits(mixed[..., ::sense])
 
 
-@dataclass(frozen=True, eq=False)
-class Ions:
-    """The ions of smact.
-
-    Attributes:
-        states: [119, 19] whether each oxidation state -9 .. 9 of an element is known.
-        electronegativity: [119] on Pauling's scale, NaN if it is unknown.
-    """
-
-    states: NDArray[np.bool_]
-    electronegativity: Array
-
-    def has(self, state: int) -> NDArray[np.bool_]:
-        """Return for each element whether an oxidation state is known, [119]."""
-        return self.states[:, state + LARGEST_STATE]
+def _list_slot_charges(count: int, sign: int, reach: int) -> tuple[Mask, Mask]:
+    """Return the possible charges of one slot, [119, 2 reach + 1] each, without and with mixed valence."""
+    charges = np.arange(1, LARGEST_STATE + 1) * sign
+    known = STATES[:, charges + LARGEST_STATE]
+    pure = np.zeros((N_ROWS, 2 * reach + 1), dtype=bool)
+    pure[:, charges * count + reach] = known
+    mixed = pure.copy()
+    for low, high in zip(*np.triu_indices(LARGEST_STATE, 1), strict=True):
+        is_adjacent = known[:, low] & known[:, high] & ~known[:, low + 1 : high].any(axis=1)
+        if sign > 0:
+            mixed[is_adjacent, reach + count * (low + 1) : reach + count * (high + 1)] = True
+    return pure, mixed
 
 
-@cache
-def _load_ions() -> Ions:
-    try:
-        import smact
-    except ImportError:
-        raise InputError("the charge-balance filter needs smact (pip install 'gfm-harness[screening]')") from None
-    states = np.zeros((ELEMENTS, 2 * LARGEST_STATE + 1), dtype=bool)
-    electronegativity = np.full(ELEMENTS, np.nan)
-    for symbol, element in smact.element_dictionary().items():
-        number = chemical_symbols.index(symbol)
-        states[number, np.array(element.oxidation_states or [], dtype=int) + LARGEST_STATE] = True
-        if element.pauling_eneg is not None:
-            electronegativity[number] = element.pauling_eneg
-    return Ions(states, electronegativity)
+def _add_charges(first: Mask, second: Mask) -> Mask:
+    """Return the possible sums of the charges of two slots, [119, 119, 2 reach + 1]."""
+    width = first.shape[1]
+    reach = width // 2
+    sums = np.zeros((N_ROWS, N_ROWS, width), dtype=bool)
+    for column in np.flatnonzero(first.any(axis=0)).tolist():
+        shift = column - reach
+        low, high = max(0, shift), min(width, width + shift)
+        sums[first[:, column], :, low:high] |= second[:, low - shift : high - shift]
+    return sums
+
+
+def _pack_bits(table: Mask) -> NDArray[np.uint64]:
+    words = -(-table.shape[-1] // WORD_BITS)
+    padding = [(0, 0)] * (table.ndim - 1) + [(0, words * WORD_BITS - table.shape[-1])]
+    return np.packbits(np.pad(table, padding), axis=-1).view(np.uint64)

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.reference.data.neighbours import SAME_SHELL_ANGSTROM
+from harness.reference.data.neighbours import ADAPTIVE_TOLERANCE, SAME_SHELL_ANGSTROM, solve_adaptive_cutoffs
 from harness.reference.data.structure import Array
 from harness.reference.errors import InputError
 from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, PrototypeBlock
@@ -66,27 +66,52 @@ class Topology:
         cutoff: Angstrom.
         max_neighbours: Maximum number of neighbours of an atom, as in `build_neighbour_list`, or None.
         smallest_stretch: Lower bound of the stretch of candidates, angstrom per unit of length of the prototype.
+        adaptive: As in `NeighbourSpec`.
     """
 
     prototype: Prototype
     cutoff: float
     max_neighbours: int | None
     smallest_stretch: float
+    adaptive: float | None = None
 
     @cached_property
     def pairs(self) -> AtomPairs:
-        """The pairs in the prototype's geometry; with a neighbour limit, the limit + 1 nearest of each atom."""
+        """The pairs in the prototype's geometry.
+
+        With a neighbour limit, they are the limit + 1 nearest of each atom; with adaptive cutoffs, those within the
+        largest adaptive cutoff of any candidate.
+        """
         furthest = self.cutoff / self.smallest_stretch
+        if self.adaptive is not None:
+            return self._find_adaptive_pairs(furthest, self.adaptive)
         if self.max_neighbours is None:
             return self.prototype.pairs(furthest)
         n_pairs = self.max_neighbours + 1
-        volume = abs(np.linalg.det(self.prototype.cell)) * n_pairs / len(self.prototype)
-        radius = min(furthest, (3 * volume / (4 * math.pi)) ** (1 / 3))
+        radius = min(furthest, self._estimate_radius(n_pairs))
         pairs = self.prototype.pairs(radius)
         while radius < furthest and np.bincount(pairs.receiver, minlength=len(self.prototype)).min() < n_pairs:
             radius = min(furthest, GROWTH * radius)
             pairs = self.prototype.pairs(radius)
         keep = _rank_within_receiver(pairs.receiver, len(self.prototype)) < n_pairs
+        return AtomPairs(pairs.receiver[keep], pairs.sender[keep], pairs.image[keep], pairs.distance[keep])
+
+    def _estimate_radius(self, n_pairs: float) -> float:
+        """Return the radius of a sphere with n_pairs atoms at the mean density of the prototype."""
+        volume = abs(np.linalg.det(self.prototype.cell)) * n_pairs / len(self.prototype)
+        return float((3 * volume / (4 * math.pi)) ** (1 / 3))
+
+    def _find_adaptive_pairs(self, furthest: float, adaptive: float) -> AtomPairs:
+        # an adaptive cutoff rises with the cutoff of the model, here with the largest one in units of the prototype
+        radius, n = min(furthest, self._estimate_radius(2 * adaptive)), len(self.prototype)
+        while True:
+            pairs = self.prototype.pairs(radius)
+            ratio = pairs.distance / furthest
+            scale = solve_adaptive_cutoffs(pairs.receiver, ratio, adaptive, n, tolerance=ADAPTIVE_TOLERANCE)
+            if radius >= furthest or (radius / furthest) ** 3 * scale.min() >= 1.0:
+                break
+            radius = min(furthest, GROWTH * radius)
+        keep = ratio**3 * scale[pairs.receiver] < 1.0
         return AtomPairs(pairs.receiver[keep], pairs.sender[keep], pairs.image[keep], pairs.distance[keep])
 
     @cached_property
@@ -172,15 +197,16 @@ class Topologies:
     space: CandidateSpace
     cutoff: float
     max_neighbours: int | None = None
+    adaptive: float | None = None
 
     @cached_property
     def get(self) -> Callable[[int], Topology]:
         """The function that returns the topology of a prototype by its number, with a cache."""
-        return lru_cache(maxsize=CACHE_SIZE if self.max_neighbours is None else None)(self._build_topology)
+        return lru_cache(maxsize=None if self.max_neighbours or self.adaptive else CACHE_SIZE)(self._build_topology)
 
     def _build_topology(self, number: int) -> Topology:
         smallest = self.space.smallest_stretch(number)
-        return Topology(self.space.prototypes[number], self.cutoff, self.max_neighbours, smallest)
+        return Topology(self.space.prototypes[number], self.cutoff, self.max_neighbours, smallest, self.adaptive)
 
     def edge_counts(self, block: PrototypeBlock) -> NDArray[np.int64]:
         """Return the number of edges of each candidate, [m]."""

@@ -88,7 +88,7 @@ class CandidateSpace:
 
     @cached_property
     def _sizes(self) -> list[int]:
-        return [math.perm(len(self.elements), p.species) * len(self.scales) for p in self.prototypes]
+        return [math.perm(len(self.elements), p.n_species) * len(self.scales) for p in self.prototypes]
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
@@ -116,7 +116,7 @@ class CandidateSpace:
         volumes, before = len(self.scales), int(self.starts[number])
         index = np.arange(start, stop, dtype=np.int64)
         first, last = (start - before) // volumes, (stop - 1 - before) // volumes
-        chosen = unrank_permutations(np.arange(first, last + 1), len(self.elements), self.prototypes[number].species)
+        chosen = unrank_permutations(np.arange(first, last + 1), len(self.elements), self.prototypes[number].n_species)
         species = np.array(self.elements)[chosen]
         choice, volume = np.divmod(index - (before + first * volumes), volumes)
         scale = np.array(self.scales)[volume]
@@ -147,7 +147,7 @@ class CandidateSpace:
         """
         if not 0 <= number < len(self.prototypes):
             raise InputError(f"prototype {number}: expected 0 to {len(self.prototypes) - 1}")
-        slots = self.prototypes[number].species
+        slots = self.prototypes[number].n_species
         if len(species) != slots or len(set(species)) < slots or not set(species) <= set(self.elements):
             raise InputError(
                 f"species {list(species)} of prototype {self.prototypes[number].tag}:"

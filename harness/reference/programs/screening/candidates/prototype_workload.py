@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.data.structure import Structure
-from harness.reference.programs.screening.candidates.filters import is_charge_balanced, is_duplicate
+from harness.reference.programs.screening.candidates.filters import (
+    describe_chemistry,
+    has_noble_gas,
+    is_charge_implausible,
+    is_duplicate,
+    is_elemental,
+    is_intermetallic,
+)
+from harness.reference.programs.screening.candidates.oxidation_states import ELECTRONEGATIVITY
 from harness.reference.programs.screening.candidates.prototype_neighbours import Topologies
 from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, PrototypeBlock
 from harness.reference.programs.screening.candidates.prototypes import Prototype
@@ -18,17 +28,16 @@ from harness.reference.programs.screening.candidates.workload import (
     split_by_count,
 )
 
-CHUNK = 2048  # number of candidates whose edges are counted at a time
+CHUNK = 8192  # number of candidates that are filtered, and whose edges are counted, at a time
 
 
-def _is_first_of_equals(prototype: Prototype, block: PrototypeBlock) -> NDArray[np.bool_]:
-    return ~is_duplicate(prototype, block)
-
-
-# For each filter, the function that returns which candidates of a block pass, [m].
+# For each filter, the function that returns which candidates of a block it removes, [m].
 FILTERS: Mapping[str, Callable[[Prototype, PrototypeBlock], NDArray[np.bool_]]] = {
-    "charge_balance": is_charge_balanced,
-    "no_duplicates": _is_first_of_equals,
+    "no_elements": is_elemental,
+    "no_noble_gases": has_noble_gas,
+    "charge_balance": is_charge_implausible,
+    "no_intermetallics": is_intermetallic,
+    "no_duplicates": is_duplicate,
 }
 
 
@@ -38,21 +47,18 @@ class CrystalWorkload:
     Args:
         space: The candidates.
         filters: Names of FILTERS, applied in this order.
-        cutoff: Cutoff of the model in angstrom.
-        max_neighbours: Maximum number of neighbours of an atom, or None.
+        spec: The definition of neighbours.
     """
 
     name = "prototypes"
 
-    def __init__(
-        self, space: CandidateSpace, filters: tuple[str, ...], *, cutoff: float, max_neighbours: int | None
-    ) -> None:
+    def __init__(self, space: CandidateSpace, filters: tuple[str, ...], spec: NeighbourSpec) -> None:
         self.space, self.filters = space, filters
-        self.topologies = Topologies(space, cutoff, max_neighbours)
+        self.topologies = Topologies(space, spec.cutoff, spec.max_neighbours, spec.adaptive)
         self.total = len(space)
         self.facts: dict[str, object] = {
             "prototypes": len(space.prototypes), "elements": list(space.elements), "volumes": list(space.scales),
-            "filters": list(filters), "cutoff_angstrom": cutoff, "max_neighbours": max_neighbours,
+            "filters": list(filters), "cutoff_angstrom": spec.cutoff, "max_neighbours": spec.max_neighbours,
         }  # fmt: skip
 
     def batches(self, first: int, stop: int, edges: int) -> Iterator[CandidateBatch]:
@@ -72,9 +78,9 @@ class CrystalWorkload:
         """Return the candidates that pass all filters, and the number that each filter removed."""
         left_out = {}
         for name in self.filters:
-            passes = FILTERS[name](self.space.prototypes[block.prototype], block)
-            left_out[name] = int((~passes).sum())
-            block = block[passes]
+            is_removed = FILTERS[name](self.space.prototypes[block.prototype], block)
+            left_out[name] = int(is_removed.sum())
+            block = block[~is_removed]
         return block, left_out
 
     def structure(self, index: int) -> Structure:
@@ -82,11 +88,19 @@ class CrystalWorkload:
         return self.space.structure(index)
 
     def describe(self, index: int) -> dict[str, str]:
-        """Return the formula, prototype and volume of a candidate."""
+        """Return the reduced formula, chemistry, prototype and volume of a candidate."""
         (block,) = self.space.block(index, index + 1)
         prototype = self.space.prototypes[block.prototype]
         return {
-            "formula": self.space.formula(block)[0],
+            "formula": format_formula(block.species[0], prototype.counts),
+            "chemistry": describe_chemistry(prototype, block)[0],
             "prototype": prototype.tag,
             "volume": f"{block.scale[0]:g}",
         }
+
+
+def format_formula(elements: NDArray[np.int64], counts: NDArray[np.int64]) -> str:
+    """Return the reduced formula with the elements in the order of their electronegativity."""
+    reduced = counts // np.gcd.reduce(counts)
+    order = np.argsort(np.nan_to_num(ELECTRONEGATIVITY[elements]), kind="stable")
+    return "".join(chemical_symbols[elements[k]] + (str(reduced[k]) if reduced[k] > 1 else "") for k in order)

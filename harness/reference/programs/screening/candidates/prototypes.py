@@ -66,13 +66,13 @@ class Prototype:
         return len(self.slots)
 
     @property
-    def species(self) -> int:
+    def n_species(self) -> int:
         """The number of slots, and so of elements."""
         return int(self.slots.max()) + 1
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """The number of sites of each slot, [species]."""
+        """The number of sites of each slot, [n_species]."""
         return np.bincount(self.slots)
 
     @property
@@ -95,7 +95,7 @@ class Prototype:
         radius = INITIAL_RADIUS_ANGSTROM
         while True:
             pairs = self.pairs(radius)
-            smallest = np.full((self.species, self.species), np.inf)
+            smallest = np.full((self.n_species, self.n_species), np.inf)
             np.minimum.at(smallest, (self.slots[pairs.receiver], self.slots[pairs.sender]), pairs.distance)
             if np.isfinite(smallest).all():
                 return np.minimum(smallest, smallest.T)

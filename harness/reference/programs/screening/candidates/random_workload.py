@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
 
-from harness.reference.data.neighbours import COINCIDENT_ANGSTROM, SAME_SHELL_ANGSTROM
+from harness.reference.data.neighbours import COINCIDENT_ANGSTROM, SAME_SHELL_ANGSTROM, NeighbourSpec, select_adaptive
 from harness.reference.data.structure import Array, Structure
 from harness.reference.datasets.random_structures import BOX_ANGSTROM, ELEMENTS, SEED
 from harness.reference.errors import InputError
@@ -96,7 +96,11 @@ MIN_PARTITION = 64  # shorter rows are sorted faster without a partition
 
 
 def build_vacuum_arrays(
-    structures: Sequence[Structure], *, cutoff: float, max_neighbours: int | None = None
+    structures: Sequence[Structure],
+    *,
+    cutoff: float,
+    max_neighbours: int | None = None,
+    adaptive: float | None = None,
 ) -> GraphArrays:
     """Build the edges of small structures in vacuum from all pairs of atoms, which is faster than a grid or tree.
 
@@ -106,6 +110,7 @@ def build_vacuum_arrays(
         structures: The structures.
         cutoff: Cutoff in angstrom.
         max_neighbours: Maximum number of neighbours of an atom, or None.
+        adaptive: As in `NeighbourSpec`.
 
     Raises:
         InputError: There are no structures, one is periodic or invalid, or atoms coincide.
@@ -120,9 +125,13 @@ def build_vacuum_arrays(
     graph = np.repeat(np.arange(len(atoms)), atoms)
     before = np.cumsum(atoms) - atoms
     largest = int(atoms.max())
-    limit = largest if max_neighbours is None else max_neighbours
-    sender, distance = _find_nearest([s.positions for s in structures], min(limit + 1, largest), largest)
-    keep = _select_edges(distance, cutoff, limit)
+    positions = [s.positions for s in structures]
+    if adaptive is None:
+        limit = largest if max_neighbours is None else max_neighbours
+        sender, distance = _find_nearest(positions, min(limit + 1, largest), largest)
+        keep = _select_edges(distance, cutoff, limit)
+    else:
+        sender, distance, keep = _find_adaptive(positions, cutoff, adaptive, largest)
     receiver = np.repeat(np.arange(len(graph)), keep.sum(axis=1))
     closest = distance[:, 0]
     if closest.min() < COINCIDENT_ANGSTROM:
@@ -191,28 +200,42 @@ def _select_edges(distance: Array, cutoff: float, limit: int) -> NDArray[np.bool
     return keep
 
 
+def _find_adaptive(
+    positions: Sequence[Array], cutoff: float, adaptive: float, max_atoms: int
+) -> tuple[NDArray[np.int64], Array, NDArray[np.bool_]]:
+    """Return the result of `_find_nearest`, and which distances are below the adaptive cutoff of their atom."""
+    width = min(2 * int(adaptive), max_atoms)
+    while True:
+        sender, distance = _find_nearest(positions, width, max_atoms)
+        keep = distance < cutoff
+        rows = np.nonzero(keep)[0]
+        keep[keep] = select_adaptive(rows, distance[keep] / cutoff, adaptive, len(distance))
+        if width == max_atoms or not keep[:, -1].any():
+            return sender, distance, keep
+        width = min(2 * width, max_atoms)
+
+
 class RandomWorkload:
     """The workload "random". A stream is always generated from its start, so each part should be one whole stream.
 
     Args:
         space: The candidates.
-        cutoff: Cutoff of the model in angstrom.
-        max_neighbours: Maximum number of neighbours of an atom, or None.
+        spec: The definition of neighbours.
     """
 
     name = "random"
 
-    def __init__(self, space: RandomSpace, *, cutoff: float, max_neighbours: int | None) -> None:
-        self.space, self.cutoff, self.max_neighbours = space, cutoff, max_neighbours
+    def __init__(self, space: RandomSpace, spec: NeighbourSpec) -> None:
+        self.space, self.spec = space, spec
         self.total = len(space)
         self.facts: dict[str, object] = {
             "streams": space.ranks, "per_stream": space.per_rank, "atoms": list(space.atoms),
-            "cutoff_angstrom": cutoff, "max_neighbours": max_neighbours,
+            "cutoff_angstrom": spec.cutoff, "max_neighbours": spec.max_neighbours,
         }  # fmt: skip
 
     def batches(self, first: int, stop: int, edges: int) -> Iterator[CandidateBatch]:
         """Yield batches as in `Workload`; their numbers of atoms are limited, and so their numbers of edges."""
-        max_atoms = max(1, edges // (self.max_neighbours or 50))
+        max_atoms = max(1, edges // int(self.spec.max_neighbours or self.spec.adaptive or 50))
         source = self.space.block(first, stop)
         index = first
         carried: list[Structure] = []
@@ -240,7 +263,10 @@ class RandomWorkload:
         return (self._build_arrays(remaining) if remaining else None), valid
 
     def _build_arrays(self, structures: list[Structure]) -> GraphArrays:
-        return build_vacuum_arrays(structures, cutoff=self.cutoff, max_neighbours=self.max_neighbours)
+        spec = self.spec
+        return build_vacuum_arrays(
+            structures, cutoff=spec.cutoff, max_neighbours=spec.max_neighbours, adaptive=spec.adaptive
+        )
 
     def structure(self, index: int) -> Structure:
         """Return one candidate."""

@@ -1,0 +1,322 @@
+"""A batch of structures that move: their Verlet lists, and their energies and forces by one call of the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from ase.data import atomic_masses
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.reference.data.batch import Batch
+from harness.reference.data.neighbours import NeighbourList, find_triplets
+from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array, Structure
+from harness.reference.datasets.parsing.constants import COVALENT_RADII
+from harness.reference.errors import InputError
+from harness.reference.inference.batch_state import CELL_ROWS, BatchState
+from harness.reference.inference.deformed_cells import Placement, place, pull_back_virial
+from harness.reference.inference.prediction import Predict, batched_heads, predict_with_stress
+from harness.reference.inference.verlet_lists import JoinedLists, VerletList, build_verlet_list
+from harness.reference.models.coverage import TOLERANCE
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.models.message_backend import find_unavailable_reason
+
+OUTSIDE = "outside the training sets of the model, at the start or during the run"
+NO_LIST = "no neighbour list: the cell is too short or too long, or atoms coincide, are too far away or not finite"
+NOT_FINITE = "energy or forces not finite"
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A structure of the batch.
+
+    Attributes:
+        index: Its index in the input.
+        structure: The structure at the start.
+        weights: [heads] weight of each head.
+        closest: Shortest accepted contact, relative to the sum of covalent radii: the mean over heads, weighted, of
+            the shortest contact in training, less a tolerance.
+    """
+
+    index: int
+    structure: Structure
+    weights: Tensor
+    closest: float
+
+
+@dataclass(frozen=True)
+class BatchEvaluation:
+    """Energies and forces of a batch.
+
+    Attributes:
+        energy: [g] eV.
+        atom_forces: [n, 3] eV/angstrom.
+        forces: [m, 3] on all coordinates of the state; 0 on cells that are not deformed.
+        shortest: [g] shortest contact, relative to the sum of covalent radii.
+        placement: The positions and cells.
+    """
+
+    energy: Array
+    atom_forces: Array
+    forces: Array
+    shortest: Array
+    placement: Placement
+
+
+@dataclass
+class BatchTimes:
+    """Wall time and counts of a batch since it was made.
+
+    Attributes:
+        lists_s: Seconds for Verlet lists and for the neighbours that they contain.
+        model_s: Seconds for energies and forces, including transfers to and from the device.
+        rebuilt: Number of lists that were built, including the first one of each structure.
+        structure_steps: Number of evaluated structures.
+        atom_steps: Number of evaluated atoms.
+    """
+
+    lists_s: float = 0.0
+    model_s: float = 0.0
+    rebuilt: int = 0
+    structure_steps: int = 0
+    atom_steps: int = 0
+
+
+class StructureBatch:
+    """The structures that move at present, and their state.
+
+    Args:
+        model: The model, whose data type and device are used.
+        head: Index of the head; None for the gate's weighted sum.
+        deforms_cells: Whether cells that are periodic along all lattice vectors are deformed.
+        predict: The function for energies and forces without stress; None: batched heads with fused messages if the
+            backbone has them.
+    """
+
+    def __init__(
+        self, model: FoundationModel, head: int | None, *, deforms_cells: bool, predict: Predict | None = None
+    ) -> None:
+        weight = next(model.parameters())
+        self.model, self.head, self.device, self.dtype = model, head, weight.device, weight.dtype
+        self.spec = model.config.neighbour_spec
+        self.fused = find_unavailable_reason(model.config.network, self.device) is None
+        self.deforms_cells, self.predict = deforms_cells, predict
+        self.members: list[Member] = []
+        self.lists: list[VerletList] = []
+        self.state = BatchState.empty()
+        self.times = BatchTimes()
+        self._joined_members: JoinedMembers | None = None
+        self._joined_lists: JoinedLists | None = None
+
+    @property
+    def edges(self) -> int:
+        """The number of pairs in the lists."""
+        return sum(len(v.receiver) for v in self.lists)
+
+    @property
+    def joined_members(self) -> JoinedMembers:
+        """The constant data of the structures."""
+        if self._joined_members is None:
+            self._joined_members = JoinedMembers(self.members, self.device, self.dtype)
+        return self._joined_members
+
+    @property
+    def joined_lists(self) -> JoinedLists:
+        """The Verlet lists of all structures."""
+        if self._joined_lists is None:
+            self._joined_lists = JoinedLists.join(self.lists)
+        return self._joined_lists
+
+    def add(self, index: int, structure: Structure, *, listed_at: tuple[Array, Array] | None = None) -> str | None:
+        """Add a structure and return None, or return the reason why it cannot be added.
+
+        The caller appends its state to `state` before the next step: once for all structures that enter, as that copies
+        the state of the batch.
+
+        Args:
+            index: Its index in the input.
+            structure: The structure.
+            listed_at: Positions [n, 3] and deformation [3, 3] at which its Verlet list is built; None: at the start.
+        """
+        composition = torch.zeros(1, MAX_ATOMIC_NUMBER + 1, dtype=self.dtype, device=self.device)
+        numbers = torch.from_numpy(structure.numbers).to(self.device)
+        composition[0] = torch.bincount(numbers, minlength=MAX_ATOMIC_NUMBER + 1).to(self.dtype)
+        weights = self._weigh_heads(composition)
+        if not bool(torch.isfinite(weights).all()):
+            return OUTSIDE
+        try:
+            verlet = self._build_list(structure, *(listed_at or (structure.positions, np.eye(3))))
+        except InputError:
+            return NO_LIST
+        closest = float(weights @ self.model.closest.to(weights)) * (1.0 - TOLERANCE)
+        self.members.append(Member(index, structure, weights, closest))
+        self.lists.append(verlet)
+        self._joined_members = self._joined_lists = None
+        return None
+
+    @torch.no_grad()
+    def _weigh_heads(self, composition: Tensor) -> Tensor:
+        """Return the weights [heads] of the heads, NaN if the elements are outside the training sets."""
+        if self.head is None:
+            return self.model.gate_weights(composition)[0]
+        weights = torch.zeros(self.model.config.heads, dtype=self.dtype, device=self.device)
+        knows_all = bool(self.model.heads_knowing_all_elements(composition)[0, self.head])
+        weights[self.head] = 1.0 if knows_all else torch.nan
+        return weights
+
+    def _build_list(self, structure: Structure, positions: Array, deformation: Array) -> VerletList:
+        started = time.perf_counter()
+        verlet = build_verlet_list(structure, positions, deformation, self.spec.cutoff)
+        self.times.lists_s += time.perf_counter() - started
+        self.times.rebuilt += 1
+        return verlet
+
+    def keep(self, remaining: NDArray[np.bool_]) -> None:
+        """Keep the structures of a mask [g], and remove the others."""
+        self.state = self.state.select(remaining, self.joined_members.owner)
+        self.members = [m for m, is_kept in zip(self.members, remaining, strict=True) if is_kept]
+        self.lists = [v for v, is_kept in zip(self.lists, remaining, strict=True) if is_kept]
+        self._joined_members = self._joined_lists = None
+
+    def update_lists(self) -> Iterator[tuple[int, str]]:
+        """Rebuild lists that are no longer valid; yield and remove structures for which that fails."""
+        started, build_s = time.perf_counter(), self.times.lists_s
+        joined = self.joined_members
+        placement = joined.place(self.state.coordinates)
+        is_usable = np.ones(len(self.members), dtype=bool)
+        atom_rows = self.state.coordinates[~joined.is_cell]
+        lists = self.joined_lists
+        for k in lists.find_invalid(atom_rows, placement.deformation, joined.graph, self.spec.cutoff).tolist():
+            member, positions = self.members[k], atom_rows[joined.graph == k]
+            try:
+                self.lists[k] = self._build_list(member.structure, positions, placement.deformation[k])
+                self._joined_lists = None
+            except InputError:
+                is_usable[k] = False
+                yield member.index, NO_LIST
+        if not is_usable.all():
+            self.keep(is_usable)
+        self.times.lists_s = build_s + time.perf_counter() - started
+
+    def evaluate(self) -> BatchEvaluation:
+        """Return the energies and forces of all structures, whose lists must be valid."""
+        started = time.perf_counter()
+        joined, lists = self.joined_members, self.joined_lists
+        placement = joined.place(self.state.coordinates)
+        is_near, shift, distance = lists.find_neighbours(placement.positions, placement.cell, self.spec)
+        receiver, sender, edge_graph = lists.receiver[is_near], lists.sender[is_near], lists.edge_graph[is_near]
+        shortest = joined.find_shortest(receiver, sender, edge_graph, distance)
+        incoming = outgoing = np.zeros(0, dtype=np.int64)
+        if self.model.config.needs_triplets:
+            whole = Structure("batch", joined.numbers, placement.positions)
+            incoming, outgoing = find_triplets(NeighbourList(whole, receiver, sender, shift))
+        listed = time.perf_counter()
+        integers = (receiver, sender, edge_graph, incoming, outgoing)
+        indices = [torch.from_numpy(a).to(self.device) for a in integers]
+        values = [torch.from_numpy(a).to(self.device, self.dtype) for a in (placement.positions, shift, placement.cell)]
+        batch = joined.batch._replace(
+            receiver=indices[0], sender=indices[1], edge_graph=indices[2], incoming=indices[3], outgoing=indices[4],
+            positions=values[0], shift=values[1], cell=values[2],
+        )  # fmt: skip
+        energy, atom_forces, stress = self._predict(batch, joined.weights)
+        self.times.lists_s += listed - started
+        self.times.model_s += time.perf_counter() - listed
+        self.times.structure_steps += len(joined.sizes)
+        self.times.atom_steps += len(joined.numbers)
+        forces = np.zeros_like(self.state.coordinates)
+        forces[~joined.is_cell] = atom_forces
+        if stress is not None:
+            forces[~joined.is_cell] = np.einsum("nk,nkj->nj", atom_forces, placement.deformation[joined.graph])
+            virial = -np.abs(np.linalg.det(placement.cell))[:, None, None] * stress
+            virial[~joined.is_crystal] = 0.0
+            pulled = pull_back_virial(virial, placement) / joined.sizes[:, None, None]
+            forces[joined.is_cell] = pulled.reshape(-1, 3)
+        return BatchEvaluation(energy, atom_forces, forces, shortest, placement)
+
+    def _predict(self, batch: Batch, weights: Tensor) -> tuple[Array, Array, Array | None]:
+        """Return energies [g], forces [n, 3], and stresses [g, 3, 3] if cells are deformed, in double precision."""
+        stress = None
+        if self.deforms_cells:
+            prediction, stress = predict_with_stress(self.model, batch, weights, fused=self.fused)
+        elif self.predict is not None:
+            prediction = self.predict(self.model, batch, weights)
+        else:
+            prediction = batched_heads(self.model, batch, weights, fused=self.fused)
+        energy, forces = (value.double().cpu().numpy() for value in prediction)
+        return energy, forces, None if stress is None else stress.double().cpu().numpy()
+
+
+class JoinedMembers:
+    """The data of the structures of a batch that do not change from step to step."""
+
+    def __init__(self, members: Sequence[Member], device: torch.device, dtype: torch.dtype) -> None:
+        structures = self._structures = [m.structure for m in members]
+        self.index = np.array([m.index for m in members])
+        self.sizes = np.array([len(s) for s in structures])
+        self.graph = np.repeat(np.arange(len(members)), self.sizes)
+        self.owner = np.repeat(np.arange(len(members)), self.sizes + CELL_ROWS)
+        self.first_row = np.concatenate([[0], np.cumsum(self.sizes + CELL_ROWS)[:-1]])
+        is_cell = np.zeros(len(self.owner), dtype=bool)
+        is_cell[(self.first_row + self.sizes)[:, None] + np.arange(CELL_ROWS)] = True
+        self.is_cell = is_cell
+        self.cell = np.stack([s.cell for s in structures])
+        self.is_crystal = np.array([all(s.periodic) for s in structures])
+        self.numbers = np.concatenate([s.numbers for s in structures])
+        self.inverse_mass = np.zeros(len(self.owner))  # of rows of coordinates, 0 for cells
+        self.inverse_mass[~is_cell] = 1.0 / atomic_masses[self.numbers]
+        self.closest = np.array([m.closest for m in members])
+        self.weights = torch.stack([m.weights for m in members])
+        composition = np.zeros((len(members), MAX_ATOMIC_NUMBER + 1))
+        np.add.at(composition, (self.graph, self.numbers), 1.0)
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        vectors = torch.zeros(0, 3, dtype=dtype, device=device)
+        charge = torch.tensor([s.charge for s in structures], dtype=dtype, device=device)
+        multiplicity = torch.tensor([s.multiplicity for s in structures], dtype=dtype, device=device)
+        numbers, graph = (torch.from_numpy(a).to(device) for a in (self.numbers, self.graph))
+        self.batch = Batch(
+            numbers=numbers, positions=vectors, receiver=empty, sender=empty, shift=vectors, graph=graph,
+            edge_graph=empty, cell=vectors, composition=torch.from_numpy(composition).to(device, dtype), charge=charge,
+            multiplicity=multiplicity, head=torch.full((len(members),), -1, device=device), incoming=empty,
+            outgoing=empty,
+        )  # fmt: skip
+
+    def place(self, coordinates: Array) -> Placement:
+        """Return the positions and cells for the coordinates [m, 3] of all structures."""
+        logarithm = coordinates[self.is_cell].reshape(-1, 3, 3) / self.sizes[:, None, None]
+        positions = coordinates[~self.is_cell]
+        if not logarithm.any():
+            identity = np.tile(np.eye(3), (len(logarithm), 1, 1))
+            return Placement(positions, self.cell, identity, logarithm)
+        return place(positions, self.graph, self.cell, logarithm)
+
+    def find_shortest(
+        self,
+        receiver: NDArray[np.int64],
+        sender: NDArray[np.int64],
+        edge_graph: NDArray[np.int64],
+        distance: Array,
+    ) -> Array:
+        """Return the shortest contact of each structure, [g], relative to the sum of covalent radii."""
+        radii = COVALENT_RADII[self.numbers]
+        shortest = np.full(len(self.sizes), np.inf)
+        first = np.searchsorted(edge_graph, np.arange(len(self.sizes) + 1))
+        has_edges = first[1:] > first[:-1]
+        if has_edges.any():
+            ratio = distance / (radii[receiver] + radii[sender])
+            shortest[has_edges] = np.minimum.reduceat(ratio, first[:-1][has_edges])
+        return shortest
+
+    def move_structure(self, k: int, placement: Placement) -> Structure:
+        """Return structure k with other positions and cell, and without labels."""
+        return replace(
+            self._structures[k],
+            positions=placement.positions[self.graph == k],
+            cell=placement.cell[k],
+            energy=None,
+            forces=None,
+            stress=None,
+        )

@@ -1,0 +1,56 @@
+"""Short distances: a pair repulsion, and the range over which learnt interactions are switched on.
+
+The range is given relative to the sum of the covalent radii of the two atoms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.reference.data.batch import Batch
+from harness.reference.datasets.parsing.constants import COVALENT_RADII
+from harness.reference.models.basis import ExactBuffer, tricube
+
+COULOMB_EV_ANGSTROM = 14.399645478425668  # e^2 / (4 pi epsilon_0), CODATA 2018
+SCREENING_LENGTH_ANGSTROM = 0.8854 * 0.529177210903
+SCREENING_POWER = 0.23
+AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
+DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
+# Learnt interactions are zero up to the first of these distances, and complete from the second. Bonds at equilibrium
+# are longer than the first distance: that of N2, one of the shortest, has the relative length 0.77.
+SWITCH_START, SWITCH_END = 0.5, 0.8
+
+
+class Repulsion(nn.Module):
+    """The universal repulsive potential of nuclei screened by electrons, up to SWITCH_END.
+
+    Source: Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Solids, Pergamon (1985). An envelope like
+    that of MACE (Batatia et al., arXiv 2206.07697) ends it where learnt interactions are complete: at bonds of usual
+    lengths, it would be a large force that the network has to cancel.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        numbers = np.arange(len(COVALENT_RADII), dtype=float)
+        table = np.stack([COVALENT_RADII, numbers, numbers**SCREENING_POWER / SCREENING_LENGTH_ANGSTROM], axis=1)
+        self.table = ExactBuffer(torch.from_numpy(table))
+
+    def forward(self, r: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return half the repulsion of each edge in eV, and the switch of learnt interactions, [e, 1] each.
+
+        Args:
+            r: [e, 1] distances in angstrom.
+            batch: The structures.
+        """
+        atoms = self.table(r.dtype)[batch.numbers]
+        sender, receiver = atoms[batch.sender], atoms[batch.receiver]
+        relative = r / (sender[:, :1] + receiver[:, :1])
+        reduced = r * (sender[:, 2:] + receiver[:, 2:])
+        screening = torch.zeros_like(reduced)
+        for amplitude, decay in zip(AMPLITUDES, DECAYS, strict=True):  # rows of four would be too short for vectors
+            screening = screening + amplitude * torch.exp(-decay * reduced)
+        coulomb = (0.5 * COULOMB_EV_ANGSTROM) * sender[:, 1:2] * receiver[:, 1:2] / r
+        switch_distance = ((SWITCH_END - relative) / (SWITCH_END - SWITCH_START)).clamp(min=0.0)
+        return coulomb * screening * tricube((relative / SWITCH_END) ** 3), tricube(switch_distance**3)

@@ -1,0 +1,39 @@
+"""Linear layers, differentiable any number of times; on CPUs, the C++ operator multiply_add computes their products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, library
+from torch.nn import functional
+
+library.define(
+    "gfm_harness::multiply_add", "(Tensor a, Tensor b, Tensor? bias) -> Tensor", tags=torch.Tag.pt2_compliant_tag
+)
+
+
+def _allocate_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+library.register_fake("gfm_harness::multiply_add", _allocate_product)
+
+
+def is_loaded(device: torch.device) -> bool:
+    """Return whether the operator can be called with tensors on the device."""
+    name, key = "gfm_harness::multiply_add", device.type.upper()
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, fused: bool = False) -> Tensor:
+    """Return x weight^T + bias as `torch.nn.functional.linear` does.
+
+    Args:
+        x: [..., n, in].
+        weight: [out, in].
+        bias: [out], or None.
+        fused: Whether the operators of messages.py are loaded; on CPUs, multiply_add is then used.
+    """
+    if not fused or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return functional.linear(x, weight, bias)
+    product = torch.ops.gfm_harness.multiply_add(x.flatten(0, -2), weight.T, bias)
+    return product.view(*x.shape[:-1], weight.shape[0])

@@ -1,0 +1,173 @@
+// Products of features of senders with couplings and weights of edges, summed over the edges of receivers:
+//
+//   F(g, k, h, w) = sum over edges e, rows r, components m, features f of  g[i, r, f] k[e, r, m] h[j, m, f] w[e, p, f]
+//
+// where i is the receiver and j the sender of e, and p the path of row r; without w, its factors are 1. The operators are the derivatives of F with
+// respect to g, k, h and w, which therefore are each other's derivatives. There are R rows, M components, P paths and C
+// features. Features are processed in vectors, so that sums over rows and components stay in registers or the L1 cache.
+
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "rows.h"
+
+namespace segments {
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(64)));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+template <class T>
+constexpr int64_t LANES = 64 / sizeof(T);
+
+// Load up to LANES numbers, followed by zeros.
+template <class T>
+inline Vector<T> load(const T* source, int64_t count) {
+  Vector<T> x{};
+  if (count >= LANES<T>)
+    std::memcpy(&x, source, sizeof x);
+  else
+    std::memcpy(&x, source, count * sizeof(T));
+  return x;
+}
+
+template <class T>
+inline void store(T* target, const Vector<T>& x, int64_t count) {
+  if (count >= LANES<T>)
+    std::memcpy(target, &x, sizeof x);
+  else
+    std::memcpy(target, &x, count * sizeof(T));
+}
+
+template <class T>
+inline T sum_lanes(const Vector<T>& x) {
+  T half[LANES<T>];
+  std::memcpy(half, &x, sizeof x);
+  for (int64_t n = LANES<T> / 2; n > 0; n /= 2)
+    for (int64_t l = 0; l < n; ++l) half[l] += half[l + n];
+  return half[0];
+}
+
+// The arguments that the four operators have in common; one of the tensors is the result.
+template <class T>
+struct Coupling {
+  int64_t rows, components, paths, features;
+  const int64_t *path, *receiver, *sender;
+  const T *g, *k, *h, *w;
+
+  // The weights of row r of edge e for the features from f.
+  Vector<T> weight(int64_t e, int64_t r, int64_t f, int64_t count) const {
+    return w ? load(w + (e * paths + path[r]) * features + f, count) : Vector<T>{} + T(1);
+  }
+};
+
+// The number of components: a constant M, or a variable if M is 0.
+constexpr int64_t MAX_COMPONENTS = 64;
+template <int M>
+constexpr int64_t CAPACITY = M ? M : MAX_COMPONENTS;
+
+// Call f(first feature, number of features) for each vector of features.
+template <class T, class F>
+void for_each_vector(int64_t features, const F& f) {
+  for (int64_t at = 0; at < features; at += LANES<T>) f(at, std::min(LANES<T>, features - at));
+}
+
+template <class T, int M>
+inline void load_components(Vector<T>* x, const T* source, int64_t components, int64_t features, int64_t count) {
+  for (int64_t m = 0; m < (M ? M : components); ++m) x[m] = load(source + m * features, count);
+}
+
+template <class T, int M>
+inline Vector<T> contract(const T* k, const Vector<T>* x, int64_t components) {
+  Vector<T> sum = k[0] * x[0];
+  for (int64_t m = 1; m < (M ? M : components); ++m) sum += k[m] * x[m];
+  return sum;
+}
+
+template <class T, int M>
+void receivers_kernel(const Coupling<T>& in, const Rows& edges, T* g) {
+  const int64_t R = in.rows, C = in.features, components = M ? M : in.components;
+  for_each_range(edges, 1, R * C, [&](int64_t, int64_t first, int64_t last) {
+    std::vector<Vector<T>> sums(R);
+    for (int64_t i = first; i < last; ++i)
+      for_each_vector<T>(C, [&](int64_t f, int64_t count) {
+        std::fill(sums.begin(), sums.end(), Vector<T>{});
+        for (int64_t n = edges.start[i]; n < edges.start[i + 1]; ++n) {
+          const int64_t e = edges.order[n];
+          const T* k = in.k + e * R * components;
+          Vector<T> h[CAPACITY<M>];
+          load_components<T, M>(h, in.h + in.sender[e] * components * C + f, components, C, count);
+          for (int64_t r = 0; r < R; ++r)
+            sums[r] += contract<T, M>(k + r * components, h, components) * in.weight(e, r, f, count);
+        }
+        for (int64_t r = 0; r < R; ++r) store(g + (i * R + r) * C + f, sums[r], count);
+      });
+  });
+}
+
+template <class T, int M>
+void senders_kernel(const Coupling<T>& in, const Rows& edges, T* h) {
+  const int64_t R = in.rows, C = in.features, components = M ? M : in.components;
+  for_each_range(edges, 1, R * C, [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t j = first; j < last; ++j)
+      for_each_vector<T>(C, [&](int64_t f, int64_t count) {
+        Vector<T> sums[CAPACITY<M>]{};
+        for (int64_t n = edges.start[j]; n < edges.start[j + 1]; ++n) {
+          const int64_t e = edges.order[n];
+          const T *k = in.k + e * R * components, *g = in.g + in.receiver[e] * R * C + f;
+          for (int64_t r = 0; r < R; ++r) {
+            const Vector<T> product = load(g + r * C, count) * in.weight(e, r, f, count);
+            for (int64_t m = 0; m < components; ++m) sums[m] += k[r * components + m] * product;
+          }
+        }
+        for (int64_t m = 0; m < components; ++m) store(h + (j * components + m) * C + f, sums[m], count);
+      });
+  });
+}
+
+template <class F>
+void for_each_chunk_of_edges(int64_t edges, int64_t work, const F& f) {
+  at::parallel_for(0, edges, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, work)), f);
+}
+
+template <class T, int M>
+void edges_kernel(const Coupling<T>& in, int64_t edges, T* k) {
+  const int64_t R = in.rows, C = in.features, components = M ? M : in.components;
+  for_each_chunk_of_edges(edges, R * C, [&](int64_t first, int64_t last) {
+    for (int64_t e = first; e < last; ++e) {
+      const T *g = in.g + in.receiver[e] * R * C, *h = in.h + in.sender[e] * components * C;
+      for (int64_t r = 0; r < R; ++r) {
+        Vector<T> sums[CAPACITY<M>]{};
+        for_each_vector<T>(C, [&](int64_t f, int64_t count) {
+          const Vector<T> product = load(g + r * C + f, count) * in.weight(e, r, f, count);
+          for (int64_t m = 0; m < components; ++m) sums[m] += product * load(h + m * C + f, count);
+        });
+        for (int64_t m = 0; m < components; ++m) k[(e * R + r) * components + m] = sum_lanes<T>(sums[m]);
+      }
+    }
+  });
+}
+
+template <class T, int M>
+void weights_kernel(const Coupling<T>& in, int64_t edges, T* w) {
+  const int64_t R = in.rows, C = in.features, components = M ? M : in.components;
+  for_each_chunk_of_edges(edges, R * C, [&](int64_t begin, int64_t last) {
+    std::vector<Vector<T>> sums(in.paths);
+    for (int64_t e = begin; e < last; ++e)
+      for_each_vector<T>(C, [&](int64_t f, int64_t count) {
+        std::fill(sums.begin(), sums.end(), Vector<T>{});
+        const T *k = in.k + e * R * components, *g = in.g + in.receiver[e] * R * C + f;
+        Vector<T> h[CAPACITY<M>];
+        load_components<T, M>(h, in.h + in.sender[e] * components * C + f, components, C, count);
+        for (int64_t r = 0; r < R; ++r)
+          sums[in.path[r]] += contract<T, M>(k + r * components, h, components) * load(g + r * C, count);
+        for (int64_t p = 0; p < in.paths; ++p) store(w + (e * in.paths + p) * C + f, sums[p], count);
+      });
+  });
+}
+
+}  // namespace segments

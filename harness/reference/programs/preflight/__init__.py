@@ -1,0 +1,1 @@
+"""Checks of a machine before the first campaign, each in a separate process."""

@@ -1,0 +1,23 @@
+"""Compiled code of other versions of the operators is not used."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from harness.reference.ops.cache_tag import FOLDER, hash_sources, tag_compiled_code
+
+
+def test_the_tag_changes_with_the_derivative_of_an_operator(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(FOLDER, tmp_path / "ops", ignore=shutil.ignore_patterns("__pycache__")))
+    assert hash_sources(copy) == hash_sources(FOLDER)
+    (copy / "messages.py").write_text((copy / "messages.py").read_text() + "\n")
+    assert hash_sources(copy) != hash_sources(FOLDER)
+
+
+def test_torch_has_the_tag_once() -> None:
+    for _ in range(2):
+        tag_compiled_code()
+    assert torch.compiler.config.cache_key_tag.count(hash_sources(FOLDER)) == 1

@@ -1,0 +1,129 @@
+"""Modules, variables and the binding of ranks differ from the job script: each difference is reported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.protocol.programs.preflight import RankBinding
+from harness.reference.programs.preflight.checks import binding, environment
+from harness.reference.programs.preflight.job_script import JobScript, parse_job_script
+from tests.conftest import ROOT
+from tests.reference.programs.preflight.contexts import make_context
+
+GOLDEN = ROOT / "tests" / "execution" / "golden"
+AURORA = "list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100"
+
+
+def read_golden(system: str) -> JobScript:
+    text = (GOLDEN / f"{system}.sh").read_text()
+    return parse_job_script(text, text.split("run_case ")[2].split()[0])
+
+
+def bind(local_rank: int, *cores: int, **others: object) -> RankBinding:
+    return RankBinding(host="n1", local_rank=local_rank, cores=list(cores), physical_cores=list(cores), **others)  # type: ignore[arg-type]
+
+
+def make_script(*launch: str) -> JobScript:
+    return JobScript((), (), {}, launch)
+
+
+def test_real_scripts_are_read() -> None:
+    frontier, aurora = read_golden("frontier"), read_golden("aurora")
+    assert "rocm/7.1.1" in frontier.modules
+    assert frontier.unloaded_modules == ("darshan-runtime",)
+    assert frontier.variables["OMP_NUM_THREADS"] == "7"
+    assert "TRITON_CACHE_DIR" not in frontier.variables  # its value depends on the job
+    assert frontier.find_option("--cpus-per-task") == "7"
+    assert frontier.find_option("--gpu-bind") == "closest"
+    assert aurora.modules == ("frameworks",)
+    assert aurora.find_option("--cpu-bind") == AURORA
+
+
+def test_environment_of_the_job_script_is_ok() -> None:
+    script = read_golden("frontier")
+    modules = ":".join(name if "/" in name else f"{name}/1.0" for name in script.modules)
+    assert environment.find_differences(script, script.variables | {"LOADEDMODULES": modules}) == []
+
+
+def test_each_difference_of_the_environment_is_found() -> None:
+    script = JobScript(
+        ("rocm/7.1.1", "cce"), ("darshan",), {"OMP_NUM_THREADS": "7", "FI_MR_CACHE_MONITOR": "kdreg2"}, ()
+    )
+    observed = {"LOADEDMODULES": "rocm/6.0:darshan/3", "OMP_NUM_THREADS": "1"}
+    assert environment.find_differences(script, observed) == [
+        "module rocm/7.1.1 is not loaded",
+        "module cce is not loaded",
+        "module darshan is loaded",
+        "OMP_NUM_THREADS is '1', not '7'",
+        "FI_MR_CACHE_MONITOR is not set",
+    ]
+
+
+def test_rank_reports_its_own_cores(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    core = min(before)
+    try:
+        os.sched_setaffinity(0, {core})
+        reported = binding.check(make_context(tmp_path)).binding
+    finally:
+        os.sched_setaffinity(0, before)
+    assert reported is not None
+    assert reported.cores == [core]
+    assert reported.device is None
+
+
+def test_binding_of_the_launch_line_is_ok() -> None:
+    bindings = {0: bind(0, *range(1, 9), device="a"), 1: bind(1, *range(9, 17), device="b")}
+    assert binding.judge_bindings(bindings, make_script("mpiexec", f"--cpu-bind={AURORA}")).verdict == "ok"
+    assert binding.judge_bindings(bindings, make_script("srun", "-c7")).verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("bindings", "launch", "message"),
+    [
+        ((bind(0, *range(1, 9)), bind(1, *range(17, 25))), f"--cpu-bind={AURORA}", "the cores 17-24, not 9-16"),
+        ((bind(0, 0, 1, 2), bind(1, 2, 3, 4)), "--cpus-per-task=3", "ranks 0 and 1 share the cores 2"),
+        ((bind(0, 0), bind(1, 1)), "--cpus-per-task=7", "rank 0 has 1 core, not 7"),
+        ((bind(0, 0, device="a"), bind(1, 1, device="a")), "-n2", "ranks 0 and 1 share the accelerator a"),
+        (
+            (bind(0, 0, device="a", near_cores=[8, 9]), bind(1, 1, device="b", near_cores=[1])), "--gpu-bind=closest",
+            "rank 0 on the cores 0 is far from its accelerator a",
+        ),
+    ],
+    ids=["wrong core", "shared core", "too few cores", "shared device", "far device"],
+)  # fmt: skip
+def test_wrong_binding_is_a_failure(bindings: tuple[RankBinding, ...], launch: str, message: str) -> None:
+    finding = binding.judge_bindings(dict(enumerate(bindings)), make_script("srun", launch))
+    assert finding.verdict == "failed"
+    assert message in finding.observed
+
+
+def test_shared_cores_without_a_binding_are_not_called_ok() -> None:
+    finding = binding.judge_bindings({0: bind(0, 0, 1), 1: bind(1, 0, 1)}, make_script("mpiexec", "-n", "2"))
+    assert finding.verdict == "not checked"
+    assert "ranks 0 and 1 share the cores 0-1" in finding.observed
+
+
+@pytest.mark.parametrize(
+    ("text", "loaded", "unloaded"),
+    [
+        ("module load gcc/12 cuda", ("gcc/12", "cuda"), ()),
+        ("ml PrgEnv-gnu rocm", ("PrgEnv-gnu", "rocm"), ()),
+        ("ml load gcc # a comment", ("gcc",), ()),
+        ("ml gcc -darshan", ("gcc",), ("darshan",)),
+        ("module load gcc || exit 1", ("gcc",), ()),
+        ("module load gcc 2> /dev/null; echo x", ("gcc",), ()),
+        ("module load gcc\nmodule unload gcc", (), ("gcc",)),
+        ("module use /modules\nml list\nml purge\nmodule -q load\nml  # none\n", (), ()),
+    ],
+)
+def test_modules_of_a_script_are_read(text: str, loaded: tuple[str, ...], unloaded: tuple[str, ...]) -> None:
+    script = parse_job_script(f"{text}\n", "case")
+    assert (script.modules, script.unloaded_modules) == (loaded, unloaded)
+
+
+def test_export_over_several_lines_is_left_out() -> None:
+    assert parse_job_script("export A='x\ny'\nexport B=1\n", "case").variables == {"B": "1"}

@@ -13,6 +13,7 @@ from harness.config.document import PATTERNS, Document, Problem, check_model, ra
 from harness.config.suite_file import Suite
 from harness.config.yaml_loader import load_yaml
 from harness.protocol.errors import did_you_mean, shorten
+from harness.protocol.programs.labels import LabelsParameters
 from harness.protocol.programs.models import ModelDefinition, ModelsParameters
 from harness.protocol.registry import load_programs
 from harness.protocol.types import NAME
@@ -99,16 +100,22 @@ def resolve_models(suite: Suite) -> Iterator[Problem]:
 
     Suites of other programs are not changed.
     """
-    if load_programs()[suite.program].parameters is not ModelsParameters:
+    parameters = load_programs()[suite.program].parameters
+    if parameters not in (ModelsParameters, LabelsParameters):
         return
     known = {**load_definitions(), **suite.parameters.get("definitions", {})}
-    key_path, values = suite.axes.get("models", (("parameters", "models"), [suite.parameters.get("models")]))
+    key = "models" if parameters is ModelsParameters else "calculator"
+    key_path, values = suite.axes.get(key, (("parameters", key), [suite.parameters.get(key)]))
+    models = [name for name, definition in known.items() if not definition.get("level_of_theory")]
     selected: dict[str, Any] = {}
-    for names in values:
-        for index, name in enumerate(known if names is None else names):
+    for number, names in enumerate(values):
+        # the axis `calculator` has one name for each value, and the parameter `models` a list of names
+        is_name = isinstance(names, str)
+        for index, name in enumerate([names] if is_name else models if names is None else names):
             if name in known:
                 selected[name] = known[name]
             else:
                 message = f"unknown model {shorten(name)}{did_you_mean(str(name), known)}"
-                yield suite.document.make_problem((*key_path, index), message)
+                position = (number,) * (key in suite.axes) if is_name else (index,)
+                yield suite.document.make_problem((*key_path, *position), message)
     suite.parameters["definitions"] = selected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -187,7 +187,7 @@ NAMESPACES: Mapping[str, Collection[str] | None] = {"system": SYSTEM_ATTRIBUTES,
 RESERVED = ("and", "else", "false", "if", "in", "is", "none", "not", "or", "true", "repeat")
 MAX_CASES = 1_000_000
 # Parameters that hold the path of a file, or the name of a shipped checkpoint.
-FILE_PARAMETERS = ("checkpoint", "structure_file")
+FILE_PARAMETERS = ("checkpoint", "structure_file", "reference_phases")
 
 
 def check_consistency(suite: Suite) -> Iterator[Problem]:
@@ -290,9 +290,9 @@ def resolve_files(suite: Suite) -> Iterator[Problem]:
     checkpoints = resources.list_checkpoints()
     sections: list[tuple[KeyPath, Any]] = [(("parameters",), suite.parameters)]
     sections += [(key_path, values) for name, (key_path, values) in suite.axes.items() if name in FILE_PARAMETERS]
-    for section, container in sections:
-        keys = FILE_PARAMETERS if isinstance(container, dict) else range(len(container))
-        for key in keys:
+    for section, container in [*sections, *_list_holdout_files(suite)]:
+        keys: Iterable[Any] = range(len(container)) if isinstance(container, list) else list(container)
+        for key in FILE_PARAMETERS if section == ("parameters",) else keys:
             value = container.get(key) if isinstance(container, dict) else container[key]
             if value is None or value in checkpoints or expressions.is_expression(value):
                 continue
@@ -303,6 +303,16 @@ def resolve_files(suite: Suite) -> Iterator[Problem]:
             else:
                 message = f"no file {shorten(value)}{did_you_mean(str(value), checkpoints)}"
                 yield suite.document.make_problem((*section, key), f"{format_key_path((*section, key))}: {message}")
+
+
+def _list_holdout_files(suite: Suite) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Yield the files of each holdout of a suite, by head."""
+    axis: tuple[KeyPath, list[Any]] = suite.axes.get("holdout", ((), []))
+    holdouts: list[tuple[KeyPath, Any]] = [(("parameters", "holdout"), suite.parameters.get("holdout"))]
+    holdouts += [((*axis[0], k), value) for k, value in enumerate(axis[1])]
+    for key_path, holdout in holdouts:
+        if isinstance(holdout, dict) and isinstance(holdout.get("files"), dict):
+            yield (*key_path, "files"), holdout["files"]
 
 
 def _is_file(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -41,6 +42,8 @@ JOB_SECTIONS = ("modules", "prepare", "environment", "stage_in", "launch", "tele
 EXPRESSION_SECTIONS = ("node", "chunk", "environment", "install", "launch", "telemetry", *CASE_INDEPENDENT_SECTIONS)
 Collector = Literal["omnistat", "sampler", "none"]
 COLLECTORS: tuple[Collector, ...] = ("omnistat", "sampler", "none")
+# The longest speed test, and the time that its start may take.
+MAX_SPEED_TEST_S, SPEED_TEST_START_S = 120, 60
 CHUNK_VALUE = re.compile(r"[\w.-]+", re.ASCII)
 # The option with which each scheduler's command passes variables to a job.
 EXPORT_OPTIONS = {"slurm": "--export=ALL,", "pbs": "-v "}
@@ -224,6 +227,21 @@ class ResolvedSystem:
             raise self._make_error(("settings", "spare_nodes"), message)
         return int(value)
 
+    @property
+    def speed_test_s(self) -> int:
+        """Seconds for which each job tests the speed of its nodes; 0: no test."""
+        value = str(self.settings.get("speed_test_s", 0))
+        if not (value.isdecimal() and int(value) <= MAX_SPEED_TEST_S):
+            message = f"expected a whole number from 0 to {MAX_SPEED_TEST_S}, got {shorten(value)}"
+            raise self._make_error(("settings", "speed_test_s"), message)
+        return int(value)
+
+    @property
+    def overhead_minutes(self) -> float:
+        """Minutes of walltime that a job needs in addition to its cases."""
+        test = self.speed_test_s
+        return self.definition.overhead_minutes + (math.ceil((test + SPEED_TEST_START_S) / 60) if test else 0)
+
     def _find_missing_settings(self, text: object) -> list[str]:
         """Return the missing settings that an expression reads."""
         if not isinstance(text, str) or not expressions.is_expression(text):
@@ -273,7 +291,14 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
     values, missing = system_file.resolve_settings(definition.name, definition.settings, options)
     resolved = ResolvedSystem(definition, values, missing, source.parent, document)
     # everything that does not depend on a case is rendered now, so that its errors appear
-    _ = resolved.ranks_per_node, resolved.spare_nodes, resolved.chunk, resolved.environment, resolved.telemetry
+    _ = (
+        resolved.ranks_per_node,
+        resolved.spare_nodes,
+        resolved.speed_test_s,
+        resolved.chunk,
+        resolved.environment,
+        resolved.telemetry,
+    )
     _ = [resolved.render_section(name) for name in CASE_INDEPENDENT_SECTIONS]
     return resolved
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,10 +52,17 @@ class Campaign:
             queue = None
         return self._make_status(journal).list_outcomes(queue)
 
-    def run(self, options: RunOptions, progress: Progress) -> list[Outcome]:
+    def measure_pace(self, progress: Progress) -> list[Case]:
+        """Tell the progress how long the cases took that ended in earlier runs, and return the cases that have not."""
+        journal = Journal(self.folder)
+        self._measure(progress, journal)
+        return self._make_status(journal).list_unfinished()
+
+    def run(self, options: RunOptions, progress: Progress, report: Callable[[], None] = lambda: None) -> list[Outcome]:
         """Collect results, submit missing cases or write their job scripts, and return the state of all cases.
 
-        The options say whether cases are submitted, and whether the command waits until their jobs have ended.
+        The options say whether cases are submitted, and whether the command waits until their jobs have ended. While it
+        waits, `report` is called when cases have ended, before further jobs start on this machine.
         Failed cases and rejected jobs do not stop the others; `submission.rejected` lists the rejected jobs afterwards.
         KeyboardInterrupt ends jobs on this machine; jobs in the queue of a scheduler continue.
 
@@ -74,7 +81,7 @@ class Campaign:
                     self._collect_results(options, monitor, progress)
                 self.submission = self._make_submission(options, journal, progress)
                 if options.submit:
-                    return self._submit_and_wait(self.submission, monitor, progress)
+                    return self._submit_and_wait(self.submission, monitor, progress, report)
                 self.submission.write_scripts(self._pack_pending_jobs(journal))
                 return self._make_status(journal).list_outcomes(None)
             except KeyboardInterrupt:
@@ -115,7 +122,9 @@ class Campaign:
         status = self._make_status(journal)
         progress.report_skipped([case.name for case in self.plan.cases if status.is_done(case)])
 
-    def _submit_and_wait(self, submission: Submission, monitor: JobMonitor, progress: Progress) -> list[Outcome]:
+    def _submit_and_wait(
+        self, submission: Submission, monitor: JobMonitor, progress: Progress, report: Callable[[], None]
+    ) -> list[Outcome]:
         """Submit the pending jobs and resubmit lost cases, until there is nothing to wait for.
 
         The wait also ends when the scheduler reports twice that the remaining jobs will never start.
@@ -125,12 +134,17 @@ class Campaign:
         stuck_polls = 0
         jobs = submission.submit(monitor.adopt_external(self._pack_pending_jobs(journal)))
         while has_to_wait and stuck_polls <= 1 and (journal.active_jobs or submission.waits_for_queue):
-            progress.update(self._make_status(journal).list_started_cases())
+            status = self._make_status(journal)
+            progress.update(status.list_started_cases(), status.list_unfinished())
             pauses.sleep()
             active_before = len(journal.active_cases)
             lost_cases = monitor.reconcile()
             if len(journal.active_cases) < active_before:
                 pauses.reset()
+                self._measure(progress, journal)
+                if jobs and not journal.active_jobs and any(r.state == "done" for r in journal.results.values()):
+                    progress.close()
+                    report()
             progress.report_waiting(monitor.last_queue)
             stuck_polls = stuck_polls + 1 if not lost_cases and monitor.is_stuck() else 0
             jobs = submission.submit(
@@ -143,6 +157,11 @@ class Campaign:
             self.scheduler.wait_for_children()
         progress.close()
         return self._make_status(journal).list_outcomes(monitor.query_queue())
+
+    def _measure(self, progress: Progress, journal: Journal) -> None:
+        seconds = journal.get_measured_seconds()
+        for case in self.plan.cases:
+            progress.pace.add(case, seconds.get(case.id))
 
     def _make_submission(self, options: RunOptions, journal: Journal, progress: Progress) -> Submission:
         return Submission(

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from harness.execution.gpu_errors import find_gpu_error
 from harness.execution.journal import CaseResult
 from harness.execution.schedulers.base import LastState
 from harness.protocol import checks, events
@@ -20,6 +21,8 @@ from harness.protocol.upgrade import convert_event
 
 # The job that runs a case creates the lock file and writes its id to it.
 LOCK_FILE, EXIT_CODE_FILE = "claim", "exit_code"
+# `timeout` ends with this exit code if the time of a case is up, and the job script explains it in stderr.
+TIMEOUT_EXIT_CODE = 124
 ERROR_LINE = re.compile(r"^error: |: line \d+: |^(?:slurmstepd|srun|mpiexec|PBS)\b.*(?:error|fail|kill)", re.IGNORECASE)
 MAX_ERROR_LENGTH = 300
 # The files of one attempt of a case.
@@ -30,6 +33,7 @@ RECORDS = (
     EXIT_CODE_FILE,
     LOCK_FILE,
     "provenance.json",
+    "environment.json",
     "traceback.txt",
     "job.sh",
 )
@@ -121,12 +125,24 @@ def _evaluate_result(folder: Path, exit_code: int | None, seconds: float | None)
         state, reason = checks.evaluate_case(case, read_log(folder, case), exit_code)
     except (OSError, Unreadable) as error:
         state, reason = "failed", f"unreadable: {error}"
+    if state == "failed" and (gpu_error := find_gpu_error(folder / "stderr")):
+        reason = f"an error of a GPU: {gpu_error}"
+    elif exit_code == TIMEOUT_EXIT_CODE and (lines := read_last_lines(folder / "stderr", 1)):
+        reason = sanitize_line(lines[0])
     return CaseResult(state, exit_code, seconds, reason)
 
 
 def has_started(folder: Path | str) -> bool:
     """Return whether a job has started the case."""
     return os.path.exists(f"{folder}/{LOCK_FILE}") or os.path.exists(f"{folder}/{events.EVENTS_FILE}")
+
+
+def get_start_time(folder: Path | str) -> float | None:
+    """Return the Unix time at which a job started the case, or None."""
+    try:
+        return os.stat(f"{folder}/{LOCK_FILE}").st_mtime
+    except OSError:
+        return None
 
 
 def read_lock_owner(folder: Path | str) -> str | None:

@@ -1,4 +1,4 @@
-"""Write job scripts (jobs/<job>.sh), the folders of their cases (with case.json), and the setup scripts of systems."""
+"""Write job scripts (jobs/<job>.sh), and the folders of their cases (with case.json)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import orjson
 
 from harness import __version__
 from harness.config import resources
-from harness.config.system import ResolvedSystem
+from harness.execution import gpu_errors
 from harness.execution.schedulers.base import JOBS_FOLDER
 from harness.host.files import JSON_OPTIONS, make_absolute, write_bytes, write_text
 from harness.planning.expand import Plan
@@ -60,20 +60,6 @@ mapfile -t jobs < {name}.txt
 job=${{jobs[${{SLURM_ARRAY_TASK_ID:?this script is for sbatch}} - 1]}}
 exec bash "$job.sh" "$@" >> "$job.log" 2>&1
 """
-SETUP_TEMPLATE = """\
-#!/usr/bin/env bash
-# Creates the Python environment of gfm-harness {version} on {title}; run this script once, on a login node.
-# {source}
-# shellcheck disable=SC1091
-set -eo pipefail
-"""
-SETUP_END = """
-# The paper's weights are "HydraGNN_Predictive_GFM_2026 - ensemble", https://doi.org/10.13139/OLCF/2562660: fetch a
-# model's .pk file and config.json from there. These lines in models/paper.yaml compare it with other potentials
-# (`harness run models`); `gate: mlp_branch_weights.pt` instead of the head weighs all branches:
-#   paper:
-#     hydragnn: {checkpoint: MODEL.pk, config: config.json, head: MPTrj}
-"""
 
 
 class JobScriptWriter:
@@ -105,6 +91,7 @@ class JobScriptWriter:
                 config=self._context["telemetry"].config.replace("%p", find_shared_precision(job.cases)),
                 script=self.get_script_path(job.name),
                 log=self.jobs_folder / f"{job.name}.log",
+                excluded_nodes=gpu_errors.read_faulty_nodes(self.folder),
             )
         except jinja2.TemplateError as error:
             system = self.plan.system
@@ -165,7 +152,12 @@ class JobScriptWriter:
             "prepare": system.render_section("prepare"),
             "stage_in": system.render_section("stage_in"),
             "launch": self._make_launcher(),
+            "launch_full": self._launch_full_nodes,
+            "speed_test_s": system.speed_test_s,
             "min_nodes": get_min_nodes,
+            "gpu_errors": gpu_errors.GPU_ERRORS,
+            "faulty_nodes_file": gpu_errors.FAULTY_NODES_FILE,
+            "exclusion_s": gpu_errors.EXCLUSION_S,
         }
 
     def render_trial_launcher(self, case: Case) -> str:
@@ -176,6 +168,12 @@ class JobScriptWriter:
         )
         launch = "".join(f"    {line} \\\n" for line in lines if line)
         return TRIAL_LAUNCH_TEMPLATE.format(**shape, s="s" * (shape["nodes"] > 1), launch=launch)
+
+    def _launch_full_nodes(self, nodes: int) -> list[str]:
+        """Render the launch command of a program with a rank on every place of this number of nodes."""
+        ranks_per_node = self.plan.system.ranks_per_node
+        shape = {"nodes": nodes, "ranks_per_node": ranks_per_node, "ranks": nodes * ranks_per_node}
+        return self.plan.system.render_section("launch", case=shape)
 
     def _make_launcher(self) -> Callable[[Case], list[str]]:
         """Return a function that renders the launch command of a case, which is empty for a driver."""
@@ -217,37 +215,6 @@ def write_case(campaign: Path, case: Case) -> None:
     content = {field.name: getattr(case, field.name) for field in fields(case)}
     content |= {"version": VERSION, "ranks": case.ranks}
     write_bytes(f"{folder}/case.json", orjson.dumps(content, option=JSON_OPTIONS))
-
-
-def render_setup_script(system: ResolvedSystem) -> str:
-    """Render the bash script that creates the Python environment of a system's jobs.
-
-    Raises:
-        UsageError: the system's file has no `install` lines.
-    """
-    package = (
-        str(resources.REPO_ROOT)
-        if (resources.REPO_ROOT / "pyproject.toml").is_file()
-        else f"gfm-harness=={__version__}"
-    )
-    lines = system.render_section("install", setup={"package": package})
-    if not lines:
-        raise UsageError(
-            f"system {system.definition.name!r} has no `install` lines, so its environment cannot be set up"
-        )
-    source = (
-        f"See {system.definition.source}"
-        if system.definition.source
-        else "From the system's `modules` and `install` lines."
-    )
-    head = SETUP_TEMPLATE.format(version=__version__, title=system.definition.title, source=source)
-    return (
-        "\n".join(
-            [head, *system.render_setting_checks(("modules", "install")), *system.render_section("modules"), *lines]
-        )
-        + "\n"
-        + SETUP_END
-    )
 
 
 def _make_template_environment(folder: Path) -> jinja2.Environment:

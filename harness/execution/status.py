@@ -14,6 +14,7 @@ from rich.progress import Progress as ProgressBars
 
 from harness.execution import case_files
 from harness.execution.journal import CaseResult, Journal
+from harness.execution.pace import Pace, format_left
 from harness.execution.schedulers.base import QueueEntry
 from harness.planning.expand import Plan
 from harness.protocol.case import Case
@@ -50,11 +51,15 @@ class CampaignStatus:
         folders = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         return [self._find_outcome(case, queue, case.folder_name in folders) for case in self.plan.cases]
 
-    def list_started_cases(self) -> list[tuple[str, Path]]:
-        """Return name and folder of at most MAX_CASES_SHOWN active cases that have started."""
-        names = {case.id: (case.name, self.folder / case.folder_name) for case in self.plan.cases}
-        active = [names[case] for case in list(self.journal.active_cases)[:MAX_CASES_EXAMINED] if case in names]
-        return [(name, folder) for name, folder in active if case_files.has_started(folder)][:MAX_CASES_SHOWN]
+    def list_started_cases(self) -> list[tuple[Case, Path]]:
+        """Return at most MAX_CASES_SHOWN active cases that have started, with their folders."""
+        cases = {case.id: (case, self.folder / case.folder_name) for case in self.plan.cases}
+        active = [cases[id_] for id_ in list(self.journal.active_cases)[:MAX_CASES_EXAMINED] if id_ in cases]
+        return [(case, folder) for case, folder in active if case_files.has_started(folder)][:MAX_CASES_SHOWN]
+
+    def list_unfinished(self) -> list[Case]:
+        """Return the cases that have not ended."""
+        return [case for case in self.plan.cases if case.id not in self.journal.results]
 
     def is_done(self, case: Case) -> bool:
         """Return whether the journal lists the case as done and the folder of the case still exists."""
@@ -109,12 +114,21 @@ class CampaignStatus:
 # The time between two lines about one case, and the number of names up to which cases are listed one by one.
 LINE_INTERVAL_S = 20.0
 MAX_NAMES = 20
+# The name of the line about all cases that have not ended.
+ALL_CASES = "all cases"
 
 
 class Progress:
-    """A reporter that prints the progress of a campaign to stderr."""
+    """A reporter that prints the progress of campaigns to stderr.
+
+    Attributes:
+        pace: the times that cases take, from which the remaining time follows.
+        later: the cases of the campaigns after the present one.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
+        self.pace = Pace()
+        self.later: Sequence[Case] = ()
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._bars: ProgressBars | None = None
         self._tasks: dict[str, int] = {}
@@ -143,7 +157,7 @@ class Progress:
         """Report a case that has just ended."""
         self._remove_task(name)
         if result.state == "done":
-            self.print_line(f"{name}: done")
+            self.print_line(f"{name}: done" + (f" ({result.reason})" if result.reason else ""))
         elif not result.exit_code:
             self.print_line(f"{name}: {result.state} ({result.reason}); its files are in {folder}")
         else:
@@ -164,28 +178,46 @@ class Progress:
             suffix = "; it will not start by itself" if any(queue[job].is_stuck for job in jobs) else ""
             self.print_line(f"{jobs[0]}{more}: waiting, for the scheduler's reason: {sanitize(reason)}{suffix}")
 
-    def update(self, running: Sequence[tuple[str, Path]]) -> None:
-        """Show the newest progress event of running cases, which are pairs of name and folder."""
-        for name, folder in running:
+    def update(self, running: Sequence[tuple[Case, Path]], unfinished: Sequence[Case] = ()) -> None:
+        """Show the newest progress event of running cases, the time that is left for each, and that for all cases.
+
+        Args:
+            running: The running cases with their folders.
+            unfinished: All cases of the campaign that have not ended.
+        """
+        left_s: dict[str, float] = {}
+        is_live = bool(running) and self.console.is_terminal and not self.console.quiet
+        if is_live and unfinished:
+            self._get_bar(ALL_CASES)  # the first line
+        for case, folder in running:
+            name, started_s = case.name, case_files.get_start_time(folder)
+            left_s[case.id] = self.pace.estimate_s(case) - (time.time() - started_s if started_s else 0.0)
+            left = format_left(left_s[case.id])
             event = case_files.read_last_progress(folder)
             completed, total, activity = (
                 (event["done"], event["total"], event["activity"]) if event else (None, None, "starting")
             )
-            if self.console.is_terminal and not self.console.quiet:
+            if is_live:
                 bars, task = self._get_bar(name)
-                bars.update(task, completed=completed, total=total, activity=str(activity))  # type: ignore[arg-type]
+                bars.update(task, completed=completed, total=total, activity=str(activity), left=left)  # type: ignore[arg-type]
             elif name not in self._last_line_s:
                 self._last_line_s[name] = time.monotonic()
-                self.print_line(f"{name}: started")
+                self.print_line(f"{name}: started, {left}")
             elif event and time.monotonic() - self._last_line_s[name] >= LINE_INTERVAL_S:
                 self._last_line_s[name] = time.monotonic()
-                self.print_line(f"{name}: {activity} ({completed} of {total})")
+                self.print_line(f"{name}: {activity} ({completed} of {total}), {left}")
+        if is_live and unfinished:
+            waiting = [case for case in (*unfinished, *self.later) if case.id not in left_s]
+            total_s = sum(map(self.pace.estimate_s, waiting)) + sum(max(0.0, s) for s in left_s.values())
+            number = pluralize(len(waiting) + len(left_s), "case")
+            bars, task = self._get_bar(ALL_CASES)
+            bars.update(task, activity=f"{number} to do", left=format_left(total_s / max(1, len(running))))  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Remove the progress bars."""
         if self._bars is not None:
             self._bars.stop()
-            self._bars = None
+            self._bars, self._tasks = None, {}
 
     def print_line(self, text: str) -> None:
         """Print one line."""
@@ -198,11 +230,12 @@ class Progress:
                 BarColumn(),
                 TextColumn("{task.fields[activity]}"),
                 TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
             )
             self._bars = ProgressBars(*columns, console=self.console, transient=True)
             self._bars.start()
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=None, activity="starting")
+            self._tasks[name] = self._bars.add_task(name, total=None, activity="starting", left="")
         return self._bars, self._tasks[name]
 
     def _remove_task(self, name: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.execution import case_files
+from harness.execution.gpu_errors import FAULTY_NODES_FILE, read_faulty_nodes
 from harness.execution.job_script import JobScriptWriter
 from harness.execution.journal import Journal
 from harness.execution.schedulers.base import JobRejected, QueueFull, Scheduler
@@ -68,6 +69,7 @@ class Submission:
         self.n_submitted = 0
         self.held_back: list[Job] = []
         self.rejected: dict[str, str] = {}
+        self._reported_nodes: list[str] = []
         self._node_hours = 0.0
         self._reported_over_budget: set[str] = set()
         self._ids = {case.folder_name: case.id for case in plan.cases}
@@ -256,4 +258,14 @@ class Submission:
             result = case_files.read_result(folder)
             if result is None or result.state != "done":  # the script skips a case that has just turned out to be done
                 case_files.archive_attempt(folder)
+        self._report_excluded_nodes()
         return self.scripts.write(job)
+
+    def _report_excluded_nodes(self) -> None:
+        """Report the nodes that jobs do not use, once."""
+        nodes = read_faulty_nodes(self.folder)
+        if nodes and nodes != self._reported_nodes:
+            file = self.scripts.jobs_folder / FAULTY_NODES_FILE
+            names = ", ".join(nodes)
+            self.progress.print_line(f"not used, since a GPU reported an error: {names}; remove {file} to use them")
+        self._reported_nodes = nodes

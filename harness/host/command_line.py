@@ -6,6 +6,7 @@ import argparse
 import copy
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -75,3 +76,16 @@ def print_error(message: str) -> None:
     """Print a message on stderr, with `error: ` before every line except indented ones, which continue a message."""
     for line in message.splitlines():
         print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
+
+
+def run_subprocess(command: Sequence[str]) -> int:
+    """Run a program, wait for its end even after an interrupt, and return its exit code."""
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # the program receives the interrupt too, and reports it
+                continue
+            if code < 0:
+                raise UsageError(f"ended by signal {-code}; a file may be damaged, or the memory exhausted")
+            return code

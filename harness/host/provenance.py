@@ -50,6 +50,16 @@ def run_git(folder: Path, *arguments: str) -> str | None:
     return process.stdout.strip() if process.returncode == 0 else None
 
 
+def read_git_archive(folder: Path, commit: str) -> bytes | None:
+    """Return the files of a commit as a tar archive; None if the repository of the folder does not have it."""
+    command = ["git", "-C", str(folder), "archive", "--format=tar", commit]
+    try:
+        process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError:
+        return None
+    return process.stdout if process.returncode == 0 else None
+
+
 def collect_provenance() -> dict[str, Any]:
     """Return the content of provenance.json, which every job writes into the folders of its cases."""
     return {

@@ -118,7 +118,7 @@ def _fits(system: ResolvedSystem, cases: Sequence[Case], max_cases: int) -> bool
 
 def _compute_walltime(system: ResolvedSystem, cases: Sequence[Case]) -> float:
     """Return the minutes that a job with these cases requests."""
-    return math.ceil(sum(case.walltime_minutes for case in cases) + system.definition.overhead_minutes)
+    return math.ceil(sum(case.walltime_minutes for case in cases) + system.overhead_minutes)
 
 
 def _raise_if_oversized(plan: Plan, case: Case) -> None:
@@ -153,5 +153,5 @@ def _build_job(system: ResolvedSystem, cases: tuple[Case, ...], folder: str, sec
         nodes=nodes,
         spare_nodes=system.spare_nodes,
         minutes=minutes,
-        expected_minutes=min(minutes, expected + system.definition.overhead_minutes),
+        expected_minutes=min(minutes, expected + system.overhead_minutes),
     )

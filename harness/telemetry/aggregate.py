@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +73,14 @@ class Aggregates:
     samples: dict[str, Floats] = field(default_factory=dict)
     intervals: list[float] = field(default_factory=list)
     figures_of_merit: dict[str, list[Floats]] = field(default_factory=lambda: defaultdict(list))
+
+    @cached_property
+    def devices(self) -> dict[tuple[str, str, str], list[SensorKey]]:
+        """The keys of `joules` by host, component and sensor, once all series are added."""
+        keys: dict[tuple[str, str, str], list[SensorKey]] = {}
+        for key in self.joules:
+            keys.setdefault(key[:3], []).append(key)
+        return keys
 
 
 class WindowIntervals:

@@ -9,8 +9,8 @@ text and times in seconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,8 @@ TOO_LONG, UNREADABLE = f"lines of more than {MAX_LINE_BYTES >> 20} MiB", "files 
 # The start of a line as the server writes it; matching it makes parsing the numbers unnecessary.
 LINE_START = re.compile(rb'\{"metric":(\{[^{}]*\}),"values":\[')
 TIMESTAMPS = b'"timestamps":['
+# A job has a file per node, but a process may only open about a thousand at a time.
+MAX_OPEN_FILES = 64
 Key = tuple[tuple[str, str], ...]
 
 
@@ -107,14 +109,13 @@ class PrometheusExport:
 
     def _read(self, is_selected: Callable[[Mapping[str, str]], bool]) -> Iterator[Series]:
         positions = self.index.positions
-        with ExitStack() as stack:
-            handles = [stack.enter_context(path.open("rb")) for path in self.paths]
+        with _OpenFiles(self.paths) as files:
             for key, lines in positions.items():
                 labels = dict(key)
                 if not is_selected(labels):
                     continue
                 parts = [
-                    part for file_index, offset in lines for part in self._read_line(handles[file_index], offset, key)
+                    part for file_index, offset in lines for part in self._read_line(files.get(file_index), offset, key)
                 ]
                 if parts:
                     times, values = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -178,6 +179,28 @@ class PrometheusExport:
             valid = times[(times >= FIRST_S) & (times <= LAST_S)]
             if len(valid):
                 index.update_span(get_host(labels), float(valid.min()), float(valid.max()))
+
+
+class _OpenFiles:
+    """The files of an export, of which at most MAX_OPEN_FILES are open at a time; a context manager."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths, self._handles = paths, dict[int, BinaryIO]()
+
+    def __enter__(self) -> _OpenFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles.values():
+            handle.close()
+
+    def get(self, index: int) -> BinaryIO:
+        """Return the open file with this index; the file that was opened first may be closed."""
+        if index not in self._handles:
+            if len(self._handles) == MAX_OPEN_FILES:
+                self._handles.pop(next(iter(self._handles))).close()
+            self._handles[index] = self._paths[index].open("rb")
+        return self._handles[index]
 
 
 def _is_used(labels: Mapping[str, str]) -> bool:

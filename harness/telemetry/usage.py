@@ -135,11 +135,8 @@ class _WindowUsage:
         n_unknown = 0
         for host in self.hosts:
             for sensor in SENSOR_PRIORITY:
-                devices = [
-                    _select_device_energy(by_method, self.k)
-                    for key, by_method in self.aggregates.joules.items()
-                    if key[:3] == (host, component, sensor)
-                ]
+                keys = self.aggregates.devices.get((host, component, sensor), [])
+                devices = [_select_device_energy(self.aggregates.joules[key], self.k) for key in keys]
                 known = [device for device in devices if device is not None]
                 n_unknown += len(devices) - len(known)
                 if devices and len(known) == len(devices):
@@ -181,7 +178,8 @@ class _WindowUsage:
     def _list_regressed_devices(self, host: str, component: str) -> Iterator[tuple[Floats, Floats]]:
         """Yield joules and variance of each device of a host, from its best sensor."""
         for sensor in SENSOR_PRIORITY:
-            keys = [key for key in self.aggregates.regressed if key[:3] == (host, component, sensor)]
+            known = self.aggregates.devices.get((host, component, sensor), [])
+            keys = [key for key in known if key in self.aggregates.regressed]
             if keys:
                 for key in keys:
                     yield from self._select_regressed_device(key)

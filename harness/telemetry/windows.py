@@ -6,7 +6,7 @@ estimated by a regression over all samples of the case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +54,11 @@ def list_windows(record: RunRecord) -> Iterator[Window]:
     if record.start_time_s is None or record.end_time_s is None or record.end_time_s <= record.start_time_s:
         return
     folder, nodes = record.location, read_nodes(record.folder)
+    by_alias = {alias: node for node in nodes or () for alias in node}
     yield Window(folder, "case", "", ((record.start_time_s, record.end_time_s),), nodes)
     for event in record.events_by_kind.get("trial", []):
         if event.get("start_time_s") and event.get("end_time_s"):
-            trial_nodes = _find_nodes([[name] for name in event["nodes"]], nodes) if event.get("nodes") else nodes
+            trial_nodes = _find_nodes(event["nodes"], by_alias) if event.get("nodes") else nodes
             yield Window(
                 folder, "trial", str(event["trial"]), ((event["start_time_s"], event["end_time_s"]),), trial_nodes
             )
@@ -79,10 +80,9 @@ def read_nodes(folder: Path) -> Nodes | None:
     return tuple(frozenset(map(shorten_hostname, line.split())) for line in lines if line.split()) or None
 
 
-def _find_nodes(names: Sequence[Sequence[str]], known: Nodes | None) -> Nodes:
+def _find_nodes(names: Sequence[str], by_alias: Mapping[str, frozenset[str]]) -> Nodes:
     """Return the nodes with these names, each with all the aliases that the list of the case's nodes contains."""
-    named = [frozenset(map(shorten_hostname, aliases)) for aliases in names]
-    return tuple(next((node for node in known or () if node & aliases), aliases) for aliases in named)
+    return tuple(by_alias.get(alias, frozenset([alias])) for alias in map(shorten_hostname, names))
 
 
 def _list_epochs(record: RunRecord) -> Iterator[tuple[str, tuple[float, float]]]:

@@ -293,6 +293,18 @@ def test_paths_in_a_base_are_relative_to_the_base(load: Load, tmp_path: Path) ->
     assert overridden.parameters["structure_file"] == str(tmp_path / "frames.extxyz")
 
 
+def test_files_of_a_holdout_are_found_next_to_the_suite(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "new.extxyz").write_text("")
+    top = FILE | {"program": "train", "parameters": {"holdout": {"files": {"QCML": "new.extxyz"}}}, "sanity": []}
+    path = str(tmp_path / "new.extxyz")
+    assert load(top=top).parameters["holdout"]["files"] == {"QCML": path}
+    axis = {"parameters": {}, "matrix": {"holdout": [{"files": {"QCML": "new.extxyz"}}, {"elements": ["S"]}]}}
+    assert load(top=top | axis).matrix["holdout"][0]["files"] == {"QCML": path}
+    missing = {"parameters": {"holdout": {"files": {"QCML": "old.extxyz"}}}}
+    with pytest.raises(UsageError, match=r"top\.yaml:[\d:]+ parameters\.holdout.files.QCML: no file 'old.extxyz'"):
+        load(top=top | missing)
+
+
 def count_calls(work: Callable[[], object]) -> int:
     """Return the number of Python function calls that `work` makes."""
     calls = 0

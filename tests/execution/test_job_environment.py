@@ -165,7 +165,7 @@ def _hide_programs(folder: Path, environment: dict[str, str], *absent: str) -> N
     names = (
         "bash cat cp curl cut date env find flock grep head hostname mkdir mktemp mv realpath rm sed sleep sort timeout"
     )
-    for program in [*names.split(), "wc"]:
+    for program in [*names.split(), "tail", "wc"]:
         real = shutil.which(program)
         if program not in absent and real:
             (tools / program).symlink_to(real)

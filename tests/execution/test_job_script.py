@@ -20,14 +20,16 @@ import harness
 from harness.config.resources import find_resource, list_resources
 from harness.config.suite import load_suite
 from harness.config.system import ResolvedSystem, load_system
-from harness.execution.job_script import JobScriptWriter, render_setup_script
+from harness.drills.cluster import Cluster
+from harness.execution.job_script import JobScriptWriter
+from harness.execution.setup_script import render_setup_run, render_setup_script
 from harness.planning.expand import Plan, expand_suite
 from harness.planning.jobs import Job, pack_jobs
 from harness.protocol.case import Case
 from harness.protocol.registry import PROGRAMS
 from tests.conftest import require_program, require_slurm
 from tests.execution.test_run_case import make_job
-from tests.support.cluster import Cluster, wait_until
+from tests.support.cluster import wait_until
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = {"account": "abc123"}
@@ -74,6 +76,17 @@ def all_scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[Pl
     return scripts
 
 
+def test_slurm_is_asked_for_other_nodes_than_faulty_ones(tmp_path: Path) -> None:
+    plan = load_plan("scaling", "slurm")
+    [job, *_] = pack(plan, tmp_path)
+    writer = JobScriptWriter(plan, tmp_path)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "faulty_nodes").write_text("n2 NVRM: Xid\nn5 NVRM: Xid\n")
+    assert "\n#SBATCH --exclude=n2,n5\n" in writer.render(job)
+    (tmp_path / "jobs" / "faulty_nodes").unlink()
+    assert "--exclude=" not in writer.render(job)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_scaling_script_equals_its_golden_file(system: str) -> None:
     assert render_golden(system) == (GOLDEN / f"{system}.sh").read_text()
@@ -102,7 +115,9 @@ def test_every_script_passes_shellcheck_and_bash(all_scripts: dict[Path, tuple[P
     for system in SYSTEMS:
         path = tmp_path / f"setup-{system}.sh"
         path.write_text(render_setup_script(load_shipped_system(system)))
-        files.append(str(path))
+        run = tmp_path / f"setup-run-{system}.sh"
+        run.write_text(f"#!/usr/bin/env bash\n{render_setup_run(load_shipped_system(system))}")
+        files += [str(path), str(run)]
         checked_files.append(str(path))
     result = subprocess.run(["shellcheck", "--shell=bash", *checked_files], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[:5000]
@@ -138,7 +153,8 @@ def test_every_case_starts_with_its_nodes_and_ranks(all_scripts: dict[Path, tupl
             if PROGRAMS[case.program].is_driver:
                 nodes = case.parameters["nodes_per_trial"]
                 ranks = nodes * ranks_per_node
-            assert shlex.split(line)[3:5] == [str(nodes), str(round(case.walltime_minutes * 60))]
+            seconds = round(case.walltime_minutes * 60)
+            assert shlex.split(line)[3:6] == [str(nodes), str(ranks_per_node), str(seconds)]
             assert line.endswith(f'"$python" -P -m harness.reference "$campaign"/{case.folder_name}')
             launch_text = line
             if PROGRAMS[case.program].is_driver:

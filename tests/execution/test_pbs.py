@@ -214,11 +214,19 @@ def test_qsub_whose_answer_was_lost_is_not_repeated(server: FakePrograms, answer
         "qsub: Resource: filesystems is required to be set.",
         "qsub: Job violates queue and/or server resource limits",
         "qsub: Access to queue is denied",
+        'qsub: "-lresource=" cannot be used with "select" or "place", resource is: ncpus',
+        "qsub: duplicated resource within a section of a select specification, resource is: ncpus",
+        'qsub: Resource invalid in "select" specification',
+        "qsub: Duplicate entry in list",
+        "qsub: attribute value is out of range",
+        "qsub: Incompatible type",
+        'qsub: Cannot have "place" without "select"',
+        "qsub: jobscript size exceeded the jobscript_max_size",
     ],
 )
 def test_permanent_rejection_is_not_repeated(server: FakePrograms, message: str) -> None:
     server.set_answers("qsub", print_error(message, 171))
-    with pytest.raises(JobRejected, match=message.removeprefix("qsub: ")):
+    with pytest.raises(JobRejected, match=re.escape(message.removeprefix("qsub: "))):
         PbsScheduler().submit(Path("a.sh"), "a")
     assert server.calls == ["qsub a.sh"]
 
@@ -252,11 +260,20 @@ def test_full_queue_raises_queue_full(server: FakePrograms, message: str) -> Non
     assert server.calls == ["qsub a.sh"]
 
 
+def test_refusal_by_all_queues_behind_a_routing_queue_may_be_temporary(server: FakePrograms) -> None:
+    """The queues may be full, or the job may be too large for each of them: the message is the same."""
+    server.set_answers("qsub", print_error("qsub: Job rejected by all possible destinations", 159))
+    with pytest.raises(QueueFull, match="all possible destinations") as caught:
+        PbsScheduler().submit(Path("a.sh"), "a")
+    assert caught.value.may_be_permanent
+
+
 @pytest.mark.parametrize(
     "message",
     [
         "cannot connect to server pbs (errno=15010)", "No free connections", "End of File", "Batch protocol error",
         "PBS server internal error", "Resource temporarily unavailable", "Expired credential",
+        "Server connection table full", "Failed to save job/resv, refer server logs for details", "Resource busy",
     ],
 )  # fmt: skip
 def test_unavailable_server_is_reported_and_retried(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 
 from harness.config.suite import load_suite
 from harness.config.system import load_system
+from harness.execution.case_files import read_result
+from harness.execution.gpu_errors import read_faulty_nodes
 from harness.execution.job_script import JobScriptWriter
 from harness.planning.expand import expand_suite
 from harness.planning.jobs import pack_jobs
 from harness.protocol.errors import UsageError
+from tests.telemetry.test_node_speed import make_speed
 
 SUITE = """\
 name: three
@@ -26,8 +30,9 @@ matrix:
   seed: [1, 2, 3]
 depends_on: [{cases: {seed: 3}, required_cases: {seed: 2}}]
 pack: 3
-resources: {walltime_minutes: MINUTES}
+resources: {walltime_minutes: MINUTES, nodes: NODES}
 """
+XID = "NVRM: Xid (PCI:0000:44:00): 79, GPU has fallen off the bus."
 # Fake `srun` and `mpiexec`: a node check runs once per node; a case runs once, and its nodes are recorded.
 LAUNCHER = """\
 #!/bin/bash
@@ -54,6 +59,9 @@ PROGRAM = """\
 #!/bin/bash
 case $* in
     *harness.host.provenance) echo '{"here": 1}' ;;
+    *harness.host.environment) echo '{}' ;;
+    *profiling.speed_test*) cat "$SPEEDS" ;;
+    *telemetry.node_speed*) exec "$PYTHON" "$@" ;;
     *) echo "$OMP_NUM_THREADS $MASTER_PORT" >> ran; if [ -e do ]; then . ./do; fi ;;
 esac
 """
@@ -100,7 +108,14 @@ class ScriptedJob:
 
 
 def make_job(
-    folder: Path, kind: str, title: str = "Three", system: str = "", spare_nodes: str = "1", minutes: float = 1
+    folder: Path,
+    kind: str,
+    title: str = "Three",
+    system: str = "",
+    spare_nodes: str = "1",
+    minutes: float = 1,
+    speed_test_s: str = "0",
+    nodes: int = 1,
 ) -> ScriptedJob:
     tools = folder / "bin"
     tools.mkdir()
@@ -111,9 +126,11 @@ def make_job(
         (tools / name).chmod(0o755)
     system = system if "health_check:" in system else f"health_check: test -w /tmp\n{system}"
     (folder / "here.yaml").write_text(f"name: here\n{SYSTEMS[kind]}python: {tools}/python\n{system}")
-    (folder / "three.yaml").write_text(SUITE.replace("TITLE", title).replace("MINUTES", str(minutes)))
+    (folder / "three.yaml").write_text(
+        SUITE.replace("TITLE", title).replace("MINUTES", str(minutes)).replace("NODES", str(nodes))
+    )
     (folder / "requested").write_text("n2.site\nn1.site\n")
-    settings = {"account": "abc", "spare_nodes": spare_nodes} if kind != "local" else {}
+    settings = {"account": "abc", "spare_nodes": spare_nodes, "speed_test_s": speed_test_s} if kind != "local" else {}
     system_here = load_system(folder / "here.yaml", settings)
     plan = expand_suite(load_suite(folder / "three.yaml"), system_here)
     campaign = folder / FOLDER
@@ -161,6 +178,27 @@ def test_case_uses_the_first_healthy_nodes(tmp_path: Path) -> None:
         assert "1 of 2 nodes passed the check" in result.stdout, result
         assert job.exit_codes == ["0", "0", "0"]
         assert [(folder / "nodes").read_text() for folder in job.cases] == [f"{node}\n"] * 3
+
+
+def test_case_takes_slow_nodes_last(tmp_path: Path) -> None:
+    """The first of two nodes is slow in the speed test."""
+    for kind, fast in (("slurm", "n2"), ("pbs", "n2.site")):
+        folder = tmp_path / kind
+        folder.mkdir()
+        lines = [make_speed(f"n{k}", k, 0.8 if k == 1 else 1.0) for k in range(1, 6)]
+        (folder / "speeds").write_text("".join(f"{k}: {line}\n" for k, line in enumerate(lines)))
+        job = make_job(folder, kind, speed_test_s="5")
+        result = job.run(SPEEDS=str(folder / "speeds"), PYTHON=sys.executable)
+        assert "slow: n1, rank 1: products at 80% of the median of 5 ranks" in result.stderr, result
+        assert [(case / "nodes").read_text().split()[0] for case in job.cases] == [fast] * 3
+        assert job.exit_codes == ["0", "0", "0"]
+
+
+def test_speed_test_that_fails_stops_no_case(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "slurm", speed_test_s="5")
+    result = job.run(SPEEDS=str(tmp_path / "absent"), PYTHON="false")
+    assert "warning: the speed of the nodes is not known" in result.stderr
+    assert job.exit_codes == ["0", "0", "0"]
 
 
 @pytest.mark.slow
@@ -221,7 +259,66 @@ def test_case_over_its_time_limit_is_stopped(tmp_path: Path, kind: str) -> None:
     job.set_action(0, "sleep 30")
     result = job.run()
     assert (result.returncode, job.exit_codes) == (1, ["124", "0", "0"])
-    assert "the time limit of this case" in (job.cases[0] / "stderr").read_text()
+    case_result = read_result(job.cases[0])
+    assert case_result is not None
+    assert case_result.reason == "stopped after 2 s, the time limit of this case"
+
+
+def fail_first(message: str) -> str:
+    return f"if [ $(wc -l < ran) = 1 ]; then echo '{message}' >&2; exit 1; fi"
+
+
+@pytest.mark.parametrize("kind", ["slurm", "pbs"])
+def test_case_with_an_error_of_a_gpu_runs_again_on_another_node(tmp_path: Path, kind: str) -> None:
+    """The node is not used by the later cases either, nor by the next job."""
+    job = make_job(tmp_path, kind)
+    job.set_action(0, fail_first(XID))
+    result = job.run()
+    assert (result.returncode, job.exit_codes, job.runs) == (0, ["0", "0", "0"], [2, 1, 1])
+    jobs = job.script.parent
+    [line] = (jobs / "faulty_nodes").read_text().splitlines()
+    first = (tmp_path / "requested").read_text().splitlines()[1] if kind == "pbs" else "n1"
+    assert line in (f"{first} {XID}", f"n2.site {XID}")
+    faulty = line.split()[0]
+    assert f"error: an error of a GPU: {XID}\n" in result.stderr
+    assert f"lost {faulty} and the case is started again" in result.stdout
+    assert all((case / "nodes").read_text().split()[0] != faulty for case in job.cases)
+    assert read_faulty_nodes(jobs.parent) == [faulty]
+
+
+def test_case_without_another_node_is_left_to_another_job(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "slurm", spare_nodes="0", nodes=2)
+    job.set_action(0, fail_first(f"1: {XID}"))
+    result = job.run()
+    assert (result.returncode, job.exit_codes, job.runs) == (75, [None, None, None], [1, 0, 0])
+    assert "lost n2 and too few nodes are left; another job can run the case" in result.stderr
+    assert (job.script.parent / "faulty_nodes").read_text() == f"n2 1: {XID}\n"
+
+
+def test_error_of_a_gpu_on_an_unknown_node_is_left_to_another_job(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "pbs", spare_nodes="0", nodes=2)
+    job.set_action(0, fail_first(XID))
+    result = job.run()
+    assert (result.returncode, job.exit_codes) == (75, [None, "0", "0"])
+    assert "it is not known which node the error is on" in result.stderr
+    assert not (job.script.parent / "faulty_nodes").exists()
+
+
+def test_error_of_a_gpu_on_this_machine_is_the_reason_of_the_failure(local: ScriptedJob) -> None:
+    local.set_action(0, fail_first(XID))
+    assert (local.run().returncode, local.exit_codes, local.runs) == (1, ["1", "0", "0"], [1, 1, 1])
+    (local.cases[0] / "events.jsonl").write_text('{"event": "error", "time_s": 1.0, "message": "device lost"}\n')
+    result = read_result(local.cases[0])
+    assert result is not None
+    assert (result.state, result.reason) == ("failed", f"an error of a GPU: {XID}")
+
+
+def test_error_of_an_earlier_attempt_does_not_count(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "slurm")
+    (job.cases[0] / "stderr").write_text(f"{XID}\n")
+    job.set_action(0, "exit 1")
+    assert (job.run().returncode, job.exit_codes) == (1, ["1", "0", "0"])
+    assert not (job.script.parent / "faulty_nodes").exists()
 
 
 def test_case_with_failed_dependency_is_not_run(job: ScriptedJob) -> None:

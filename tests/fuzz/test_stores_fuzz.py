@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.reference.data.neighbours import NeighbourSpec
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.collection import NeighbourSpec, open_dataset
+from harness.reference.datasets.collection import open_dataset
 from harness.reference.datasets.hydragnn import inspect as isolated_process
 from harness.reference.datasets.inspect import summarize_store
 from harness.reference.errors import InputError

@@ -135,7 +135,7 @@ def job_without_flock(request: pytest.FixtureRequest, tmp_path: Path) -> Scripte
         tools = tmp_path / "tools"
         tools.mkdir()
         for program in ("bash", "cat", "cp", "cut", "date", "grep", "head", "mkdir", "mv", "rm", "sed", "sleep", "sort",
-                        "timeout", "wc"):  # fmt: skip
+                        "tail", "timeout", "wc"):  # fmt: skip
             (tools / program).symlink_to(shutil.which(program) or "")
         job.environment["PATH"] = f"{tmp_path}/bin:{tools}"
     else:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.drills.ports import find_free_ports
 from tests.conftest import ROOT, Harness, require_program
-from tests.support.cluster import find_free_ports
 
 FAKE_OMNISTAT = Path(__file__).parent / "fake_omnistat.py"
 SUITE = """\

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.drills.ports import find_free_ports
 from tests.conftest import require_program
 from tests.execution.test_run_case import ScriptedJob, make_job
-from tests.support.cluster import find_free_ports
 from tests.telemetry.test_job import FAKE_OMNISTAT
 
 SYSTEM = """\

@@ -31,11 +31,15 @@ UNAVAILABLE_ERRORS = re.compile(
     r"expired credential|communication|server internal error|broken pipe|munge|could not contact",
     re.IGNORECASE,
 )
+# A routing queue answers with this message if every queue behind it refuses the job: because the job is too large for
+# all of them, or because all are full.
+ROUTING_ERRORS = re.compile(r"rejected by all possible destinations", re.IGNORECASE)
 PERMANENT_ERRORS = re.compile(
     r"unknown|illegal|invalid|unauthorized|not permitted|cannot|exceeds|exceeded|no such|undefined|no default|"
     r"not found|has finished|did not satisfy|"
     r"violates|is required|denied|not allowed|rejected|bad uid|bad gid|bad effective|bad time|must|mutually exclusive|"
-    r"too long|too big|not supported|specification error|no support|unable to open",
+    r"too long|too big|not supported|specification error|no support|unable to open|"
+    r"duplicate|out of range|incompatible type",
     re.IGNORECASE,
 )
 DEPENDENCY_ERRORS = re.compile(r"unknown job id|job dependency|job has finished|did not satisfy dependency", re.I)
@@ -93,6 +97,8 @@ class PbsScheduler(CommandScheduler):
             return
         if QUEUE_FULL_ERRORS.search(error.message):
             raise QueueFull(error.message) from None
+        if ROUTING_ERRORS.search(error.message):
+            raise QueueFull(error.message, may_be_permanent=True) from None
         if PERMANENT_ERRORS.search(error.message) and not UNAVAILABLE_ERRORS.search(error.message):
             raise JobRejected(str(error)) from None
 

@@ -22,6 +22,8 @@ unset "${!SLURM_@}" "${!PMI_@}" "${!PMIX_@}" "${!PALS_@}" "${!OMPI_COMM_WORLD_@}
 export HYDRA_LAUNCHER=fork I_MPI_HYDRA_BOOTSTRAP=fork
 rerun=${1:-}
 exit_status=0
+has_other_nodes=yes
+export faulty_nodes=$campaign/jobs/faulty_nodes
 cd "$campaign"
 if ! [ -e "jobs/$job.sh" ]; then
     echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN and the script name different folders)" >&2
@@ -38,7 +40,7 @@ if ! [ -w "${HOME:-}" ]; then
 fi
 
 missing_programs=
-for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc ; do
+for program in cat cp cut date grep head mkdir mv rm sleep sort tail timeout uname wc ; do
     command -v "$program" > /dev/null || missing_programs+=" $program"
 done
 if [ -n "$missing_programs" ]; then
@@ -73,6 +75,7 @@ if [ "$lock_status" -eq 1 ]; then
     exit 3
 fi
 healthy_nodes=1
+has_other_nodes=no
 same_nodes() { true; }
 first() { true; }
 keep_nodes() { uname -n > nodes; }
@@ -92,11 +95,39 @@ python=/environment/bin/python
 export GFM_HARNESS_SAMPLER_S=1
 
 "$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+# The cases of a job share this file by hard links, so it is replaced, never changed. A second job of the same script may
+# run at the same time.
+environment=jobs/$job.environment.json
+if "$python" -P -m harness.host.environment > "$environment.$job_id.part"; then
+    mv "$environment.$job_id.part" "$environment"
+else
+    rm -f "$environment" "$environment.$job_id.part"
+fi
 
-# run_case FOLDER "DEPENDENCIES" NODES SECONDS COMMAND...: run one case and write its exit code and seconds.
+# find_gpu_error BYTES: print the first line about an error of a GPU in the case's stderr after its first bytes.
+find_gpu_error() {
+    tail -c "+$(($1 + 1))" stderr | grep -aEm 1 -e 'NVRM: Xid [(][^)]*[)]: (48|6[124]|74|79|9[45]|110|119|12[013]|14[03-9]|150)($|[^0-9])|fallen off the bus|uncorrectable (ECC|NVLink) error|amdgpu.*([1-9][0-9]* (new )?uncorrectable hardware errors|RAS poison|GPU reset begin)|HW Exception by GPU node|i915 .*(GPU HANG|Resetting chip)|xe .*(declared device .* as wedged|GT[0-9]+: reset (started|failed))|(UR|ZE)_RESULT_ERROR_DEVICE_LOST' || true
+}
+
+# exclude_faulty_node ERROR NODES RANKS: note the node of the rank that reported an error, for a case with this number
+# of ranks on each node. Fail if the launcher does not label the lines with the rank.
+exclude_faulty_node() {
+    local rank=0 name
+    if [ "$2" -gt 1 ]; then
+        [[ $1 =~ ^\ *([0-9]+):\  ]] || return 1
+        rank=${BASH_REMATCH[1]}
+    fi
+    name=$(head -n $((rank / $3 + 1)) nodes | tail -n 1 | cut -d ' ' -f 1)
+    echo "$name is not used for a day, unless $faulty_nodes is removed"
+    echo "$name $1" >> "$faulty_nodes"
+}
+
+# run_case FOLDER "DEPENDENCIES" NODES RANKS SECONDS COMMAND...: run one case, with this number of ranks on each node, and
+# write its exit code and seconds.
 run_case() {
-    local case=$1 dependencies=$2 node_count=$3 limit=$4 status=0 started=$SECONDS dependency
-    shift 4
+    local case=$1 dependencies=$2 node_count=$3 node_ranks=$4 limit=$5 status=0 started=$SECONDS dependency
+    local stderr_bytes error lost
+    shift 5
     cd "$campaign/$case"
     if [ "$rerun" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
     if [ -e exit_code ]; then
@@ -124,18 +155,35 @@ run_case() {
     fi
     if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
     cp "$campaign/jobs/$job.provenance.json" provenance.json
+    if [ -e "$campaign/$environment" ]; then
+        ln -f "$campaign/$environment" environment.json 2> /dev/null || cp "$campaign/$environment" environment.json
+    fi
     echo "$case: started $(date '+%F %T')"
     while true; do
         status=0
         keep_nodes "$node_count"
+        : >> stderr
+        stderr_bytes=$(wc -c < stderr)
         timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
-        if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
+        if [ "$status" -eq 0 ] || [ "$status" -eq 124 ]; then break; fi
+        error=$(find_gpu_error "$stderr_bytes")
+        if [ -n "$error" ]; then
+            echo "error: an error of a GPU: $error" >&2
+            if [ "$has_other_nodes" = no ]; then break; fi
+            if ! exclude_faulty_node "$error" "$node_count" "$node_ranks"; then
+                echo "$case: it is not known which node the error is on; another job can run the case" >&2
+                exit_status=75
+                return
+            fi
+        fi
+        if same_nodes; then break; fi
+        lost=$(list_lost_nodes)
         if [ "$node_count" -gt "$healthy_nodes" ]; then
-            echo "$case: a node was lost and too few are left; another job can run the case" >&2
+            echo "$case: lost $lost and too few nodes are left; another job can run the case" >&2
             exit_status=75
             return
         fi
-        echo "$case: a node was lost, and the case is started again on others"
+        echo "$case: ${lost:+lost $lost and }the case is started again"
         first "$node_count" > /dev/null
     done
     if [ "$status" -eq 124 ]; then
@@ -147,7 +195,7 @@ run_case() {
     if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
-run_case scaling-weak-ranks_per_node_2-a8f6f40a4a '' 1 600 \
+run_case scaling-weak-ranks_per_node_2-a8f6f40a4a '' 1 2 600 \
     mpiexec -n 2 \
     "$python" -P -m harness.reference "$campaign"/scaling-weak-ranks_per_node_2-a8f6f40a4a
 

@@ -28,6 +28,8 @@ job_id=${SLURM_JOB_ID:?this script is for sbatch}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
 rerun=${1:-}
 exit_status=0
+has_other_nodes=yes
+export faulty_nodes=$campaign/jobs/faulty_nodes
 cd "$campaign"
 if ! [ -e "jobs/$job.sh" ]; then
     echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN and the script name different folders)" >&2
@@ -44,7 +46,7 @@ if ! [ -w "${HOME:-}" ]; then
 fi
 
 missing_programs=
-for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc sinfo srun; do
+for program in cat cp cut date grep head mkdir mv rm sleep sort tail timeout uname wc sinfo srun; do
     command -v "$program" > /dev/null || missing_programs+=" $program"
 done
 if [ -n "$missing_programs" ]; then
@@ -56,6 +58,26 @@ export MALLOC_MMAP_MAX_=0
 export MALLOC_TRIM_THRESHOLD_=1000000000000
 export MALLOC_TOP_PAD_=268435456
 export PYTHONNOUSERSITE=1
+
+# drop_faulty_nodes: remove the nodes of which a GPU has reported an error from the list of nodes.
+drop_faulty_nodes() {
+    local line
+    if ! [ -e "$faulty_nodes" ] || [ $(($(date +%s) - $(date -r "$faulty_nodes" +%s))) -gt 86400 ]; then
+        return 0
+    fi
+    cut -d ' ' -f 1 "$faulty_nodes" > "$nodes.faulty"
+    while read -r line; do
+        if ! grep -Fqx "${line%% *}" "$nodes.faulty"; then echo "$line"; fi
+    done < "$nodes" > "$nodes.part"
+    mv "$nodes.part" "$nodes"
+}
+
+# list_lost_nodes: print the nodes of the case that are not in the list of nodes any more.
+list_lost_nodes() {
+    local names
+    names=$(cut -d ' ' -f 1 nodes | { grep -Fxv -f <(cut -d ' ' -f 1 "$nodes") || true; })
+    echo "${names//$'\n'/ }"
+}
 
 # check_nodes: list the nodes that are up and pass the check, as lines `name host`. A case takes the first ones.
 # The files belong to this job alone: a second job of the same script may run at the same time.
@@ -70,6 +92,7 @@ check_nodes() {
     timeout -k 10 "$1" \
         srun --overlap --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
         "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(uname -n)\"; fi" | sort > "$nodes" || true
+    drop_faulty_nodes
     healthy_nodes=$(wc -l < "$nodes")
     MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
     echo "$healthy_nodes of $SLURM_JOB_NUM_NODES nodes passed the check"
@@ -133,11 +156,39 @@ python=/environment/bin/python
 export GFM_HARNESS_SAMPLER_S=5
 
 "$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+# The cases of a job share this file by hard links, so it is replaced, never changed. A second job of the same script may
+# run at the same time.
+environment=jobs/$job.environment.json
+if "$python" -P -m harness.host.environment > "$environment.$job_id.part"; then
+    mv "$environment.$job_id.part" "$environment"
+else
+    rm -f "$environment" "$environment.$job_id.part"
+fi
 
-# run_case FOLDER "DEPENDENCIES" NODES SECONDS COMMAND...: run one case and write its exit code and seconds.
+# find_gpu_error BYTES: print the first line about an error of a GPU in the case's stderr after its first bytes.
+find_gpu_error() {
+    tail -c "+$(($1 + 1))" stderr | grep -aEm 1 -e 'NVRM: Xid [(][^)]*[)]: (48|6[124]|74|79|9[45]|110|119|12[013]|14[03-9]|150)($|[^0-9])|fallen off the bus|uncorrectable (ECC|NVLink) error|amdgpu.*([1-9][0-9]* (new )?uncorrectable hardware errors|RAS poison|GPU reset begin)|HW Exception by GPU node|i915 .*(GPU HANG|Resetting chip)|xe .*(declared device .* as wedged|GT[0-9]+: reset (started|failed))|(UR|ZE)_RESULT_ERROR_DEVICE_LOST' || true
+}
+
+# exclude_faulty_node ERROR NODES RANKS: note the node of the rank that reported an error, for a case with this number
+# of ranks on each node. Fail if the launcher does not label the lines with the rank.
+exclude_faulty_node() {
+    local rank=0 name
+    if [ "$2" -gt 1 ]; then
+        [[ $1 =~ ^\ *([0-9]+):\  ]] || return 1
+        rank=${BASH_REMATCH[1]}
+    fi
+    name=$(head -n $((rank / $3 + 1)) nodes | tail -n 1 | cut -d ' ' -f 1)
+    echo "$name is not used for a day, unless $faulty_nodes is removed"
+    echo "$name $1" >> "$faulty_nodes"
+}
+
+# run_case FOLDER "DEPENDENCIES" NODES RANKS SECONDS COMMAND...: run one case, with this number of ranks on each node, and
+# write its exit code and seconds.
 run_case() {
-    local case=$1 dependencies=$2 node_count=$3 limit=$4 status=0 started=$SECONDS dependency
-    shift 4
+    local case=$1 dependencies=$2 node_count=$3 node_ranks=$4 limit=$5 status=0 started=$SECONDS dependency
+    local stderr_bytes error lost
+    shift 5
     cd "$campaign/$case"
     if [ "$rerun" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
     if [ -e exit_code ]; then
@@ -165,18 +216,35 @@ run_case() {
     fi
     if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
     cp "$campaign/jobs/$job.provenance.json" provenance.json
+    if [ -e "$campaign/$environment" ]; then
+        ln -f "$campaign/$environment" environment.json 2> /dev/null || cp "$campaign/$environment" environment.json
+    fi
     echo "$case: started $(date '+%F %T')"
     while true; do
         status=0
         keep_nodes "$node_count"
+        : >> stderr
+        stderr_bytes=$(wc -c < stderr)
         timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
-        if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
+        if [ "$status" -eq 0 ] || [ "$status" -eq 124 ]; then break; fi
+        error=$(find_gpu_error "$stderr_bytes")
+        if [ -n "$error" ]; then
+            echo "error: an error of a GPU: $error" >&2
+            if [ "$has_other_nodes" = no ]; then break; fi
+            if ! exclude_faulty_node "$error" "$node_count" "$node_ranks"; then
+                echo "$case: it is not known which node the error is on; another job can run the case" >&2
+                exit_status=75
+                return
+            fi
+        fi
+        if same_nodes; then break; fi
+        lost=$(list_lost_nodes)
         if [ "$node_count" -gt "$healthy_nodes" ]; then
-            echo "$case: a node was lost and too few are left; another job can run the case" >&2
+            echo "$case: lost $lost and too few nodes are left; another job can run the case" >&2
             exit_status=75
             return
         fi
-        echo "$case: a node was lost, and the case is started again on others"
+        echo "$case: ${lost:+lost $lost and }the case is started again"
         first "$node_count" > /dev/null
     done
     if [ "$status" -eq 124 ]; then
@@ -188,12 +256,12 @@ run_case() {
     if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
-run_case scaling-weak-nodes_4-644a979cde '' 4 600 \
+run_case scaling-weak-nodes_4-644a979cde '' 4 2 600 \
     srun --nodes=4 --ntasks=8 --ntasks-per-node=2 \
     --cpus-per-task=1 --nodelist="$(first 4)" --kill-on-bad-exit=1 --label \
     "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_4-644a979cde
 
-run_case scaling-weak-nodes_8-ef0ebd1fb5 '' 8 600 \
+run_case scaling-weak-nodes_8-ef0ebd1fb5 '' 8 2 600 \
     srun --nodes=8 --ntasks=16 --ntasks-per-node=2 \
     --cpus-per-task=1 --nodelist="$(first 8)" --kill-on-bad-exit=1 --label \
     "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_8-ef0ebd1fb5

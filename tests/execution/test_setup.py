@@ -1,0 +1,132 @@
+"""`harness setup --run` creates an environment step by step, and continues after a failure."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.execution.setup_script import split_steps
+from harness.protocol.errors import UsageError
+from tests.conftest import ROOT
+
+INSTALL = """\
+  - python3 -m venv --without-pip "{folder}/env"
+  - source "{folder}/env/bin/activate"
+  - echo first >> {folder}/log
+  - if [ -e {folder}/network ]; then
+  - '    echo second >> {folder}/log'
+  - else
+  - '    exit 7'
+  - fi
+  - echo third >> {folder}/log
+"""
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\nextends: local\ntitle: Mine\ninstall:\n{INSTALL.format(folder=tmp_path)}")
+    return path
+
+
+def run_setup(system: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness", "setup", "--run", "--system", str(system)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_failing_step_is_named_and_the_next_run_continues_with_it(system: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    failed = run_setup(system)
+    assert failed.returncode == 1
+    assert failed.stderr == (
+        f"error: step 4 of 5 failed with exit code 7: if [ -e {tmp_path}/network ]; then ...; run the command"
+        " again to continue\n"
+    )
+    assert log.read_text() == "first\n"
+    (tmp_path / "network").touch()
+    done = run_setup(system)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "step 3 of 5 was completed earlier: echo first" in done.stdout
+    assert log.read_text() == "first\nsecond\nthird\n"
+    assert run_setup(system).stdout.count("was completed earlier") == 3
+    assert log.read_text() == "first\nsecond\nthird\n"
+
+
+def test_changed_step_and_all_later_ones_run_again(system: Path, tmp_path: Path) -> None:
+    (tmp_path / "network").touch()
+    assert run_setup(system).returncode == 0
+    system.write_text(system.read_text().replace("echo second", "echo 2nd"))
+    assert run_setup(system).returncode == 0
+    assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n2nd\nthird\n"
+
+
+def test_failed_step_runs_again_although_an_earlier_run_completed_it(system: Path, tmp_path: Path) -> None:
+    network = tmp_path / "network"
+    network.touch()
+    original = system.read_text()
+    assert run_setup(system).returncode == 0
+    network.unlink()
+    system.write_text(original.replace("echo first", "echo 1st"))
+    assert run_setup(system).returncode == 1
+    assert run_setup(system).returncode == 1  # the unchanged second step has not been completed after the new first one
+    system.write_text(original)
+    assert run_setup(system).returncode == 1
+    network.touch()
+    assert run_setup(system).returncode == 0
+    assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n1st\nfirst\nsecond\nthird\n"
+
+
+def test_quoted_assignment_holds_for_later_steps_of_every_run(system: Path, tmp_path: Path) -> None:
+    text = system.read_text().replace(f"  - echo first >> {tmp_path}/log\n", '  - NAMES="a b"\n')
+    system.write_text(text.replace("echo third", 'echo "$NAMES"'))
+    assert run_setup(system).returncode == 1
+    (tmp_path / "network").touch()
+    assert run_setup(system).returncode == 0
+    assert (tmp_path / "log").read_text() == "second\na b\n"
+
+
+def test_path_below_the_checkout_is_no_installation_of_it(system: Path, tmp_path: Path) -> None:
+    system.write_text(system.read_text().replace("echo first", f'echo "first of {ROOT}/.venv"'))
+    (tmp_path / "network").touch()
+    assert run_setup(system).returncode == 0
+    assert run_setup(system).stdout.count("was completed earlier") == 3
+
+
+def test_removed_environment_is_created_again(system: Path, tmp_path: Path) -> None:
+    (tmp_path / "network").touch()
+    assert run_setup(system).returncode == 0
+    shutil.rmtree(tmp_path / "env")
+    assert run_setup(system).returncode == 0
+    assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n" * 2
+
+
+def test_checkout_is_installed_every_time(system: Path, tmp_path: Path) -> None:
+    """Its files may have changed since the last run."""
+    line = f'  - echo "installs {{{{ setup.package }}}}" >> {tmp_path}/log\n'
+    text = system.read_text().replace(f"  - echo third >> {tmp_path}/log\n", "")
+    system.write_text(text + line + f"  - echo packs >> {tmp_path}/log\n")
+    (tmp_path / "network").touch()
+    for _ in range(2):
+        assert run_setup(system).returncode == 0
+    last = f"installs {ROOT}\npacks\n"
+    assert (tmp_path / "log").read_text() == f"first\nsecond\n{last}{last}"
+
+
+def test_missing_setting_stops_before_the_first_step(system: Path) -> None:
+    text = system.read_text().replace("--without-pip", '--without-pip --prompt "{{ settings.project }}"')
+    system.write_text(text + "settings: {project: {help: the project, default: null}}\n")
+    result = run_setup(system)
+    assert result.returncode == 1
+    assert "HARNESS_PROJECT: is not set: export it with the value of the setting project" in result.stderr
+    assert "step" not in result.stdout + result.stderr
+
+
+def test_lines_are_joined_to_complete_commands() -> None:
+    lines = ["a=1", "if true; then", "  echo x", "fi", "for k in 1 2; do", "  echo $k", "done", "echo \\", "  y"]
+    assert split_steps(lines) == ["a=1", "\n".join(lines[1:4]), "\n".join(lines[4:7]), "\n".join(lines[7:])]
+    with pytest.raises(UsageError, match="end in an incomplete bash command: if true"):
+        split_steps(["if true; then", "echo"])

@@ -114,6 +114,16 @@ def number_cell(column: str, spec: str = ".3g", scale: float = 1.0) -> Callable[
     return format_cell
 
 
+def duration_cell(column: str, seconds: float = 1.0) -> Callable[[Row], str]:
+    """Return a function that formats a duration with its unit, such as `80 s` or `2.3 hours`.
+
+    Args:
+        column: The column.
+        seconds: The seconds in a unit of the column.
+    """
+    return lambda row: EN_DASH if row[column] is None else format_quantity(seconds * row[column], "s")
+
+
 def interval_cell(column: str, low: str = "", high: str = "") -> Callable[[Row], str]:
     """Return a function that formats a column with its interval, by default `<column>_low` and `<column>_high`."""
     ends = (low or f"{column}_low", high or f"{column}_high")
@@ -130,6 +140,7 @@ class Section:
     """A heading with paragraphs, figures and tables.
 
     Attributes:
+        finding: what the section has found, in one sentence without a period, which is its heading; may be empty.
         is_error: whether the section only contains the reason why a page cannot be shown.
     """
 
@@ -139,6 +150,7 @@ class Section:
     figures: list[Figure] = field(default_factory=list)
     tables: list[TableBlock] = field(default_factory=list)
     is_error: bool = False
+    finding: str = ""
 
 
 def list_rows(table: pd.DataFrame) -> list[Row]:

@@ -1,4 +1,4 @@
-"""A common style for figures, which are saved as SVG and PNG."""
+"""A common style for figures, which are saved as PNG, as SVG, and as a narrow SVG for small screens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import hashlib
 import io
 import math
 import re
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,16 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axis import Axis
+from matplotlib.gridspec import GridSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.scale import LogTransform
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterMathtext, LogFormatterSciNotation, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogFormatterMathtext,
+    LogFormatterSciNotation,
+    NullLocator,
+)
 
 from harness.host.files import write_below
 
@@ -37,13 +48,35 @@ STYLE: Any = {
 }
 
 
+PIXELS = 96
+# Sizes in inches: of figures for small screens, of the narrowest figure that fills a row of the page, and of a legend's
+# symbol and of a letter of its labels; and the height of the one panel that represents a figure on the overview.
+NARROW_WIDTH, WIDE_WIDTH, SYMBOL_WIDTH, LETTER_WIDTH = 3.7, 7.5, 0.55, 0.062
+CARD_HEIGHT = 3.5
+# The letters to which labels of ticks are cut in narrow figures, unless this would make them equal.
+MAX_TICK_LETTERS = 22
+
+
 @dataclass(frozen=True)
 class Figure:
-    """A saved figure: its file name without suffix, caption, and SVG source."""
+    """A saved figure: its file name without suffix, its caption, and its sizes in pixels at 96 dpi.
+
+    Attributes:
+        narrow_height: the height of the narrow SVG; 0 if there is none.
+        has_card: whether there is an SVG of a single panel, for the overview.
+    """
 
     name: str
     caption: str
-    svg: str
+    width: int
+    height: int
+    narrow_height: int
+    has_card: bool
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the figure fills a row of the page by itself."""
+        return self.width > PIXELS * WIDE_WIDTH
 
 
 def make_file_name(name: str) -> str:
@@ -54,21 +87,165 @@ def make_file_name(name: str) -> str:
     return f"{plain[:MAX_LETTERS]}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
-def save_figure(figure: Any, folder: Path, name: str, caption: str) -> Figure:
-    """Write the figure as PNG and SVG, close it, and return it."""
+def save_figure(
+    figure: Any, folder: Path, name: str, caption: str, *, has_narrow: bool = True, card: int | None = None
+) -> Figure:
+    """Write the figure as PNG, SVG and narrow SVG, close it, and return it.
+
+    Legends are moved above the panels, so that they cover no data.
+
+    Args:
+        figure: The figure of matplotlib.
+        folder: The folder of figures.
+        name: The name, from which that of the files follows.
+        caption: The text below the figure.
+        has_narrow: Whether the figure can be made narrow; otherwise, small screens scroll it.
+        card: The index of the panel that represents the figure on the overview; by default, all panels do.
+    """
     name = make_file_name(name)
     for axes in figure.axes:
         set_power_labels(axes.xaxis)
         set_power_labels(axes.yaxis)
+    has_layout = isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine)
+    legend = pop_legends(figure) if has_layout else {}
+    add_legend(figure, legend)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     write_below(folder.parent, f"{folder.name}/{name}.png", picture.getvalue())
+    size = tuple(figure.get_size_inches())
+    write_below(folder.parent, f"{folder.name}/{name}.svg", _format_svg(figure))
+    narrow_height = 0.0
+    if has_layout and has_narrow:
+        pop_legends(figure)
+        make_narrow(figure, legend)
+        narrow_height = figure.get_size_inches()[1]
+        write_below(folder.parent, f"{folder.name}/narrow/{name}.svg", _format_svg(figure))
+        if card is not None:
+            pop_legends(figure)
+            make_card(figure, legend, card)
+            write_below(folder.parent, f"{folder.name}/card/{name}.svg", _format_svg(figure))
+    plt.close(figure)
+    width, height, narrow = (round(PIXELS * inches) for inches in (*size, narrow_height))
+    return Figure(name, caption, width, height, narrow, has_card=bool(narrow) and card is not None)
+
+
+def _format_svg(figure: Any) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    svg = text.getvalue()
-    write_below(folder.parent, f"{folder.name}/{name}.svg", svg)
-    return Figure(name, caption, svg[svg.index("<svg") :])
+    return text.getvalue()
+
+
+def pop_legends(figure: Any) -> dict[str, Any]:
+    """Remove all legends of a figure, and return their labels with a handle for each."""
+    entries: dict[str, Any] = {}
+    for owner in (figure, *figure.axes):
+        for legend in list(figure.legends) if owner is figure else filter(None, [owner.get_legend()]):
+            # the handles in a legend lack the markers of error bars, which those of the axes have
+            handles = {} if owner is figure else dict(zip(*reversed(owner.get_legend_handles_labels()), strict=True))
+            for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+                entries.setdefault(text.get_text(), handles.get(text.get_text(), handle))
+            legend.remove()
+    return entries
+
+
+def add_legend(figure: Any, entries: dict[str, Any]) -> None:
+    """Add a legend above the panels, with as many columns as fit."""
+    if entries:
+        entry_width = SYMBOL_WIDTH + LETTER_WIDTH * max(map(len, entries))
+        rows = math.ceil(len(entries) / max(1, int(figure.get_size_inches()[0] / entry_width)))
+        columns = math.ceil(len(entries) / rows)
+        options: Any = {"loc": "outside upper left", "ncols": columns, "frameon": False, "fontsize": 8}
+        figure.legend(entries.values(), entries.keys(), **options)
+
+
+def make_narrow(figure: Any, legend: dict[str, Any]) -> None:
+    """Resize a figure to NARROW_WIDTH, with its panels in one column, or in two if they are many.
+
+    Long names at the vertical axis are cut, names at the horizontal axis that would overlap are turned, and labels and
+    titles are broken into lines.
+    """
+    height = float(figure.get_size_inches()[1])
+    panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None and axes.get_visible()]
+    rows, columns = panels[0].get_subplotspec().get_gridspec().get_geometry() if panels else (1, 1)
+    if columns > (1 if rows == 1 else 2):
+        height *= _arrange_panels(figure, panels, 1 if rows == 1 else 2) / rows
+    figure.set_size_inches(NARROW_WIDTH, height)
+    add_legend(figure, legend)
+    for axes in panels:
+        _cut_ticks(axes.yaxis)
+    figure.draw_without_rendering()
+    for axes in panels:
+        labels = [label for label in axes.get_xticklabels() if label.get_text() and label.get_visible()]
+        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+        if any(left.x1 > right.x0 for left, right in pairwise(boxes)):
+            _rename_ticks(axes.xaxis, lambda name: name.replace("\n", " "))
+            axes.tick_params(axis="x", rotation=90)
+        box = axes.get_window_extent()
+        for text, space in ((axes.xaxis.label, box.width), (axes.yaxis.label, box.height), (axes.title, box.width)):
+            _break_lines(text, space)
+
+
+def make_card(figure: Any, legend: dict[str, Any], panel: int) -> None:
+    """Remove all panels of a narrow figure but one, and give it the size of a card on the overview."""
+    for axes in list(figure.axes)[:panel] + list(figure.axes)[panel + 1 :]:
+        axes.remove()
+    (axes,) = figure.axes
+    axes.set_subplotspec(GridSpec(1, 1, figure=figure)[0])
+    axes.tick_params(labelleft=True, labelbottom=True)
+    figure.set_size_inches(NARROW_WIDTH, CARD_HEIGHT)
+    add_legend(figure, legend)
+
+
+def _arrange_panels(figure: Any, panels: list[Any], columns: int) -> int:
+    """Arrange panels in this number of columns, remove the empty ones, and return the new number of rows."""
+    first, used = panels[0], [axes for axes in panels if axes.has_data() or axes.texts]
+    for axes in panels:
+        if axes not in used:
+            axes.remove()
+    n_rows = -(-len(used) // columns)
+    grid = GridSpec(n_rows, columns, figure=figure)
+    for k, axes in enumerate(used):
+        axes.set_subplotspec(grid[k // columns, k % columns])
+        # panels that share an axis have its labels only at the edge of the figure
+        if k % columns == 0 and axes.get_shared_y_axes().joined(axes, first):
+            axes.tick_params(axis="y", labelleft=True)
+            axes.set_ylabel(axes.get_ylabel() or first.get_ylabel())
+        if k + columns >= len(used) and axes.get_shared_x_axes().joined(axes, first):
+            axes.tick_params(axis="x", labelbottom=True)
+    panels[:] = used
+    return n_rows
+
+
+def _break_lines(text: Any, space: float) -> None:
+    """Break a label into lines that fit into a space in pixels."""
+    extent = text.get_window_extent()
+    length = extent.height if text.get_rotation() == 90 else extent.width
+    if length > space:
+        text.set_text(textwrap.fill(text.get_text(), max(8, int(len(text.get_text()) * space / length))))
+
+
+def _rename_ticks(axis: Axis, rename: Callable[[str], str]) -> None:
+    """Rename the ticks of an axis if they have fixed places."""
+    if isinstance(axis.get_major_locator(), FixedLocator):
+        names = [label.get_text() for label in axis.get_ticklabels()]
+        if (new := [rename(name) for name in names]) != names:
+            axis.set_ticks(axis.get_ticklocs(), labels=new)
+
+
+def _cut_ticks(axis: Axis) -> None:
+    """Cut long names of ticks in the middle, to as few letters as leave different names different."""
+    names = {label.get_text() for label in axis.get_ticklabels()}
+    for letters in range(MAX_TICK_LETTERS, max(map(len, names), default=0), 4):
+        if len({_cut_middle(name, letters) for name in names}) == len(names):
+            break
+    else:
+        return
+    _rename_ticks(axis, lambda name: _cut_middle(name, letters))
+
+
+def _cut_middle(name: str, letters: int) -> str:
+    half = letters // 2
+    return name if len(name) <= letters else f"{name[:half]}\u2026{name[-half:]}"
 
 
 class PowerFormatter(LogFormatterSciNotation):

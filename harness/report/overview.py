@@ -1,10 +1,14 @@
-"""The first page of the report: the scorecard, the campaigns, the figures of merit, and the incomplete cases."""
+"""The first page of the report: verdicts, pictures of experiments, campaigns, figures of merit, incomplete cases."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from harness.claims.model import Verdict
 from harness.claims.scorecard import Score
 from harness.document.blocks import (
     EN_DASH,
@@ -16,9 +20,124 @@ from harness.document.blocks import (
     format_number,
     format_quantity,
 )
+from harness.document.figures import Figure
+from harness.protocol.text import pluralize
+from harness.report.claim_axis import ClaimAxis, build_axis
+from harness.report.decisions import PlannedRun
 from harness.results.runs import RunRecord
 
 MAX_LINKS = 3
+# The most rows of tables that have a row for each case.
+MAX_ROWS = 100
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """A claim on the overview, with the axis of its values and the runs that would decide it."""
+
+    score: Score
+    paper: str
+    measured: str
+    axis: ClaimAxis | None
+    runs: Sequence[PlannedRun]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The first figure of a page, with the heading of the section that it belongs to."""
+
+    page: str
+    title: str
+    finding: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What the first page shows above its tables.
+
+    Attributes:
+        verdicts: each verdict and the number of claims that have it.
+        claims: the claims of each paper, by its citation.
+        runs: one line on what ran, on what, when, and at which commit.
+    """
+
+    verdicts: Mapping[Verdict, int]
+    claims: Mapping[str, list[ClaimRow]]
+    pictures: Sequence[Picture]
+    runs: str
+
+
+def build_overview(
+    scores: Sequence[Score],
+    planned: Mapping[tuple[str, str], list[PlannedRun]],
+    records: Sequence[RunRecord],
+    pictures: Sequence[Picture],
+) -> Overview:
+    """Return what the first page shows.
+
+    Args:
+        scores: The verdicts on claims.
+        planned: The runs that would decide the open claims, by paper and id of the claim.
+        records: All runs.
+        pictures: A picture for each page.
+    """
+    claims: dict[str, list[ClaimRow]] = {}
+    for score in scores:
+        row = ClaimRow(
+            score,
+            format_quantity(score.paper_value, score.unit),
+            format_measured(score),
+            build_axis(score),
+            planned.get((score.paper, score.id), ()),
+        )
+        claims.setdefault(score.citation, []).append(row)
+    verdicts = [score.verdict for score in scores]
+    counts = {verdict: n for verdict in get_args(Verdict) if (n := verdicts.count(verdict))}
+    return Overview(counts, claims, pictures, describe_runs(records))
+
+
+def describe_runs(records: Sequence[RunRecord]) -> str:
+    """Return one line on what ran, on what, when, and at which commit."""
+    readable = [record for record in records if record.provenance]
+    n_done = sum(record.state == "done" for record in records)
+    campaigns = len({record.campaign for record in records})
+    machines = dict.fromkeys(describe_machine(record) for record in readable)
+    commits = dict.fromkeys(describe_commit(record) for record in readable)
+    starts = [record.start_time_s for record in records if record.start_time_s is not None]
+    ends = [record.end_time_s for record in records if record.end_time_s is not None]
+    parts = [f"{n_done:,} of {pluralize(len(records), 'case')} done in {pluralize(campaigns, 'campaign')}"]
+    parts += [join_few(machines)] if machines else []
+    if starts and ends:
+        first, last = format_time(min(starts)), format_time(max(ends))
+        parts.append(f"{first} to {last.removeprefix(first[: len('2026-01-01 ')])} UTC")
+    parts += [f"commit {join_few(commits)}"] if commits else []
+    return "; ".join(parts)
+
+
+def describe_machine(record: RunRecord) -> str:
+    """Return the processor, the cores and the memory of the machine of a run."""
+    provenance = record.provenance
+    cores = pluralize(provenance["cores"], "core") if provenance.get("cores") else EN_DASH
+    memory = f"{provenance['memory_bytes'] / 2**30:.0f} GiB" if provenance.get("memory_bytes") else EN_DASH
+    return f"{provenance.get('cpu', EN_DASH)}, {cores}, {memory}"
+
+
+def describe_commit(record: RunRecord) -> str:
+    """Return the commit of the code of a run, and whether its files had been changed."""
+    changed = " + changes" if record.provenance.get("changed_since_commit") else ""
+    return (record.provenance.get("commit") or "not a clone")[:12] + changed
+
+
+def format_time(time_s: float) -> str:
+    """Return a time in UTC to the minute, `2026-11-29 16:20`."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(time_s))
+
+
+def join_few(names: Mapping[str, None]) -> str:
+    """Return the first name and the number of the others."""
+    first, *others = names
+    return first + (f" and {len(others)} more" if others else "")
 
 
 def build_scorecard_section(scores: Sequence[Score]) -> Section:
@@ -92,35 +211,38 @@ def format_measured(score: Score) -> str:
 
 
 def build_merits_section(records: list[RunRecord]) -> Section | None:
-    """Return the section with the figures of merit and their references; None if there are none."""
+    """Return the section with the figures of merit and their references, the worse ones first; None without any."""
+    merits = [(r.case.get("name", ""), m) for r in records for m in r.figures_of_merit]
+    merits.sort(key=lambda pair: pair[1].verdict in ("ok", "better"))
     rows = [
         [
-            *(r.case.get("name", ""), m.name, " ".join([format_number(m.measured), m.unit])),
+            *(name, m.name, " ".join([format_number(m.measured), m.unit])),
             *(f"{m.reference:g}", f"{m.tolerance:.0%}", m.verdict),
         ]
-        for r in records
-        for m in r.figures_of_merit
+        for name, m in merits[:MAX_ROWS]
     ]
     if not rows:
         return None
     columns = ["case", "figure of merit", "measured", "reference", "tolerance", "verdict"]
-    return Section(
-        "Figures of merit", "figures_of_merit", tables=[TableBlock("Measured values and references", columns, rows)]
-    )
+    n_more = len(merits) - len(rows)
+    note = f"{n_more:,} more are in tables/figures_of_merit.csv." if n_more else ""
+    block = TableBlock("Measured values and references", columns, rows, note)
+    return Section("Figures of merit", "figures_of_merit", tables=[block])
 
 
 def build_unfinished_section(records: list[RunRecord], out: Path) -> Section | None:
     """Return the section with the cases that are not done, and their messages; None if all are done."""
+    unfinished = [record for record in records if record.state != "done"]
     rows = [
         [r.case.get("name", r.folder.name), r.state, r.error or "no message; see stderr", link_folder(r, out)]
-        for r in records
-        if r.state != "done"
+        for r in unfinished[:MAX_ROWS]
     ]
     if not rows:
         return None
-    return Section(
-        "Incomplete cases", "unfinished", tables=[TableBlock("Cases", ["case", "state", "message", "folder"], rows)]
-    )
+    n_more = len(unfinished) - len(rows)
+    note = f"`harness status` lists {n_more:,} more." if n_more else ""
+    block = TableBlock("Cases", ["case", "state", "message", "folder"], rows, note)
+    return Section("Incomplete cases", "unfinished", tables=[block])
 
 
 def link_folder(record: RunRecord, out: Path) -> Cell:

@@ -75,7 +75,9 @@ def build_section(index: int, group: Sequence[BenchmarkVerdict], n_skipped: int,
     title = f"{SOURCES[first.source]} on {first.machine}"
     has_values = any(np.isfinite(v.series.values).any() for v in group)
     drawings = [draw_trends(ranked[:MAX_PANELS], figures, name)] if has_values else []
-    return Section(title, name, describe_verdicts(ranked, n_skipped), drawings, [build_block(ranked)])
+    n_bad = sum(v.is_bad for v in ranked)
+    finding = f"{n_bad or 'None'} of {pluralize(len(ranked), 'benchmark')} became worse"
+    return Section(title, name, describe_verdicts(ranked, n_skipped), drawings, [build_block(ranked)], finding=finding)
 
 
 def describe_verdicts(group: Sequence[BenchmarkVerdict], n_skipped: int) -> list[str]:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup, escape
 
 from harness import __version__
 from harness.claims.evaluate import NO_RUNS, SCORECARD, Judgement, judge_folder
@@ -25,9 +26,13 @@ from harness.host.files import create_folder_below, remove_below, write_below
 from harness.protocol.errors import UsageError
 from harness.protocol.text import sanitize_line
 from harness.report import site
+from harness.report.overview import link_evidence
 from harness.report.regressions import RegressionHistory, load_history
 from harness.results.runs import RunRecord, select_readable
 from harness.tracking.history import HISTORY_FILE, append_measurements, collect_measurements
+
+# Code between backticks in a text.
+CODE = re.compile(r"`([^`]+)`")
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,13 @@ class Report:
         return self.judgement.results.records
 
 
-def write_report(results_folder: Path, claim_files: Sequence[Path] = ()) -> Report:
+def write_report(results_folder: Path, claim_files: Sequence[Path] = (), bundles: Sequence[Path] = ()) -> Report:
     """Judge claims by the runs in results_folder/runs, add the runs to the history of commits, and write the report.
 
     Args:
         results_folder: the results folder.
         claim_files: files of claims, in addition to the shipped ones and those in ./claims.
+        bundles: the bundles from which runs were unpacked, which the report names.
 
     Raises:
         UsageError: there are neither runs nor a history of commits, or a file of claims has a mistake.
@@ -75,15 +81,19 @@ def write_report(results_folder: Path, claim_files: Sequence[Path] = ()) -> Repo
         raise UsageError(f"{results_folder / 'runs'}: {NO_RUNS}")
     _write_tables(results.tables() | {"regression": history.table()}, results_folder)
     write_below(results_folder, SCORECARD, json.dumps([asdict(s) for s in scores], indent=2) + "\n")
-    pages = site.build_pages(results, history, scores, _load_printed_ladder(papers), results_folder)
+    pages = site.build_pages(judgement, history, papers, _load_printed_ladder(papers), results_folder)
     _write_pages(
-        pages, results_folder, has_runs=bool(results.records), source="; ".join(p.source for p in papers.values())
+        pages,
+        results_folder,
+        has_runs=bool(results.records),
+        source="; ".join(p.source for p in papers.values()),
+        origin=f", unpacked from {', '.join(bundle.name for bundle in bundles)}" if bundles else "",
     )
     errors = {page.name: " ".join(s.paragraphs) for page in pages for s in page.sections if s.is_error}
     return Report(judgement, history, errors)
 
 
-def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, source: str) -> None:
+def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, source: str, origin: str) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(resources.get_resource_dir("reports")),
         undefined=jinja2.StrictUndefined,
@@ -91,14 +101,22 @@ def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, sourc
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": format_markdown, "escaped": escape_markdown}
+    environment.filters |= {
+        "cell": format_markdown,
+        "escaped": escape_markdown,
+        "prose": format_prose,
+        "plain": lambda text: text.replace("`", ""),
+        "sentence": lambda text: text[:1].upper() + text[1:],
+    }
     context = {
         "pages": pages,
         "has_runs": has_runs,
+        "evidence": link_evidence,
         "links": lambda cell: cell if isinstance(cell, tuple) else (cell,),
         "version": __version__,
         "timestamp": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "source": source,
+        "origin": origin,
     }
     for page in pages:
         text = environment.get_template("page.html.j2").render(context, page=page)
@@ -141,6 +159,19 @@ def format_markdown(cell: Cell) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return the text on one line, with the special characters of HTML and Markdown escaped."""
-    line = sanitize_line(text).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
+    """Return the text on one line, with the special characters of HTML and Markdown escaped outside of code."""
+    parts = CODE.split(sanitize_line(text))
+    parts[0::2] = map(_escape_part, parts[0::2])
+    parts[1::2] = (f"`{code}`".replace("|", r"\|") for code in parts[1::2])
+    return "".join(parts)
+
+
+def _escape_part(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
+def format_prose(text: str) -> Markup:
+    """Return text as HTML, with code between backticks."""
+    escaped = escape(text)
+    return Markup(CODE.sub(r"<code>\1</code>", str(escaped))) if "`" in text else escaped

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +10,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.claims.scorecard import Score
+from harness.claims.evaluate import Judgement
+from harness.claims.model import Paper
 from harness.document.blocks import EN_DASH, Cell, Link, PrintedPaper, Section, TableBlock, format_number
 from harness.experiments.experiment import Experiment, PageContext
 from harness.experiments.registry import find_experiment, load_experiments
-from harness.experiments.tables import Results
 from harness.protocol.text import pluralize
+from harness.report.decisions import build_decisions_section, plan_open_claims
 from harness.report.overview import (
+    Overview,
+    Picture,
     build_merits_section,
+    build_overview,
     build_runs_section,
     build_scorecard_section,
     build_unfinished_section,
+    describe_commit,
+    describe_machine,
+    format_time,
 )
 from harness.report.regressions import RegressionHistory, build_regression_sections
 from harness.results.misfits import MISFIT_ERRORS, describe_misfit
@@ -46,20 +52,14 @@ def build_provenance_section(records: list[RunRecord], out: Path) -> Section:
 
 def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
     provenance, observed = record.provenance, record.facts.get("runtime", {})
-    changed = " + changes" if provenance.get("changed_since_commit") else ""
-    started = (
-        time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(provenance["time_s"])) if "time_s" in provenance else EN_DASH
-    )
     load = max((s["load_1min"] for s in record.samples if "load_1min" in s), default=math.nan)
-    cores = pluralize(provenance["cores"], "core") if provenance.get("cores") else EN_DASH
-    memory = f"{provenance['memory_bytes'] / 2**30:.0f} GiB" if provenance.get("memory_bytes") else EN_DASH
     threads = pluralize(observed["threads"], "thread") if "threads" in observed else EN_DASH
     return [
         record.case.get("name", ""),
         link_files(record, out),
-        started,
-        record.provenance_error or (provenance.get("commit") or "not a clone")[:12] + changed,
-        f"{provenance.get('cpu', EN_DASH)}, {cores}, {memory}",
+        f"{format_time(provenance['time_s'])} UTC" if "time_s" in provenance else EN_DASH,
+        record.provenance_error or describe_commit(record),
+        describe_machine(record),
         f"{observed.get('device', EN_DASH)}, {threads}",
         format_number(load, ".1f"),
         ", ".join(observed.get("parameters", [])) or EN_DASH,
@@ -92,6 +92,7 @@ class Page:
         name: the name of the file of the page, without suffix.
         tables: links to the tables of the page as CSV files.
         raw: links to the campaigns whose runs the page shows.
+        overview: what the first page shows above its sections; None on the other pages.
     """
 
     name: str
@@ -99,14 +100,16 @@ class Page:
     sections: list[Section]
     tables: list[Link]
     raw: list[Link]
+    overview: Overview | None = None
 
 
 def build_pages(
-    results: Results, history: RegressionHistory, scores: list[Score], paper: PrintedPaper, out: Path
+    judgement: Judgement, history: RegressionHistory, papers: Mapping[str, Paper], printed: PrintedPaper, out: Path
 ) -> list[Page]:
     """Return every page with content in reading order, and write the figures to out/figures."""
+    results = judgement.results
     records, tables = results.records, results.tables()
-    context = PageContext(tables=tables, records=records, figures=out / "figures", paper=paper)
+    context = PageContext(tables=tables, records=records, figures=out / "figures", paper=printed)
     pages = [
         Page(
             name=experiment.page,
@@ -124,7 +127,7 @@ def build_pages(
     )
     pages.append(Page("provenance", TITLES["provenance"], provenance, [], []))
     non_empty = [page for page in pages if page.sections]
-    return [build_index(results, scores, out, {page.name for page in non_empty}), *non_empty]
+    return [build_index(judgement, papers, out, non_empty), *non_empty]
 
 
 def build_sections(experiment: Experiment, context: PageContext) -> list[Section]:
@@ -132,22 +135,37 @@ def build_sections(experiment: Experiment, context: PageContext) -> list[Section
     return experiment.page_module.build_sections(context)
 
 
-def build_index(results: Results, scores: list[Score], out: Path, names: set[str]) -> Page:
+def build_index(judgement: Judgement, papers: Mapping[str, Paper], out: Path, pages: Sequence[Page]) -> Page:
     """Return the first page.
 
     Args:
-        results: All runs and tables.
-        scores: The verdicts on claims.
+        judgement: All runs and tables, and the verdicts on claims.
+        papers: The papers with the claims.
         out: The folder of the report.
-        names: The names of the other pages that have content, to which the page links.
+        pages: The other pages, to which the page links.
     """
-    records = results.records
+    records, scores = judgement.results.records, judgement.scores
+    names = {page.name for page in pages}
     programs = dict.fromkeys(record.program for record in records)
     experiments = {program: find_experiment(program) for program in programs}
     targets = {program: (e.page, e.title) for program, e in experiments.items() if e is not None and e.page in names}
-    optional = (build_merits_section(records), build_unfinished_section(records, out))
-    sections = [build_scorecard_section(scores), build_runs_section(records, targets), *filter(None, optional)]
-    return Page("index", TITLES["index"], sections, link_tables({"figures_of_merit": results.merits}), [])
+    planned = plan_open_claims(scores, papers)
+    optional = (
+        build_decisions_section(planned),
+        build_runs_section(records, targets),
+        build_merits_section(records),
+        build_unfinished_section(records, out),
+    )
+    sections = [build_scorecard_section(scores), *filter(None, optional)]
+    overview = build_overview(scores, planned, records, list_pictures(pages))
+    tables = link_tables({"figures_of_merit": judgement.results.merits})
+    return Page("index", TITLES["index"], sections, tables, [], overview)
+
+
+def list_pictures(pages: Sequence[Page]) -> list[Picture]:
+    """Return the first figure of each page that has one."""
+    first = ((page, next((s for s in page.sections if s.figures), None)) for page in pages)
+    return [Picture(page.name, page.title, s.finding or s.title, s.figures[0]) for page, s in first if s is not None]
 
 
 def build_or_report_error(page: str, build: Callable[[], list[Section]]) -> list[Section]:

@@ -1,101 +1,223 @@
-"""Bundles of run folders: compressed files for publication.
+"""Bundles: run folders, their checksums and files about them, as a folder or as a compressed file (.tar.xz).
 
-`python -m harness.results.bundles RESULTS FILE.tar.xz` writes a bundle; `harness report FILE.tar.xz` unpacks it.
+`harness artifact BUNDLE` writes a bundle, and `harness report BUNDLE` makes the report from it.
 """
 
 from __future__ import annotations
 
 import io
 import lzma
-import sys
+import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from harness.host.files import write_below, write_bytes
 from harness.protocol.errors import UsageError
+from harness.results.checksums import (
+    LINE_CHECKSUMS,
+    MANIFEST,
+    Checksums,
+    build_checksum_files,
+    is_text,
+    parse_checksum_files,
+)
 
-FOLDER = "runs"
-# Files that are derived from other files, and written again when needed.
+FOLDER, SUFFIX = "runs", ".tar.xz"
+HISTORY = "history.jsonl"
+# Files that are derived from other files and written again when needed, and locks.
 EXCLUDED_FILES = ("telemetry.cache.json",)
+EXCLUDED_SUFFIXES = (".lock", ".part")
 MAX_BYTES, MAX_FILE_BYTES = 8 << 30, 1 << 29
 
 
-def write_bundle(results: Path, file: Path) -> int:
-    """Pack the run folders of a results folder; equal files give equal bundles.
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a results folder.
 
-    Returns:
-        The number of files in the bundle.
+    Attributes:
+        contents: the contents of the files that belong into a bundle, by name.
+        left_out: the sizes of the other files in bytes, by name: weights, stores and links.
+    """
+
+    contents: dict[str, bytes]
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of a comparison of a bundle with its checksums: the number of files, and a line for each problem."""
+
+    n_files: int
+    manifest_sha256: str
+    problems: list[str]
+
+
+def read_run_files(results: Path) -> RunFiles:
+    """Read the records of all runs, and the history of commits; raise UsageError if there are no run folders."""
+    contents: dict[str, bytes] = {}
+    left_out: dict[str, int] = {}
+    for path in sorted((results / FOLDER).rglob("*")):
+        name = path.relative_to(results).as_posix()
+        if path.is_symlink():
+            left_out[name] = 0
+        elif path.is_file() and path.name not in (*EXCLUDED_FILES, "lock") and path.suffix not in EXCLUDED_SUFFIXES:
+            with path.open("rb") as handle:
+                head = handle.read(4096)
+                if is_text(head):
+                    contents[name] = head + handle.read()
+                else:
+                    left_out[name] = path.stat().st_size
+    if not contents:
+        raise UsageError(f"{results / FOLDER}: no run folders to pack")
+    history = results / HISTORY
+    if history.is_file() and not history.is_symlink():
+        contents[HISTORY] = history.read_bytes()
+    return RunFiles(contents, left_out)
+
+
+def write_bundle(files: Mapping[str, bytes], target: Path) -> None:
+    """Write files and their checksums as an archive if the target ends in .tar.xz, else into a new folder.
+
+    Equal files give equal archives.
 
     Raises:
-        UsageError: there is no file to pack.
+        UsageError: the target is a folder that is not empty, or a file with another suffix.
     """
-    paths = [p for p in sorted((results / FOLDER).rglob("*")) if p.is_file() and p.name not in EXCLUDED_FILES]
-    if not paths:
-        raise UsageError(f"{results / FOLDER}: no run folders to pack")
+    contents = build_checksum_files(files) | {name: files[name] for name in sorted(files)}
+    if target.name.endswith(SUFFIX) and not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, _pack(contents))
+        return
+    if target.is_file():
+        raise UsageError(f"{target}: is a file; expected a new folder, or a file that ends in {SUFFIX}")
+    if target.is_dir() and any(target.iterdir()):
+        raise UsageError(f"{target}: the folder is not empty; expected a new folder, or a file that ends in {SUFFIX}")
+    for name, content in contents.items():
+        write_below(target, name, content)
+
+
+def _pack(contents: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:xz", preset=9, format=tarfile.PAX_FORMAT) as archive:
-        for path in paths:
-            member = tarfile.TarInfo(path.relative_to(results).as_posix())
-            content = path.read_bytes()
+    with tarfile.open(fileobj=buffer, mode="w:xz", preset=6, format=tarfile.PAX_FORMAT) as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
             member.size, member.mode = len(content), 0o644
             archive.addfile(member, io.BytesIO(content))
-    write_bytes(file, buffer.getvalue())
-    return len(paths)
+    return buffer.getvalue()
 
 
-def unpack_bundle(file: Path, results: Path) -> int:
-    """Unpack a bundle below a results folder; existing files with the same content are left unchanged.
+def unpack_bundle(bundle: Path, results: Path) -> int:
+    """Unpack the run folders of a bundle below a results folder; files with the same content are left unchanged.
+
+    The history of commits is unpacked only where there is none, since reports add to it.
 
     Returns:
-        The number of files in the bundle.
+        The number of files of run folders in the bundle.
 
     Raises:
-        UsageError: the file is not a bundle, is damaged, is too large, or differs from a file that exists.
+        UsageError: this is not a bundle, it is damaged or too large, a file does not have its checksum, or a file
+            differs from one that exists.
     """
     count = 0
-    for name, content in _read_members(file):
+    checksums, members = _open_bundle(bundle)
+    for name, content in members:
+        problem = checksums.find_problem(name, content) if checksums else None
+        if problem is not None:
+            raise UsageError(f"{bundle}: {problem}")
         path = results / name
+        if name == HISTORY and not path.exists():
+            write_below(results, name, content)
+        if not name.startswith(f"{FOLDER}/"):
+            continue
         if not path.is_symlink() and path.is_file():
             if path.read_bytes() != content:
-                raise UsageError(f"{file}: {name} differs from {path}; unpack it into another folder (--out DIR)")
+                raise UsageError(f"{bundle}: {name} differs from {path}; unpack it into another folder (--out DIR)")
         else:
             write_below(results, name, content)
         count += 1
     if not count:
-        raise UsageError(f"{file}: contains no run folders")
+        raise UsageError(f"{bundle}: contains no run folders")
     return count
 
 
-def _read_members(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the content of each file of a bundle; raise UsageError for an invalid bundle."""
+def verify_bundle(bundle: Path) -> Verification:
+    """Compare every file of a bundle with its checksum.
+
+    Raises:
+        UsageError: this is not a bundle, it is damaged or too large, or it has no checksums.
+    """
+    checksums, members = _open_bundle(bundle)
+    if checksums is None:
+        raise UsageError(f"{bundle}: has no {MANIFEST}; expected a bundle that `harness artifact` wrote")
+    problems, names = [], set()
+    for name, content in members:
+        names.add(name)
+        problem = checksums.find_problem(name, content)
+        if problem is not None:
+            problems.append(problem)
+    problems += [f"{name}: is missing" for name in sorted(set(checksums.digests) - names)]
+    return Verification(len(names), checksums.manifest_sha256, problems)
+
+
+def _open_bundle(bundle: Path) -> tuple[Checksums | None, Iterator[tuple[str, bytes]]]:
+    """Return the checksums of a bundle, None for a bundle of version 0.1, and its files without the manifest."""
+    members = _read_folder(bundle) if bundle.is_dir() else _read_archive(bundle)
+    first: dict[str, bytes] = {}
+    for name, content in members:
+        first[name] = content
+        if name not in (MANIFEST, LINE_CHECKSUMS) or {MANIFEST, LINE_CHECKSUMS} <= first.keys():
+            break
+    checksums = parse_checksum_files(str(bundle), first) if MANIFEST in first else None
+
+    def list_members() -> Iterator[tuple[str, bytes]]:
+        first.pop(MANIFEST, None)
+        for name, content in chain(first.items(), members):
+            if checksums is None and not name.startswith(f"{FOLDER}/"):
+                raise UsageError(f"{bundle}: {name!r} is not a file below {FOLDER}/; not a bundle of results")
+            yield name, content
+
+    return checksums, list_members()
+
+
+def _read_folder(bundle: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the content of each file of a bundle that is a folder, the checksums first."""
+    names = []
+    for folder, folders, files in os.walk(bundle):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink() or (name in files and not path.is_file()):
+                raise UsageError(f"{path}: is not a file or folder; a bundle has no links")
+            if name in files:
+                names.append(path.relative_to(bundle).as_posix())
+    first = [name for name in (MANIFEST, LINE_CHECKSUMS) if name in names]
+    if not first and not any(name.startswith(f"{FOLDER}/") for name in names):
+        raise UsageError(f"{bundle}: not a bundle of results; expected {MANIFEST} and {FOLDER}/ in it")
+    for name in [*first, *sorted(set(names) - set(first))]:
+        yield name, (bundle / name).read_bytes()
+
+
+def _read_archive(bundle: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the content of each file of an archive; raise UsageError for an invalid one."""
     total = 0
     try:
-        with tarfile.open(file, mode="r:xz") as archive:
+        with tarfile.open(bundle, mode="r:xz") as archive:
             for member in archive:
-                parts = PurePosixPath(member.name).parts
-                if not member.isfile() or parts[:1] != (FOLDER,) or ".." in parts or "\0" in member.name:
-                    raise UsageError(f"{file}: {member.name!r} is not a file below {FOLDER}/; not a bundle of results")
+                path = PurePosixPath(member.name)
+                if not member.isfile() or path.is_absolute() or ".." in path.parts or "\0" in member.name:
+                    raise UsageError(
+                        f"{bundle}: {member.name!r} is not a file below {FOLDER}/; not a bundle of results"
+                    )
                 total += member.size
                 if total > MAX_BYTES or member.size > MAX_FILE_BYTES:
-                    raise UsageError(
-                        f"{file}: contains more than {MAX_BYTES >> 30} GiB, or a file above {MAX_FILE_BYTES >> 20} MiB"
-                    )
+                    sizes = f"{MAX_BYTES >> 30} GiB, or a file above {MAX_FILE_BYTES >> 20} MiB"
+                    raise UsageError(f"{bundle}: contains more than {sizes}")
                 content = archive.extractfile(member)
                 assert content is not None
                 yield member.name, content.read()
     except FileNotFoundError:
-        raise UsageError(f"{file}: no such file") from None
-    except IsADirectoryError:
-        raise UsageError(f"{file}: a folder; expected a bundle (.tar.xz), or use --out for a results folder") from None
+        raise UsageError(f"{bundle}: no such file") from None
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
-        raise UsageError(f"{file}: not a bundle of results, or damaged ({error})") from None
-
-
-if __name__ == "__main__":
-    try:
-        print(f"{write_bundle(Path(sys.argv[1]), Path(sys.argv[2]))} files packed")
-    except (UsageError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except IndexError:
-        sys.exit("usage: python -m harness.results.bundles RESULTS FILE.tar.xz")
+        raise UsageError(f"{bundle}: not a bundle of results, or damaged ({error})") from None

@@ -136,29 +136,35 @@ def test_check_fails_for_a_deviation_or_a_wrong_stage(tmp_path: Path, speedup: f
     assert main(["check", "--out", str(tmp_path)]) == code
 
 
-class FetchedElements(HTMLParser):
-    """A parser that lists the elements of a page for which a browser would fetch a file."""
+class FetchedFiles(HTMLParser):
+    """A parser that lists the files that a browser would fetch to show a page."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tags: list[str] = []
+        self.files: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in ("script", "link", "img", "iframe"):
-            self.tags.append(tag)
+        names = ("src", "srcset", "data", "poster", *(["href"] if tag == "link" else []))
+        self.files += [value or "" for name, value in attrs if name in names]
 
 
-def test_page_fetches_nothing_and_escapes_text(tmp_path: Path) -> None:
+def test_page_fetches_only_its_figures_and_escapes_text(tmp_path: Path) -> None:
     write_run(tmp_path)
     write_report(tmp_path)
     page = read_pages(tmp_path)
-    elements = FetchedElements()
-    elements.feed(page)
-    assert not elements.tags
+    fetched = FetchedFiles()
+    fetched.feed(page)
+    assert fetched.files
+    for name in fetched.files:
+        assert name.startswith("figures/")
+        assert (tmp_path / name).is_file()
+    assert "url(" not in page
+    assert "@import" not in page
     assert "A &lt;CPU&gt; &amp; co" in page
     assert "A <CPU>" not in page
-    assert "10¹" in page
-    assert "mathdefault" not in page
+    drawings = "".join(path.read_text() for path in (tmp_path / "figures").rglob("*.svg"))
+    assert "10¹" in drawings
+    assert "mathdefault" not in drawings
     text = (tmp_path / "report.md").read_text()
     assert "A &lt;CPU> &amp; co" in text
     images = text.split("](")[1:]

@@ -24,7 +24,7 @@ from tests.report.test_report import write_run
 CLAIMS = {
     "datasets", "structures", "elements", "hpo-campaigns", "train-nodes", "lead-model", "screening-count",
     "screening-time", "screening-rate", "precisions", "transfer-tasks", "machines", "ladder-speedup-fp64",
-    "ladder-speedup-fp32",
+    "ladder-speedup-fp32", "generalisation",
 }  # fmt: skip
 
 

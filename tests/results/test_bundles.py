@@ -1,8 +1,14 @@
-"""Unpacking a bundle restores its files, equal files give equal bundles, and no bundle writes outside its folder."""
+"""Unpacking a bundle restores its files, equal files give equal bundles, and no bundle writes outside its folder.
+
+A changed file is found by its checksum, and the changed line in it.
+"""
 
 from __future__ import annotations
 
 import io
+import json
+import random
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -10,7 +16,8 @@ import pytest
 
 from harness.cli.main import main
 from harness.protocol.errors import UsageError
-from harness.results.bundles import unpack_bundle, write_bundle
+from harness.results.bundles import read_run_files, unpack_bundle, verify_bundle, write_bundle
+from harness.results.checksums import MANIFEST
 from tests.support.published_results import PUBLISHED
 
 
@@ -22,8 +29,15 @@ def results(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     (tmp_path / "results" / "runs" / "a" / "telemetry.cache.json").write_text("{}")
+    (tmp_path / "results" / "runs" / "a" / "1" / "model.safetensors").write_bytes(b"\0\1\2")
+    (tmp_path / "results" / "runs" / "a" / "1" / "link").symlink_to("/etc/passwd")
     (tmp_path / "results" / "index.html").write_text("")
     return tmp_path / "results"
+
+
+def pack(results: Path, target: Path) -> Path:
+    write_bundle(read_run_files(results).contents, target)
+    return target
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -31,23 +45,100 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_unpacking_restores_every_run_folder(results: Path, tmp_path: Path) -> None:
-    assert write_bundle(results, tmp_path / "one.tar.xz") == 3
-    for _ in range(2):  # the second time, every file exists
-        assert unpack_bundle(tmp_path / "one.tar.xz", tmp_path / "copy") == 3
-    expected = read_files(results)
-    for name in ("runs/a/telemetry.cache.json", "index.html"):
-        del expected[name]
-    assert read_files(tmp_path / "copy") == expected
+    assert read_run_files(results).left_out == {"runs/a/1/link": 0, "runs/a/1/model.safetensors": 3}
+    expected = {"runs/a/1/case.json": b"{}", "runs/a/1/events.jsonl": b"", "runs/b/2/case.json": b"[]"}
+    for target in ("one.tar.xz", "folder"):
+        bundle = pack(results, tmp_path / target)
+        copy = tmp_path / f"copy-{target}"
+        for _ in range(2):  # the second time, every file exists
+            assert unpack_bundle(bundle, copy) == 3
+        assert read_files(copy) == expected
+    with pytest.raises(UsageError, match="the folder is not empty"):
+        pack(results, tmp_path / "folder")
+
+
+def test_history_of_commits_is_unpacked_only_where_there_is_none(results: Path, tmp_path: Path) -> None:
+    (results / "history.jsonl").write_text("{}\n")
+    bundle = pack(results, tmp_path / "one.tar.xz")
+    unpack_bundle(bundle, tmp_path / "copy")
+    assert (tmp_path / "copy" / "history.jsonl").read_text() == "{}\n"
+    (tmp_path / "copy" / "history.jsonl").write_text("{}\n{}\n")
+    unpack_bundle(bundle, tmp_path / "copy")
+    assert (tmp_path / "copy" / "history.jsonl").read_text() == "{}\n{}\n"
+
+
+def test_one_changed_digit_in_ten_thousand_samples_is_located(results: Path, tmp_path: Path) -> None:
+    generator = random.Random(7)
+    log = results / "runs" / "a" / "1" / "events.jsonl"
+    log.write_text(
+        "".join(json.dumps({"event": "sample", "seconds": generator.random()}) + "\n" for _ in range(10_000))
+    )
+    bundle = pack(results, tmp_path / "bundle")
+    subprocess.run(["sha256sum", "--check", "--quiet", MANIFEST], cwd=bundle, check=True)
+    assert (verify_bundle(bundle).problems, verify_bundle(bundle).n_files) == ([], 4)
+    packed = bundle / "runs" / "a" / "1" / "events.jsonl"
+    original = packed.read_bytes()
+    for _ in range(20):
+        position = generator.choice([k for k, byte in enumerate(original) if chr(byte).isdecimal()])
+        digit = generator.choice([d for d in b"0123456789" if d != original[position]])
+        packed.write_bytes(original[:position] + bytes([digit]) + original[position + 1 :])
+        line = original.count(b"\n", 0, position) + 1
+        assert verify_bundle(bundle).problems == [f"runs/a/1/events.jsonl:{line}: was changed"]
+        with pytest.raises(UsageError, match=rf"bundle: runs/a/1/events\.jsonl:{line}: was changed"):
+            unpack_bundle(bundle, tmp_path / "out")
+    packed.write_bytes(original.replace(b"\n", b"\n{}\n", 1))
+    after = "differs from here on; the file had 10001 lines and has 10002"
+    assert verify_bundle(bundle).problems == [f"runs/a/1/events.jsonl:2: {after}"]
+
+
+def test_missing_added_and_binary_files_are_found(results: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    write_bundle({"runs/a/1/case.json": b"{}", "runs/a/1/stdout": b"x", "runs/a/1/md.0": b"\0\1"}, bundle)
+    folder = bundle / "runs" / "a" / "1"
+    (folder / "stdout").unlink()
+    (folder / "stderr").write_text("")
+    (folder / "md.0").write_bytes(b"\0\2")
+    assert verify_bundle(bundle).problems == [
+        "runs/a/1/md.0: was changed", f"runs/a/1/stderr: is not in {MANIFEST}", "runs/a/1/stdout: is missing",
+    ]  # fmt: skip
+    (folder / "link").symlink_to("/etc/passwd")
+    with pytest.raises(UsageError, match="a bundle has no links"):
+        verify_bundle(bundle)
+
+
+def test_verification_reports_changes_and_refuses_what_is_no_bundle(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = pack(results, tmp_path / "bundle")
+    assert main(["artifact", "--verify", str(bundle)]) == 0
+    assert "4 files, as written; SHA-256 of the manifest: " in capsys.readouterr().out
+    (bundle / "runs" / "b" / "2" / "case.json").write_text("{}")
+    assert main(["artifact", "--verify", str(bundle)]) == 1
+    assert "runs/b/2/case.json:1: was changed\n" in capsys.readouterr().out
+    (bundle / MANIFEST).write_text("0 x\n")
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        (bundle, rf"{MANIFEST}:1: expected two columns"),
+        (tmp_path / "none.tar.xz", "no such file"),
+        (tmp_path / "empty", "not a bundle of results"),
+        (results, f"has no {MANIFEST}"),
+    ):
+        if path == results:
+            (results / "runs" / "a" / "1" / "link").unlink()
+        assert main(["artifact", "--verify", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 def test_equal_files_give_equal_bytes(results: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        write_bundle(results, tmp_path / f"{name}.tar.xz")
+        pack(results, tmp_path / f"{name}.tar.xz")
     assert (tmp_path / "one.tar.xz").read_bytes() == (tmp_path / "two.tar.xz").read_bytes()
 
 
 def test_file_that_differs_is_not_overwritten(results: Path, tmp_path: Path) -> None:
-    write_bundle(results, tmp_path / "one.tar.xz")
+    pack(results, tmp_path / "one.tar.xz")
     (results / "runs" / "b" / "2" / "case.json").write_text("other")
     with pytest.raises(UsageError, match=r"runs/b/2/case\.json differs from .*--out DIR"):
         unpack_bundle(tmp_path / "one.tar.xz", results)
@@ -72,7 +163,7 @@ def test_bundle_writes_only_files_below_its_folder(tmp_path: Path, name: str, ki
 
 
 def test_bundle_is_not_unpacked_through_a_link(results: Path, tmp_path: Path) -> None:
-    write_bundle(results, tmp_path / "one.tar.xz")
+    pack(results, tmp_path / "one.tar.xz")
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "runs").symlink_to(tmp_path / "elsewhere")
@@ -83,7 +174,7 @@ def test_bundle_is_not_unpacked_through_a_link(results: Path, tmp_path: Path) ->
 
 def test_damaged_bundles_are_named(results: Path, tmp_path: Path) -> None:
     file = tmp_path / "one.tar.xz"
-    write_bundle(results, file)
+    pack(results, file)
     original = file.read_bytes()
     changed = bytes(
         [*original[: len(original) // 2], original[len(original) // 2] ^ 1, *original[len(original) // 2 + 1 :]]
@@ -94,8 +185,9 @@ def test_damaged_bundles_are_named(results: Path, tmp_path: Path) -> None:
             unpack_bundle(file, tmp_path / "out")
     with pytest.raises(UsageError, match="no such file"):
         unpack_bundle(tmp_path / "none.tar.xz", tmp_path / "out")
-    with pytest.raises(UsageError, match="a folder; expected a bundle"):
-        unpack_bundle(tmp_path, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"empty: not a bundle of results; expected"):
+        unpack_bundle(tmp_path / "empty", tmp_path / "out")
 
 
 def test_bundle_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
@@ -110,7 +202,7 @@ def test_bundle_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
 
 def test_report_reads_a_published_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(PUBLISHED / "runs.tar.xz"), "--out", str(tmp_path / "out")]) == 0
-    assert "ladder-speedup-fp64: reproduced: 42.1 x (paper: 33 x)" in capsys.readouterr().out
+    assert "ladder-speedup-fp64: reproduced: 43.9 x (paper: 33 x)" in capsys.readouterr().out
     assert (tmp_path / "out" / "index.html").exists()
     assert main(["report", str(tmp_path / "none.tar.xz"), "--out", str(tmp_path / "out")]) == 2
     assert "none.tar.xz: no such file" in capsys.readouterr().err

@@ -9,9 +9,9 @@ figures, a report and a verdict on each claim of a paper, and are kept by commit
     systems/*.yaml -+                  |             ^ events.jsonl         ^ telemetry     |
                                        +- reference -+                                      +- tracking (across commits)
 
-Imports point down one list: cli > report > claims > tracking > experiments > document, importers > telemetry > results,
-stats > execution > planning > config > protocol, host. The reference implementation is a program of its own: it imports
-only protocol and host of the rest, and nothing else of the harness imports torch.
+Imports point down one list: cli > drills > report > claims > tracking > experiments > document, importers > telemetry >
+results > execution > planning > config > stats, protocol, host. The reference implementation is a program of its own:
+it imports only stats, protocol and host of the rest, and nothing else of the harness imports torch.
 """
 
 __version__ = "0.2.0"

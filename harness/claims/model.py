@@ -195,6 +195,18 @@ class Condition(Bound):
         return self
 
 
+class DecisiveRun(StrictModel):
+    """The run that would decide a claim: a suite on one or more systems.
+
+    Attributes:
+        settings: settings of the run, such as the folder of official data.
+    """
+
+    suite: str
+    systems: Annotated[list[str], Field(min_length=1)] = Field(default=["local"])
+    settings: dict[str, str] = Field(default={})
+
+
 class Claim(Bound):
     """A statement of a paper, the value that the paper prints, and the query that decides on the statement.
 
@@ -204,6 +216,7 @@ class Claim(Bound):
         measurement: the quantity that the harness measures.
         program: the program whose cases are evidence.
         suites: the suites that produce the evidence.
+        decided_by: the run that would decide; by default the first of the suites on this machine.
         query: the query for the evidence.
         basis: the kind of evidence if every condition is met.
         conditions: conditions on the evidence; the first unmet one that names a verdict decides.
@@ -221,6 +234,7 @@ class Claim(Bound):
     measurement: str
     program: str
     suites: list[str] = Field(default=[])
+    decided_by: DecisiveRun | None = None
     query: Query | None = None
     basis: Basis = "measured"
     conditions: list[Condition] = Field(default=[])

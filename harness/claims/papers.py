@@ -91,10 +91,15 @@ class _Checker:
         programs = load_programs()
         if claim.program not in programs:
             yield ("program",), f"unknown program {claim.program!r}{did_you_mean(claim.program, programs)}"
-        suites = resources.list_resources("suites")
-        for index, suite in enumerate(claim.suites):
-            if suite not in suites and not suite.endswith((".yaml", ".yml")):
-                yield ("suites", index), f"unknown suite {suite!r}{did_you_mean(suite, suites)}"
+        files: list[tuple[KeyPath, str]] = [(("suites", k), suite) for k, suite in enumerate(claim.suites)]
+        if run := claim.decided_by:
+            files.append((("decided_by", "suite"), run.suite))
+            files += [(("decided_by", "systems", k), system) for k, system in enumerate(run.systems)]
+        for location, name in files:
+            kind = "systems" if "systems" in location else "suites"
+            known = resources.list_resources(kind)
+            if name not in known and not name.endswith((".yaml", ".yml")):
+                yield location, f"unknown {kind.removesuffix('s')} {name!r}{did_you_mean(name, known)}"
         if claim.query is None:
             return
         yield from self.check_query(claim.query)

@@ -75,10 +75,15 @@ def do_run(arguments: Namespace) -> int:
     campaigns = load_campaigns(arguments)
     check_cost(arguments, campaigns)
     for campaign in campaigns:
-        is_local = not campaign.scheduler.is_detached
-        submit = is_local or arguments.submit or arguments.wait
-        if submit:
+        if submits_jobs(campaign, arguments):
             campaign.plan.system.require_settings()
+    report_preflight(arguments, campaigns)
+    early_reports = reports.EarlyReports(arguments.out)
+    unfinished = [campaign.measure_pace(progress) for campaign in campaigns]
+    for number, campaign in enumerate(campaigns, start=1):
+        progress.later = [case for cases in unfinished[number:] for case in cases]
+        is_local = not campaign.scheduler.is_detached
+        submit = submits_jobs(campaign, arguments)
         options = RunOptions(
             submit=submit,
             wait=is_local or arguments.wait,
@@ -86,17 +91,35 @@ def do_run(arguments: Namespace) -> int:
             max_jobs=arguments.max_jobs,
             max_node_hours=arguments.max_node_hours,
         )
-        campaign_outcomes = campaign.run(options, progress)
+        campaign_outcomes = campaign.run(options, progress, early_reports.update)
         outcomes += campaign_outcomes
         if campaign.submission is not None:
             rejections += dict.fromkeys(campaign.submission.rejected.values())
         is_stalled = is_stalled or (submit and has_stalled(campaign, campaign_outcomes, options.wait))
         if not is_local:
             plans.print_next_steps(campaign, campaign_outcomes, submit)
+        if options.wait and number < len(campaigns) and any(o.state == "done" for o in outcomes):
+            early_reports.update()
     code = report_outcomes(arguments, outcomes)
     if rejections:
         raise UsageError("\n".join(rejections))
     return code or (INCOMPLETE if is_stalled else DONE)
+
+
+def submits_jobs(campaign: Campaign, arguments: Namespace) -> bool:
+    """Return whether the jobs of a campaign are submitted, and not only written."""
+    return bool(not campaign.scheduler.is_detached or arguments.submit or arguments.wait)
+
+
+def report_preflight(arguments: Namespace, campaigns: Sequence[Campaign]) -> None:
+    """Print when the preflight of the system last passed, unless it is this machine or a preflight is to run."""
+    from harness.results.preflights import PROGRAM, describe_preflights, find_preflights
+
+    others = [campaign for campaign in campaigns if campaign.plan.suite.program != PROGRAM]
+    if others and others[0].scheduler.is_detached:
+        system = others[0].plan.system.definition.name
+        line = describe_preflights(find_preflights(arguments.out / "runs", system), system)
+        print(line, file=sys.stderr)
 
 
 def do_status(arguments: Namespace) -> int:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 
 from harness import __version__
-from harness.cli import campaigns, comparisons, plans, reports
+from harness.cli import artifacts, campaigns, comparisons, drills, plans, reports, systems
 from harness.cli.options import add_command
-from harness.host.command_line import DONE, ArgumentParser, CommandParser, run_command
+from harness.host.command_line import DONE, ArgumentParser, CommandParser, run_command, run_subprocess
 from harness.host.process import set_missing_user_variables
 from harness.protocol.errors import UsageError, did_you_mean
 
-GROUPS = (plans, campaigns, reports, comparisons)
+GROUPS = (plans, systems, campaigns, reports, artifacts, comparisons, drills)
 
 
 def build_parser() -> tuple[ArgumentParser, list[str]]:
@@ -43,19 +42,6 @@ def dispatch(argv: Sequence[str]) -> int:
         parser.print_help()
         return DONE
     return int(arguments.function(arguments))
-
-
-def run_subprocess(command: Sequence[str]) -> int:
-    """Run a program, wait for its end even after an interrupt, and return its exit code."""
-    with subprocess.Popen(command) as process:
-        while True:
-            try:
-                code = process.wait()
-            except KeyboardInterrupt:  # the program receives the interrupt too, and reports it
-                continue
-            if code < 0:
-                raise UsageError(f"ended by signal {-code}; a file may be damaged, or the memory exhausted")
-            return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

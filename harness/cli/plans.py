@@ -20,16 +20,18 @@ from harness.cli.options import (
     load_plans,
     load_system,
 )
-from harness.host.command_line import DONE
+from harness.host.command_line import CHECK_FAILED, DONE, INTERRUPTED, run_subprocess
 from harness.protocol.text import pluralize
 
 if TYPE_CHECKING:
     from harness.config.system import ResolvedSystem
     from harness.execution.campaign import Campaign
     from harness.execution.status import Outcome
+    from harness.planning.expand import Plan
     from harness.planning.jobs import Job
 
 MAX_CASES_SHOWN = 3
+MIN_NODES_OF_FOOTPRINT = 64
 
 
 def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
@@ -44,6 +46,23 @@ def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
         nodes = f"{job.nodes}" + (f"+{job.spare_nodes}" if job.spare_nodes else "")
         cases = ", ".join(listed) + more
         print(f"  {job.name:<{width}}  {nodes:>5}  {job.walltime:>8}  {job.node_hours:>10.4g}  {cases}")
+
+
+def print_footprint(plan: Plan) -> None:
+    """Print what the largest case of the plan opens, writes and sends, if it has many nodes, and on all nodes."""
+    case = max(plan.cases, key=lambda case: case.ranks)
+    if case.nodes < MIN_NODES_OF_FOOTPRINT:
+        return
+    from harness.planning.footprint import estimate_case  # imports numpy
+
+    fields = {"program": case.program, "parameters": case.parameters, "settings": case.settings}
+    for nodes in sorted({case.nodes, plan.system.max_nodes or case.nodes}):
+        ranks = nodes * case.ranks_per_node
+        estimates = estimate_case(fields, nodes, ranks)
+        if estimates:
+            print(f"  {case.name} on {nodes:,} nodes ({ranks:,} ranks), extrapolated from runs of a few ranks:")
+        for estimate in estimates:
+            print(f"    {estimate.format()}")
 
 
 def print_next_steps(campaign: Campaign, outcomes: Sequence[Outcome], submitted: bool) -> None:
@@ -84,9 +103,10 @@ def add_commands(commands: Commands) -> None:
     add_suite_options(plan, "+")
     add_job_options(plan)
     setup = add_command(
-        commands, "setup", do_setup, "print the commands that create the Python environment of a system"
+        commands, "setup", do_setup, "print or run the commands that create the Python environment of a system"
     )
     add_system_options(setup)
+    setup.add_argument("--run", action="store_true", help="run the commands that have not ended before, step by step")
 
 
 def do_list(arguments: Namespace) -> int:
@@ -119,14 +139,19 @@ def do_plan(arguments: Namespace) -> int:
             f" in {pluralize(len(jobs), 'job')}; at most {limit:.4g} node-hours, expected {expected:.4g}"
         )
         print_jobs(jobs, arguments.verbose)
+        print_footprint(campaign.plan)
     print_missing_settings(campaigns[0].plan.system)
     check_cost(arguments, campaigns)
     return DONE
 
 
 def do_setup(arguments: Namespace) -> int:
-    """Print the commands that create the Python environment of a system's jobs."""
-    from harness.execution.job_script import render_setup_script
+    """Print the commands that create the Python environment of a system's jobs, or run them."""
+    from harness.execution.setup_script import render_setup_run, render_setup_script
 
-    print(render_setup_script(load_system(arguments)), end="")
+    system = load_system(arguments)
+    if arguments.run:
+        code = run_subprocess(["bash", "-c", render_setup_run(system)])
+        return code if code in (DONE, INTERRUPTED) else CHECK_FAILED
+    print(render_setup_script(system), end="")
     return DONE

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ from harness.protocol.text import pluralize, sanitize_line
 if TYPE_CHECKING:
     from harness.claims.scorecard import Score
 
+# The maximum fraction of the time of a run that the reports before its end take.
+MAX_REPORT_FRACTION = 0.05
 IMPORT_FORMATS = ("hydragnn", "omnistat")
 
 
@@ -26,8 +30,8 @@ def add_commands(commands: Commands) -> None:
     importer.add_argument("format", choices=IMPORT_FORMATS, help="the program that wrote the files")
     importer.add_argument("paths", nargs="+", metavar="PATH", help="a file, or a folder of files")
     report = add_command(commands, "report", do_report, "write tables, figures and pages about the runs")
-    bundles_help = "bundles of published results (harness.results.bundles), first unpacked into the folder of --out"
-    report.add_argument("bundles", nargs="*", type=usable_path, metavar="FILE.tar.xz", help=bundles_help)
+    bundles_help = "bundles that `harness artifact` wrote, whose runs are first unpacked into the folder of --out"
+    report.add_argument("bundles", nargs="*", type=usable_path, metavar="BUNDLE", help=bundles_help)
     check = add_command(commands, "check", do_check, "judge claims and figures of merit; exit code 1 if one is not met")
     for command in (report, check):
         claims_help = "a file of claims, in addition to the shipped ones and those in ./claims; repeatable"
@@ -63,19 +67,50 @@ def do_report(arguments: Namespace) -> int:
 
     for bundle in arguments.bundles:
         unpack_bundle(bundle, arguments.out)
-    return report_results(arguments.out, arguments.claims)
+    return report_results(arguments.out, arguments.claims, arguments.bundles)
 
 
-def report_results(out: Path, claims: Sequence[Path] = ()) -> int:
+class EarlyReports:
+    """The reports that are written while cases run: the first after the first case, further ones after later cases.
+
+    They take at most MAX_REPORT_FRACTION of the time, since no case that is timed may run meanwhile.
+    """
+
+    def __init__(self, out: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._clock = out, clock
+        self._next_s = -math.inf
+        self._has_address = False
+
+    def update(self) -> None:
+        """Write a report if one is due; print the address of the first one, or why it cannot be written."""
+        from harness.report.render import write_report
+
+        started = self._clock()
+        if started < self._next_s:
+            return
+        try:
+            write_report(self._out)
+            if not self._has_address:
+                address = (self._out / "index.html").resolve().as_uri()
+                print(f"report so far, written again every few minutes: {address}", flush=True)
+                self._has_address = True
+        except UsageError as error:  # the remaining cases run nevertheless
+            print(f"no report yet: {error}", file=sys.stderr)
+        ended = self._clock()
+        self._next_s = ended + (ended - started) * (1 / MAX_REPORT_FRACTION - 1)
+
+
+def report_results(out: Path, claims: Sequence[Path] = (), bundles: Sequence[Path] = ()) -> int:
     """Write the report on a results folder, print its scorecard, and return the exit code.
 
     Args:
         out: The results folder.
         claims: Files of claims, in addition to the shipped ones and those in ./claims.
+        bundles: The bundles from which runs were unpacked.
     """
     from harness.report.render import write_report
 
-    result = write_report(out, claims)
+    result = write_report(out, claims, bundles)
     for score in result.scores:
         print_line(f"{score.id}: {score.verdict}{format_values(score)}")
     for record in result.records:

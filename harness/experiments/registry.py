@@ -12,13 +12,17 @@ from harness.protocol.errors import UsageError
 SHIPPED = (
     "harness.experiments.data",
     "harness.experiments.training",
+    "harness.experiments.generalisation",
     "harness.experiments.hpo",
     "harness.experiments.scaling",
     "harness.experiments.precision",
     "harness.experiments.ladder",
     "harness.experiments.models",
+    "harness.experiments.dynamics",
     "harness.experiments.transfer",
     "harness.experiments.screening",
+    "harness.experiments.labels",
+    "harness.experiments.preflight",
     "harness.experiments.cost",
     "harness.experiments.hydragnn",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from harness.claims.evaluate import judge_folder, judge_papers
 from harness.claims.papers import load_papers
 from harness.experiments.tables import build_results
+from harness.results.bundles import verify_bundle
 from harness.results.runs import RunRecord, load_runs
 from tests.support.published_results import NAMES, PUBLISHED, unpack_results
 
@@ -44,12 +46,21 @@ def test_claims_have_the_verdicts_that_an_older_version_computed(name: str) -> N
         check_score(score, EXPECTED[name][score.id])
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_published_scorecard_follows_from_the_published_runs(name: str) -> None:
-    published = json.loads((PUBLISHED / FOLDERS[name] / "scorecard.json").read_text(encoding="utf-8"))
-    scores = judge_folder(unpack_results(FOLDERS[name]), load_papers()).scores
+    published = json.loads((PUBLISHED / name / "scorecard.json").read_text(encoding="utf-8"))
+    scores = judge_folder(unpack_results(name), load_papers()).scores
     for score, row in zip(scores, published, strict=True):
         check_score(score, {key: value for key, value in row.items() if key != "reproduced_before"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_results_are_artifacts_as_written(name: str) -> None:
+    verification = verify_bundle(PUBLISHED / name / "runs.tar.xz")
+    assert verification.problems == []
+    with tarfile.open(PUBLISHED / name / "runs.tar.xz") as archive:
+        names = set(archive.getnames())
+    assert names >= {"ro-crate-metadata.json", "appendix.tex", "checklist.md", "CITATION.cff", "scorecard.json"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -55,6 +55,18 @@ def test_users_experiment_is_planned_run_and_reported(user_folder: Path, harness
     assert "sorting rate" in compared.stdout, compared.stdout + compared.stderr
 
 
+def test_report_is_written_after_each_suite(user_folder: Path, harness: Harness) -> None:
+    suites = user_folder / "suites"
+    (suites / "later.yaml").write_text((suites / "sorting.yaml").read_text().replace("name: sorting", "name: later"))
+    has_report = '(folder / "has_report").write_text(str((folder.parents[2] / "index.html").exists()))'
+    replace_text(user_folder / "experiments/sorting/program.py", "del folder", has_report)
+    result = harness("run", "sorting", "later", "-n", "size_1000", "-q")
+    assert result.returncode == 0, result.stderr
+    answers = {path.parents[1].name: path.read_text() for path in (user_folder / "results").rglob("has_report")}
+    assert answers == {"sorting-local": "False", "later-local": "True"}
+    assert result.stdout.count((user_folder / "results" / "index.html").as_uri()) == 1
+
+
 @pytest.mark.parametrize(
     ("file", "before", "after", "message"),
     [

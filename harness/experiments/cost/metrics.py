@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.experiments.cost.speed import build_speed_table
 from harness.experiments.experiment import CostJoin, WorkCount
 from harness.experiments.registry import find_experiment
 from harness.protocol.types import Scope
@@ -66,8 +67,8 @@ MAX_OVERLAP = 0.02
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables of costs from the telemetry in the run folders."""
-    return build_cost_tables(records, collect_usage(records))
+    """Return the tables of costs from the telemetry in the run folders, and the table of the speed tests of jobs."""
+    return build_cost_tables(records, collect_usage(records)) | {"cost_speed": build_speed_table(records)}
 
 
 def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dict[str, pd.DataFrame]:

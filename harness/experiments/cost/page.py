@@ -5,6 +5,7 @@ A part is an epoch, a trial, a stage or a precision of a case.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from harness.document.blocks import (
     Section,
     TableBlock,
     build_block,
+    duration_cell,
     format_number,
     link_run_folder,
     list_rows,
@@ -25,13 +27,17 @@ from harness.document.blocks import (
     text_cell,
 )
 from harness.document.figures import STYLE, Figure, save_figure
+from harness.experiments.cost.speed_page import build_speed_section
 from harness.experiments.experiment import PageContext
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
 MAX_ROWS = 60
+# The bars of a figure whose names are in the normal size.
+MAX_LARGE_NAMES = 20
 GIB = 2**30
 SECONDS_PER_HOUR = 3600.0
+JOULES_PER_KWH = 3.6e6
 # The headers of the columns of costs in the tables of other pages, and the formats of their numbers.
 COST_COLUMNS = {
     "energy_per_result_j": ("J/{unit}", ".3g"),
@@ -59,12 +65,18 @@ def add_cost_columns(block: TableBlock, rows: pd.DataFrame) -> TableBlock:
 
 
 def build_sections(context: PageContext) -> list[Section]:
-    """Return one section, or none if no case has telemetry."""
+    """Return a section on costs and one on the speed of nodes, each only if it has data."""
+    speed = context.tables["cost_speed"]
+    return [*build_cost_sections(context), *([build_speed_section(speed)] if len(speed) else [])]
+
+
+def build_cost_sections(context: PageContext) -> list[Section]:
+    """Return the section on costs, or none if no case has telemetry."""
     cases, part_rows, sources = (context.tables[f"cost_{name}"] for name in ("cases", "parts", "sources"))
     with_telemetry = cases[cases["source"].notna()]
     if with_telemetry.empty:
         return []
-    figures = []
+    figures = [draw_node_hours(cases, context.figures)]
     if with_telemetry["energy_j"].notna().any():
         figures.append(draw_energy(with_telemetry[with_telemetry["energy_j"].notna()], context.figures))
     elif with_telemetry["busy_cores"].notna().any():
@@ -74,7 +86,17 @@ def build_sections(context: PageContext) -> list[Section]:
     if len(with_energy):
         blocks.append(build_parts_block(with_energy))
     blocks.append(build_sources_block(sources))
-    return [Section("Costs of runs", "cost", describe_costs(cases, part_rows, with_telemetry), figures, blocks)]
+    paragraphs = describe_costs(cases, part_rows, with_telemetry)
+    return [Section("Costs of runs", "cost", paragraphs, figures, blocks, finding=summarize_costs(cases))]
+
+
+def summarize_costs(cases: pd.DataFrame) -> str:
+    """Return the cost of all runs in node-hours, and their energy."""
+    energy = cases["energy_j"].dropna()
+    text = f"{pluralize(len(cases), 'case')} took {format_number(cases['node_hours'].sum())} node-hours"
+    if energy.empty:
+        return f"{text}; no sensor measured their energy"
+    return f"{text} and {format_number(energy.sum() / JOULES_PER_KWH)} kWh ({len(energy)} with measured energy)"
 
 
 def describe_costs(cases: pd.DataFrame, part_rows: pd.DataFrame, with_telemetry: pd.DataFrame) -> list[str]:
@@ -130,7 +152,7 @@ def build_cases_block(with_telemetry: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         ("case", "case"),
         ("precision", text_cell("precision")),
-        ("time (s)", number_cell("seconds")),
+        ("time", duration_cell("seconds")),
         ("nodes", format_nodes),
         ("energy (kJ)", number_cell("energy_j", scale=1e-3)),
         ("energy includes", text_cell("energy_scope")),
@@ -213,25 +235,29 @@ def sum_network_gb(row: Row) -> float | None:
     return sum(traffic) / 1e9 if traffic else None
 
 
+def draw_node_hours(cases: pd.DataFrame, figures: Path) -> Figure:
+    """Draw the node-hours of each campaign, in node-minutes if all are below one node-hour."""
+    hours = cases.groupby("campaign", sort=False)["node_hours"].sum().sort_values(ascending=False).head(MAX_ROWS)
+    scale, unit = (1.0, "node-hours") if hours.max() > 1 else (60.0, "node-minutes")
+    caption = "Time of all cases of each campaign, multiplied by the nodes of each case."
+    names = [str(name) for name in hours.index]
+    return _draw_bars(names, scale * hours, figures, name="cost-node-hours", label=unit, caption=caption)
+
+
 def draw_energy(with_telemetry: pd.DataFrame, figures: Path) -> Figure:
     """Draw the energy per useful result of each case, or the energy of each case if no results are counted."""
     rows = with_telemetry[with_telemetry["energy_per_result_j"] > 0]
     if rows.empty:
         caption = f"Energy of each case ({', '.join(with_telemetry['energy_scope'].unique())})."
-        return _draw_bars(
-            with_telemetry,
-            with_telemetry["energy_j"] / 1e3,
-            figures,
-            name="cost-energy",
-            label="energy (kJ)",
-            caption=caption,
-        )
+        values = with_telemetry["energy_j"] / 1e3
+        names = with_telemetry["case"].tolist()
+        return _draw_bars(names, values, figures, name="cost-energy", label="energy (kJ)", caption=caption)
     caption = (
         "Energy per useful result (structure, candidate, trial, ...), with one bar per case"
         f" ({', '.join(rows['energy_scope'].unique())})."
     )
-    values = rows["energy_per_result_j"]
-    return _draw_bars(rows, values, figures, name="cost-energy", label="J per result", caption=caption, log=True)
+    names, values = rows["case"].tolist(), rows["energy_per_result_j"]
+    return _draw_bars(names, values, figures, name="cost-energy", label="J per result", caption=caption, log=True)
 
 
 def draw_cores(with_telemetry: pd.DataFrame, figures: Path) -> Figure:
@@ -241,11 +267,12 @@ def draw_cores(with_telemetry: pd.DataFrame, figures: Path) -> Figure:
         "Busy cores per node, for all processes, averaged over the case. No sensor measures the energy of these runs."
     )
     label = "busy cores per node"
-    return _draw_bars(rows, rows["busy_cores"], figures, name="cost-cores", label=label, caption=caption)
+    names = rows["case"].tolist()
+    return _draw_bars(names, rows["busy_cores"], figures, name="cost-cores", label=label, caption=caption)
 
 
 def _draw_bars(
-    rows: pd.DataFrame,
+    names: Sequence[str],
     values: pd.Series[float],
     figures: Path,
     *,
@@ -254,13 +281,13 @@ def _draw_bars(
     caption: str,
     log: bool = False,
 ) -> Figure:
-    rows, values = rows.head(MAX_ROWS), values.head(MAX_ROWS)
+    names, values = names[:MAX_ROWS], values.head(MAX_ROWS)
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.4, 0.9 + 0.21 * max(len(rows), 2)), layout="constrained")
-        positions = range(len(rows))
+        figure, axes = plt.subplots(figsize=(7.4, 0.9 + 0.21 * max(len(names), 2)), layout="constrained")
+        positions = range(len(names))
         axes.barh(positions, values.tolist(), color="#0072b2", height=0.7)
-        axes.set_yticks(list(positions), rows["case"].tolist(), fontsize=7)
-        axes.invert_yaxis()
+        axes.set_yticks(list(positions), names, fontsize=7 if len(names) > MAX_LARGE_NAMES else 9)
+        axes.set_ylim(len(names) - 0.4, -0.6)
         if log:
             axes.set_xscale("log")
         axes.set_xlabel(label)

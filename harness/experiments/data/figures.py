@@ -66,7 +66,7 @@ def draw_imbalance(datasets: pd.DataFrame, folder: Path, name: str) -> Figure:
         groups = [(original, "for the original datasets"), (datasets["structures"].astype(float), "in this report")]
         texts = [f"{format_count(c.max() / c[c > 0].min())} {label}" for c, label in groups if (c > 0).any()]
         caption = f"Structures per dataset. The ratio of the largest to the smallest dataset is {', '.join(texts)}."
-        return save_figure(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption, card=0)
 
 
 def draw_elements(datasets: pd.DataFrame, elements: pd.DataFrame, folder: Path, name: str) -> Figure:
@@ -93,7 +93,7 @@ def draw_elements(datasets: pd.DataFrame, elements: pd.DataFrame, folder: Path, 
             f"The {len(totals)} elements that occur in at least one of the {len(datasets)} datasets{suffix}. Grey"
             " elements are in no dataset."
         )
-        return save_figure(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption, has_narrow=False)
 
 
 def draw_elements_by_dataset(datasets: pd.DataFrame, elements: pd.DataFrame, folder: Path, name: str) -> Figure:
@@ -177,7 +177,7 @@ def draw_distributions(datasets: pd.DataFrame, bins: pd.DataFrame, folder: Path,
             " per atom relative to the reference energies with the standard deviation (sd), and norms of the forces on"
             " atoms with the root mean square (rms). The axis of energies covers 98% of every dataset."
         )
-        return save_figure(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption, has_narrow=False)
 
 
 def _choose_bins(bins: pd.DataFrame) -> list[tuple[str, str, NDArray[np.float64]]]:

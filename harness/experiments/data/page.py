@@ -60,7 +60,16 @@ def build_sections(context: PageContext) -> list[Section]:
             figures.append(draw_reading(group, context.figures, f"data-reading-{system}"))
         blocks.append(build_reading_block(reading))
         paragraphs += [f"Some modes were not run: {reason}." for reason in list_unavailable_modes(context.records)]
-    return [Section("Data", "data", paragraphs, figures, blocks)] if blocks else []
+    return [Section("Data", "data", paragraphs, figures, blocks, finding=summarize_sizes(datasets))] if blocks else []
+
+
+def summarize_sizes(datasets: pd.DataFrame) -> str:
+    """Return how unequal the sizes of the datasets are; empty without datasets."""
+    sizes = [r["structures"] for r in list_rows(exclude_subsets(datasets)) if r["structures"]] if len(datasets) else []
+    if not sizes:
+        return ""
+    total = f"{pluralize(sum(sizes), 'structure')} in {pluralize(len(sizes), 'dataset')}"
+    return f"{total}; the largest dataset has {max(sizes) / min(sizes):,.0f} times as many as the smallest"
 
 
 def describe_datasets(datasets: pd.DataFrame) -> str:

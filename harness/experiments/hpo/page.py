@@ -17,7 +17,9 @@ from harness.document.blocks import (
     Section,
     TableBlock,
     build_block,
+    duration_cell,
     format_number,
+    format_quantity,
     link_run_folder,
     list_rows,
     number_cell,
@@ -33,6 +35,8 @@ from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
 NO_OBJECTIVE_COLOUR = "#b42318"
+# The hyperparameters of a figure of configurations beyond which the ends of their ranges are written vertically.
+MAX_LEVEL_LABELS = 8
 
 
 def draw_best_so_far(trials: pd.DataFrame, titles: dict[str, str], folder: Path, name: str) -> Figure:
@@ -59,14 +63,14 @@ def draw_best_so_far(trials: pd.DataFrame, titles: dict[str, str], folder: Path,
             axes.set_xlabel(label)
         panels[0].set_yscale("log")
         set_plain_ticks(panels[0].yaxis, *panels[0].get_ylim())
-        panels[0].set_ylabel("(MAE(E/atom) + MAE(F)) / 2, eV and eV/\N{ANGSTROM SIGN}")
+        panels[0].set_ylabel("(MAE(E/atom) + MAE(F)) / 2")
         panels[1].legend(frameon=False, fontsize=8)
         caption = (
             f"Mean errors on validation structures of {pluralize(len(trials), 'trial')}, in eV/atom and"
             " eV/\N{ANGSTROM SIGN}. Dots are trials, lines are the lowest errors so far, and crosses at the top are"
             " trials without an objective."
         )
-        return save_figure(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption, card=0)
 
 
 def draw_front(trials: pd.DataFrame, titles: dict[str, str], folder: Path, name: str) -> Figure:
@@ -116,11 +120,12 @@ def draw_configurations(points: pd.DataFrame, title: str, folder: Path, name: st
                 style = {"color": colours(share), "lw": 2.4 if ranks[trial] == 1 else 1.0}
             axes.plot(range(len(names)), table.loc[trial, names], **style)
         ends = points.groupby("hyperparameter", sort=False)["value"]
+        rotation = 90 if len(names) > MAX_LEVEL_LABELS else 0
         for k, hyperparameter in enumerate(names):
             axes.axvline(k, color="#d8dee4", lw=0.8, zorder=0)
             low, high = _format_ends(ends.get_group(hyperparameter))
             for value, y, side in ((low, -0.06, "top"), (high, 1.06, "bottom")):
-                axes.text(k, y, value, ha="center", va=side, fontsize=7, color=GREY)
+                axes.text(k, y, value, ha="center", va=side, fontsize=7, color=GREY, rotation=rotation)
         axes.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names], fontsize=7.5)
         axes.tick_params(length=0, pad=12)
         axes.set_ylim(-0.05, 1.05)
@@ -146,6 +151,7 @@ def _format_ends(values: pd.Series[Any]) -> tuple[str, str]:
 SEARCH_TITLES = {**{str(name): backbone.title for name, backbone in BACKBONES.items()}, "mixed": MIXED.title}
 SEARCH_COLUMN: Column = ("search", lambda r: get_search_title(str(r["search"])))
 MAX_ROWS = 40
+SECONDS_PER_HOUR = 3600.0
 SIGNIFICANCE = 0.05
 
 
@@ -177,7 +183,22 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
         build_trials_block(trials),
     ]
     title = f"Hyperparameter search on {searches['system'].iloc[0]}"
-    return Section(title, f"search-{campaign}", describe_searches(searches, trials), figures, blocks)
+    paragraphs = describe_searches(searches, trials)
+    return Section(title, f"search-{campaign}", paragraphs, figures, blocks, finding=summarize_trials(trials))
+
+
+def summarize_trials(trials: pd.DataFrame) -> str:
+    """Return the backbone of the best trial and its errors; empty without an objective."""
+    scored = trials[trials["objective"].notna()]
+    if scored.empty:
+        return ""
+    best = list_rows(scored.loc[[scored["objective"].idxmax()]])[0]
+    energy, forces = (number_cell(f"{name}_mae_ev_per_{unit}", scale=1e3)(best)
+                      for name, unit in (("energy", "atom"), ("force", "angstrom")))  # fmt: skip
+    return (
+        f"{get_backbone_title(best['backbone'])} has the lowest error of {pluralize(len(trials), 'trial')}:"
+        f" {energy} meV/atom and {forces} meV/\N{ANGSTROM SIGN}"
+    )
 
 
 def get_search_title(search: str) -> str:
@@ -213,9 +234,9 @@ def build_searches_block(searches: pd.DataFrame) -> TableBlock:
         ("trials", lambda r: f"{r['trials']} of {format_number(r['max_trials'], '.0f')}"),
         *((state, state) for state in STATES),
         ("lowest (MAE(E/atom) + MAE(F)) / 2", lambda r: format_number(negate(r["best_objective"]))),
-        ("duration (h)", number_cell("elapsed_h")),
+        ("duration", duration_cell("elapsed_h", SECONDS_PER_HOUR)),
         ("node-hours", number_cell("node_hours")),
-        ("sum of trial times (s)", number_cell("trial_s")),
+        ("sum of trial times", duration_cell("trial_s")),
         ("optimizer time / sum of trial times", number_cell("optimizer_time_fraction", ".1%")),
         ("earlier trials read", lambda r: r["earlier_trials_received"] + r["earlier_trials_excluded"]),
         ("earlier trials left out", "earlier_trials_excluded"),
@@ -291,7 +312,7 @@ def build_trials_block(trials: pd.DataFrame) -> TableBlock:
         ("reason", text_cell("reason")),
         ("(MAE(E/atom) + MAE(F)) / 2", lambda r: format_number(negate(r["objective"]))),
         ("structures/s", number_cell("structures_per_s")),
-        ("duration (min)", lambda r: format_number(60 * (r["end_h"] - r["start_h"]))),
+        ("duration", lambda r: format_quantity(SECONDS_PER_HOUR * (r["end_h"] - r["start_h"]), "s")),
         ("nodes", text_cell("nodes")),
         ("configuration", lambda r: format_configuration(r["configuration"])),
     ]

@@ -112,4 +112,4 @@ def _draw_points(axes: Axes, group: pd.DataFrame, colour: str) -> None:
         axes.plot(*position, "o", color=colour, ms=9, alpha=0.55)
         axes.annotate(str(k), position, ha="center", va="center", fontsize=6.5)
         lines.append(f"{k:>2} {r['stage'].replace('_', ' ')} {100 * r['attainable_fraction']:.0f}%")
-    axes.text(0.98, 0.02, "\n".join(lines), transform=axes.transAxes, fontsize=6.5, ha="right", va="bottom")
+    axes.text(1.02, 1.0, "\n".join(lines), transform=axes.transAxes, fontsize=6.5, ha="left", va="top")

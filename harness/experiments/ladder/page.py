@@ -31,6 +31,7 @@ from harness.experiments.ladder.figures import draw_ladder, draw_roofline
 from harness.experiments.ladder.metrics import TOLERANCE
 from harness.experiments.ladder.stages import LOAD_MARGIN
 from harness.experiments.ladder.training_steps_page import build_steps_sections
+from harness.experiments.rounds import describe_rounds
 from harness.protocol.programs.ladder import APPROXIMATE, StageName
 from harness.protocol.text import pluralize
 from harness.results.runs import RunRecord
@@ -38,6 +39,8 @@ from harness.results.tables import Row
 
 MIB = 2**20
 STAGES = list(get_args(StageName))
+# The last stage that the paper prints.
+PAPER_STAGE = "torch_compile"
 # A page with more ladders is too long to read.
 MAX_LADDERS = 200
 
@@ -53,7 +56,11 @@ def build_sections(context: PageContext) -> list[Section]:
     if len(ladders) > MAX_LADDERS:
         rest = f"tables/ladder.csv contains {pluralize(len(ladders) - MAX_LADDERS, 'ladder')} more."
         sections.append(Section("Further ladders", "further-ladders", [rest]))
-    return [*sections, *build_steps_sections(context.tables["training_steps"]), *build_model_section(context.records)]
+    return [
+        *sections,
+        *build_steps_sections(context.tables["training_steps"], context.records),
+        *build_model_section(context.records),
+    ]
 
 
 def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: PrintedPaper, figures: Path) -> Section:
@@ -68,7 +75,29 @@ def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: Pr
     if rows["attainable_fraction"].notna().any():
         drawings.append(draw_roofline(rows, records, figures, f"{slug}-roofline"))
     title = f"Ladder: {first['architecture']}, {first['model']}, {first['workload']} workload"
-    return Section(title, slug, describe_ladder(records), drawings, blocks)
+    return Section(
+        title,
+        slug,
+        [*describe_ladder(records), *describe_rounds(records, rows["folder"])],
+        drawings,
+        blocks,
+        finding=summarize_speedups(rows),
+    )
+
+
+def summarize_speedups(rows: pd.DataFrame) -> str:
+    """Return the speed-up of the paper's stages and the largest one in each precision; empty without speed-ups."""
+    texts = []
+    for precision, group in rows[rows["speedup"].notna()].groupby("precision", sort=False):
+        best = list_rows(group.loc[[group["speedup"].idxmax()]])[0]
+        printed = group[group["stage"] == PAPER_STAGE]
+        stage = format_stage(best) + (", approximate" if best["stage"] in APPROXIMATE else "")
+        text = f"{best['speedup']:.1f} times faster in {str(precision).upper()} with {stage}"
+        if len(printed) and best["stage"] != PAPER_STAGE:
+            value = f"{printed['speedup'].iloc[0]:.1f} times faster in {str(precision).upper()} with the paper's stages"
+            text = f"{value} ({best['speedup']:.1f} with {stage})"
+        texts.append(text)
+    return "; ".join(texts)
 
 
 def build_paper_block(rows: pd.DataFrame, paper: PrintedPaper) -> TableBlock:

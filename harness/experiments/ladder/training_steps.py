@@ -33,6 +33,7 @@ STEPS = Columns(
     times="step_s step_s_low step_s_high coverage structures_per_s",
     ratios="speedup speedup_low speedup_high over_compiled over_compiled_low over_compiled_high",
     errors="loss_error gradient_error",
+    work="gflop attainable_fraction",
     stage="peak_bytes first_call_s samples load_1min",
     workload="structures batch_size atoms edges max_neighbours",
     machine="parameters threads device",
@@ -45,9 +46,11 @@ def build_training_steps_table(records: Sequence[RunRecord]) -> Table:
 
     `step_s` is the time of one batch, median over rounds. `speedup` and `over_compiled` are the times of the stages
     baseline and torch_compile divided by the time of the stage, within a round. `load_1min` is the highest load of the
-    machine. `verdict` is "ok" (loss and gradient equal those of the baseline to rounding), "incorrect" (they do not,
-    or are not finite or not in the requested precision; the ratios are withheld), "not checked" (the run has no
-    baseline), "unavailable: reason", or "not run". Cases with equal `setup` only differ in precision.
+    machine. `gflop` is the arithmetic of a step on the first batch, and `attainable_fraction` the time that it takes at
+    the rates of the fastest products of the same shapes, divided by the time of the step. `verdict` is "ok" (loss and
+    gradient equal those of the baseline to rounding), "incorrect" (they do not, or are not finite or not in the
+    requested precision; the ratios are withheld), "not checked" (the run has no baseline), "unavailable: reason", or
+    "not run". Cases with equal `setup` only differ in precision.
     """
     return STEPS.build(row for r in records if r.program == "training_steps" for row in _list_rows(r))
 
@@ -87,9 +90,21 @@ def _describe_stage(record: RunRecord, stage: str, stages: Mapping[str, Sequence
     if not samples:
         return row | {"verdict": "not run"}
     row |= {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_call_s")}
+    row |= _describe_work(event, record.facts.get("ceilings") or {}, samples)
     row |= interval_columns("speedup", compute_paired_ratio(stages.get(BASELINE, ()), samples))
     row |= interval_columns("over_compiled", compute_paired_ratio(stages.get(COMPILED, ()), samples))
     return row | _compute_times(samples) | _check_errors(samples, record.case["parameters"]["precision"])
+
+
+def _describe_work(event: Event, ceilings: Mapping[str, Any], samples: Sequence[Event]) -> dict[str, float]:
+    """Return the columns of the arithmetic; empty for logs without it."""
+    flops = event.get("flops")
+    rates = {(p["operation"], p["dtype"]): p["gflop_per_s"] for p in ceilings.get("products") or []}
+    if not flops or not rates:
+        return {}
+    seconds = statistics.median(s["device_s"] for s in samples if s["batch"] == 0)
+    least_s = sum(f["flops"] / 1e9 / rates.get((f["operation"], f["dtype"]), math.inf) for f in flops)
+    return {"gflop": sum(f["flops"] for f in flops) / 1e9, "attainable_fraction": least_s / seconds}
 
 
 def _compute_times(samples: Sequence[Event]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from harness.document.blocks import (
@@ -18,24 +20,39 @@ from harness.document.blocks import (
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.ladder.stages import LOAD_MARGIN
 from harness.experiments.ladder.training_steps import STEPS, TOLERANCE
+from harness.experiments.rounds import describe_rounds
 from harness.protocol.text import pluralize
+from harness.results.runs import RunRecord
 from harness.results.tables import Row
 
 
-def build_steps_sections(table: pd.DataFrame) -> list[Section]:
+def build_steps_sections(table: pd.DataFrame, records: Sequence[RunRecord]) -> list[Section]:
     """Return a section for each setup, which is a model and a workload, with a table for each precision."""
-    return [_build_section(str(name), rows) for name, rows in table.groupby("setup", sort=False)]
+    return [_build_section(str(name), rows, records) for name, rows in table.groupby("setup", sort=False)]
 
 
-def _build_section(name: str, rows: pd.DataFrame) -> Section:
+def _build_section(name: str, rows: pd.DataFrame, records: Sequence[RunRecord]) -> Section:
     first = list_rows(rows)[0]
     blocks = [_build_block(str(precision), group) for precision, group in rows.groupby("precision", sort=False)]
     return Section(
         f"Training steps: {first['architecture']}, {first['model']}",
         f"training-steps-{name}",
-        _describe(first, rows),
+        [*_describe(first, rows), *describe_rounds(records, rows["folder"])],
         tables=blocks,
+        finding=_summarize(rows),
     )
+
+
+def _summarize(rows: pd.DataFrame) -> str:
+    """Return the largest speed-up of a step in each precision; empty without one."""
+    texts = []
+    for precision, group in rows[rows["speedup"].notna()].groupby("precision", sort=False):
+        best = list_rows(group.loc[[group["speedup"].idxmax()]])[0]
+        texts.append(
+            f"{interval_cell('speedup')(best)} times as many steps in {str(precision).upper()} with"
+            f" {best['stage'].replace('_', ' ')}"
+        )
+    return "; ".join(texts)
 
 
 def _describe(first: Row, rows: pd.DataFrame) -> list[str]:
@@ -67,6 +84,8 @@ def _build_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("speed-up over torch compile [interval]", interval_cell("over_compiled")),
         ("loss, relative error", number_cell("loss_error", ".1e")),
         ("gradient, relative error", number_cell("gradient_error", ".1e")),
+        ("arithmetic (GFLOP)", number_cell("gflop", ".1f")),
+        ("share of the attainable", number_cell("attainable_fraction", ".0%")),
         ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 1 / 2**20)),
         ("first step (s)", number_cell("first_call_s", ".1f")),
         ("rounds", "samples"),
@@ -77,7 +96,9 @@ def _build_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         f"{first['device']}, {format_threads(first['threads'])}. Medians over rounds with order-statistic"
         f" intervals ({format_number(100 * rows['coverage'].max(), '.1f')}% coverage); speed-ups are ratios within a"
         " round. The error of the gradient is the norm of its difference from the baseline's gradient, divided by the"
-        f" norm of the latter. A stage is ok if both errors are at most {TOLERANCE[precision]:g}.{state}"
+        " norm of the latter. The share of the attainable is the time of the arithmetic at the rates of the fastest"
+        " matrix products of the same shapes, divided by the time of the step. A stage is ok if both errors are at most"
+        f" {TOLERANCE[precision]:g}.{state}"
     )
     block = build_block(f"{precision.upper()} training step", list_rows(rows), columns, note)
     return add_cost_columns(block, rows)

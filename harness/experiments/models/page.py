@@ -28,6 +28,7 @@ from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.experiments.models.vector_biases_page import build_vector_bias_sections
 from harness.experiments.physics import build_physics_block
+from harness.experiments.rounds import describe_rounds
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
@@ -56,7 +57,29 @@ def build_case_section(folder: str, rows: pd.DataFrame, context: PageContext) ->
     if len(physics):
         blocks.append(build_physics_block("Physics", physics, "model"))
     title = f"{first['case']}: {pluralize(len(rows), 'potential')}"
-    return Section(title, f"{first['campaign']}-{first['case']}", describe_models(rows), figures, blocks)
+    anchor = f"{first['campaign']}-{first['case']}"
+    return Section(
+        title,
+        anchor,
+        [*describe_models(rows), *describe_rounds(context.records, [folder])],
+        figures,
+        blocks,
+        finding=summarize_models(rows),
+    )
+
+
+def summarize_models(rows: pd.DataFrame) -> str:
+    """Return how many models have correct physics, and the fastest of them."""
+    correct = rows[rows["verdict"] == "ok"]
+    verb = "has" if len(correct) == 1 else "have"
+    text = f"{len(correct)} of {pluralize(len(rows), 'potential')} {verb} correct physics"
+    timed = correct[correct["us_per_atom"].notna()].sort_values("us_per_atom")
+    if len(timed):
+        fastest = timed.iloc[0]
+        text += (
+            f"; {fastest['model']} is the fastest, at {format_number(fastest['us_per_atom'])} \N{MICRO SIGN}s per atom"
+        )
+    return text
 
 
 def select_case(table: pd.DataFrame, folder: str) -> pd.DataFrame:

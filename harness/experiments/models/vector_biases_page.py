@@ -39,14 +39,27 @@ def build_case_section(rows: pd.DataFrame, figures: Path) -> Section:
     name = f"{first['campaign']}-{first['case']}-vector-biases"
     paragraphs = [describe_finding(rows), describe_weights(list_rows(rows)[0])]
     title = f"{first['case']}: rotations of a network with vector biases"
-    return Section(title, name, paragraphs, [draw_errors(rows, figures, name)], [build_errors_block(rows)])
+    drawing, block = draw_errors(rows, figures, name), build_errors_block(rows)
+    return Section(title, name, paragraphs, [drawing], [block], finding=summarize_errors(rows))
+
+
+def summarize_errors(rows: pd.DataFrame) -> str:
+    """Return the errors with the full biases, without intervals."""
+    full = find_full_scale(rows)
+    with_biases = "" if full == 1 else f" with {full:g} times the biases"
+    errors = describe_errors(rows, full, has_interval=False)
+    return f"rotating a structure changes its forces{with_biases}, relative to the largest force, by {errors}"
+
+
+def find_full_scale(rows: pd.DataFrame) -> float:
+    """Return the factor of the biases that is closest to 1."""
+    scales = rows["scale"][rows["scale"] > 0]
+    return float(scales.iloc[(scales - 1.0).abs().argmin()])
 
 
 def describe_finding(rows: pd.DataFrame) -> str:
     """Return the finding in one sentence: the errors with the full biases, with the smallest, and without biases."""
-    biased = rows[rows["scale"] > 0]
-    full = float(biased["scale"].iloc[(biased["scale"] - 1.0).abs().argmin()])
-    smallest = float(biased["scale"].min())
+    full, smallest = find_full_scale(rows), float(rows["scale"][rows["scale"] > 0].min())
     with_biases = "" if full == 1 else f" with {full:g} times the biases"
     errors = describe_errors(rows, full)
     texts = [f"Rotating a structure changes its forces{with_biases}, relative to the largest force, by {errors}"]
@@ -58,11 +71,12 @@ def describe_finding(rows: pd.DataFrame) -> str:
     return f"{'; '.join(texts)}."
 
 
-def describe_errors(rows: pd.DataFrame, scale: float) -> str:
+def describe_errors(rows: pd.DataFrame, scale: float, *, has_interval: bool = True) -> str:
     """Return the force errors for a factor, such as `3.1% [0.5, 20] in crystals and 12% [4, 30] in molecules`."""
     texts: list[str] = []
     for row in list_rows(rows[rows["scale"] == scale]):
-        errors = [PERCENT * row[f"force_error{end}"] for end in ("", "_low", "_high")[: 3 if row["seeds"] > 1 else 1]]
+        ends = ("", "_low", "_high") if has_interval and row["seeds"] > 1 else ("",)
+        errors = [PERCENT * row[f"force_error{end}"] for end in ends]
         value, *bounds = (format_number(error, ".2g" if error < PERCENT else ".0f") for error in errors)
         interval = f" [{', '.join(bounds)}]" if bounds else ""
         texts.append(f"{value}%{interval} in {KINDS[row['kind']][0]}")
@@ -113,7 +127,7 @@ def draw_errors(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
             f" {pluralize(first['rotations'], 'rotation')} of each structure, geometric means over"
             f" {pluralize(first['seeds'], 'seed')} with the 95% interval. Dotted lines: without biases."
         )
-        return save_figure(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption, card=0)
 
 
 def build_errors_block(rows: pd.DataFrame) -> TableBlock:

@@ -30,6 +30,7 @@ from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.experiments.physics import format_check, judge_checks
 from harness.experiments.precision.metrics import MAX_HARMLESS_FRACTION, REFERENCE, TYPES
+from harness.experiments.rounds import describe_rounds
 from harness.protocol.backbones import BACKBONES, GREY, find_backbone, get_backbone_title
 from harness.protocol.text import pluralize
 
@@ -70,7 +71,7 @@ def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder
             f" structures of {pluralize(inference['head'].nunique(), 'head')}, and the median of ratios of throughput"
             " within a round. Points to the right of the line are faster than FP64."
         )
-        return save_figure(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption, card=0)
 
 
 def draw_drift(losses: pd.DataFrame, folder: Path, name: str) -> Figure:
@@ -137,7 +138,22 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
     if len(physics):
         blocks.insert(2, build_precisions_physics_block(physics))
     title = f"Precision: {', '.join(p.upper() for p in costs['precision'].unique())}"
-    return Section(title, f"precision-{campaign}", describe_comparison(costs, inference, training), figures, blocks)
+    paragraphs, finding = describe_comparison(costs, inference, training), summarize_precisions(costs, inference)
+    paragraphs += describe_rounds(context.records, costs["folder"])
+    return Section(title, f"precision-{campaign}", paragraphs, figures, blocks, finding=finding)
+
+
+def summarize_precisions(costs: pd.DataFrame, inference: pd.DataFrame) -> str:
+    """Return the range of speed-ups of each lower precision in inference, and for how many heads it is harmless."""
+    texts = []
+    for precision, rows in inference[inference["precision"] != REFERENCE].groupby("precision", sort=False):
+        speedups = costs[(costs["phase"] == "inference") & (costs["precision"] == precision)]["speedup"].dropna()
+        if len(speedups):
+            texts.append(
+                f"{str(precision).upper()} is {speedups.min():.1f} to {speedups.max():.1f} times as fast as FP64 and"
+                f" harmless for {(rows['verdict'] == 'harmless').mean():.0%} of backbones and heads"
+            )
+    return "; ".join(texts)
 
 
 def describe_comparison(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.DataFrame) -> list[str]:

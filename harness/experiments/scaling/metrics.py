@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, MetricSamples, WorkCount, select_numbers
@@ -15,6 +16,7 @@ from harness.protocol.programs.data_parallel import REGIONS
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
+from harness.stats.slow_ranks import score_ranks
 
 SCALING = Columns(
     "scaling",
@@ -24,7 +26,8 @@ SCALING = Columns(
     overheads="communication_fraction data_wait_fraction atoms_imbalance edges_imbalance",
     regions=tuple(f"{name}_s" for name in REGIONS),
     agreement="gradient_error parameter_divergence",
-    machine="precision device data",
+    speed="slow_ranks",
+    machine="precision device message_backend data",
     folder="folder",
 )
 
@@ -58,7 +61,8 @@ def build_scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     ranks wait for data. `nodes` counts the nodes of the job, of which an emulated cluster has several on one of the
     `hosts`. `gradient_error` is the largest difference of the ranks' mean gradient from the gradient of one process,
     relative to the largest gradient. `parameter_divergence` is the largest difference of a rank's parameters from those
-    of rank 0 after training, relative to the largest parameter.
+    of rank 0 after training, relative to the largest parameter. `slow_ranks` names the ranks that compute steps without
+    exchange of gradients, per edge, slower than the others (see harness.stats.slow_ranks); empty: none.
     """
     table = SCALING.build(_describe_run(r) for r in records if r.program == "data_parallel" and r.state == "done")
     table = table.sort_values(["campaign", "mode", "ranks"], kind="stable").reset_index(drop=True)
@@ -96,13 +100,29 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "data_wait_fraction": _compute_waiting_fraction(record),
         **_compute_imbalance(record),
         **_compute_region_times(record),
+        "slow_ranks": describe_slow_ranks(record),
         "gradient_error": facts.get("gradient_error"),
         "parameter_divergence": facts.get("parameter_divergence"),
         "precision": observed["precision"],
         "device": observed["device_name"] or observed["device"],
+        "message_backend": observed.get("message_backend") or "unfused",
         "data": ", ".join(f"{s['dataset']} ({s['data_origin']})" for s in workload["datasets"]),
         "folder": record.location,
     }
+
+
+def describe_slow_ranks(record: RunRecord) -> str:
+    """Return the slow ranks of a run with their nodes, such as `n5, rank 3: 80% of the median`; empty if none is."""
+    steps = record.events("rank_steps")
+    if not steps:
+        return ""
+    rates = np.array([[e / s for e, s in zip(step["edges"], step["duration_s"], strict=True)] for step in steps]).T
+    scores = score_ranks(rates)
+    places = record.facts["ranks"]
+    return "; ".join(
+        f"{places[k]['node'] or places[k]['host']}, rank {k}: {scores.relative[k]:.0%} of the median"
+        for k in np.flatnonzero(scores.is_slow)
+    )
 
 
 def _compute_communication_fraction(record: RunRecord) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from harness.document.figures import STYLE, Figure, save_figure
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.experiments.implementations import describe_implementations
+from harness.planning.footprint import estimate_case
 from harness.protocol.programs.data_parallel import REGIONS
 from harness.results.tables import Row
 
 MS = 1e3
+LARGE_NODES = 9400  # the largest jobs of the paper
 MODE_COLOURS = ("#0072b2", "#e69f00", "#009e73")
 
 
@@ -42,6 +45,7 @@ def build_sections(context: PageContext) -> list[Section]:
 def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
     """Return the section on one campaign: the throughput for each number of ranks, and projections to more ranks."""
     paragraphs = [f"{rows['data'].iloc[0]}, {rows['precision'].iloc[0].upper()}, {rows['device'].iloc[0]}."]
+    paragraphs[0] += f" Computation of messages: {', '.join(rows['message_backend'].unique())}."
     shared = rows[(rows["hosts"] < rows["nodes"]) | (rows["ranks"] > rows["cores"] * rows["hosts"])]
     if len(shared):
         paragraphs.append(
@@ -49,6 +53,7 @@ def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
             " show that training works and gives the same results, but not how it scales, and projections do not use"
             " them."
         )
+    paragraphs += [f"Slow ranks in {r['case']}: {r['slow_ranks']}." for r in list_rows(rows) if r["slow_ranks"]]
     campaign = rows["campaign"].iloc[0]
     paragraphs += describe_implementations(record for record in context.records if record.campaign == campaign)
     projection = select_campaign(context.tables["projection"], campaign)
@@ -64,7 +69,22 @@ def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
     blocks = [build_runs_block(rows), build_regions_block(rows)]
     if len(projection):
         blocks.append(build_projection_block(projection))
-    return Section(f"Scaling on {rows['system'].iloc[0]}", name, paragraphs, figures, blocks)
+    largest = max(list_rows(rows), key=lambda row: row["ranks"])["folder"]
+    for record in context.records:
+        if record.location == largest:
+            blocks += build_footprint_blocks(record.case)
+    title = f"Scaling on {rows['system'].iloc[0]}"
+    return Section(title, name, paragraphs, figures, blocks, finding=summarize_efficiency(rows))
+
+
+def summarize_efficiency(rows: pd.DataFrame) -> str:
+    """Return the efficiency of the largest run of each mode; empty if no mode has several numbers of ranks."""
+    texts = []
+    for mode, group in rows.groupby("mode"):
+        largest = list_rows(group.loc[[group["ranks"].idxmax()]])[0]
+        if group["ranks"].nunique() > 1 and largest["efficiency"] is not None:
+            texts.append(f"{mode} scaling is {largest['efficiency']:.0%} efficient on {largest['ranks']} ranks")
+    return "; ".join(texts)
 
 
 def build_runs_block(rows: pd.DataFrame) -> TableBlock:
@@ -144,6 +164,27 @@ def build_projection_block(projection: pd.DataFrame) -> TableBlock:
         " smaller ones."
     )
     return build_block("Projection", list_rows(projection), columns, note)
+
+
+def build_footprint_blocks(case: Mapping[str, Any]) -> list[TableBlock]:
+    """Return the table of what the case would open, write and send on LARGE_NODES nodes; empty if it is unknown."""
+    ranks = LARGE_NODES * case.get("ranks_per_node", 1)
+    estimates = estimate_case(case, LARGE_NODES, ranks)
+    rows = [Row(vars(e) | {"advice": (e.remedy or "yes") if e.is_exceeded else ""}) for e in estimates]
+    columns: list[Column] = [
+        ("quantity", "name"),
+        ("value", number_cell("value", ",.0f")),
+        ("bound", number_cell("bound", ",.0f")),
+        ("unit", "unit"),
+        ("how it arises", "detail"),
+        ("the bound is exceeded", text_cell("advice")),
+    ]
+    note = (
+        f"The counts are extrapolated from runs of a few ranks to {LARGE_NODES:,} nodes with the ranks per node of the"
+        " largest run, and are not measurements. The bounds are those of the harness; those of a site may differ."
+    )
+    title = f"Files and messages on {LARGE_NODES:,} nodes ({ranks:,} ranks)"
+    return [build_block(title, rows, columns, note)] if rows else []
 
 
 def draw_scaling(rows: pd.DataFrame, projection: pd.DataFrame, folder: Path, name: str) -> Figure:

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.experiments.experiment import Metric, MetricSamples, WorkCount, select_numbers
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
+from harness.stats.risk_measures import compute_auroc
 
 # The numbers of candidates and ranks of the paper's screening; on its machines, a rank uses one GPU or tile.
 PAPER_CANDIDATES = 1_129_000_000
@@ -22,7 +24,8 @@ RUNS = Columns(
     "screening_runs",
     case="campaign case system workload",
     candidates="candidates_in_workload candidates evaluated excluded outside_training_sets ranks",
-    model="precision device threads compiled eager_reason message_backend unfused_reason",
+    model="precision device threads compiled eager_reason message_backend unfused_reason"
+    " hull_head reference_phases n_reference_phases",
     rates="device_candidates_per_s end_to_end_candidates_per_s end_to_end_fraction generation_fraction"
     " candidates_per_s_per_rank",
     size="atoms edges seconds warm_up_s memory_growth memory_peak_bytes",
@@ -32,8 +35,9 @@ TIMES = Columns("screening_times", columns="campaign case machine ranks basis se
 BEST = Columns(
     "screening_best",
     case="campaign case",
-    candidate="position candidate formula prototype volume stream energy_ev_per_atom residual_energy_ev_per_atom"
-    " spread_ev_per_atom force_max_ev_per_angstrom distance",
+    candidate="position candidate formula chemistry prototype volume stream energy_above_hull_mev_per_atom suspicious"
+    " energy_ev_per_atom residual_energy_ev_per_atom spread_ev_per_atom force_max_ev_per_angstrom distance"
+    " risk_ev_per_atom energy_low_ev_per_atom energy_high_ev_per_atom",
 )
 ASSESSMENT = Columns("screening_assessment", case="campaign case", value="quantity kind value unit n")
 LABELS = Columns(
@@ -42,14 +46,22 @@ LABELS = Columns(
     " force_mae_ev_per_angstrom"
     " force_median_ev_per_angstrom head level_of_theory",
 )
+RISK = Columns(
+    "screening_risk",
+    case="campaign case",
+    label="formula energy_error_ev_per_atom risk_ev_per_atom is_accepted head level_of_theory",
+)
 RELAXED = Columns(
     "screening_relaxed",
     case="campaign case",
-    candidate="candidate formula prototype converged steps initial_energy_ev_per_atom final_energy_ev_per_atom"
-    " initial_volume_angstrom3_per_atom"
+    candidate="candidate formula chemistry prototype spacegroup energy_above_hull_mev_per_atom duplicate_of converged"
+    " steps initial_energy_ev_per_atom final_energy_ev_per_atom initial_volume_angstrom3_per_atom"
     " final_volume_angstrom3_per_atom force_max_ev_per_angstrom file",
+    others="also_reached_from",
 )
+DRAWINGS = Columns("screening_drawings", columns="campaign case candidate part x y radius colour element")
 EMBEDDING = Columns("screening_embedding", columns="campaign case kind x y")
+LARGE_ERROR = 5.0  # times the median error
 DEVICE_RATE = Metric("device throughput", "candidates/s", "higher")
 END_TO_END_RATE = Metric("end-to-end throughput", "candidates/s", "higher")
 
@@ -65,9 +77,12 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     and, as an extrapolation, on the paper's machines with ranks that are as fast as a rank of this machine.
     `screening_best` and `screening_relaxed` have a row per candidate. `position` is the rank of a candidate among the
     best, from 1, `stream` the random stream that generated it, and `distance` its distance from the training sets.
+    `also_reached_from` lists the prototypes of other candidates that relax to the same crystal, each of which has the
+    number of the better candidate in `duplicate_of`. `screening_drawings` has the discs of atoms in a projection of
+    relaxed crystals, from back to front, and the corners of their cells, in angstrom.
     `screening_assessment` has a row for each quantity that tells how reliable the results are. `screening_labels` has
-    the errors of candidates with reference calculations, flagged and not flagged. `screening_embedding` has points in
-    the plane of embeddings.
+    the errors of candidates with reference calculations, flagged and not flagged, and `screening_risk` a row for each
+    of these candidates with its risk. `screening_embedding` has points in the plane of embeddings.
     """
     cases = [r for r in records if r.program == "screening"]
     runs = [_describe_run(r) for r in cases if r.events("rank_summary")]
@@ -77,7 +92,9 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
         "screening_best": BEST.build(row for r in cases for row in _list_candidates(r, "best", BEST)),
         "screening_assessment": ASSESSMENT.build(row for r in cases for row in _list_assessment(r)),
         "screening_labels": LABELS.build(row for r in cases for row in _list_label_errors(r)),
-        "screening_relaxed": RELAXED.build(row for r in cases for row in _list_candidates(r, "relaxation", RELAXED)),
+        "screening_relaxed": RELAXED.build(row for r in cases for row in _list_relaxed(r)),
+        "screening_drawings": DRAWINGS.build(row for r in cases for row in _list_drawings(r)),
+        "screening_risk": RISK.build(row for r in cases for row in _list_risks(r)),
         "screening_embedding": EMBEDDING.build(row for r in cases for row in _list_embedding_points(r)),
     }
 
@@ -101,6 +118,26 @@ def _get_case_columns(record: RunRecord) -> dict[str, Any]:
 
 def _list_candidates(record: RunRecord, kind: str, columns: Columns) -> list[dict[str, Any]]:
     return [_get_case_columns(record) | columns.select(event, "candidate") for event in record.events(kind)]
+
+
+def _list_relaxed(record: RunRecord) -> list[dict[str, Any]]:
+    """Return a row for each relaxed candidate, with the other prototypes that relax to the same crystal."""
+    rows = _list_candidates(record, "relaxation", RELAXED)
+    for row in rows:
+        others = {r["prototype"] for r in rows if r.get("duplicate_of") == row["candidate"]} - {row["prototype"]}
+        row["also_reached_from"] = ", ".join(sorted(others))
+    return rows
+
+
+def _list_drawings(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """Yield a row for each disc, and for each corner of the cell, of the drawings of relaxed crystals."""
+    for event in record.events("drawing"):
+        common = _get_case_columns(record) | {"candidate": event["candidate"]}
+        atoms = zip(*(event[name] for name in ("x", "y", "radius", "colour", "element")), strict=True)
+        for x, y, radius, colour, element in atoms:
+            yield {**common, "part": "atom", "x": x, "y": y, "radius": radius, "colour": colour, "element": element}
+        for x, y in zip(event["cell_x"], event["cell_y"], strict=True):
+            yield {**common, "part": "corner", "x": x, "y": y}
 
 
 def _describe_run(record: RunRecord) -> dict[str, Any]:
@@ -134,6 +171,9 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "eager_reason": eager_reason,
         "message_backend": model.get("message_backend"),
         "unfused_reason": model.get("unfused_reason"),
+        "hull_head": facts.get("hull", {}).get("head"),
+        "reference_phases": facts.get("hull", {}).get("reference_phases"),
+        "n_reference_phases": facts.get("hull", {}).get("phases"),
         "device_candidates_per_s": device,
         "end_to_end_candidates_per_s": end_to_end,
         "end_to_end_fraction": end_to_end / device if device else math.nan,
@@ -198,6 +238,14 @@ def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
         rows += [
             ("outside the training sets", reason, count / n, "fraction", n) for reason, count in e["reasons"].items()
         ]
+    for e in record.events("sample_risk"):
+        n = e["candidates"]
+        rows += [
+            ("threshold of the risk", "accepted candidates", e["threshold_ev_per_atom"], "eV/atom", n),
+            ("risk at most the threshold", "candidates", e["accepted_fraction"], "fraction", n),
+            ("median risk", "candidates", e["median_ev_per_atom"], "eV/atom", n),
+        ]
+    rows += _measure_risk(pd.DataFrame(_list_risks(record)))
     for e in record.events("uncertainty"):
         for method in ("heads", "dropout", "ensemble"):
             value = e[f"{method}_ev_per_atom"]
@@ -210,6 +258,34 @@ def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
         rows.append(("elements", "in the sample", len(e["candidates"]), "elements", sum(e["candidates"].values())))
         rows.append(("elements", "in the sample, but in no training set", len(e["unseen_elements"]), "elements", 0))
     return [_get_case_columns(record) | dict(zip(ASSESSMENT["value"], row, strict=True)) for row in rows]
+
+
+def _list_risks(record: RunRecord) -> list[dict[str, Any]]:
+    labels = [event for event in record.events("label") if event.get("risk_ev_per_atom") is not None]
+    return [_get_case_columns(record) | RISK.select(event, "label") for event in labels]
+
+
+def _measure_risk(risks: pd.DataFrame) -> list[tuple[str, str, float | None, str, int]]:
+    """Return rows of `screening_assessment` on how well the risk describes the errors of labelled candidates."""
+    if risks.empty:
+        return []
+    risk, error = (risks[name].to_numpy(float) for name in ("risk_ev_per_atom", "energy_error_ev_per_atom"))
+    n, median = len(error), float(np.median(error))
+    auroc = compute_auroc(risk, error > LARGE_ERROR * median)
+    accepted = error[risks["is_accepted"].to_numpy(bool)]
+    largest = float(accepted.max() / median) if len(accepted) and median else None
+    return [
+        ("error within the risk", "labelled candidates", float((error <= risk).mean()), "fraction", n),
+        (
+            f"AUROC, error above {LARGE_ERROR:g} medians",
+            "labelled candidates",
+            None if math.isnan(auroc) else auroc,
+            "1",
+            n,
+        ),
+        ("risk at most the threshold", "labelled candidates", len(accepted) / n, "fraction", n),
+        ("largest error / median error of all", "accepted labelled candidates", largest, "1", len(accepted)),
+    ]
 
 
 def _list_label_errors(record: RunRecord) -> list[dict[str, Any]]:

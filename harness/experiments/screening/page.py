@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.patches import Circle
 
 from harness.document.blocks import (
     Column,
@@ -25,10 +26,13 @@ from harness.document.blocks import (
 from harness.document.figures import STYLE, Figure, save_figure
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
+from harness.experiments.screening.risk_figures import draw_risk_figures
 from harness.protocol.text import pluralize
 
 KIND_COLOURS = {"training": "#bdbdbd", "held out": "#0072b2", "candidates": "#e69f00", "random box": "#d55e00"}
 MAX_POSITION = 12
+# The corners of a cell that an edge joins; the corners are those of its bottom, then of its top, in cyclic order.
+CELL_EDGES = [edge for k in range(4) for edge in ((k, (k + 1) % 4), (k + 4, (k + 1) % 4 + 4), (k, k + 4))]
 # Durations below the first number are shown in a unit of as many seconds as the second number, with this name.
 DURATION_UNITS = ((60.0, 1.0, "s"), (3600.0, 60.0, "min"), (86400.0, 3600.0, "h"), (3.2e7, 86400.0, "days"))
 
@@ -40,26 +44,47 @@ def build_sections(context: PageContext) -> list[Section]:
 
 def build_campaign_section(campaign: str, context: PageContext) -> Section:
     """Return the section on the screenings of one campaign."""
-    runs, times, best, assessment, labels, relaxed, embedding = (
+    runs, times, best, assessment, labels, risk, relaxed, embedding, drawings = (
         select_campaign(context.tables[f"screening_{name}"], campaign)
-        for name in ("runs", "times", "best", "assessment", "labels", "relaxed", "embedding")
+        for name in ("runs", "times", "best", "assessment", "labels", "risk", "relaxed", "embedding", "drawings")
     )
     figures = [
+        draw_crystals(group, relaxed[relaxed["case"] == case], context.figures, f"{campaign}-{case}-crystals")
+        for case, group in drawings.groupby("case", sort=False)
+    ]
+    figures += [
         draw_embedding(group, str(case), context.figures, f"{campaign}-{case}-embedding")
         for case, group in embedding.groupby("case", sort=False)
     ]
+    for case, group in risk.groupby("case", sort=False):
+        figures += draw_risk_figures(group, str(case), context.figures, f"{campaign}-{case}-risk")
     blocks = [build_runs_block(runs), build_times_block(times), build_assessment_block(assessment)]
-    optional = (build_labels_block(labels), build_best_block(best), build_relaxed_block(relaxed))
+    optional = (build_relaxed_block(relaxed), build_best_block(best), build_labels_block(labels))
     blocks += [block for block in optional if block.rows]
-    return Section("Screening", f"screening-{campaign}", describe_screenings(runs), figures, blocks)
+    paragraphs, finding = describe_screenings(runs), summarize_screenings(runs)
+    return Section("Screening", f"screening-{campaign}", paragraphs, figures, blocks, finding=finding)
+
+
+def summarize_screenings(runs: pd.DataFrame) -> str:
+    """Return the number of candidates, whether each was evaluated exactly once, and the highest rate."""
+    n_verified = int(runs["is_verified"].sum())
+    proof = "each exactly once" if n_verified == len(runs) else f"proven for {n_verified} of {len(runs)} screenings"
+    text = f"{pluralize(runs['candidates'].sum(), 'candidate')} processed, {proof}"
+    rates = runs["end_to_end_candidates_per_s"]
+    if rates.isna().all():
+        return text
+    fastest = runs.sort_values("end_to_end_candidates_per_s", na_position="first").iloc[-1]
+    rate = format_number(fastest["end_to_end_candidates_per_s"])
+    return f"{text}; up to {rate} candidates/s end to end on {pluralize(fastest['ranks'], 'rank')}"
 
 
 def describe_screenings(runs: pd.DataFrame) -> list[str]:
-    """Return paragraphs on the number of candidates, on the proof that each was evaluated once, and on weak scaling."""
+    """Return paragraphs on the number of candidates, on the proof that each was processed once, and on weak scaling."""
     n_verified = int(runs["is_verified"].sum())
     text = [
-        f"{pluralize(len(runs), 'screening')} evaluated {pluralize(runs['candidates'].sum(), 'candidate')}. For"
-        f" {n_verified} of {len(runs)}, a checksum over the indices proves that every candidate was evaluated once. The"
+        f"{pluralize(len(runs), 'screening')} processed {pluralize(runs['candidates'].sum(), 'candidate')}, of which"
+        f" {runs['evaluated'].sum():,.0f} were evaluated; the table of rates says why the others were left out. For"
+        f" {n_verified} of {len(runs)}, a checksum over the indices proves that every candidate was processed once. The"
         " device rate counts the time of evaluation, as the paper does; the end-to-end rate includes the generation of"
         " candidates and neighbour lists, transfers, and the writing of results."
     ]
@@ -74,6 +99,14 @@ def describe_screenings(runs: pd.DataFrame) -> list[str]:
             )
     if weak:
         text.append("Weak scaling, " + "; ".join(weak) + ".")
+    hulls = runs.dropna(subset="hull_head").drop_duplicates(["hull_head", "reference_phases"])
+    for row in list_rows(hulls):
+        text.append(
+            f"The energy above the hull of a crystal is that of the head {row['hull_head']}, compared with mixtures of"
+            f" {pluralize(row['n_reference_phases'], 'reference phase')} ({row['reference_phases']}) and of simple"
+            " crystals of each element. It can be no better than this head and these phases: known compounds that are"
+            " missing among them would raise it."
+        )
     return [
         *text,
         *describe_reasons(runs, "eager_reason", "Not compiled", "screening"),
@@ -97,16 +130,17 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         ("end to end / device", number_cell("end_to_end_fraction", ".0%")),
         ("time of generation / time of evaluation", number_cell("generation_fraction", ".0%")),
         ("memory at the end / median", number_cell("memory_growth")),
-        ("evaluated once", lambda r: "proven" if r["is_verified"] else "NOT PROVEN"),
+        ("processed once", lambda r: "proven" if r["is_verified"] else "NOT PROVEN"),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
     note = (
         "Rates are totals over all ranks, without the first batch, which includes compilation. Atoms and edges are"
-        " means. Candidates are left out if a filter removes them, if atoms coincide, or if the"
+        " means. Candidates are left out if a filter of the workload removes them, if atoms coincide, or if the"
         " prediction is not finite. Candidates are not ranked if no single head was trained on all of their elements,"
-        " or if atoms are closer than in any training structure, so that predictions for them are meaningless; they are"
-        " in no table of results. The memory of a rank at the end is divided by the median of the values after each of"
-        " its parts; it rises with the size of the largest batch, not with the number of candidates."
+        " or if atoms are closer than in any training structure, so that predictions for them are meaningless, or if"
+        " their risk is above the threshold; they are in no table of results. The memory of a rank at the end is"
+        " divided by the median of the values after each of its parts; it rises with the size of the largest batch, not"
+        " with the number of candidates."
     )
     return add_cost_columns(build_block("Rates", list_rows(runs), columns, note), runs)
 
@@ -149,7 +183,8 @@ def build_assessment_block(assessment: pd.DataFrame) -> TableBlock:
         "The numbers are for a random sample of the candidates. A structure is flagged if its embedding is further"
         " from the training sets than the threshold. The threshold is set on held-out structures; the rate of false"
         " alarms is measured on other held-out structures. Dropout is applied to the input of the heads; the shipped"
-        " model was trained without dropout."
+        " model was trained without dropout. The risk of a labelled candidate is that of the labelled head; it was"
+        " fitted and calibrated with other labels."
     )
     rows = [row for row in list_rows(assessment) if row["value"] is not None]
     return build_block("Reliability", rows, columns, note)
@@ -183,21 +218,39 @@ def build_best_block(best: pd.DataFrame) -> TableBlock:
         ("position", "position"),
         ("candidate", "candidate"),
         ("formula", text_cell("formula")),
+        ("chemistry", text_cell("chemistry")),
         ("prototype", text_cell("prototype")),
+        ("energy above the hull (meV/atom)", number_cell("energy_above_hull_mev_per_atom", ".1f")),
+        ("suspicious", lambda r: "yes" if r["suspicious"] else ""),
         ("energy relative to elements (eV/atom)", number_cell("residual_energy_ev_per_atom")),
         ("spread of the heads (eV/atom)", number_cell("spread_ev_per_atom")),
+        ("risk (eV/atom)", number_cell("risk_ev_per_atom")),
         ("distance from the training sets", number_cell("distance")),
     ]
-    note = "More candidates are in best.csv of each case, and all stored candidates are in its results-*.bp."
-    return build_block("Best candidates", list_rows(best[best["position"] <= MAX_POSITION]), columns, note)
+    note = (
+        "Crystals are ordered by their energy above the convex hull of the reference phases, before relaxation; those"
+        " that are suspicious, since they are more than 500 meV/atom below the hull, come after the others. Structures"
+        " on the hull and candidates are evaluated by the same head. The risk is half the width of an interval around"
+        " the energy that contains 90% of labels like those to which it was calibrated; candidates with a risk above"
+        " the threshold are in no table of results. More candidates are in best.csv of each case, and all stored"
+        " ones are in its results-*.bp."
+    )
+    return build_block(
+        "Best candidates, before relaxation", list_rows(best[best["position"] <= MAX_POSITION]), columns, note
+    )
 
 
 def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
-    """Return the table of energies and volumes of the best candidates before and after relaxation."""
+    """Return the table of the best candidates after relaxation, without those that became the same crystal."""
     columns: list[Column] = [
         ("case", "case"),
         ("candidate", "candidate"),
         ("formula", text_cell("formula")),
+        ("chemistry", text_cell("chemistry")),
+        ("energy above the hull (meV/atom)", number_cell("energy_above_hull_mev_per_atom", ".1f")),
+        ("space group", text_cell("spacegroup")),
+        ("prototype", text_cell("prototype")),
+        ("also reached from", text_cell("also_reached_from")),
         ("converged", lambda r: "yes" if r["converged"] else "no"),
         ("steps", "steps"),
         (
@@ -210,7 +263,62 @@ def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
         ),
         ("file", "file"),
     ]
-    return build_block("Best candidates, relaxed with the model", list_rows(relaxed), columns)
+    note = (
+        "Candidates of one composition that have the same space group after relaxation, and energies and volumes within"
+        " 5 meV/atom and 2%, are one crystal."
+    )
+    rows = [row for row in list_rows(relaxed) if row["duplicate_of"] is None]
+    return build_block("Best candidates, relaxed with the model", rows, columns, note)
+
+
+def draw_crystals(parts: pd.DataFrame, relaxed: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw relaxed crystals in a grid, with formula, space group and energy above the hull, best first."""
+    crystals = {row["candidate"]: row for row in list_rows(relaxed)}
+    groups = list(parts.groupby("candidate", sort=False))
+    columns = min(4, len(groups))
+    rows = -(-len(groups) // columns)
+    with mpl.rc_context(STYLE):
+        figure, panels = plt.subplots(
+            rows, columns, figsize=(2.1 * columns, 2.5 * rows), layout="constrained", squeeze=False
+        )
+        for axes in panels.flat[len(groups) :]:
+            axes.set_visible(False)
+        titles = []
+        for axes, (candidate, group) in zip(panels.flat, groups, strict=False):
+            _draw_crystal(axes, group)
+            crystal = crystals[candidate]
+            titles.append(f"{crystal['formula']}, {crystal['spacegroup'] or 'no space group'}")
+            axes.set_title(f"{titles[-1]}\n{_describe_energy(crystal['energy_above_hull_mev_per_atom'])}", fontsize=8)
+        caption = (
+            "The best candidates after relaxation with the model, without repetitions, by energy above the hull:"
+            f" {'; '.join(titles)}. Each conventional cell is drawn in a parallel projection with atoms in the colours"
+            " of Jmol."
+        )
+        return save_figure(figure, folder, name, caption)
+
+
+def _describe_energy(above_hull_mev_per_atom: float | None) -> str:
+    if above_hull_mev_per_atom is None:
+        return ""
+    return (
+        f"{abs(above_hull_mev_per_atom):.0f} meV/atom {'above' if above_hull_mev_per_atom >= 0 else 'below'} the hull"
+    )
+
+
+def _draw_crystal(axes: Any, parts: pd.DataFrame) -> None:
+    atoms, corners = parts[parts["part"] == "atom"], parts[parts["part"] == "corner"]
+    x, y = corners["x"].to_numpy(), corners["y"].to_numpy()
+    for a, b in CELL_EDGES:
+        axes.plot(x[[a, b]], y[[a, b]], color="#888888", lw=0.7, zorder=0)
+    for depth, row in enumerate(list_rows(atoms), start=1):
+        disc = Circle((row["x"], row["y"]), row["radius"], fc=row["colour"], ec="#333333", lw=0.5, zorder=depth)
+        axes.add_patch(disc)
+    elements = atoms.drop_duplicates("element")
+    for row in list_rows(elements):
+        axes.plot([], [], "o", ms=6, color=row["colour"], mec="#333333", mew=0.5, label=row["element"])
+    axes.legend()
+    axes.set_aspect("equal")
+    axes.axis("off")
 
 
 def draw_embedding(points: pd.DataFrame, case: str, folder: Path, name: str) -> Figure:

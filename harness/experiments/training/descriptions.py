@@ -71,6 +71,12 @@ def describe_runs(runs: pd.DataFrame) -> list[str]:
     resumed = int((runs["n_resumptions"] > 0).sum())
     if resumed:
         text.append(f"{pluralize(resumed, 'run')} resumed from a checkpoint after an interruption.")
+    text += describe_reasons(
+        runs,
+        "shrunk_heads",
+        "Heads whose learnt energies are multiplied by a factor, the best on validation",
+        "run",
+    )
     text += describe_reasons(runs, "physics_violated", "Incorrect physics of the checkpoint", "run")
     gate = runs[runs["gate_accuracy"].notna()]
     if len(gate):

@@ -51,7 +51,7 @@ def draw_error_ratios(errors: pd.DataFrame, folder: Path, name: str) -> Figure:
             "Errors on held-out structures divided by those of a trivial baseline: mean of"
             f" {describe_seeds(errors)}. Heads to the left of the dashed line meet the target."
         )
-        return save_figure(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption, card=0)
 
 
 def describe_seeds(rows: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import pandas as pd
@@ -18,6 +18,7 @@ import pandas as pd
 from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, WorkCount, select_numbers
 from harness.experiments.implementations import get_implementation_name
 from harness.experiments.physics import CHECK_COLUMNS, judge_checks, list_checks, name_violated
+from harness.experiments.training.imbalance import build_imbalance_tables
 from harness.experiments.training.multitask import build_ablation_tables
 from harness.experiments.training.quantities import ENERGY, HEAD, QUANTITIES, Quantity, average_by_seed
 from harness.protocol.backbones import describe_architecture
@@ -36,7 +37,7 @@ RUNS = Columns(
     length="epochs epochs_done steps batch_size global_batch_size budget best_epoch validation_loss stop_reason"
     " n_resumptions skipped_steps",
     rates="train_s structures_per_s data_wait_fraction",
-    gate="gate_energy_error_ev_per_atom gate_accuracy",
+    heads="shrunk_heads gate_energy_error_ev_per_atom gate_accuracy",
     physics="physics physics_violated",
     machine="world_size device threads torch",
     folder="folder",
@@ -100,9 +101,11 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     `training_runs` has a row per run, `training_test_errors` a row per run and head, `training_epochs` a row per run
     and epoch, and `training_heads` a row per run, epoch and head, with the values of the log. `training_physics` has a
     row per run and check of its checkpoint. `training_errors` has a row per setup, head and quantity, with means over
-    seeds, 95% intervals, and the baselines. For `ablation_*`, see harness.experiments.training.multitask.
+    seeds, 95% intervals, and the baselines. For `ablation_*` and `imbalance_*`, see the modules multitask and
+    imbalance.
     """
     runs = [r for r in records if r.program == "train" and r.state == "done"]
+    runs = [r for r in runs if not r.case.get("parameters", {}).get("holdout")]  # these are about generalisation
     runs = [r for r in runs if r.facts.get("test_errors") and r.facts.get("workload", {}).get("datasets")]
     identified = [(r, _get_run_columns(r)) for r in runs]
     test_errors = _convert_to_floats(
@@ -131,6 +134,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
             for check in list_checks(r)
         ),
         **build_ablation_tables(test_errors),
+        **build_imbalance_tables(identified, test_errors),
     }
 
 
@@ -233,12 +237,18 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "data_wait_fraction": sum(waits) / seconds
         if waits and (seconds := sum(e["duration_s"] for e in epochs))
         else None,
+        "shrunk_heads": name_shrunk_heads(facts.get("head_factors") or ()) or None,
         "gate_energy_error_ev_per_atom": gate.get("energy_error_ev_per_atom"),
         "gate_accuracy": gate.get("accuracy"),
         "physics": judge_checks(checks)[0] if checks else None,
         "physics_violated": name_violated(checks) or None,
         "folder": record.location,
     }
+
+
+def name_shrunk_heads(factors: Iterable[Mapping[str, Any]]) -> str:
+    """Return the heads whose learnt energies were multiplied by less than 1, with their factors."""
+    return ", ".join(f"{row['head']} ({row['factor']:.2g})" for row in factors if row["factor"] < 1)
 
 
 def _collect_types(observed: dict[str, Any]) -> dict[str, set[str]]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.experiments.training.quantities import HEAD, QUANTITIES, Quantity, average_by_seed
+from harness.experiments.training.pairs import average_over_heads, pair_seeds
+from harness.experiments.training.quantities import HEAD, QUANTITIES
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import compute_geometric_mean_interval
 
@@ -46,23 +47,10 @@ def _build_pairs(test_errors: pd.DataFrame) -> Table:
     rows = []
     for (_, recipe, head), group in multi_task.groupby(["setup", "recipe", "head"], sort=False):
         baselines = single_task[(single_task["recipe"] == recipe) & (single_task["head"] == head)]
-        rows += [row for quantity in QUANTITIES for row in _pair_seeds(group, baselines, quantity)]
+        sides = {"multi_task": group, "single_task": baselines}
+        identity = {k: group.iloc[0][k] for k in (*PAIRS["setup"], *HEAD)}
+        rows += [identity | row for quantity in QUANTITIES for row in pair_seeds(sides, quantity)]
     return PAIRS.build(rows)
-
-
-def _pair_seeds(multi_task: pd.DataFrame, single_task: pd.DataFrame, quantity: Quantity) -> list[dict[str, Any]]:
-    """Return a row per seed with the errors of both kinds of training; no rows if there are no labels."""
-    if multi_task[quantity.baseline_mae].isna().all() and multi_task[quantity.mae].isna().all():
-        return []
-    errors = {
-        "multi_task": average_by_seed(multi_task, quantity.mae),
-        "single_task": average_by_seed(single_task, quantity.mae),
-    }
-    pairs = pd.concat(errors, axis=1, join="inner").rename_axis("seed").reset_index()
-    pairs["ratio"] = pairs["multi_task"] / pairs["single_task"]
-    first = multi_task.iloc[0]
-    identity = {k: first[k] for k in (*PAIRS["setup"], *HEAD)} | {"quantity": quantity.name}
-    return [identity | {str(k): v for k, v in row.items()} for row in pairs.to_dict("records")]
 
 
 def _average_over_seeds(pairs: pd.DataFrame) -> Table:
@@ -91,13 +79,5 @@ def _average_over_heads(pairs: pd.DataFrame) -> Table:
     """Return the geometric mean of the ratio over heads and seeds, for the seeds for which all heads have errors."""
     rows = []
     for (setup, recipe, quantity), group in pairs.groupby(["setup", "recipe", "quantity"], sort=False):
-        heads = group["head"].nunique()
-        complete = [
-            seed_rows["ratio"].astype(float)
-            for _, seed_rows in group.groupby("seed")
-            if seed_rows["head"].nunique() == heads
-        ]
-        ratio = compute_geometric_mean_interval(compute_geometric_mean_interval(ratios).value for ratios in complete)
-        identity = {"setup": setup, "recipe": recipe, "quantity": quantity, "heads": heads, "seeds": ratio.n}
-        rows.append(identity | interval_columns("ratio", ratio))
+        rows.append({"setup": setup, "recipe": recipe, "quantity": quantity, **average_over_heads(group)})
     return OVERALL.build(rows)

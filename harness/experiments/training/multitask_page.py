@@ -54,7 +54,13 @@ def build_ablation_section(setup: str, context: PageContext) -> Section:
     name = f"ablation-{setup}"
     figures = [draw_ablation_ratios(rows, context.figures, name)]
     blocks = [build_errors_block(errors, rows), build_runs_block(multi_task, single_task)]
-    return Section(f"Multi-task against single-task: {describe_model(multi_task)}", name, paragraphs, figures, blocks)
+    title = f"Multi-task against single-task: {describe_model(multi_task)}"
+    ratios = [
+        f"{r['quantity'].removesuffix('s')} errors by {format_estimate(r, 'ratio', 1.0, '.2f')}"
+        for r in list_rows(overall)
+    ]
+    finding = f"Multi-task training multiplies {' and '.join(ratios)}" if ratios else ""
+    return Section(title, name, paragraphs, figures, blocks, finding=finding)
 
 
 def describe_budget(runs: pd.DataFrame) -> str:

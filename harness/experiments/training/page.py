@@ -9,6 +9,7 @@ from harness.document.blocks import (
     Section,
     TableBlock,
     build_block,
+    duration_cell,
     format_number,
     format_threads,
     list_rows,
@@ -38,6 +39,7 @@ from harness.experiments.training.figures import (
     draw_head_curves,
     draw_loss_curves,
 )
+from harness.experiments.training.imbalance_page import build_imbalance_sections
 from harness.experiments.training.multitask_page import build_ablation_sections
 from harness.experiments.training.quantities import ENERGY, FORCES, QUANTITIES, Quantity
 
@@ -45,12 +47,13 @@ BASELINES = {"energy": "composition only", "forces": "zero forces"}
 
 
 def build_sections(context: PageContext) -> list[Section]:
-    """Return a section for each setup, and the sections on multi-task against single-task training."""
+    """Return a section for each setup, those on multi-task against single-task training, and those on imbalance."""
     runs, ablation = context.tables["training_runs"], context.tables["ablation_heads"]
     is_baseline = runs["recipe"].isin(ablation["recipe"]) & (runs["regime"] == "single-task")
-    others = runs[~is_baseline & ~runs["setup"].isin(ablation["setup"])]
+    is_treated = runs["setup"].isin(context.tables["imbalance_heads"]["setup"])
+    others = runs[~is_baseline & ~is_treated & ~runs["setup"].isin(ablation["setup"])]
     sections = [build_setup_section(setup, context) for setup in others["setup"].unique()]
-    return [*sections, *build_ablation_sections(context)]
+    return [*sections, *build_ablation_sections(context), *build_imbalance_sections(context)]
 
 
 def build_setup_section(setup: str, context: PageContext) -> Section:
@@ -73,7 +76,22 @@ def build_setup_section(setup: str, context: PageContext) -> Section:
     task = "Single-task training" if is_single else "Multi-task training"
     measured = [record for record in context.records if record.location in set(runs["folder"])]
     paragraphs = [describe_setup(runs, errors), *targets, *describe_runs(runs), *describe_implementations(measured)]
-    return Section(f"{task}: {describe_model(runs)}", name, paragraphs, figures, blocks)
+    title = f"{task}: {describe_model(runs)}"
+    return Section(title, name, paragraphs, figures, blocks, finding=summarize_targets(errors))
+
+
+def summarize_targets(errors: pd.DataFrame) -> str:
+    """Return for how many heads the error meets the target, for forces and energies; empty without labels."""
+    texts = []
+    for quantity in (FORCES, ENERGY):
+        judged = errors[(errors["quantity"] == quantity.name) & ~errors["verdict"].isin(["no labels", "no structures"])]
+        if len(judged):
+            n_met, noun = int((judged["verdict"] == "met").sum()), "force" if quantity is FORCES else "energy"
+            texts.append(
+                f"{noun} errors are at most {FRACTIONS[quantity.target]} of those of {BASELINES[quantity.name]} for"
+                f" {n_met} of {len(judged)} heads"
+            )
+    return "; ".join(texts)
 
 
 def describe_target(errors: pd.DataFrame, quantity: Quantity) -> str:
@@ -147,7 +165,7 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         ("best epoch", number_cell("best_epoch", ".0f")),
         ("validation loss", number_cell("validation_loss")),
         ("physics of the checkpoint", text_cell("physics")),
-        ("time (s)", number_cell("train_s")),
+        ("time", duration_cell("train_s")),
         ("structures/s", number_cell("structures_per_s")),
         ("waiting for data, share of the time", number_cell("data_wait_fraction", ".1%")),
     ]

@@ -156,7 +156,16 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
         figures.append(draw_errors(group, published[published["task"] == task], row, context.figures, name))
     blocks = [build_tasks_block(tasks), build_gains_block(gains, titles), build_errors_block(errors, titles)]
     paragraphs = describe_transfer(tasks, gains)
-    return Section("Transfer to downstream tasks", f"transfer-{campaign}", paragraphs, figures, blocks)
+    title, finding = "Transfer to downstream tasks", summarize_gains(gains)
+    return Section(title, f"transfer-{campaign}", paragraphs, figures, blocks, finding=finding)
+
+
+def summarize_gains(gains: pd.DataFrame) -> str:
+    """Return on how many tasks fine-tuning is better than training from scratch; empty without a comparison."""
+    full = select_most_labels(gains[gains["mode"] == "full"])
+    better, worse = int((full["ratio_high"] < 1).sum()), int((full["ratio_low"] > 1).sum())
+    where = f"on {better} of {len(full)} tasks or subsets and is worse on {worse or 'none'}"
+    return f"Fine-tuning beats training from scratch {where}" if len(full) else ""
 
 
 def describe_transfer(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
@@ -178,9 +187,8 @@ def describe_transfer(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
             f" {better} of {len(full)} tasks or subsets (the interval of the ratio is below 1) and worse on {worse};"
             " the differences on the others are within the scatter between seeds."
         )
-    absent = [str(r["needs"]) for r in list_rows(tasks) if r["available"] is False]
-    if absent:
-        text.append("Some tasks were not run: " + "; ".join(absent) + ".")
+    if n_absent := sum(r["available"] is False for r in list_rows(tasks)):
+        text.append(f"{pluralize(n_absent, 'task')} not run for want of data: the table of tasks names the files.")
     return text
 
 
@@ -196,7 +204,7 @@ def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
     columns: list[Column] = [
         ("task", lambda r: str(r["title"] or r["task"])),
         ("target", lambda r: f"{r['target']} ({r['unit']})" if r["target"] else EN_DASH),
-        ("data", text_cell("data_origin", "not run: see above")),
+        ("data", lambda r: r["data_origin"] or f"not run; {r['needs'] or 'incomplete'}"),
         ("level of theory", text_cell("level_of_theory")),
         ("structures", number_cell("structures", ".0f")),
         ("structures left out", text_cell("excluded")),

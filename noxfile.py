@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,8 +37,10 @@ QUICK = (
 # Tests that must not share the machine with others: benchmarks, and clusters of eight nodes on one machine.
 ALONE = (
     "tests/system/test_cluster.py",
+    "tests/system/test_drills.py",
     "tests/system/test_slurm.py",
     "tests/system/test_slurm_limits.py",
+    "tests/system/test_slurm_preflight.py",
     "tests/system/test_slurm_suites.py",
     "tests/benchmarks",
 )
@@ -92,8 +95,28 @@ def reproduce(session: nox.Session) -> None:
             run_harness(session, "run", *arguments)
         return
     run_harness(
-        session, "run", "data", "ladder", "scaling", "pretrain-short", "precision", "hpo", "transfer", "screening"
+        session, "run", "ladder", "data", "scaling", "pretrain-short", "precision", "hpo", "transfer", "screening"
     )
+
+
+@nox.session
+def preflight(session: nox.Session) -> None:
+    """Check a machine before the first campaign; `-- --system frontier` writes jobs, and `--submit` submits them."""
+    run_harness(session, "run", "preflight")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Check kernels, ladder, training and screening on one accelerator, or tiny ones on a CPU; needs no network.
+
+    If the interpreter of nox has torch and the packages of the harness, nothing is installed.
+    """
+    command = ("-m", "harness", "run", "gpu", *session.posargs)
+    check = "import torch, vesin, ase, safetensors, msgspec, pydantic, orjson, ruamel.yaml, pandas, matplotlib, rich"
+    if subprocess.run([sys.executable, "-c", check], capture_output=True, check=False).returncode == 0:
+        session.run(sys.executable, *command, env={"PYTHONPATH": str(ROOT)})
+    else:
+        session.run(f"{install_environment(session)}/python", *command)
 
 
 @nox.session
@@ -146,6 +169,12 @@ def models(session: nox.Session) -> None:
 
 
 @nox.session
+def dynamics(session: nox.Session) -> None:
+    """Measure molecular dynamics and relaxations in batches, compared with ASE one structure at a time (9 minutes)."""
+    run_harness(session, "run", "dynamics")
+
+
+@nox.session
 def pretrain(session: nox.Session) -> None:
     """Pretrain at laptop scale (30 minutes on two cores); `-- --system frontier` writes jobs."""
     run_harness(session, "run", "pretrain")
@@ -155,6 +184,18 @@ def pretrain(session: nox.Session) -> None:
 def multitask(session: nox.Session) -> None:
     """Compare multi-task with single-task training (45 minutes on two cores with `-- --max-jobs 2`)."""
     run_harness(session, "run", "multitask")
+
+
+@nox.session
+def generalisation(session: nox.Session) -> None:
+    """Train with and without kinds of structures (100 minutes on one core; `-- -n sulfur`: 35 minutes)."""
+    run_harness(session, "run", "generalisation")
+
+
+@nox.session
+def imbalance(session: nox.Session) -> None:
+    """Compare samplings and loss weights for datasets of different sizes (25 minutes on one core)."""
+    run_harness(session, "run", "imbalance")
 
 
 @nox.session

@@ -12,7 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support.cluster import find_missing
+from harness.drills.cluster import find_missing
 
 # Examples have no deadline, since their duration depends on the load of the machine.
 hypothesis.settings.register_profile("no-deadline", deadline=None)

@@ -21,10 +21,11 @@ from harness.reference.data.batch import Batch, build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.inference.bucketing import get_shape
+from harness.reference.models.backbones.mace import MACE
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import build_backbone
 from harness.reference.profiling.flops import count_work
-from tests.support.third_party_models import SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
+from tests.support.third_party_models import MaceTorch, SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
 
 pytestmark = pytest.mark.slow
 ROUNDS = 5
@@ -208,3 +209,20 @@ def test_dimenet_keeps_up_with_torch_geometric(make: Callable[[nn.Module, Batch]
     ratio = time_in_turn(make(ours, batch), make(theirs, batch), rounds=3)
     report(f"DimeNet++, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)
     assert median(ratio.rounds) > 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])
+@pytest.mark.parametrize("make", [inference, training])
+def test_mace_is_faster_than_mace_torch(make: Callable[[nn.Module, Batch], Call], dtype: torch.dtype) -> None:
+    pytest.importorskip(
+        "mace", reason="mace-torch has to be installed separately: see tests/reference/models/mace_torch.py"
+    )
+    torch.set_default_dtype(dtype)
+    config, batch = ModelConfig(backbone="mace", hidden_dim=WIDTH), make_random_batch(4)
+    net = build_backbone(config).double()
+    assert isinstance(net, MACE)
+    theirs = MaceTorch(config, net, batch).to(dtype)
+    ours = Energy(net, WIDTH).to(dtype)
+    ratio = time_in_turn(make(ours, batch), make(theirs, batch), rounds=3)
+    report(f"MACE, {make.__name__}, eager, {dtype}", ratio, ours, theirs, batch, 2)
+    assert median(ratio.rounds) > 1.5

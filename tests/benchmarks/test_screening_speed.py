@@ -84,7 +84,6 @@ def test_batched_neighbour_lists_are_twice_as_fast_as_single_ones(
 
 def test_charge_balance_takes_at_most_five_microseconds(benchmark: BenchmarkFixture) -> None:
     """Candidates have four species and come in batches; 1 us per candidate has been measured."""
-    pytest.importorskip("smact")
     run = SPACE.block(len(SPACE) // 2, len(SPACE) // 2 + BATCH)[0]
     benchmark(is_charge_balanced, SPACE.prototypes[run.prototype], run)
     assert benchmark.stats.stats.median / BATCH < 5e-6

@@ -79,9 +79,9 @@ def find_exchanges(prototype: Prototype) -> list[tuple[int, ...]]:
     for rotation, translation in zip(symmetry["rotations"], symmetry["translations"], strict=True):
         target = prototype.slots[_find_landing_sites(prototype, prototype.fractions @ rotation.T + translation)]
         slot_pairs = {(int(a), int(b)) for a, b in zip(prototype.slots, target, strict=True)}
-        if len(slot_pairs) == prototype.species:
+        if len(slot_pairs) == prototype.n_species:
             permutations.add(tuple(b for _, b in sorted(slot_pairs)))
-    return sorted(permutations - {tuple(range(prototype.species))})
+    return sorted(permutations - {tuple(range(prototype.n_species))})
 
 
 def _find_landing_sites(prototype: Prototype, moved: Array) -> NDArray[np.int64]:
@@ -109,7 +109,7 @@ def main(archives: Path, file: Path = FILE) -> None:
     """Write the file and print a summary."""
     compressed = read_member(fetch_archive(PYMATGEN, archives), MEMBER)
     entries = [parse_prototype(row) for row in json.loads(gzip.decompress(compressed))]
-    prototypes = sorted((p for p in entries if isinstance(p, Prototype)), key=lambda p: (p.species, p.tag, p.name))
+    prototypes = sorted((p for p in entries if isinstance(p, Prototype)), key=lambda p: (p.n_species, p.tag, p.name))
     left_out = dict(Counter(p for p in entries if isinstance(p, str)))
     content = {
         "source": f"{PYMATGEN.provenance}, {MEMBER}",

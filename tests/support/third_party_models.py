@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch_geometric.nn.models import SchNet, dimenet
 
 from harness.reference.data.batch import Batch
+from harness.reference.models.backbones.mace import MACE
 from harness.reference.models.backbones.painn import Message, PaiNN, Update
 from harness.reference.models.config import ModelConfig
+from tests.reference.models import mace_torch
 
 
 def import_schnetpack(module: str) -> Any:
@@ -130,3 +132,25 @@ class TorchGeometricDimeNet(nn.Module):
         ):
             energy: Tensor = self.net(batch.numbers, positions, batch.graph)
         return energy.squeeze(-1)
+
+
+class MaceTorch(nn.Module):
+    """mace-torch's MACE with the weights of the harness's backbone, which returns energies [g] for prepared edges."""
+
+    def __init__(self, config: ModelConfig, net: MACE, batch: Batch) -> None:
+        super().__init__()
+        elements = sorted(set(batch.numbers.tolist()))
+        self.net = mace_torch.build_peer(config, net, elements)
+        self.register_buffer("one_hot", (batch.numbers.unsqueeze(1) == torch.tensor(elements)).double())
+
+    def forward(self, batch: Batch, positions: Tensor) -> Tensor:
+        assert isinstance(self.one_hot, Tensor)
+        ends = torch.tensor([0, *batch.n_atoms.long().cumsum(0).tolist()])
+        pairs = torch.stack([batch.sender, batch.receiver])
+        data = {
+            "positions": positions, "node_attrs": self.one_hot, "edge_index": pairs, "shifts": batch.shift,
+            "unit_shifts": torch.zeros_like(batch.shift), "cell": batch.cell.flatten(0, 1), "batch": batch.graph,
+            "ptr": ends, "head": torch.zeros(len(batch.cell), dtype=torch.long),
+        }  # fmt: skip
+        energy: Tensor = self.net(data, training=True, compute_force=False)["energy"]
+        return energy

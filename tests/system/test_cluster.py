@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness.drills.cluster import Cluster, Job
 from tests.conftest import require_slurm
-from tests.support.cluster import Cluster, Job, wait_until
+from tests.support.cluster import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_cluster_ends_when_the_program_that_started_it_is_killed(tmp_path: Path)
     program = f"""
 import sys, time, pathlib
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from tests.support.cluster import Cluster
+from harness.drills.cluster import Cluster
 with Cluster(pathlib.Path({str(tmp_path)!r}), nodes=2) as cluster:
     (cluster.folder / "job.sh").write_text("#!/bin/bash\\nsrun sleep 987\\n")
     cluster.call("sbatch", "-N2", "job.sh")

@@ -120,7 +120,9 @@ def test_every_command_of_the_guide_is_valid(
             continue
         if argv[0] == "run":
             argv = ["plan", *(w for w in argv[1:] if w not in ("--submit", "--wait"))]
-        if argv[0] in ("report", "check", "collect", "import", "promote", "compare"):
+        if argv[0] == "drill":
+            argv.append("--list")
+        if argv[0] in ("report", "check", "collect", "import", "promote", "compare", "artifact"):
             cli.build_parser()[0].parse_args(argv)
             continue
         assert main(argv) in (0, 3), line

@@ -29,8 +29,8 @@ resources: {walltime_minutes: 5}
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a disk of 600 kB."""
-    with mount_disk(tmp_path / "disk", "600k") as mount_point:
+    """Mount a disk of 1.5 MB, about twice what the campaign and its report take."""
+    with mount_disk(tmp_path / "disk", "1500k") as mount_point:
         yield mount_point
 
 

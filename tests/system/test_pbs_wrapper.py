@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.drills.cluster import Cluster
 from harness.execution.schedulers.pbs import PbsScheduler
 from harness.protocol import events
 from tests.conftest import ROOT, require_program, require_slurm
-from tests.support.cluster import Cluster, wait_until
+from tests.support.cluster import wait_until
 from tests.system.test_slurm import FLEET
 
 pytestmark = pytest.mark.slow

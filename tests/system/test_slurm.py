@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.drills.cluster import Cluster
 from harness.protocol import events
 from tests.conftest import ROOT, require_slurm
-from tests.support.cluster import Cluster, wait_until
+from tests.support.cluster import wait_until
 
 pytestmark = pytest.mark.slow
 RunHarness = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -288,26 +289,6 @@ def test_spare_nodes_replace_unhealthy_ones(run_harness: RunHarness, tmp_path: P
     campaign = tmp_path / "results" / "runs" / "fleet-here"
     assert "7 of 8 nodes passed the check" in next(campaign.glob("jobs/*.log")).read_text()
     assert "n1 " not in next(campaign.glob("jobs/*.nodes")).read_text()
-
-
-def test_spare_node_takes_over_in_the_same_job(run_harness: RunHarness, cluster: Cluster, tmp_path: Path) -> None:
-    """The second of the two nodes of a case dies, and the job continues with the spare node."""
-    text = FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 1000")
-    campaign = write_suite(tmp_path, text.replace("{walltime_minutes: 5}", "{walltime_minutes: 5, nodes: 2}"))
-    argv = ["run", "fleet.yaml", "--system", "slurm", "-S", "spare_nodes=1"]
-    assert run_harness(*argv, "--submit").returncode == 0
-    log = next(campaign.glob("fleet-seed_1-*")) / "events.jsonl"
-    wait_until("the case runs", lambda: any(e.get("name") == "ranks" for e in events.read(log)))
-    ranks = next(e["value"] for e in events.read(log) if e.get("name") == "ranks")
-    dead = ranks[1]["node"]
-    cluster.kill_node(dead)
-    result = run_harness(*argv, "--wait")
-    assert result.returncode == 0, result.stderr
-    assert "the case is started again on others" in next(campaign.glob("jobs/*.log")).read_text()
-    assert count_starts(campaign) == {"fleet-seed_1": 2}
-    last = [e["value"] for e in events.read(log) if e.get("name") == "ranks"][-1]
-    assert len({rank["node"] for rank in last} - {dead}) == 2
-    cluster.restart_node(dead)
 
 
 def test_requeued_packed_job_continues_where_it_stopped(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.drills.cluster import Cluster
 from harness.execution.journal import Journal
 from tests.conftest import ROOT, require_slurm
-from tests.support.cluster import Cluster, wait_until
+from tests.support.cluster import wait_until
 from tests.system.test_slurm import FLEET, count_starts, write_suite
 
 pytestmark = pytest.mark.slow

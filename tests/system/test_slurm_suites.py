@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from harness.drills.cluster import Cluster
 from harness.protocol import events
 from tests.conftest import read_pages
-from tests.support.cluster import Cluster, wait_until
+from tests.support.cluster import wait_until
 from tests.system.test_slurm import cluster, environment, run_harness  # noqa: F401
 
 pytestmark = pytest.mark.slow

@@ -46,6 +46,8 @@ class JobMonitor:
         queue: dict[str, QueueEntry] = {}
         for entry in self.scheduler.list_jobs(names, by_id) if jobs else ():
             job = by_id.get(entry.id, entry.name if entry.name in jobs else "")
+            if job and entry.name not in ("", jobs[job].submission):  # the scheduler's answer with the id was damaged
+                continue
             if job and (job not in queue or entry.state == "running"):
                 queue[job] = entry
         self.last_queue = queue
@@ -143,12 +145,12 @@ class JobMonitor:
             The ids of the cases that are lost and may be submitted again.
         """
         active = self._find_cases_of_active_jobs({case: name for job in jobs for case, name in job.cases.items()})
-        last_states = self.scheduler.query_last_states([job.id for job in jobs if job.id])
+        last_states = self._query_last_states(jobs)
         delay_s = self._get_file_sync_delay_s()
         lost_ids: set[str] = set()
         jobs_by_message: dict[str, list[str]] = defaultdict(list)
         for job in jobs:
-            last_state = last_states.get(job.id or "")
+            last_state = last_states.get(job.name)
             if last_state is not None and last_state.kind == "alive":
                 continue
             for case, name in [(case, name) for case, name in job.cases.items() if case not in active]:
@@ -173,6 +175,12 @@ class JobMonitor:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             self.progress.print_line(f"{names[0]}{more}: {message}")
         return lost_ids
+
+    def _query_last_states(self, jobs: Sequence[ActiveJob]) -> dict[str, LastState]:
+        """Return the last known states of jobs, by name; if two have the same id, it belongs to the later one."""
+        jobs_by_id = {job.id: job for job in jobs if job.id}
+        last_states = self.scheduler.query_last_states({job_id: job.submission for job_id, job in jobs_by_id.items()})
+        return {jobs_by_id[job_id].name: last_state for job_id, last_state in last_states.items()}
 
     def _record_end(self, case_id: str, folder_name: str, result: CaseResult) -> None:
         """Record and report the result of a case."""

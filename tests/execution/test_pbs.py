@@ -95,9 +95,16 @@ def test_every_recorded_file_is_used_in_this_module() -> None:
 )
 def test_last_state_of_recorded_jobs_is_parsed(server: FakePrograms, file: str, expected: LastState) -> None:
     text = (RECORDED / file).read_text()
-    job = next(iter(pbs.parse_text(text) if file.endswith(".txt") else pbs.parse_json(text)))
+    jobs = pbs.parse_text(text) if file.endswith(".txt") else pbs.parse_json(text)
+    job, fields = next(iter(jobs.items()))
     server.set_answers("qstat", print_recorded(file))
-    assert PbsScheduler().query_last_states([job]) == {job: expected}
+    assert PbsScheduler().query_last_states({job: fields["Job_Name"]}) == {job: expected}
+
+
+def test_last_state_of_a_job_with_another_name_is_ignored(server: FakePrograms) -> None:
+    """The output of qsub may be damaged, so that its id is that of another job."""
+    server.set_answers("qstat", print_recorded("finished.json"))
+    assert PbsScheduler().query_last_states({"40.pbs": "other"}) == {}
 
 
 def test_job_that_pbs_could_not_run_is_retryable() -> None:
@@ -114,7 +121,7 @@ def test_broken_json_is_queried_as_text(server: FakePrograms) -> None:
         "qstat", f"case $* in *json*) {print_recorded('broken.json')};; *) {print_recorded('finished.txt')};; esac"
     )
     assert PbsScheduler().list_jobs(["pbs_sleep"]) == []
-    assert PbsScheduler().query_last_states(["40.pbs"])["40.pbs"].kind == "completed"
+    assert PbsScheduler().query_last_states({"40.pbs": "pbs_sleep"})["40.pbs"].kind == "completed"
     assert server.calls[:2] == ["qstat -f -F json", "qstat -f"]
     assert server.calls[2:] == ["qstat -x -f -F json 40.pbs", "qstat -x -f 40.pbs"]
     from_json = pbs.parse_json((RECORDED / "finished.json").read_text())["40.pbs"]
@@ -178,7 +185,7 @@ def test_job_that_the_server_has_forgotten_has_no_last_state(server: FakeProgram
         ("qstat: PBS is not configured to maintain job history", 18),
     ):
         server.set_answers("qstat", print_error(message, code))
-        assert PbsScheduler().query_last_states(["7.pbs"]) == {}
+        assert PbsScheduler().query_last_states({"7.pbs": "a"}) == {}
 
 
 def test_submit_returns_the_id_and_passes_dependencies(server: FakePrograms) -> None:

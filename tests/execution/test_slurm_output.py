@@ -187,7 +187,7 @@ def test_user_variables_do_not_reach_commands(slurm: FakePrograms, monkeypatch: 
     scheduler = SlurmScheduler()
     scheduler.submit(Path("a.sh"), "a")
     scheduler.list_jobs(["a"], ["12"])
-    scheduler.query_last_states(["12"])
+    scheduler.query_last_states({"12": "a"})
     scheduler.cancel(["12"])
     for program in ("sbatch", "squeue", "sacct", "scancel"):
         lines = (slurm.folder / f"env.{program}").read_text().splitlines()
@@ -214,6 +214,7 @@ def test_id_that_slurm_has_forgotten_is_not_an_error(slurm: FakePrograms) -> Non
 
 
 TASKS = [f"101_{k}" for k in range(1, 7)]
+NAMES = dict.fromkeys(TASKS, "fleet")
 
 
 @pytest.mark.parametrize(
@@ -237,16 +238,25 @@ def test_row_of_several_tasks_counts_for_each_of_them(slurm: FakePrograms, row: 
     expected = [f"101_{k}" for k in tasks]
     slurm.set_answers("squeue", f"echo '{row}|fleet|PENDING|Priority'")
     assert sorted(queued.id for queued in SlurmScheduler().list_jobs((), TASKS)) == expected
-    slurm.set_answers("sacct", f"echo '{row}|CANCELLED by 1000'")
+    slurm.set_answers("sacct", f"echo '{row}|CANCELLED by 1000|fleet'")
     slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Invalid job id specified", 1))
-    exit_infos = SlurmScheduler().query_last_states(TASKS)
+    exit_infos = SlurmScheduler().query_last_states(NAMES)
     assert sorted(exit_infos) == expected
     assert {(e.kind, e.reason) for e in exit_infos.values()} <= {("cancelled", "CANCELLED by 1000")}
 
 
+def test_state_of_a_job_with_another_name_is_ignored(slurm: FakePrograms) -> None:
+    """The output of sbatch may be damaged, so that its id is that of another job."""
+    slurm.set_answers("sacct", "echo '12|FAILED|b'")
+    slurm.set_answers("scontrol", "echo 'JobId=12 JobName=b JobState=FAILED'")
+    assert SlurmScheduler().query_last_states({"12": "a"}) == {}
+    assert SlurmScheduler().query_last_states({"12": "b"})["12"].kind == "exited"
+
+
 def test_row_of_a_single_task_takes_precedence(slurm: FakePrograms) -> None:
-    slurm.set_answers("sacct", "printf '101_2|COMPLETED\\n101_[1-6]|CANCELLED by 0\\n101_3|NODE_FAIL\\n'")
-    kinds = {job: ending.kind for job, ending in SlurmScheduler().query_last_states(TASKS).items()}
+    rows = ("101_2|COMPLETED|fleet", "101_[1-6]|CANCELLED by 0|fleet", "101_3|NODE_FAIL|fleet")
+    slurm.set_answers("sacct", "".join(f"echo '{row}'\n" for row in rows))
+    kinds = {job: ending.kind for job, ending in SlurmScheduler().query_last_states(NAMES).items()}
     assert [kinds[job] for job in TASKS[:4]] == ["cancelled", "completed", "retryable", "cancelled"]
 
 
@@ -258,18 +268,18 @@ def test_controller_lists_arrays_without_accounting(slurm: FakePrograms) -> None
         "JobId=102 ArrayJobId=101 ArrayTaskId=1 JobName=fleet JobState=COMPLETED Reason=None",
     ]
     slurm.set_answers("scontrol", "".join(f"echo '{line}'\n" for line in lines))
-    kinds = {job: ending.kind for job, ending in SlurmScheduler().query_last_states(TASKS).items()}
+    kinds = {job: ending.kind for job, ending in SlurmScheduler().query_last_states(NAMES).items()}
     assert kinds == dict(zip(TASKS, ["completed", "exited", *["cancelled"] * 4], strict=True))
     assert len(slurm.get_calls("scontrol")) == 1
 
 
 def test_job_that_runs_according_to_accounting_counts_as_alive(slurm: FakePrograms) -> None:
     """If the controller does not know the job, it has ended, and the accounting database has missed that."""
-    slurm.set_answers("sacct", "echo '12|RUNNING'")
+    slurm.set_answers("sacct", "echo '12|RUNNING|a'")
     slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Unable to contact slurm controller", 1))
-    assert SlurmScheduler().query_last_states(["12"])["12"].kind == "alive"
+    assert SlurmScheduler().query_last_states({"12": "a"})["12"].kind == "alive"
     slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Invalid job id specified", 1))
-    assert SlurmScheduler().query_last_states(["12"]) == {}
+    assert SlurmScheduler().query_last_states({"12": "a"}) == {}
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,17 @@ def test_job_alive_in_accounting_is_not_submitted_again(queue: FakeSlurm) -> Non
     assert queue.accepted == [10]
 
 
+def test_id_of_another_job_is_not_trusted(queue: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the output of sbatch is damaged so that its id is that of a failed job, the harness waits for its own job."""
+    monkeypatch.setenv("GFM_HARNESS_FILES_S", "100")
+    assert main([*ARGV, "--submit"]) == 0
+    queue.clear()
+    (queue.folder / "submissions").write_text("another 10\n")
+    queue.set_accounting(*(f"101_{k}|FAILED" for k in range(1, 11)))
+    assert main([*ARGV, "--submit"]) == 0
+    assert queue.accepted == [10], "no array has been submitted again"
+
+
 def test_stuck_jobs_end_the_wait(queue: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ARGV, "--submit"]) == 0
     text = (queue.folder / "jobs").read_text()

@@ -1,6 +1,7 @@
 """Run a function on random inputs, within limits of time and memory, in a separate process.
 
-`FUZZ_SEED` repeats a run; its seed is printed and is part of every failure. `FUZZ_COUNT` sets the number of inputs.
+The inputs are the same in every run, so that a change is judged by itself; `FUZZ_SEED=random` draws new ones, and
+`FUZZ_SEED=<number>`, which is part of every failure, repeats them. `FUZZ_COUNT` sets the number of inputs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-SEED = int(os.environ.get("FUZZ_SEED") or random.SystemRandom().randrange(2**32))
+_seed = os.environ.get("FUZZ_SEED", "1")
+SEED = random.SystemRandom().randrange(2**32) if _seed == "random" else int(_seed)
 COUNT = int(os.environ.get("FUZZ_COUNT", "1000"))
 LIMIT_S = 60
 LIMIT_BYTES = 2 << 30

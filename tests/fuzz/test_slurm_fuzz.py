@@ -75,6 +75,19 @@ FINAL_STATES = ["COMPLETED", "COMPLETED", "FAILED", "NODE_FAIL", "CANCELLED by 1
 PBS_LETTERS = {"PENDING": "Q", "RUNNING": "R"}
 
 
+class Clock:
+    """A clock that only sleeping advances, so that the number of retries does not depend on the machine."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    def sleep(self, seconds: float) -> None:
+        self._now_s += seconds
+
+
 @dataclass
 class Job:
     id: str
@@ -158,14 +171,15 @@ class FakeQueue:
         return "".join(f"{j.id}|{j.listed_as}|{j.state}|None\n" for j in self.jobs if j.is_active)
 
     def _sacct(self, command_line: list[str]) -> str:
-        return "".join(f"{j.id}|{j.state}\n" for j in self.jobs)
+        return "".join(f"{j.id}|{j.state}|{j.listed_as}\n" for j in self.jobs)
 
     def _scontrol(self, command_line: list[str]) -> str:
         jobs_of_id = [j for j in self.jobs if j.id.partition("_")[0] == command_line[-1]]
         split = ((j, j.id.partition("_")) for j in jobs_of_id)
         return "".join(
-            f"JobId={base} ArrayJobId={base} ArrayTaskId={task or 'N/A'} JobState={j.state.split()[0]}\n"
-            if task else f"JobId={base} JobState={j.state.split()[0]}\n"
+            f"JobId={base} ArrayJobId={base} ArrayTaskId={task or 'N/A'} "
+            f"JobName={j.listed_as} JobState={j.state.split()[0]}\n"
+            if task else f"JobId={base} JobName={j.listed_as} JobState={j.state.split()[0]}\n"
             for j, (base, _, task) in split
         )  # fmt: skip
 
@@ -233,8 +247,9 @@ def test_damaged_output_of_schedulers_causes_no_wrong_result(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Scheduler]
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(command, "time", Clock())
     monkeypatch.setattr(command, "notify", lambda _: None)
-    monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.002")
+    monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "5")
 
     def examine(rng: random.Random, folder: Path) -> None:
         queue = FakeQueue(rng, Campaign(plan, folder))

@@ -35,7 +35,12 @@ fi
 echo "$id"
 """,
     "squeue": 'cat "$folder/jobs"\n',
-    "sacct": 'cat "$folder/accounting"\n',
+    "sacct": """\
+while IFS= read -r row; do
+    number=$((${row%%[_|]*} - 100))
+    echo "$row|$(sed -n "${number}p" "$folder/submissions" | cut -d' ' -f1)"
+done < "$folder/accounting"
+""",
     "scontrol": 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1\n',
     "scancel": "exit 0\n",
 }
@@ -94,6 +99,7 @@ class FakeSlurm(FakePrograms):
         return [int(line.split()[-1]) for line in (self.folder / "submissions").read_text().splitlines()]
 
     def set_accounting(self, *lines: str) -> None:
+        """Set the rows `JobID|State`; sacct adds the names of the jobs."""
         (self.folder / "accounting").write_text("".join(f"{line}\n" for line in lines))
 
     def clear(self) -> None:

@@ -110,4 +110,4 @@ def test_pbs_clients_list_and_delete_a_job(cluster: Cluster, monkeypatch: pytest
     scheduler.cancel([after, job])
     wait_until("both jobs have left the queue", lambda: scheduler.list_jobs(["long"]) == [])
     scheduler.cancel([after, job])
-    assert scheduler.query_last_states([job]) == {}
+    assert scheduler.query_last_states({job: "long"}) == {}

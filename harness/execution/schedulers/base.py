@@ -92,9 +92,12 @@ class Scheduler(ABC):
     def wait_for_children(self) -> None:  # noqa: B027 - most schedulers have none
         """Wait until jobs that are child processes of this process have finished the work after their last case."""
 
-    def query_last_states(self, ids: Sequence[str]) -> Mapping[str, LastState]:
-        """Return the last known state of these jobs by id, without those that the scheduler has forgotten."""
-        del ids
+    def query_last_states(self, names: Mapping[str, str]) -> Mapping[str, LastState]:
+        """Return the last known state by id of the jobs that have these ids and names.
+
+        Jobs that the scheduler has forgotten are omitted, and so is a job with another name: its id was misread.
+        """
+        del names
         return {}
 
 

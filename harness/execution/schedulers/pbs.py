@@ -114,12 +114,12 @@ class PbsScheduler(CommandScheduler):
         if failure:
             raise failure
 
-    def query_last_states(self, ids: Sequence[str]) -> Mapping[str, LastState]:
-        """Return the last state of these jobs by id, from the server's history (`qstat -x`); omit unknown jobs."""
+    def query_last_states(self, names: Mapping[str, str]) -> Mapping[str, LastState]:
+        """Query the server's history (`qstat -x`)."""
         result = {}
-        for job in (job for job in ids if JOB_ID.fullmatch(job)):
-            fields = _query_history(job)
-            last_state = parse_last_state(fields) if fields else None
+        for job, name in names.items():
+            fields = _query_history(job) if JOB_ID.fullmatch(job) else {}
+            last_state = parse_last_state(fields) if fields.get("Job_Name") == name else None
             if last_state:
                 result[job] = last_state
         return result

@@ -71,19 +71,19 @@ class SlurmScheduler(CommandScheduler):
                 if not _is_unknown_job(error):
                     raise
 
-    def query_last_states(self, ids: Sequence[str]) -> Mapping[str, LastState]:
+    def query_last_states(self, names: Mapping[str, str]) -> Mapping[str, LastState]:
         """Query the accounting, then the controller about jobs that are unknown or alive according to the accounting.
 
         The controller forgets ended jobs after some minutes. A job that is alive in the accounting but unknown to the
         controller was lost, and is omitted.
         """
-        jobs = [job for job in ids if slurm_output.is_job_id(job)]
+        jobs = {job: name for job, name in names.items() if slurm_output.is_job_id(job)}
         result: dict[str, LastState] = {}
         for batch in command.split_ids(list(dict.fromkeys(slurm_output.get_array_id(job) for job in jobs))):
             result |= _query_sacct(batch, jobs)
         unsure = [job for job in jobs if job not in result or result[job].kind == "alive"]
         for array_id in dict.fromkeys(slurm_output.get_array_id(job) for job in unsure):
-            tasks = [job for job in unsure if slurm_output.get_array_id(job) == array_id]
+            tasks = {job: jobs[job] for job in unsure if slurm_output.get_array_id(job) == array_id}
             try:
                 result |= _query_scontrol(array_id, tasks)
             except CommandFailed as error:
@@ -110,24 +110,24 @@ def _query_jobs(array_ids: Sequence[str]) -> str:
     return "\n".join(map(_query_jobs, (array_ids[:middle], array_ids[middle:]))) if middle else ""
 
 
-def _query_sacct(array_ids: Sequence[str], ids: Collection[str]) -> dict[str, LastState]:
+def _query_sacct(array_ids: Sequence[str], names: Mapping[str, str]) -> dict[str, LastState]:
     arguments = [
         "sacct",
         "--noheader",
         "--allocations",
         "--parsable2",
-        "--format=JobID,State",
+        "--format=JobID,State,JobName",
         f"--jobs={','.join(array_ids)}",
     ]
     try:
-        return slurm_output.parse_accounting(command.run_once(arguments), ids)
+        return slurm_output.parse_accounting(command.run_once(arguments), names)
     except CommandFailed:
         return {}
 
 
-def _query_scontrol(array_id: str, ids: Collection[str]) -> dict[str, LastState]:
+def _query_scontrol(array_id: str, names: Mapping[str, str]) -> dict[str, LastState]:
     output = command.run_once(["scontrol", "--all", "show", "job", "--oneliner", array_id])
-    return slurm_output.parse_controller(output, ids)
+    return slurm_output.parse_controller(output, names)
 
 
 def _is_unknown_job(error: CommandFailed) -> bool:

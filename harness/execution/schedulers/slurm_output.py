@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -159,44 +159,43 @@ def parse_queue(text: str, names: Collection[str], ids: Collection[str]) -> list
     return result
 
 
-def parse_accounting(text: str, ids: Collection[str]) -> dict[str, LastState]:
-    """Return the last known state of jobs by id from the lines `JobID|State` of sacct."""
-    rows = (line.split("|")[:2] for line in text.splitlines() if "|" in line)
-    return _collect_last_states(((row[0].strip(), row[1].strip()) for row in rows), ids)
+def parse_accounting(text: str, names: Mapping[str, str]) -> dict[str, LastState]:
+    """Return the last known state by id of the jobs with these ids and names from the lines `JobID|State|JobName`."""
+    rows = ([field.strip() for field in line.split("|", 2)] for line in text.splitlines() if line.count("|") >= 2)
+    return _collect_last_states(rows, names)
 
 
-def parse_controller(text: str, ids: Collection[str]) -> dict[str, LastState]:
-    """Return the last known state of jobs by id from the lines of `scontrol show job --oneliner`."""
+def parse_controller(text: str, names: Mapping[str, str]) -> dict[str, LastState]:
+    """Return the last known state by id of the jobs with these ids and names from `scontrol show job --oneliner`."""
     rows = []
     for line in text.splitlines():
-        fields = dict(re.findall(r"(?:^|\s)(JobId|ArrayJobId|ArrayTaskId|JobState)=(\S+)", line))
+        fields = dict(re.findall(r"(?:^|\s)(JobId|ArrayJobId|ArrayTaskId|JobState|JobName)=(\S+)", line))
         if "ArrayJobId" in fields and "ArrayTaskId" in fields:
             task = fields["ArrayTaskId"]
             printed_id = f"{fields['ArrayJobId']}_{task}" if task.isdigit() else f"{fields['ArrayJobId']}_[{task}]"
         else:
             printed_id = fields.get("JobId", "")
-        rows.append((printed_id, fields.get("JobState", "")))
-    return _collect_last_states(rows, ids)
+        rows.append([printed_id, fields.get("JobState", ""), fields.get("JobName", "")])
+    return _collect_last_states(rows, names)
 
 
-def _collect_last_states(
-    rows: Iterator[tuple[str, str]] | list[tuple[str, str]], ids: Collection[str]
-) -> dict[str, LastState]:
-    """Return the last known state of jobs from rows of printed id and state.
+def _collect_last_states(rows: Iterable[Sequence[str]], names: Mapping[str, str]) -> dict[str, LastState]:
+    """Return the last known state of the jobs with these ids and names from rows of printed id, state and name.
 
     A row about one task has precedence over a row about several, and a later row over an earlier one.
     """
     whole_arrays: dict[str, LastState] = {}
     task_ranges: dict[str, LastState] = {}
     single_tasks: dict[str, LastState] = {}
-    by_array = _group_by_array(ids)
-    for printed_id, state in rows:
+    by_array = _group_by_array(names)
+    for printed_id, state, name in rows:
         word = state.split()[0].rstrip("+") if state.split() else ""
         kind = KINDS.get(word)
         if kind is not None and JOB_ID.fullmatch(printed_id):
             is_single = is_job_id(printed_id)
-            result = task_ranges if not is_single else single_tasks if printed_id in ids else whole_arrays
-            result.update(dict.fromkeys(_find_members(printed_id, by_array), LastState(state, kind)))
+            result = task_ranges if not is_single else single_tasks if printed_id in names else whole_arrays
+            members = [job for job in _find_members(printed_id, by_array) if names[job] == name]
+            result.update(dict.fromkeys(members, LastState(state, kind)))
     return whole_arrays | task_ranges | single_tasks
 
 

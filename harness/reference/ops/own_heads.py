@@ -54,8 +54,12 @@ def differentiate_own_heads(
     The second sum is the derivative of the output along the tangent slope_grad of x. Below, `values` has the rows of
     values and then those of their tangents, so that each layer needs one product in each direction.
     """
-    x_grad, gradients = torch.zeros_like(x), [torch.zeros_like(p) for p in parameters]
-    for k, rows in _group_by_head(head, len(parameters[0])):
+    groups = dict(_group_by_head(head, len(parameters[0])))
+    x_grad, gradients = torch.zeros_like(x), [torch.empty_like(p) for p in parameters]
+    for k in set(range(len(parameters[0]))) - groups.keys():
+        for gradient in gradients:
+            gradient[k].zero_()
+    for k, rows in groups.items():
         weights, biases = _select_head(parameters, k)
         count = len(rows)
         values = torch.cat([x[rows], slope_grad[rows]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,24 @@ def set_allocator_mode(mode: AllocatorMode) -> bool:
         library.malloc_trim(0)
         _fill_heap(library)
     return True
+
+
+def tune_allocator(device: torch.device) -> None:
+    """Use the tuned settings for the tensors of a device, unless another allocator serves them."""
+    if device.type == "cpu":
+        with suppress(NotGlibc):
+            set_allocator_mode("tuned")
+
+
+def get_allocator_mode(device: torch.device) -> AllocatorMode | None:
+    """Return the mode of glibc's allocator, or None if another allocator serves the tensors of the device."""
+    if device.type != "cpu":
+        return None
+    try:
+        _load_glibc()
+    except NotGlibc:
+        return None
+    return next(iter(_current), "default")
 
 
 def _fill_heap(library: Any) -> None:

@@ -16,6 +16,7 @@ from harness.protocol.records import Observed
 from harness.reference.distributed.group import synchronize
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import products
+from harness.reference.profiling.memory import get_allocator_mode
 
 Call = Callable[[], object]
 REPEATS = 7
@@ -178,5 +179,6 @@ def observe(
         "device_name": get_device_name(torch.device(device)),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
+        "allocator": get_allocator_mode(torch.device(device)),
     }
     return fact_type(**common | others)

@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 from harness.reference.profiling import memory
 from harness.reference.profiling.memory import NotGlibc
@@ -85,5 +86,7 @@ def test_another_allocator_is_reported_by_name(monkeypatch: pytest.MonkeyPatch) 
     try:
         with pytest.raises(NotGlibc, match="tensors come from c, not from glibc's allocator"):
             memory.set_allocator_mode("tuned")
+        memory.tune_allocator(torch.device("cpu"))
+        assert memory.get_allocator_mode(torch.device("cpu")) is None
     finally:
         memory._load_glibc.cache_clear()

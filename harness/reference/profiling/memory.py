@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ ALLOCATOR_SETTINGS: dict[AllocatorMode, dict[int, int]] = {
     # no memory is ever returned to the kernel (-1), and no block is mapped separately (0)
     "tuned": {TRIM_THRESHOLD: -1, TOP_PAD: 256 * MIB, MMAP_MAX: 0},
 }
+# every block of 1 MiB or more is mapped separately
+SEPARATE_BLOCKS = {MMAP_THRESHOLD: MIB, MMAP_MAX: 65536}
 OTHER_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc", "hoard")
 
 
@@ -94,12 +97,39 @@ def set_allocator_mode(mode: AllocatorMode) -> bool:
     _current[:] = [mode]
     while _heap_fillers:
         library.free(_heap_fillers.pop())
-    for name, value in ALLOCATOR_SETTINGS[mode].items():
-        library.mallopt(name, value)
+    _set_options(library, ALLOCATOR_SETTINGS[mode])
     if mode == "default":
         library.malloc_trim(0)
         _fill_heap(library)
     return True
+
+
+@contextmanager
+def separate_large_blocks() -> Iterator[None]:
+    """Give every block of 1 MiB or more a mapping of its own within the context.
+
+    The records of the profiler are small blocks, which would otherwise fill freed large ones: each tensor would then
+    need new memory.
+    """
+    try:
+        library = _load_glibc()
+    except NotGlibc:
+        yield
+        return
+    _set_options(library, SEPARATE_BLOCKS)
+    try:
+        yield
+    finally:
+        _set_options(library, ALLOCATOR_SETTINGS[_get_mode()])
+
+
+def _set_options(library: Any, options: Mapping[int, int]) -> None:
+    for name, value in options.items():
+        library.mallopt(name, value)
+
+
+def _get_mode() -> AllocatorMode:
+    return next(iter(_current), "default")
 
 
 def tune_allocator(device: torch.device) -> None:
@@ -117,7 +147,7 @@ def get_allocator_mode(device: torch.device) -> AllocatorMode | None:
         _load_glibc()
     except NotGlibc:
         return None
-    return next(iter(_current), "default")
+    return _get_mode()
 
 
 def _fill_heap(library: Any) -> None:

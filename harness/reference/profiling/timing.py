@@ -16,7 +16,7 @@ from harness.protocol.records import Observed
 from harness.reference.distributed.group import synchronize
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import products
-from harness.reference.profiling.memory import get_allocator_mode
+from harness.reference.profiling.memory import get_allocator_mode, separate_large_blocks
 
 Call = Callable[[], object]
 REPEATS = 7
@@ -47,7 +47,8 @@ def measure_peak_bytes(call: Call, device: torch.device) -> int:
         before = module.memory_allocated(device)
         call()
         return int(module.max_memory_allocated(device) - before)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with separate_large_blocks(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         call()
     current = peak = 0
     assert profile.profiler is not None

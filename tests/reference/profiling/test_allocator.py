@@ -80,6 +80,33 @@ def test_switching_modes_repeatedly_does_not_accumulate_memory() -> None:
     assert int(result.stdout) < 1000
 
 
+PROFILE = """
+import psutil, torch
+from harness.reference.profiling import timing
+
+def call():
+    for _ in range(10):
+        x = torch.ones(2_000_000, requires_grad=True)
+        y = x
+        for _ in range(20):
+            y = 1.01 * y
+            for _ in range(20):
+                torch.ones(1).neg()
+        torch.autograd.grad(y.sum(), x)
+
+call()
+before = psutil.Process().memory_info().rss
+timing.measure_peak_bytes(call, torch.device("cpu"))
+print(psutil.Process().memory_info().rss - before >> 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc exists only on Linux")
+def test_the_profiler_does_not_prevent_the_reuse_of_freed_tensors() -> None:
+    result = subprocess.run([sys.executable, "-c", PROFILE], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 200
+
+
 def test_another_allocator_is_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "OTHER_ALLOCATORS", ("c",))  # libc itself is in every process
     memory._load_glibc.cache_clear()

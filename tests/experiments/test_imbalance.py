@@ -24,6 +24,7 @@ TREATMENTS: dict[str, dict[str, Any]] = {
     "plain": {"temperature": 1.0, "loss_units": "physical"},
     "equal": {"temperature": 1e6, "loss_units": "physical"},
     "weights": {"temperature": 1.0, "loss_units": "physical", "loss_temperature": 2.0},
+    "hotter": {"temperature": 1e7, "loss_units": "physical"},
 }
 
 
@@ -80,6 +81,17 @@ def test_page_has_one_section_on_all_treatments(tmp_path: Path) -> None:
     assert "every run draws 240 samples in equally many steps" in text
     assert "Errors with equal sampling, divided by those of the plain treatment: energy of the" in text
     assert text.count("## Multi-task training") == 1, "the section on the plain treatment"
+
+
+def test_treatments_of_one_description_are_averaged(tmp_path: Path) -> None:
+    """Temperatures so high that both mean equal sampling share a row, which the figure needs."""
+    for name, factor in (("plain", 1.0), ("equal", 0.9), ("hotter", 0.7)):
+        write_treatment(tmp_path, name, dict.fromkeys(SIZES, factor), 0)
+    heads = load_tables(tmp_path)["imbalance_heads"]
+    assert not heads.duplicated(["treatment", "head", "quantity"]).any()
+    assert heads["ratio"].tolist() == pytest.approx([0.8] * len(heads))
+    write_report(tmp_path)
+    assert "Imbalance: 1 treatment of 4 datasets" in (tmp_path / "report.md").read_text()
 
 
 def test_an_unfinished_run_does_not_count(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Tables on treatments of imbalanced datasets: the ratios of the errors of each head to those of the plain treatment.
 
 Runs are compared if they differ only in the treatment and in the seed, and take the same numbers of steps and samples.
-The plain treatment draws all structures equally often, and weights the errors of all heads equally, in eV
-and eV/angstrom.
+Runs whose treatments have the same description are averaged. The plain treatment samples all structures equally often,
+and weights the errors of all heads equally, in eV and eV/angstrom.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PLAIN = "plain"
 TREATMENT_PARAMETERS = ("sampling", "sampling_temperature", "loss_temperature", "loss_units")
 # Parameters in which runs with equal budgets may differ; the budget itself is compared.
 OTHER_PARAMETERS = {*TREATMENT_PARAMETERS, "seed", "batch_size", "epochs", "samples_per_epoch"}
-EQUAL_WEIGHTS = 1e3  # a temperature from which all datasets are said to have equal weights
+EQUAL_TEMPERATURE = 1e3  # from this temperature on, the weights of all datasets are described as equal
 
 
 def build_imbalance_tables(
@@ -69,11 +69,11 @@ def build_imbalance_tables(
             "plain": rows["plain"].mean(skipna=False),
             **interval_columns("ratio", compute_geometric_mean_interval(rows["ratio"].astype(float))),
         }
-        for _, rows in pairs.groupby(["setup", "head", "quantity"], sort=False)
+        for _, rows in pairs.groupby(["comparison", "treatment", "head", "quantity"], sort=False)
     ]
     sizes = [
         {**{name: rows.iloc[0][name] for name in (*IDENTITY.split(), "quantity", "size")}, **average_over_heads(rows)}
-        for _, rows in pairs.groupby(["setup", "quantity", "size"], sort=False)
+        for _, rows in pairs.groupby(["comparison", "treatment", "quantity", "size"], sort=False)
     ]
     return {"imbalance_pairs": pairs, "imbalance_heads": HEADS.build(heads), "imbalance_sizes": SIZES.build(sizes)}
 
@@ -110,16 +110,16 @@ def describe_treatment(workload: dict[str, Any]) -> str:
     for key, text in (("sampling_temperature", "sampling"), ("loss_temperature", "loss weights")):
         temperature = workload.get(key) or 1.0
         if temperature != 1.0:
-            parts.append(f"equal {text}" if temperature >= EQUAL_WEIGHTS else f"{text} at T = {temperature:g}")
+            parts.append(f"equal {text}" if temperature >= EQUAL_TEMPERATURE else f"{text} at T = {temperature:g}")
     parts += ["loss units by head"] if workload.get("loss_units") == "per_head" else []
     return ", ".join(parts) or PLAIN
 
 
 def _pair(errors: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a row per treatment, head, quantity and seed of runs that are compared with each other."""
+    """Return a row per treatment, head, quantity and seed, from the errors of runs of one comparison."""
     plain = errors[errors["treatment"] == PLAIN]
     rows = []
-    for (_, head), group in errors[errors["treatment"] != PLAIN].groupby(["setup", "head"], sort=False):
+    for (_, head), group in errors[errors["treatment"] != PLAIN].groupby(["treatment", "head"], sort=False):
         identity = {name: group.iloc[0][name] for name in (*PAIRS["identity"], *HEAD, *PAIRS["size"])}
         sides = {"treated": group, "plain": plain[plain["head"] == head]}
         rows += [identity | row for quantity in QUANTITIES for row in pair_seeds(sides, quantity)]

@@ -25,8 +25,10 @@ SIZE_MEANING = (
     " geometric means over heads and seeds with Student's 95% interval over seeds; below 1, the treatment is better"
     " than the plain one."
 )
-# The figure ends at this ratio and at its inverse.
+# The axes of the figure end at this ratio and at its inverse.
 MAX_RATIO = 2.0
+# The quantities in the order of their panels, with the titles.
+PANELS = ((FORCES, "forces"), *((quantity, "energy per atom") for quantity in QUANTITIES if quantity is not FORCES))
 
 
 def build_imbalance_sections(context: PageContext) -> list[Section]:
@@ -50,7 +52,7 @@ def build_imbalance_section(comparison: str, context: PageContext) -> Section:
 
 
 def describe_budget(heads: pd.DataFrame) -> str:
-    """Return the sentence on the numbers of structures of the datasets and of the samples, which all runs share."""
+    """Return the sentences on the number of samples, which is the same in all runs, and on the sizes of datasets."""
     first = heads[heads["treatment"] == heads["treatment"].iloc[0]].drop_duplicates("head")
     return (
         f"Equal budgets: every run draws {first['draws'].sum():,.0f} samples in equally many steps. The largest dataset"
@@ -59,7 +61,7 @@ def describe_budget(heads: pd.DataFrame) -> str:
 
 
 def describe_treatments(sizes: pd.DataFrame) -> list[str]:
-    """Return a sentence per treatment on what it gives the small datasets and takes from the large ones."""
+    """Return a sentence per treatment with its ratios of errors for the small and the large datasets."""
     texts = []
     for treatment, rows in sizes.groupby("treatment", sort=False):
         parts = [
@@ -103,7 +105,7 @@ def draw_sizes(sizes: pd.DataFrame, folder: Path, name: str) -> Figure:
     with mpl.rc_context(STYLE):
         size = (8.6, 1.3 + 0.34 * len(treatments))
         figure, panels = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
-        for axes, quantity in zip(panels, (FORCES, *(q for q in QUANTITIES if q is not FORCES)), strict=True):
+        for axes, (quantity, title) in zip(panels, PANELS, strict=True):
             for (treatment, kind), rows in sizes[sizes["quantity"] == quantity.name].groupby(["treatment", "size"]):
                 y = treatments.index(treatment) + {"small": -0.14, "large": 0.14}[str(kind)]
                 row = rows.iloc[0]
@@ -116,7 +118,7 @@ def draw_sizes(sizes: pd.DataFrame, folder: Path, name: str) -> Figure:
             axes.axvline(1.0, color=GREY, lw=0.9, zorder=0)
             axes.set_yticks(range(len(treatments)), treatments)
             axes.set_ylim(len(treatments) - 0.5, -0.5)
-            axes.set_title({"energy": "energy per atom", "forces": "forces"}[quantity.name], fontsize=9)
+            axes.set_title(title, fontsize=9)
             axes.set_xlabel("MAE / plain MAE")
         handles = [mpl.lines.Line2D([], [], marker="o", ls="", color=c, label=k) for k, c in SIZE_COLOURS.items()]
         figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize=8)
@@ -131,13 +133,13 @@ def draw_heads(heads: pd.DataFrame, folder: Path, name: str) -> Figure:
     with mpl.rc_context(STYLE):
         size = (4.0 + 1.1 * len(treatments), 2.4 + 0.26 * len(order))
         figure, panels = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
-        for axes, quantity in zip(panels, (FORCES, *(q for q in QUANTITIES if q is not FORCES)), strict=True):
+        for axes, (quantity, title) in zip(panels, PANELS, strict=True):
             rows = heads[heads["quantity"] == quantity.name]
             ratios = rows.pivot(index="head", columns="treatment", values="ratio").reindex(order["head"])[treatments]
             _draw_map(axes, ratios)
             axes.set_yticks(range(len(order)), [f"{r['head']} ({r['train']:,.0f})" for r in list_rows(order)])
             axes.axhline((order["size"] == "small").sum() - 0.5, color="black", lw=1.2)
-            axes.set_title({"energy": "energy per atom", "forces": "forces"}[quantity.name], fontsize=9)
+            axes.set_title(title, fontsize=9)
         caption = (
             "MAE divided by the MAE of the plain treatment, by head, with the number of training structures; above the"
             " line, datasets are small. Blue: the treatment is better."
@@ -148,8 +150,7 @@ def draw_heads(heads: pd.DataFrame, folder: Path, name: str) -> Figure:
 def _draw_map(axes: Axes, ratios: pd.DataFrame) -> None:
     """Draw a map of ratios with their values; a ratio that is missing or not finite leaves a grey field."""
     logarithms = np.log2(ratios.to_numpy(dtype=float))
-    colours = mpl.colormaps["RdBu_r"].copy()
-    colours.set_bad("#d0d4d9")
+    colours = mpl.colormaps["RdBu_r"].with_extremes(bad="#d0d4d9")
     limit = np.log2(MAX_RATIO)
     axes.imshow(np.ma.masked_invalid(logarithms), cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
     for (row, column), value in np.ndenumerate(logarithms):

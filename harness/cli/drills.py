@@ -17,7 +17,7 @@ from harness.protocol.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from harness.drills.site import Site
 
-STALL_S = 60.0
+STALL_S = 60.0  # longer than writes that are not reported (MAX_WRITE_S), and than the timeout of the ranks
 
 
 def add_commands(commands: Commands) -> None:
@@ -67,16 +67,16 @@ def _exit(number: int, _: object) -> NoReturn:
 def _open_site(arguments: Namespace) -> AbstractContextManager[Site]:
     """Return the system that the user names, or a cluster of the drills."""
     from harness.config import resources
-    from harness.drills.site import Site, explain_no_own_cluster, own_site
+    from harness.drills.site import Site, explain_no_slurm, start_slurm
 
-    is_own = arguments.system is None
-    if is_own:
-        reason = explain_no_own_cluster()
+    needs_cluster = arguments.system is None
+    if needs_cluster:
+        reason = explain_no_slurm()
         if reason is not None:
             raise UsageError(reason)
         arguments.system = "slurm"
     system, path = load_system(arguments), resources.find_resource("systems", arguments.system)
-    if is_own:
-        return own_site(system, path)
+    if needs_cluster:
+        return start_slurm(system, path)
     system.require_settings()
     return nullcontext(Site(system, path))

@@ -18,7 +18,7 @@ from harness.drills.site import Site
 from harness.execution.gpu_errors import read_faulty_nodes
 from harness.host.command_line import DONE, INCOMPLETE
 
-MAX_REPORT = 120  # characters of the reporting line that are shown
+MAX_REPORT_CHARACTERS = 120  # of the line with the report, in the result
 Recovery = Literal["continues", "starts again by itself", "starts again with --retry"]
 
 
@@ -31,9 +31,10 @@ class Drill:
         title: the fault, as a sentence.
         report: the pattern of the text with which the harness, the job or the case must report the fault.
         recovery: how the second case, which the fault strikes, is completed.
-        plant: called when the second case computes: plants the fault and removes it, or waits for that of `strike`.
-        prepare: entered before the campaign starts and left after it: prepares what `plant` needs.
-        strike: the shell command by which the launcher of the campaign plants the fault in the program of rank 1.
+        plant: plants the fault and removes it, or waits while `strike` plants it; called when the second case computes.
+        prepare: prepares what `plant` needs; entered before the campaign starts, and left after it.
+        strike: the shell command with which the launcher plants the fault in the program of rank 1; empty if `plant`
+            plants it.
         local_recovery: as `recovery`, for a system without other nodes.
         excludes_node: whether a case that starts again by itself must avoid the node with the fault.
         explain_impossible: returns why the fault cannot be planted on a site; None if it can.
@@ -84,7 +85,7 @@ DRILLS: tuple[Drill, ...] = (
         report=r"trying again for up to",
         recovery="continues",
         plant=faults.take_scheduler_away,
-        prepare=faults.scheduler_commands,
+        prepare=faults.wrap_scheduler_commands,
         explain_impossible=Site.explain_no_scheduler,
     ),
     Drill(
@@ -93,7 +94,7 @@ DRILLS: tuple[Drill, ...] = (
         report=r"No space left on device",
         recovery="starts again with --retry",
         plant=faults.fill_disk,
-        prepare=faults.small_disk,
+        prepare=faults.mount_small_disk,
         explain_impossible=Site.explain_no_mount,
     ),
     Drill(
@@ -102,7 +103,7 @@ DRILLS: tuple[Drill, ...] = (
         report=r"the file system did not answer for \d+ s",
         recovery="continues",
         plant=faults.freeze_file_system,
-        prepare=faults.freezable_disk,
+        prepare=faults.mount_freezable_disk,
         explain_impossible=Site.explain_no_freeze,
     ),
 )
@@ -110,7 +111,14 @@ DRILLS: tuple[Drill, ...] = (
 
 @dataclass(frozen=True)
 class Result:
-    """The verdict on a drill, and the reason, or the line with which the fault was reported."""
+    """The verdict on a drill.
+
+    Attributes:
+        drill: the drill.
+        verdict: whether the harness did what the drill expects.
+        detail: the line with which the fault was reported, or the reason for another verdict.
+        seconds: the duration; 0 if nothing was run.
+    """
 
     drill: Drill
     verdict: Literal["ok", "failed", "not possible"]
@@ -144,7 +152,7 @@ def run_drill(drill: Drill, site: Site, folder: Path, stall_s: float) -> Result:
 
 
 def _perform(drill: Drill, exercise: Exercise) -> str:
-    """Run the campaign of a drill and return what was observed; raise DrillFailed for the first violation."""
+    """Run the campaign of a drill, and return how the fault was reported; raise DrillFailed if an expectation fails."""
     recovery = (drill.local_recovery if exercise.site.is_local else None) or drill.recovery
     exercise.write_files(drill.strike)
     exercise.start_harness()
@@ -176,7 +184,7 @@ def _perform(drill: Drill, exercise: Exercise) -> str:
     _expect((starts > 1) == is_restarted, f"number of starts of the second case: {starts}, expected {expected_starts}")
     if drill.excludes_node and recovery == "starts again by itself":
         _expect_other_nodes(exercise)
-    return f"{report[0].strip()[:MAX_REPORT]!r}; the case {recovery}"
+    return f"{report[0].strip()[:MAX_REPORT_CHARACTERS]!r}; the case {recovery}"
 
 
 def _expect_other_nodes(exercise: Exercise) -> None:

@@ -1,4 +1,4 @@
-"""A drill that takes place: its folder, its small campaign of two cases, and the harness process that runs it."""
+"""The exercise of a drill: its folder, its small campaign of two cases, and the harness process that runs them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ zips:
 pack: 2
 resources: {nodes: %(nodes)s, ranks_per_node: %(ranks_per_node)s, walltime_minutes: 10}
 """
-# A launcher that strikes the program of rank 1 of the second case, once, after it has begun to compute.
+# A launcher that strikes the program of rank 1 of the second case, once, after it has begun to compute. The folder
+# beside the launcher marks the strike.
 LAUNCHER = """\
 #!/usr/bin/env bash
 case=${*: -1}
@@ -50,7 +51,7 @@ if [ "$rank" = 1 ] && [[ ${case##*/} = *seed_2* ]] && mkdir "$0.struck" 2> /dev/
 fi
 exec "$@"
 """
-STEPS = 150
+STEPS = 150  # of each epoch of the second case, so that it still computes when the fault is planted
 START_TIMEOUT_S, END_TIMEOUT_S = 300.0, 900.0
 STOP_TIMEOUT_S, CANCEL_TIMEOUT_S = 60.0, 300.0
 # How long the harness waits for files of a job that has vanished; the files of these systems appear at once.
@@ -66,7 +67,7 @@ class DrillImpossible(Exception):
 
 
 class Exercise:
-    """One drill on a site, in a folder of its own.
+    """The folder, the campaign and the harness process of one drill.
 
     Attributes:
         site: the system of the drill.
@@ -106,7 +107,7 @@ class Exercise:
         (self.folder / "system.yaml").write_text(json.dumps(definition))
 
     def has_struck(self) -> bool:
-        """Return whether the launcher has struck a program."""
+        """Return whether the launcher of rank 1 of the second case has started, which strikes once."""
         return (self.folder / "launcher.sh.struck").exists()
 
     def start_harness(self, *options: str) -> None:
@@ -132,7 +133,7 @@ class Exercise:
             raise DrillFailed(f"the harness did not end within {END_TIMEOUT_S:g} s") from None
 
     def stop(self) -> None:
-        """End the harness if it runs, and cancel the jobs that it has left; its end may have been a failure."""
+        """End the harness if it still runs, and cancel the jobs that remain, however it ended."""
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -150,18 +151,24 @@ class Exercise:
             )  # fmt: skip
 
     def wait_for(self, event: str, condition: Callable[[], object], timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until a condition holds; raise DrillFailed if the harness ends before, or the time is up."""
+        """Wait until a condition is true; raise DrillFailed if the harness ends before that, or after the time limit.
+
+        Args:
+            event: What becomes true, as a clause for the message: `the second case began to compute`.
+            condition: The condition.
+            timeout_s: The time limit.
+        """
         assert self._process is not None
         deadline = time.monotonic() + timeout_s
         while not condition():
             if self._process.poll() is not None and not condition():
                 raise DrillFailed(f"the harness ended with exit code {self._process.returncode} before {event}")
             if time.monotonic() > deadline:
-                raise DrillFailed(f"waited for {timeout_s:g} s in vain until {event}")
+                raise DrillFailed(f"timed out after {timeout_s:g} s, before {event}")
             time.sleep(0.2)
 
     def find_case(self, number: int) -> Path:
-        """Return the folder of the first or the second case; a path that does not exist if it has none yet."""
+        """Return the folder of the first or the second case, or a path that does not exist before it is created."""
         return next(self.campaign.glob(f"drill-seed_{number}-*"), self.campaign / "absent")
 
     def read_ranks(self) -> list[dict[str, Any]]:
@@ -170,7 +177,7 @@ class Exercise:
         return next((e["value"] for e in reversed(list(log)) if e.get("name") == "ranks"), [])
 
     def read_first_case(self) -> tuple[bytes, ...]:
-        """Return the files that the first case has left; raise DrillFailed if one is missing."""
+        """Return the event log and the exit code file of the first case; raise DrillFailed if one is missing."""
         folder = self.find_case(1)
         try:
             return tuple((folder / name).read_bytes() for name in (events.EVENTS_FILE, case_files.EXIT_CODE_FILE))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from harness.drills.exercise import DrillFailed, DrillImpossible, Exercise
 
-DISK_BYTES, FROZEN_DISK_BYTES = 4 << 20, 64 << 20
+DISK_BYTES = 4 << 20  # enough for the results of the first case
+FROZEN_DISK_BYTES = 64 << 20  # enough for ext4 with a journal
 # The commands of Slurm and PBS that the harness calls.
 SCHEDULER_COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "qsub", "qstat", "qdel")
 COMMAND = """\
@@ -24,21 +25,22 @@ if [ -e {away} ]; then
 fi
 exec {program} "$@"
 """
+# In a background shell, $$ is the process of the launcher, which has become the program by `exec`.
 HANG = "kill -STOP $$"
 GPU_ERROR = 'echo "NVRM: Xid (PCI:0000:44:00): 79, GPU has fallen off the bus." >&2; kill -KILL $$'
 
 
 @contextmanager
-def small_disk(exercise: Exercise) -> Iterator[None]:
-    """Mount a disk of 4 MiB, in memory, for the results."""
+def mount_small_disk(exercise: Exercise) -> Iterator[None]:
+    """Mount a small disk, in memory, for the results."""
     exercise.results.mkdir()
     with mount_disk(exercise.results, "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none"):
         yield
 
 
 @contextmanager
-def freezable_disk(exercise: Exercise) -> Iterator[None]:
-    """Mount a file system of the drill's own, in a file, for the results."""
+def mount_freezable_disk(exercise: Exercise) -> Iterator[None]:
+    """Mount a file system for the results, in a file, that nothing else uses."""
     image = exercise.folder / "disk"
     exercise.results.mkdir()
     with image.open("wb") as file:
@@ -53,8 +55,11 @@ def freezable_disk(exercise: Exercise) -> Iterator[None]:
 
 
 @contextmanager
-def scheduler_commands(exercise: Exercise) -> Iterator[None]:
-    """Write scripts through which the harness calls the scheduler, and which fail while the scheduler is away."""
+def wrap_scheduler_commands(exercise: Exercise) -> Iterator[None]:
+    """Write scripts in place of the scheduler's commands: they fail while the file `away` exists, and else call them.
+
+    The drills stop the controller of their own cluster instead.
+    """
     if exercise.site.cluster is None:
         exercise.programs.mkdir()
         for name in SCHEDULER_COMMANDS:
@@ -108,7 +113,7 @@ def fill_disk(exercise: Exercise) -> None:
 
 
 def freeze_file_system(exercise: Exercise) -> None:
-    """Freeze the file system with the results for `stall_s` seconds, in which every write waits."""
+    """Freeze the file system with the results for `stall_s` seconds, during which every write waits."""
     run_or_give_up("fsfreeze", "--freeze", str(exercise.results))
     try:
         time.sleep(exercise.stall_s)
@@ -125,7 +130,7 @@ def wait_for_end(exercise: Exercise) -> None:
 
 @contextmanager
 def mount_disk(point: Path, *options: str) -> Iterator[None]:
-    """Mount a file system with the options of `mount`; a copy of its files remains in its place."""
+    """Mount a file system with these options of `mount`; on exit, replace it with a folder with a copy of its files."""
     run_or_give_up("mount", *options, str(point))
     try:
         yield

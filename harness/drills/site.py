@@ -60,7 +60,7 @@ class Site:
         return self.explain_no_mount() or (f"{missing} is not installed" if missing else None)
 
 
-def explain_no_own_cluster() -> str | None:
+def explain_no_slurm() -> str | None:
     """Return why the harness cannot start a Slurm cluster on this machine; None if it can."""
     missing = find_missing()
     if missing is None:
@@ -70,8 +70,15 @@ def explain_no_own_cluster() -> str | None:
 
 
 @contextmanager
-def own_site(system: ResolvedSystem, path: Path) -> Iterator[Site]:
-    """Start a cluster of four nodes, and stop it on exit."""
+def start_slurm(system: ResolvedSystem, path: Path) -> Iterator[Site]:
+    """Start a Slurm cluster for drills, and stop it on exit.
+
+    It has two nodes for a campaign, one to replace a lost node, and one more.
+
+    Args:
+        system: The system with which jobs are submitted to the cluster.
+        path: Its file.
+    """
     # in the folder of temporary files, since the path of a socket has at most 107 characters
     with (
         tempfile.TemporaryDirectory(prefix="gfm-harness-slurm-", ignore_cleanup_errors=True) as folder,

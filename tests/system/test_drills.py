@@ -10,7 +10,7 @@ import pytest
 from harness.config.resources import find_resource
 from harness.config.system import load_system
 from harness.drills.drills import DRILLS, Drill, run_drill
-from harness.drills.site import Site, own_site
+from harness.drills.site import Site, start_slurm
 from tests.conftest import require_slurm
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ NAMES = ("node-dies", "gpu-error", "file-system-stalls")
 def site() -> Iterator[Site]:
     require_slurm()
     path = find_resource("systems", "slurm")
-    with own_site(load_system(path, {}), path) as running:
+    with start_slurm(load_system(path, {}), path) as running:
         yield running
 
 

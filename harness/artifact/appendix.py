@@ -27,6 +27,7 @@ from harness.report.render import escape_markdown
 from harness.results.runs import RunRecord
 
 NOT_RECORDED = "not recorded"
+MAX_UNBROKEN = 40  # longer texts, such as paths, may break after slashes, underscores and hyphens
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -59,10 +60,11 @@ class Artifact:
     Attributes:
         label: A1, A2, ...
         page: the page of the report that shows them, with its title; None if there is none.
-        minutes: the time that the cases took together; None if no job recorded it.
+        minutes: the sum of the times of the cases; None if no job recorded one.
         longest_minutes: the time of the longest case.
         timed: the number of cases whose time is recorded.
         hardware, software, datasets: the distinct descriptions of the cases, one line each.
+        environment: the first file with the environment of a case; None if there is none.
     """
 
     label: str
@@ -141,7 +143,7 @@ def describe_software(record: RunRecord) -> str:
 
 
 def describe_datasets(record: RunRecord) -> list[str]:
-    """Return a line for each dataset that the case names in its workload, with its role."""
+    """Return a line for each dataset that the case names in its workload, with its data origin."""
     workload = record.facts.get("workload")
     datasets = workload.get("datasets") if isinstance(workload, Mapping) else None
     if not isinstance(datasets, list):
@@ -177,7 +179,8 @@ def format_minutes(minutes: float | None) -> str:
     """Return minutes as text, rounded up: to tenths below ten, else to whole minutes; `not recorded` for None."""
     if minutes is None:
         return NOT_RECORDED
-    return f"{math.ceil(minutes * 10) / 10:.1f}" if minutes < 10 else f"{math.ceil(minutes):,d}"
+    # 1.1 x 10 is a little above 11 in floating-point numbers
+    return f"{math.ceil(round(minutes * 10, 6)) / 10:.1f}" if minutes < 10 else f"{math.ceil(minutes):,d}"
 
 
 def render_appendix(
@@ -196,7 +199,7 @@ def render_appendix(
     citations = _list_distinct(c.score.citation for c in contributions)
     supported = {(c.score.paper, c.score.id) for c in contributions}
 
-    def list_of(artifact: Artifact) -> list[Contribution]:
+    def list_contributions(artifact: Artifact) -> list[Contribution]:
         return [c for c in contributions if artifact.label in c.artifacts]
 
     def cite(score: Score) -> str:
@@ -208,9 +211,9 @@ def render_appendix(
         "contributions": contributions,
         "citations": citations,
         "others": [score for score in scores if (score.paper, score.id) not in supported],
-        "of": list_of,
+        "of": list_contributions,
         "cite": cite,
-        "elements": lambda artifact: _list_distinct(cite(c.score) for c in list_of(artifact)),
+        "elements": lambda artifact: _list_distinct(cite(c.score) for c in list_contributions(artifact)),
     }
     environment = create_template_environment()
     markdown = environment.get_template("appendix.md.j2").render(context)
@@ -235,7 +238,7 @@ def escape_latex(text: object) -> str:
     """Return text in which LaTeX reads no command; characters that the document cannot show become question marks."""
     line = sanitize_line(str(text))
     escaped = "".join(LATEX_SPECIAL.get(ch, ch if ord(ch) < 0x180 else "?") for ch in line)
-    return re.sub(r"([/_-])(?=[\w\\])", r"\1\\allowbreak{}", escaped) if len(line) > 40 else escaped
+    return re.sub(r"([/_-])(?=[\w\\])", r"\1\\allowbreak{}", escaped) if len(line) > MAX_UNBROKEN else escaped
 
 
 def _list_distinct(values: Iterable[str]) -> list[str]:

@@ -30,7 +30,7 @@ DOCUMENT_SUFFIXES = (".md", ".yaml", ".j2", ".def", "Containerfile")
 
 
 def write_artifact(results: Path, target: Path, author: Author, *, license_id: str, with_source: bool = False) -> int:
-    """Write the runs of a results folder and files about them as a bundle; return the number of its files.
+    """Write the runs of a results folder and files about them as a bundle; return their number, without checksums.
 
     Args:
         results: The results folder.
@@ -83,13 +83,14 @@ def read_documents() -> dict[str, bytes]:
 def read_sources(description: Description) -> dict[str, bytes]:
     """Return the files of every commit that ran, as one tar archive for each."""
     if not description.commits:
-        raise UsageError("--source: no job recorded a commit")
+        raise UsageError("--source: no job recorded a commit; leave the option out")
     sources = {}
     for commit in description.commits:
         content = read_git_archive(resources.REPO_ROOT, commit)
         if content is None:
             raise UsageError(
-                f"--source: {resources.REPO_ROOT} is not a clone that contains the commit {commit} of some cases"
+                f"--source: {resources.REPO_ROOT} is not a clone that contains the commit {commit} of some cases;"
+                " fetch the commit, or leave the option out"
             )
         sources[f"source-{commit[:12]}.tar"] = content
     return sources

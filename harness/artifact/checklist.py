@@ -1,4 +1,4 @@
-"""The checklist of practical reproducibility: each item is answered with the file and line that prove it, or with no.
+"""The checklist of practical reproducibility: each item is answered with the file and line that prove it, or with "no".
 
 Source of the items: reports/artifact/checklist.yaml.
 """
@@ -6,7 +6,7 @@ Source of the items: reports/artifact/checklist.yaml.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -21,14 +21,16 @@ from harness.results.checksums import is_text
 
 
 class Item(StrictModel):
-    """A question of the checklist.
+    """An item of the checklist.
 
     Attributes:
-        evidence: file name (with *) -> the regular expression of the line that proves the item.
+        requirement: what a bundle must contain.
+        evidence: file name (with *) -> the regular expression of the line that proves the item; if it is empty, the
+            file itself does.
         missing: the reason to report if no file proves it.
     """
 
-    asks: str
+    requirement: str
     evidence: dict[str, str]
     missing: str = "the file that would prove it is not part of this bundle"
 
@@ -49,12 +51,17 @@ class Checklist(StrictModel):
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to an item; `evidence` is FILE:LINE, FILE if no line is matched, or None if the answer is no."""
+    """The answer to an item.
 
-    asks: str
-    file: str | None
-    evidence: str | None
-    missing: str
+    Attributes:
+        item: the item.
+        file: the file that proves it; None if the answer is no.
+        evidence: FILE:LINE; FILE if the file itself proves the item, or is not a text; None if the answer is no.
+    """
+
+    item: Item
+    file: str | None = None
+    evidence: str | None = None
 
 
 def load_checklist() -> Checklist:
@@ -70,27 +77,23 @@ def answer_item(item: Item, files: Mapping[str, bytes]) -> Answer:
             if not fnmatchcase(name, pattern):
                 continue
             if not expression or not is_text(files[name]):
-                return Answer(item.asks, name, name, item.missing)
+                return Answer(item, name, name)
             text = files[name].decode(errors="replace")
             match = compiled.search(text)
             if match is not None:
-                return Answer(item.asks, name, f"{name}:{text.count(chr(10), 0, match.start()) + 1}", item.missing)
-    return Answer(item.asks, None, None, item.missing)
-
-
-def answer_checklist(files: Mapping[str, bytes]) -> list[tuple[str, Sequence[Answer]]]:
-    """Return the title and the answers of each section, from the contents of the bundle's files by name."""
-    return [(s.title, [answer_item(item, files) for item in s.items]) for s in load_checklist().sections]
+                return Answer(item, name, f"{name}:{text.count(chr(10), 0, match.start()) + 1}")
+    return Answer(item)
 
 
 def render_checklist(files: Mapping[str, bytes]) -> str:
-    """Return the checklist as Markdown."""
-    sections = answer_checklist(files)
-    answers = [answer for _, answers in sections for answer in answers]
+    """Return the checklist as Markdown, answered from the contents of the bundle's files by name."""
+    checklist = load_checklist()
+    sections = {section.title: [answer_item(item, files) for item in section.items] for section in checklist.sections}
+    answers = [answer for section in sections.values() for answer in section]
     template = create_template_environment().get_template("checklist.md.j2")
     return template.render(
-        source=load_checklist().source,
-        sections=[{"title": title, "items": answers} for title, answers in sections],
+        source=checklist.source,
+        sections=sections,
         n_items=len(answers),
-        n_proven=sum(answer.evidence is not None for answer in answers),
+        n_proven=sum(answer.file is not None for answer in answers),
     )

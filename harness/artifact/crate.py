@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
-from harness.artifact.metadata import Author, Description, get_commit_url
+from harness.artifact.metadata import Author, Description, find_repository_url
 from harness.results.runs import RunRecord
 
 METADATA = "ro-crate-metadata.json"
 CONTEXT = "https://w3id.org/ro/crate/1.1/context"
 CRATE, PROCESS_RUN_CRATE = "https://w3id.org/ro/crate/1.1", "https://w3id.org/ro/wfrun/process/0.5"
-# Files of a case that its program reads; all others are results.
+# Files of a case that exist before its program runs; all others are results.
 INPUTS = ("case.json", "job.sh")
 MEDIA_TYPES = {
     ".cff": "application/yaml", ".csv": "text/csv", ".json": "application/json", ".jsonl": "application/jsonl",
@@ -37,11 +38,11 @@ def build_crate(
         files: The contents of all files of the bundle but the metadata and the checksums, by name.
         root: The results folder of the cases.
     """
-    applications = {record.location: build_application(record) for record in records}
+    runs = [record for record in records if record.state != "not run"]
+    applications = [build_application(record) for record in runs]
     actions = [
-        build_action(record, files, root, applications[record.location], description)
-        for record in records
-        if record.state != "not run"
+        build_action(record, files, root, application, description)
+        for record, application in zip(runs, applications, strict=True)
     ]
     people = build_people(description.author)
     license_entity = {
@@ -59,7 +60,7 @@ def build_crate(
         "author": {"@id": people[0]["@id"]},
         "publisher": {"@id": people[-1]["@id"]},
         "conformsTo": {"@id": PROCESS_RUN_CRATE},
-        "hasPart": _refer(sorted(files)),
+        "hasPart": _refer(map(encode_name, sorted(files))),
         "mentions": _refer(action["@id"] for action in actions),
     }
     profile = {"@id": PROCESS_RUN_CRATE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"}
@@ -69,7 +70,7 @@ def build_crate(
         "conformsTo": {"@id": CRATE},
         "about": {"@id": "./"},
     }
-    software = {application["@id"]: application for application in applications.values()}
+    software = {application["@id"]: application for application in applications}
     return {
         "@context": CONTEXT,
         "@graph": [
@@ -97,13 +98,14 @@ def build_application(record: RunRecord) -> Entity:
     provenance = record.provenance
     version, commit = provenance.get("harness") or "unknown", provenance.get("commit")
     changed = ", with changes that are in no commit" if provenance.get("changed_since_commit") else ""
+    url = find_repository_url(commit)
     application: Entity = {
-        "@id": f"{get_commit_url(commit)}#gfm-harness-{version}{'-changed' if changed else ''}",
+        "@id": f"{url}#gfm-harness-{version}{f'-{commit}' if commit else ''}{'-changed' if changed else ''}",
         "@type": "SoftwareApplication",
         "name": "gfm-harness",
         "softwareVersion": version,
         "description": f"Commit {commit}{changed}." if commit else "The job recorded no commit.",
-        "url": get_commit_url(commit),
+        "url": url,
     }
     if commit:
         application["identifier"] = f"swh:1:rev:{commit}"
@@ -127,8 +129,8 @@ def build_action(
         "description": f"Case of the suite {case.get('suite', 'unknown')}: the program {record.program} {where}.",
         "instrument": {"@id": application["@id"]},
         "agent": {"@id": build_people(description.author)[0]["@id"]},
-        "object": _refer(inputs),
-        "result": _refer(sorted(set(names) - set(inputs))),
+        "object": _refer(map(encode_name, inputs)),
+        "result": _refer(map(encode_name, sorted(set(names) - set(inputs)))),
         "actionStatus": f"http://schema.org/{'Completed' if is_done else 'Failed'}ActionStatus",
     }
     if record.start_time_s is not None and record.end_time_s is not None:
@@ -142,12 +144,17 @@ def build_file(name: str, size: int) -> Entity:
     """Return the entity of a file of the bundle."""
     path = PurePosixPath(name)
     return {
-        "@id": name,
+        "@id": encode_name(name),
         "@type": "File",
         "name": path.name,
         "encodingFormat": MEDIA_TYPES.get(path.suffix, "text/plain"),
         "contentSize": str(size),
     }
+
+
+def encode_name(name: str) -> str:
+    """Return the name of a file as the path of a URI, which RO-Crate requires of identifiers."""
+    return quote(name, errors="surrogateescape")
 
 
 def format_time(time_s: float) -> str:

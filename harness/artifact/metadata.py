@@ -1,13 +1,15 @@
-"""Who made a bundle, from what, and when: the facts that crate, citation and codemeta share."""
+"""Who wrote a bundle, from what, and when: the facts that crate, citation and codemeta share."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from harness import __version__
 from harness.config import resources
@@ -52,7 +54,7 @@ class Description:
         author: who ran the cases.
         license: the SPDX identifier of the licence of the records.
         time_s: Unix time of the last event; the bundle of equal records is equal whenever it is written.
-        commits: the commits of the harness that ran the cases, as far as jobs recorded them.
+        commits: the commits of the harness that ran the cases, as far as jobs recorded them; sorted by their hashes.
     """
 
     title: str
@@ -87,14 +89,15 @@ def describe_records(records: Sequence[RunRecord], author: Author, license_id: s
     )
 
 
-def get_commit_url(commit: str | None) -> str:
-    """Return where the commit is found: at the git remote if that is a web address, else in Software Heritage.
+@cache
+def find_repository_url(commit: str | None) -> str:
+    """Return the web address of the git remote, without a user name or a token, or that of the commit in an archive.
 
-    Software Heritage has the commit as soon as someone has had the repository archived.
+    The archive, Software Heritage, has the commit as soon as someone has had the repository archived.
     """
-    remote = run_git(resources.REPO_ROOT, "remote", "get-url", "origin") or ""
-    if remote.startswith("https://"):
-        return remote.removesuffix(".git")
+    remote = urlsplit(run_git(resources.REPO_ROOT, "remote", "get-url", "origin") or "")
+    if remote.scheme == "https":
+        return remote._replace(netloc=remote.netloc.rpartition("@")[2]).geturl().removesuffix(".git")
     return f"https://archive.softwareheritage.org/{f'swh:1:rev:{commit}' if commit else ''}"
 
 
@@ -112,7 +115,7 @@ def build_codemeta(description: Description) -> dict[str, Any]:
         "description": "Benchmark and reproducibility harness for graph foundation models of atomistic data",
         "version": __version__,
         "identifier": [f"swh:1:rev:{c}" for c in description.commits],
-        "codeRepository": get_commit_url(commit),
+        "codeRepository": find_repository_url(commit),
         "license": f"https://spdx.org/licenses/{LICENSE}",
         "programmingLanguage": "Python",
         "runtimePlatform": "Python 3.11 or newer",

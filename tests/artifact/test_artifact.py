@@ -8,17 +8,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from ruamel.yaml import YAML
 
+from harness.artifact import crate, metadata
 from harness.artifact.appendix import escape_latex, format_minutes
 from harness.artifact.checklist import load_checklist
 from harness.cli.main import main
 from harness.host.environment import ENVIRONMENT_FILE
 from harness.results.bundles import verify_bundle
 from harness.results.checksums import MANIFEST
+from harness.results.runs import RunRecord
 from tests.conftest import ROOT
 from tests.support.published_results import copy_case, save_nothing, unpack_results
 
@@ -198,6 +201,31 @@ sys.exit(main(sys.argv[1:]))
 def test_artifact_needs_no_torch(bundle: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH, "artifact", str(tmp_path / "b"), "--out", str(bundle), *AUTHOR]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+def test_repository_is_named_without_the_token_of_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CI clones with addresses that contain a token, and a bundle is public."""
+    for remote, url in (
+        ("https://oauth2:SECRET@example.org:8443/gfm.git", "https://example.org:8443/gfm"),
+        ("git@example.org:gfm.git", "https://archive.softwareheritage.org/swh:1:rev:abc"),
+    ):
+        monkeypatch.setattr(metadata, "run_git", lambda *_, remote=remote: remote)
+        assert metadata.find_repository_url.__wrapped__("abc") == url
+
+
+def test_commits_of_one_version_are_separate_applications(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crate, "find_repository_url", lambda commit: "https://example.org/gfm")
+    records = [SimpleNamespace(provenance={"harness": "1.0", "commit": commit}) for commit in ("abc", "def")]
+    applications = [crate.build_application(cast(RunRecord, record)) for record in records]
+    assert len({application["@id"] for application in applications}) == 2
+
+
+def test_name_of_a_file_becomes_a_uri() -> None:
+    assert crate.build_file("runs/a b/\N{GREEK SMALL LETTER MU}.json", 1)["@id"] == "runs/a%20b/%CE%BC.json"
+
+
+def test_minutes_are_rounded_up() -> None:
+    assert [format_minutes(m) for m in (None, 1.1, 1.11, 9.99, 10.2)] == ["not recorded", "1.1", "1.2", "10.0", "11"]
 
 
 @pytest.mark.parametrize("text", ['50% & $x_1$ #2 {a} \\b ~ ^ <c> | "q"', "\\input{/etc/passwd}", "\N{SNOWMAN} Å ü"])

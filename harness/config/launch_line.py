@@ -21,6 +21,8 @@ MPIEXEC = {
     "--depth": "cores_per_rank", "-d": "cores_per_rank",
 }  # fmt: skip
 PER_NODE = re.compile(r"(?:^|,)ppr:(\d+):node")
+# A short option with its number attached, as in `srun -n4`.
+ATTACHED_NUMBER = re.compile(r"(-[A-Za-z])(\d+)")
 CORE_LIST = re.compile(r"(?:verbose,)?(list|map_cpu|map_cores|rank_core):(.+)")
 
 
@@ -60,22 +62,24 @@ def parse_launch_line(text: str) -> LaunchLine | None:
             numbers["ranks_per_node"] = (option, int(match[1]))
         elif option in ("--cpu-bind", "--cpu_bind") and (cores := CORE_LIST.fullmatch(value)):
             separator = ":" if cores[1] == "list" else ","
-            binding = (option, [parse_cores(group) for group in cores[2].split(separator)])
+            binding = (option, [parse_core_list(group) for group in cores[2].split(separator)])
     return LaunchLine(command, numbers, binding)
 
 
 def _list_options(words: list[str]) -> list[tuple[str, str]]:
-    """Return the options of a command, each with the text after `=`, or with the next word if there is none."""
+    """Return the options of a command, each with the text after `=`, its attached number, or else the next word."""
     options = []
     for k, word in enumerate(words):
-        if word.startswith("-"):
+        if attached := ATTACHED_NUMBER.fullmatch(word):
+            options.append((attached[1], attached[2]))
+        elif word.startswith("-"):
             name, has_value, value = word.partition("=")
             following = words[k + 1] if k + 1 < len(words) else ""
             options.append((name, value if has_value else following))
     return options
 
 
-def parse_cores(text: str) -> list[int]:
+def parse_core_list(text: str) -> list[int]:
     """Return the cores of a list such as `1-8,105`; parts that are not numbers are left out."""
     cores: list[int] = []
     for part in text.split(","):

@@ -23,9 +23,9 @@ SETTINGS_OF_HARNESS = {"spare_nodes", "speed_test_s", "hydragnn_folder", "hydrag
 # "place"` (OpenPBS, src/lib/Liblog/pbs_messages.c).
 CHUNK_RESOURCES = {"nodes", "ncpus", "mem", "ngpus", "mpiprocs", "ompthreads", "vmem", "host", "vnode", "accelerator"}
 TEMPLATE_OPTION = re.compile(r"^#(?:SBATCH (--[\w-]+)|PBS (-l \w+|-\w))", re.MULTILINE)
-# The largest number of hardware threads per core of the supported systems.
+# The largest number of hardware threads per core of the shipped systems; each thread is a logical CPU.
 MAX_THREADS_PER_CORE = 2
-# The number of nodes for which the launch line is checked.
+# The number of nodes for which the launch line is checked; with 1, ranks and ranks per node would not differ.
 LAUNCH_NODES = 2
 
 
@@ -44,7 +44,7 @@ def check_directives(system: ResolvedSystem) -> Iterator[Problem]:
     template_options = _list_template_options(system)
     for k, line in enumerate(definition.directives):
         text = system.render_line(line, ("directives", k))
-        if not text.strip() or text.startswith("${"):
+        if not text.strip() or text.startswith("${"):  # without an option, or not known before a setting has a value
             continue
         try:
             options = parse_directive(text, definition.scheduler)
@@ -81,7 +81,7 @@ def _describe_conflict(option: Directive, template_options: set[str]) -> str:
 
 
 def check_settings(system: ResolvedSystem) -> Iterator[Problem]:
-    """Yield a problem for each setting that this system, its template and the suites do not read."""
+    """Yield a problem for each setting that neither this system, nor its template, nor a suite reads."""
     texts = [text for _, text in iter_strings(system.document.data)]
     read = {name for text in texts for name in _find_settings(text)} | SETTINGS_OF_HARNESS
     unread = [name for name in system.definition.settings if name not in read]
@@ -122,15 +122,15 @@ def _list_settings_of_suite(path: Path) -> frozenset[str]:
 
 
 def check_chunk(system: ResolvedSystem) -> Iterator[Problem]:
-    """Yield a problem if the resources that PBS gives on each node do not fit the node."""
+    """Yield a problem for each resource that a job requests of PBS on each node, and that does not fit the node."""
     definition, node = system.definition, system.definition.node
     if definition.chunk and definition.scheduler != "pbs":
         yield system.document.make_problem(("chunk",), "chunk: not used, since only PBS reads it")
         return
     values = {name: value for name, _, value in (part.partition("=") for part in system.chunk.split(":")[1:])}
-    limits = {"ncpus": MAX_THREADS_PER_CORE * (node.cores or 0), "ngpus": node.accelerators}
+    limits = {"ngpus": node.accelerators} | ({"ncpus": MAX_THREADS_PER_CORE * node.cores} if node.cores else {})
     for name, limit in limits.items():
-        if values.get(name, "").isdecimal() and 0 < limit < int(values[name]):
+        if values.get(name, "").isdecimal() and limit < int(values[name]):
             message = f"chunk.{name}: {values[name]} requested, but a node has {limit}"
             yield system.document.make_problem(("chunk", name), message)
     ranks = values.get("mpiprocs", "")
@@ -149,7 +149,7 @@ def check_launch(system: ResolvedSystem) -> Iterator[Problem]:
     launch = parse_launch_line(" ".join(lines))
     messages = [] if is_local and launch is None else list(_compare_launch(system, launch, shape))
     for word, message in messages:
-        option = re.compile(rf"(?<!\S){re.escape(word)}(?![\w-])")
+        option = re.compile(rf"(?<!\S){re.escape(word)}(?![A-Za-z_-])")
         position = next((k for k, line in enumerate(lines) if word and option.search(line)), 0)
         key_path: KeyPath = ("launch", position)
         yield system.document.make_problem(key_path, f"launch.{position}: {message}")

@@ -30,8 +30,8 @@ GPU_ERRORS = "|".join(
 # Job scripts append lines `NODE MESSAGE` to this file in the folder of jobs. The nodes are not used until the file has
 # not changed for a day.
 FAULTY_NODES_FILE = "faulty_nodes"
-EXCLUSION_S = 24 * 3600
-TAIL_BYTES = 1 << 16
+EXCLUSION_S = 24 * 3600.0
+TAIL_BYTES = 1 << 16  # of stderr, in which errors are searched
 
 
 def find_gpu_error(stderr: Path) -> str:

@@ -1,4 +1,4 @@
-"""Estimates of the time that cases take, from measured cases of this results folder and the expectation of suites."""
+"""Estimates of the time that cases take, from measured cases of this results folder and what their suites expect."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Pace:
     """The measured times of cases, and how they compare with what their suites expect."""
 
     def __init__(self) -> None:
-        self._measured_s: dict[str, float] = {}
-        # the measured and the expected seconds of each suite
+        self._measured_s: dict[str, float] = {}  # by the id of the case
+        # the measured and the expected seconds of the cases of each suite that are measured
         self._totals_s: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def add(self, case: Case, seconds: float | None) -> None:
@@ -39,7 +39,7 @@ class Pace:
 
 
 def format_left(seconds: float) -> str:
-    """Return the time that is left as text: `about 40 s left`, `about 3 minutes left`, or `longer than expected`."""
+    """Return the remaining time as text, such as `about 40 s left`; `longer than expected` if it is not positive."""
     if seconds <= 0:
         return "longer than expected"
     if seconds < 1.5 * MINUTE_S:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import subprocess
@@ -27,7 +28,7 @@ SETUP_END = """
 #   paper:
 #     hydragnn: {checkpoint: MODEL.pk, config: config.json, head: MPTrj}
 """
-# Steps that change the shell itself; a later run repeats them.
+# Commands that change the shell itself; every run repeats them.
 SHELL_STATE = re.compile(
     r"(source|\.|module|ml|export|unset|cd|umask|ulimit|eval|conda activate)\s|[A-Za-z_]\w*=(?:\"[^\"]*\"|'[^']*'|\S*)$"
 )
@@ -90,8 +91,8 @@ def render_setup_run(system: ResolvedSystem) -> str:
 
     Completed steps are listed in the virtual environment. Three kinds of steps always run: those outside a virtual
     environment, including those in a conda environment; those that change the shell; and the one that installs a
-    checkout, whose files may have changed. After a new step or the installation of the checkout, all later steps run
-    too.
+    checkout, whose files may have changed. After a step that no earlier run completed, and after the installation of
+    the checkout, all later steps run too.
     """
     package, lines = _get_package(), _render_install(system)
     modules = system.render_section("modules")
@@ -112,14 +113,18 @@ def render_setup_run(system: ResolvedSystem) -> str:
 
 
 def split_steps(lines: Sequence[str]) -> list[str]:
-    """Join lines into complete commands of bash; a command such as `if ...; fi` may span several lines."""
+    """Join lines into complete commands of bash; `if ...; fi` and here-documents may span several lines."""
     steps: list[str] = []
     pending: list[str] = []
+    environment = os.environ | {"LC_ALL": "C"}
     for line in lines:
         pending.append(line)
         command = "\n".join(pending)
-        check = subprocess.run(["bash", "-n"], input=command, text=True, capture_output=True, check=False)
-        if check.returncode == 0 and not command.endswith("\\"):
+        check = subprocess.run(
+            ["bash", "-n"], input=command, text=True, capture_output=True, check=False, env=environment
+        )
+        is_complete = check.returncode == 0 and "here-document" not in check.stderr  # bash only warns about these
+        if is_complete and not command.endswith("\\"):
             steps.append(command)
             pending = []
     if pending:
@@ -142,6 +147,7 @@ def _render_install(system: ResolvedSystem) -> list[str]:
     lines = system.render_section("install", setup={"package": _get_package()})
     if not lines:
         raise UsageError(
-            f"system {system.definition.name!r} has no `install` lines, so its environment cannot be set up"
+            f"system {system.definition.name!r} has no `install` lines, so its environment cannot be set up; add the"
+            " commands that create it to the system's file"
         )
     return lines

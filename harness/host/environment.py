@@ -1,4 +1,4 @@
-"""The environment of a job in full, as it was found: packages, compiler, kernel, processor, accelerators, affinity.
+"""The environment in which a job runs, in full: packages, compiler, kernel, processor, accelerators, affinity.
 
 A fact that cannot be read on the machine is null.
 """
@@ -22,7 +22,7 @@ VARIABLES = re.compile(
     r"|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|MALLOC)_\w+$|^(LD_PRELOAD|LC_ALL|LANG|PYTHONHASHSEED|CC|CXX|ATEN_\w+)$"
 )
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS", re.IGNORECASE)
-TIMEOUT_S = 20.0
+TIMEOUT_S = 20.0  # of each command
 CPU = Path("/sys/devices/system/cpu")
 
 
@@ -33,7 +33,7 @@ def collect_environment() -> dict[str, Any]:
         "python_packages": list_python_packages(),
         "system_packages": list_system_packages(),
         "modules": [name for name in os.environ.get("LOADEDMODULES", "").split(":") if name],
-        "compiler": read_first_line(os.environ.get("CXX") or "c++", "--version"),
+        "compiler": read_first_line(*(os.environ.get("CXX") or "c++").split(), "--version"),  # CXX may have options
         "mpi": read_first_line("mpiexec", "--version"),
         "kernel": {"release": platform.release(), "version": platform.version(), "machine": platform.machine()},
         "operating_system": read_operating_system(),
@@ -70,7 +70,7 @@ def list_system_packages() -> dict[str, str] | None:
 
 
 def read_cpu() -> dict[str, Any]:
-    """Return the processor and the settings that change its speed, as the kernel reports them."""
+    """Return the first processor and the settings that change its speed, as the kernel reports them."""
     fields: dict[str, str] = {}
     for line in (read_text("/proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
@@ -89,7 +89,7 @@ def read_cpu() -> dict[str, Any]:
 
 
 def list_accelerators() -> list[str] | None:
-    """Return a line for each GPU with its driver, memory and power limit, or None without a program that lists them."""
+    """Return the lines of nvidia-smi (name, driver, memory, power limit of each GPU) or rocm-smi (names), or None."""
     query = "--query-gpu=name,driver_version,memory.total,power.limit"
     for command in (("nvidia-smi", query, "--format=csv,noheader"), ("rocm-smi", "--showproductname", "--csv")):
         output = read_output(*command)

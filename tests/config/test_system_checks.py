@@ -151,6 +151,7 @@ def test_binding_that_does_not_fit_the_ranks_is_found(
         ("srun -n {{ case.ranks }} -c 4", "a rank is bound to 4 CPUs, but OMP_NUM_THREADS is 7"),
         ("srun -n {{ case.ranks }} --gpus-per-task=2", "16 accelerators, but a node has 8"),
         ("srun -n {{ case.ranks }} --gpus-per-node=16", "16 accelerators, but a node has 8"),
+        ("srun -n16 -N2 -c32", "8 ranks x 32 CPUs, but 64 cores have at most 128"),
         ("srun --label", "srun does not receive the number of ranks"),
         ("jsrun -n 8", "expected srun, mpiexec or mpirun"),
     ],
@@ -179,9 +180,16 @@ def test_chunk_that_does_not_fit_a_node_is_found(
     assert line.startswith(f"5:9: {expected}")
 
 
+def test_node_without_accelerators_cannot_give_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node = "node: {ranks_per_node: 4, cores: 8, accelerators: 0}"
+    _, [line] = check(make_system("pbs", node, "chunk: {ngpus: 1}"), tmp_path, capsys)
+    assert line == "5:9: chunk.ngpus: 1 requested, but a node has 0"
+
+
 def test_problem_is_in_the_line_of_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = make_system("frontier", "launch:", "  - srun --no-kill --network=x", "  - -n 8")
-    assert check(text, tmp_path, capsys)[1][0].startswith("6:5: launch.1: -n starts the program with 8")
+    for option in ("-n 8", "-n8"):
+        text = make_system("frontier", "launch:", "  - srun --no-kill --network=x", f"  - {option}")
+        assert check(text, tmp_path, capsys)[1][0].startswith("6:5: launch.1: -n starts the program with 8")
 
 
 def test_chunk_is_only_for_pbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

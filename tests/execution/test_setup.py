@@ -128,5 +128,7 @@ def test_missing_setting_stops_before_the_first_step(system: Path) -> None:
 def test_lines_are_joined_to_complete_commands() -> None:
     lines = ["a=1", "if true; then", "  echo x", "fi", "for k in 1 2; do", "  echo $k", "done", "echo \\", "  y"]
     assert split_steps(lines) == ["a=1", "\n".join(lines[1:4]), "\n".join(lines[4:7]), "\n".join(lines[7:])]
+    document = ["cat > file << EOF", "echo a line of the file", "EOF", "echo end"]
+    assert split_steps(document) == ["\n".join(document[:3]), "echo end"]
     with pytest.raises(UsageError, match="end in an incomplete bash command: if true"):
         split_steps(["if true; then", "echo"])

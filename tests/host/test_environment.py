@@ -25,6 +25,14 @@ def test_environment_has_every_package_and_the_affinity() -> None:
     assert json.loads(json.dumps(facts)) == facts
 
 
+def test_options_of_the_compiler_do_not_hide_its_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "cxx"
+    compiler.write_text('#!/bin/sh\necho "compiler $*"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{compiler} -std=c++17")
+    assert collect_environment()["compiler"] == "compiler -std=c++17 --version"
+
+
 def test_missing_programs_and_files_are_null(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(environment, "CPU", tmp_path)

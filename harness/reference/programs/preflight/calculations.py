@@ -16,10 +16,11 @@ from harness.reference.profiling import timing
 from harness.reference.programs.preflight.check import Outcome, make_outcome, make_unchecked
 
 REPEATS = 3
-# The share of the time limit after which no calculation begins; the rest is for one that has to be compiled.
+# The share of the time limit after which no calculation begins; the rest is for the last one, which may be compiled.
 USABLE_SHARE = 0.3
-NO_TIME = "no time is left within the time limit of the item"
-MAX_PROBLEMS = 3
+NO_TIME = "the time limit of the item left no time for it"
+MAX_PROBLEMS = 3  # that a message lists
+MAX_REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Sizes:
     structures: int
 
 
-# The key is whether the device is a CPU, on which the calculations only show that the code works.
-DEFAULT_SIZES = {True: Sizes((16,), 4), False: Sizes((64, 337), 16)}
+# On a CPU, the calculations only show that the code works. 337 is the width of the lead model of the paper.
+CPU_SIZES, ACCELERATOR_SIZES = Sizes((16,), 4), Sizes((64, 337), 16)
 
 
 def choose_sizes(config: PreflightParameters, device: torch.device) -> Sizes:
     """Return the sizes that the parameters name, or else those that suit the device."""
-    default = DEFAULT_SIZES[device.type == "cpu"]
+    default = CPU_SIZES if device.type == "cpu" else ACCELERATOR_SIZES
     return Sizes(config.widths or default.widths, config.structures or default.structures)
 
 
@@ -46,7 +47,7 @@ class Budget:
 
     Attributes:
         time_limit_s: The time limit of the item.
-        started: When the item began.
+        started: When the item began, as `time.monotonic` returns it.
     """
 
     time_limit_s: float
@@ -59,11 +60,11 @@ class Budget:
 
 
 def try_calculation(budget: Budget, result: CalculationResult, calculate: Callable[[CalculationResult], None]) -> None:
-    """Complete a result with a function, or record why the calculation is unavailable.
+    """Let a function complete a result, or record why the calculation is unavailable.
 
     Args:
         budget: The time of the item.
-        result: The result, with the names of the calculation.
+        result: The result, in which only the names of the calculation are set.
         calculate: The function, which sets error and duration.
     """
     if budget.is_spent:
@@ -72,16 +73,19 @@ def try_calculation(budget: Budget, result: CalculationResult, calculate: Callab
     try:
         calculate(result)
     except Exception as error:  # each compiler raises its own errors
-        result.unavailable_reason = get_first_line(error)[:300]
+        result.unavailable_reason = get_first_line(error)[:MAX_REASON_CHARACTERS]
 
 
 def measure_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Return the shortest duration of several calls of a function that has already been warmed up."""
+    """Return the shortest duration of REPEATS calls, after calls that have compiled and warmed up what they use."""
     return min(timing.time_call(call, device) for _ in range(REPEATS))
 
 
 def compute_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float | None:
-    """Return the largest difference from expected tensors, relative to the maximum of each; None if not finite."""
+    """Return the largest difference from expected tensors, relative to the largest absolute value of each.
+
+    The difference from a tensor of zeros is not divided. The error is None if a value is not finite.
+    """
     errors = []
     for value, reference in zip(values, expected, strict=True):
         if not (value.isfinite().all() and reference.isfinite().all()):
@@ -109,7 +113,7 @@ def judge_calculations(expected: str, results: Iterable[CalculationResult], advi
         listed.append(f"and {len(problems) - MAX_PROBLEMS} more")
     outcome = make_outcome(expected, observed, listed, advice)
     if skipped and not problems:
-        reason = f"{len(skipped)} of {len(results)} calculations: {NO_TIME}"
+        reason = f"{len(skipped)} of {pluralize(len(results), 'calculation')} did not run: {NO_TIME}"
         outcome = make_unchecked(expected, reason, "Set the parameter `time_limit_s` to a longer time.")
     outcome.calculations = results
     return outcome

@@ -19,7 +19,7 @@ from harness.protocol.programs.preflight import (
 from harness.protocol.text import pluralize
 from harness.reference.distributed.launch import RankInfo
 
-SEVERITY = ("failed", "not checked", "ok")
+SEVERITY = ("failed", "not checked", "ok")  # the worst verdict first
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class CheckContext:
         config: The parameters of the case.
         rank_info: The rank of this process.
         folder: The folder of the item, which all ranks share.
-        port: A free port of rank 0's node.
+        port: A free port of rank 0's node; 0 before an item begins.
         case_folder: The folder of the case, with the script of its job.
     """
 
@@ -42,7 +42,16 @@ class CheckContext:
 
 
 class Outcome(Struct, kw_only=True, omit_defaults=True):
-    """The result of a check on one rank."""
+    """The result of a check on one rank.
+
+    Attributes:
+        finding: The verdict, with what was expected and observed.
+        calculations: The calculations that were compared.
+        binding: The cores and the accelerator of the rank.
+        device: The kind of the device of the calculations.
+        device_name: Its name.
+        versions: The version of each package, which must be the same on all nodes.
+    """
 
     finding: Finding
     calculations: list[CalculationResult] = []

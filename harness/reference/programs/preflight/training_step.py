@@ -23,6 +23,7 @@ from harness.reference.programs.training_steps import (
 from harness.reference.training.compile import compile_loss
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 
+# Of the errors of the gradient: above those of rounding, and below those of a wrong kernel.
 TOLERANCES = {"fp64": 1e-8, "fp32": 1e-4, "bf16": 0.2}
 
 

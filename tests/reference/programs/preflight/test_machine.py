@@ -33,7 +33,7 @@ from harness.reference.storage.adios.reader import BPFile
 from tests.reference.programs.preflight.contexts import make_context
 
 
-def test_packages_that_are_missing_old_or_broken_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_missing_old_or_broken_are_named(tmp_path: Path) -> None:
     assert packages.find_problem("no-such-package", "1") == "no-such-package is not installed"
     version = packages.get_version("numpy")
     assert packages.find_problem("numpy", f"{version}.0.0") is None
@@ -44,17 +44,24 @@ def test_packages_that_are_missing_old_or_broken_are_named(monkeypatch: pytest.M
     ]
     assert packages.parse_version("2.13.0+rocm7.1") == (2, 13)
     assert {"torch", "adios2", "numpy"} <= packages.list_requirements().keys()
+    (tmp_path / "constraints.txt").write_text(
+        '# pip freeze\nuvloop==0.22.1; platform_system == "Linux"\nnumpy==2.4.0\n'
+    )
+    assert packages.read_constraints(tmp_path / "constraints.txt") == {"uvloop": "0.22.1", "numpy": "2.4.0"}
     assert "mypy" not in packages.list_requirements()
 
 
 def test_low_limits_are_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert limits.find_low_limits({"open files": 1024, "bytes of addresses": resource.RLIM_INFINITY}) == []
+    assert limits.find_low_limits({"open files": 1024, "KiB of addresses": resource.RLIM_INFINITY}) == []
     assert limits.find_low_limits({"open files": 48}) == [
         "the limit is 48 open files (ulimit -n), expected at least 1,024"
     ]
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits.MIB if kind == resource.RLIMIT_MEMLOCK else -1, -1))
     assert limits.check(make_context(tmp_path)).finding.verdict == "ok"
-    assert "1,048,576 bytes of locked memory" in limits.check(make_context(tmp_path, backend="nccl")).finding.observed
+    assert (
+        "1,024 KiB of locked memory (ulimit -l), expected at least 65,536"
+        in limits.check(make_context(tmp_path, backend="nccl")).finding.observed
+    )
     monkeypatch.setattr(limits, "SHARED_MEMORY", tmp_path / "shm")
     finding = limits.check(make_context(tmp_path)).finding
     assert (finding.verdict, finding.observed) == ("failed", f"{tmp_path}/shm does not exist, expected at least 64 MiB")
@@ -143,7 +150,7 @@ def test_disk_that_is_full_or_lies_is_a_failure(tmp_path: Path, monkeypatch: pyt
             disk.write_and_read(full)
     monkeypatch.undo()
     monkeypatch.setattr(disk, "BLOCKS", 1)
-    monkeypatch.setattr(disk, "read_digest", lambda path: b"")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"")
     finding = disk.check(make_context(tmp_path)).finding
     assert finding.verdict == "failed"
     assert "the file does not contain what was written" in finding.observed
@@ -157,6 +164,9 @@ def test_absent_and_remote_scratch_folders_are_failures(tmp_path: Path, monkeypa
     mounts.write_text(f"/dev/sda / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n")
     assert disk.find_file_system(tmp_path / "a", mounts) == "nfs4"
     assert disk.find_file_system(Path("/usr"), mounts) == "ext4"
+    (tmp_path / "a b").mkdir()
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\nserver:/x {tmp_path}/a\\040b lustre rw 0 0\n")
+    assert disk.find_file_system(tmp_path / "a b", mounts) == "lustre"
 
 
 def run_two_ranks(check: Callable[..., Outcome], folder: Path) -> dict[int, Outcome]:
@@ -181,9 +191,9 @@ def test_lost_additions_show_that_locks_do_not_work(
 def test_folder_that_nodes_do_not_share_is_named(tmp_path: Path) -> None:
     context = make_context(tmp_path, 0, 2)
     outcomes = run_two_ranks(locks.check, tmp_path)
-    path = locks.find_path(context)
+    path = locks.get_number_path(context)
     path.write_text("20")
-    locks.find_mark(path, 1).unlink()
+    locks.get_mark_path(path, 1).unlink()
     finding = locks.judge(context, outcomes)
     assert finding.verdict == "failed"
     assert "files of ranks 1 do not appear in" in finding.observed

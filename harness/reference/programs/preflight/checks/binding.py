@@ -22,19 +22,11 @@ CPUS = Path("/sys/devices/system/cpu")
 PCI = Path("/sys/bus/pci/devices")
 # Options with which launchers bind ranks to cores.
 BINDING_OPTIONS = (
-    "--cpu-bind",
-    "--cpus-per-task",
-    "-c",
-    "--depth",
-    "-d",
-    "--bind-to",
-    "--map-by",
-    "-bind-to",
-    "-map-by",
-)
+    "--cpu-bind", "--cpus-per-task", "-c", "--depth", "-d", "--bind-to", "--map-by", "-bind-to", "-map-by",
+)  # fmt: skip
 EXPECTED = "cores and an accelerator of its own for every rank, as in the launch line"
 ADVICE = "Correct the binding options of `launch` in the system's file, and the task plugin of the scheduler."
-MAX_PROBLEMS = 4
+MAX_PROBLEMS = 4  # that a message lists
 Cores = frozenset[int]
 
 
@@ -126,14 +118,14 @@ def find_overlaps(bindings: Mapping[int, RankBinding]) -> list[str]:
 
 
 def find_unmet_requests(bindings: Mapping[int, RankBinding], script: JobScript) -> list[str]:
-    """Return a message for each rank whose cores differ from those of the launch line."""
+    """Return a message for each rank with fewer cores than the launch line requests, or others than it lists."""
     problems = []
-    number = script.find_option("--cpus-per-task", "-c", "--depth", "-d")
-    if number is not None and number.isdecimal():
+    requested = script.find_option("--cpus-per-task", "-c", "--depth", "-d")
+    if requested is not None and requested.isdecimal():
         problems += [
-            f"rank {rank} has {pluralize(len(binding.cores), 'core')}, not {number}"
+            f"rank {rank} has {pluralize(len(binding.cores), 'core')}, not {requested}"
             for rank, binding in bindings.items()
-            if len(binding.cores) < int(number)
+            if len(binding.cores) < int(requested)
         ]
     listed = re.match(r"(?:verbose,)?list:(.+)", script.find_option("--cpu-bind") or "")
     lists = [parse_core_list(part) for part in listed[1].split(":")] if listed else []

@@ -8,7 +8,7 @@ from harness.reference.potentials.reference_model import check_model
 from harness.reference.programs.preflight.check import CheckContext, Outcome, make_outcome, make_unchecked
 from harness.reference.programs.preflight.checks.devices import open_device
 
-TRANSFORMATIONS = 3
+TRANSFORMATIONS = 3  # random rotations and reflections of each structure
 # Checks that take long, or that depend on the model more than on the machine.
 SKIPPED = ("force constants", "smoothness")
 EXPECTED = "the model of the parameter `checkpoint` loads and predicts, and its physics is correct"

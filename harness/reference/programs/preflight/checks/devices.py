@@ -11,7 +11,7 @@ from harness.reference.programs.preflight.check import CheckContext, Outcome, ma
 GB = 1e9
 # A device reports a little less memory than its data sheet, where GB also may mean GiB.
 MEMORY_TOLERANCE = 0.1
-SIZE = 256
+SIZE = 256  # rows and columns of the matrices
 ADVICE = (
     "Request the accelerators in `directives` or `launch` of the system's file, and install a torch built for them."
 )
@@ -49,13 +49,14 @@ def describe_expected(context: CheckContext) -> str:
     if config.device == "cpu":
         return "cpu"
     memory = f" with {config.accelerator_memory_gb:g} GB each" if config.accelerator_memory_gb else ""
-    return f"{config.accelerators or 'any number of'} {config.device} devices{memory}"
+    number = f"{config.accelerators}" if config.accelerators else "any number of"
+    return f"{number} {config.device} {'device' if config.accelerators == 1 else 'devices'}{memory}"
 
 
 def open_device(context: CheckContext) -> torch.device:
     """Select and return the device of this rank; raise InputError if it is absent."""
     kind = context.config.device or find_device_kind()
-    return select_device(kind, "gloo", context.rank_info)
+    return select_device(kind, "gloo", context.rank_info)  # the one backend that all kinds of devices accept
 
 
 def find_device_kind() -> str:

@@ -10,8 +10,8 @@ from harness.protocol.programs.preflight import Finding
 from harness.reference.programs.preflight.check import CheckContext, Outcome, Outcomes, make_outcome, merge
 
 ADDITIONS = 20  # per rank
-WAIT_S = 60.0
-# The time between reading and writing the number; another rank could read it then if the lock failed.
+WAIT_S = 60.0  # for the lock, in all additions of a rank
+# The time between reading and writing the number, in which another rank would read it if the lock did not work.
 PAUSE_S = 0.002
 MAX_RANKS = 8  # that a message lists
 EXPECTED = "no addition under a lock is lost"
@@ -21,23 +21,23 @@ ADVICE = "Ask the site for a file system with locks (Lustre: the mount option fl
 
 def check(context: CheckContext) -> Outcome:
     """Add 1 to the number in a file several times, each time under the lock of the file."""
-    path = find_path(context)
+    path = get_number_path(context)
     if context.rank_info.size == 1:
         return make_outcome(EXPECTED, "one rank takes and releases the lock", find_single_problem(path), ADVICE)
-    find_mark(path, context.rank_info.rank).touch()
+    get_mark_path(path, context.rank_info.rank).touch()
     deadline = time.monotonic() + WAIT_S
     for _ in range(ADDITIONS):
         add_under_lock(path, deadline)
     return make_outcome(EXPECTED, f"{ADDITIONS} additions")
 
 
-def find_path(context: CheckContext) -> Path:
-    """Return the file of the number; it has another name in a repeated run, so that it starts from 0."""
+def get_number_path(context: CheckContext) -> Path:
+    """Return the path of the file with the number; a repeated run has another port and starts from 0."""
     return context.folder / f"number-{context.port}"
 
 
-def find_mark(path: Path, rank: int) -> Path:
-    """Return the file with which a rank shows that it uses the folder."""
+def get_mark_path(path: Path, rank: int) -> Path:
+    """Return the path of the file with which a rank shows that it uses the folder."""
     return path.with_name(f"{path.name}-rank-{rank}")
 
 
@@ -69,13 +69,13 @@ def add_under_lock(path: Path, deadline: float) -> None:
 def judge(context: CheckContext, outcomes: Outcomes) -> Finding:
     """Compare the number in the file with the additions of all ranks."""
     finding = merge(context, outcomes)
-    path, expected = find_path(context), ADDITIONS * len(outcomes)
+    path, expected = get_number_path(context), ADDITIONS * len(outcomes)
     if finding.verdict != "ok" or len(outcomes) == 1:
         return finding
     number = int(path.read_text())
     path.unlink()
     observed = f"{number} of {expected} additions by {len(outcomes)} ranks"
-    absent = [str(rank) for rank in outcomes if not find_mark(path, rank).exists()]
+    absent = [str(rank) for rank in outcomes if not get_mark_path(path, rank).exists()]
     if absent and number != expected:
         names = ", ".join(absent[:MAX_RANKS])
         problem = f"{observed}: files of ranks {names} do not appear in {context.folder} on the node of rank 0"

@@ -13,13 +13,13 @@ from harness.reference.programs.preflight.check import CheckContext, Outcome, ma
 from harness.reference.storage.collectives import get_mpi_world
 
 NUMBERS = 1024  # 8 kB, the size of a small structure in a distributed store
-READS = 200
+READS = 200  # that are timed
 EXPECTED = "the ranks of the launcher, a right sum, and one-sided reads"
 ADVICE = "Build mpi4py for the MPI of the launcher (`install` in the system's file)."
 
 
 def check(context: CheckContext) -> Outcome:
-    """Sum known numbers over all ranks, and read the memory of the next rank by one-sided access."""
+    """Sum known numbers over all ranks, and read the memory of the rank half of all ranks away by one-sided access."""
     from mpi4py import MPI
 
     world = get_mpi_world(context.rank_info)

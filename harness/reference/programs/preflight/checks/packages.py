@@ -132,5 +132,5 @@ def read_constraints(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
-    pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    return {normalize(name): version.split(";")[0].strip() for name, version in pairs}
+    pairs = (line.partition(";")[0].split("==") for line in lines if re.match(r"[\w.-]+==", line))
+    return {normalize(name): version.strip() for name, version in pairs}

@@ -22,9 +22,10 @@ from harness.reference.programs.preflight.check import CheckContext, Outcome, ma
 from harness.reference.training import state
 
 EPOCHS, KILLED_EPOCH = 3, 1
-TINY = 1e-30
+TINY = 1e-30  # the smallest divisor
+# The beginnings of the variables by which a process would belong to the ranks of the launcher.
 LAUNCHER_VARIABLES = ("PMI", "MPI", "OMPI", "PALS", "SLURM")
-# Sums on accelerators may have another order after a resume.
+# Relative differences of the states. Sums on accelerators may have another order after a resume.
 TOLERANCES = {"cpu": 0.0}
 ACCELERATOR_TOLERANCE = 1e-3
 EXPECTED = "a training that is killed and resumed ends in the state of one that is not killed"
@@ -37,12 +38,12 @@ class TrainingFailed(RuntimeError):
 
 def check(context: CheckContext) -> Outcome:
     """Train without interruption, then train, kill and resume, and compare the last states."""
-    # to search for accelerators here would prevent the processes of the trainings from using them
+    # not the first accelerator that torch sees: once this process has used one, those that it forks cannot
     kind = context.config.device or "cpu"
     config = TrainParameters(
         datasets=("ani1x",), max_structures_per_dataset=40, epochs=EPOCHS, batch_size=4, compile=False,
         precision="fp32", model=ModelParameters(hidden_dim=8, num_conv_layers=1, dim_headlayers=8), gate_steps=0,
-        checkpoint_interval_s=1e-6, device=kind,
+        checkpoint_interval_s=1e-6, device=kind,  # the state is saved after every step
     )  # fmt: skip
     whole, killed = (context.folder / name for name in ("whole", "killed"))
     for folder in (whole, killed):

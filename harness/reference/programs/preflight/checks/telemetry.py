@@ -7,8 +7,8 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
 
@@ -19,7 +19,8 @@ from harness.reference.programs.preflight.job_script import JOB_SCRIPT
 EXPECTED = "samples of this node"
 OMNISTAT_COMMENT = "# Telemetry by Omnistat"
 SERVER_VARIABLE = "server"  # which the job script exports
-RECENT_S = 300.0
+RECENT_S = 300.0  # the age of samples at a server that count
+SERVER_WAIT_S, MARGIN_S = 30.0, 5.0
 ADVICE = "See `telemetry` in the system's file; without telemetry, the report only lacks the energy."
 GPU_METRIC = "harness_gpu_"
 
@@ -31,8 +32,9 @@ def check(context: CheckContext) -> Outcome:
         interval_s = float(os.environ[INTERVAL_VARIABLE])
         folder = Path(os.environ.get(FOLDER_VARIABLE, context.case_folder / "telemetry"))
         path = folder / f"{platform.node()}-{context.rank_info.local_rank}.jsonl"
-        metrics = wait_for(lambda: read_metrics(path), BUFFER_S + 2 * interval_s + 5.0)
-        problems = [] if metrics else [f"{path.name} has no sample after {BUFFER_S + 2 * interval_s + 5.0:.0f} s"]
+        limit_s = BUFFER_S + 2 * interval_s + MARGIN_S
+        metrics = wait_for(lambda: read_metrics(path), limit_s)
+        problems = [] if metrics else [f"{path.name} has no sample after {limit_s:.0f} s"]
         if uses_omnistat:
             problems.append("Omnistat did not start, so the ranks sample their nodes themselves")
         if metrics and context.config.device == "cuda" and not any(name.startswith(GPU_METRIC) for name in metrics):
@@ -40,7 +42,7 @@ def check(context: CheckContext) -> Outcome:
         return make_outcome(EXPECTED, f"{len(metrics)} metrics by the sampler of the ranks", problems, ADVICE)
     if uses_omnistat and os.environ.get(SERVER_VARIABLE):
         server = os.environ[SERVER_VARIABLE]
-        metrics = wait_for(lambda: query_server(server), 30.0)
+        metrics = wait_for(lambda: query_server(server), SERVER_WAIT_S)
         problems = [] if metrics else [f"no sample reached {server} in the last {RECENT_S:.0f} s"]
         return make_outcome(EXPECTED, f"{len(metrics)} metrics by Omnistat", problems, ADVICE)
     return make_unchecked(
@@ -65,7 +67,7 @@ def wait_for(read: Callable[[], set[str]], limit_s: float) -> set[str]:
 def read_metrics(path: Path) -> set[str]:
     """Return the names of the metrics with samples in a file; none if there is no file."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return set()
     return parse_metrics(lines)
@@ -77,7 +79,7 @@ def query_server(server: str) -> set[str]:
     try:
         with build_opener(ProxyHandler({})).open(f"{server}/api/v1/export?{query}", timeout=10.0) as answer:
             return parse_metrics(answer.read(1 << 22).decode("utf-8", "replace").splitlines())
-    except (URLError, OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return set()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import resource
 from collections.abc import Callable
@@ -150,8 +151,9 @@ def test_disk_that_is_full_or_lies_is_a_failure(tmp_path: Path, monkeypatch: pyt
             disk.write_and_read(full)
     monkeypatch.undo()
     monkeypatch.setattr(disk, "BLOCKS", 1)
-    monkeypatch.setattr(Path, "read_bytes", lambda path: b"")
-    finding = disk.check(make_context(tmp_path)).finding
+    assert not disk.contains_blocks(Path("/dev/null"), b"block")
+    monkeypatch.setattr(os, "fsync", lambda _: next(tmp_path.glob("preflight-*")).write_bytes(b"other"))
+    finding = disk.check(make_context(tmp_path, scratch_folder=str(tmp_path))).finding
     assert finding.verdict == "failed"
     assert "the file does not contain what was written" in finding.observed
 

@@ -20,7 +20,7 @@ ERROR_RANGE_EV_PER_ATOM = (1e-4, 30.0)  # errors are clipped to this range in th
 RIDGE = 0.1  # weight of the squared coefficients; the weights of the squared residuals sum to 2
 ACCEPTED_SHARE = 0.9  # of the labels, by the threshold
 REFUSED_MEDIANS, AUROC_MEDIANS = 10.0, 5.0  # large errors in units of the median, for the threshold and the AUROC
-FOLDS = 5
+FOLDS = 5  # of the cross-validation
 
 
 @dataclass(frozen=True)

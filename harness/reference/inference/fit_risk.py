@@ -55,6 +55,7 @@ from harness.reference.storage.sampling.sampler import SampleIndices
 BATCH = 32
 MAX_STRUCTURES = 500  # of each set in each split
 INSIDE_SHARE = 0.95  # of the training structures count as inside
+CONTACT_TOLERANCE = 1e-5  # relative; positions in single precision may be a little closer than in training
 
 
 class RiskFitter:
@@ -78,7 +79,17 @@ class RiskFitter:
             raise InputError(f"{name}: the head {self.labels.head}, which has labels, was not trained")
 
     def observe(self) -> Observations:
-        """Evaluate the model on all structures."""
+        """Evaluate the model on all structures.
+
+        Raises:
+            InputError: The labelled head has no validation or no test structures, or covers no label of a split.
+        """
+        labelled = {part: self.build_labels(part) for part in LABEL_SPLITS}
+        if uncovered := [part for part, graphs in labelled.items() if not graphs]:
+            raise InputError(
+                f"{self.labels.head}: the head covers no label of the splits {', '.join(uncovered)}; train it on a set"
+                " with more elements"
+            )
         splits = {s.branch: self.load_splits(s.name) for s in SHIPPED_SETS if bool(self.model.trained[s.branch])}
         samples = {head: self.collect_sample(head, graphs[SPLITS[0]]) for head, graphs in splits.items()}
         statistics = fit_statistics(self.model, samples, SEED)
@@ -92,12 +103,13 @@ class RiskFitter:
         complete = {head: graphs for head, graphs in splits.items() if graphs[SPLITS[1]] and graphs[SPLITS[2]]}
         if self.labelled_head not in complete:
             raise InputError(
-                f"{self.labels.head}: no validation or no test structures, from which the risk is calibrated"
+                f"{self.labels.head}: the head covers no validation or no test structures, from which the risk is"
+                " calibrated"
             )
         validation, test = (
             [describe(head, graphs[split]) for head, graphs in complete.items()] for split in SPLITS[1:]
         )
-        labels = {part: describe(self.labelled_head, self.build_labels(part)) for part in LABEL_SPLITS}
+        labels = {part: describe(self.labelled_head, graphs) for part, graphs in labelled.items()}
         return Observations(statistics, limits, validation, test, labels)
 
     def load_splits(self, name: str) -> dict[str, list[NeighbourList]]:
@@ -125,9 +137,10 @@ class RiskFitter:
         return [g for g in graphs if self._is_covered(self.labelled_head, g)]
 
     def _is_covered(self, head: int, graph: NeighbourList) -> bool:
-        ratios = compute_contact_ratios(graph)
+        """Return whether a head knows all elements and has been trained on contacts as short as these."""
+        shortest = compute_contact_ratios(graph).min(initial=np.inf)
         knows_all = bool(self.model.known_elements[head, graph.structure.numbers].all())
-        return knows_all and (not ratios.size or bool(ratios.min() >= float(self.model.closest[head]) * (1 - 1e-5)))
+        return knows_all and bool(shortest >= (1 - CONTACT_TOLERANCE) * float(self.model.closest[head]))
 
     def evaluate(self, head: int, graphs: Sequence[NeighbourList]) -> Iterator[tuple[Batch, Evaluation, Array]]:
         """Yield batches of structures with their evaluations, and the labels minus the energies, [g] eV/atom."""

@@ -14,7 +14,7 @@ from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
 from harness.reference.inference.risk import Evaluation, TrainingStatistics, compute_shortest_contacts
 from harness.reference.models.foundation import FoundationModel
 
-MEMBERS = 16
+MEMBERS = 16  # of the ensemble
 TAIL_SHARE = 0.01  # share of training structures beyond each limit: low contact, high force, low and high energy
 
 

@@ -39,8 +39,8 @@ SHIPPED = Path(__file__).parent / "shipped"
 FEATURES = (
     "spread", "distance of atoms", "distance of structure", "composition", "energy", "contact", "force",
 )  # fmt: skip
-MAX_FEATURE = 5.0
-MIN_ENERGY_RANGE_EV_PER_ATOM = 1e-3
+MAX_FEATURE = 5.0  # larger features count as this large
+MIN_ENERGY_RANGE_EV_PER_ATOM = 1e-3  # narrower ranges count as this wide
 TINY = 1e-12  # added before logarithms, so that they are finite in single and double precision
 
 
@@ -75,7 +75,7 @@ def evaluate(model: FoundationModel, batch: Batch, weights: Tensor) -> Evaluatio
 
 
 def find_largest_forces(batch: Batch, forces: Tensor) -> Tensor:
-    """Return the largest norm of the forces [n, 3] on the atoms of each structure, [g]."""
+    """Return the largest norm of the forces [n, 3], or of their negatives, on the atoms of each structure, [g]."""
     size = torch.linalg.vector_norm(forces, dim=1)
     return size.new_zeros(len(batch.composition)).scatter_reduce(0, batch.graph, size, "amax", include_self=True)
 
@@ -120,7 +120,7 @@ class TrainingStatistics:
         columns = (
             torch.log(spread + TINY),
             torch.log(self._compute_atom_distance(model, batch, evaluation.features) + TINY),
-            torch.log(self.compute_structure_distance(model, batch, evaluation.pooled) + TINY),
+            torch.log(self._compute_structure_distance(model, batch, evaluation.pooled) + TINY),
             excess_share.clamp(min=0.0).amax(-1),
             torch.log1p(excess_energy),
             torch.log(self.contact / contact).clamp(min=0.0),
@@ -142,7 +142,7 @@ class TrainingStatistics:
         total = square.new_zeros(len(batch.composition), square.shape[1]).index_add(0, batch.graph, square)
         return (total / batch.n_atoms.unsqueeze(-1)).sqrt()
 
-    def compute_structure_distance(self, model: FoundationModel, batch: Batch, pooled: Tensor) -> Tensor:
+    def _compute_structure_distance(self, model: FoundationModel, batch: Batch, pooled: Tensor) -> Tensor:
         """Return the distance of each structure from the training set of each head, [g, heads]."""
         mean = model.select_features(pooled) / batch.n_atoms.unsqueeze(-1)
         deviation = torch.einsum("hgf,hfk->hgk", mean - self.structure_means.unsqueeze(1), self.structure_whitening)
@@ -221,7 +221,7 @@ def hash_checkpoint(name: str) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: the checkpoint cannot be read ({error.strerror})") from None
 
 
 def find_risk_path(name: str) -> Path:

@@ -26,7 +26,7 @@ from harness.reference.inference.calibrate_risk import (
     fit_scale,
     measure_coverage_inside,
 )
-from harness.reference.inference.fit_risk import main
+from harness.reference.inference.fit_risk import RiskFitter, main
 from harness.reference.inference.fit_statistics import fit_members
 from harness.reference.inference.risk import (
     FEATURES,
@@ -261,6 +261,13 @@ def test_risk_of_a_model_in_memory_needs_a_risk_model(model: FoundationModel) ->
 def test_fit_of_a_missing_checkpoint_gives_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["missing.safetensors"]) == 2
     assert capsys.readouterr().err == "error: missing.safetensors: no such checkpoint\n"
+
+
+def test_labels_that_the_head_does_not_cover_are_an_input_error() -> None:
+    fitter = RiskFitter("painn-64")
+    fitter.labels = replace(fitter.labels, labels=[x for x in fitter.labels.labels if x.split != "fit"])
+    with pytest.raises(InputError, match="covers no label of the splits fit; train it on"):
+        fitter.observe()
 
 
 def test_shipped_files_are_small() -> None:

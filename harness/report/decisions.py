@@ -27,8 +27,8 @@ class PlannedRun:
 
     Attributes:
         command: the command that starts it.
-        system: the title of the system.
-        jobs: the number of jobs, and the walltime of the longest.
+        system: the title of the system; its name if the run cannot be planned.
+        jobs: the number of jobs, and the walltime of the longest; the reason if the run cannot be planned.
         expected: the expected cost.
         limit: the cost that the walltimes allow.
     """

@@ -10,12 +10,12 @@ from harness.stats.intervals import Interval
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
-MIN_STRUCTURES = 5  # with fewer structures outside, there is no estimate
-KEYS = ["dataset", "index"]
+MIN_STRUCTURES = 5  # with fewer structures outside or inside, there is no estimate
+KEYS = ["dataset", "index"]  # which identify a structure
 
 
 def pivot_errors(structures: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the errors with a row per seed and a column per structure; structures without a value are left out."""
+    """Return the errors with a row per seed and a column per structure that has an error for every seed."""
     table = structures.pivot_table(index="seed", columns=KEYS, values=column, aggfunc="mean")
     return table.dropna(axis="columns")
 
@@ -23,13 +23,14 @@ def pivot_errors(structures: pd.DataFrame, column: str) -> pd.DataFrame:
 def estimate_ratio(numerator: pd.DataFrame, denominator: pd.DataFrame) -> Interval:
     """Return the ratio of two mean errors with its 95% interval, from tables of `pivot_errors`.
 
-    Seeds and structures are resampled independently; seeds, and structures that both tables contain, are resampled
-    together. Only seeds of both tables count. With one seed, the interval is over structures alone.
+    Seeds and structures are resampled independently. Both tables share the resampled seeds, and also the resampled
+    structures if they contain the same ones. Only seeds of both tables count. With one seed, the interval is over
+    structures alone. Without a seed, or with fewer structures than MIN_STRUCTURES in a table, the ratio is NaN.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3 (percentile interval).
 
     Args:
-        numerator: Errors, a row per seed.
-        denominator: Errors, a row per seed.
+        numerator: Absolute errors, a row per seed.
+        denominator: Absolute errors, a row per seed.
     """
     seeds = numerator.index.intersection(denominator.index)
     is_paired = numerator.columns.equals(denominator.columns)
@@ -55,14 +56,14 @@ def _average(errors: Floats, by_seed: Floats, by_structure: Floats) -> Floats:
 
 
 def remove_offset(errors: Floats, shares: Floats) -> Floats:
-    """Return energy errors per atom [k] without one energy per atom, fitted to the other structures.
+    """Return energy errors per atom [k] without an offset, fitted to all structures but the one it is subtracted from.
 
-    Each structure is predicted by a fit to all others (leave one out), so that its own error does not reduce itself. If
-    the rule names elements, the offset is an energy per atom of them; otherwise it is an energy per atom.
+    If the rule names elements, the offset is one energy for each atom of these elements; else, one for each atom. The
+    errors of structures whose offset the others do not determine are NaN.
 
     Args:
-        errors: Signed errors in eV/atom.
-        shares: Share of atoms of elements that the rule names; all 0 if it names none.
+        errors: [k] signed errors in eV/atom.
+        shares: [k] share of atoms of elements that the rule names; all 0 if it names none.
     """
     x = shares if shares.any() else np.ones_like(shares)
     products, squares = x * errors, x * x

@@ -69,7 +69,7 @@ COMPARISONS = {
     "multi-task / single-task, absent": (("multi-task", "absent"), ("single-task", "absent")),
     "multi-task / single-task, present": (("multi-task", "present"), ("single-task", "present")),
 }
-N_BINS = 6
+N_BINS = 6  # of the distance
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
@@ -139,9 +139,10 @@ def _digest_recipe(record: RunRecord) -> str:
 
 
 def _list_structures(record: RunRecord, run: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the errors of each structure with the run, and the training of its head; omit heads that are neither.
+    """Yield the errors of each structure with the run and the training of its head.
 
-    Structures inside are yielded for the rule, and once more for each file of their head.
+    Heads whose sets have the structures of the rule, which other sets lack, are omitted: their training is none of the
+    three. Structures inside are yielded for the rule, and once more for each file of their head.
     """
     files = {part["head"]: part["file"] for part in record.facts["holdout"] if part.get("file")}
     left_out = set(filter(None, run["left_out_of"].split(", ")))

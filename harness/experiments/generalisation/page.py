@@ -15,6 +15,7 @@ from harness.document.blocks import (
     number_cell,
 )
 from harness.experiments.experiment import PageContext
+from harness.experiments.generalisation.estimates import MIN_STRUCTURES
 from harness.experiments.generalisation.figures import draw_distance, draw_ratios
 from harness.experiments.generalisation.metrics import name_outside
 from harness.experiments.training.descriptions import (
@@ -99,12 +100,12 @@ def _describe_runs(runs: pd.DataFrame) -> str:
 
 
 def _describe_budget(runs: pd.DataFrame) -> str:
-    """Return a paragraph that says whether all runs of a task sample the same number of structures."""
+    """Return a paragraph on the budgets, which says if the runs of a task sample different numbers of structures."""
     parts = []
     for task, rows in runs.groupby("task"):
-        equal = rows["budget"].nunique() == 1 and rows["steps"].nunique() == 1
+        is_equal = rows["budget"].nunique() == 1 and rows["steps"].nunique() == 1
         budget, steps = format_range(rows["budget"], ",.0f"), format_range(rows["steps"], ",.0f")
-        problem = "" if equal else " (incorrect: the runs differ)"
+        problem = "" if is_equal else " (incorrect: the runs differ)"
         parts.append(f"{task}, {budget} structures in {steps} steps{problem}")
     note = "Multi-task and single-task training should sample equal numbers of structures of a dataset."
     return f"Budgets: {'; '.join(parts)}. {note}"
@@ -164,8 +165,8 @@ def _build_errors_block(errors: pd.DataFrame, quantity: str) -> TableBlock:
         ("outside / inside [95%]", interval_cell("ratio")),
     ]
     note = (
-        "Means over structures and seeds; the interval is a bootstrap over both. A dash means that fewer than five"
-        f" structures are outside or inside. The baseline is {BASELINES[quantity]}."
+        "Means over structures and seeds; the interval is a bootstrap over both. A dash means that fewer than"
+        f" {MIN_STRUCTURES} structures are outside or inside. The baseline is {BASELINES[quantity]}."
     )
     if quantity == "energy":
         columns += [

@@ -22,8 +22,8 @@ from harness.reference.errors import InputError
 from harness.reference.storage.samples import FilteredSamples, Samples
 
 OUTSIDE = "outside"
-BATCH = 1000
-LARGE_ATOMS = 40
+BATCH = 1000  # samples that are read at once
+LARGE_ATOMS = 40  # of the family `large`, at least
 HALOGENS, CHALCOGENS, PNICTOGENS = {9, 17, 35, 53}, {16, 34, 52}, {7, 15, 33, 51}
 # hydrogen, metalloids B, Si, Ge, As, Sb, Te, At, and the non-metals
 NON_METALS = {1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 51, 52, 53, 54, 85, 86}
@@ -48,7 +48,7 @@ def is_held_out(rule: Holdout, numbers: NDArray[np.int64], periodic: NDArray[np.
 
 
 def _list_chemistries(elements: set[int]) -> set[str]:
-    """Return the classes of a composition; those of anions need a metal and exclude carbon."""
+    """Return the classes of a composition; the classes of anions contain a metal and no carbon."""
     metals = elements - NON_METALS
     if metals == elements:
         return {"intermetallics"} if len(elements) > 1 else set()
@@ -61,6 +61,7 @@ def _list_chemistries(elements: set[int]) -> set[str]:
 
 
 def _list_families(elements: set[int], atoms: int, periodic_directions: int) -> set[str]:
+    """Return the families of a structure; one that is periodic along one or two vectors counts as a slab."""
     by_elements = {1: "elements", 2: "binaries", 3: "ternaries"}.get(len(elements))
     by_period = {0: "molecules", 3: "crystals"}.get(periodic_directions, "slabs")
     return {by_period, *([by_elements] if by_elements else []), *(["large"] if atoms >= LARGE_ATOMS else [])}
@@ -68,14 +69,19 @@ def _list_families(elements: set[int], atoms: int, periodic_directions: int) -> 
 
 @dataclass(frozen=True)
 class _Scan:
-    """The structures of a split that satisfy a rule: their indices, and the elements of the others, [119]."""
+    """The result of a scan of a split.
+
+    Attributes:
+        held_out: [k] indices of the structures that satisfy the rule.
+        elements: [119] whether each atomic number occurs in the other structures.
+    """
 
     held_out: NDArray[np.int64]
     elements: NDArray[np.bool_]
 
 
 def _scan(samples: Samples, rule: Holdout) -> _Scan:
-    """Read all samples of a split once."""
+    """Read all samples of a split, and find those that satisfy the rule."""
     held_out, elements = [], np.zeros(ELEMENT_SLOTS, dtype=bool)
     for first in range(0, len(samples), BATCH):
         indices = np.arange(first, min(first + BATCH, len(samples)))

@@ -29,16 +29,22 @@ from harness.reference.training.loss import collate_labelled, predict_own_head
 
 BATCH = 32
 # The largest number of structures of each dataset that are evaluated in a split, and the largest number to which the
-# distance is fitted to.
+# distance is fitted.
 MAX_EVALUATED, MAX_FITTED = 250, 200
-
 
 Side = Literal["inside", "outside"]
 
 
 @dataclass(frozen=True)
 class _Errors:
-    """Errors of one structure in eV/atom (`energy` is signed) and eV/angstrom (None if it has no forces)."""
+    """Errors of one structure.
+
+    Attributes:
+        energy: Signed error of the energy, eV/atom.
+        composition: Absolute error of the baseline, the sum of the reference energies, eV/atom.
+        force: Mean absolute error of the components of forces, eV/angstrom; None if the structure has no forces.
+        zero_force: The same for forces of zero.
+    """
 
     energy: float
     composition: float

@@ -63,6 +63,7 @@ def test_page_shows_each_verdict_with_what_to_do(tmp_path: Path) -> None:
     assert "2 of 3 checked items of frontier ok; 1 not checked; failed: devices" in text
     assert "Do this." in text
     assert "Calculations on MI250X" in text
+    assert "An unknown number of ranks on unknown nodes" in text, "the log ended before these facts"
     assert (tmp_path / "tables" / "preflight_items.csv").exists()
 
 

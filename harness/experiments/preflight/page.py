@@ -70,11 +70,11 @@ def summarize(items: pd.DataFrame) -> str:
 
 
 def describe_case(items: pd.DataFrame) -> list[str]:
-    """Return sentences on the machine, and on what has not been checked."""
+    """Return sentences on the machine, on the state of the case, and on what has not been checked."""
     first = list_rows(items)[0]
     device = first["device_name"] or ("the CPU, since no accelerator was used" if first["device"] == "cpu" else None)
     ranks = pluralize(first["world_size"], "rank") if first["world_size"] else "An unknown number of ranks"
-    texts = [f"{ranks} on {first['hosts']}; device of the calculations: {device or 'unknown'}."]
+    texts = [f"{ranks} on {first['hosts'] or 'unknown nodes'}; device of the calculations: {device or 'unknown'}."]
     if first["state"] != "done":
         texts.append(f"The case is {first['state']}: {first['error'] or 'see `stderr`'}.")
     unchecked = items[items["verdict"] == "not checked"]["item"]

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: one controller and several emulated nodes on loopback, in a folder of its own.
+"""A real Slurm on this machine: one controller and several emulated nodes on loopback, in one folder.
 
 Nothing outside the folder is read or written: it contains a munge key, the configuration, state and logs. Several
 clusters may run at once: they use free ports, and their job ids, from which jobs derive the port of their ranks,
@@ -110,9 +110,11 @@ class Cluster:
         self.start_controller()
         for name in self.names:
             self._spawn_node(name)
-        self._wait_for(
-            "idle nodes", lambda: all(self.get_node_states().get(name) == "idle" for name in self.names), 120
-        )
+        self._wait_for("idle nodes", self._has_idle_nodes)
+
+    def _has_idle_nodes(self) -> bool:
+        states = self.get_node_states()
+        return all(states.get(name) == "idle" for name in self.names)
 
     def _start_accounting(self) -> None:
         options = (f"--defaults-file={self.folder}/database.cnf", "--auth-root-authentication-method=normal")
@@ -225,9 +227,10 @@ class Cluster:
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
         (self.folder / "gres.conf").write_text(self._make_fake_gpus())
-        text = self._render_configuration()
+        first_port = find_free_ports(self.nodes + 2)
+        text = self._render_configuration(first_port)
         if self.accounting:
-            port = find_free_ports()
+            port = first_port + self.nodes + 1
             text += f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStoragePort={port}\n"
             text += "AccountingStorageHost=127.0.0.1\nAccountingStorageEnforce=limits,qos\n"
             text += f"AccountingStoragePass={self.folder}/munge.socket\n"
@@ -238,7 +241,7 @@ class Cluster:
         (self.folder / "slurm.conf").write_text(text)
 
     def _make_fake_gpus(self) -> str:
-        """Return gres.conf for character devices that stand in for GPUs, or only for a count if they cannot be made.
+        """Return gres.conf for character devices that stand in for GPUs, or only for a count if they cannot be created.
 
         Only with devices do tasks see CUDA_VISIBLE_DEVICES.
         """
@@ -251,8 +254,8 @@ class Cluster:
             self.has_gpu_devices = False
         return f"AutoDetect=off\nName=gpu {gpus}\n" if self.gpus else ""
 
-    def _render_configuration(self) -> str:
-        port = find_free_ports(self.nodes + 1)
+    def _render_configuration(self, port: int) -> str:
+        """Return slurm.conf, with this port for the controller, and the next ones for the nodes."""
         hardware = f"CPUs={self.cpus} RealMemory=2000" + f" Gres=gpu:{self.gpus}" * bool(self.gpus)
         hardware += f" Features={','.join(self.features)}" * bool(self.features)
         text = CONFIGURATION.format(

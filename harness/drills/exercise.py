@@ -37,7 +37,7 @@ pack: 2
 resources: {nodes: %(nodes)s, ranks_per_node: %(ranks_per_node)s, walltime_minutes: 10}
 """
 # A launcher that strikes the program of rank 1 of the second case, once, after it has begun to compute. The folder
-# beside the launcher marks the strike.
+# `launcher.sh.struck` marks the strike.
 LAUNCHER = """\
 #!/usr/bin/env bash
 case=${*: -1}

@@ -58,7 +58,7 @@ def mount_freezable_disk(exercise: Exercise) -> Iterator[None]:
 def wrap_scheduler_commands(exercise: Exercise) -> Iterator[None]:
     """Write scripts in place of the scheduler's commands: they fail while the file `away` exists, and else call them.
 
-    The drills stop the controller of their own cluster instead.
+    On the cluster that the drills have started, they stop the controller instead.
     """
     if exercise.site.cluster is None:
         exercise.programs.mkdir()

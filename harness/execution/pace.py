@@ -29,7 +29,7 @@ class Pace:
     def estimate_s(self, case: Case) -> float:
         """Return the seconds that a case takes.
 
-        This is its own measured time, or else the time that its suite expects, multiplied by the ratio of measured to
+        This is its measured time, or else the time that its suite expects, multiplied by the ratio of measured to
         expected times of the suite's other cases.
         """
         if case.id in self._measured_s:

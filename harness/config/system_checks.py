@@ -70,11 +70,11 @@ def _read_template(system: ResolvedSystem) -> str:
 
 def _describe_conflict(option: Directive, template_options: set[str]) -> str:
     if option.name in template_options:
-        return f"the job script sets {option.name} itself"
+        return f"the job script sets {option.name} itself; remove the option"
     if option.name == "-l":
         for resource in (part.partition("=")[0].strip() for part in option.value.split(",")):
             if f"-l {resource}" in template_options:
-                return f"the job script sets -l {resource} itself"
+                return f"the job script sets -l {resource} itself; remove the resource"
             if resource in CHUNK_RESOURCES:
                 return f"PBS refuses -l {resource} next to -l select; name it in `chunk`"
     return ""
@@ -171,7 +171,7 @@ def _compare_launch(
             detail = f"for {shape['nodes']} nodes x {ranks} ranks; use {{{{ {names[quantity]} }}}}"
             yield number[0], f"{number[0]} starts the program with {number[1]} instead of {expected}, {detail}"
     if "ranks" not in launch.numbers:
-        yield "", f"{launch.command} does not receive the number of ranks"
+        yield "", f"{launch.command} does not receive the number of ranks; add -n {{{{ case.ranks }}}}"
     logical_cpus = MAX_THREADS_PER_CORE * (node.cores or 0)
     per_rank = launch.numbers.get("cores_per_rank")
     if per_rank and logical_cpus and ranks * per_rank[1] > logical_cpus:

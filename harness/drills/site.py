@@ -42,7 +42,9 @@ class Site:
 
     def explain_no_cluster(self) -> str | None:
         """Return why the drills may not kill a node; None if they may."""
-        return None if self.cluster else "only on a cluster of the drills (without --system) may a node be killed"
+        return (
+            None if self.cluster else "a node may be killed only on a cluster of the drills (without --system)"
+        )
 
     def explain_no_scheduler(self) -> str | None:
         """Return why the scheduler cannot be away; None if it can."""
@@ -51,7 +53,7 @@ class Site:
     def explain_no_mount(self) -> str | None:
         """Return why a disk of the drills cannot hold the results; None if it can."""
         if not self.is_on_this_machine:
-            return "jobs on other machines would not see a disk that is mounted here"
+            return "the jobs run on other machines, which would not see a disk that is mounted here"
         return None if os.geteuid() == 0 else "only root may mount a disk"
 
     def explain_no_freeze(self) -> str | None:

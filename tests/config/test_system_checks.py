@@ -74,8 +74,8 @@ def test_valid_directives_are_accepted(directive: str, tmp_path: Path, capsys: p
     """The job script sets the time and exclusive nodes itself, so those two are found for that reason only."""
     _, lines = check(make_system("slurm", "directives:", f"  - '{directive}'"), tmp_path, capsys)
     assert [line.partition(": ")[2] for line in lines] == {
-        "--exclus": ["directives.0: the job script sets --exclusive itself"],
-        "-t1:00 ": ["directives.0: the job script sets --time itself"],
+        "--exclus": ["directives.0: the job script sets --exclusive itself; remove the option"],
+        "-t1:00 ": ["directives.0: the job script sets --time itself; remove the option"],
     }.get(directive, [])
 
 

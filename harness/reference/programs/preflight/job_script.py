@@ -52,7 +52,7 @@ class JobScript:
 def read_job_script(case_folder: Path) -> JobScript | None:
     """Return the content of the script in the folder of a case; None if no script has started the case."""
     try:
-        text = (case_folder / JOB_SCRIPT).read_text(encoding="utf-8")
+        text = (case_folder / JOB_SCRIPT).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     return parse_job_script(text, case_folder.resolve().name)

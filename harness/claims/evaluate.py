@@ -6,6 +6,7 @@ decide a claim, the verdict is the one that the claim's `conditions` name, and t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,9 @@ def judge_claim(
 ) -> Score:
     """Return the score of one claim; evidence paths are relative to root if they are below it."""
     finding = _find_verdict(claim, tables)
-    value, low, high = finding.value
+    value, *ends = finding.value
+    has_interval = all(end is not None and math.isfinite(end) for end in ends)  # unlike the mean of a single value
+    low, high = ends if has_interval else (None, None)
     return Score(
         **claim.model_dump(include={"id", "statement", "source", "measurement", "unit", "program", "suites"}),
         paper=paper,

@@ -127,6 +127,8 @@ def test_file_without_a_rule_is_evidence_on_structures_absent_from_training(tmp_
     assert overall.loc[("energy", "outside / inside, absent"), ["pairs", "rules"]].tolist() == [1, 1]
     write_report(tmp_path)
     assert "Energy errors outside the training sets are 5.00 times those inside (1 file)" in read_pages(tmp_path)
+    (score,) = (s for s in json.loads((tmp_path / "scorecard.json").read_text()) if s["id"] == "generalisation")
+    assert (score["verdict"], score["ci_low"], score["ci_high"]) == ("inconclusive", None, None)
 
 
 def test_head_with_few_structures_outside_has_no_ratio() -> None:

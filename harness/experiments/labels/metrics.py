@@ -40,7 +40,7 @@ STRUCTURES = Columns(
 )
 FAILURES = Columns("label_failures", case=CASE, failure="index structure formula atoms reason calculation_s")
 CALCULATION_TIME = Metric("time per label", "s", "lower")
-# With a larger leverage, the fit of the elements' energies passes through the structure whatever its energy is.
+# With a larger leverage, the fit of the elements' energies passes through the structure, whatever its energy is.
 MAX_LEVERAGE = 0.999
 
 
@@ -122,7 +122,10 @@ def compute_residuals(events: Sequence[Mapping[str, Any]], energies_ev: Sequence
 
 
 def _describe_case(record: RunRecord, structures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the row of a case; means of errors are over structures, with Student's interval."""
+    """Return the row of a case; means of errors are over structures, with Student's interval.
+
+    `elements` is the number of energies that the comparison of energies fits, one per element.
+    """
     facts, failures = record.facts, record.events("label_failed")
     calculator, seconds = facts.get("calculator") or {}, [s["calculation_s"] for s in structures]
     compared = [s for s in structures if math.isfinite(s["energy_error_ev_per_atom"])]
@@ -130,6 +133,7 @@ def _describe_case(record: RunRecord, structures: Sequence[Mapping[str, Any]]) -
     with_forces = [s for s in structures if s.get("force_error_ev_per_angstrom") is not None]
     forces = compute_mean_interval(s["force_error_ev_per_angstrom"] for s in with_forces)
     zero = [s["force_mean_ev_per_angstrom"] for s in with_forces]
+    predicted = [e for e in record.events("label") if e.get("predicted_energy_ev") is not None]
     reasons = Counter(s["unpredicted_reason"] for s in structures if s.get("unpredicted_reason"))
     time = compute_median_interval(seconds) if seconds else Interval(math.nan, math.nan, math.nan)
     return {
@@ -144,7 +148,7 @@ def _describe_case(record: RunRecord, structures: Sequence[Mapping[str, Any]]) -
         **interval_columns("calculation_s", time),
         "calculation_total_s": sum(seconds) + sum(e["calculation_s"] for e in failures),
         "compared": len(compared),
-        "elements": len({symbol for event in record.events("label") for symbol in event["elements"]}),
+        "elements": len({symbol for event in predicted for symbol in event["elements"]}),
         **interval_columns("energy_mae_ev_per_atom", energies),
         **interval_columns("force_mae_ev_per_angstrom", forces),
         "zero_force_mae_ev_per_angstrom": float(np.mean(zero)) if zero else math.nan,

@@ -80,7 +80,7 @@ def build_case_section(case: Row, context: PageContext) -> Section:
         table[table["folder"] == case["folder"]]
         for table in (context.tables["label_structures"], context.tables["label_failures"])
     )
-    name = f"{case['campaign']}-{case['case']}"
+    name = f"{case['campaign']}-{Path(case['folder']).name}"  # the folder is unique, unlike the case
     figures = [draw_labels(structures, context.figures, f"{name}-labels")] if len(structures) else []
     blocks = [build_failures_block(failures)] if len(failures) else []
     if structures["energy_error_ev_per_atom"].notna().any():
@@ -115,8 +115,8 @@ def describe_case(case: Row, failures: pd.DataFrame) -> list[str]:
         )
     if case["checkpoint"] and case["source"].startswith("shipped set"):
         texts.append(
-            "The structures are drawn from all of a shipped set, most of which shipped models are trained on: these are"
-            " not errors for new structures."
+            "The structures are chosen from a whole shipped set, on most of which the shipped models are trained: these"
+            " are not errors for new structures."
         )
     if case["unpredicted"]:
         texts.append(f"Not predicted: {case['unpredicted']}.")

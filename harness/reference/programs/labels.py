@@ -6,15 +6,13 @@ end, rank 0 writes labels.extxyz, which `harness data convert` and training read
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 
-from harness.protocol.case import upgrade_case
+from harness.protocol.errors import did_you_mean
 from harness.protocol.events import CaseLog, JsonLinesLog, read
 from harness.protocol.programs.labels import (
     LabelCalculator,
@@ -36,39 +34,20 @@ from harness.protocol.programs.labels import (
 )
 from harness.protocol.programs.models import ModelDefinition
 from harness.protocol.records import Progress
-from harness.protocol.registry import parse_parameters
 from harness.reference.data.structure import Structure
-from harness.reference.datasets.shipped_sets import find_shipped_set, load_structures
-from harness.reference.datasets.user_files import read_structures
 from harness.reference.distributed import launch
 from harness.reference.errors import InputError
 from harness.reference.inference.calculator import ReferenceCalculator
 from harness.reference.models.coverage import OutsideTraining
-from harness.reference.potentials.process import PotentialError, PotentialPrediction, PotentialProcess, build_spec
+from harness.reference.potentials.process import PotentialError, PotentialProcess, build_spec
+from harness.reference.programs.labels_source import Source, load_source
 from harness.reference.programs.models import describe_class
 
 LABELS_FILE = "labels.extxyz"
-CANDIDATES_FILE = "best.csv"
-LOAD_TIMEOUT_S = 600.0
-POLL_S = 0.5
-MAX_COUNT = 10**9
+LOAD_TIMEOUT_S = 600.0  # for the calculator
+POLL_S = 0.5  # between looks at the records of the other ranks
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The structures to label.
-
-    Attributes:
-        name: The file, or the shipped dataset.
-        sha256: The digest of the file, or None.
-        structures: The structures.
-    """
-
-    name: str
-    sha256: str | None
-    structures: Sequence[Structure]
 
 
 def run(config: LabelsParameters, log: CaseLog, folder: Path) -> None:
@@ -81,9 +60,7 @@ def run(config: LabelsParameters, log: CaseLog, folder: Path) -> None:
     # on what is finished, since another rank may already have begun
     order = sorted(range(len(source.structures)), key=lambda k: len(source.structures[k]))
     share = [k for k in launch.shard(order, rank_info.rank, rank_info.size) if k not in earlier]
-    with ExitStack() as stack:
-        labeller = Labeller(config, definition, folder / f"calculator-{rank_info.rank}.log")
-        stack.callback(labeller.close)
+    with closing(Labeller(config, definition, folder / f"calculator-{rank_info.rank}.log")) as labeller:
         if rank_info.rank == 0:
             log_facts(config, labeller, source, log=log, finished=len(earlier), ranks=rank_info.size)
         writer = JsonLinesLog(folder / f"labels-{rank_info.rank}.jsonl")
@@ -104,58 +81,13 @@ def find_definition(config: LabelsParameters) -> ModelDefinition:
     if config.calculator not in config.definitions:
         raise InputError(
             f"calculator {config.calculator!r}: no definition with this name in models/*.yaml or in the package"
+            f"{did_you_mean(config.calculator, config.definitions)}"
         )
     return config.definitions[config.calculator]
 
 
-def load_source(config: LabelsParameters) -> Source:
-    """Return the structures to label.
-
-    Raises:
-        InputError: The file or the dataset cannot be read, or best.csv is not the result of a screening.
-    """
-    if config.structure_file is None:
-        pool = [s for s in load_structures(find_shipped_set(config.dataset)) if len(s) <= config.max_atoms]
-        chosen = np.random.default_rng(config.seed).permutation(len(pool))[: config.count]
-        return Source(f"shipped set {config.dataset}", None, make_supercells([pool[k] for k in chosen], config))
-    path = Path(config.structure_file)
-    if path.name == CANDIDATES_FILE:
-        structures = load_candidates(path, config.count)
-    else:
-        structures = read_structures(path, config.count or MAX_COUNT)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Source(str(path), digest, make_supercells(structures, config))
-
-
-def make_supercells(structures: Sequence[Structure], config: LabelsParameters) -> list[Structure]:
-    """Return the structures, or supercells of small periodic ones if they are requested."""
-    if not config.supercells:
-        return list(structures)
-    from harness.reference.programs.screening.spot_checks import make_supercell
-
-    return [make_supercell(s) if all(s.periodic) else s for s in structures]
-
-
-def load_candidates(path: Path, count: int | None) -> list[Structure]:
-    """Return the best candidates of a screening, from its best.csv; raise InputError if its case is not next to it."""
-    from harness.protocol.programs.screening import ScreeningParameters
-    from harness.reference.programs.screening.candidates.choice import build_workload
-    from harness.reference.programs.screening.program import load_model, read_best
-
-    case_file = path.with_name("case.json")
-    try:
-        case = upgrade_case(json.loads(case_file.read_text(encoding="utf-8")))
-        best = read_best(path.parent)[:count]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise InputError(f"{path}: not the result of a screening, with its case.json ({error})") from None
-    config = parse_parameters("screening", case["parameters"])
-    assert isinstance(config, ScreeningParameters)
-    workload = build_workload(config.workload, load_model(config)[0])
-    return [workload.structure(k) for k in best]
-
-
 def compute_digest(structure: Structure) -> str:
-    """Return a digest of everything that the calculator is given."""
+    """Return a digest of everything that the calculator receives."""
     content = (structure.numbers.tolist(), structure.positions.tolist(), structure.cell.tolist(), structure.periodic)
     text = json.dumps([*content, structure.charge, structure.multiplicity])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -201,13 +133,13 @@ class Labeller:
         if len(structure) > self.config.max_atoms:
             return {"reason": f"more than {self.config.max_atoms} atoms", "calculation_s": 0.0}
         started = time.monotonic()
-        answer: PotentialPrediction | str
         try:
             (answer,) = self._process.try_predict([structure], with_stress=True)
         except PotentialError as error:
-            answer = str(error)
+            seconds = time.monotonic() - started
             self._process.close()
             self._process = self._start()
+            return {"reason": str(error), "calculation_s": seconds}
         seconds = time.monotonic() - started
         if isinstance(answer, str):
             return {"reason": answer, "calculation_s": seconds}

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import ase.io
 import numpy as np
@@ -26,10 +27,12 @@ from harness.config.suite import load_suite
 from harness.experiments.labels.metrics import build_tables, compute_residuals
 from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_run
+from harness.protocol.programs.labels import LabelsParameters
 from harness.reference.data.structure import Structure
 from harness.reference.datasets.levels import compute_xtb
 from harness.reference.distributed.launch import RankInfo
 from harness.reference.errors import InputError
+from harness.reference.potentials.process import PotentialError
 from harness.reference.potentials.worker import build_object
 from harness.reference.programs import labels
 from harness.report.render import write_report
@@ -87,6 +90,34 @@ def test_failures_are_named_and_the_rest_is_labelled(tmp_path: Path) -> None:
     assert reasons["Pt"] == "its forces is not finite"
     assert [next(iter(e["elements"])) for e in events if e["event"] == "label"] == ["Cu", "Ni"]
     assert len(ase.io.read(tmp_path / "case" / "labels.extxyz", ":")) == 2
+
+
+class FailingProcess:
+    """A calculator that takes 100 s to start, and 1 s to fail."""
+
+    description: ClassVar[dict[str, Any]] = {}
+    clock_s: ClassVar[list[float]] = [0.0]
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.clock_s[0] += 100.0
+
+    def try_predict(self, *_: object, **__: object) -> None:
+        self.clock_s[0] += 1.0
+        raise PotentialError("exit code 3")
+
+    def close(self) -> None:
+        pass
+
+
+def test_time_of_a_failure_is_without_the_next_start_of_the_calculator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels, "PotentialProcess", FailingProcess)
+    monkeypatch.setattr(labels, "time", SimpleNamespace(monotonic=lambda: FailingProcess.clock_s[0]))
+    parameters = LabelsParameters.model_validate({"calculator": "mine", "definitions": {"mine": EMT_CLASS}})
+    labeller = labels.Labeller(parameters, parameters.definitions["mine"], tmp_path / "log")
+    structure = Structure("copper", np.array([29]), np.zeros((1, 3)))
+    assert labeller.label(structure) == {"reason": "exit code 3", "calculation_s": 1.0}
 
 
 @pytest.mark.slow
@@ -219,7 +250,7 @@ def test_labels_of_a_shipped_set_are_compared_with_a_model_and_reported(tmp_path
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "12 structures of 12 labelled with tblite.ase.TBLite (tblite" in text
-    assert (tmp_path / "figures" / "labels-local-labels-labels.svg").exists()
+    assert (tmp_path / "figures" / "labels-local-case-labels.svg").exists()
 
 
 def test_calculators_and_suite_of_the_guide_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,9 +42,7 @@ class Site:
 
     def explain_no_cluster(self) -> str | None:
         """Return why the drills may not kill a node; None if they may."""
-        return (
-            None if self.cluster else "a node may be killed only on a cluster of the drills (without --system)"
-        )
+        return None if self.cluster else "a node may be killed only on a cluster of the drills (without --system)"
 
     def explain_no_scheduler(self) -> str | None:
         """Return why the scheduler cannot be away; None if it can."""

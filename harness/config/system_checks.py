@@ -170,7 +170,9 @@ def _compare_launch(
         if number is not None and number[1] != expected:
             detail = f"for {shape['nodes']} nodes x {ranks} ranks; use {{{{ {names[quantity]} }}}}"
             yield number[0], f"{number[0]} starts the program with {number[1]} instead of {expected}, {detail}"
-    if "ranks" not in launch.numbers:
+    # srun multiplies both if it does not receive the number of ranks; an mpiexec would use all nodes of the job
+    is_product = launch.command == "srun" and {"nodes", "ranks_per_node"} <= launch.numbers.keys()
+    if "ranks" not in launch.numbers and not is_product:
         yield "", f"{launch.command} does not receive the number of ranks; add -n {{{{ case.ranks }}}}"
     logical_cpus = MAX_THREADS_PER_CORE * (node.cores or 0)
     per_rank = launch.numbers.get("cores_per_rank")

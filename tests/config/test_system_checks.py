@@ -180,6 +180,11 @@ def test_chunk_that_does_not_fit_a_node_is_found(
     assert line.startswith(f"5:9: {expected}")
 
 
+def test_srun_may_receive_nodes_and_ranks_per_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    launch = "srun -N {{ case.nodes }} --ntasks-per-node={{ case.ranks_per_node }}"
+    assert check(make_system("frontier", "launch:", f"  - {launch}"), tmp_path, capsys)[1] == []
+
+
 def test_node_without_accelerators_cannot_give_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     node = "node: {ranks_per_node: 4, cores: 8, accelerators: 0}"
     _, [line] = check(make_system("pbs", node, "chunk: {ngpus: 1}"), tmp_path, capsys)

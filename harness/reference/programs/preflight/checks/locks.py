@@ -56,7 +56,7 @@ def add_under_lock(path: Path, deadline: float) -> None:
     while True:
         try:
             with hold_lock(path.with_suffix(".lock")):
-                number = int(path.read_text() or 0) if path.exists() else 0
+                number = read_number(path)
                 time.sleep(PAUSE_S)
                 path.write_text(str(number + 1))
                 return
@@ -66,14 +66,22 @@ def add_under_lock(path: Path, deadline: float) -> None:
             time.sleep(PAUSE_S / 4)
 
 
+def read_number(path: Path) -> int:
+    """Return the number in a file, or 0 if there is none."""
+    try:  # unlike `exists`, opening a file asks the server of a network file system
+        return int(path.read_text() or 0)
+    except FileNotFoundError:
+        return 0
+
+
 def judge(context: CheckContext, outcomes: Outcomes) -> Finding:
     """Compare the number in the file with the additions of all ranks."""
     finding = merge(context, outcomes)
     path, expected = get_number_path(context), ADDITIONS * len(outcomes)
     if finding.verdict != "ok" or len(outcomes) == 1:
         return finding
-    number = int(path.read_text())
-    path.unlink()
+    number = read_number(path)
+    path.unlink(missing_ok=True)
     observed = f"{number} of {expected} additions by {len(outcomes)} ranks"
     absent = [str(rank) for rank in outcomes if not get_mark_path(path, rank).exists()]
     if absent and number != expected:

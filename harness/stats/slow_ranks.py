@@ -13,12 +13,18 @@ from harness.stats import Floats
 
 # With fewer ranks, the median does not show which of them is the exception.
 MIN_RANKS = 4
+# At most this share of the ranks can be slow; the others show how much even ranks differ.
+MAX_SHARE = 0.25
 # A slow rank is below the median by at least this share.
 MIN_LOSS = 0.1
-# The probability that a test of equally fast ranks, with normally distributed rates, finds any of them slow.
-FALSE_ALARMS = 1e-3
-# The standard deviation of normally distributed numbers divided by their median absolute deviation.
-SIGMA_PER_MAD = 1.4826
+# The score of a rank is this quantile of its rates. A quarter of the rounds suffices to show how fast a rank is, since
+# other processes can slow it down, and nothing makes it faster than it is.
+QUANTILE = 0.75
+# How much even ranks differ, as a standard deviation of logarithms, if nothing is known, and the number of ranks that this
+# knowledge is worth.
+USUAL_SPREAD, USUAL_RANKS = 0.03, 10
+# The probability that a test of equally fast ranks, with lognormally distributed rates, finds any of them slow.
+FALSE_ALARMS = 5e-4
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class RankScores:
     """The scores of ranks.
 
     Attributes:
-        relative: The score of each rank: its median rate divided by the median over ranks; NaN without a rate.
+        relative: The score of each rank: the QUANTILE of its rates divided by the median over ranks; NaN without a rate.
         limit: The score below which a rank is slow.
         is_slow: Whether each rank is slow.
     """
@@ -36,7 +42,7 @@ class RankScores:
     is_slow: NDArray[np.bool_]
 
 
-def score_ranks(rates: Floats) -> RankScores:
+def score_ranks(rates: Floats, false_alarms: float = FALSE_ALARMS) -> RankScores:
     """Return the scores of ranks, and which ranks are slow.
 
     A rank is slow if its score is below the limit in all rounds together, in the first half of them, and in the second
@@ -45,11 +51,10 @@ def score_ranks(rates: Floats) -> RankScores:
 
     Args:
         rates: Rates [ranks, rounds]; NaN for a round that a rank has not measured.
+        false_alarms: The probability that a test of even ranks finds any of them slow.
     """
     relative = _score(rates)
-    deviation = SIGMA_PER_MAD * float(np.nanmedian(np.abs(relative - 1.0)))
-    deviations = -float(special.ndtri(FALSE_ALARMS / len(rates)))
-    limit = 1.0 - max(MIN_LOSS, deviations * deviation)
+    limit = min(1.0 - MIN_LOSS, _find_limit(relative[np.isfinite(relative)], false_alarms))
     middle = rates.shape[1] // 2
     parts = (rates[:, :middle], rates[:, middle:]) if middle else ()
     is_slow = np.all([relative < limit, *(~(_score(part) >= limit) for part in parts)], axis=0)
@@ -59,5 +64,33 @@ def score_ranks(rates: Floats) -> RankScores:
 def _score(rates: Floats) -> Floats:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-        medians = np.nanmedian(rates, axis=1)
-    return np.asarray(medians / np.nanmedian(medians))
+        scores = np.nanquantile(rates, QUANTILE, axis=1)
+    return np.asarray(scores / np.nanmedian(scores))
+
+
+def _find_limit(relative: Floats, false_alarms: float) -> float:
+    """Return the score below which a rank is too slow to be the slowest of even ranks.
+
+    The k slowest ranks are compared with the mean and the standard deviation of the logarithms of the others, for each
+    k up to MAX_SHARE of the ranks; the largest k whose fastest rank is an outlier counts, so that several slow ranks do
+    not hide each other. Sources: Rosner, Technometrics 25, 165 (1983), for outliers on one side; Smyth, Stat. Appl.
+    Genet. Mol. Biol. 3, 3 (2004), for the weight of the usual variance.
+
+    Args:
+        relative: Scores of the ranks, without NaN.
+        false_alarms: The probability of any outlier among even ranks.
+    """
+    if len(relative) < MIN_RANKS:
+        return 0.0
+    logarithms = np.sort(np.log(relative))[::-1]
+    slow = np.arange(1, max(1, int(MAX_SHARE * len(relative))) + 1)
+    others = len(relative) - slow
+    means = np.cumsum(logarithms)[others - 1] / others
+    squares = np.cumsum(np.square(logarithms))[others - 1] / others
+    sums = np.maximum(squares - np.square(means), 0.0) * others
+    freedom = USUAL_RANKS + others - 1
+    variances = (USUAL_RANKS * USUAL_SPREAD**2 + sums) / freedom
+    deviations = -special.stdtrit(freedom, false_alarms / (others + 1))
+    limits = means - deviations * np.sqrt(variances * (1.0 + 1.0 / others))
+    outliers = np.flatnonzero(logarithms[others] < limits)
+    return float(np.exp(limits[outliers[-1] if len(outliers) else 0]))

@@ -18,12 +18,13 @@ import numpy as np
 from harness.protocol.speed import QUANTITIES, UNITS, Quantity, RankSpeed, parse_speeds
 from harness.protocol.text import pluralize
 from harness.stats import Floats
-from harness.stats.slow_ranks import score_ranks
+from harness.stats.slow_ranks import FALSE_ALARMS, score_ranks
 
 # The end of the names of files with the output of a speed test, in the folder of a campaign's jobs.
 SUFFIX = ".speed.jsonl"
-# A slow processor lowers these quantities together, so that their geometric mean shows it with less noise than each.
-COMBINED: tuple[Quantity, ...] = ("products", "copies", "clock")
+# A slow node lowers these quantities together, so that their geometric mean shows it with less noise than each. The rate
+# of writes is that of a disk, which nodes may share, and is reported only.
+JUDGED: tuple[Quantity, ...] = ("products", "copies", "clock")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class QuantityScores:
         unit: The unit of its rates.
         median: The median rate of the ranks.
         relative: The score of each rank: its rate divided by the median.
-        limit: The score below which a rank is slow.
+        limit: The score below which a rank is slow; 0 if the quantity does not show slow ranks.
         slow: The indices of the slow ranks.
     """
 
@@ -56,7 +57,7 @@ def read_speeds(path: Path) -> list[RankSpeed]:
 
 
 def score_speeds(speeds: Sequence[RankSpeed]) -> Iterator[QuantityScores]:
-    """Yield the scores of the ranks in each quantity, and in the combination of COMBINED.
+    """Yield the scores of the ranks in each quantity, and in the combination of JUDGED.
 
     Ranks may lack the last rounds of others.
     """
@@ -67,9 +68,9 @@ def score_speeds(speeds: Sequence[RankSpeed]) -> Iterator[QuantityScores]:
         yield _score(quantity, UNITS[quantity], rates[quantity])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-        count = min(rates[quantity].shape[1] for quantity in COMBINED)
+        count = min(rates[quantity].shape[1] for quantity in JUDGED)
         relative = [
-            rates[quantity][:, :count] / np.nanmedian(rates[quantity][:, :count], axis=0) for quantity in COMBINED
+            rates[quantity][:, :count] / np.nanmedian(rates[quantity][:, :count], axis=0) for quantity in JUDGED
         ]
     yield _score("speed", "of the median rank", np.exp(np.mean(np.log(relative), axis=0)))
 
@@ -81,18 +82,19 @@ def _tabulate_rates(rounds: Sequence[Sequence[float]]) -> Floats:
 
 
 def _score(quantity: Quantity | Literal["speed"], unit: str, rates: Floats) -> QuantityScores:
-    scores = score_ranks(rates)
+    scores = score_ranks(rates, FALSE_ALARMS / (len(JUDGED) + 1))
     median = float(np.median(np.nanmedian(rates, axis=1)))
-    return QuantityScores(
-        quantity, unit, median, scores.relative, scores.limit, np.flatnonzero(scores.is_slow).tolist()
-    )  # fmt: skip
+    if quantity == "writes":
+        return QuantityScores(quantity, unit, median, scores.relative, 0.0, [])
+    slow = np.flatnonzero(scores.is_slow).tolist()
+    return QuantityScores(quantity, unit, median, scores.relative, scores.limit, slow)
 
 
 def describe_slow_rank(speed: RankSpeed, scores: QuantityScores, index: int) -> str:
     """Return a sentence about a slow rank, such as `n5, rank 3: products at 80% of the median of 8 ranks`."""
     return (
         f"{speed.node}, rank {speed.rank}: {scores.quantity} at {scores.relative[index]:.0%} of the median of"
-        f" {pluralize(len(scores.relative), 'rank')} (limit {scores.limit:.0%})"
+        f" {pluralize(len(scores.relative), 'rank')} (limit {scores.limit:.1%})"
     )
 
 

@@ -19,8 +19,7 @@ def simulate(seed: int, ranks: int = 8, spread: float = 0.01, noise: float = 0.0
     return 1e9 * np.where(random.random(rates.shape) < spikes, rates / 1.3, rates)
 
 
-@pytest.mark.parametrize("ranks", [8, 64, 1000])
-@pytest.mark.parametrize("noise", [0.01, 0.03])
+@pytest.mark.parametrize(("ranks", "noise"), [(8, 0.01), (64, 0.03), (1000, 0.03)])
 def test_rank_at_80_percent_is_found_20_of_20_times(ranks: int, noise: float) -> None:
     for seed in range(20):
         rates = simulate(seed, ranks, noise=noise)
@@ -30,10 +29,12 @@ def test_rank_at_80_percent_is_found_20_of_20_times(ranks: int, noise: float) ->
         assert scores.relative[seed % ranks] == pytest.approx(SLOW, abs=0.06)
 
 
-@pytest.mark.parametrize(("spread", "noise", "spikes"), [(0.01, 0.03, 0.05), (0.0, 0.01, 0.0), (0.02, 0.05, 0.1)])
-def test_even_ranks_raise_no_alarm(spread: float, noise: float, spikes: float) -> None:
-    alarms = sum(score_ranks(simulate(seed, 8, spread, noise, spikes)).is_slow.any() for seed in range(2000))
-    assert alarms <= 2  # of 2000 runs: 20 even runs have a false alarm with a probability of 2% at most
+@pytest.mark.parametrize(("spread", "noise", "spikes"), [(0.01, 0.03, 0.05), (0.0, 0.01, 0.0), (0.04, 0.03, 0.05)])
+@pytest.mark.parametrize(("ranks", "runs"), [(8, 2000), (64, 500), (9400, 10)])
+def test_even_ranks_raise_no_alarm(spread: float, noise: float, spikes: float, ranks: int, runs: int) -> None:
+    """The spread of 4% between ranks is so large that the limit follows from it, and not from MIN_LOSS."""
+    alarms = sum(score_ranks(simulate(seed, ranks, spread, noise, spikes)).is_slow.any() for seed in range(runs))
+    assert alarms <= 2  # of 2000 runs: a run has a false alarm with a probability of 1 in 1000 at most
 
 
 def test_disturbance_of_half_of_the_rounds_is_no_slow_rank() -> None:

@@ -19,7 +19,7 @@ from harness.experiments.cost.speed_page import build_speed_section
 from harness.protocol.errors import UsageError
 from harness.protocol.speed import QUANTITIES, RankSpeed, parse_speeds
 from harness.results.runs import load_runs
-from harness.telemetry.node_speed import main, score_speeds
+from harness.telemetry.node_speed import JUDGED, main, score_speeds
 from tests.conftest import ROOT
 from tests.report.test_report import write_run
 
@@ -45,7 +45,7 @@ def test_slow_node_of_eight_is_named_20_of_20_times(tmp_path: Path, capsys: pyte
         main([str(write_speeds(tmp_path / "speed", f"n{seed % 8}", seed=seed))])
         captured = capsys.readouterr()
         assert captured.out == f"n{seed % 8}\n"
-        assert captured.err.count("slow: n") == len(QUANTITIES) + 1
+        assert captured.err.count("slow: n") == len(JUDGED) + 1
         assert "speed test: 1 of 8 nodes slow" in captured.err
 
 
@@ -53,6 +53,18 @@ def test_even_nodes_raise_no_alarm_in_20_tests(tmp_path: Path, capsys: pytest.Ca
     for seed in range(20):
         main([str(write_speeds(tmp_path / "speed", seed=seed))])
         assert capsys.readouterr().out == "\n"
+
+
+def test_slow_disk_alone_names_no_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nodes may share a disk, and the order in which it serves them says nothing about the nodes."""
+    path = write_speeds(tmp_path / "speed")
+    speeds = parse_speeds(path.read_text().splitlines())
+    speeds[3] = msgspec.structs.replace(speeds[3], writes=[rate / 5 for rate in speeds[3].writes])
+    path.write_bytes(b"\n".join(map(msgspec.json.encode, speeds)))
+    main([str(path)])
+    assert capsys.readouterr().out == "\n"
+    [writes] = [scores for scores in score_speeds(speeds) if scores.quantity == "writes"]
+    assert writes.relative[3] == pytest.approx(0.2, abs=0.02)
 
 
 def test_combined_speed_shows_slow_nodes_on_a_noisy_machine() -> None:

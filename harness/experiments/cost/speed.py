@@ -21,7 +21,8 @@ def build_speed_table(records: Sequence[RunRecord]) -> Table:
     """Return the table with a row for each job with a speed test and each quantity of the test.
 
     median: the median rate of the ranks, in `unit`.
-    lowest: the rate of the slowest rank divided by the median; a rank below `limit` is slow.
+    lowest: the rate of the slowest rank divided by the median; a rank below `limit` is slow,
+        which is 0 for quantities that do not show slow ranks.
     slow: a text about each slow rank.
     """
     return SPEED.build(_list_speeds(records))

@@ -24,13 +24,14 @@ def build_speed_section(speed: pd.DataFrame) -> Section:
         ("ranks", "ranks"),
         ("median rate of a rank", lambda r: f"{format_number(r['median'] / GIGA)} G{r['unit']}"),
         ("slowest rank / median", number_cell("lowest", ".0%")),
-        ("slow if below", number_cell("limit", ".0%")),
+        ("slow if below", lambda r: format_number(r["limit"], ".0%") if r["limit"] else "reported only"),
         ("slow ranks", lambda r: r["slow"] or "none"),
     ]
     note = (
         "All ranks run the test at the same time. A rank is slow if its rate is below the limit in both halves of the"
-        " test and in all of it; the limit follows from the differences between the ranks. Cases take slow nodes only"
-        " if too few others are left."
+        " test and in all of it; the limit follows from the differences between the other ranks and from their number,"
+        " so that fewer than one in 1,000 tests of even nodes names any. Writes show no slow nodes, since nodes may share"
+        " a disk. Cases take slow nodes only if too few others are left."
     )
     block = build_block("Speed of ranks", rows, columns, note)
     return Section("Speed of nodes", "speed", paragraphs, tables=[block], finding=finding)

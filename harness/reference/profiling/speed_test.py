@@ -2,10 +2,15 @@
 
 The job script starts the test on all ranks of its nodes at once, before the first case. A rank prints one line, a
 RankSpeed of harness.protocol.speed. The ranks do not communicate.
+
+A repetition is shorter than a time slice of the operating system, so that most of those that share a core with another
+process are still not interrupted. The value of a round is a rate that the fastest repetitions exceed: interruptions do
+not change it, and a slow processor is slow in its fastest repetitions too.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import sys
@@ -21,11 +26,15 @@ from harness.reference.distributed.group import synchronize
 from harness.reference.distributed.launch import detect_rank
 
 ROUNDS = 12
-# A repetition of a test takes at least this long, so that its time can be measured.
-MIN_REPETITION_S = 0.01
-FIRST_WIDTH, LAST_WIDTH = 256, 8192
-FIRST_BYTES, LAST_BYTES = 1 << 24, 1 << 30
-OPERATIONS = 100_000
+# The share of the repetitions of a round that are at most as fast as the round's value.
+QUANTILE = 0.9
+# A repetition takes at least this long, so that its time can be measured: longer where a call has to reach a device.
+MIN_REPETITION_S, MIN_DEVICE_REPETITION_S = 0.0005, 0.005
+FIRST_WIDTH, LAST_WIDTH = 128, 8192
+FIRST_BYTES, LAST_BYTES = 1 << 20, 1 << 30
+# Copies move through a buffer of this size, larger than the share of a rank in most caches.
+BUFFER_BYTES = 1 << 26
+OPERATIONS = 10_000
 WRITTEN_BYTES = 1 << 23
 
 # Does some work and returns its amount.
@@ -35,34 +44,42 @@ Work = Callable[[], float]
 def measure_speed(seconds: float, device: torch.device) -> dict[Quantity, list[float]]:
     """Return the rates of this rank in each quantity, with a value per round.
 
-    Each round measures all quantities, so that a change of the machine affects all of them.
+    A round repeats products, copies and operations in turn, so that a change of the machine affects all of them, after
+    one write.
 
     Args:
         seconds: The duration of the test; at least one repetition per round and quantity takes place.
         device: The device of the products and copies.
     """
-    slot_s = seconds / (ROUNDS * len(QUANTITIES))
-    rates: dict[Quantity, list[float]] = {name: [] for name in QUANTITIES}
+    values: dict[Quantity, list[float]] = {name: [] for name in QUANTITIES}
     with tempfile.TemporaryFile() as file:
         works: dict[Quantity, Work] = {
             "products": prepare_products(device),
             "copies": prepare_copies(device),
             "clock": run_operations,
-            "writes": lambda: write_bytes(file.fileno()),
         }
+        end = time.perf_counter()
         for _ in range(ROUNDS):
-            for name, work in works.items():
-                rates[name].append(measure_rate(work, slot_s, device))
-    return rates
+            end += seconds / ROUNDS
+            rates: dict[Quantity, list[float]] = {name: [] for name in QUANTITIES}
+            rates["writes"].append(measure_rate(lambda: write_bytes(file.fileno()), device))
+            while not rates["clock"] or time.perf_counter() < end:
+                for name, work in works.items():
+                    rates[name].append(measure_rate(work, device))
+            for name in QUANTITIES:
+                values[name].append(sorted(rates[name])[round(QUANTILE * (len(rates[name]) - 1))])
+    return values
 
 
-def measure_rate(work: Work, seconds: float, device: torch.device) -> float:
-    """Repeat some work for some seconds, and return its amount per second."""
-    amount = duration = 0.0
-    while not duration or duration < seconds:
-        repetition = time_work(work, device)
-        amount, duration = amount + repetition[0], duration + repetition[1]
+def measure_rate(work: Work, device: torch.device) -> float:
+    """Do some work, and return its amount per second."""
+    amount, duration = time_work(work, device)
     return amount / duration
+
+
+def get_min_repetition_s(device: torch.device) -> float:
+    """Return the shortest time of a repetition on a device."""
+    return MIN_REPETITION_S if device.type == "cpu" else MIN_DEVICE_REPETITION_S
 
 
 def time_work(work: Work, device: torch.device) -> tuple[float, float]:
@@ -75,13 +92,13 @@ def time_work(work: Work, device: torch.device) -> tuple[float, float]:
 
 
 def prepare_products(device: torch.device) -> Work:
-    """Return a function that multiplies square matrices in FP32, as wide as MIN_REPETITION_S requires."""
+    """Return a function that multiplies square matrices in FP32, wide enough for a repetition."""
     width = FIRST_WIDTH
     while True:
         factor = torch.rand(width, width, device=device)
         work = _multiply(factor, torch.empty_like(factor))
         work()  # includes one-time costs
-        if width >= LAST_WIDTH or time_work(work, device)[1] >= MIN_REPETITION_S:
+        if width >= LAST_WIDTH or time_work(work, device)[1] >= get_min_repetition_s(device):
             return work
         width *= 2
 
@@ -95,21 +112,25 @@ def _multiply(factor: torch.Tensor, product: torch.Tensor) -> Work:
 
 
 def prepare_copies(device: torch.device) -> Work:
-    """Return a function that copies memory of the device, as much as MIN_REPETITION_S requires."""
+    """Return a function that copies memory of the device, enough for a repetition."""
     size = FIRST_BYTES
     while True:
-        source = torch.ones(size, dtype=torch.uint8, device=device)
-        work = _copy(source, torch.zeros_like(source))
-        work()
-        if size >= LAST_BYTES or time_work(work, device)[1] >= MIN_REPETITION_S:
+        source = torch.ones(max(size, BUFFER_BYTES), dtype=torch.uint8, device=device)
+        work = _copy(source, torch.zeros_like(source), size)
+        for _ in range(len(source) // size):  # the first copy of each page includes one-time costs
+            work()
+        if size >= LAST_BYTES or time_work(work, device)[1] >= get_min_repetition_s(device):
             return work
         size *= 2
 
 
-def _copy(source: torch.Tensor, target: torch.Tensor) -> Work:
+def _copy(source: torch.Tensor, target: torch.Tensor, size: int) -> Work:
+    parts = itertools.cycle(zip(source.split(size), target.split(size), strict=True))
+
     def work() -> float:
-        target.copy_(source)
-        return float(source.nbytes)
+        part, copy = next(parts)
+        copy.copy_(part)
+        return float(part.nbytes)
 
     return work
 

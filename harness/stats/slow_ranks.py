@@ -20,8 +20,8 @@ MIN_LOSS = 0.1
 # The score of a rank is this quantile of its rates. A quarter of the rounds suffices to show how fast a rank is, since
 # other processes can slow it down, and nothing makes it faster than it is.
 QUANTILE = 0.75
-# How much even ranks differ, as a standard deviation of logarithms, if nothing is known, and the number of ranks that this
-# knowledge is worth.
+# How much even ranks differ, as a standard deviation of logarithms, if nothing is known, and the number of ranks that
+# this knowledge is worth.
 USUAL_SPREAD, USUAL_RANKS = 0.03, 10
 # The probability that a test of equally fast ranks, with lognormally distributed rates, finds any of them slow.
 FALSE_ALARMS = 5e-4
@@ -32,7 +32,8 @@ class RankScores:
     """The scores of ranks.
 
     Attributes:
-        relative: The score of each rank: the QUANTILE of its rates divided by the median over ranks; NaN without a rate.
+        relative: The score of each rank: the QUANTILE of its rates, divided by the median over ranks; NaN if it has
+            no rate.
         limit: The score below which a rank is slow.
         is_slow: Whether each rank is slow.
     """

@@ -22,8 +22,8 @@ from harness.stats.slow_ranks import FALSE_ALARMS, score_ranks
 
 # The end of the names of files with the output of a speed test, in the folder of a campaign's jobs.
 SUFFIX = ".speed.jsonl"
-# A slow node lowers these quantities together, so that their geometric mean shows it with less noise than each. The rate
-# of writes is that of a disk, which nodes may share, and is reported only.
+# A slow node lowers these quantities together, so that their geometric mean shows it with less noise than each. The
+# rate of writes is that of a disk, which nodes may share, and is reported only.
 JUDGED: tuple[Quantity, ...] = ("products", "copies", "clock")
 
 

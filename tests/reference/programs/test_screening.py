@@ -32,10 +32,10 @@ from harness.reference.inference.prediction import batched_heads
 from harness.reference.inference.risk import load_risk
 from harness.reference.models import checkpoints
 from harness.reference.models.coverage import OutsideTraining
-from harness.reference.programs.screening import program, result_segments
+from harness.reference.programs.screening import journals, part_results, program
 from harness.reference.programs.screening.candidates.choice import build_workload
 from harness.reference.programs.screening.merge_results import gather_best, list_results, select_best
-from harness.reference.programs.screening.result_segments import (
+from harness.reference.programs.screening.part_results import (
     IndexPartition,
     compute_checksum,
     compute_range_checksum,
@@ -60,7 +60,7 @@ def run_screening(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
 
 
 def read_scores(folder: Path) -> Scores:
-    segments = [c for path in list_results(folder) for c in result_segments.read(path)]
+    segments = [c for path in list_results(folder) for c in part_results.read(path)]
     parts = [c.results for c in sorted(segments, key=lambda c: c.part) if c.results is not None]
     return Scores(parts[0].names, np.concatenate([k.index for k in parts]), np.concatenate([k.values for k in parts]))
 
@@ -105,7 +105,7 @@ def test_verification_shows_that_every_candidate_was_evaluated_once(finished_run
     assert len(scores) == verification["evaluated"] == verification["candidates"] == 640
     assert f"{compute_checksum(scores.index):016x}" == verification["checksum"] == verification["expected"]
     assert len(set(scores.index.tolist())) == 640
-    assert not (finished_run / "segments").exists()
+    assert not (finished_run / "journals").exists()
 
 
 @pytest.mark.parametrize("kind", ["missing", "repeated", "foreign"])
@@ -149,13 +149,13 @@ def test_killed_ranks_lose_no_results(finished_run: Path, tmp_path: Path) -> Non
     (tmp_path / "case.json").write_text(json.dumps(case))
     command = [find_mpiexec(), "-n", "2", sys.executable, "-m", "harness.reference", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    for files in (2, 5):
+    for frames in (2, 5):
         environment["MASTER_PORT"] = str(find_free_ports())
         run = subprocess.Popen(
             command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 200
-        while len(list((tmp_path / "segments").rglob("*.bp"))) < files:
+        while count_frames(tmp_path) < frames:
             assert time.monotonic() < deadline
             time.sleep(0.002)
         os.killpg(run.pid, signal.SIGKILL)
@@ -173,26 +173,38 @@ def test_killed_ranks_lose_no_results(finished_run: Path, tmp_path: Path) -> Non
     assert np.abs(expected.values - actual.values).max() < 1e-3
 
 
-def test_a_damaged_segment_is_recomputed_and_a_foreign_one_is_refused(finished_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "segments").mkdir()
+def count_frames(folder: Path) -> int:
+    """Return the number of frames with parts in all journals of a screening."""
+    count = 0
+    for path in journals.list_journals(folder / "journals"):
+        with path.open("rb") as file:
+            count += max(0, len(list(journals._read_frames(file))) - 1)
+    return count
+
+
+def test_damaged_frames_are_recomputed_and_a_foreign_journal_is_refused(finished_run: Path, tmp_path: Path) -> None:
     identity = read_identity(finished_run)
-    covered = [c for path in list_results(finished_run) for c in result_segments.read(path)]
-    names = covered[0].results.names if covered[0].results else ()
-    for k in range(3):
-        result_segments.write(tmp_path / "segments" / f"{k}.bp", [covered[2 * k : 2 * k + 2]], names, identity)
-    data = tmp_path / "segments" / "1.bp" / "data.0"
-    data.write_bytes(data.read_bytes()[:-100])
-    shutil.copytree(tmp_path / "segments" / "2.bp", tmp_path / "segments" / "9.bp.part")
+    covered = [c for path in list_results(finished_run) for c in part_results.read(path)]
+    assert covered[0].results is not None
+    names = covered[0].results.names
+    for k in range(2):  # two frames with two parts each
+        journal = journals.Journal(tmp_path / "journals", k, journals.Header(identity, names))
+        for first in (4 * k, 4 * k + 2):
+            journal.append(journals.encode_parts(covered[first : first + 2], names))
+        journal.close()
+    cut = journals.list_journals(tmp_path / "journals")[1]
+    cut.write_bytes(cut.read_bytes()[:-100])
     log = run_screening(tmp_path)
     (resumed,) = [e for e in log if e["event"] == "earlier_parts"]
-    assert (resumed["parts"], resumed["files"], len(resumed["unusable_files"])) == (4, 2, 2)
+    assert (resumed["parts"], resumed["files"], len(resumed["unusable_files"])) == (6, 1, 1)
     assert read_scores(tmp_path).index.tolist() == read_scores(finished_run).index.tolist()
     other = tmp_path / "other"
-    (other / "segments").mkdir(parents=True)
-    result_segments.write(other / "segments" / "0.bp", [covered[:1]], names, "another")
+    journal = journals.Journal(other / "journals", 0, journals.Header("another", names))
+    journal.append(journals.encode_parts(covered[:1], names))
+    journal.close()
     with pytest.raises(InputError, match="results of another screening"):
         run_screening(other)
-    assert (other / "segments" / "0.bp").exists()
+    assert len(journals.list_journals(other / "journals")) == 1
 
 
 def read_identity(folder: Path) -> str:

@@ -44,10 +44,10 @@ from harness.reference.programs.screening.ood_distance import (
     load_training_structures,
     make_ood_structures,
 )
+from harness.reference.programs.screening.part_results import IndexPartition
 from harness.reference.programs.screening.ranking import rank
 from harness.reference.programs.screening.reference_phases import ReferencePhases
 from harness.reference.programs.screening.relaxation import find_duplicates, relax
-from harness.reference.programs.screening.result_segments import IndexPartition
 from harness.reference.programs.screening.scoring import MahalanobisDistance
 from harness.reference.programs.screening.spot_checks import (
     find_labelled_head,

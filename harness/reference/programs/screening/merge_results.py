@@ -1,11 +1,12 @@
-"""Merge the results of all ranks into one file per node, and verify that they cover every part exactly once."""
+"""Merge the results of all ranks into few files, and verify that they cover every part exactly once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +17,24 @@ from harness.protocol.programs.screening import Verification
 from harness.reference.distributed.group import ProcessGroup
 from harness.reference.distributed.launch import shard
 from harness.reference.errors import InputError
-from harness.reference.programs.screening import result_segments
+from harness.reference.programs.screening import part_results
 from harness.reference.programs.screening.candidates.workload import Workload
-from harness.reference.programs.screening.result_segments import (
+from harness.reference.programs.screening.journals import read_parts
+from harness.reference.programs.screening.part_results import (
     MASK,
     IndexPartition,
-    SegmentEntry,
+    PartEntry,
     compute_range_checksum,
 )
 from harness.reference.programs.screening.scoring import Retention, Scores, concatenate_scores
 
 CHUNK = 64  # number of parts that are merged at a time
+MAX_NODES = 16  # number of nodes whose results are merged into one file
 MAX_BISECTIONS = 60  # after this number of steps, the bounds are equal in single precision
 
 
 def list_results(folder: Path) -> list[Path]:
-    """Return the files of a finished screening, one per node."""
+    """Return the files of a finished screening."""
     return sorted(folder.glob("results-*.bp"))
 
 
@@ -48,7 +51,9 @@ def compute_identity(
     return digest.hexdigest()[:32]
 
 
-def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str, world: ProcessGroup) -> Verification:
+def verify_coverage(
+    files: Sequence[Path], read: Callable[[Path], Iterable[PartEntry]], parts: IndexPartition, world: ProcessGroup
+) -> Verification:
     """Verify that the files cover every selected part exactly once; collective.
 
     Each rank reads its share of the files. The sum of the checksums in the files is compared with the sum that the
@@ -56,14 +61,14 @@ def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str,
 
     Args:
         files: The files of all ranks; only those that rank 0 passes count.
+        read: The function that returns the parts in a file.
         parts: The division of the candidates into parts.
-        identity: The identity of the screening.
         world: The ranks.
 
     Raises:
         InputError: A file is damaged, or parts are missing or repeated.
     """
-    entries = [e for path in world.deal(files) for e in result_segments.read_summary(path, identity).values()]
+    entries = [replace(e, results=None) for path in world.deal(files) for e in read(path)]
     recomputed = [compute_range_checksum(*parts.bounds(k)) for k in shard(parts.selected, world.rank, world.size)]
     sums = (
         len(entries), sum(e.candidates for e in entries), sum(e.evaluated for e in entries),
@@ -84,15 +89,15 @@ def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str,
     )
 
 
-def merge_segments(
+def merge_journals(
     folder: Path, files: Sequence[Path], number: int, *, names: tuple[str, ...], retention: Retention, identity: str
 ) -> Scores:
-    """Merge segments into the file of one node, piece by piece, and return the best results.
+    """Merge journals into one file, piece by piece, and return the best results.
 
     Args:
         folder: The folder of the case.
-        files: The segments.
-        number: Number of the node.
+        files: The journals.
+        number: Number of the file.
         names: Names of the columns.
         retention: The rule by which results are retained.
         identity: The identity of the screening.
@@ -100,18 +105,16 @@ def merge_segments(
     best = concatenate_scores(names, [])
     path = folder / f"results-{number:05d}.bp"
 
-    def pieces() -> Iterator[list[SegmentEntry]]:
+    def pieces() -> Iterator[list[PartEntry]]:
         nonlocal best
-        for segment in files:
-            entries = result_segments.read(segment)
-            for first in range(0, len(entries), CHUNK):
-                piece = entries[first : first + CHUNK]
-                best = select_best(
-                    concatenate_scores(names, [best, *(e.results for e in piece if e.results is not None)]), retention
-                )
-                yield piece
+        entries = chain.from_iterable(read_parts(path, identity) for path in files)
+        while piece := list(islice(entries, CHUNK)):
+            best = select_best(
+                concatenate_scores(names, [best, *(e.results for e in piece if e.results is not None)]), retention
+            )
+            yield piece
 
-    result_segments.write(path, pieces(), names, identity)
+    part_results.write(path, pieces(), names, identity)
     return best
 
 

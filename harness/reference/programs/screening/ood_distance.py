@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from harness.reference.datasets.shipped_sets import SHIPPED_SETS
 from harness.reference.datasets.splits import SEED, SPLITS
 from harness.reference.distributed.group import ProcessGroup
 from harness.reference.errors import InputError
-from harness.reference.models import sealed
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.programs.screening.scoring import MahalanobisDistance
 
@@ -77,21 +75,21 @@ def fit_distance(embedding: Array) -> MahalanobisDistance:
     return MahalanobisDistance(torch.from_numpy(fit.location_), torch.from_numpy(whitening))
 
 
-def fit_training_distance(model: FoundationModel, limit: int, world: ProcessGroup, path: Path) -> MahalanobisDistance:
-    """Fit the distance from the training sets on rank 0, and load it on all ranks; collective.
+def fit_training_distance(model: FoundationModel, limit: int, world: ProcessGroup) -> MahalanobisDistance:
+    """Fit the distance from the training sets on rank 0, and send it to all ranks; collective.
 
     Args:
         model: The model on the CPU.
         limit: Maximum number of structures of each training set.
         world: The ranks.
-        path: The file that rank 0 writes.
     """
+    fit = None
     if world.rank == 0:
         known = [s for structures in load_training_structures(0, limit).values() for s in structures]
         fit = fit_distance(embed(model, known))
-        sealed.write(path, "gfm-harness embeddings", {"mean": fit.mean, "whitening": fit.whitening}, {})
-    world.barrier()
-    return MahalanobisDistance(**sealed.read_tensors(path))
+    fit = world.broadcast_object(fit)
+    assert fit is not None
+    return fit
 
 
 def calibrate(known: Array, test: Array, ood: dict[str, Array], false_alarm: float) -> OodCalibration:

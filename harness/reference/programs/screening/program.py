@@ -1,6 +1,7 @@
 """Screen millions of candidates with a model on every rank, in constant memory (suites/screening.yaml).
 
-The candidates and scores of each node are written to results-<node>.bp, the best of all to best.csv.
+Candidates and scores are written to the journal of each node, then to results-<number>.bp, of which each has those of
+up to MAX_NODES nodes, and the best of all to best.csv.
 """
 
 from __future__ import annotations
@@ -46,21 +47,23 @@ from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import select_backend
 from harness.reference.ops.cache_tag import tag_compiled_code
-from harness.reference.programs.screening import result_segments
+from harness.reference.programs.screening import journals, part_results
 from harness.reference.programs.screening.assessment import FinishedScreening, assess
 from harness.reference.programs.screening.candidates.choice import build_workload
 from harness.reference.programs.screening.candidates.workload import Workload
+from harness.reference.programs.screening.journals import Header, list_journals, open_journal, read_parts, scan
 from harness.reference.programs.screening.merge_results import (
+    MAX_NODES,
     compute_identity,
     gather_best,
     list_results,
-    merge_segments,
+    merge_journals,
     verify_coverage,
 )
 from harness.reference.programs.screening.ood_distance import fit_training_distance
+from harness.reference.programs.screening.part_results import IndexPartition
 from harness.reference.programs.screening.ranking import find_suspicious, rank
 from harness.reference.programs.screening.reference_phases import ReferencePhases
-from harness.reference.programs.screening.result_segments import IndexPartition
 from harness.reference.programs.screening.scoring import (
     Retention,
     Scores,
@@ -74,7 +77,6 @@ from harness.reference.training import state
 
 BEST = "best.csv"
 LOGGED_ROWS = 20
-DISTANCE_FILE = "training_distance.safetensors"
 
 
 def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
@@ -92,7 +94,7 @@ def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
     retention = Retention.from_parameters(config.retention, threshold)
     parts = IndexPartition.for_candidates(workload.total, config.part_size, config.max_candidates)
     with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as world:
-        scorer = build_scorer(model, config, world, folder, risk)
+        scorer = build_scorer(model, config, world, risk)
         if retention.column not in scorer.names:
             raise InputError(f"retention.column {retention.column!r}: expected one of {', '.join(scorer.names)}")
         if retention.max_distance < float("inf") and not config.distance:
@@ -164,7 +166,7 @@ def load_risk_of_checkpoint(config: ScreeningParameters) -> RiskModel | None:
 
 
 def build_scorer(
-    model: FoundationModel, config: ScreeningParameters, world: ProcessGroup, folder: Path, risk: RiskModel | None
+    model: FoundationModel, config: ScreeningParameters, world: ProcessGroup, risk: RiskModel | None
 ) -> ModelScorer:
     """Build the scorer of batches on the device of this rank; collective."""
     device = world.device
@@ -175,11 +177,7 @@ def build_scorer(
     torch._dynamo.config.trace_autograd_ops = True
     tag_compiled_code()
     compiled = torch.compile(score, dynamic=True) if config.compile else None
-    distance = (
-        fit_training_distance(model, config.reference_structures_per_dataset, world, folder / DISTANCE_FILE)
-        if config.distance
-        else None
-    )
+    distance = fit_training_distance(model, config.reference_structures_per_dataset, world) if config.distance else None
     names = list_columns(forces=not config.energy_only, distance=config.distance, risk=risk is not None)
     dtype = find_precision(config.precision).dtype
     if distance is not None:
@@ -250,18 +248,14 @@ class Screening:
 
 def screen(screening: Screening) -> None:
     """Screen the remaining parts on all ranks, verify the coverage, and merge the results; collective."""
-    rank_info, folder = screening.world.rank_info, screening.folder / result_segments.FOLDER
+    rank_info, folder = screening.world.rank_info, screening.folder / journals.FOLDER
     is_merged = rank_info.rank == 0 and not folder.exists() and bool(list_results(screening.folder))
     if screening.world.broadcast_object(is_merged):
-        verification = verify_coverage(
-            list_results(screening.folder) if rank_info.rank == 0 else [],
-            screening.parts,
-            screening.identity,
-            screening.world,
-        )
+        files = list_results(screening.folder) if rank_info.rank == 0 else []
+        read_summary = partial(part_results.read_summary, identity=screening.identity)
+        verification = verify_coverage(files, read_summary, screening.parts, screening.world)
         screening.log.write(msgspec.structs.replace(verification, finished_earlier=True))
         return
-    folder.mkdir(parents=True, exist_ok=True)
     finished = scan_earlier_results(screening, folder)
     remaining = [number for number in screening.parts.selected if number not in finished]
     total, done = screening.parts.candidates, sum(finished.values())
@@ -271,55 +265,55 @@ def screen(screening: Screening) -> None:
         done += candidates * rank_info.size
         screening.log.write(Progress(done=min(done, total), total=total, activity="candidates"))
 
-    worker = ScreeningWorker(
-        workload=screening.workload, parts=screening.parts, scorer=screening.scorer, retention=screening.retention,
-        folder=folder, identity=screening.identity, rank=rank_info.rank, edges=screening.config.edges_per_batch,
-        prefetch_depth=screening.config.prefetch_batches,
-        write_interval_s=screening.config.write_interval_s,
-        on_progress=report_progress,
-    )  # fmt: skip
-    stats = worker.run(shard(remaining, rank_info.rank, rank_info.size))
-    for number, plain in enumerate(screening.world.gather(stats.to_dict())):
+    header = Header(screening.identity, screening.scorer.names)
+    with open_journal(folder, screening.world, header) as append:
+        worker = ScreeningWorker(
+            workload=screening.workload, parts=screening.parts, scorer=screening.scorer, retention=screening.retention,
+            append=append, edges=screening.config.edges_per_batch,
+            prefetch_depth=screening.config.prefetch_batches, write_interval_s=screening.config.write_interval_s,
+            on_progress=report_progress,
+        )  # fmt: skip
+        stats = worker.run(shard(remaining, rank_info.rank, rank_info.size))
+        summaries = screening.world.gather(stats.to_dict())
+        screening.world.barrier()
+    for number, plain in enumerate(summaries):
         screening.log.write(msgspec.convert({"event": "rank_summary", "rank": number, **plain}, RankWork))
-    screening.world.barrier()
-    files = result_segments.list_files(folder, "*.bp") if rank_info.rank == 0 else []
-    screening.log.write(verify_coverage(files, screening.parts, screening.identity, screening.world))
+    files = list_journals(folder) if rank_info.rank == 0 else []
+    read_journal = partial(read_parts, identity=screening.identity)
+    screening.log.write(verify_coverage(files, read_journal, screening.parts, screening.world))
     merge_results(screening, files)
 
 
 def scan_earlier_results(screening: Screening, folder: Path) -> dict[int, int]:
-    """Delete unusable files, and return the number of candidates of each part that earlier attempts finished.
+    """Cut damaged journals, and return the number of candidates of each part that earlier attempts finished.
 
-    The call is collective; each rank checks its share of the files. Incomplete merged results are deleted, since all
-    segments still exist.
+    The call is collective; each rank checks its share of the journals. Incomplete merged results are deleted, since all
+    journals still exist.
     """
     rank_info = screening.world.rank_info
     if rank_info.rank == 0:
-        result_segments.remove(list_results(screening.folder))
-    paths = result_segments.list_files(folder, "*.bp*") if rank_info.rank == 0 else []
-    scan = result_segments.scan_segments(screening.world.deal(paths), screening.identity)
+        part_results.remove(list_results(screening.folder))
+    paths = list_journals(folder) if rank_info.rank == 0 else []
     parts: dict[int, int] = {}
-    unusable_files: list[str] = []
-    for parts_of_rank, unusable_of_rank in screening.world.gather(scan):
+    damage: list[str] = []
+    for parts_of_rank, damage_of_rank in screening.world.gather(scan(screening.world.deal(paths), screening.identity)):
         parts |= parts_of_rank
-        unusable_files += unusable_of_rank
+        damage += damage_of_rank
     parts = screening.world.broadcast_object(parts)
     if paths:
-        screening.log.write(
-            EarlierParts(parts=len(parts), files=len(paths) - len(unusable_files), unusable_files=unusable_files)
-        )
+        screening.log.write(EarlierParts(parts=len(parts), files=len(paths) - len(damage), unusable_files=damage))
     return parts
 
 
 def merge_results(screening: Screening, files: list[Path]) -> None:
-    """Merge the segments that rank 0 passes into one file per node, and write the best results; collective."""
+    """Merge the journals that rank 0 passes into few files, and write the best results; collective."""
     hosts = screening.world.gather(platform.node())
-    number, segments = screening.world.scatter(assign_segments(hosts, files))
+    number, share = screening.world.scatter(assign_journals(hosts, files))
     best = concatenate_scores(screening.scorer.names, [])
-    if segments:
-        best = merge_segments(
+    if share:
+        best = merge_journals(
             screening.folder,
-            segments,
+            share,
             number,
             names=screening.scorer.names,
             retention=screening.retention,
@@ -327,25 +321,29 @@ def merge_results(screening: Screening, files: list[Path]) -> None:
         )
     best_of_all = gather_best(best, screening.retention, screening.world)
     rank_info = screening.world.rank_info
-    folder, trash = screening.folder / result_segments.FOLDER, screening.folder / f"{result_segments.FOLDER}.done"
+    folder, trash = screening.folder / journals.FOLDER, screening.folder / f"{journals.FOLDER}.done"
     if rank_info.rank == 0:
         write_best(screening, best_of_all)
-        os.replace(folder, trash)  # at once, since a part of the segments would look like an unfinished screening
+        os.replace(folder, trash)  # at once, since some of the journals would look like an unfinished screening
     screening.world.barrier()
-    result_segments.remove(trash / path.relative_to(folder) for path in screening.world.deal(files))
+    part_results.remove(trash / path.relative_to(folder) for path in screening.world.deal(files))
     screening.world.barrier()
     if rank_info.rank == 0:
-        result_segments.remove([trash])
+        part_results.remove([trash])
 
 
-def assign_segments(hosts: Sequence[str], files: Sequence[Path]) -> list[tuple[int, Sequence[Path]]]:
-    """Return the number of the node and the segments that each rank merges: those of a node, for its first rank."""
-    numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
-    waiting = set(numbers)
+def assign_journals(hosts: Sequence[str], files: Sequence[Path]) -> list[tuple[int, Sequence[Path]]]:
+    """Return the number of the file and the journals that each rank merges.
+
+    The first rank of every MAX_NODES-th node merges the journals of so many nodes; other ranks merge none.
+    """
+    nodes = list(dict.fromkeys(hosts))
+    mergers = {host: number for number, host in enumerate(nodes[::MAX_NODES])}
+    n_files = len(mergers)
     shares: list[tuple[int, Sequence[Path]]] = []
     for host in hosts:
-        shares.append((numbers[host], files[numbers[host] :: len(numbers)] if host in waiting else []))
-        waiting.discard(host)
+        number = mergers.pop(host, None)
+        shares.append((0, []) if number is None else (number, files[number::n_files]))
     return shares
 
 

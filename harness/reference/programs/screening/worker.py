@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -21,9 +20,9 @@ from harness.reference.models.coverage import Coverage
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import UNFUSED, MessageBackend
 from harness.reference.profiling import fom_client
-from harness.reference.programs.screening import result_segments
 from harness.reference.programs.screening.candidates.workload import CandidateBatch, Workload
-from harness.reference.programs.screening.result_segments import IndexPartition, SegmentEntry, compute_range_checksum
+from harness.reference.programs.screening.journals import Append, encode_parts
+from harness.reference.programs.screening.part_results import IndexPartition, PartEntry, compute_range_checksum
 from harness.reference.programs.screening.scoring import MahalanobisDistance, Retention, Scores, concatenate_scores
 from harness.reference.storage.prefetch import Prefetch
 
@@ -90,7 +89,7 @@ class WorkerStats:
 
     Attributes:
         candidates: Number of candidates in the finished parts.
-        evaluated: Number of candidates with finite results or outside the training sets; `SegmentEntry.evaluated`
+        evaluated: Number of candidates with finite results or outside the training sets; `PartEntry.evaluated`
             excludes the latter.
         atoms: Number of atoms in the scored batches.
         edges: Number of edges in the scored batches.
@@ -150,9 +149,7 @@ class ScreeningWorker:
         parts: The division of the candidates into parts.
         scorer: The scorer of batches.
         retention: The rule by which results are retained.
-        folder: The folder of segments.
-        identity: Hash of everything that results must have in common to be merged (`compute_identity`).
-        rank: The rank of this process.
+        append: The function that appends finished parts to the journal of the node.
         edges: Approximate maximum number of edges of a batch.
         prefetch_depth: Number of batches to generate in advance.
         write_interval_s: Seconds between writes of finished parts.
@@ -163,9 +160,7 @@ class ScreeningWorker:
     parts: IndexPartition
     scorer: ModelScorer
     retention: Retention
-    folder: Path
-    identity: str
-    rank: int
+    append: Append
     edges: int
     prefetch_depth: int
     write_interval_s: float
@@ -174,7 +169,7 @@ class ScreeningWorker:
     def run(self, part_numbers: Sequence[int]) -> WorkerStats:
         """Screen the parts with these numbers."""
         stats = WorkerStats()
-        pending: list[SegmentEntry] = []
+        pending: list[PartEntry] = []
         results: list[Scores] = []
         started = committed = time.perf_counter()
         with Prefetch(_return_unchanged, self._generate(part_numbers, stats), depth=self.prefetch_depth) as prefetched:
@@ -238,7 +233,7 @@ class ScreeningWorker:
             stats.unranked.update({TOO_RISKY: int(is_risky.sum())} if is_risky.any() else {})
         return scores
 
-    def _finish_part(self, number: int, results: Sequence[Scores], stats: WorkerStats) -> SegmentEntry:
+    def _finish_part(self, number: int, results: Sequence[Scores], stats: WorkerStats) -> PartEntry:
         """Return the entry of a finished part, and report the progress."""
         first, stop = self.parts.bounds(number)
         scores = concatenate_scores(self.scorer.names, results)
@@ -246,20 +241,19 @@ class ScreeningWorker:
         stats.memory_bytes.append(psutil.Process().memory_info().rss)
         self.on_progress(stop - first)
         checksum = compute_range_checksum(first, stop)
-        return SegmentEntry(number, stop - first, len(scores), checksum, self.retention.select(scores))
+        return PartEntry(number, stop - first, len(scores), checksum, self.retention.select(scores))
 
-    def _commit(self, pending: Sequence[SegmentEntry], stats: WorkerStats) -> None:
+    def _commit(self, pending: Sequence[PartEntry], stats: WorkerStats) -> None:
         """Write finished parts to disk."""
         if not pending:
             return
         started = time.perf_counter()
-        # of the best results of each part, only those among the best of the whole segment are written
+        # of the best results of each part, only those among the best of all pending parts are written
         retained = self.retention.select(
             concatenate_scores(self.scorer.names, [e.results for e in pending if e.results is not None])
         )
         trimmed = [replace(entry, results=_select_retained(entry, retained)) for entry in pending]
-        path = result_segments.make_path(self.folder, pending[0].part, self.rank)
-        result_segments.write(path, [trimmed], self.scorer.names, self.identity)
+        self.append(encode_parts(trimmed, self.scorer.names))
         stats.write_s += time.perf_counter() - started
 
 
@@ -267,7 +261,7 @@ def _return_unchanged(item: CandidateBatch | int) -> CandidateBatch | int:
     return item
 
 
-def _select_retained(entry: SegmentEntry, retained: Scores) -> Scores | None:
+def _select_retained(entry: PartEntry, retained: Scores) -> Scores | None:
     """Return the results of a part that are among those retained."""
     if entry.results is None:
         return None

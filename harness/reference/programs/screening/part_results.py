@@ -1,4 +1,4 @@
-"""The parts of a screening's index space, with checksums, and the segments: BP files with the results of some parts."""
+"""The parts of a screening's index space, with checksums, and BP files with the results of parts."""
 
 from __future__ import annotations
 
@@ -99,8 +99,6 @@ class IndexPartition:
 
 
 LABEL = "parts"
-FOLDER = "segments"
-RANKS_PER_FOLDER = 1000
 SENTINEL = -1  # the last row of the results of each part, as ADIOS2 cannot read empty columns
 SUMMARY = ("part", "candidates", "evaluated", "checksum")
 
@@ -110,7 +108,7 @@ class ForeignResults(InputError):
 
 
 @dataclass(frozen=True)
-class SegmentEntry:
+class PartEntry:
     """The results of one part.
 
     Attributes:
@@ -128,14 +126,14 @@ class SegmentEntry:
     results: Scores | None = None
 
 
-def write(path: Path, pieces: Iterable[Sequence[SegmentEntry]], names: tuple[str, ...], identity: str) -> None:
+def write(path: Path, pieces: Iterable[Sequence[PartEntry]], names: tuple[str, ...], identity: str) -> None:
     """Write parts to a file, piece by piece; if the disk is full, raise OSError and leave no file."""
     with BPWriter(path, {"dataset": "screening", "identity": identity, "columns": list(names)}) as writer:
         for entries in pieces:
             writer.split(LABEL).put(_build_block(entries, names))
 
 
-def _build_block(entries: Sequence[SegmentEntry], names: tuple[str, ...]) -> Block:
+def _build_block(entries: Sequence[PartEntry], names: tuple[str, ...]) -> Block:
     rows = [[e.part, e.candidates, e.evaluated, np.uint64(e.checksum).astype(np.int64)] for e in entries]
     end = Scores(names, np.array([SENTINEL]), np.zeros((1, len(names)), dtype=np.float32))
     results = [concatenate_scores(names, [end] if e.results is None else [e.results, end]) for e in entries]
@@ -151,7 +149,7 @@ def _build_block(entries: Sequence[SegmentEntry], names: tuple[str, ...]) -> Blo
     )
 
 
-def read_summary(path: Path, identity: str) -> dict[int, SegmentEntry]:
+def read_summary(path: Path, identity: str) -> list[PartEntry]:
     """Check all checksums of a file, and return its parts without their results.
 
     Raises:
@@ -164,10 +162,10 @@ def read_summary(path: Path, identity: str) -> dict[int, SegmentEntry]:
         file.verify()
         block = file.columns(LABEL, 0, file.count_samples(LABEL), ["summary"])
     rows = [record["summary"].tolist() for record in block.iter_samples()]
-    return {part: SegmentEntry(part, total, evaluated, signed & MASK) for part, total, evaluated, signed in rows}
+    return [PartEntry(part, total, evaluated, signed & MASK) for part, total, evaluated, signed in rows]
 
 
-def read(path: Path) -> list[SegmentEntry]:
+def read(path: Path) -> list[PartEntry]:
     """Return the parts in a file with their results."""
     with BPFile(path) as file:
         names = tuple(file.attributes["columns"])
@@ -176,43 +174,8 @@ def read(path: Path) -> list[SegmentEntry]:
     for record in block.iter_samples():
         part, total, evaluated, signed = record["summary"].tolist()
         results = Scores(names, record["candidate"][:-1], record["scores"][:-1])
-        entries.append(SegmentEntry(part, total, evaluated, signed & MASK, results))
+        entries.append(PartEntry(part, total, evaluated, signed & MASK, results))
     return entries
-
-
-def make_path(folder: Path, part: int, rank: int) -> Path:
-    """Return the path of a segment, and create its folder, which the segments of RANKS_PER_FOLDER ranks share."""
-    parent = folder / f"{rank // RANKS_PER_FOLDER:03d}"
-    parent.mkdir(exist_ok=True)
-    return parent / f"{part:08d}-{rank}.bp"
-
-
-def list_files(folder: Path, pattern: str) -> list[Path]:
-    """Return the segments whose names match, in the folder and its folders; older versions wrote all into the first."""
-    return sorted([*folder.glob(pattern), *folder.glob(f"*/{pattern}")])
-
-
-def scan_segments(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list[str]]:
-    """Return the number of candidates of each finished part in some files, and a message for each unusable file.
-
-    Unusable files are deleted.
-
-    Raises:
-        ForeignResults: A file belongs to another screening; it is not deleted.
-    """
-    parts: dict[int, int] = {}
-    unusable_files = []
-    for path in paths:
-        try:
-            if path.suffix != ".bp":
-                raise InputError(f"{path.name}: incomplete")
-            parts |= {number: entry.candidates for number, entry in read_summary(path, identity).items()}
-        except ForeignResults:
-            raise
-        except InputError as error:
-            unusable_files.append(str(error))
-            remove([path])
-    return parts, unusable_files
 
 
 def remove(paths: Iterable[Path]) -> None:

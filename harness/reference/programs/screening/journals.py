@@ -1,0 +1,242 @@
+"""Journals of finished parts: one file for each node, to which all ranks of the node append through its first rank.
+
+A journal is a sequence of frames with checksums. The first frame names the screening; each other frame has the parts
+that a rank has finished since its last one. A frame is on the disk before its rank continues, so that a killed rank
+loses only the parts since then.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import struct
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from harness.reference.distributed.group import ProcessGroup
+from harness.reference.programs.screening.part_results import ForeignResults, PartEntry, remove
+from harness.reference.programs.screening.scoring import Scores, concatenate_scores
+
+FOLDER = "journals"
+JOURNALS_PER_FOLDER = 1000
+SUFFIX = ".parts"
+FRAME = struct.Struct("<QI")  # the length of the content and its CRC-32
+
+# Appends the content of a frame to a journal, and returns when it is on the disk.
+Append = Callable[[bytes], None]
+
+
+class Header(msgspec.Struct):
+    """The content of the first frame of a journal.
+
+    Attributes:
+        identity: Hash of everything that results must have in common to be merged (`compute_identity`).
+        columns: Names of the columns of the results.
+    """
+
+    identity: str
+    columns: tuple[str, ...]
+
+
+class Record(msgspec.Struct, array_like=True):
+    """A part in a frame; `index` (int64) and `values` (float32) are the retained scores."""
+
+    part: int
+    candidates: int
+    evaluated: int
+    checksum: int
+    index: bytes
+    values: bytes
+
+
+class Journal:
+    """A journal, whose file is created with its first parts.
+
+    Args:
+        folder: The folder of all journals.
+        number: The number of the node.
+        header: The content of the first frame.
+    """
+
+    def __init__(self, folder: Path, number: int, header: Header) -> None:
+        self._folder = folder / f"{number // JOURNALS_PER_FOLDER:03d}"
+        self._number, self._header = number, header
+        self._file: BinaryIO | None = None
+        self._lock = threading.Lock()
+
+    def append(self, content: bytes) -> None:
+        """Append a frame and wait until it is on the disk; if the disk is full, raise OSError and append nothing."""
+        with self._lock:
+            frames = [content]
+            if self._file is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                # no earlier attempt has finished this part, so that the name is new
+                first = msgspec.msgpack.decode(content, type=list[Record])[0].part
+                self._file = (self._folder / f"{first:08d}-{self._number}{SUFFIX}").open("xb")
+                frames.insert(0, msgspec.msgpack.encode(self._header))
+            size = self._file.tell()
+            try:
+                for frame in frames:
+                    self._file.write(FRAME.pack(len(frame), zlib.crc32(frame)) + frame)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError:
+                os.ftruncate(self._file.fileno(), size)
+                raise
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def encode_parts(entries: Sequence[PartEntry], names: tuple[str, ...]) -> bytes:
+    """Return the content of a frame."""
+    records = []
+    for entry in entries:
+        results = entry.results or concatenate_scores(names, [])
+        counts = (entry.part, entry.candidates, entry.evaluated, entry.checksum)
+        records.append(Record(*counts, results.index.tobytes(), results.values.tobytes()))
+    return msgspec.msgpack.encode(records)
+
+
+def _decode_parts(content: bytes, names: tuple[str, ...]) -> Iterator[PartEntry]:
+    for record in msgspec.msgpack.decode(content, type=list[Record]):
+        values = np.frombuffer(record.values, dtype=np.float32).reshape(-1, len(names))
+        results = Scores(names, np.frombuffer(record.index, dtype=np.int64), values)
+        yield PartEntry(record.part, record.candidates, record.evaluated, record.checksum, results)
+
+
+def _read_frames(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the contents of the frames up to the first one that is incomplete or damaged."""
+    while len(start := file.read(FRAME.size)) == FRAME.size:
+        length, checksum = FRAME.unpack(start)
+        content = file.read(length)
+        if len(content) < length or zlib.crc32(content) != checksum:
+            return
+        yield content
+
+
+def read_parts(path: Path, identity: str) -> Iterator[PartEntry]:
+    """Yield the parts in a journal with their results, up to the first frame that is incomplete or damaged.
+
+    Raises:
+        ForeignResults: The journal belongs to another screening.
+    """
+    with path.open("rb") as file:
+        yield from _read_parts(file, path, identity)
+
+
+def _read_parts(file: BinaryIO, path: Path, identity: str) -> Iterator[PartEntry]:
+    frames = _read_frames(file)
+    first = next(frames, None)
+    if first is None:
+        return
+    header = msgspec.msgpack.decode(first, type=Header)
+    if header.identity != identity:
+        raise ForeignResults(f"{path}: results of another screening (other candidates, model or columns)")
+    for content in frames:
+        yield from _decode_parts(content, header.columns)
+
+
+def list_journals(folder: Path) -> list[Path]:
+    """Return the paths of all journals."""
+    return sorted(folder.glob(f"*/*{SUFFIX}"))
+
+
+def scan(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list[str]]:
+    """Return the number of candidates of each finished part in journals, and a message for each damaged journal.
+
+    Journals without a part are deleted, and the others are cut after the last part that can be read.
+
+    Raises:
+        ForeignResults: A journal belongs to another screening; it is not changed.
+    """
+    parts: dict[int, int] = {}
+    messages = []
+    for path in paths:
+        with path.open("r+b") as file:
+            size, complete, n_known = os.fstat(file.fileno()).st_size, 0, len(parts)
+            for entry in _read_parts(file, path, identity):
+                parts[entry.part] = entry.candidates
+                complete = file.tell()
+            if complete < size:
+                messages.append(f"{path.name}: damaged or incomplete after {complete} of {size} bytes")
+                file.truncate(complete)
+        if len(parts) == n_known:
+            remove([path])
+    return parts, messages
+
+
+@contextmanager
+def open_journal(folder: Path, world: ProcessGroup, header: Header) -> Iterator[Append]:
+    """Yield a function that appends the content of a frame to the journal of this node; collective.
+
+    All ranks must have appended their last frame before any rank leaves the context.
+    """
+    hosts = world.gather(platform.node())
+    numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
+    first = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
+    sizes = Counter(hosts)
+    places = [(numbers[host], first[host] == rank, sizes[host]) for rank, host in enumerate(hosts)]
+    number, is_first, size = world.scatter(places)
+    key = world.broadcast_object(secrets.token_bytes(32))
+    with ExitStack() as stack:
+        listener = None
+        if is_first and size > 1:
+            listener = stack.enter_context(Listener(("127.0.0.1", 0), backlog=size, authkey=key))
+        addresses = world.gather(None if listener is None else listener.address)
+        address = world.scatter([addresses[first[host]] for host in hosts])
+        if not is_first:
+            yield _make_remote_append(stack.enter_context(Client(address, authkey=key)))
+            return
+        journal = Journal(folder, number, header)
+        stack.callback(journal.close)
+        if listener is not None:
+            threading.Thread(target=_accept, args=(listener, size - 1, journal.append), daemon=True).start()
+        yield journal.append
+
+
+def _accept(listener: Listener, count: int, append: Append) -> None:
+    """Serve each of the other ranks of the node in a thread."""
+    accepted = 0
+    while accepted < count:
+        try:
+            connection = listener.accept()
+        except AuthenticationError:
+            continue
+        accepted += 1
+        threading.Thread(target=_serve, args=(connection, append), daemon=True).start()
+
+
+def _serve(connection: Connection, append: Append) -> None:
+    """Append the frames of another rank, and answer with an empty message or with the error."""
+    with connection, suppress(EOFError, ConnectionError):
+        while True:
+            content = connection.recv_bytes()
+            try:
+                append(content)
+            except OSError as error:
+                connection.send_bytes(str(error).encode())
+            else:
+                connection.send_bytes(b"")
+
+
+def _make_remote_append(connection: Connection) -> Append:
+    def append(content: bytes) -> None:
+        connection.send_bytes(content)
+        if error := connection.recv_bytes():
+            raise OSError(error.decode())
+
+    return append

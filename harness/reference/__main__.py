@@ -28,6 +28,8 @@ from harness.reference.errors import InputError
 from harness.reference.profiling import file_use, fom_client, node_sampler
 
 TRACEBACK = "traceback.txt"
+# The folder and the text of the case that a job script has started, so that its ranks need not open the file.
+CASE_VARIABLE = "GFM_HARNESS_CASE"
 # A launcher ends all ranks as soon as one exits with an error, so other ranks give rank 0 this long to log its own.
 LINGER_S = 3.0
 
@@ -42,7 +44,7 @@ def main(arguments: list[str]) -> int:
     file_use.start(folder)
     path = folder / "case.json"
     try:
-        case = upgrade_case(json.loads(path.read_text(encoding="utf-8")))
+        case = upgrade_case(json.loads(read_case_text(path)))
     except (OSError, ValueError) as error:
         return reject(f"{path}: not a case that can be run ({error!r})")
     program = case.get("program") if isinstance(case, dict) else None
@@ -75,6 +77,12 @@ def main(arguments: list[str]) -> int:
     if exit_code != 0 and rank_info.rank > 0:
         time.sleep(LINGER_S)
     return exit_code
+
+
+def read_case_text(path: Path) -> str:
+    """Return the text of a case, from the environment if the job script has passed it, or else from its file."""
+    folder, _, text = os.environ.pop(CASE_VARIABLE, "").partition("\t")
+    return text if folder == str(path.parent) else path.read_text(encoding="utf-8")
 
 
 def reject(message: str) -> int:

@@ -28,10 +28,13 @@ from harness.planning.footprint import FILE
 from harness.protocol.programs.model import ModelParameters
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.programs.screening.merge_results import MAX_NODES
 from tests.conftest import ROOT
 from tests.support.mpi import environment_without_launcher
 
 SHAPES = ((1, 2), (2, 1), (2, 2))  # nodes and ranks per node
+# Programs whose files are shared by several nodes also need a run on more nodes than share a file.
+MORE_SHAPES = {"screening": ((MAX_NODES + 1, 1),)}
 MODEL = {"hidden_dim": 16, "num_conv_layers": 2, "cutoff": 4.0, "num_sharedlayers": 0, "dim_headlayers": 8}
 PROGRAMS: dict[str, dict[str, Any]] = {
     "data_parallel": {
@@ -43,7 +46,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
         "samples_per_epoch": 32, "max_validation_structures": 8, "gate_steps": 5, "compile": False, "timeout_s": 120,
     },
     "screening": {
-        "workload": {"kind": "random", "streams": 4, "per_stream": 16}, "checkpoint": "painn-64", "part_size": 8,
+        "workload": {"kind": "random", "streams": 32, "per_stream": 2}, "checkpoint": "painn-64", "part_size": 2,
         "precision": "fp64", "message_backend": "unfused", "compile": False,
     },
 }  # fmt: skip
@@ -107,6 +110,7 @@ def start_rank(case: Path, counts: Path, shape: Shape, rank: int, port: str) -> 
     environment |= {
         "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
         "GFM_HARNESS_FILE_USE": str(counts), "GFM_HARNESS_SAMPLER_S": "1",
+        "GFM_HARNESS_CASE": f"{case}\t{(case / 'case.json').read_text()}",
     }  # fmt: skip
     return subprocess.Popen([sys.executable, "-c", RANK, f"n{node}", str(case)], env=environment)
 
@@ -143,7 +147,7 @@ def main(names: Sequence[str]) -> None:
     for program in names or PROGRAMS:
         parameters = PROGRAMS[program]
         programs[program] = {"parameters": parameters, "runs": []}
-        for nodes, ranks_per_node in SHAPES:
+        for nodes, ranks_per_node in (*SHAPES, *MORE_SHAPES.get(program, ())):
             with tempfile.TemporaryDirectory() as name:
                 programs[program]["runs"].append(measure(program, parameters, Shape(nodes, ranks_per_node), Path(name)))
         write_json(FILE, {"source": "tests/builders/file_use.py", "programs": programs, "models": models})

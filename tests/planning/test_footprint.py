@@ -54,6 +54,17 @@ def test_environment_on_a_shared_file_system_is_a_warning(largest_case: dict[str
     assert not estimates["event log"].is_exceeded
 
 
+def test_screening_on_all_nodes_opens_few_files_on_a_shared_disk() -> None:
+    site = system.load_system(resources.find_resource("systems", "frontier"), {"archive": "environment.tar.gz"})
+    plan = expand_suite(suite.load_suite(resources.find_resource("suites", "screening"), "frontier"), site)
+    case = max(plan.cases, key=lambda case: case.ranks)
+    assert case.ranks == 75_200
+    for estimate in estimate_case(asdict(case), 9400, case.ranks):
+        assert not estimate.is_exceeded, estimate.format()
+    runs = footprint.load_file_use().programs["screening"].runs
+    assert fit_law(runs, [run.opens["case"] for run in runs]).per_rank <= 0.1
+
+
 def test_sampler_on_every_gpu_fills_a_folder(largest_case: dict[str, Any]) -> None:
     assert "files in telemetry/" not in {e.name for e in estimate_case(largest_case, 1024, 8192)}
     largest_case["settings"]["telemetry"] = "sampler"

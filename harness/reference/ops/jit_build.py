@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -9,9 +10,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from harness.host.files import write_bytes
 
 FLAGS = (
     "-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared",
@@ -28,19 +33,29 @@ class BuildError(RuntimeError):
 def load(folder: Path) -> None:
     """Register the operators of folder/operators.cpp with torch, and compile them unless the cache has a valid library.
 
-    If the cache cannot be written, or the library in it cannot be loaded, the library is built in a temporary folder
-    for this process alone.
+    The library is loaded from a copy on this node, so that only one process of each node reads the cache, which nodes
+    may share. If the cache cannot be written, or the library in it cannot be loaded, the library is built in a
+    temporary folder for this process alone.
 
     Raises:
         BuildError: The library cannot be built or loaded.
     """
     name = f"{folder.name}-{compute_fingerprint(folder)}.so"
     try:
-        _load_from(get_cache_folder() / name, folder)
+        with _lock_node_folder() as node_folder:
+            copy = node_folder / name
+            if not _has_valid_digest(copy):
+                library = get_cache_folder() / name
+                if not _has_valid_digest(library):
+                    library.parent.mkdir(parents=True, exist_ok=True)
+                    _compile(folder / "operators.cpp", library)
+                write_bytes(copy, library.read_bytes())
+        torch.ops.load_library(copy)
     except OSError:
         with tempfile.TemporaryDirectory(prefix="gfm-harness-") as temporary:
             try:
-                _load_from(Path(temporary) / name, folder)
+                _compile(folder / "operators.cpp", Path(temporary) / name)
+                torch.ops.load_library(Path(temporary) / name)
             except OSError as error:
                 raise BuildError(f"the operators of {folder.name} cannot be loaded: {error}") from error
 
@@ -67,11 +82,20 @@ def _describe_processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(prefixes)}))
 
 
-def _load_from(path: Path, sources: Path) -> None:
-    if not _has_valid_digest(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _compile(sources / "operators.cpp", path)
-    torch.ops.load_library(path)
+@contextmanager
+def _lock_node_folder() -> Iterator[Path]:
+    """Yield the folder of this user's libraries on the disk of this node, while no other process is in this context.
+
+    Raises:
+        OSError: The folder cannot be used, or belongs to another user.
+    """
+    folder = Path(tempfile.gettempdir()) / f"gfm-harness-libraries-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
 
 
 def _has_valid_digest(path: Path) -> bool:

@@ -58,6 +58,10 @@ def list_cached_files(sources: Path) -> list[Path]:
     return sorted((sources.parent / "cache").rglob("*.*"))
 
 
+def get_node_folder(sources: Path) -> Path:
+    return sources.parent / f"gfm-harness-libraries-{os.getuid()}"
+
+
 def test_a_library_is_compiled_once_and_then_loaded_from_the_cache(
     sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,14 +75,27 @@ def test_a_library_is_compiled_once_and_then_loaded_from_the_cache(
     assert path.stat().st_mtime_ns == before
 
 
+def test_a_node_reads_the_cache_once(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks of a node load its copy, so that they do not open files on a disk that all nodes share."""
+    assert load_in_new_process(sources).returncode == 0
+    (cached,) = list_cached_files(sources)
+    (copy,) = get_node_folder(sources).glob("*.so")
+    assert copy.read_bytes() == cached.read_bytes()
+    cached.unlink()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert load_in_new_process(sources).returncode == 0
+    assert count_loads(sources) == 2
+
+
 def test_a_damaged_library_is_rebuilt(sources: Path) -> None:
     """The file is empty, truncated or has one changed byte; loading such a file can end the process."""
     assert load_in_new_process(sources).returncode == 0
     (path,) = list_cached_files(sources)
     intact = path.read_bytes()
     for damaged in (b"", intact[:5000], intact[:5000] + bytes([intact[5000] ^ 1]) + intact[5001:]):
-        path.unlink()
-        path.write_bytes(damaged)
+        for file in (path, get_node_folder(sources) / path.name):
+            file.unlink()
+            file.write_bytes(damaged)
         assert load_in_new_process(sources).returncode == 0
         assert jit_build._has_valid_digest(path)
     assert count_loads(sources) == 4
@@ -89,14 +106,15 @@ def test_a_cache_that_cannot_be_written_is_bypassed(sources: Path) -> None:
     (sources.parent / "cache").write_text("")
     assert load_in_new_process(sources).returncode == 0
     assert count_loads(sources) == 1
-    assert not list(sources.parent.glob("gfm-harness-*"))
+    assert list(sources.parent.glob("gfm-harness-*")) == [get_node_folder(sources)]
 
 
 def test_file_with_a_valid_digest_that_is_no_library_is_bypassed(sources: Path) -> None:
     assert load_in_new_process(sources).returncode == 0
     (path,) = list_cached_files(sources)
-    path.unlink()
-    path.write_bytes(b"no library" + jit_build.hashlib.sha256(b"no library").digest())
+    copy = get_node_folder(sources) / path.name
+    copy.unlink()
+    copy.write_bytes(b"no library" + jit_build.hashlib.sha256(b"no library").digest())
     assert load_in_new_process(sources).returncode == 0
     assert count_loads(sources) == 2
 

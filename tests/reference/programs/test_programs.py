@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -24,6 +25,18 @@ def test_a_folder_without_a_case_is_refused(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "case.json").write_text("{")
     assert program.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("not a case that can be run") == 3
+
+
+def test_ranks_read_the_case_that_the_job_script_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They open no file for it; the variable of another case is ignored, and not passed to programs that they start."""
+    for folder, name in ((tmp_path, "passed"), (tmp_path / "other", "written")):
+        (tmp_path / "case.json").write_text(json.dumps({"program": "written"}))
+        monkeypatch.setenv("GFM_HARNESS_CASE", f'{folder}\t{{"program": "passed"}}')
+        assert program.main([str(tmp_path)]) == 2
+        assert f"unknown program '{name}'" in capsys.readouterr().err
+        assert "GFM_HARNESS_CASE" not in os.environ
 
 
 def test_bad_input_gives_one_line_and_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

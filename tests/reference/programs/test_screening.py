@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -311,10 +313,58 @@ class ThreadRank:
     def all_reduce_sum(self, numbers: torch.Tensor) -> torch.Tensor:
         return torch.stack(self.world.exchange(self.rank, numbers)).sum(0)
 
-    def gather(self, value: Scores) -> list[Scores]:
-        self.world.sent.append(len(value))
+    def gather(self, value: Any) -> list[Any]:
+        self.world.sent.append(len(value) if isinstance(value, Scores) else 0)
         values = self.world.exchange(self.rank, value)
         return values if self.rank == 0 else []
+
+    def scatter(self, values: Sequence[Any]) -> Any:
+        return self.world.exchange(self.rank, values)[0][self.rank]
+
+    def broadcast_object(self, value: Any) -> Any:
+        return self.world.exchange(self.rank, value)[0]
+
+
+def test_ranks_of_a_node_append_to_one_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes with three ranks each have two journals, and an error of the disk reaches the rank that appends."""
+    names = ("energy_ev_per_atom",)
+    header = journals.Header("identity", names)
+    world = ThreadWorld(6)
+    hosts = threading.local()
+    monkeypatch.setattr(journals.platform, "node", lambda: hosts.name)
+    monkeypatch.setattr(journals.os, "fsync", lambda _: None)
+
+    def append_parts(rank: int) -> str:
+        hosts.name = f"n{rank // 3}"
+        with journals.open_journal(tmp_path, ThreadRank(world, rank), header) as append:  # type: ignore[arg-type]
+            for part in (rank, rank + 6):
+                results = Scores(names, np.array([part]), np.array([[part]], dtype=np.float32))
+                append(journals.encode_parts([part_results.PartEntry(part, 10, 1, 2**64 - 1, results)], names))
+            world.exchange(rank, None)
+            if rank == 1:
+                monkeypatch.setattr(journals.os, "fsync", fail_with_full_disk)
+            world.exchange(rank, None)
+            try:
+                append(journals.encode_parts([part_results.PartEntry(99, 1, 1, 1)], names))
+            except OSError as error:
+                message = str(error)
+            world.exchange(rank, None)
+        return message
+
+    with ThreadPoolExecutor(6) as pool:
+        messages = list(pool.map(append_parts, range(6)))
+    assert all("No space left" in message for message in messages)
+    first, second = journals.list_journals(tmp_path)
+    for path, ranks in ((first, range(3)), (second, range(3, 6))):
+        parts = {e.part: e for e in journals.read_parts(path, "identity")}
+        assert sorted(parts) == [*ranks, *(rank + 6 for rank in ranks)]
+        assert all(e.results is not None and e.results.index.tolist() == [e.part] for e in parts.values())
+        assert {e.checksum for e in parts.values()} == {2**64 - 1}
+    assert journals.scan([first, second], "identity") == (dict.fromkeys(range(12), 10), [])
+
+
+def fail_with_full_disk(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.filterwarnings("ignore:the model takes")

@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
@@ -72,27 +73,27 @@ class Journal:
     def __init__(self, folder: Path, number: int, header: Header) -> None:
         self._folder = folder / f"{number // JOURNALS_PER_FOLDER:03d}"
         self._number, self._header = number, header
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._lock = threading.Lock()
 
     def append(self, content: bytes) -> None:
         """Append a frame and wait until it is on the disk; if the disk is full, raise OSError and append nothing."""
         with self._lock:
-            frames = [content]
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 # no earlier attempt has finished this part, so that the name is new
                 first = msgspec.msgpack.decode(content, type=list[Record])[0].part
-                self._file = (self._folder / f"{first:08d}-{self._number}{SUFFIX}").open("xb")
-                frames.insert(0, msgspec.msgpack.encode(self._header))
+                self._file = (self._folder / f"{first:08d}-{self._number}{SUFFIX}").open("xb", buffering=0)
             size = self._file.tell()
+            frames = [content] if size else [msgspec.msgpack.encode(self._header), content]
+            rest = memoryview(b"".join(FRAME.pack(len(frame), zlib.crc32(frame)) + frame for frame in frames))
             try:
-                for frame in frames:
-                    self._file.write(FRAME.pack(len(frame), zlib.crc32(frame)) + frame)
-                self._file.flush()
+                while rest:
+                    rest = rest[self._file.write(rest) :]
                 os.fsync(self._file.fileno())
             except OSError:
-                os.ftruncate(self._file.fileno(), size)
+                self._file.truncate(size)
+                self._file.seek(size)
                 raise
 
     def close(self) -> None:
@@ -123,7 +124,7 @@ def _read_frames(file: BinaryIO) -> Iterator[bytes]:
     while len(start := file.read(FRAME.size)) == FRAME.size:
         length, checksum = FRAME.unpack(start)
         content = file.read(length)
-        if len(content) < length or zlib.crc32(content) != checksum:
+        if not length or len(content) < length or zlib.crc32(content) != checksum:
             return
         yield content
 
@@ -199,6 +200,7 @@ def open_journal(folder: Path, world: ProcessGroup, header: Header) -> Iterator[
         addresses = world.gather(None if listener is None else listener.address)
         address = world.scatter([addresses[first[host]] for host in hosts])
         if not is_first:
+            assert address is not None
             yield _make_remote_append(stack.enter_context(Client(address, authkey=key)))
             return
         journal = Journal(folder, number, header)

@@ -1,8 +1,8 @@
 """Sessions for users and developers: `python3 -m nox -s reproduce`, `-s tests`, ... (`nox -l` lists them).
 
 All sessions share one environment, .nox/shared, created on first use from pyproject.toml and constraints.txt, so that
-torch is installed once. For systems whose jobs have their own environment, a small one without torch is enough:
-.nox/plan. Arguments after `--` are passed to the harness or to pytest.
+torch is installed once. The first session that tests adds what only tests need. For systems whose jobs have their own
+environment, a small one without torch is enough: .nox/plan. Arguments after `--` go to the harness or to pytest.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
@@ -21,7 +23,9 @@ nox.options.sessions = ["tests"]
 
 ROOT = Path(__file__).parent
 SHARED, PLAN = (ROOT / ".nox" / name for name in ("shared", "plan"))
-EXTRAS = {SHARED: "[reference,mpi,dev]", PLAN: ""}
+# What jobs need, with the calculators that label structures, and what tests and comparisons of commits need as well.
+REQUIREMENTS = {SHARED: ("--editable", ".[reference,mpi]", "pyscf", "tblite"), PLAN: ("--editable", ".")}
+MORE_REQUIREMENTS = ("--editable", ".[dev]")
 # Without a GPU, the tests interpret the GPU kernels with Triton, or compile them without running them.
 TRITON = "triton==3.9.0; sys_platform == 'linux'"
 # The arguments of `harness run` for `reproduce -- --quick`: one case of most suites.
@@ -48,20 +52,48 @@ ALONE = (
 WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
 
 
-def install_environment(session: nox.Session, folder: Path = SHARED) -> str:
-    """Create an environment if it is missing or its definition has changed; return the folder of its programs."""
+def install_environment(session: nox.Session, folder: Path = SHARED, *, with_tests: bool = False) -> str:
+    """Create an environment if it is missing or its definition has changed; return the folder of its programs.
+
+    Args:
+        session: The session.
+        folder: The folder of the environment.
+        with_tests: Whether the environment also needs MORE_REQUIREMENTS.
+    """
     definition = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
     digest = hashlib.sha256(b"".join([*definition, sys.version.encode(), str(ROOT).encode()])).hexdigest()
-    stamp = folder / "made-from"
     programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
+    stamp = folder / "made-from"
     if not stamp.exists() or stamp.read_text() != digest:
         session.run(sys.executable, "-m", "venv", "--clear", str(folder), silent=True)
-        session.run(
-            str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-            "--constraint", "constraints.txt", "--editable", f".{EXTRAS[folder]}",
-        )  # fmt: skip
+        if folder == SHARED:
+            install(session, programs, "torch")
+            with compile_operators(programs):
+                install(session, programs, *REQUIREMENTS[folder])
+        else:
+            install(session, programs, *REQUIREMENTS[folder])
         stamp.write_text(digest)
+    stamp = folder / "made-from-with-tests"
+    if with_tests and not stamp.exists():
+        install(session, programs, *MORE_REQUIREMENTS)
+        stamp.touch()
     return str(programs)
+
+
+def install(session: nox.Session, programs: Path, *requirements: str) -> None:
+    """Install packages in the tested versions; Python compiles their modules when it first imports them."""
+    session.run(
+        str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile",
+        "--constraint", "constraints.txt", *requirements,
+    )  # fmt: skip
+
+
+@contextmanager
+def compile_operators(programs: Path) -> Iterator[None]:
+    """Compile the operators in C++, which the first cases need, while other packages are installed."""
+    command = (str(programs / "python"), "-m", "harness.reference.ops.jit_build")
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        yield
 
 
 def install_triton(session: nox.Session) -> str:
@@ -164,6 +196,7 @@ def screening(session: nox.Session) -> None:
 @nox.session
 def models(session: nox.Session) -> None:
     """Compare interatomic potentials: yours in models/*.yaml and the shipped ones; speed, memory, errors, physics."""
+    install_environment(session, with_tests=True)  # brings other potentials
     run_harness(session, "run", "models")
     run_harness(session, "run", "vector-biases")
 
@@ -201,6 +234,7 @@ def imbalance(session: nox.Session) -> None:
 @nox.session
 def regression(session: nox.Session) -> None:
     """Run benchmarks over the commits `-- A..B`; exit with 1 if one is slower. `--here` installs nothing (minutes)."""
+    install_environment(session, with_tests=True)
     run_harness(session, "regression")
 
 
@@ -233,7 +267,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the slow tests: long ones, clusters of eight nodes, benchmarks, interpreted GPU kernels."""
-    pytest = (f"{install_environment(session)}/python", "-m", "pytest")
+    pytest = (f"{install_environment(session, with_tests=True)}/python", "-m", "pytest")
     if session.posargs:
         session.run(*pytest, *session.posargs)
         return
@@ -252,7 +286,7 @@ def coverage(session: nox.Session) -> None:
 
 def check_style(session: nox.Session) -> str:
     """Check style, types and the direction of imports; return the folder of the environment's programs."""
-    programs = install_environment(session)
+    programs = install_environment(session, with_tests=True)
     session.run(f"{programs}/ruff", "check", ".")
     session.run(f"{programs}/ruff", "format", "--check", ".")
     session.run(f"{programs}/mypy")
@@ -263,5 +297,6 @@ def check_style(session: nox.Session) -> str:
 def run_tests(session: nox.Session, marker: str, *arguments: str) -> None:
     """Run the tests with a marker, except ALONE, in two workers: most tests wait for processes that they start."""
     ignored = [option for path in ALONE for option in ("--ignore", path)]
-    pytest = (f"{install_environment(session)}/python", "-m", "pytest", "-m", marker, "-n", "2", "--dist", "loadfile")
+    python = f"{install_environment(session, with_tests=True)}/python"
+    pytest = (python, "-m", "pytest", "-m", marker, "-n", "2", "--dist", "loadfile")
     session.run(*pytest, *ignored, *arguments, env={"OMP_NUM_THREADS": "1"})

@@ -1,4 +1,7 @@
-"""Compile C++ operators on first use, and cache the libraries by a fingerprint of their sources."""
+"""Compile C++ operators on first use, and cache the libraries by a fingerprint of their sources.
+
+`python -m harness.reference.ops.jit_build` compiles all of them; it needs no package but torch.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-
-from harness.host.files import write_bytes
 
 FLAGS = (
     "-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared",
@@ -40,16 +41,13 @@ def load(folder: Path) -> None:
     Raises:
         BuildError: The library cannot be built or loaded.
     """
-    name = f"{folder.name}-{compute_fingerprint(folder)}.so"
+    name = get_library_name(folder)
     try:
         with _lock_node_folder() as node_folder:
             copy = node_folder / name
             if not _has_valid_digest(copy):
-                library = get_cache_folder() / name
-                if not _has_valid_digest(library):
-                    library.parent.mkdir(parents=True, exist_ok=True)
-                    _compile(folder / "operators.cpp", library)
-                write_bytes(copy, library.read_bytes())
+                with _replace(copy) as part:
+                    shutil.copyfile(build(folder), part)
         torch.ops.load_library(copy)
     except OSError:
         with tempfile.TemporaryDirectory(prefix="gfm-harness-") as temporary:
@@ -58,6 +56,20 @@ def load(folder: Path) -> None:
                 torch.ops.load_library(Path(temporary) / name)
             except OSError as error:
                 raise BuildError(f"the operators of {folder.name} cannot be loaded: {error}") from error
+
+
+def build(folder: Path) -> Path:
+    """Compile the operators of a folder, unless the cache has a valid library, and return the path of the library."""
+    library = get_cache_folder() / get_library_name(folder)
+    if not _has_valid_digest(library):
+        library.parent.mkdir(parents=True, exist_ok=True)
+        _compile(folder / "operators.cpp", library)
+    return library
+
+
+def get_library_name(folder: Path) -> str:
+    """Return the name of the library of a folder, which depends on everything that the library depends on."""
+    return f"{folder.name}-{compute_fingerprint(folder)}.so"
 
 
 def get_cache_folder() -> Path:
@@ -108,12 +120,10 @@ def _has_valid_digest(path: Path) -> bool:
 
 
 def _compile(source: Path, path: Path) -> None:
-    """Write the library with its digest to a temporary file, then rename it, so that no process loads half of it."""
+    """Write the library with its digest at once, so that no process loads half of it."""
     compiler = _find_compiler()
     root = Path(torch.__file__).parent
-    handle, part = tempfile.mkstemp(suffix=".so", prefix=f"{path.stem}-", dir=path.parent)
-    os.close(handle)
-    try:
+    with _replace(path) as part:
         command = [
             compiler, *FLAGS, str(source), "-o", part, f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include",
             f"-L{root}/lib", "-ltorch_cpu", "-lc10",
@@ -124,6 +134,15 @@ def _compile(source: Path, path: Path) -> None:
         with Path(part).open("r+b") as file:
             digest = hashlib.sha256(file.read()).digest()
             file.write(digest)
+
+
+@contextmanager
+def _replace(path: Path) -> Iterator[str]:
+    """Yield the path of a temporary file, which gets the given path at the end unless there is an error."""
+    handle, part = tempfile.mkstemp(suffix=".so", prefix=f"{path.stem}-", dir=path.parent)
+    os.close(handle)
+    try:
+        yield part
         os.replace(part, path)
     finally:
         Path(part).unlink(missing_ok=True)
@@ -141,3 +160,13 @@ def _find_compiler() -> str:
 def _find_first_error(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no reason given")[:200]
+
+
+def main() -> None:
+    """Compile all operators."""
+    for path in sorted(Path(__file__).parent.glob("*/operators.cpp")):
+        build(path.parent)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +50,27 @@ def draw_times(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
 
 
 def draw_physics(records: Sequence[RunRecord], folder: Path, name: str) -> Figure:
-    """Draw the total energy of NVE trajectories, and the mean temperature of Langevin trajectories, over time."""
+    """Draw the total energy of NVE trajectories and the mean temperature of Langevin trajectories over time.
+
+    Args:
+        records: Runs, of which at least one has a trajectory.
+        folder: The folder of the figure.
+        name: The name of the figure.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.events("trajectory"):
+            groups.setdefault(record.case["parameters"].get("motion", "nve"), []).append(record)
+    panels = [(panel, groups[motion]) for motion, panel in PANELS.items() if motion in groups]
     with mpl.rc_context(STYLE):
-        figure, (energy, temperature) = plt.subplots(1, 2, figsize=(7.4, 3.2), layout="constrained")
-        for record in records:
-            motion = record.case["parameters"].get("motion", "nve")
-            if record.events("trajectory") and motion == "nve":
-                _draw_energy(energy, record)
-            elif record.events("trajectory"):
-                _draw_temperature(temperature, record)
-        energy.set_xlabel("ps")
-        energy.set_ylabel("change of the total energy (meV/atom)")
-        temperature.set_xlabel("ps")
-        temperature.set_ylabel("temperature (K)")
-        caption = (
-            "Left: total energy of the first NVE trajectory of each case. Right: temperature of Langevin dynamics, mean"
-            " over the structures of each case; dashed lines are the thermostat's."
-        )
-        return save_figure(figure, folder, name, caption, card=0)
+        size = (3.7 * len(panels), 3.2)
+        figure, row = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+        for axes, (panel, members) in zip(row[0], panels, strict=True):
+            for record in members:
+                panel.draw(axes, record)
+            axes.set_xlabel("ps")
+            axes.set_ylabel(panel.label)
+        return save_figure(figure, folder, name, " ".join(panel.caption for panel, _ in panels), card=0)
 
 
 def _compute_time_ps(record: RunRecord, steps: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -88,3 +92,31 @@ def _draw_temperature(axes: Axes, record: RunRecord) -> None:
 
 def _name(record: RunRecord) -> str:
     return str(record.case.get("name"))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel on the trajectories of one kind of motion.
+
+    Attributes:
+        draw: Draws the trajectories of a run.
+        label: The label of the vertical axis.
+        caption: A sentence for the caption of the figure.
+    """
+
+    draw: Callable[[Axes, RunRecord], None]
+    label: str
+    caption: str
+
+
+# The panels of draw_physics, by the motion of the cases that they show.
+PANELS = {
+    "nve": Panel(
+        _draw_energy, "change of the total energy (meV/atom)", "Total energy of the first NVE trajectory of each case."
+    ),
+    "langevin": Panel(
+        _draw_temperature,
+        "temperature (K)",
+        "Temperature of Langevin dynamics, mean over the structures of each case; dashed lines are the thermostat's.",
+    ),
+}

@@ -109,9 +109,7 @@ def build_speed_block(rows: pd.DataFrame) -> TableBlock:
         ("ns/day of each structure", number_cell("ns_per_day")),
         ("ns/day, sum over the batch", number_cell("ns_per_day_total")),
         ("converged structures/s", number_cell("structures_per_s")),
-        ("lists", number_cell("lists_share", ".0%")),
-        ("model", number_cell("model_share", ".0%")),
-        ("rest", number_cell("integrator_share", ".0%")),
+        ("lists, model, rest", format_shares),
         ("steps per list", number_cell("steps_per_list")),
         ("device", lambda r: f"{r['device']}, {format_threads(r['threads'])}"),
         ("load", number_cell("load_1min")),
@@ -176,6 +174,12 @@ def build_physics_block(rows: list[Row]) -> TableBlock:
         " of a single one."
     )
     return build_block("Conservation and temperature", rows, columns, note)
+
+
+def format_shares(row: Row) -> str:
+    """Return the shares of neighbour lists, the model and the rest in the time, in percent."""
+    shares = [row[f"{part}_share"] for part in ("lists", "model", "integrator")]
+    return EN_DASH if None in shares else f"{', '.join(format_number(100 * share, '.0f') for share in shares)}%"
 
 
 def format_spacegroups(row: Row) -> str:

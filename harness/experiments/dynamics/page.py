@@ -75,9 +75,10 @@ def summarize(rows: list[Row]) -> str:
 def describe_campaign(rows: list[Row]) -> list[str]:
     """Return sentences on the model, the structures that did not finish, and interrupted runs."""
     models = dict.fromkeys(f"{row['checkpoint']} ({row['backbone']}, width {row['hidden_dim']})" for row in rows)
+    devices = dict.fromkeys(f"{row['device']}, {format_threads(row['threads'])}" for row in rows)
     texts = [
-        f"Model: {', '.join(models)}. Times include neighbour lists, whose skin keeps them valid for several steps. ASE"
-        " moves one structure at a time through the calculator of the same model, with the same operators, which builds"
+        f"Model: {', '.join(models)}. Device: {'; '.join(devices)}. Times include neighbour lists, whose skin keeps them"
+        " valid for several steps. ASE moves one structure at a time through the calculator of the same model, with the same operators, which builds"
         " a new neighbour list in each step."
     ]
     for row in rows:
@@ -99,19 +100,17 @@ def name_case(row: Row) -> str:
 def build_speed_block(rows: pd.DataFrame) -> TableBlock:
     """Return the table of times."""
     columns: list[Column] = [
-        ("motion", lambda r: MOTIONS[r["motion"]]),
+        ("motion", format_motion),
         ("structures", "source"),
         ("precision", lambda r: r["precision"].upper()),
         ("structures in the batch", number_cell("mean_batch")),
         ("us/atom/step [95%]", interval_cell("us_per_atom_step")),
         ("CPU time, us/atom/step", number_cell("cpu_us_per_atom_step")),
-        ("time step (fs)", lambda r: EN_DASH if r["motion"] == "relaxation" else format_number(r["time_step_fs"])),
         ("ns/day of each structure", number_cell("ns_per_day")),
         ("ns/day, sum over the batch", number_cell("ns_per_day_total")),
         ("converged structures/s", number_cell("structures_per_s")),
         ("lists, model, rest", format_shares),
         ("steps per list", number_cell("steps_per_list")),
-        ("device", lambda r: f"{r['device']}, {format_threads(r['threads'])}"),
         ("load", number_cell("load_1min")),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
@@ -174,6 +173,12 @@ def build_physics_block(rows: list[Row]) -> TableBlock:
         " of a single one."
     )
     return build_block("Conservation and temperature", rows, columns, note)
+
+
+def format_motion(row: Row) -> str:
+    """Return the motion and, in dynamics, the time step."""
+    motion = MOTIONS[row["motion"]]
+    return motion if row["motion"] == "relaxation" else f"{motion}, {format_number(row['time_step_fs'])} fs"
 
 
 def format_shares(row: Row) -> str:

@@ -24,6 +24,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from harness.document.blocks import EN_DASH, list_rows
+from harness.experiments.dynamics.figures import PANELS, draw_physics
 from harness.experiments.dynamics.metrics import build_tables
 from harness.experiments.dynamics.page import format_mean, format_spacegroups, summarize
 from harness.experiments.dynamics.physics import compute_drift, compute_mean_temperature
@@ -173,6 +174,14 @@ def test_the_page_shows_every_case(results: Path) -> None:
     assert "Compared with ASE" in page
     assert "meV/atom/ps" in page
     assert page.count("NVE") >= 3
+    captions = [caption for panel in PANELS.values() if (caption := panel.caption) in page]
+    assert len(captions) == 2
+
+
+@pytest.mark.parametrize("motion", PANELS)
+def test_the_figure_has_only_panels_with_trajectories(results: Path, tmp_path: Path, motion: str) -> None:
+    records = [r for r in load_runs(results / "runs") if r.case["parameters"].get("motion", "nve") == motion]
+    assert draw_physics(records, tmp_path, "physics").caption == PANELS[motion].caption
 
 
 def test_final_structures_are_written(results: Path) -> None:

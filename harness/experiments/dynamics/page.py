@@ -77,9 +77,9 @@ def describe_campaign(rows: list[Row]) -> list[str]:
     models = dict.fromkeys(f"{row['checkpoint']} ({row['backbone']}, width {row['hidden_dim']})" for row in rows)
     devices = dict.fromkeys(f"{row['device']}, {format_threads(row['threads'])}" for row in rows)
     texts = [
-        f"Model: {', '.join(models)}. Device: {'; '.join(devices)}. Times include neighbour lists, whose skin keeps them"
-        " valid for several steps. ASE moves one structure at a time through the calculator of the same model, with the same operators, which builds"
-        " a new neighbour list in each step."
+        f"Model: {', '.join(models)}. Device: {'; '.join(devices)}. Times include neighbour lists, whose skin keeps"
+        " them valid for several steps. ASE moves one structure at a time through the calculator of the same model, with"
+        " the same operators, which builds a new neighbour list in each step."
     ]
     for row in rows:
         if row["unfinished"]:

@@ -78,8 +78,8 @@ def describe_campaign(rows: list[Row]) -> list[str]:
     devices = dict.fromkeys(f"{row['device']}, {format_threads(row['threads'])}" for row in rows)
     texts = [
         f"Model: {', '.join(models)}. Device: {'; '.join(devices)}. Times include neighbour lists, whose skin keeps"
-        " them valid for several steps. ASE moves one structure at a time through the calculator of the same model, with"
-        " the same operators, which builds a new neighbour list in each step."
+        " them valid for several steps. ASE moves one structure at a time through the calculator of the same model,"
+        " with the same operators, which builds a new neighbour list in each step."
     ]
     for row in rows:
         if row["unfinished"]:

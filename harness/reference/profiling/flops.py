@@ -22,7 +22,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from harness.reference.inference.bucketing import Shape
-from harness.reference.ops import couplings, own_heads, products, segment_sums  # noqa: F401 (they define operators)
+from harness.reference.ops import (  # noqa: F401 (they define operators)
+    adaptive_scales,
+    bounded_features,
+    couplings,
+    own_heads,
+    products,
+    segment_sums,
+)
 from harness.reference.ops.messages import NAMESPACE
 
 # Matrix products with one row per edge ("edges"), atom ("nodes") or structure ("heads"), and messages by an
@@ -34,8 +41,11 @@ Sizes = tuple[int, ...]
 _aten = torch.ops.aten
 _operators = torch.ops.gfm_harness
 PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _operators.multiply_add}
-# Sums and gathers, which do not count, like all element-wise operations.
-SUMS = {getattr(_operators, name) for name in segment_sums.SCHEMAS}
+# Sums, gathers and element-wise operations, which do not count.
+UNCOUNTED = {
+    *(getattr(_operators, name) for name in segment_sums.SCHEMAS),
+    *(_operators.bound_features, _operators.bound_features_backward, _operators.solve_scales),
+}
 HEADS = {_operators.evaluate_own_heads, _operators.differentiate_own_heads}
 TF32 = "tf32"
 # The peak rate of a kind is measured only if the kind has at least this share of the arithmetic.
@@ -218,7 +228,7 @@ class _WorkCounter(TorchDispatchMode):
             kind = self._classify(sizes), find_product_dtype(results[0])
             self.work.flops[kind] += flops
             self.work.products.setdefault(kind, Counter())[sizes] += flops
-        elif func.namespace == NAMESPACE and packet not in SUMS:
+        elif func.namespace == NAMESPACE and packet not in UNCOUNTED:
             category: Category = "heads" if packet in HEADS else "messages"
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
             self.work.flops[category, format_dtype(results[0].dtype)] += flops

@@ -147,6 +147,15 @@ def test_every_stage_is_counted_and_the_fused_one_moves_less() -> None:
     assert ("nodes", "bfloat16") in counted["mixed_precision"].kinds
 
 
+def test_every_operator_is_counted_or_element_wise() -> None:
+    """The shipped model uses operators that the model of the test above does not."""
+    prefix = f"{messages.NAMESPACE}::"
+    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith(prefix)]
+    packets = {getattr(torch.ops.gfm_harness, name.removeprefix(prefix).partition(".")[0]) for name in names}
+    assert len(packets) > 15
+    assert packets == flops.UNCOUNTED | {packet for packet in packets if packet in flop_registry}
+
+
 def test_the_compiler_reports_the_traffic_of_its_kernels() -> None:
     x, y = torch.randn(1000, dtype=torch.float64), torch.randn(1000, dtype=torch.float64)
     function = torch.compile(lambda a, b: (a * b).sin() + 1.25, dynamic=False)

@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
 def read_case_text(path: Path) -> str:
     """Return the text of a case, from the environment if the job script has passed it, or else from its file."""
     folder, _, text = os.environ.pop(CASE_VARIABLE, "").partition("\t")
-    return text if folder == str(path.parent) else path.read_text(encoding="utf-8")
+    return text if text and folder == str(path.parent) else path.read_text(encoding="utf-8")
 
 
 def reject(message: str) -> int:

@@ -157,7 +157,7 @@ class ScreeningParameters(Parameters):
 
 
 class EarlierParts(EventRecord, tag="earlier_parts"):
-    """The parts that an earlier attempt finished, and the files of that attempt that cannot be used."""
+    """The parts that an earlier attempt finished, its intact files, and a message about each damaged one."""
 
     parts: Count
     files: Count

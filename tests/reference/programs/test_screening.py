@@ -62,8 +62,8 @@ def run_screening(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
 
 
 def read_scores(folder: Path) -> Scores:
-    segments = [c for path in list_results(folder) for c in part_results.read(path)]
-    parts = [c.results for c in sorted(segments, key=lambda c: c.part) if c.results is not None]
+    covered = [c for path in list_results(folder) for c in part_results.read(path)]
+    parts = [c.results for c in sorted(covered, key=lambda c: c.part) if c.results is not None]
     return Scores(parts[0].names, np.concatenate([k.index for k in parts]), np.concatenate([k.values for k in parts]))
 
 

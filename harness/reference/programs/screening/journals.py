@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 
 from harness.reference.distributed.group import ProcessGroup
+from harness.reference.distributed.launch import LostRank
 from harness.reference.programs.screening.part_results import ForeignResults, PartEntry, remove
 from harness.reference.programs.screening.scoring import Scores, concatenate_scores
 
@@ -237,8 +238,12 @@ def _serve(connection: Connection, append: Append) -> None:
 
 def _make_remote_append(connection: Connection) -> Append:
     def append(content: bytes) -> None:
-        connection.send_bytes(content)
-        if error := connection.recv_bytes():
+        try:
+            connection.send_bytes(content)
+            error = connection.recv_bytes()
+        except (EOFError, ConnectionError) as lost:
+            raise LostRank("the first rank of this node, which writes the journal, has ended") from lost
+        if error:
             raise OSError(error.decode())
 
     return append

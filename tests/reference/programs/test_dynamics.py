@@ -39,7 +39,7 @@ from harness.reference.errors import InputError
 from harness.reference.inference.structure_batch import NO_LIST
 from harness.reference.models import checkpoints
 from harness.reference.programs.dynamics import saved_state, workload
-from harness.reference.programs.dynamics.ase_baseline import AseBaseline
+from harness.reference.programs.dynamics.ase_baseline import MAX_DISPLACED, AseBaseline
 from harness.reference.programs.dynamics.program import compute_identity
 from harness.report.render import write_report
 from harness.results.runs import load_runs
@@ -126,6 +126,34 @@ def test_relaxations_that_did_not_converge_are_not_compared(results: Path, tmp_p
     assert row["verdict"] == "not checked"
     assert row["energy_difference_mev_per_atom"] is None
     assert (row["compared"], row["compared_spacegroups"], row["speedup"]) == (0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("displaced_mev", "verdict", "counts"),
+    [((), "incorrect", (1, 0)), ((0, 0), "incorrect", (1, 0)), ((0, 5), "not checked", (0, 1))],
+)
+def test_another_end_is_wrong_unless_rounding_decides_it(
+    results: Path, tmp_path: Path, displaced_mev: tuple[float, ...], verdict: str, counts: tuple[int, int]
+) -> None:
+    """ASE's energies after displacements by an error of rounding show whether rounding decides."""
+
+    def change(ase: dict[str, Any]) -> dict[str, Any]:
+        energy = ase["energy_ev"] - 2e-3 * ase["atoms"]
+        return {"energy_ev": energy, "displaced_energies_ev": [energy + 1e-3 * d * ase["atoms"] for d in displaced_mev]}
+
+    row = read_changed_rows(results, tmp_path, "relaxation", change, "ase_sample")["relaxation"]
+    assert row["verdict"] == verdict
+    assert (row["compared"], row["rounding_decides"]) == counts
+
+
+@pytest.mark.parametrize("change", [{"force_max_ev_per_angstrom": 0.06}, {"energy_ev": 0.0}])
+def test_an_end_that_is_none_for_ase_is_wrong(results: Path, tmp_path: Path, change: dict[str, float]) -> None:
+    def change_end(ase: dict[str, Any]) -> dict[str, Any]:
+        return {"batch_end": ase["batch_end"] | change}
+
+    row = read_changed_rows(results, tmp_path, "relaxation", change_end, "ase_sample")["relaxation"]
+    assert row["verdict"] == "incorrect"
+    assert row["energy_difference_mev_per_atom"] < 1e-3
 
 
 def test_unknown_space_groups_do_not_agree(results: Path, tmp_path: Path) -> None:
@@ -301,6 +329,23 @@ def test_ase_has_no_sample_if_energies_are_not_finite(motion: Literal["nve", "re
     assert AseBaseline(config, model, [crystal]).measure(0, 0) is not None
     next(model.encoder.parameters()).fill_(torch.nan)
     assert AseBaseline(config, model, [crystal]).measure(0, 0) is None
+
+
+def test_ase_relaxes_displaced_positions_if_the_ends_differ() -> None:
+    config = DynamicsParameters(motion="relaxation", fmax=0.2)
+    model = checkpoints.load_named(config.checkpoint)[0].double().requires_grad_(False)
+    crystal = structure_from_ase(bulk("Cu", a=3.7), "copper")
+    baseline = AseBaseline(config, model, [crystal])
+    sample = baseline.measure(0, 0)
+    assert sample is not None
+    assert sample.batch_end is None
+    same, other = (baseline.measure(0, 0, replace(crystal, energy=sample.energy_ev + d)) for d in (0.0, 0.1))
+    assert same is not None
+    assert other is not None
+    assert same.displaced_energies_ev == ()
+    assert list(other.displaced_energies_ev) == pytest.approx([sample.energy_ev] * MAX_DISPLACED, abs=1e-6)
+    assert other.batch_end is not None
+    assert other.batch_end.energy_ev == pytest.approx(sample.initial_energy_ev)
 
 
 def test_a_space_without_candidates_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,11 +198,16 @@ class Session:
                 return
             # structures far apart in the list, so that they differ
             index = indices[number * len(indices) // min(self.config.ase_rounds, len(indices))]
+            sample = baseline.measure(number, index, self._find_converged_end(index))
         else:
-            index = indices[number % min(self.config.ase_structures, len(indices))]
-        sample = baseline.measure(number, index)
+            sample = baseline.measure(number, indices[number % min(self.config.ase_structures, len(indices))])
         if sample is not None:
             self._log(sample)
+
+    def _find_converged_end(self, index: int) -> Structure | None:
+        """Return a structure and its energy at the end of its relaxation, or None if it has not converged."""
+        (event,) = (e for e in self.logged if e["event"] == "relaxation" and e["index"] == index)
+        return replace(self.final[index], energy=event["energy_ev"]) if event["converged"] else None
 
     def _list_comparable(self) -> list[int]:
         """Return the structures that ASE may move: in relaxations, those that have moved, and converged if any has."""

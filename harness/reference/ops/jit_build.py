@@ -78,8 +78,12 @@ def get_cache_folder() -> Path:
 
 
 def compute_fingerprint(folder: Path) -> str:
-    """Return a hash of 20 hexadecimal digits over the sources, the flags, the version of torch and the processor."""
-    sources = [path.read_text(encoding="utf-8") for path in sorted([*folder.glob("*.h"), *folder.glob("*.cpp")])]
+    """Return a hash of 20 hexadecimal digits over the sources, the flags, the version of torch and the processor.
+
+    The sources are the .cpp files of the folder, and the headers of all folders beside it, which they may include.
+    """
+    paths = sorted([*folder.parent.glob("*/*.h"), *folder.glob("*.cpp")])
+    sources = [path.read_text(encoding="utf-8") for path in paths]
     content = [*sources, *FLAGS, torch.__version__, _describe_processor()]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()[:20]
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, library
 
 from harness.protocol import backbones
-from harness.reference.ops import jit_build
+from harness.reference.ops import jit_build, segment_sums
 
 SOURCES = Path(__file__).with_name("painn")
 BACKBONES = tuple(str(name) for name, backbone in backbones.BACKBONES.items() if backbone.has_fused_messages)
@@ -68,6 +68,7 @@ def load(device: torch.device) -> None:
     """
     if device.type == "cpu":
         jit_build.load(SOURCES)
+        jit_build.load(segment_sums.SOURCES)
     else:
         _load_triton()
 

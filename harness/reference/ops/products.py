@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, library
+from torch import Tensor, library, nn
 from torch.nn import functional
 
 library.define(
@@ -24,16 +24,24 @@ def is_loaded(device: torch.device) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, fused: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, fused: bool | None = None) -> Tensor:
     """Return x weight^T + bias as `torch.nn.functional.linear` does.
 
     Args:
         x: [..., n, in].
         weight: [out, in].
         bias: [out], or None.
-        fused: Whether the operators of messages.py are loaded; on CPUs, multiply_add is then used.
+        fused: Whether multiply_add is used on CPUs, where it must be loaded; None: if it is loaded, except in code that
+            is compiled, since compilers fuse nothing into it.
     """
+    if fused is None:
+        fused = is_loaded(x.device) and not torch.compiler.is_compiling()
     if not fused or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return functional.linear(x, weight, bias)
     product = torch.ops.gfm_harness.multiply_add(x.flatten(0, -2), weight.T, bias)
     return product.view(*x.shape[:-1], weight.shape[0])
+
+
+def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Return layer(x) as computed by `linear`."""
+    return linear(x, layer.weight, layer.bias)

@@ -6,7 +6,7 @@ number of threads. The operators are differentiable any number of times, since t
 
     gather(x, a)[e]                   = x[a[e]]
     segment_sum(x, a)[i]              = sum of x[e] over a[e] = i
-    product_sum(x, w, a, b)[i]        = sum of x[a[e]] w[e] over b[e] = i
+    product_sum(x, w, a, b)[i]        = sum of x[a[e]] w[e] over b[e] = i, or of x[a[e]] w[c[e]] with weight_rows c
     gather_product(x, y, a, b)[e]     = x[a[e]] y[b[e]]
 
 Without the C++ operators (other devices, or no compiler), PyTorch's own operators compute the same functions.
@@ -29,9 +29,10 @@ NAMESPACE = "gfm_harness"
 PAIR = "Tensor a_index, Tensor a_order, Tensor a_start, Tensor b_index, Tensor b_order, Tensor b_start"
 SCHEMAS = {
     "group_rows": "(Tensor index, SymInt groups) -> (Tensor, Tensor)",
+    "pair_edges": "(Tensor receiver, Tensor sender, Tensor shift, Tensor order, Tensor start) -> (Tensor, Tensor)",
     "gather": "(Tensor x, Tensor index, Tensor order, Tensor start, int dim) -> Tensor",
     "segment_sum": "(Tensor x, Tensor index, Tensor order, Tensor start, int dim) -> Tensor",
-    "product_sum": f"(Tensor x, Tensor weight, {PAIR}, int dim) -> Tensor",
+    "product_sum": f"(Tensor x, Tensor weight, {PAIR}, Tensor[] weight_rows, int dim) -> Tensor",
     "gather_product": f"(Tensor x, Tensor y, {PAIR}, int dim) -> Tensor",
 }
 for _name, _schema in SCHEMAS.items():
@@ -68,6 +69,23 @@ def group_rows(index: Tensor, groups: int) -> Grouping:
     return Grouping(index, *_operators.group_rows(index, groups))
 
 
+def pair_edges(receivers: Grouping, senders: Grouping, shift: Tensor) -> tuple[Grouping, Grouping] | None:
+    """Find the edges that are each other's reverse, with the opposite shift, and so have the same length.
+
+    Return the pair of each edge, and the first edge of each pair; an edge without a reverse is alone in its pair.
+    Return None where the C++ operators are not loaded, and to compilers, which would not know the number of pairs.
+
+    Args:
+        receivers: The receiver of each edge.
+        senders: The sender of each edge.
+        shift: [e, 3] translation from each sender to its periodic image.
+    """
+    if torch.compiler.is_compiling() or shift.device.type != "cpu" or load() is not None:
+        return None
+    pair, first = _operators.pair_edges(receivers.group, senders.group, shift, receivers.order, receivers.start)
+    return group_rows(pair, first.shape[0]), group_rows(first, pair.shape[0])
+
+
 def gather(x: Tensor, rows: Grouping, dim: int = 0) -> Tensor:
     """Return x[group of e] for each row e, [e, ...]; x is [n, ...] and dim the dimension of the rows."""
     result: Tensor = _operators.gather(x, *rows, dim)
@@ -80,17 +98,27 @@ def segment_sum(x: Tensor, rows: Grouping, dim: int = 0) -> Tensor:
     return result
 
 
-def product_sum(x: Tensor, weight: Tensor, senders: Grouping, receivers: Grouping, dim: int = 0) -> Tensor:
+def product_sum(
+    x: Tensor,
+    weight: Tensor,
+    senders: Grouping,
+    receivers: Grouping,
+    dim: int = 0,
+    *,
+    weight_rows: Grouping | None = None,
+) -> Tensor:
     """Return the sum of sent rows times weights over the edges of each receiver, [m, ...].
 
     Args:
         x: [n, ...], a row for each sender.
-        weight: [e, ...].
+        weight: [e, ...], or [w, ...] with weight_rows.
         senders: The group in x of each edge.
         receivers: The group in the result of each edge.
         dim: The dimension of the rows; those before it are equal in x, weight and result.
+        weight_rows: The row of the weight of each edge; None: each edge has its own.
     """
-    result: Tensor = _operators.product_sum(*_promote(x, weight), *senders, *receivers, dim)
+    factors = _promote(x, weight)
+    result: Tensor = _operators.product_sum(*factors, *senders, *receivers, list(weight_rows or ()), dim)
     return result
 
 
@@ -119,8 +147,10 @@ def _segment_sum_default(x: Tensor, index: Tensor, order: Tensor, start: Tensor,
     return torch.zeros_like(_allocate_segment_sum(x, index, order, start, dim)).index_add(dim, index, x)
 
 
-def _product_sum_default(x: Tensor, weight: Tensor, *pair_and_dim: Any) -> Tensor:
-    return _segment_sum_default(x.index_select(pair_and_dim[-1], pair_and_dim[0]) * weight, *pair_and_dim[3:])
+def _product_sum_default(x: Tensor, weight: Tensor, *rows_and_dim: Any) -> Tensor:
+    *pair, weight_rows, dim = rows_and_dim
+    factor = weight.index_select(dim, weight_rows[0]) if weight_rows else weight
+    return _segment_sum_default(x.index_select(dim, pair[0]) * factor, *pair[3:], dim)
 
 
 def _gather_product_default(x: Tensor, y: Tensor, *pair_and_dim: Any) -> Tensor:
@@ -144,8 +174,8 @@ def _allocate_segment_sum(x: Tensor, index: Tensor, order: Tensor, start: Tensor
     return _allocate_rows(x, start.shape[0] - 1, dim)
 
 
-def _allocate_product_sum(x: Tensor, weight: Tensor, *pair_and_dim: Any) -> Tensor:
-    return _allocate_rows(x, pair_and_dim[5].shape[0] - 1, pair_and_dim[-1])
+def _allocate_product_sum(x: Tensor, weight: Tensor, *rows_and_dim: Any) -> Tensor:
+    return _allocate_rows(x, rows_and_dim[5].shape[0] - 1, rows_and_dim[-1])
 
 
 def _allocate_gather_product(x: Tensor, y: Tensor, *pair_and_dim: Any) -> Tensor:
@@ -161,11 +191,17 @@ def _differentiate_segment_sum(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
 
 
 def _differentiate_product_sum(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, *pair = ctx.saved_tensors
-    senders, receivers = Grouping(*pair[:3]), Grouping(*pair[3:])
-    x_grad = product_sum(grad, weight, receivers, senders, ctx.dim) if ctx.needs_input_grad[0] else None
-    weight_grad = gather_product(x, grad, senders, receivers, ctx.dim) if ctx.needs_input_grad[1] else None
-    return x_grad, weight_grad, *(None,) * 7
+    x, weight, *rows = ctx.saved_tensors
+    senders, receivers = Grouping(*rows[:3]), Grouping(*rows[3:6])
+    weight_rows = Grouping(*rows[6:]) if rows[6:] else None
+    x_grad = weight_grad = None
+    if ctx.needs_input_grad[0]:
+        x_grad = product_sum(grad, weight, receivers, senders, ctx.dim, weight_rows=weight_rows)
+    if ctx.needs_input_grad[1] and weight_rows is None:
+        weight_grad = gather_product(x, grad, senders, receivers, ctx.dim)
+    elif ctx.needs_input_grad[1]:
+        weight_grad = product_sum(x, grad, senders, weight_rows, ctx.dim, weight_rows=receivers)
+    return x_grad, weight_grad, *(None,) * 6, [None] * len(rows[6:]), None
 
 
 def _differentiate_gather_product(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -182,7 +218,8 @@ def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    ctx.save_for_backward(*inputs[:-1])
+    *tensors, last, _ = inputs
+    ctx.save_for_backward(*tensors, *(last if isinstance(last, list) else [last]))
     ctx.dim = inputs[-1]
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.reference.data.batch import Batch
-from harness.reference.models.backbones.schnet import Gaussians, Interaction, SchNet, ssp
+from harness.reference.models.backbones import schnet
+from harness.reference.models.backbones.schnet import Gaussians, Interaction, SchNet, apply_ssp_and_linear
 from harness.reference.models.config import ModelConfig
 from tests.reference.conftest import make_batch, make_crystal, make_molecule
 from tests.support.third_party_models import TorchGeometricSchNet, import_schnetpack
@@ -98,6 +99,22 @@ def test_features_and_forces_match_schnetpack() -> None:
     assert is_close(result[1], expected[1])
 
 
+def test_filters_of_pairs_are_those_of_both_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Energies, forces and the gradients of a loss on forces are the same if every edge has its own filter."""
+    net, batch = make_schnet(), make_batch([make_molecule(8), make_crystal(3)], CONFIG)
+
+    def compute() -> list[Tensor]:
+        positions = batch.positions.clone().requires_grad_()
+        energy, slope = compute_energy_and_gradient(compute_features(net, batch, positions).sin().sum(), positions)
+        parameters = [p for p in net.parameters() if p.requires_grad]
+        slopes = torch.autograd.grad(slope.square().sum(), parameters, allow_unused=True, materialize_grads=True)
+        return [energy.reshape(1), slope, *slopes]
+
+    paired = compute()
+    monkeypatch.setattr(schnet, "pair_edges", lambda *_: None)
+    assert all(is_close(a, b) for a, b in zip(paired, compute(), strict=True) if b.abs().max() > 0)
+
+
 def test_every_hyperparameter_changes_the_parameter_shapes() -> None:
     shapes = [sorted(p.shape for p in SchNet(c).parameters()) for c in (
         CONFIG,
@@ -120,4 +137,8 @@ def test_gaussians_match_the_paper_and_none_is_denormal() -> None:
 def test_shifted_softplus_is_exact_and_does_not_overflow() -> None:
     x = torch.tensor([-800.0, -30.0, 0.0, 1.0, 25.0, 39.9, 40.1, 800.0], dtype=torch.float64)
     expected = torch.logaddexp(x, torch.zeros_like(x)) - math.log(2.0)
-    assert torch.allclose(ssp(x), expected, rtol=1e-15, atol=1e-16)
+    layer = nn.Linear(1, 1).double()
+    nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    values = apply_ssp_and_linear(x.unsqueeze(1), layer).squeeze(1)
+    assert torch.allclose(values, expected, rtol=1e-15, atol=2e-16)

@@ -10,7 +10,15 @@ from torch import Tensor, library
 from torch.autograd import gradcheck, gradgradcheck
 
 from harness.reference.ops import segment_sums
-from harness.reference.ops.segment_sums import Grouping, gather, gather_product, group_rows, product_sum, segment_sum
+from harness.reference.ops.segment_sums import (
+    Grouping,
+    gather,
+    gather_product,
+    group_rows,
+    pair_edges,
+    product_sum,
+    segment_sum,
+)
 
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3}
 Operator = Callable[..., Tensor]
@@ -35,6 +43,12 @@ def draw_groups(rows: int, groups: int, seed: int = 0) -> Grouping:
     return group_rows(torch.randint(max(1, 2 * groups // 3), (rows,), generator=generator), groups)
 
 
+def share_rows(a: Grouping) -> Grouping:
+    """Return groups of which two edges share each."""
+    edges = a.group.numel()
+    return group_rows(torch.arange(edges) // 2, (edges + 1) // 2)
+
+
 def sum_rows(x: Tensor, rows: Grouping, dim: int) -> Tensor:
     """Compute `segment_sum` by PyTorch's functions."""
     shape = list(x.shape)
@@ -53,6 +67,11 @@ def list_operators(a: Grouping, b: Grouping, dim: int) -> list[tuple[Operator, O
             ("a", "edge"),
         ),
         (
+            lambda x, w: product_sum(x, w, a, b, dim, weight_rows=share_rows(a)),
+            lambda x, w: sum_rows(x.index_select(dim, a.group) * w.index_select(dim, share_rows(a).group), b, dim),
+            ("a", "weight"),
+        ),
+        (
             lambda x, y: gather_product(x, y, a, b, dim),
             lambda x, y: x.index_select(dim, a.group) * y.index_select(dim, b.group),
             ("a", "b"),
@@ -62,7 +81,8 @@ def list_operators(a: Grouping, b: Grouping, dim: int) -> list[tuple[Operator, O
 
 def draw(kind: str, a: Grouping, b: Grouping, dim: int, width: int, dtype: torch.dtype) -> Tensor:
     """Return random rows of a kind; with dim = 1, they are in two batches."""
-    rows = {"a": a.start.numel() - 1, "b": b.start.numel() - 1, "edge": a.group.numel()}[kind]
+    edges = a.group.numel()
+    rows = {"a": a.start.numel() - 1, "b": b.start.numel() - 1, "edge": edges, "weight": (edges + 1) // 2}[kind]
     shape = (rows, width) if dim == 0 else (2, rows, width)
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(rows)).requires_grad_()
 
@@ -93,8 +113,8 @@ def test_functions_without_cpp_give_the_values_of_the_operators() -> None:
     a, b = draw_groups(30, 6), draw_groups(30, 4, seed=1)
     x, y, w = (draw(kind, a, b, 1, 3, torch.float64) for kind in ("a", "b", "edge"))
     for name, inputs in (
-        ("gather", (x, *a)), ("segment_sum", (w, *a)), ("product_sum", (x, w, *a, *b)),
-        ("gather_product", (x, y, *a, *b)),
+        ("gather", (x, *a)), ("segment_sum", (w, *a)), ("product_sum", (x, w, *a, *b, [])),
+        ("gather_product", (x, y, *a, *b)), ("product_sum", (x, w, *a, *b, [*group_rows(torch.arange(30), 30)])),
     ):  # fmt: skip
         default = getattr(segment_sums, f"_{name}_default")
         operator = getattr(torch.ops.gfm_harness, name)
@@ -115,6 +135,18 @@ def test_groups_are_sorted_and_stable() -> None:
     rows = group_rows(torch.tensor([2, 0, 2, 0, 4]), 5)
     assert rows.order.tolist() == [1, 3, 0, 2, 4]
     assert rows.start.tolist() == [0, 2, 2, 4, 4, 5]
+
+
+def test_edges_with_opposite_shifts_are_pairs() -> None:
+    """Atoms 0 and 1 have two bonds, of which one has no reverse; atom 2 is bonded to its own image."""
+    receiver, sender = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([1, 1, 0, 0, 2, 2])
+    shift = torch.zeros(6, 3)
+    shift[:, 0] = torch.tensor([0.0, 3.0, -3.0, 0.0, 3.0, -3.0])
+    pairs = pair_edges(group_rows(receiver, 3), group_rows(sender, 3), shift)
+    assert pairs is not None
+    assert pairs[0].group.tolist() == [0, 1, 1, 2, 3, 3]
+    assert pairs[1].group.tolist() == [0, 1, 3, 4]
+    assert torch.compile(pair_edges, backend="eager")(group_rows(receiver, 3), group_rows(sender, 3), shift) is None
 
 
 def test_views_have_the_values_of_their_copies() -> None:
@@ -145,7 +177,8 @@ def test_operators_are_registered_correctly() -> None:
     library.opcheck(operators.group_rows.default, (a.group, 5))
     library.opcheck(operators.gather.default, (x, *a, 0))
     library.opcheck(operators.segment_sum.default, (w, *a, 0))
-    library.opcheck(operators.product_sum.default, (x, w, *a, *b, 0))
+    library.opcheck(operators.product_sum.default, (x, w, *a, *b, [], 0))
+    library.opcheck(operators.product_sum.default, (x, w[:10], *a, *b, [*share_rows(a)], 0))
     library.opcheck(operators.gather_product.default, (x, y, *a, *b, 0))
 
 
@@ -162,6 +195,8 @@ def test_arguments_that_do_not_match_are_refused() -> None:
         segment_sum(w[1:], a)
     with pytest.raises(ValueError, match="numbers of rows differ"):
         product_sum(x, w, a, b)
+    with pytest.raises(ValueError, match="numbers of rows differ"):
+        product_sum(x, w, a, a, weight_rows=share_rows(a))
     with pytest.raises(ValueError, match="does not fit"):
         product_sum(x[:, 1:], w, a, a)
     assert gather_product(x, x.double(), a, a).dtype == torch.float64

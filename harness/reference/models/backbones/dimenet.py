@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 from torch_geometric.nn.models.dimenet import (  # type: ignore[import-untyped]
     EmbeddingBlock,
     InteractionPPBlock,
     OutputPPBlock,
+    ResidualLayer,
 )
 
 from harness.reference.data.batch import Batch
@@ -29,6 +30,7 @@ from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
 from harness.reference.ops.couplings import couple_neighbours
+from harness.reference.ops.products import apply_linear, linear
 from harness.reference.ops.segment_sums import Grouping, gather, gather_product, group_rows, segment_sum
 
 OUTPUT_LAYERS = 3
@@ -92,7 +94,7 @@ class Embedding(EmbeddingBlock):  # type: ignore[misc]
     def forward(self, h: Tensor, radial: Tensor, edges: EdgeGroups) -> Tensor:
         """Return the first messages [e, F] for h [n, F] and radial [e, N]."""
         w_receiver, w_sender, w_edge = self.lin.weight.chunk(3, dim=1)
-        edge = linear(silu(self.lin_rbf(radial)), w_edge, self.lin.bias)
+        edge = linear(silu(apply_linear(self.lin_rbf, radial)), w_edge, self.lin.bias)
         atoms = gather(linear(h, w_receiver), edges.receivers) + gather(linear(h, w_sender), edges.senders)
         return silu(edge + atoms).to(radial.dtype)
 
@@ -112,19 +114,24 @@ class Interaction(InteractionPPBlock):  # type: ignore[misc]
             pairs: The pairs of edges.
         """
         filter_weight = self.lin_rbf2.weight @ self.lin_rbf1.weight
-        down = silu(self.lin_down(silu(self.lin_kj(m)) * linear(radial, filter_weight)))
+        down = silu(apply_linear(self.lin_down, silu(apply_linear(self.lin_kj, m)) * linear(radial, filter_weight)))
         weight = (self.lin_sbf2.weight @ self.lin_sbf1.weight).view(-1, *spherical.shape[1:])
         sent = (torch.einsum("eln,cln->elc", spherical, weight) * down.unsqueeze(1)).to(radial.dtype)
         path = torch.zeros(1, dtype=torch.int64, device=m.device)
         coupling = pairs.angular.unsqueeze(1)
         received = couple_neighbours(coupling, sent, None, path, pairs.incoming, pairs.outgoing).squeeze(1)
-        h = silu(self.lin_ji(m)) + silu(self.lin_up(received))
+        h = silu(apply_linear(self.lin_ji, m)) + silu(apply_linear(self.lin_up, received))
         for layer in self.layers_before_skip:
-            h = layer(h)
-        h = silu(self.lin(h)) + m
+            h = apply_residual_layer(layer, h)
+        h = silu(apply_linear(self.lin, h)) + m
         for layer in self.layers_after_skip:
-            h = layer(h)
+            h = apply_residual_layer(layer, h)
         return h
+
+
+def apply_residual_layer(layer: ResidualLayer, x: Tensor) -> Tensor:
+    """Return x plus two dense layers of x."""
+    return x + silu(apply_linear(layer.lin2, silu(apply_linear(layer.lin1, x))))
 
 
 class Output(OutputPPBlock):  # type: ignore[misc]
@@ -132,10 +139,11 @@ class Output(OutputPPBlock):  # type: ignore[misc]
 
     def forward(self, m: Tensor, radial: Tensor, receivers: Grouping) -> Tensor:
         """Return the features [n, F] for messages m [e, F] and radial [e, N]."""
-        h = self.lin_up(segment_sum((self.lin_rbf(radial) * m).to(radial.dtype), receivers))
+        filtered = (apply_linear(self.lin_rbf, radial) * m).to(radial.dtype)
+        h = apply_linear(self.lin_up, segment_sum(filtered, receivers))
         for layer in self.lins:
-            h = silu(layer(h))
-        return self.lin(h).to(radial.dtype)
+            h = silu(apply_linear(layer, h))
+        return apply_linear(self.lin, h).to(radial.dtype)
 
 
 class DimeNetPlusPlus(nn.Module):

@@ -20,15 +20,20 @@ from harness.reference.models.basis import cosine_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
-from harness.reference.ops.segment_sums import product_sum
+from harness.reference.ops.products import apply_linear, linear
+from harness.reference.ops.segment_sums import Grouping, gather, pair_edges, product_sum
 
 # exp(-60) is negligible next to the largest Gaussian even in double precision, but not denormal, which would be slow.
 MIN_EXPONENT = -60.0
 
 
-def ssp(x: Tensor) -> Tensor:
-    """Return the shifted softplus ln(e^x / 2 + 1 / 2), computed as x - ln 2 for x > 40, where doubles are equal."""
-    return softplus(x, threshold=40.0) - math.log(2.0)
+def apply_ssp_and_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """Return layer(ssp(x)) with the shifted softplus ssp(x) = ln(e^x + 1) - ln 2; the bias contains the shift.
+
+    The softplus is computed as x for x > 40, where doubles are equal.
+    """
+    bias = layer.bias - math.log(2.0) * layer.weight.sum(1)
+    return linear(softplus(x, threshold=40.0), layer.weight, bias)
 
 
 class Gaussians(nn.Module):
@@ -59,19 +64,22 @@ class Interaction(InteractionBlock):  # type: ignore[misc]
         super().__init__(width, n_gaussians, n_filters, cutoff)
         del self.conv.nn  # the same module as self.mlp
 
-    def forward(self, x: Tensor, edges: EdgeGroups, basis: Tensor, envelope: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, edges: EdgeGroups, basis: Tensor, envelope: Tensor, pair: Grouping | None = None
+    ) -> Tensor:
         """Return the change of x, [n, F].
 
         Args:
             x: [n, F] features.
             edges: The edges.
-            basis: [e, G] Gaussians of the distance.
-            envelope: [e, 1].
+            basis: [e, G] Gaussians of the distance, or [p, G] of the distances of pairs.
+            envelope: [e, 1], or [p, 1].
+            pair: The pair of each edge; None: basis and envelope have a row for each edge.
         """
-        weight = self.mlp[2](ssp(self.mlp[0](basis))) * envelope
-        received = product_sum(self.conv.lin1(x), weight, edges.senders, edges.receivers)
-        change: Tensor = self.lin(ssp(self.conv.lin2(received)))
-        return change
+        weight = apply_ssp_and_linear(apply_linear(self.mlp[0], basis), self.mlp[2]) * envelope
+        sent = apply_linear(self.conv.lin1, x)
+        received = product_sum(sent, weight, edges.senders, edges.receivers, weight_rows=pair)
+        return apply_ssp_and_linear(apply_linear(self.conv.lin2, received), self.lin)
 
 
 class SchNet(nn.Module):
@@ -93,12 +101,15 @@ class SchNet(nn.Module):
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
         """Return the features x [n, F] for vector [e, 3] from receiver to sender in angstrom."""
-        r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
         edges, graphs = group_edges(batch), group_atoms(batch)
+        # the filters of an edge and its reverse are equal
+        pairs = pair_edges(edges.receivers, edges.senders, batch.shift)
+        pair = None if pairs is None else pairs[0]
+        r = torch.linalg.vector_norm(vector if pairs is None else gather(vector, pairs[1]), dim=-1, keepdim=True)
+        basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
         state = self.state(batch.charge, batch.multiplicity)
         x: Tensor = self.embedding(batch.numbers)
         for interaction, condition in zip(self.interactions, self.conditions, strict=True):
-            x = x + interaction(x, edges, basis, envelope)
+            x = x + interaction(x, edges, basis, envelope, pair)
             x = condition(x, state, graphs)
         return x

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "rows.h"
-#include "vectors.h"
+#include "../segments/vectors.h"
 
 namespace fused {
 

@@ -12,17 +12,12 @@
 #include <vector>
 
 #include "rows.h"
+#include "vectors.h"
 
 namespace segments {
 
-template <class T>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(64)));
-};
-template <class T>
-using Vector = typename VectorOf<T>::type;
-template <class T>
-constexpr int64_t LANES = 64 / sizeof(T);
+using fused::LANES;
+using fused::Vector;
 
 // Load up to LANES numbers, followed by zeros.
 template <class T>
@@ -41,15 +36,6 @@ inline void store(T* target, const Vector<T>& x, int64_t count) {
     std::memcpy(target, &x, sizeof x);
   else
     std::memcpy(target, &x, count * sizeof(T));
-}
-
-template <class T>
-inline T sum_lanes(const Vector<T>& x) {
-  T half[LANES<T>];
-  std::memcpy(half, &x, sizeof x);
-  for (int64_t n = LANES<T> / 2; n > 0; n /= 2)
-    for (int64_t l = 0; l < n; ++l) half[l] += half[l + n];
-  return half[0];
 }
 
 // The arguments that the four operators have in common; one of the tensors is the result.
@@ -73,7 +59,7 @@ constexpr int64_t CAPACITY = M ? M : MAX_COMPONENTS;
 // Call f(first feature, number of features) for each vector of features.
 template <class T, class F>
 void for_each_vector(int64_t features, const F& f) {
-  for (int64_t at = 0; at < features; at += LANES<T>) f(at, std::min(LANES<T>, features - at));
+  for (int64_t at = 0; at < features; at += LANES<T>) f(at, std::min(int64_t(LANES<T>), features - at));
 }
 
 template <class T, int M>
@@ -146,7 +132,7 @@ void edges_kernel(const Coupling<T>& in, int64_t edges, T* k) {
           const Vector<T> product = load(g + r * C + f, count) * in.weight(e, r, f, count);
           for (int64_t m = 0; m < components; ++m) sums[m] += product * load(h + m * C + f, count);
         });
-        for (int64_t m = 0; m < components; ++m) k[(e * R + r) * components + m] = sum_lanes<T>(sums[m]);
+        for (int64_t m = 0; m < components; ++m) k[(e * R + r) * components + m] = fused::sum_lanes<T, fused::VECTOR_BYTES>(sums[m]);
       }
     }
   });

@@ -1,15 +1,23 @@
-// The CPU implementations of the operators that ../segment_sums.py and ../couplings.py declare and document.
+// The CPU implementations of the operators that ../segment_sums.py, ../couplings.py and ../products.py declare and document.
 //
 // One thread computes each sum, in the order of the rows, so that results do not depend on the number of threads.
 
 #include <ATen/AccumulateType.h>
 #include <ATen/Dispatch.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
+#include <vector>
 
 #include "couplings.h"
+#include "products.h"
 #include "rows.h"
 
 namespace segments {
@@ -36,22 +44,58 @@ std::tuple<Tensor, Tensor> group_rows(const Tensor& index, int64_t groups) {
   return {order, starts};
 }
 
-// Set each row of y to the sum over the rows e of its group; add(sums, batch, e, feature, count) adds one term.
-template <class T, class Add>
-void sum_rows(Tensor& y, int64_t dim, const Rows& rows, const Add& add) {
+// Rows that are added, and products of two rows.
+template <class T>
+struct Term {
+  const T* u;
+
+  auto scalar(int64_t f) const { return at::acc_type<T, true>(u[f]); }
+  auto vector(int64_t f) const { return fused::load(u + f); }
+};
+
+template <class T>
+struct ProductTerm {
+  const T *u, *w;
+
+  auto scalar(int64_t f) const { return at::acc_type<T, true>(u[f]) * at::acc_type<T, true>(w[f]); }
+  auto vector(int64_t f) const { return fused::load(u + f) * fused::load(w + f); }
+};
+
+// Set each row of y to the sum over the rows e of its group of the terms locate(batch, e).
+template <class T, class Locate>
+void sum_rows(Tensor& y, int64_t dim, const Rows& rows, const Locate& locate) {
   using A = at::acc_type<T, true>;
   const Layout to(y, dim);
   T* target = y.mutable_data_ptr<T>();
   for_each_range(rows, to.batches, to.features, [&](int64_t batch, int64_t first, int64_t last) {
-    A sums[BLOCK];
-    for (int64_t i = first; i < last; ++i)
-      for (int64_t f0 = 0; f0 < to.features; f0 += BLOCK) {
+    for (int64_t i = first; i < last; ++i) {
+      T* const row = target + to.offset(batch, i);
+      const int64_t begin = rows.start[i], end = rows.start[i + 1];
+      int64_t f0 = 0;
+      if constexpr (std::is_same_v<T, A>) {
+        // the sums stay in registers
+        constexpr int64_t COUNT = 4;
+        for (; f0 + COUNT * LANES<T> <= to.features; f0 += COUNT * LANES<T>) {
+          Vector<T> sums[COUNT]{};
+          for (int64_t k = begin; k < end; ++k) {
+            const auto term = locate(batch, rows.order[k]);
+#pragma GCC unroll 4
+            for (int64_t v = 0; v < COUNT; ++v) sums[v] += term.vector(f0 + v * LANES<T>);
+          }
+          std::memcpy(row + f0, sums, sizeof sums);
+        }
+      }
+      A sums[BLOCK];
+      for (; f0 < to.features; f0 += BLOCK) {
         const int64_t count = std::min(BLOCK, to.features - f0);
         std::fill_n(sums, count, A(0));
-        for (int64_t k = rows.start[i]; k < rows.start[i + 1]; ++k) add(sums, batch, rows.order[k], f0, count);
-        T* row = target + to.offset(batch, i) + f0;
-        for (int64_t f = 0; f < count; ++f) row[f] = T(sums[f]);
+        for (int64_t k = begin; k < end; ++k) {
+          const auto term = locate(batch, rows.order[k]);
+          for (int64_t f = 0; f < count; ++f) sums[f] += term.scalar(f0 + f);
+        }
+        for (int64_t f = 0; f < count; ++f) row[f0 + f] = T(sums[f]);
       }
+    }
   });
 }
 
@@ -67,9 +111,8 @@ Tensor segment_sum(const Tensor& x, const Tensor& index, const Tensor& order, co
   Tensor y = allocate_rows(in, rows.groups, dim);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "segment_sum", [&] {
     const scalar_t* source = in.const_data_ptr<scalar_t>();
-    sum_rows<scalar_t>(y, dim, rows, [&](auto* sums, int64_t batch, int64_t e, int64_t f0, int64_t count) {
-      const scalar_t* row = source + from.offset(batch, e) + f0;
-      for (int64_t f = 0; f < count; ++f) sums[f] += row[f];
+    sum_rows<scalar_t>(y, dim, rows, [&](int64_t batch, int64_t e) {
+      return Term<scalar_t>{source + from.offset(batch, e)};
     });
   });
   return y;
@@ -77,21 +120,25 @@ Tensor segment_sum(const Tensor& x, const Tensor& index, const Tensor& order, co
 
 Tensor product_sum(const Tensor& x, const Tensor& weight, const Tensor& a_index, const Tensor& a_order,
                    const Tensor& a_start, const Tensor& b_index, const Tensor& b_order, const Tensor& b_start,
-                   int64_t dim) {
+                   at::TensorList weight_rows, int64_t dim) {
   const Rows senders(a_index, a_order, a_start), receivers(b_index, b_order, b_start);
+  std::optional<Rows> weights;
+  if (!weight_rows.empty()) weights.emplace(weight_rows[0], weight_rows[1], weight_rows[2]);
   const Tensor in = x.contiguous(), factor = weight.contiguous();
   const Layout from(in, dim), by(factor, dim);
   TORCH_CHECK_VALUE(from.rows == senders.groups, "x has ", from.rows, " rows, not ", senders.groups);
-  TORCH_CHECK_VALUE(by.rows == receivers.count && by.rows == senders.count, "the numbers of rows differ");
+  TORCH_CHECK_VALUE(senders.count == receivers.count, "the numbers of rows differ");
+  TORCH_CHECK_VALUE(by.rows == (weights ? weights->groups : senders.count), "the numbers of rows differ");
+  TORCH_CHECK_VALUE(!weights || weights->count == senders.count, "the numbers of rows differ");
   TORCH_CHECK_VALUE(from.fits(by), "x does not fit the weight");
   TORCH_CHECK_TYPE(x.scalar_type() == weight.scalar_type(), "floating-point types differ");
   Tensor y = allocate_rows(in, receivers.groups, dim);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "product_sum", [&] {
-    using A = at::acc_type<scalar_t, true>;
     const auto *source = in.const_data_ptr<scalar_t>(), *factors = factor.const_data_ptr<scalar_t>();
-    sum_rows<scalar_t>(y, dim, receivers, [&](auto* sums, int64_t batch, int64_t e, int64_t f0, int64_t count) {
-      const scalar_t *u = source + from.offset(batch, senders.group[e]) + f0, *w = factors + by.offset(batch, e) + f0;
-      for (int64_t f = 0; f < count; ++f) sums[f] += A(u[f]) * A(w[f]);
+    const int64_t* const factor_row = weights ? weights->group : nullptr;
+    sum_rows<scalar_t>(y, dim, receivers, [&](int64_t batch, int64_t e) {
+      return ProductTerm<scalar_t>{source + from.offset(batch, senders.group[e]),
+                                   factors + by.offset(batch, factor_row ? factor_row[e] : e)};
     });
   });
   return y;
@@ -121,6 +168,39 @@ Tensor gather_product(const Tensor& x, const Tensor& y, const Tensor& a_index, c
     });
   });
   return product;
+}
+
+// Return the pair of each edge, where an edge and its reverse, with the opposite shift, are a pair, and the first edge of
+// each pair. order and start are the edges by receiver.
+std::tuple<Tensor, Tensor> pair_edges(const Tensor& receiver, const Tensor& sender, const Tensor& shift,
+                                      const Tensor& order, const Tensor& start) {
+  const Rows rows(receiver, order, start);
+  TORCH_CHECK_VALUE(sender.sizes() == receiver.sizes() && sender.is_contiguous(), "sender does not fit receiver");
+  TORCH_CHECK_VALUE(shift.sizes() == at::IntArrayRef({rows.count, 3}), "shift does not fit receiver");
+  const int64_t* senders = sender.const_data_ptr<int64_t>();
+  Tensor pair = at::empty({rows.count}, receiver.options());
+  int64_t* pairs = pair.mutable_data_ptr<int64_t>();
+  std::vector<int64_t> firsts;
+  AT_DISPATCH_FLOATING_TYPES(shift.scalar_type(), "pair_edges", [&] {
+    const Tensor contiguous = shift.contiguous();
+    const scalar_t* shifts = contiguous.const_data_ptr<scalar_t>();
+    const auto is_reverse = [&](int64_t e, int64_t f) {
+      const scalar_t *a = shifts + 3 * e, *b = shifts + 3 * f;
+      return senders[f] == rows.group[e] && a[0] == -b[0] && a[1] == -b[1] && a[2] == -b[2];
+    };
+    for (int64_t e = 0; e < rows.count; ++e) {
+      int64_t k = rows.start[senders[e]];
+      const int64_t end = rows.start[senders[e] + 1];
+      // only edges before e have a pair already
+      while (k < end && rows.order[k] < e && !is_reverse(e, rows.order[k])) ++k;
+      const bool has_reverse = k < end && rows.order[k] < e;
+      pairs[e] = has_reverse ? pairs[rows.order[k]] : int64_t(firsts.size());
+      if (!has_reverse) firsts.push_back(e);
+    }
+  });
+  Tensor first = at::empty({int64_t(firsts.size())}, receiver.options());
+  std::copy(firsts.begin(), firsts.end(), first.mutable_data_ptr<int64_t>());
+  return {pair, first};
 }
 
 using Optional = std::optional<Tensor>;
@@ -227,10 +307,68 @@ Tensor couple_weights(const Tensor& g, const Tensor& k, const Tensor& h, int64_t
   return w;
 }
 
+// Return a b + bias for a [m, k] and b [k, n] of any strides.
+Tensor multiply_add(const Tensor& a, const Tensor& b, const Optional& bias) {
+  const auto type = a.scalar_type();
+  TORCH_CHECK_VALUE(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0), "matrices do not fit");
+  TORCH_CHECK_VALUE(!bias || bias->sizes() == at::IntArrayRef({b.size(1)}), "bias does not fit");
+  static const bool faster = fused::has_faster_products();
+  if (!faster || (type != at::kFloat && type != at::kDouble) || a.size(1) == 0)
+    return bias ? at::addmm(*bias, a, b) : at::mm(a, b);
+  TORCH_CHECK_TYPE(b.scalar_type() == type && (!bias || bias->scalar_type() == type), "floating-point types differ");
+  const Tensor initial = bias ? bias->contiguous() : at::zeros({b.size(1)}, a.options());
+  // unlike at::empty, empty_cpu does not fill the memory if algorithms are deterministic
+  Tensor c(at::detail::empty_cpu({a.size(0), b.size(1)}, a.options()));
+  AT_DISPATCH_FLOATING_TYPES(type, "multiply_add", [&] {
+    using T = scalar_t;
+    fused::multiply(fused::Strided<T>{a.const_data_ptr<T>(), a.stride(0), a.stride(1)},
+             fused::Strided<T>{b.const_data_ptr<T>(), b.stride(0), b.stride(1)}, initial.const_data_ptr<T>(),
+             c.mutable_data_ptr<T>(), a.size(0), b.size(1), a.size(1));
+  });
+  return c;
+}
+
+Tensor dispatch_multiply_add(const Tensor& a, const Tensor& b, const Optional& bias) {
+  static const auto handle = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("gfm_harness::multiply_add", "")
+                                 .typed<Tensor(const Tensor&, const Tensor&, const Optional&)>();
+  return handle.call(a, b, bias);
+}
+
+// In C++ rather than in Python, where backward passes also compute gradients that their caller does not need.
+struct DifferentiableMultiplyAdd : torch::autograd::Function<DifferentiableMultiplyAdd> {
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& a, const Tensor& b,
+                        const Optional& bias) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    context->save_for_backward({a, b});
+    context->saved_data["has_bias"] = bias.has_value();
+    return dispatch_multiply_add(a, b, bias);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const Tensor& grad = gradients[0];
+    return {context->needs_input_grad(0) ? dispatch_multiply_add(grad, saved[1].t(), std::nullopt) : Tensor(),
+            context->needs_input_grad(1) ? dispatch_multiply_add(saved[0].t(), grad, std::nullopt) : Tensor(),
+            context->saved_data["has_bias"].toBool() && context->needs_input_grad(2) ? grad.sum(0) : Tensor()};
+  }
+};
+
+Tensor differentiable_multiply_add(const Tensor& a, const Tensor& b, const Optional& bias) {
+  return DifferentiableMultiplyAdd::apply(a, b, bias);
+}
+
 }  // namespace segments
 
+TORCH_LIBRARY_IMPL(gfm_harness, Autograd, library) {
+  library.impl("multiply_add", &segments::differentiable_multiply_add);
+}
+
 TORCH_LIBRARY_IMPL(gfm_harness, CPU, library) {
+  library.impl("multiply_add", &segments::multiply_add);
   library.impl("group_rows", &segments::group_rows);
+  library.impl("pair_edges", &segments::pair_edges);
   library.impl("gather", &segments::gather);
   library.impl("segment_sum", &segments::segment_sum);
   library.impl("product_sum", &segments::product_sum);

@@ -151,6 +151,8 @@ class Observed(ObservedTypes):
     message_backend: str | None = None
     unfused_reason: str | None = None
     """The reason why the fused operator did not compute the messages."""
+    default_sums_reason: str | None = None
+    """The reason why PyTorch's functions, not the C++ operators, computed sums over neighbours on a CPU."""
     precisions: dict[str, ObservedTypes] | None = None
     """The types for each precision, if a case runs several."""
 

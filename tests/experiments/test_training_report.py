@@ -357,16 +357,18 @@ def test_single_task_runs_make_one_section(tmp_path: Path) -> None:
 def test_page_reports_types_that_differ_from_the_requested_precision(
     tmp_path: Path, observed: dict[str, Any], is_as_requested: bool
 ) -> None:
-    write_run(
-        tmp_path, "run", [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)],
-        runtime=observed | {"compiled": False, "eager_reason": "no compiler", "unfused_reason": "no C++ compiler"},
-    )  # fmt: skip
+    reasons = {"eager_reason": "no compiler"} | dict.fromkeys(
+        ("unfused_reason", "default_sums_reason"), "no C++ compiler"
+    )
+    rows = [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)]
+    write_run(tmp_path, "run", rows, runtime=observed | reasons | {"compiled": False})
     runs = load_tables(tmp_path)["training_runs"]
     assert bool(runs["dtypes_match_request"].iloc[0]) == is_as_requested
     sentences = describe_runs(runs)
     assert any(text.startswith("Incorrect: run requested") for text in sentences) != is_as_requested
     assert "Not compiled, 1 run: no compiler." in sentences
     assert "Messages not fused, 1 run: no C++ compiler." in sentences
+    assert "Sums over neighbours without the C++ operators, 1 run: no C++ compiler." in sentences
 
 
 def test_page_names_violations_of_the_checkpoint(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ RUNS = Columns(
     "screening_runs",
     case="campaign case system workload",
     candidates="candidates_in_workload candidates evaluated excluded outside_training_sets ranks",
-    model="precision device threads compiled eager_reason message_backend unfused_reason"
+    model="precision device threads compiled eager_reason message_backend unfused_reason default_sums_reason"
     " hull_head reference_phases n_reference_phases",
     rates="device_candidates_per_s end_to_end_candidates_per_s end_to_end_fraction generation_fraction"
     " candidates_per_s_per_rank",
@@ -170,7 +170,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "compiled": bool(model.get("compiled")) and eager_reason is None,
         "eager_reason": eager_reason,
         "message_backend": model.get("message_backend"),
-        "unfused_reason": model.get("unfused_reason"),
+        **{k: model.get(k) for k in ("unfused_reason", "default_sums_reason")},
         "hull_head": facts.get("hull", {}).get("head"),
         "reference_phases": facts.get("hull", {}).get("reference_phases"),
         "n_reference_phases": facts.get("hull", {}).get("phases"),

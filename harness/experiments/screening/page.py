@@ -111,6 +111,7 @@ def describe_screenings(runs: pd.DataFrame) -> list[str]:
         *text,
         *describe_reasons(runs, "eager_reason", "Not compiled", "screening"),
         *describe_reasons(runs, "unfused_reason", "Messages not fused", "screening"),
+        *describe_reasons(runs, "default_sums_reason", "Sums over neighbours without the C++ operators", "screening"),
     ]
 
 

@@ -67,6 +67,7 @@ def describe_runs(runs: pd.DataFrame) -> list[str]:
     ]
     text += describe_reasons(runs, "eager_reason", "Not compiled", "run")
     text += describe_reasons(runs, "unfused_reason", "Messages not fused", "run")
+    text += describe_reasons(runs, "default_sums_reason", "Sums over neighbours without the C++ operators", "run")
     text += describe_reasons(runs, "stop_reason", "Ended early", "run")
     resumed = int((runs["n_resumptions"] > 0).sum())
     if resumed:

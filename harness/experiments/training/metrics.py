@@ -33,7 +33,8 @@ RUNS = Columns(
     case="campaign suite system case id setup recipe regime seed split_seed",
     data="datasets data stand_ins evaluated_heads structures elements",
     model="implementation backbone architecture hidden_dim num_conv_layers parameters",
-    precision="precision observed_dtypes dtypes_match_request compiled eager_reason message_backend unfused_reason",
+    precision="precision observed_dtypes dtypes_match_request compiled eager_reason message_backend unfused_reason"
+    " default_sums_reason",
     length="epochs epochs_done steps batch_size global_batch_size budget best_epoch validation_loss stop_reason"
     " n_resumptions skipped_steps",
     rates="train_s structures_per_s data_wait_fraction",
@@ -217,10 +218,8 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "precision": observed.get("precision"),
         "observed_dtypes": _format_types(observed),
         "dtypes_match_request": _has_requested_types(observed),
-        **{
-            k: observed.get(k)
-            for k in ("compiled", "eager_reason", "unfused_reason", "world_size", "device", "threads", "torch")
-        },
+        **{k: observed.get(k) for k in ("compiled", "eager_reason", "unfused_reason", "default_sums_reason")},
+        **{k: observed.get(k) for k in ("world_size", "device", "threads", "torch")},
         "message_backend": observed.get("message_backend", "unfused"),
         **{k: workload.get(k) for k in ("split_seed", "epochs", "batch_size")},
         "global_batch_size": workload.get("global_batch_size"),

@@ -251,6 +251,7 @@ class ScreeningModel(Part):
     threads: PositiveCount | None = None
     message_backend: str | None = None
     unfused_reason: str | None = None
+    default_sums_reason: str | None = None
 
 
 class ScreeningWorkload(Part):

@@ -157,6 +157,8 @@ class TransferModel(Part):
     message_backend: str | None = None
     unfused_reason: str | None = None
     """The reason why the fused operator did not compute the messages."""
+    default_sums_reason: str | None = None
+    """The reason why PyTorch's functions, not the C++ operators, computed sums over neighbours on a CPU."""
 
 
 class Budget(Part):

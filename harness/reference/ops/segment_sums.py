@@ -64,6 +64,11 @@ def load() -> str | None:
     return None
 
 
+def find_default_reason(device: torch.device | str) -> str | None:
+    """Return why PyTorch's functions compute the sums on a CPU; None on other devices, where they always do."""
+    return load() if torch.device(device).type == "cpu" else None
+
+
 def group_rows(index: Tensor, groups: int) -> Grouping:
     """Sort rows by the index [e] of their group, 0 <= index < groups."""
     return Grouping(index, *_operators.group_rows(index, groups))

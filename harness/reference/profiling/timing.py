@@ -15,7 +15,7 @@ from torch.autograd.profiler_util import FunctionEventAvg
 from harness.protocol.records import Observed
 from harness.reference.distributed.group import synchronize
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.ops import products
+from harness.reference.ops import products, segment_sums
 from harness.reference.profiling.memory import get_allocator_mode, separate_large_blocks
 
 Call = Callable[[], object]
@@ -166,7 +166,7 @@ ObservedFact = TypeVar("ObservedFact", bound=Observed)
 def observe(
     fact_type: type[ObservedFact], model: FoundationModel, device: torch.device | str, **others: Any
 ) -> ObservedFact:
-    """Return the fact on the runtime: data types of parameters, device, threads, version of torch, and further fields.
+    """Return the fact on the runtime: data types, device, threads, version and operators of torch, and further fields.
 
     Args:
         fact_type: The program's class of the fact.
@@ -181,5 +181,6 @@ def observe(
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "allocator": get_allocator_mode(torch.device(device)),
+        "default_sums_reason": segment_sums.find_default_reason(device),
     }
     return fact_type(**common | others)

@@ -26,7 +26,7 @@ from harness.reference.distributed.group import ProcessGroup
 from harness.reference.distributed.launch import RankInfo
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import find_unavailable_reason
-from harness.reference.ops import jit_build, messages
+from harness.reference.ops import jit_build, messages, segment_sums
 from harness.reference.ops.messages import MessageInputs
 from harness.reference.ops.unfused_messages import compute_unfused_messages, list_float_inputs, make_terms
 from harness.reference.programs.training_steps import Result, TimedStep, compute_step_errors
@@ -35,7 +35,7 @@ from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, colla
 from harness.reference.training.run_facts import describe_identity
 from harness.results.runs import RunRecord
 from tests.reference.conftest import SMALL, make_crystal, make_model, make_molecule
-from tests.reference.training.test_training import SHORT, get_event_values, get_fact, run_training
+from tests.reference.training.test_training import SHORT, SIZES, get_event_values, get_fact, run_training
 from tests.support.programs import run_program
 
 TINY: dict[str, Any] = {
@@ -232,6 +232,17 @@ def test_without_a_compiler_unfused_messages_are_used_and_the_reason_recorded(
         "no C++ compiler 'no-such-compiler'",
     )
     assert math.isfinite(get_event_values(log, "epoch", "loss")[0])
+
+
+@pytest.mark.parametrize("backbone", ["egnn", "painn"])
+def test_sums_by_pytorch_are_recorded_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
+) -> None:
+    monkeypatch.setattr(segment_sums, "load", lambda: "no C++ compiler")
+    model = SIZES | {"backbone": backbone}
+    log = run_training(tmp_path, epochs=1, samples_per_epoch=16, datasets=["qm7x"], model=model)
+    assert get_fact(log, "runtime")["default_sums_reason"] == "no C++ compiler"
+    assert segment_sums.find_default_reason("cuda") is None
 
 
 def test_other_backbones_and_devices_have_no_fused_messages() -> None:

@@ -4,20 +4,15 @@
 
 #include <ATen/AccumulateType.h>
 #include <ATen/Dispatch.h>
-#include <ATen/EmptyTensor.h>
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <optional>
 #include <tuple>
 #include <type_traits>
-#include <vector>
 
 #include "couplings.h"
-#include "products.h"
+#include "multiply_add.h"
+#include "pairs.h"
 #include "rows.h"
 
 namespace segments {
@@ -170,39 +165,6 @@ Tensor gather_product(const Tensor& x, const Tensor& y, const Tensor& a_index, c
   return product;
 }
 
-// Return the pair of each edge, where an edge and its reverse, with the opposite shift, are a pair, and the first edge of
-// each pair. order and start are the edges by receiver.
-std::tuple<Tensor, Tensor> pair_edges(const Tensor& receiver, const Tensor& sender, const Tensor& shift,
-                                      const Tensor& order, const Tensor& start) {
-  const Rows rows(receiver, order, start);
-  TORCH_CHECK_VALUE(sender.sizes() == receiver.sizes() && sender.is_contiguous(), "sender does not fit receiver");
-  TORCH_CHECK_VALUE(shift.sizes() == at::IntArrayRef({rows.count, 3}), "shift does not fit receiver");
-  const int64_t* senders = sender.const_data_ptr<int64_t>();
-  Tensor pair = at::empty({rows.count}, receiver.options());
-  int64_t* pairs = pair.mutable_data_ptr<int64_t>();
-  std::vector<int64_t> firsts;
-  AT_DISPATCH_FLOATING_TYPES(shift.scalar_type(), "pair_edges", [&] {
-    const Tensor contiguous = shift.contiguous();
-    const scalar_t* shifts = contiguous.const_data_ptr<scalar_t>();
-    const auto is_reverse = [&](int64_t e, int64_t f) {
-      const scalar_t *a = shifts + 3 * e, *b = shifts + 3 * f;
-      return senders[f] == rows.group[e] && a[0] == -b[0] && a[1] == -b[1] && a[2] == -b[2];
-    };
-    for (int64_t e = 0; e < rows.count; ++e) {
-      int64_t k = rows.start[senders[e]];
-      const int64_t end = rows.start[senders[e] + 1];
-      // only edges before e have a pair already
-      while (k < end && rows.order[k] < e && !is_reverse(e, rows.order[k])) ++k;
-      const bool has_reverse = k < end && rows.order[k] < e;
-      pairs[e] = has_reverse ? pairs[rows.order[k]] : int64_t(firsts.size());
-      if (!has_reverse) firsts.push_back(e);
-    }
-  });
-  Tensor first = at::empty({int64_t(firsts.size())}, receiver.options());
-  std::copy(firsts.begin(), firsts.end(), first.mutable_data_ptr<int64_t>());
-  return {pair, first};
-}
-
 using Optional = std::optional<Tensor>;
 
 // The checked arguments of the operators of couplings.h; the tensor that an operator computes is undefined. ends: the path
@@ -307,66 +269,14 @@ Tensor couple_weights(const Tensor& g, const Tensor& k, const Tensor& h, int64_t
   return w;
 }
 
-// Return a b + bias for a [m, k] and b [k, n] of any strides.
-Tensor multiply_add(const Tensor& a, const Tensor& b, const Optional& bias) {
-  const auto type = a.scalar_type();
-  TORCH_CHECK_VALUE(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0), "matrices do not fit");
-  TORCH_CHECK_VALUE(!bias || bias->sizes() == at::IntArrayRef({b.size(1)}), "bias does not fit");
-  static const bool faster = fused::has_faster_products();
-  if (!faster || (type != at::kFloat && type != at::kDouble) || a.size(1) == 0)
-    return bias ? at::addmm(*bias, a, b) : at::mm(a, b);
-  TORCH_CHECK_TYPE(b.scalar_type() == type && (!bias || bias->scalar_type() == type), "floating-point types differ");
-  const Tensor initial = bias ? bias->contiguous() : at::zeros({b.size(1)}, a.options());
-  // unlike at::empty, empty_cpu does not fill the memory if algorithms are deterministic
-  Tensor c(at::detail::empty_cpu({a.size(0), b.size(1)}, a.options()));
-  AT_DISPATCH_FLOATING_TYPES(type, "multiply_add", [&] {
-    using T = scalar_t;
-    fused::multiply(fused::Strided<T>{a.const_data_ptr<T>(), a.stride(0), a.stride(1)},
-             fused::Strided<T>{b.const_data_ptr<T>(), b.stride(0), b.stride(1)}, initial.const_data_ptr<T>(),
-             c.mutable_data_ptr<T>(), a.size(0), b.size(1), a.size(1));
-  });
-  return c;
-}
-
-Tensor dispatch_multiply_add(const Tensor& a, const Tensor& b, const Optional& bias) {
-  static const auto handle = c10::Dispatcher::singleton()
-                                 .findSchemaOrThrow("gfm_harness::multiply_add", "")
-                                 .typed<Tensor(const Tensor&, const Tensor&, const Optional&)>();
-  return handle.call(a, b, bias);
-}
-
-// In C++ rather than in Python, where backward passes also compute gradients that their caller does not need.
-struct DifferentiableMultiplyAdd : torch::autograd::Function<DifferentiableMultiplyAdd> {
-  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& a, const Tensor& b,
-                        const Optional& bias) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    context->save_for_backward({a, b});
-    context->saved_data["has_bias"] = bias.has_value();
-    return dispatch_multiply_add(a, b, bias);
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 const torch::autograd::variable_list& gradients) {
-    const auto saved = context->get_saved_variables();
-    const Tensor& grad = gradients[0];
-    return {context->needs_input_grad(0) ? dispatch_multiply_add(grad, saved[1].t(), std::nullopt) : Tensor(),
-            context->needs_input_grad(1) ? dispatch_multiply_add(saved[0].t(), grad, std::nullopt) : Tensor(),
-            context->saved_data["has_bias"].toBool() && context->needs_input_grad(2) ? grad.sum(0) : Tensor()};
-  }
-};
-
-Tensor differentiable_multiply_add(const Tensor& a, const Tensor& b, const Optional& bias) {
-  return DifferentiableMultiplyAdd::apply(a, b, bias);
-}
-
 }  // namespace segments
 
 TORCH_LIBRARY_IMPL(gfm_harness, Autograd, library) {
-  library.impl("multiply_add", &segments::differentiable_multiply_add);
+  library.impl("multiply_add", &fused::differentiable_multiply_add);
 }
 
 TORCH_LIBRARY_IMPL(gfm_harness, CPU, library) {
-  library.impl("multiply_add", &segments::multiply_add);
+  library.impl("multiply_add", &fused::multiply_add);
   library.impl("group_rows", &segments::group_rows);
   library.impl("pair_edges", &segments::pair_edges);
   library.impl("gather", &segments::gather);

@@ -46,6 +46,7 @@ from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import select_backend
+from harness.reference.ops import segment_sums
 from harness.reference.ops.cache_tag import tag_compiled_code
 from harness.reference.programs.screening import journals, part_results
 from harness.reference.programs.screening.assessment import FinishedScreening, assess
@@ -212,6 +213,7 @@ def log_facts(
                 parameters=sum(p.numel() for p in model.parameters()), columns=list(scorer.names),
                 compiled=config.compile, device=str(scorer.device), threads=torch.get_num_threads(),
                 message_backend=scorer.message_backend.name, unfused_reason=scorer.message_backend.unfused_reason,
+                default_sums_reason=segment_sums.find_default_reason(scorer.device),
             ),
         )
     )  # fmt: skip

@@ -40,6 +40,7 @@ from harness.reference.inference.precision import find_precision
 from harness.reference.models import checkpoints
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import use_fused_messages
+from harness.reference.ops import segment_sums
 from harness.reference.profiling.memory import tune_allocator
 from harness.reference.programs.transfer.finetune import (
     FitResult,
@@ -95,6 +96,7 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
     model = TransferModel(
         checkpoint=config.checkpoint, config=source.config.asdict(), notes=sorted(notes),
         message_backend=message_backend.name, unfused_reason=message_backend.unfused_reason,
+        default_sums_reason=segment_sums.find_default_reason(device),
     )  # fmt: skip
     log.record_facts(TransferFacts(model=model, budget=budget))
     with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as world:

@@ -35,7 +35,7 @@ from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, colla
 from harness.reference.training.run_facts import describe_identity
 from harness.results.runs import RunRecord
 from tests.reference.conftest import SMALL, make_crystal, make_model, make_molecule
-from tests.reference.training.test_training import SHORT, SIZES, get_event_values, get_fact, run_training
+from tests.reference.training.test_training import SHORT, get_event_values, get_fact, run_training
 from tests.support.programs import run_program
 
 TINY: dict[str, Any] = {
@@ -239,7 +239,7 @@ def test_sums_by_pytorch_are_recorded_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
 ) -> None:
     monkeypatch.setattr(segment_sums, "load", lambda: "no C++ compiler")
-    model = SIZES | {"backbone": backbone}
+    model = SHORT["model"] | {"backbone": backbone}
     log = run_training(tmp_path, epochs=1, samples_per_epoch=16, datasets=["qm7x"], model=model)
     assert get_fact(log, "runtime")["default_sums_reason"] == "no C++ compiler"
     assert segment_sums.find_default_reason("cuda") is None

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -82,7 +82,11 @@ template <class T>
 void multiply_block(const Strided<T>& a, const Strided<T>& b, const T* bias, T* c, int64_t pitch, int64_t rows,
                     int64_t columns, int64_t depth) {
   constexpr int64_t NC = TILE_COLUMNS<T>;
-  std::vector<T> a_panels(BLOCK_ROWS * BLOCK_DEPTH), b_panels(BLOCK_TILES * NC * BLOCK_DEPTH);
+  const int64_t panel_depth = std::min(BLOCK_DEPTH, depth);
+  const auto allocate = [&](int64_t size, int64_t width, int64_t block) {
+    return std::make_unique_for_overwrite<T[]>(std::min((size + width - 1) / width * width, block) * panel_depth);
+  };
+  const auto a_panels = allocate(rows, TILE_ROWS, BLOCK_ROWS), b_panels = allocate(columns, NC, BLOCK_TILES * NC);
   for (int64_t j = 0; j < columns; j += BLOCK_TILES * NC) {
     const int64_t block_columns = std::min(BLOCK_TILES * NC, columns - j);
     for (int64_t k = 0; k < depth; k += BLOCK_DEPTH) {
@@ -90,16 +94,16 @@ void multiply_block(const Strided<T>& a, const Strided<T>& b, const T* bias, T* 
       for (int64_t t = 0; t < block_columns; t += NC) {
         const Strided<T> part = b.at(k, j + t);
         fill_panel<NC>(Strided<T>{part.data, part.columns, part.rows}, std::min(NC, block_columns - t), length,
-                       b_panels.data() + t * BLOCK_DEPTH);
+                       b_panels.get() + t * panel_depth);
       }
       for (int64_t i = 0; i < rows; i += BLOCK_ROWS) {
         const int64_t block_rows = std::min(BLOCK_ROWS, rows - i);
         for (int64_t r = 0; r < block_rows; r += TILE_ROWS)
           fill_panel<TILE_ROWS>(a.at(i + r, k), std::min(TILE_ROWS, block_rows - r), length,
-                                a_panels.data() + r * BLOCK_DEPTH);
+                                a_panels.get() + r * panel_depth);
         for (int64_t t = 0; t < block_columns; t += NC)
           for (int64_t r = 0; r < block_rows; r += TILE_ROWS)
-            add_tile(a_panels.data() + r * BLOCK_DEPTH, b_panels.data() + t * BLOCK_DEPTH, length,
+            add_tile(a_panels.get() + r * panel_depth, b_panels.get() + t * panel_depth, length,
                      k ? nullptr : bias + j + t, c + (i + r) * pitch + j + t, pitch,
                      std::min(TILE_ROWS, block_rows - r), std::min(NC, block_columns - t));
       }

@@ -116,7 +116,10 @@ class Interaction(InteractionPPBlock):  # type: ignore[misc]
         filter_weight = self.lin_rbf2.weight @ self.lin_rbf1.weight
         down = silu(apply_linear(self.lin_down, silu(apply_linear(self.lin_kj, m)) * linear(radial, filter_weight)))
         weight = (self.lin_sbf2.weight @ self.lin_sbf1.weight).view(-1, *spherical.shape[1:])
-        sent = (torch.einsum("eln,cln->elc", spherical, weight) * down.unsqueeze(1)).to(radial.dtype)
+        # one product with a block for each order, and zeros elsewhere, is faster than many with few columns
+        blocks = torch.diag_embed(weight.transpose(1, 2)).permute(2, 0, 3, 1).flatten(2).flatten(0, 1)
+        filters = linear(spherical.flatten(1), blocks).unflatten(1, (spherical.shape[1], -1))
+        sent = (filters * down.unsqueeze(1)).to(radial.dtype)
         path = torch.zeros(1, dtype=torch.int64, device=m.device)
         coupling = pairs.angular.unsqueeze(1)
         received = couple_neighbours(coupling, sent, None, path, pairs.incoming, pairs.outgoing).squeeze(1)

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "rows.h"
@@ -19,23 +20,21 @@ namespace segments {
 using fused::LANES;
 using fused::Vector;
 
-// Load up to LANES numbers, followed by zeros.
+// The number of features in a whole vector; a vector at the end has an int64_t.
 template <class T>
-inline Vector<T> load(const T* source, int64_t count) {
+using Whole = std::integral_constant<int64_t, LANES<T>>;
+
+// Load up to LANES numbers, followed by zeros.
+template <class T, class Count>
+inline Vector<T> load(const T* source, Count count) {
   Vector<T> x{};
-  if (count >= LANES<T>)
-    std::memcpy(&x, source, sizeof x);
-  else
-    std::memcpy(&x, source, count * sizeof(T));
+  std::memcpy(&x, source, count * sizeof(T));
   return x;
 }
 
-template <class T>
-inline void store(T* target, const Vector<T>& x, int64_t count) {
-  if (count >= LANES<T>)
-    std::memcpy(target, &x, sizeof x);
-  else
-    std::memcpy(target, &x, count * sizeof(T));
+template <class T, class Count>
+inline void store(T* target, const Vector<T>& x, Count count) {
+  std::memcpy(target, &x, count * sizeof(T));
 }
 
 // The arguments that the four operators have in common; one of the tensors is the result.
@@ -46,7 +45,8 @@ struct Coupling {
   const T *g, *k, *h, *w;
 
   // The weights of row r of edge e for the features from f.
-  Vector<T> weight(int64_t e, int64_t r, int64_t f, int64_t count) const {
+  template <class Count>
+  Vector<T> weight(int64_t e, int64_t r, int64_t f, Count count) const {
     return w ? load(w + (e * paths + path[r]) * features + f, count) : Vector<T>{} + T(1);
   }
 };
@@ -59,11 +59,13 @@ constexpr int64_t CAPACITY = M ? M : MAX_COMPONENTS;
 // Call f(first feature, number of features) for each vector of features.
 template <class T, class F>
 void for_each_vector(int64_t features, const F& f) {
-  for (int64_t at = 0; at < features; at += LANES<T>) f(at, std::min(int64_t(LANES<T>), features - at));
+  int64_t at = 0;
+  for (; at + LANES<T> <= features; at += LANES<T>) f(at, Whole<T>());
+  if (at < features) f(at, features - at);
 }
 
-template <class T, int M>
-inline void load_components(Vector<T>* x, const T* source, int64_t components, int64_t features, int64_t count) {
+template <class T, int M, class Count>
+inline void load_components(Vector<T>* x, const T* source, int64_t components, int64_t features, Count count) {
   for (int64_t m = 0; m < (M ? M : components); ++m) x[m] = load(source + m * features, count);
 }
 
@@ -80,7 +82,7 @@ void receivers_kernel(const Coupling<T>& in, const Rows& edges, T* g) {
   for_each_range(edges, 1, R * C, [&](int64_t, int64_t first, int64_t last) {
     std::vector<Vector<T>> sums(R);
     for (int64_t i = first; i < last; ++i)
-      for_each_vector<T>(C, [&](int64_t f, int64_t count) {
+      for_each_vector<T>(C, [&](int64_t f, auto count) {
         std::fill(sums.begin(), sums.end(), Vector<T>{});
         for (int64_t n = edges.start[i]; n < edges.start[i + 1]; ++n) {
           const int64_t e = edges.order[n];
@@ -100,7 +102,7 @@ void senders_kernel(const Coupling<T>& in, const Rows& edges, T* h) {
   const int64_t R = in.rows, C = in.features, components = M ? M : in.components;
   for_each_range(edges, 1, R * C, [&](int64_t, int64_t first, int64_t last) {
     for (int64_t j = first; j < last; ++j)
-      for_each_vector<T>(C, [&](int64_t f, int64_t count) {
+      for_each_vector<T>(C, [&](int64_t f, auto count) {
         Vector<T> sums[CAPACITY<M>]{};
         for (int64_t n = edges.start[j]; n < edges.start[j + 1]; ++n) {
           const int64_t e = edges.order[n];
@@ -128,7 +130,7 @@ void edges_kernel(const Coupling<T>& in, int64_t edges, T* k) {
       const T *g = in.g + in.receiver[e] * R * C, *h = in.h + in.sender[e] * components * C;
       for (int64_t r = 0; r < R; ++r) {
         Vector<T> sums[CAPACITY<M>]{};
-        for_each_vector<T>(C, [&](int64_t f, int64_t count) {
+        for_each_vector<T>(C, [&](int64_t f, auto count) {
           const Vector<T> product = load(g + r * C + f, count) * in.weight(e, r, f, count);
           for (int64_t m = 0; m < components; ++m) sums[m] += product * load(h + m * C + f, count);
         });
@@ -144,7 +146,7 @@ void weights_kernel(const Coupling<T>& in, int64_t edges, T* w) {
   for_each_chunk_of_edges(edges, R * C, [&](int64_t begin, int64_t last) {
     std::vector<Vector<T>> sums(in.paths);
     for (int64_t e = begin; e < last; ++e)
-      for_each_vector<T>(C, [&](int64_t f, int64_t count) {
+      for_each_vector<T>(C, [&](int64_t f, auto count) {
         std::fill(sums.begin(), sums.end(), Vector<T>{});
         const T *k = in.k + e * R * components, *g = in.g + in.receiver[e] * R * C + f;
         Vector<T> h[CAPACITY<M>];

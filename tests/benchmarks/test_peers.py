@@ -1,4 +1,4 @@
-"""The harness's backbones are about as fast as other implementations or faster; `pytest -s` prints the ratios.
+"""The harness's backbones are faster than other implementations; `pytest -s` prints the ratios.
 
 Both implementations get the same structures, neighbour lists and readout, and are timed in turn. Times are CPU times
 of one thread, since other load on the machine hardly affects them.
@@ -193,22 +193,26 @@ def test_painn_infers_faster_than_schnetpack_compiled() -> None:
     assert median(ratio.rounds) > 1.25
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])
 @pytest.mark.parametrize("make", [inference, training])
-def test_schnet_keeps_up_with_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
+def test_schnet_is_faster_than_torch_geometric(make: Callable[[nn.Module, Batch], Call], dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
     config, batch = ModelConfig(backbone="schnet", hidden_dim=WIDTH), make_random_batch(16)
-    ours, theirs = Energy(build_backbone(config), WIDTH), TorchGeometricSchNet(config)
+    ours, theirs = Energy(build_backbone(config), WIDTH).to(dtype), TorchGeometricSchNet(config).to(dtype)
     ratio = time_in_turn(make(ours, batch), make(theirs, batch))
-    report(f"SchNet, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)
-    assert median(ratio.rounds) > 0.8
+    report(f"SchNet, {make.__name__}, eager, {dtype}", ratio, ours, theirs, batch, 2)
+    assert median(ratio.rounds) > 1.4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])
 @pytest.mark.parametrize("make", [inference, training])
-def test_dimenet_keeps_up_with_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
+def test_dimenet_is_faster_than_torch_geometric(make: Callable[[nn.Module, Batch], Call], dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
     config, batch = ModelConfig(backbone="dimenet", hidden_dim=WIDTH), make_random_batch(4, with_triplets=True)
-    ours, theirs = Energy(build_backbone(config), WIDTH), TorchGeometricDimeNet(config)
+    ours, theirs = Energy(build_backbone(config), WIDTH).to(dtype), TorchGeometricDimeNet(config).to(dtype)
     ratio = time_in_turn(make(ours, batch), make(theirs, batch), rounds=3)
-    report(f"DimeNet++, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)
-    assert median(ratio.rounds) > 0.8
+    report(f"DimeNet++, {make.__name__}, eager, {dtype}", ratio, ours, theirs, batch, 2)
+    assert median(ratio.rounds) > 1.2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])

@@ -153,9 +153,9 @@ def _segment_sum_default(x: Tensor, index: Tensor, order: Tensor, start: Tensor,
 
 
 def _product_sum_default(x: Tensor, weight: Tensor, *rows_and_dim: Any) -> Tensor:
-    *pair, weight_rows, dim = rows_and_dim
+    senders, _, _, index, order, start, weight_rows, dim = rows_and_dim
     factor = weight.index_select(dim, weight_rows[0]) if weight_rows else weight
-    return _segment_sum_default(x.index_select(dim, pair[0]) * factor, *pair[3:], dim)
+    return _segment_sum_default(x.index_select(dim, senders) * factor, index, order, start, dim)
 
 
 def _gather_product_default(x: Tensor, y: Tensor, *pair_and_dim: Any) -> Tensor:
@@ -195,17 +195,19 @@ def _differentiate_segment_sum(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
     return gather(grad, Grouping(*ctx.saved_tensors), ctx.dim), None, None, None, None
 
 
-def _differentiate_product_sum(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_product_sum(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, *rows = ctx.saved_tensors
     senders, receivers = Grouping(*rows[:3]), Grouping(*rows[3:6])
     weight_rows = Grouping(*rows[6:]) if rows[6:] else None
     x_grad = weight_grad = None
     if ctx.needs_input_grad[0]:
         x_grad = product_sum(grad, weight, receivers, senders, ctx.dim, weight_rows=weight_rows)
-    if ctx.needs_input_grad[1] and weight_rows is None:
-        weight_grad = gather_product(x, grad, senders, receivers, ctx.dim)
-    elif ctx.needs_input_grad[1]:
-        weight_grad = product_sum(x, grad, senders, weight_rows, ctx.dim, weight_rows=receivers)
+    if ctx.needs_input_grad[1]:
+        weight_grad = (
+            gather_product(x, grad, senders, receivers, ctx.dim)
+            if weight_rows is None
+            else product_sum(x, grad, senders, weight_rows, ctx.dim, weight_rows=receivers)
+        )
     return x_grad, weight_grad, *(None,) * 6, [None] * len(rows[6:]), None
 
 

@@ -260,6 +260,7 @@ def test_stage_that_cannot_run_is_shown_as_unavailable(
 ) -> None:
     """torch.compile and the fused operators need a C++ compiler."""
     monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty-cache"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty-cache"))
     text = TINY.replace("batched_heads]", "batched_heads, torch_compile, fused_messages]")

@@ -183,7 +183,7 @@ def judge(record: RunRecord) -> dict[str, Any]:
 def depends_on_rounding(ase: Event) -> bool:
     """Return whether ASE's relaxation ends elsewhere if its start is displaced by an error of rounding."""
     tolerance_ev = RELAXED_TOLERANCE_MEV / MEV * ase["atoms"]
-    return any(abs(energy - ase["energy_ev"]) > tolerance_ev for energy in ase.get("displaced_energies_ev", ()))
+    return any(abs(energy - ase["energy_ev"]) > tolerance_ev for energy in ase.get("displaced_energies_ev") or ())
 
 
 def is_end_valid(record: RunRecord, relaxation: Event, ase: Event) -> bool:

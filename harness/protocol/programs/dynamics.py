@@ -143,9 +143,9 @@ class AseSample(EventRecord, tag="ase_sample"):
     """International symbol of the relaxed crystal."""
     batch_end: AseEvaluation | None = None
     """What ASE calculates for the structure at the end of its relaxation in the batch."""
-    displaced_energies_ev: tuple[Number, ...] = ()
+    displaced_energies_ev: list[Number] | None = None
     """The energies at the end of further relaxations by ASE, from positions displaced by about the error of rounding;
-    none if the energy at the end agrees with that of the batch, or if they do not converge."""
+    null if the energy at the end agrees with that of the batch, or if they do not converge."""
 
 
 class StructureTrajectory(EventRecord, tag="trajectory"):

@@ -118,7 +118,7 @@ class AseBaseline:
                 displaced.append(atoms.get_potential_energy())
                 if abs(displaced[-1] - sample.energy_ev) > tolerance_ev:
                     break
-        return msgspec.structs.replace(sample, batch_end=evaluation, displaced_energies_ev=tuple(displaced))
+        return msgspec.structs.replace(sample, batch_end=evaluation, displaced_energies_ev=displaced or None)
 
     def _integrate(self, number: int, index: int) -> AseSample:
         if index not in self._moving:

@@ -43,5 +43,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, fused: bool
 
 
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Return layer(x) as computed by `linear`."""
-    return linear(x, layer.weight, layer.bias)
+    """Return layer(x), as computed by `linear` unless the layer has hooks."""
+    result: Tensor = layer(x) if has_hooks(layer) else linear(x, layer.weight, layer.bias)
+    return result
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    """Return whether hooks observe the inputs or outputs of a layer, so that it has to be called."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)

@@ -16,11 +16,9 @@ from harness.reference.data.batch import Batch, build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.errors import InputError
-from harness.reference.models.backbones import dimenet
 from harness.reference.models.backbones.dimenet import DimeNetPlusPlus
 from harness.reference.models.basis import SphericalBessel, bessel_zeros, legendre, polynomial_cutoff
 from harness.reference.models.config import ModelConfig
-from harness.reference.ops.products import apply_linear
 from tests.reference.conftest import make_crystal, make_molecule
 from tests.support.third_party_models import TorchGeometricDimeNet
 
@@ -215,17 +213,12 @@ def test_layers_of_width_one_are_refused() -> None:
         DimeNetPlusPlus(CONFIG.replace(hidden_dim=1))
 
 
-def test_sums_over_neighbours_are_in_single_precision_under_bfloat16_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_over_neighbours_are_in_single_precision_under_bfloat16_autocast() -> None:
     net = DimeNetPlusPlus(CONFIG)
     dtypes_of_sums: set[torch.dtype] = set()
-    after_sums = [block.lin_up for block in [*net.interaction_blocks, *net.output_blocks]]
-
-    def apply_and_record(layer: nn.Linear, x: Tensor) -> Tensor:
-        if any(layer is other for other in after_sums):
-            dtypes_of_sums.add(x.dtype)
-        return apply_linear(layer, x)
-
-    monkeypatch.setattr(dimenet, "apply_linear", apply_and_record)
+    for block in [*net.interaction_blocks, *net.output_blocks]:
+        assert isinstance(block.lin_up, nn.Module)
+        block.lin_up.register_forward_pre_hook(lambda _module, inputs: dtypes_of_sums.add(inputs[0].dtype))
     batch = make_batch(make_molecule(5), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         features = net(batch, compute_vectors(batch, batch.positions))

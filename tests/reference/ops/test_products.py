@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.reference.ops import messages
-from harness.reference.ops.products import linear
+from harness.reference.ops.products import apply_linear, linear
 
 SHAPES = [(1, 1, 1), (13, 5, 7), (14, 192, 32), (15, 193, 33), (140, 385, 17), (289, 31, 530), (3, 400, 1030)]
 
@@ -84,3 +84,11 @@ def test_the_operator_is_registered_correctly() -> None:
     a, b, bias = (torch.randn(*shape, requires_grad=True) for shape in ((6, 4), (4, 3), (3,)))
     torch.library.opcheck(torch.ops.gfm_harness.multiply_add.default, (a, b, bias))
     torch.library.opcheck(torch.ops.gfm_harness.multiply_add.default, (a, b, None))
+
+
+def test_hooks_of_a_layer_observe_it() -> None:
+    layer, x, observed = nn.Linear(4, 3), torch.randn(5, 4), []
+    expected = apply_linear(layer, x)
+    layer.register_forward_hook(lambda _layer, _inputs, output: observed.append(output))
+    assert torch.allclose(apply_linear(layer, x), expected, atol=1e-6)
+    assert len(observed) == 1

@@ -20,7 +20,7 @@ from harness.reference.models.basis import cosine_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
-from harness.reference.ops.products import apply_linear, linear
+from harness.reference.ops.products import apply_linear, has_hooks, linear
 from harness.reference.ops.segment_sums import Grouping, gather, pair_edges, product_sum
 
 # exp(-60) is negligible next to the largest Gaussian even in double precision, but not denormal, which would be slow.
@@ -28,12 +28,14 @@ MIN_EXPONENT = -60.0
 
 
 def apply_ssp_and_linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """Return layer(ssp(x)) with the shifted softplus ssp(x) = ln(e^x + 1) - ln 2; the bias contains the shift.
+    """Return layer(ssp(x)) with the shifted softplus ssp(x) = ln(e^x + 1) - ln 2.
 
-    The softplus is computed as x for x > 40, where doubles are equal.
+    The bias contains the shift, unless the layer has hooks. The softplus is x for x > 40, where doubles are equal.
     """
-    bias = layer.bias - math.log(2.0) * layer.weight.sum(1)
-    return linear(softplus(x, threshold=40.0), layer.weight, bias)
+    y, shift = softplus(x, threshold=40.0), math.log(2.0)
+    if has_hooks(layer):
+        return apply_linear(layer, y - shift)
+    return linear(y, layer.weight, layer.bias - shift * layer.weight.sum(1))
 
 
 class Gaussians(nn.Module):

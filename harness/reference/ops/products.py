@@ -35,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, fused: bool
             is compiled, since compilers fuse nothing into it.
     """
     if fused is None:
-        fused = is_loaded(x.device) and not torch.compiler.is_compiling()
+        fused = not torch.compiler.is_compiling() and is_loaded(x.device)
     if not fused or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return functional.linear(x, weight, bias)
     product = torch.ops.gfm_harness.multiply_add(x.flatten(0, -2), weight.T, bias)

@@ -92,3 +92,9 @@ def test_hooks_of_a_layer_observe_it() -> None:
     layer.register_forward_hook(lambda _layer, _inputs, output: observed.append(output))
     assert torch.allclose(apply_linear(layer, x), expected, atol=1e-6)
     assert len(observed) == 1
+
+
+def test_compilers_see_torch_products() -> None:
+    layer, x = nn.Linear(4, 3), torch.randn(5, 4)
+    compiled = torch.compile(apply_linear, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(layer, x), functional.linear(x, layer.weight, layer.bias))

@@ -62,7 +62,7 @@ from harness.reference.training.trainer import Trainer
 
 # The smallest units of errors; without them, a dataset with little variation dominates the loss.
 MIN_ENERGY_UNIT = 0.05  # eV/atom
-MIN_FORCE_UNIT = 0.01  # eV/angstrom
+MIN_FORCE_UNIT = 0.1  # eV/angstrom
 PHYSICS_DYNAMICS_STEPS = 100
 SHRINKAGE_LIMIT = 1000  # number of validation structures of each dataset from which the factor of its head follows
 GATE_LIMIT = 1000  # number of structures of each dataset on which the gate is trained

@@ -59,7 +59,7 @@ def build_interface(k: int) -> tuple[Atoms, str] | None:
     return None if filled is None else (filled, description)
 
 
-def make_oc25(count: int = 300) -> list[Structure]:
+def make_oc25(count: int = 600) -> list[Structure]:
     """Return two rattled frames of each interface."""
     result: list[Structure] = []
     for k in range(10 * count):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ase import Atoms
 
 from harness.reference.data.structure import Structure
 from tests.builders.mini_sets.chemistry.central import CentralMolecule, place_ligands
+from tests.builders.mini_sets.chemistry.species import (
+    QCML_CENTRAL,
+    QCML_MORE_CENTRAL,
+    QCML_MORE_SMILES,
+    QCML_SMILES,
+)
 from tests.builders.mini_sets.geometry import build_structure, compute_closest_ratio, embed_smiles, make_rng, rattle
 from tests.builders.mini_sets.packages import list_small_molecules
 
@@ -20,61 +26,6 @@ ANI1X_SMILES = (
     *("NC=O", "OC=O", "O=C=O", "N=C=O", "NC#N", "C1CO1", "C1CN1", "OCO", "NCO", "CON", "CNO", "COO", "CNN", "CN=O"),
     *("C=CN", "C=CO", "CC=N", "C=NO", "C=NN", "[C-]#[N+]C", "CN=C", "ON=O", "NN=O", "N#N"),
     *("CC(=O)C", "NC(=O)N", "C1=COC=C1", "CC(=O)O", "CCC=O", "CC(=O)N", "C=CC=C", "C1CCC1", "C=CC=O", "OCC=O"),
-)
-QCML_ORGANIC = (
-    *(("C", 0, 1), ("N", 0, 1), ("O", 0, 1), ("CC", 0, 1), ("C=C", 0, 1), ("C#C", 0, 1), ("C=O", 0, 1), ("CO", 0, 1)),
-    *(("C#N", 0, 1), ("CF", 0, 1), ("CCl", 0, 1), ("CBr", 0, 1), ("CS", 0, 1), ("CP", 0, 1), ("C[SiH3]", 0, 1)),
-    *(("N#N", 0, 1), ("O=C=O", 0, 1), ("O=S=O", 0, 1), ("S=C=S", 0, 1), ("O=C=S", 0, 1), ("SS", 0, 1), ("OCl", 0, 1)),
-    *(("O=O", 0, 3), ("[CH2]", 0, 3), ("[CH3]", 0, 2), ("[NH2]", 0, 2), ("[OH]", 0, 2), ("[SH]", 0, 2)),
-    *(
-        ("[N]=O", 0, 2),
-        ("O[O]", 0, 2),
-        ("[SiH3]", 0, 2),
-        ("[PH2]", 0, 2),
-        ("C[CH2]", 0, 2),
-        ("C[O]", 0, 2),
-        ("[CH]=O", 0, 2),
-    ),
-    *(("[NH4+]", 1, 1), ("[OH3+]", 1, 1), ("[CH3+]", 1, 1), ("[OH-]", -1, 1), ("[C-]#N", -1, 1), ("[SH-]", -1, 1)),
-    *(("[NH2-]", -1, 1), ("[CH3-]", -1, 1), ("O=[CH+]", 1, 1), ("N#[O+]", 1, 1), ("[O-]N=O", -1, 1), ("C[O-]", -1, 1)),
-    *(("C[NH3+]", 1, 1), ("[O-]C=O", -1, 1), ("C", 1, 2), ("O", 1, 2), ("N", 1, 2), ("O=O", -1, 2), ("C=C", 1, 2)),
-)
-QCML_CENTRAL = (
-    *(CentralMolecule(a, "H", 1) for a in ("Li", "Na", "K", "Rb", "Cs", "Cu", "Ag", "Au", "F", "Cl", "Br", "I", "Tl")),
-    *(CentralMolecule(a, "F", 1) for a in ("Li", "Na", "K", "Ag", "In", "Cl", "Br", "I")),
-    *(CentralMolecule(a, "Cl", 1) for a in ("Li", "K", "Rb", "Cs", "Cu", "Au", "Ga", "Br")),
-    *(CentralMolecule(a, "H", 2) for a in ("Be", "Mg", "Ca", "Zn", "Cd", "Hg", "S", "Se", "Te")),
-    *(CentralMolecule(a, "F", 2) for a in ("Be", "Mg", "Ca", "Sr", "Ba", "Zn", "Ge", "Sn", "Pb", "Xe", "Kr", "O")),
-    *(CentralMolecule(a, "H", 3) for a in ("B", "Al", "Ga", "In", "P", "As", "Sb", "Bi")),
-    *(CentralMolecule(a, "F", 3) for a in ("B", "Al", "Sc", "Y", "La", "N", "P", "As", "Sb")),
-    *(CentralMolecule(a, "H", 4) for a in ("Si", "Ge", "Sn", "Pb", "Ti", "Zr", "Hf")),
-    *(
-        CentralMolecule("B", "H", 4, -1),
-        CentralMolecule("Al", "H", 4, -1),
-        CentralMolecule("P", "H", 4, 1),
-        CentralMolecule("S", "H", 3, 1),
-    ),
-    *(
-        CentralMolecule("B", "F", 4, -1),
-        CentralMolecule("Xe", "F", 1, 1),
-        CentralMolecule("Ag", "H", 2, -1),
-        CentralMolecule("Zn", "F", 3, -1),
-    ),
-    *(
-        CentralMolecule("Os", "O", 4),
-        CentralMolecule("Ru", "O", 4),
-        CentralMolecule("Mn", "O", 4, -1),
-        CentralMolecule("Tc", "O", 4, -1),
-    ),
-    *(
-        CentralMolecule("Re", "O", 4, -1),
-        CentralMolecule("Cr", "O", 3),
-        CentralMolecule("Mo", "O", 3),
-        CentralMolecule("W", "O", 3),
-    ),
-    *(CentralMolecule("V", "O", 1, 0, 4), CentralMolecule("Nb", "O", 1, 0, 4), CentralMolecule("Ta", "O", 1, 0, 2)),
-    *(CentralMolecule("Mn", "H", 1, 0, 7), CentralMolecule("Pd", "O", 1, 0, 3), CentralMolecule("Ni", "H", 1, 0, 2)),
-    *(CentralMolecule("Pt", "O", 1, 0, 3), CentralMolecule("Rh", "H", 1, 0, 3)),
 )
 MIN_DISTANCE_RATIO = 0.72
 
@@ -119,13 +70,21 @@ def make_qm7x(archives: Path, count: int = 200) -> list[Structure]:
     return result[:count]
 
 
-def make_qcml(archives: Path, count: int = 750) -> list[Structure]:
-    """Return hydrides, halides, oxides, ions and radicals from hydrogen to bismuth."""
+def make_qcml(archives: Path, counts: tuple[int, int] = (750, 308)) -> list[Structure]:
+    """Return hydrides, halides, oxides, ions and radicals from hydrogen to bismuth, and few frames of further ones."""
+    tables = ((QCML_SMILES, QCML_CENTRAL), (QCML_MORE_SMILES, QCML_MORE_CENTRAL))
+    return [s for table, count in zip(tables, counts, strict=True) for s in rattle_in_turn(*table, count)]
+
+
+def rattle_in_turn(
+    smiles: Iterable[tuple[str, int, int]], central: Iterable[CentralMolecule], count: int
+) -> list[Structure]:
+    """Return frames of molecules, a frame of each in turn."""
     sources = []
-    for smiles, charge, multiplicity in QCML_ORGANIC:
-        group = f"{smiles} {charge:+d} {multiplicity}"
-        sources += [(atoms, group, charge, multiplicity) for atoms in embed_smiles(smiles, 1, 7)]
-    for species in QCML_CENTRAL:
+    for text, charge, multiplicity in smiles:
+        group = f"{text} {charge:+d} {multiplicity}"
+        sources += [(atoms, group, charge, multiplicity) for atoms in embed_smiles(text, 1, 7)]
+    for species in central:
         sources.append((place_ligands(species), species.label, species.charge, species.multiplicity))
     result: list[Structure] = []
     k = 0

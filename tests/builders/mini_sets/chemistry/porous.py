@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import product
+
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
@@ -23,12 +26,40 @@ SODALITES = (
     *(("Si", ("Al", "Na")), ("Si", ("Al", "K")), ("Si", ("Al", "Li")), ("Si", ("B", "Na")), ("Si", ("Ga", "K"))),
     *(("Ge", ("Al", "Rb")), ("Ge", ("Ga", "Na")), ("Si", ("Al", "Cs")), ("Si", ("Zn", "Mg")), ("Si", ("Be", "Ca"))),
 )
+# Further ones, so that every element is in at least three frameworks.
+MORE_SODALITES = (
+    *(("Sn", ("Al", "Na")), ("Sn", ("Ga", "Li")), ("Sn", ("Zn", "Ca")), ("Ti", ("Al", "K")), ("Ti", ("Ga", "Rb"))),
+    *(("Ti", ("Zn", "Mg")), ("Zr", ("Al", "Rb")), ("Zr", ("B", "Cs")), ("Zr", ("Be", "Ca")), ("Hf", ("Al", "Li"))),
+    *(("Hf", ("Ga", "K")), ("Hf", ("Zn", "Mg")), ("Ge", ("B", "Li")), ("Ge", ("Be", "Mg")), ("Ge", ("Zn", "Ca"))),
+    *(("Si", ("Al", "Rb")), ("Si", ("Ga", "Cs")), ("Si", ("B", "K")), ("Ge", ("Al", "K")), ("Si", ("Ga", "Na"))),
+)
 # Octahedral metals M and M' of the bridges M-NC-M', and the ions in the cages that balance the charge.
 CYANIDES = (
     *(("Zn", "Pt", ()), ("Cd", "Pt", ()), ("Mg", "Pt", ()), ("Cd", "Pd", ()), ("Zn", "Pd", ()), ("Ca", "Pt", ())),
     *(("Zn", "Fe", ("K", "K")), ("Mg", "Ru", ("Na", "Na")), ("Cd", "Os", ("K", "K")), ("Ca", "Fe", ("Na", "Na"))),
     *(("Ga", "Co", ()), ("In", "Rh", ()), ("Y", "Co", ()), ("La", "Ir", ()), ("Sc", "Co", ()), ("Al", "Co", ())),
     *(("Zn", "Ru", ("Rb", "Rb")), ("Ga", "Fe", ("K",)), ("In", "Os", ("Cs",)), ("Lu", "Rh", ()), ("Bi", "Co", ())),
+)
+MORE_CYANIDES = (
+    *(
+        ("Mg", "Pd", ()),
+        ("Ca", "Pd", ()),
+        ("Zn", "Os", ("Na", "Na")),
+        ("Mg", "Fe", ("Rb", "Rb")),
+        ("Ca", "Ru", ("K", "K")),
+    ),
+    *(("Cd", "Fe", ("Cs", "Cs")), ("Mg", "Os", ("K", "K")), ("Cd", "Ru", ("Na", "Na")), ("Ca", "Os", ("Rb", "Rb"))),
+    *(("Ga", "Rh", ()), ("Ga", "Ir", ()), ("In", "Co", ()), ("In", "Ir", ()), ("Y", "Rh", ()), ("Y", "Ir", ())),
+    *(("La", "Co", ()), ("La", "Rh", ()), ("Sc", "Rh", ()), ("Sc", "Ir", ()), ("Al", "Rh", ()), ("Al", "Ir", ())),
+    *(
+        ("Lu", "Co", ()),
+        ("Lu", "Ir", ()),
+        ("Bi", "Rh", ()),
+        ("Bi", "Ir", ()),
+        ("In", "Fe", ("K",)),
+        ("Y", "Ru", ("Na",)),
+    ),
+    *(("La", "Os", ("Rb",)), ("Sc", "Fe", ("Na",)), ("Al", "Ru", ("K",)), ("Lu", "Os", ("Cs",)), ("Bi", "Fe", ("Rb",))),
 )
 GUESTS = (("CO2",), ("H2O",), ("CO2",), ("H2O", "H2O"), ("CO2", "H2O"), ("N2",), ("CH4",), ("NH3",), ("CO",), ())
 BRIDGE_DEGREES = 150.0
@@ -98,27 +129,42 @@ def add_guest(framework: Atoms, guest: Atoms, rng: np.random.Generator, clearanc
     return best
 
 
-def build_frameworks() -> dict[str, Atoms]:
-    """Return every framework by name."""
+def build_frameworks(
+    sodalites: Sequence[tuple[str, tuple[str, ...]]], cyanides: Sequence[tuple[str, str, tuple[str, ...]]]
+) -> dict[str, Atoms]:
+    """Return frameworks by name."""
     result = {
         " ".join((centre, *substitution, "sodalite")): build_sodalite(centre, substitution)
-        for centre, substitution in SODALITES
+        for centre, substitution in sodalites
     }
-    return result | {" ".join((a, b, *ions, "cyanide")): build_cyanide(a, b, ions) for a, b, ions in CYANIDES}
+    return result | {" ".join((a, b, *ions, "cyanide")): build_cyanide(a, b, ions) for a, b, ions in cyanides}
+
+
+def fill_frameworks(frameworks: dict[str, Atoms], fillings: Iterable[int]) -> list[Structure]:
+    """Return each framework with sets of guests, rattled; sets without enough room are left out.
+
+    Args:
+        frameworks: Frameworks by name.
+        fillings: Positions in the guests, which are repeated with larger displacements.
+    """
+    result: list[Structure] = []
+    for (name, empty), k in product(frameworks.items(), fillings):
+        rng = make_rng("odac23", name, k)
+        guests = GUESTS[k % len(GUESTS)]
+        framework: Atoms | None = empty
+        for guest in guests:
+            framework = None if framework is None else add_guest(framework, molecule(guest), rng)
+        if framework is None:
+            continue
+        moved = rattle(framework, rng, (0.03, 0.08)[k // len(GUESTS)])
+        if compute_closest_ratio(moved) > 0.65:
+            result.append(build_structure(moved, f"{name} + {' '.join(guests) or 'empty'}/{k}", name))
+    return result
 
 
 def make_odac23(count: int = 480) -> list[Structure]:
-    """Return each framework with each set of guests, rattled; sets without enough room are left out."""
-    result: list[Structure] = []
-    for name, empty in build_frameworks().items():
-        for k, guests in enumerate((*GUESTS, *GUESTS)):
-            rng = make_rng("odac23", name, k)
-            framework: Atoms | None = empty
-            for guest in guests:
-                framework = None if framework is None else add_guest(framework, molecule(guest), rng)
-            if framework is None:
-                continue
-            moved = rattle(framework, rng, (0.03, 0.08)[k // len(GUESTS)])
-            if compute_closest_ratio(moved) > 0.65:
-                result.append(build_structure(moved, f"{name} + {' '.join(guests) or 'empty'}/{k}", name))
-    return [result[k] for k in np.linspace(0, len(result) - 1, min(count, len(result))).round().astype(int)]
+    """Return `count` structures of the first frameworks, and a few of each further framework."""
+    result = fill_frameworks(build_frameworks(SODALITES, CYANIDES), range(2 * len(GUESTS)))
+    selected = np.linspace(0, len(result) - 1, min(count, len(result))).round().astype(int)
+    more = fill_frameworks(build_frameworks(MORE_SODALITES, MORE_CYANIDES), range(0, 2 * len(GUESTS), 4))
+    return [*(result[k] for k in selected), *more]

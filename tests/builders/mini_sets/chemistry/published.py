@@ -43,9 +43,17 @@ def read_alexandria(archives: Path) -> list[Structure]:
     return read_frames(archives, "alexandria-random-1k.xyz")
 
 
-def read_mptrj(archives: Path, count: int = 200) -> list[Structure]:
-    """Return an even selection of the frames."""
-    return read_frames(archives, "mptrj-random-1k.xyz", count)
+def read_mptrj(archives: Path, counts: tuple[int, ...] = (200, 340)) -> list[Structure]:
+    """Return even selections of the frames, each of those that the selections before it leave.
+
+    A frame more leaves about one less to the task `oqmd`, whose elements must occur in several of its frames.
+    """
+    frames = read_frames(archives, "mptrj-random-1k.xyz")
+    selected: list[Structure] = []
+    for count in counts:
+        rest = [s for s in frames if s not in selected]
+        selected += [rest[k] for k in np.linspace(0, len(rest) - 1, count).round().astype(int)]
+    return selected
 
 
 def read_omat24(archives: Path) -> list[Structure]:

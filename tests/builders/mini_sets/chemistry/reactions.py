@@ -100,7 +100,7 @@ def compute_bands(smiles: str) -> Iterator[tuple[str, list[Atoms]]]:
         )
 
 
-def make_transition1x(count: int = 252) -> list[Structure]:
+def make_transition1x(count: int = 450) -> list[Structure]:
     """Return paths of molecules with two and three heavy atoms, grouped by molecule."""
     result: list[Structure] = []
     for heavy in (2, 3):

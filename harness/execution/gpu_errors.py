@@ -30,7 +30,7 @@ GPU_ERRORS = "|".join(
 # Job scripts append lines `NODE MESSAGE` to this file in the folder of jobs. The nodes are not used until the file has
 # not changed for a day.
 FAULTY_NODES_FILE = "faulty_nodes"
-EXCLUSION_S = 24 * 3600.0
+EXCLUSION_S = 24 * 3600  # an integer, since bash compares it
 TAIL_BYTES = 1 << 16  # of stderr, in which errors are searched
 
 

@@ -428,7 +428,7 @@ def test_risky_candidates_are_counted_and_not_ranked(tmp_path: Path) -> None:
 
 def test_screening_without_ranked_candidates_has_no_best_candidates(tmp_path: Path) -> None:
     log = run_screening(
-        tmp_path, workload=CANDIDATES | {"volumes": [0.05]}, retention={"mode": "top", "count": 5}, max_candidates=128
+        tmp_path, workload=CANDIDATES | {"volumes": [0.02]}, retention={"mode": "top", "count": 5}, max_candidates=128
     )
     (rank,) = [e for e in log if e["event"] == "rank_summary"]
     assert rank["outside_coverage"] == {"atoms closer than in training": 128}

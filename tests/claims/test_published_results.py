@@ -51,8 +51,7 @@ def test_published_scorecard_follows_from_the_published_runs(name: str) -> None:
     published = json.loads((PUBLISHED / name / "scorecard.json").read_text(encoding="utf-8"))
     scores = judge_folder(unpack_results(name), load_papers()).scores
     for score, row in zip(scores, published, strict=True):
-        # a unit may be reworded after the publication
-        check_score(score, {key: value for key, value in row.items() if key not in ("reproduced_before", "unit")})
+        check_score(score, {key: value for key, value in row.items() if key != "reproduced_before"})
 
 
 @pytest.mark.parametrize("name", NAMES)

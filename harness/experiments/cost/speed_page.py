@@ -30,8 +30,8 @@ def build_speed_section(speed: pd.DataFrame) -> Section:
     note = (
         "All ranks run the test at the same time. A rank is slow if its rate is below the limit in both halves of the"
         " test and in all of it; the limit follows from the differences between the other ranks and from their number,"
-        " so that fewer than one in 1,000 tests of even nodes names any. Writes show no slow nodes, since nodes may"
-        " share a disk. Cases take slow nodes only if too few others are left."
+        " for less than one false alarm in 1,000 tests if these differences are normal. Writes show no slow nodes, since"
+        " nodes may share a disk. Cases take slow nodes only if too few others are left."
     )
     block = build_block("Speed of ranks", rows, columns, note)
     return Section("Speed of nodes", "speed", paragraphs, tables=[block], finding=finding)

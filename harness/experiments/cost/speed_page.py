@@ -30,7 +30,7 @@ def build_speed_section(speed: pd.DataFrame) -> Section:
     note = (
         "All ranks run the test at the same time. A rank is slow if its rate is below the limit in both halves of the"
         " test and in all of it; the limit follows from the differences between the other ranks and from their number,"
-        " for less than one false alarm in 1,000 tests if these differences are normal. Writes show no slow nodes, since"
+        " for less than one false alarm in 1,000 tests if these differences are normal. Writes show no slow nodes, as"
         " nodes may share a disk. Cases take slow nodes only if too few others are left."
     )
     block = build_block("Speed of ranks", rows, columns, note)

@@ -6,7 +6,7 @@ generous bounds that depend on their unit, so that absurd values are refused.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct
 
@@ -141,8 +141,6 @@ class Observed(ObservedTypes):
     device_name: str | None = None
     threads: PositiveCount | None = None
     torch: str | None = None
-    allocator: Literal["default", "tuned"] | None = None
-    """The settings of glibc's allocator, if it serves tensors."""
     world_size: PositiveCount | None = None
     backend: str | None = None
     compiled: bool | None = None

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,13 @@ ALLOCATOR_SETTINGS: dict[AllocatorMode, dict[int, int]] = {
     # no memory is ever returned to the kernel (-1), and no block is mapped separately (0)
     "tuned": {TRIM_THRESHOLD: -1, TOP_PAD: 256 * MIB, MMAP_MAX: 0},
 }
+MALLOC_VARIABLES = {
+    TRIM_THRESHOLD: "MALLOC_TRIM_THRESHOLD_",
+    TOP_PAD: "MALLOC_TOP_PAD_",
+    MMAP_THRESHOLD: "MALLOC_MMAP_THRESHOLD_",
+    MMAP_MAX: "MALLOC_MMAP_MAX_",
+}
+LARGEST_VALUE = 2**31 - 1
 # every block of 1 MiB or more is mapped separately
 SEPARATE_BLOCKS = {MMAP_THRESHOLD: MIB, MMAP_MAX: 65536}
 OTHER_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc", "hoard")
@@ -120,7 +128,7 @@ def separate_large_blocks() -> Iterator[None]:
     try:
         yield
     finally:
-        _set_options(library, ALLOCATOR_SETTINGS[_get_mode()])
+        _set_options(library, _get_current_settings())
 
 
 def _set_options(library: Any, options: Mapping[int, int]) -> None:
@@ -128,26 +136,14 @@ def _set_options(library: Any, options: Mapping[int, int]) -> None:
         library.mallopt(name, value)
 
 
-def _get_mode() -> AllocatorMode:
-    return next(iter(_current), "default")
-
-
-def tune_allocator(device: torch.device) -> None:
-    """Use the tuned settings for the tensors of a device, unless another allocator serves them."""
-    if device.type == "cpu":
-        with suppress(NotGlibc):
-            set_allocator_mode("tuned")
-
-
-def get_allocator_mode(device: torch.device) -> AllocatorMode | None:
-    """Return the mode of glibc's allocator, or None if another allocator serves the tensors of the device."""
-    if device.type != "cpu":
-        return None
-    try:
-        _load_glibc()
-    except NotGlibc:
-        return None
-    return _get_mode()
+def _get_current_settings() -> dict[int, int]:
+    """Return the settings of the current mode, or else those with which the process started."""
+    if _current:
+        return ALLOCATOR_SETTINGS[_current[0]]
+    variables = {option: os.environ.get(name, "") for option, name in MALLOC_VARIABLES.items()}
+    # glibc takes a larger value from a variable than mallopt accepts
+    settings = {option: min(int(text), LARGEST_VALUE) for option, text in variables.items() if text.isdecimal()}
+    return ALLOCATOR_SETTINGS["default"] | settings
 
 
 def _fill_heap(library: Any) -> None:

@@ -16,7 +16,7 @@ from harness.protocol.records import Observed
 from harness.reference.distributed.group import synchronize
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import products, segment_sums
-from harness.reference.profiling.memory import get_allocator_mode, separate_large_blocks
+from harness.reference.profiling.memory import separate_large_blocks
 
 Call = Callable[[], object]
 REPEATS = 7
@@ -180,7 +180,6 @@ def observe(
         "device_name": get_device_name(torch.device(device)),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
-        "allocator": get_allocator_mode(torch.device(device)),
         "default_sums_reason": segment_sums.find_default_reason(device),
     }
     return fact_type(**common | others)

@@ -42,7 +42,6 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import select_backend
 from harness.reference.potentials.physics import build_check_event
 from harness.reference.potentials.reference_model import check_model
-from harness.reference.profiling.memory import tune_allocator
 from harness.reference.programs.train_holdout import log_structure_errors
 from harness.reference.storage.collectives import get_mpi_world
 from harness.reference.storage.sampling.rank_assignment import compute_loss_weights
@@ -78,7 +77,6 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
     if config.resume_previous and state.copy_finished_model(folder, log, rank_info.rank):
         return
     device = select_device(config.device, config.backend, rank_info)
-    tune_allocator(device)
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     model_config = ModelConfig.from_parameters(config.model)
     splits = open_splits(config, model_config.neighbour_spec, rank_info)

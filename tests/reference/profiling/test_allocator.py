@@ -8,7 +8,6 @@ import sys
 import textwrap
 
 import pytest
-import torch
 
 from harness.reference.profiling import memory
 from harness.reference.profiling.memory import NotGlibc
@@ -107,13 +106,28 @@ def test_the_profiler_does_not_prevent_the_reuse_of_freed_tensors() -> None:
     assert int(result.stdout) < 200
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc exists only on Linux")
+def test_measuring_the_peak_leaves_malloc_variables_of_the_job_in_force() -> None:
+    environment = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000", "MALLOC_TOP_PAD_": "268435456"}
+    measure = 'timing.measure_peak_bytes(lambda: torch.zeros(40 << 20), torch.device("cpu"))'
+    script = SCRIPT.replace("import memory", "import memory, timing").replace(
+        "memory.set_allocator_mode(mode)", measure
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, "tuned"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+    )
+    assert int(result.stdout.split()[1]) < 50
+
+
 def test_another_allocator_is_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "OTHER_ALLOCATORS", ("c",))  # libc itself is in every process
     memory._load_glibc.cache_clear()
     try:
         with pytest.raises(NotGlibc, match="tensors come from c, not from glibc's allocator"):
             memory.set_allocator_mode("tuned")
-        memory.tune_allocator(torch.device("cpu"))
-        assert memory.get_allocator_mode(torch.device("cpu")) is None
     finally:
         memory._load_glibc.cache_clear()

@@ -48,7 +48,6 @@ from harness.reference.inference.precision import find_precision
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import MessageBackend, select_backend
-from harness.reference.profiling.memory import tune_allocator
 from harness.reference.profiling.timing import observe
 from harness.reference.programs.scaling.run import ScalingRun, measure_graph_sizes
 from harness.reference.storage.collectives import get_mpi_world
@@ -117,7 +116,6 @@ def run(config: DataParallelParameters, log: CaseLog, folder: Path) -> None:
     """Check the all-reduced gradient, train, check that the ranks agree, and time the parts of a step."""
     rank_info = launch.detect_rank(os.environ)
     device = select_device(config.device, config.backend, rank_info)
-    tune_allocator(device)
     limit = None if config.model.adaptive_neighbours else config.max_neighbours
     model_config = ModelConfig.from_parameters(config.model, max_neighbours=limit)
     collection = open_collection(config, model_config.neighbour_spec, rank_info)

@@ -41,7 +41,6 @@ from harness.reference.models import checkpoints
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import use_fused_messages
 from harness.reference.ops import segment_sums
-from harness.reference.profiling.memory import tune_allocator
 from harness.reference.programs.transfer.finetune import (
     FitResult,
     TaskData,
@@ -89,7 +88,6 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
     (folder / FITS).mkdir(exist_ok=True)
     rank_info = launch.detect_rank(os.environ)
     device = select_device(config.device, config.backend, rank_info)
-    tune_allocator(device)
     splits = TaskSplits(task, dataset, source.config, config.test_fraction, config.max_test_structures, config.seed)
     study = TransferStudy(config, budget, splits, source.to(device), folder / FITS)
     message_backend = use_fused_messages(source, device)

@@ -11,17 +11,17 @@ from scipy import special  # type: ignore[import-untyped]
 
 from harness.stats import Floats
 
-# With fewer ranks, the median does not show which of them is the exception.
+# With fewer ranks, the median does not show which of them is the exception: no rank is slow.
 MIN_RANKS = 4
-# At most this share of the ranks can be slow; the others show how much even ranks differ.
+# At most this share of the ranks can be slow; the others show how much equally fast ranks differ.
 MAX_SHARE = 0.25
-# A slow rank is below the median by at least this share.
+# The score of a slow rank is below the median by at least this share of it.
 MIN_LOSS = 0.1
-# The score of a rank is this quantile of its rates. A quarter of the rounds suffices to show how fast a rank is, since
-# other processes can slow it down, and nothing makes it faster than it is.
+# The score of a rank is this quantile of its rates. Other processes can slow a rank down, but nothing makes it faster
+# than it is; a quarter of the rounds without a disturbance therefore suffices.
 QUANTILE = 0.75
-# How much even ranks differ, as a standard deviation of logarithms, if nothing is known, and the number of ranks that
-# this knowledge is worth.
+# The prior for how much equally fast ranks differ: the standard deviation of the logarithms of their scores, and its
+# weight as a number of ranks.
 USUAL_SPREAD, USUAL_RANKS = 0.03, 10
 # The probability that a test of equally fast ranks, with lognormally distributed rates, finds any of them slow.
 FALSE_ALARMS = 5e-4
@@ -32,9 +32,9 @@ class RankScores:
     """The scores of ranks.
 
     Attributes:
-        relative: The score of each rank: the QUANTILE of its rates, divided by the median over ranks; NaN if it has
-            no rate.
-        limit: The score below which a rank is slow.
+        relative: The score of each rank: the QUANTILE of its rates, divided by the median of this quantile over the
+            ranks; NaN if the rank has no rate.
+        limit: The score below which a rank is slow, at most 1 - MIN_LOSS.
         is_slow: Whether each rank is slow.
     """
 
@@ -51,8 +51,8 @@ def score_ranks(rates: Floats, false_alarms: float = FALSE_ALARMS) -> RankScores
     count, and a rank without any is not slow.
 
     Args:
-        rates: Rates [ranks, rounds]; NaN for a round that a rank has not measured.
-        false_alarms: The probability that a test of even ranks finds any of them slow.
+        rates: Rates [ranks, rounds] in any unit; NaN for a round that a rank has not measured.
+        false_alarms: The probability that a test of equally fast ranks finds any of them slow.
     """
     relative = _score(rates)
     limit = min(1.0 - MIN_LOSS, _find_limit(relative[np.isfinite(relative)], false_alarms))
@@ -63,6 +63,7 @@ def score_ranks(rates: Floats, false_alarms: float = FALSE_ALARMS) -> RankScores
 
 
 def _score(rates: Floats) -> Floats:
+    """Return the scores [ranks] relative to their median."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
         scores = np.nanquantile(rates, QUANTILE, axis=1)
@@ -70,7 +71,7 @@ def _score(rates: Floats) -> Floats:
 
 
 def _find_limit(relative: Floats, false_alarms: float) -> float:
-    """Return the score below which a rank is too slow to be the slowest of even ranks.
+    """Return the score below which a rank is too slow to be the slowest of equally fast ranks.
 
     The k slowest ranks are compared with the mean and the standard deviation of the logarithms of the others, for each
     k up to MAX_SHARE of the ranks; the largest k whose fastest rank is an outlier counts, so that several slow ranks do
@@ -78,12 +79,13 @@ def _find_limit(relative: Floats, false_alarms: float) -> float:
     Genet. Mol. Biol. 3, 3 (2004), for the weight of the usual variance.
 
     Args:
-        relative: Scores of the ranks, without NaN.
-        false_alarms: The probability of any outlier among even ranks.
+        relative: Scores [ranks], without NaN.
+        false_alarms: The probability of any outlier among equally fast ranks.
     """
     if len(relative) < MIN_RANKS:
         return 0.0
     logarithms = np.sort(np.log(relative))[::-1]
+    # element i of each array below is for k = i + 1
     slow = np.arange(1, max(1, int(MAX_SHARE * len(relative))) + 1)
     others = len(relative) - slow
     means = np.cumsum(logarithms)[others - 1] / others

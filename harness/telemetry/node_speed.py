@@ -1,7 +1,7 @@
 """Judge the speed test at the start of a job: `python -m harness.telemetry.node_speed FILE`.
 
 FILE is the output of harness.reference.profiling.speed_test. The command prints the names of slow nodes on one line,
-and a line about each slow rank on stderr, which is the log of the job.
+and a line about each slow rank on stderr, which goes to the log of the job.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from harness.protocol.text import pluralize
 from harness.stats import Floats
 from harness.stats.slow_ranks import FALSE_ALARMS, score_ranks
 
-# The end of the names of files with the output of a speed test, in the folder of a campaign's jobs.
+# The suffix of files with the output of a speed test, in the folder of a campaign's jobs.
 SUFFIX = ".speed.jsonl"
 # A slow node lowers these quantities together, so that their geometric mean shows it with less noise than each. The
-# rate of writes is that of a disk, which nodes may share, and is reported only.
+# rate of writes is only reported, as nodes may share a disk.
 JUDGED: tuple[Quantity, ...] = ("products", "copies", "clock")
 
 
@@ -34,10 +34,10 @@ class QuantityScores:
     Attributes:
         quantity: The measured quantity, or `speed`, the combination of several.
         unit: The unit of its rates.
-        median: The median rate of the ranks.
-        relative: The score of each rank: its rate divided by the median.
-        limit: The score below which a rank is slow; 0 if the quantity does not show slow ranks.
-        slow: The indices of the slow ranks.
+        median: The median over ranks of their median rates.
+        relative: The score of each rank relative to the median score (RankScores).
+        limit: The score below which a rank is slow; 0 for writes, which are not judged.
+        slow: The positions of the slow ranks among the records.
     """
 
     quantity: Quantity | Literal["speed"]
@@ -59,7 +59,7 @@ def read_speeds(path: Path) -> list[RankSpeed]:
 def score_speeds(speeds: Sequence[RankSpeed]) -> Iterator[QuantityScores]:
     """Yield the scores of the ranks in each quantity, and in the combination of JUDGED.
 
-    Ranks may lack the last rounds of others.
+    A rank that was stopped early may lack the last rounds.
     """
     if not speeds:
         return
@@ -82,6 +82,7 @@ def _tabulate_rates(rounds: Sequence[Sequence[float]]) -> Floats:
 
 
 def _score(quantity: Quantity | Literal["speed"], unit: str, rates: Floats) -> QuantityScores:
+    # the judged quantities and their combination share the probability of a false alarm
     scores = score_ranks(rates, FALSE_ALARMS / (len(JUDGED) + 1))
     median = float(np.median(np.nanmedian(rates, axis=1)))
     if quantity == "writes":
@@ -99,7 +100,7 @@ def describe_slow_rank(speed: RankSpeed, scores: QuantityScores, index: int) -> 
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the names of the slow nodes, and a line about each slow rank on stderr."""
+    """Print the names of the slow nodes, and a line about each slow rank on stderr; the argument is FILE."""
     speeds = read_speeds(Path(arguments[0]))
     slow_nodes: dict[str, None] = {}
     if not speeds:

@@ -1,7 +1,7 @@
-"""The speed test finds a node at 80% of the speed of seven others that share two cores with it, and raises no alarm.
+"""The speed test finds a node at 80% of the speed of seven others on the same cores, and raises no false alarm.
 
-`pytest -s tests/benchmarks/test_node_speed.py` prints the scores; RUNS is the number of tests with and without a slow
-node, 20 for the published numbers.
+`pytest -s tests/benchmarks/test_node_speed.py` prints the scores. The environment variable RUNS is the number of tests
+with a slow node, and of those without one: 20 for the published numbers, which were measured on two cores.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tests.conftest import ROOT
 from tests.support.mpi import environment_without_launcher
 
 pytestmark = pytest.mark.slow
-NODES, SECONDS = 8, 4.0
+NODES, SECONDS = 8, 4.0  # the number of emulated nodes, and the duration of a test
 RUNS = int(os.environ.get("RUNS", "3"))
-# Runs the test on emulated nodes at once. On the slow one, each repetition costs a quarter more of processor time.
+# Runs the test on all emulated nodes at once. On the slow one, each repetition takes a quarter more processor time.
 SCRIPT = """
 import os, sys, time
 from harness.reference.profiling import speed_test
@@ -52,7 +52,7 @@ for _ in range(nodes):
 
 
 def find_slow_ranks(path: Path, slow: int) -> set[int]:
-    """Run the speed test on all nodes, of which one or none (-1) is slow, and return the ranks that it names."""
+    """Run the speed test on all nodes, of which rank `slow` (-1: none) is slow, and return the ranks that it names."""
     with path.open("w") as file:
         subprocess.run(
             [sys.executable, "-c", SCRIPT, str(SECONDS), str(NODES), str(slow)],

@@ -1,6 +1,6 @@
-"""Short distances: a pair repulsion, and the range over which learnt interactions are switched on.
+"""Model short distances with a pair repulsion, and switch learnt interactions on as the distance grows.
 
-The range is given relative to the sum of the covalent radii of the two atoms.
+Relative distances are in units of the sum of the covalent radii of the two atoms.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from harness.reference.datasets.parsing.constants import COVALENT_RADII
 from harness.reference.models.basis import ExactBuffer, tricube
 
 COULOMB_EV_ANGSTROM = 14.399645478425668  # e^2 / (4 pi epsilon_0), CODATA 2018
+# The screening function of the source below: sum of A exp(-d r / a) with a = 0.8854 a_0 / (Z_1^0.23 + Z_2^0.23).
 SCREENING_LENGTH_ANGSTROM = 0.8854 * 0.529177210903
 SCREENING_POWER = 0.23
 AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
 DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
-# Learnt interactions are zero up to the first of these distances, and complete from the second. Bonds at equilibrium
-# are longer than the second: that of N2, one of the shortest, has the relative length 0.77. Of 1,000 crystals near
-# equilibrium (the shipped sample of Alexandria), 1% have a shorter distance than 0.7, and 8% have one below 0.8.
+# Learnt interactions are zero up to the first of these relative distances, and complete from the second. Bonds at
+# equilibrium are longer than the second: that of N2, one of the shortest, has the relative length 0.77. Of 1,000
+# crystals near equilibrium (the shipped sample of Alexandria), 1% have a distance below 0.7, and 8% have one below 0.8.
 SWITCH_START, SWITCH_END = 0.5, 0.7
 
 
 class Repulsion(nn.Module):
-    """The universal repulsive potential of nuclei screened by electrons, up to SWITCH_END.
+    """The universal repulsive potential of nuclei screened by electrons, up to the relative distance SWITCH_END.
 
     Source: Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Solids, Pergamon (1985). An envelope like
     that of MACE (Batatia et al., arXiv 2206.07697) ends it where learnt interactions are complete: at bonds of usual
@@ -35,11 +36,14 @@ class Repulsion(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         numbers = np.arange(len(COVALENT_RADII), dtype=float)
+        # by atomic number: the covalent radius, the charge, and the term of the inverse screening length
         table = np.stack([COVALENT_RADII, numbers, numbers**SCREENING_POWER / SCREENING_LENGTH_ANGSTROM], axis=1)
         self.table = ExactBuffer(torch.from_numpy(table))
 
     def forward(self, r: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return half the repulsion of each edge in eV, and the switch of learnt interactions, [e, 1] each.
+        """Return half the repulsion energy of each edge in eV, and the switch of learnt interactions, [e, 1] each.
+
+        Each pair of atoms has two edges. The switch is the factor of learnt interactions, from 0 to 1.
 
         Args:
             r: [e, 1] distances in angstrom.
@@ -50,7 +54,7 @@ class Repulsion(nn.Module):
         relative = r / (sender[:, :1] + receiver[:, :1])
         reduced = r * (sender[:, 2:] + receiver[:, 2:])
         screening = torch.zeros_like(reduced)
-        for amplitude, decay in zip(AMPLITUDES, DECAYS, strict=True):  # rows of four would be too short for vectors
+        for amplitude, decay in zip(AMPLITUDES, DECAYS, strict=True):  # an axis of four is too short for SIMD
             screening = screening + amplitude * torch.exp(-decay * reduced)
         coulomb = (0.5 * COULOMB_EV_ANGSTROM) * sender[:, 1:2] * receiver[:, 1:2] / r
         switch_distance = ((SWITCH_END - relative) / (SWITCH_END - SWITCH_START)).clamp(min=0.0)

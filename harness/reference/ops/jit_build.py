@@ -1,4 +1,4 @@
-"""Compile C++ operators on first use, and cache the libraries by a fingerprint of their sources.
+"""Compile C++ operators on first use, and cache the libraries under a fingerprint of their sources.
 
 `python -m harness.reference.ops.jit_build` compiles all of them; it needs no package but torch.
 """
@@ -23,6 +23,7 @@ FLAGS = (
     "-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared",
     f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
 )  # fmt: skip
+# A library ends with the SHA-256 digest of its other bytes, which the loader ignores.
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -34,8 +35,8 @@ class BuildError(RuntimeError):
 def load(folder: Path) -> None:
     """Register the operators of folder/operators.cpp with torch, and compile them unless the cache has a valid library.
 
-    The library is loaded from a copy on this node, so that only one process of each node reads the cache, which nodes
-    may share. If the cache cannot be written, or the library in it cannot be loaded, the library is built in a
+    The library is loaded from a copy on this node, so that only one process of each node reads the cache; nodes may
+    share the cache. If the cache cannot be written, or the library cannot be loaded, the library is built in a
     temporary folder for this process alone.
 
     Raises:
@@ -80,7 +81,7 @@ def get_cache_folder() -> Path:
 def compute_fingerprint(folder: Path) -> str:
     """Return a hash of 20 hexadecimal digits over the sources, the flags, the version of torch and the processor.
 
-    The sources are the .cpp files of the folder, and the headers of all folders beside it, which they may include.
+    The sources are the .cpp files of the folder, and the headers of all sibling folders, which they may include.
     """
     paths = sorted([*folder.parent.glob("*/*.h"), *folder.glob("*.cpp")])
     sources = [path.read_text(encoding="utf-8") for path in paths]
@@ -124,7 +125,7 @@ def _has_valid_digest(path: Path) -> bool:
 
 
 def _compile(source: Path, path: Path) -> None:
-    """Write the library with its digest at once, so that no process loads half of it."""
+    """Compile a library, and move it to its path with its digest in one step, so that no process loads half of it."""
     compiler = _find_compiler()
     root = Path(torch.__file__).parent
     with _replace(path) as part:
@@ -142,7 +143,7 @@ def _compile(source: Path, path: Path) -> None:
 
 @contextmanager
 def _replace(path: Path) -> Iterator[str]:
-    """Yield the path of a temporary file, which gets the given path at the end unless there is an error."""
+    """Yield the path of a temporary file, which replaces the file at `path` at the end unless there is an error."""
     handle, part = tempfile.mkstemp(suffix=".so", prefix=f"{path.stem}-", dir=path.parent)
     os.close(handle)
     try:
@@ -153,6 +154,7 @@ def _replace(path: Path) -> Iterator[str]:
 
 
 def _find_compiler() -> str:
+    """Return the path of the compiler that CXX names, or else of the first common one."""
     requested = os.environ.get("CXX")
     names = [requested] if requested else ["c++", "g++", "clang++"]
     path = next((path for name in names if (path := shutil.which(name))), None)

@@ -1,10 +1,11 @@
-"""Each structure through the head of its own dataset alone, as one operator with the derivatives that training needs.
+"""Evaluate only the head of its own dataset for each structure, in one operator with the derivatives for training.
 
 A head is a multilayer perceptron: z_k = a_(k-1) W_k + b_k, a_0 = x, a_k = f(z_k), and its output is z_L. The operator
-returns the output and its gradient d/dx, so that the loss may depend on both; they can be differentiated once. Only the
-heads that have structures are evaluated; the gradient is zero for the others.
+returns the output and its gradient with respect to x, so that the loss may depend on both; they can be differentiated
+once. Only the heads that have structures are evaluated; the gradients of the parameters of the others are zero.
 
-There are g structures, h heads and L layers. The parameters are W_1 [h, in, out], b_1 [h, 1, out], W_2, ..., b_L.
+There are g structures, h heads and L layers. The parameters are, in this order, W_1 [h, in, out],
+b_1 [h, 1, out], W_2, ..., b_L; the last layer has one output.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def evaluate_own_heads(x: Tensor, head: Tensor, parameters: Sequence[Tensor], ac
     """Return the output [g] of the head of each structure, and its gradient with respect to x, [g, in].
 
     Args:
-        x: [g, in].
-        head: [g] the head of each structure.
-        parameters: The weights and biases of all heads.
+        x: [g, in] the features of each structure.
+        head: [g] the number of the head of each structure.
+        parameters: The weights and biases of all heads, in the order above.
         activation: The function f, `silu` or `relu`.
     """
     output, slope = torch.empty_like(x[:, 0]), torch.empty_like(x)
@@ -49,10 +50,18 @@ def evaluate_own_heads(x: Tensor, head: Tensor, parameters: Sequence[Tensor], ac
 def differentiate_own_heads(
     output_grad: Tensor, slope_grad: Tensor, x: Tensor, head: Tensor, parameters: Sequence[Tensor], activation: str
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the gradients with respect to x and the parameters of sum(output_grad output) + sum(slope_grad slope).
+    """Return the gradients of sum(output_grad output) + sum(slope_grad slope) with respect to x and the parameters.
 
     The second sum is the derivative of the output along the tangent slope_grad of x. Below, `values` has the rows of
-    values and then those of their tangents, so that each layer needs one product in each direction.
+    values and then those of their tangents, so that each layer needs one product forward and two products back.
+
+    Args:
+        output_grad: [g] the gradient of the loss with respect to the output.
+        slope_grad: [g, in] the gradient of the loss with respect to the slope, which is the gradient of the output.
+        x: [g, in] the features of each structure.
+        head: [g] the number of the head of each structure.
+        parameters: The weights and biases of all heads.
+        activation: The function f, `silu` or `relu`.
     """
     groups = dict(_group_by_head(head, len(parameters[0])))
     x_grad, gradients = torch.zeros_like(x), [torch.empty_like(p) for p in parameters]
@@ -86,7 +95,7 @@ def differentiate_own_heads(
 
 
 def _group_by_head(head: Tensor, count: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield each head that has structures with their indices; raise IndexError if one of them has no head."""
+    """Yield each head that has structures, and their indices; raise IndexError if a head is not among `count`."""
     sizes = Counter(head.tolist())
     for k in sizes:
         if not 0 <= k < count:

@@ -20,6 +20,7 @@ import torch
 
 AllocatorMode = Literal["default", "tuned"]
 
+# The options of mallopt, as malloc.h numbers them; the first three take bytes, the last a number of blocks.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 MIB = 1 << 20
 ALLOCATOR_SETTINGS: dict[AllocatorMode, dict[int, int]] = {
@@ -28,13 +29,14 @@ ALLOCATOR_SETTINGS: dict[AllocatorMode, dict[int, int]] = {
     # no memory is ever returned to the kernel (-1), and no block is mapped separately (0)
     "tuned": {TRIM_THRESHOLD: -1, TOP_PAD: 256 * MIB, MMAP_MAX: 0},
 }
+# The environment variables that set these options at the start of a process.
 MALLOC_VARIABLES = {
     TRIM_THRESHOLD: "MALLOC_TRIM_THRESHOLD_",
     TOP_PAD: "MALLOC_TOP_PAD_",
     MMAP_THRESHOLD: "MALLOC_MMAP_THRESHOLD_",
     MMAP_MAX: "MALLOC_MMAP_MAX_",
 }
-LARGEST_VALUE = 2**31 - 1
+LARGEST_VALUE = 2**31 - 1  # mallopt takes a C int
 # every block of 1 MiB or more is mapped separately
 SEPARATE_BLOCKS = {MMAP_THRESHOLD: MIB, MMAP_MAX: 65536}
 OTHER_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc", "hoard")
@@ -83,18 +85,18 @@ class _Info(ctypes.Structure):
     )
 
 
-_current: list[AllocatorMode] = []
-_heap_fillers: list[int] = []
-LARGEST_BLOCK, SMALLEST_BLOCK = 1024 * MIB, MIB
+_current: list[AllocatorMode] = []  # the mode of this process; empty until one is set
+_heap_fillers: list[int] = []  # addresses of the blocks that occupy the heap in the mode "default"
+LARGEST_BLOCK, SMALLEST_BLOCK = 1024 * MIB, MIB  # sizes of these blocks in bytes
 
 
 def set_allocator_mode(mode: AllocatorMode) -> bool:
-    """Switch the allocator to a mode, as if it had never been in the other one.
+    """Switch the allocator to a mode, so that it behaves as if it had never been in the other one.
 
-    Every call with the mode "default" also releases the free blocks that the heap has accumulated.
+    Every call with the mode "default" also returns the free blocks of the heap to the kernel, as far as possible.
 
     Returns:
-        False if the mode "tuned" was set already, so that nothing was done; otherwise True.
+        False if the mode is "tuned" and was set already, so that nothing is done; otherwise True.
 
     Raises:
         NotGlibc: This process does not use glibc's allocator.
@@ -141,7 +143,7 @@ def _get_current_settings() -> dict[int, int]:
     if _current:
         return ALLOCATOR_SETTINGS[_current[0]]
     variables = {option: os.environ.get(name, "") for option, name in MALLOC_VARIABLES.items()}
-    # glibc takes a larger value from a variable than mallopt accepts
+    # a variable may have a larger value than mallopt accepts
     settings = {option: min(int(text), LARGEST_VALUE) for option, text in variables.items() if text.isdecimal()}
     return ALLOCATOR_SETTINGS["default"] | settings
 
@@ -150,6 +152,7 @@ def _fill_heap(library: Any) -> None:
     """Occupy all large free blocks of the heap, so that large requests go to the kernel as in a new process."""
 
     def measure() -> tuple[int, int]:
+        """Return the bytes of the heap and the number of separate mappings; a reused free block changes neither."""
         info = library.mallinfo2()
         return info.arena, info.hblks
 
@@ -213,7 +216,8 @@ def _read_free_bytes(folder: Path, limit: str, used: str, inactive: str) -> int 
 def estimate_largest_batch(peak_bytes: int, structures: int, free: int) -> int:
     """Return how many structures fit into the free memory, at least 1.
 
-    The estimate is proportional to the size of the batch. It is conservative, as a part of the memory is constant.
+    The estimate assumes that memory is proportional to the size of the batch. It is conservative, as a part of the
+    memory does not depend on the size.
 
     Args:
         peak_bytes: Peak memory of a batch in bytes.

@@ -1,11 +1,11 @@
 """Measure the speed of this rank for some seconds: `python -m harness.reference.profiling.speed_test SECONDS DEVICE`.
 
 The job script starts the test on all ranks of its nodes at once, before the first case. A rank prints one line, a
-RankSpeed of harness.protocol.speed. The ranks do not communicate.
+RankSpeed (harness.protocol.speed). The ranks do not communicate.
 
-A repetition is shorter than a time slice of the operating system, so that most of those that share a core with another
-process are still not interrupted. The value of a round is a rate that the fastest repetitions exceed: interruptions do
-not change it, and a slow processor is slow in its fastest repetitions too.
+A repetition is shorter than a time slice of the operating system, so that most repetitions are not interrupted even if
+another process shares the core. The value of a round is a rate that only the fastest repetitions exceed: interruptions
+do not change it, and a slow processor is slow in its fastest repetitions too.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ from harness.reference.distributed.launch import detect_rank
 ROUNDS = 12
 # The share of the repetitions of a round that are at most as fast as the round's value.
 QUANTILE = 0.9
-# A repetition takes at least this long, so that its time can be measured: longer where a call has to reach a device.
+# A repetition takes at least this long, so that its time can be measured: longer on a device, where each call has a
+# latency.
 MIN_REPETITION_S, MIN_DEVICE_REPETITION_S = 0.0005, 0.005
+# The widths of matrices and the sizes of copies are doubled within these ranges until a repetition takes long enough.
 FIRST_WIDTH, LAST_WIDTH = 128, 8192
 FIRST_BYTES, LAST_BYTES = 1 << 20, 1 << 30
 # Copies move through a buffer of this size, larger than the share of a rank in most caches.
 BUFFER_BYTES = 1 << 26
-OPERATIONS = 10_000
-WRITTEN_BYTES = 1 << 23
+OPERATIONS = 10_000  # additions in a repetition
+WRITTEN_BYTES = 1 << 23  # in one write per round
 
-# Does some work and returns its amount.
+# Does some work and returns its amount: floating-point operations, bytes or operations of the interpreter.
 Work = Callable[[], float]
 
 
 def measure_speed(seconds: float, device: torch.device) -> dict[Quantity, list[float]]:
-    """Return the rates of this rank in each quantity, with a value per round.
+    """Return the rates of this rank in each quantity, with a value per round, in the units of harness.protocol.speed.
 
-    A round repeats products, copies and operations in turn, so that a change of the machine affects all of them, after
-    one write.
+    After one write, a round repeats products, copies and operations in turn, so that a change of the machine affects
+    all of them.
 
     Args:
         seconds: The duration of the test; at least one repetition per round and quantity takes place.
@@ -78,7 +80,7 @@ def measure_rate(work: Work, device: torch.device) -> float:
 
 
 def get_min_repetition_s(device: torch.device) -> float:
-    """Return the shortest time of a repetition on a device."""
+    """Return the shortest time in seconds that a repetition on a device may take."""
     return MIN_REPETITION_S if device.type == "cpu" else MIN_DEVICE_REPETITION_S
 
 
@@ -97,7 +99,7 @@ def prepare_products(device: torch.device) -> Work:
     while True:
         factor = torch.rand(width, width, device=device)
         work = _multiply(factor, torch.empty_like(factor))
-        work()  # includes one-time costs
+        work()  # the first call includes one-time costs
         if width >= LAST_WIDTH or time_work(work, device)[1] >= get_min_repetition_s(device):
             return work
         width *= 2
@@ -136,7 +138,7 @@ def _copy(source: torch.Tensor, target: torch.Tensor, size: int) -> Work:
 
 
 def run_operations() -> float:
-    """Add numbers one after another in the interpreter, and return how many."""
+    """Add numbers one after another in the interpreter, and return the number of additions."""
     total = 0.0
     for number in range(OPERATIONS):
         total += number

@@ -1,4 +1,4 @@
-"""The baseline: ASE's integrators and optimizer with the reference calculator, one structure at a time."""
+"""Measure the baseline: ASE's integrators and optimizer with the reference calculator, one structure at a time."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from harness.reference.inference.structure_batch import NOT_FINITE
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.programs.screening.symmetry import find_spacegroup
 
-# A displacement of about the error of rounding in a coordinate, by the precision of the model.
+# The standard deviation of displacements, about the rounding error of a coordinate, by the precision of the model.
 DISPLACEMENT_ANGSTROM = {"fp64": 1e-10, "fp32": 1e-6, "bf16": 1e-2}
-MAX_DISPLACED = 4  # relaxations from displaced positions
+MAX_DISPLACED = 4  # number of relaxations from displaced positions
 
 
 class FiniteCalculator(ReferenceCalculator):
-    """A calculator that raises InputError for energies and forces that are not finite, as the batch removes those."""
+    """A calculator that raises InputError if energies or forces are not finite; the batch removes such structures."""
 
     def calculate(self, *args: Any, **kwargs: Any) -> None:
-        """Calculate as ReferenceCalculator does."""
+        """Calculate as ReferenceCalculator does, and raise InputError if energy or forces are not finite."""
         super().calculate(*args, **kwargs)
         if not (np.isfinite(self.results["energy"]) and np.isfinite(self.results["forces"]).all()):
             raise InputError(NOT_FINITE)
 
 
 class AseBaseline:
-    """Structures that ASE moves with the model of the case.
+    """The structures of a case, which ASE moves with the model of the case.
 
     Args:
         config: The parameters of the case.
@@ -52,10 +52,10 @@ class AseBaseline:
     def __init__(self, config: DynamicsParameters, model: FoundationModel, structures: Sequence[Structure]) -> None:
         self.config, self.structures = config, structures
         self.calculator = FiniteCalculator(model, head=config.head, precision=config.precision, device=config.device)
-        self._moving: dict[int, tuple[Any, float]] = {}
+        self._moving: dict[int, tuple[Any, float]] = {}  # integrators and initial energies in eV by index
 
     def measure(self, number: int, index: int, end: Structure | None = None) -> AseSample | None:
-        """Relax a structure, or move it by `record_interval` steps.
+        """Relax a structure, or move it by `record_interval` steps, and return the time that this takes.
 
         Return None if it leaves the training sets, has no neighbour list (its cell collapses, for example), or has
         energies or forces that are not finite; the batch reports such structures as unfinished.
@@ -94,20 +94,21 @@ class AseBaseline:
         )  # fmt: skip
 
     def _compare_ends(self, sample: AseSample, end: Structure) -> AseSample:
-        """Return the sample with ASE's evaluation of the end of the batch.
+        """Return the sample with ASE's evaluation of the structure at the end of its relaxation in the batch.
 
-        If the energies at the ends differ, ASE also relaxes the structure from displaced positions, until one of these
-        relaxations ends elsewhere, too. The path can depend on rounding: FIRE's step is unstable in directions whose
-        curvature exceeds 4 / time_step^2, and symmetry hides that only while forces along them are exactly zero.
+        If the energies at the ends differ, ASE also relaxes the structure from displaced positions, at most
+        MAX_DISPLACED times, until one of these relaxations also ends at another energy, or does not converge. The path
+        can depend on rounding: FIRE's step is unstable in directions whose curvature exceeds 4 / time_step^2, and
+        symmetry hides that only while forces along them are exactly zero.
         """
         structure, tolerance_ev = self.structures[sample.index], 1e-3 * RELAXED_TOLERANCE_MEV * sample.atoms
         atoms = self._build_atoms(structure)
-        moving = add_cell(atoms)
+        moving = add_cell(atoms)  # before the cell changes: the filter measures deformation from the initial cell
         atoms.set_cell(end.cell)
         atoms.positions = end.positions
         force_max = float(np.linalg.norm(moving.get_forces(), axis=1).max())
         evaluation = AseEvaluation(energy_ev=atoms.get_potential_energy(), force_max_ev_per_angstrom=force_max)
-        displaced = list[float]()
+        displaced: list[float] = []
         if sample.converged and end.energy is not None and abs(end.energy - sample.energy_ev) > tolerance_ev:
             rng = default_rng(self.config.seed)
             while len(displaced) < MAX_DISPLACED:
@@ -123,25 +124,25 @@ class AseBaseline:
     def _integrate(self, number: int, index: int) -> AseSample:
         if index not in self._moving:
             self._moving[index] = self._start(index)
-        dynamics, initial_energy = self._moving[index]
-        # the calculator has the results of the structure that it calculated last
-        dynamics.atoms.get_forces()
+        integrator, initial_energy = self._moving[index]
+        # all structures share the calculator, which stores only its last results: evaluate this one outside the timing
+        integrator.atoms.get_forces()
         wall_s, cpu_s = time.perf_counter(), time.process_time()
-        dynamics.run(self.config.record_interval)
+        integrator.run(self.config.record_interval)
         wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
         return AseSample(
-            round=number, index=index, atoms=len(dynamics.atoms), evaluations=self.config.record_interval,
-            step=dynamics.nsteps, wall_s=wall_s, cpu_s=cpu_s, energy_ev=dynamics.atoms.get_potential_energy(),
+            round=number, index=index, atoms=len(integrator.atoms), evaluations=self.config.record_interval,
+            step=integrator.nsteps, wall_s=wall_s, cpu_s=cpu_s, energy_ev=integrator.atoms.get_potential_energy(),
             initial_energy_ev=initial_energy,
         )  # fmt: skip
 
     def _start(self, index: int) -> tuple[Any, float]:
-        """Return ASE's integrator, with the initial velocities of the batch, and the potential energy at the start."""
+        """Return ASE's integrator, with the initial velocities of the batch, and the initial potential energy in eV."""
         config = self.config
         atoms = self._build_atoms(self.structures[index])
-        motion = Dynamics(config.steps, config.time_step_fs, config.temperature_k, seed=config.seed)
-        state = motion.start(index, self.structures[index])
-        atoms.set_velocities(state.velocity[: len(atoms)])
+        dynamics = Dynamics(config.steps, config.time_step_fs, config.temperature_k, seed=config.seed)
+        state = dynamics.start(index, self.structures[index])
+        atoms.set_velocities(state.velocity[: len(atoms)])  # the other rows belong to the cell
         time_step = config.time_step_fs * units.fs
         if config.motion == "nve":
             return VelocityVerlet(atoms, timestep=time_step), atoms.get_potential_energy()

@@ -1,8 +1,8 @@
 """Journals of finished parts: one file for each node, to which all ranks of the node append through its first rank.
 
-A journal is a sequence of frames with checksums. The first frame names the screening; each other frame has the parts
-that a rank has finished since its last one. A frame is on the disk before its rank continues, so that a killed rank
-loses only the parts since then.
+A journal is a sequence of frames with checksums. The first frame identifies the screening; every other frame contains
+the parts that a rank has finished since its previous frame. A rank continues only when its frame is on the disk: if it
+is killed, it loses only the parts since then.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from harness.reference.programs.screening.part_results import ForeignResults, Pa
 from harness.reference.programs.screening.scoring import Scores, concatenate_scores
 
 FOLDER = "journals"
-JOURNALS_PER_FOLDER = 1000
+JOURNALS_PER_FOLDER = 1000  # limits the number of files in a folder
 SUFFIX = ".parts"
 FRAME = struct.Struct("<QI")  # the length of the content and its CRC-32
 
@@ -52,7 +52,16 @@ class Header(msgspec.Struct):
 
 
 class Record(msgspec.Struct, array_like=True):
-    """A part in a frame; `index` (int64) and `values` (float32) are the retained scores."""
+    """A part in a frame.
+
+    Attributes:
+        part: Number of the part.
+        candidates: Number of its candidates.
+        evaluated: Number of candidates with results.
+        checksum: Checksum of all its candidates.
+        index: Indices of the retained candidates (int64).
+        values: Their scores (float32), row by row, with a value per column.
+    """
 
     part: int
     candidates: int
@@ -63,11 +72,11 @@ class Record(msgspec.Struct, array_like=True):
 
 
 class Journal:
-    """A journal, whose file is created with its first parts.
+    """A journal, whose file is created when the first parts are appended.
 
     Args:
         folder: The folder of all journals.
-        number: The number of the node.
+        number: Number of the node in this attempt.
         header: The content of the first frame.
     """
 
@@ -82,7 +91,7 @@ class Journal:
         with self._lock:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                # no earlier attempt has finished this part, so that the name is new
+                # no other journal has this part, since earlier attempts did not finish it: the name is new
                 first = msgspec.msgpack.decode(content, type=list[Record])[0].part
                 self._file = (self._folder / f"{first:08d}-{self._number}{SUFFIX}").open("xb", buffering=0)
             size = self._file.tell()
@@ -104,7 +113,7 @@ class Journal:
 
 
 def encode_parts(entries: Sequence[PartEntry], names: tuple[str, ...]) -> bytes:
-    """Return the content of a frame."""
+    """Return the content of a frame with these parts; `names` are the columns of their results."""
     records = []
     for entry in entries:
         results = entry.results or concatenate_scores(names, [])
@@ -122,8 +131,8 @@ def _decode_parts(content: bytes, names: tuple[str, ...]) -> Iterator[PartEntry]
 
 def _read_frames(file: BinaryIO) -> Iterator[bytes]:
     """Yield the contents of the frames up to the first one that is incomplete or damaged."""
-    while len(start := file.read(FRAME.size)) == FRAME.size:
-        length, checksum = FRAME.unpack(start)
+    while len(prefix := file.read(FRAME.size)) == FRAME.size:
+        length, checksum = FRAME.unpack(prefix)
         content = file.read(length)
         if not length or len(content) < length or zlib.crc32(content) != checksum:
             return
@@ -160,7 +169,8 @@ def list_journals(folder: Path) -> list[Path]:
 def scan(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list[str]]:
     """Return the number of candidates of each finished part in journals, and a message for each damaged journal.
 
-    Journals without a part are deleted, and the others are cut after the last part that can be read.
+    Journals whose parts are all in earlier ones, or that have none, are deleted; the others are cut after the last part
+    that can be read.
 
     Raises:
         ForeignResults: A journal belongs to another screening; it is not changed.
@@ -169,13 +179,13 @@ def scan(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list[str
     messages = []
     for path in paths:
         with path.open("r+b") as file:
-            size, complete, n_known = os.fstat(file.fileno()).st_size, 0, len(parts)
+            size, readable, n_known = os.fstat(file.fileno()).st_size, 0, len(parts)
             for entry in _read_parts(file, path, identity):
                 parts[entry.part] = entry.candidates
-                complete = file.tell()
-            if complete < size:
-                messages.append(f"{path.name}: damaged or incomplete after {complete} of {size} bytes")
-                file.truncate(complete)
+                readable = file.tell()
+            if readable < size:
+                messages.append(f"{path.name}: damaged or incomplete after {readable} of {size} bytes")
+                file.truncate(readable)
         if len(parts) == n_known:
             remove([path])
     return parts, messages
@@ -185,14 +195,21 @@ def scan(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list[str
 def open_journal(folder: Path, world: ProcessGroup, header: Header) -> Iterator[Append]:
     """Yield a function that appends the content of a frame to the journal of this node; collective.
 
+    The first rank of each node opens the journal; the other ranks of the node send their frames to it.
+
     All ranks must have appended their last frame before any rank leaves the context.
+
+    Args:
+        folder: The folder of all journals.
+        world: The ranks.
+        header: The content of the first frame.
     """
     hosts = world.gather(platform.node())
     numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
     first = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
     sizes = Counter(hosts)
-    places = [(numbers[host], first[host] == rank, sizes[host]) for rank, host in enumerate(hosts)]
-    number, is_first, size = world.scatter(places)
+    assignments = [(numbers[host], first[host] == rank, sizes[host]) for rank, host in enumerate(hosts)]
+    number, is_first, size = world.scatter(assignments)
     key = world.broadcast_object(secrets.token_bytes(32))
     with ExitStack() as stack:
         listener = None
@@ -212,7 +229,7 @@ def open_journal(folder: Path, world: ProcessGroup, header: Header) -> Iterator[
 
 
 def _accept(listener: Listener, count: int, append: Append) -> None:
-    """Serve each of the other ranks of the node in a thread."""
+    """Accept `count` other ranks of the node, and serve each of them in a thread of its own."""
     accepted = 0
     while accepted < count:
         try:
@@ -224,7 +241,7 @@ def _accept(listener: Listener, count: int, append: Append) -> None:
 
 
 def _serve(connection: Connection, append: Append) -> None:
-    """Append the frames of another rank, and answer with an empty message or with the error."""
+    """Append the frames of another rank, and answer each with an empty message or with the text of the error."""
     with connection, suppress(EOFError, ConnectionError):
         while True:
             content = connection.recv_bytes()
@@ -237,6 +254,8 @@ def _serve(connection: Connection, append: Append) -> None:
 
 
 def _make_remote_append(connection: Connection) -> Append:
+    """Return a function that appends a frame through the first rank of the node; it raises LostRank if that ended."""
+
     def append(content: bytes) -> None:
         try:
             connection.send_bytes(content)

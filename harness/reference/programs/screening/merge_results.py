@@ -1,4 +1,4 @@
-"""Merge the results of all ranks into few files, and verify that they cover every part exactly once."""
+"""Merge the results of all ranks into a few files, and verify that they cover every part exactly once."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from harness.reference.programs.screening.scoring import Retention, Scores, conc
 
 CHUNK = 64  # number of parts that are merged at a time
 MAX_NODES = 16  # number of nodes whose results are merged into one file
-MAX_BISECTIONS = 60  # after this number of steps, the bounds are equal in single precision
+MAX_BISECTIONS = 60  # the distance of the bounds is then 2^-60 of the range of values, which are in single precision
 
 
 def list_results(folder: Path) -> list[Path]:
-    """Return the files of a finished screening."""
+    """Return the paths of the merged files of a finished screening."""
     return sorted(folder.glob("results-*.bp"))
 
 
@@ -60,7 +60,7 @@ def verify_coverage(
     ranks compute from the indices; a missing or repeated part changes the sum.
 
     Args:
-        files: The files of all ranks; only those that rank 0 passes count.
+        files: The files to verify; rank 0 passes them, and those of other ranks are ignored.
         read: The function that returns the parts in a file.
         parts: The division of the candidates into parts.
         world: The ranks.
@@ -92,12 +92,12 @@ def verify_coverage(
 def merge_journals(
     folder: Path, files: Sequence[Path], number: int, *, names: tuple[str, ...], retention: Retention, identity: str
 ) -> Scores:
-    """Merge journals into one file, piece by piece, and return the best results.
+    """Merge journals into one file, CHUNK parts at a time, and return the best results.
 
     Args:
         folder: The folder of the case.
         files: The journals.
-        number: Number of the file.
+        number: Number of the merged file.
         names: Names of the columns.
         retention: The rule by which results are retained.
         identity: The identity of the screening.
@@ -107,7 +107,7 @@ def merge_journals(
 
     def pieces() -> Iterator[list[PartEntry]]:
         nonlocal best
-        entries = chain.from_iterable(read_parts(path, identity) for path in files)
+        entries = chain.from_iterable(read_parts(journal, identity) for journal in files)
         while piece := list(islice(entries, CHUNK)):
             best = select_best(
                 concatenate_scores(names, [best, *(e.results for e in piece if e.results is not None)]), retention
@@ -121,8 +121,8 @@ def merge_journals(
 def gather_best(local: Scores, retention: Retention, world: ProcessGroup) -> Scores:
     """Return the best results of all ranks on rank 0, and no results on the other ranks; collective.
 
-    Ranks send only results within a bound, which is found by bisection so that at most about twice as many results as
-    requested are sent.
+    Ranks send only the results up to a bound on the value. Bisection determines the bound, so that the ranks
+    send in total at most about twice as many results as requested, or more if many values are equal.
 
     Args:
         local: The best results of this rank.
@@ -130,8 +130,9 @@ def gather_best(local: Scores, retention: Retention, world: ProcessGroup) -> Sco
         world: The ranks.
     """
     values = local.column(retention.column).astype(float) * (-1 if retention.descending else 1)
-    ends = world.all_reduce_max(torch.tensor([-values.min(initial=np.inf), values.max(initial=-np.inf)])).tolist()
-    low, high = -ends[0], ends[1]
+    # lower is better from here on; the minimum over ranks is the negative maximum of the negative values
+    extremes = world.all_reduce_max(torch.tensor([-values.min(initial=np.inf), values.max(initial=-np.inf)])).tolist()
+    low, high = -extremes[0], extremes[1]
     for _ in range(MAX_BISECTIONS):
         middle = low + (high - low) / 2
         within = float(world.all_reduce_sum(torch.tensor([(values <= middle).sum()])))
@@ -145,5 +146,5 @@ def gather_best(local: Scores, retention: Retention, world: ProcessGroup) -> Sco
 
 
 def select_best(scores: Scores, retention: Retention) -> Scores:
-    """Return the best results by the column of the retention, at most `count` of them, best first."""
+    """Return the best results in the order of the retention, best first, at most `retention.count` of them."""
     return retention.sort(scores)[: retention.count]

@@ -1,4 +1,4 @@
-"""The parts of a screening's index space, with checksums, and BP files with the results of parts."""
+"""The division of the candidates of a screening into parts, and BP files with the results and checksums of parts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.adios.writer import BPWriter
 from harness.reference.storage.schema import Block, Column
 
-CHUNK = 1 << 20
-MASK = (1 << 64) - 1
+CHUNK = 1 << 20  # number of indices that are hashed at a time
+MASK = (1 << 64) - 1  # checksums are unsigned integers of 64 bits
 
 
 def splitmix64(index: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -38,7 +38,7 @@ def compute_checksum(indices: NDArray[np.int64]) -> int:
 
 
 def compute_range_checksum(first: int, stop: int) -> int:
-    """Return the checksum of the indices first .. stop - 1."""
+    """Return the checksum of the indices from first to stop - 1."""
     pieces = (np.arange(k, min(stop, k + CHUNK), dtype=np.int64) for k in range(first, stop, CHUNK))
     return sum(map(compute_checksum, pieces)) & MASK
 
@@ -50,7 +50,7 @@ class IndexPartition:
     Attributes:
         total: Number of candidates in the whole space.
         size: Number of candidates in a part; the last part may have fewer.
-        n_selected: Number of parts that are screened, evenly spaced; None for all.
+        n_selected: Number of parts that are screened, evenly spaced over the whole space; None for all.
     """
 
     total: int
@@ -85,7 +85,7 @@ class IndexPartition:
         return [k * self.n_parts // self.n_selected for k in range(self.n_selected)]
 
     def bounds(self, number: int) -> tuple[int, int]:
-        """Return (first, stop) of the candidates of a part."""
+        """Return the index of the first candidate of a part, and the index after its last one."""
         return number * self.size, min(self.total, (number + 1) * self.size)
 
     @property
@@ -98,9 +98,9 @@ class IndexPartition:
         return sum(compute_range_checksum(*self.bounds(k)) for k in self.selected) & MASK
 
 
-LABEL = "parts"
+LABEL = "parts"  # name of the split of the BP files
 SENTINEL = -1  # the last row of the results of each part, as ADIOS2 cannot read empty columns
-SUMMARY = ("part", "candidates", "evaluated", "checksum")
+SUMMARY = ("part", "candidates", "evaluated", "checksum")  # values of a row; the checksum is stored as a signed integer
 
 
 class ForeignResults(InputError):
@@ -116,7 +116,7 @@ class PartEntry:
         candidates: Number of its candidates.
         evaluated: Number of candidates with results: not filtered out, inside the model's training sets, and finite.
         checksum: Checksum of all its candidates.
-        results: The retained results, if they are loaded.
+        results: The retained results; None if they are not loaded.
     """
 
     part: int
@@ -135,8 +135,8 @@ def write(path: Path, pieces: Iterable[Sequence[PartEntry]], names: tuple[str, .
 
 def _build_block(entries: Sequence[PartEntry], names: tuple[str, ...]) -> Block:
     rows = [[e.part, e.candidates, e.evaluated, np.uint64(e.checksum).astype(np.int64)] for e in entries]
-    end = Scores(names, np.array([SENTINEL]), np.zeros((1, len(names)), dtype=np.float32))
-    results = [concatenate_scores(names, [end] if e.results is None else [e.results, end]) for e in entries]
+    sentinel = Scores(names, np.array([SENTINEL]), np.zeros((1, len(names)), dtype=np.float32))
+    results = [concatenate_scores(names, [sentinel] if e.results is None else [e.results, sentinel]) for e in entries]
     counts = np.array([len(r) for r in results], dtype=np.int64)
     combined = concatenate_scores(names, results)
     return Block(

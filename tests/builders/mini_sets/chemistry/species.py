@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.builders.mini_sets.chemistry.central import CentralMolecule
 
+# SMILES, charge and multiplicity (2S + 1); the charge can differ from that of the SMILES, as in ionized methane.
 QCML_SMILES = (
     *(("C", 0, 1), ("N", 0, 1), ("O", 0, 1), ("CC", 0, 1), ("C=C", 0, 1), ("C#C", 0, 1), ("C=O", 0, 1), ("CO", 0, 1)),
     *(("C#N", 0, 1), ("CF", 0, 1), ("CCl", 0, 1), ("CBr", 0, 1), ("CS", 0, 1), ("CP", 0, 1), ("C[SiH3]", 0, 1)),
@@ -22,6 +23,7 @@ QCML_SMILES = (
     *(("[NH2-]", -1, 1), ("[CH3-]", -1, 1), ("O=[CH+]", 1, 1), ("N#[O+]", 1, 1), ("[O-]N=O", -1, 1), ("C[O-]", -1, 1)),
     *(("C[NH3+]", 1, 1), ("[O-]C=O", -1, 1), ("C", 1, 2), ("O", 1, 2), ("N", 1, 2), ("O=O", -1, 2), ("C=C", 1, 2)),
 )
+# A centre, its ligand and their number; then the charge, and the multiplicity if it is not the lowest possible.
 QCML_CENTRAL = (
     *(CentralMolecule(a, "H", 1) for a in ("Li", "Na", "K", "Rb", "Cs", "Cu", "Ag", "Au", "F", "Cl", "Br", "I", "Tl")),
     *(CentralMolecule(a, "F", 1) for a in ("Li", "Na", "K", "Ag", "In", "Cl", "Br", "I")),
@@ -59,7 +61,7 @@ QCML_CENTRAL = (
     *(CentralMolecule("Mn", "H", 1, 0, 7), CentralMolecule("Pd", "O", 1, 0, 3), CentralMolecule("Ni", "H", 1, 0, 2)),
     *(CentralMolecule("Pt", "O", 1, 0, 3), CentralMolecule("Rh", "H", 1, 0, 3)),
 )
-# Shells are closed, or have one unpaired electron: centres, their ligand, the number of ligands, and the charge.
+# Centres, their ligand, the number of ligands, and the charge; molecules have no or one unpaired electron.
 SERIES = (
     *(("Na Rb Cs Cu Au Tl", "F", 1, 0), ("Na Ag F In Tl I", "Cl", 1, 0), ("Li Na K Rb Cs Cu Ag Au Tl I", "Br", 1, 0)),
     *(("Li Na K Rb Cs Ag Tl", "I", 1, 0), ("Ga In B Al", "H", 1, 0), ("B Al Ga", "F", 1, 0), ("B Al", "Cl", 1, 0)),
@@ -77,6 +79,7 @@ SERIES = (
     *(("Ge Sn P As", "H", 3, 0), ("S Se Te", "H", 1, 0), ("P As", "H", 2, 0), ("Si Ge", "F", 3, 0)),
     *(("N P", "F", 2, 0), ("Cl Br", "O", 2, 0), ("Kr", "F", 1, 1)),
 )
+# Neutral molecules without unpaired electrons.
 CLOSED_SHELL_SMILES = (
     *("CI", "FC(F)F", "FC(F)(F)F", "ClCCl", "ClC(Cl)Cl", "BrCBr", "FCCl", "C=CF", "C=CCl", "C#CF", "CCF", "CCCl"),
     *("CSC", "CSS", "CCS", "C=S", "O=CS", "NC=S", "CPC", "CP(C)C", "PP", "C=P", "C#P", "CP=O", "OP=O", "CBC", "NB"),
@@ -85,10 +88,11 @@ CLOSED_SHELL_SMILES = (
     *("O=NF", "O=NCl", "FN=NF", "FNF", "N#CF", "N#CCl", "N#CBr", "N#CC#N", "O=C=C=O", "S=C=C", "O=CF", "O=CCl"),
     *("ClC(=O)Cl", "FC(=O)F", "C[Mg]C", "C[Zn]C", "C[Hg]C", "C[Be]C", "CC=C", "CC#N", "NN", "OO", "CN", "N=C=S"),
 )
+# Further species, of which the mini set has fewer frames than of those above.
 QCML_MORE_SMILES = tuple((smiles, 0, 1) for smiles in CLOSED_SHELL_SMILES)
 QCML_MORE_CENTRAL = tuple(
     species
-    for atoms, ligand, number, charge in SERIES
-    for species in (CentralMolecule(atom, ligand, number, charge) for atom in atoms.split())
+    for centres, ligand, count, charge in SERIES
+    for species in (CentralMolecule(centre, ligand, count, charge) for centre in centres.split())
     if species not in QCML_CENTRAL
 )

@@ -59,7 +59,7 @@ def read_speeds(path: Path) -> list[RankSpeed]:
 def score_speeds(speeds: Sequence[RankSpeed]) -> Iterator[QuantityScores]:
     """Yield the scores of the ranks in each quantity, and in the combination of JUDGED.
 
-    A rank that was stopped early may lack the last rounds.
+    Ranks may have fewer rounds than others; their last rounds are then missing.
     """
     if not speeds:
         return

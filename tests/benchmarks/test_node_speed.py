@@ -47,7 +47,7 @@ for rank in range(nodes):
         sys.stdout.flush()
         os._exit(0)
 for _ in range(nodes):
-    os.wait()
+    assert os.wait()[1] == 0
 """
 
 

@@ -51,12 +51,12 @@ def load(folder: Path) -> None:
                     shutil.copyfile(build(folder), part)
         torch.ops.load_library(copy)
     except OSError:
-        with tempfile.TemporaryDirectory(prefix="gfm-harness-") as temporary:
-            try:
+        try:
+            with tempfile.TemporaryDirectory(prefix="gfm-harness-") as temporary:
                 _compile(folder / "operators.cpp", Path(temporary) / name)
                 torch.ops.load_library(Path(temporary) / name)
-            except OSError as error:
-                raise BuildError(f"the operators of {folder.name} cannot be loaded: {error}") from error
+        except OSError as error:
+            raise BuildError(f"the operators of {folder.name} cannot be loaded: {error}") from error
 
 
 def build(folder: Path) -> Path:

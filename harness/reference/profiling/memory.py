@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,7 +145,8 @@ def _get_current_settings() -> dict[int, int]:
         return ALLOCATOR_SETTINGS[_current[0]]
     variables = {option: os.environ.get(name, "") for option, name in MALLOC_VARIABLES.items()}
     # a variable may have a larger value than mallopt accepts
-    settings = {option: min(int(text), LARGEST_VALUE) for option, text in variables.items() if text.isdecimal()}
+    numbers = {option: int(text) for option, text in variables.items() if re.fullmatch(r"-?\d+", text)}
+    settings = {option: min(number, LARGEST_VALUE) for option, number in numbers.items()}
     return ALLOCATOR_SETTINGS["default"] | settings
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -207,6 +208,14 @@ def test_damaged_frames_are_recomputed_and_a_foreign_journal_is_refused(finished
     with pytest.raises(InputError, match="results of another screening"):
         run_screening(other)
     assert len(journals.list_journals(other / "journals")) == 1
+
+
+def test_a_damaged_length_ends_the_journal(tmp_path: Path) -> None:
+    content = b"parts"
+    frame = journals.FRAME.pack(len(content), zlib.crc32(content)) + content
+    (tmp_path / "journal").write_bytes(frame + journals.FRAME.pack(2**63, 0) + content)
+    with (tmp_path / "journal").open("rb") as file:
+        assert list(journals._read_frames(file)) == [content]
 
 
 def read_identity(folder: Path) -> str:

@@ -131,10 +131,13 @@ def _decode_parts(content: bytes, names: tuple[str, ...]) -> Iterator[PartEntry]
 
 def _read_frames(file: BinaryIO) -> Iterator[bytes]:
     """Yield the contents of the frames up to the first one that is incomplete or damaged."""
+    size = os.fstat(file.fileno()).st_size
     while len(prefix := file.read(FRAME.size)) == FRAME.size:
         length, checksum = FRAME.unpack(prefix)
+        if not 0 < length <= size - file.tell():
+            return
         content = file.read(length)
-        if not length or len(content) < length or zlib.crc32(content) != checksum:
+        if zlib.crc32(content) != checksum:
             return
         yield content
 
@@ -234,7 +237,7 @@ def _accept(listener: Listener, count: int, append: Append) -> None:
     while accepted < count:
         try:
             connection = listener.accept()
-        except AuthenticationError:
+        except (AuthenticationError, EOFError, ConnectionError):  # not a rank, such as a scan of ports
             continue
         accepted += 1
         threading.Thread(target=_serve, args=(connection, append), daemon=True).start()

@@ -38,9 +38,13 @@ def build_model(max_neighbours: int | None = None) -> FoundationModel:
     return model
 
 
+# Compresses structures until their atoms repel each other: the rest of an untrained model moves nothing.
+COMPRESSION = 0.7
+
+
 def build_crystal(name: str, numbers: tuple[int, ...], noise: float) -> Structure:
     prototype = next(p for p in load_prototypes() if p.name == name)
-    stretch = RADIUS_ANGSTROM / prototype.closest.min()
+    stretch = COMPRESSION * RADIUS_ANGSTROM / prototype.closest.min()
     rng = np.random.default_rng(len(prototype))
     positions = prototype.positions * stretch
     return Structure(
@@ -59,7 +63,8 @@ CRYSTALS = [
     build_crystal("diamond", (14,), 0.04),
     build_crystal("Fluorite", (9, 20), 0.03),
 ]
-MOLECULE = Structure("water", np.array([8, 1, 1]), np.array([[0.0, 0, 0], [1.1, 0, 0], [-0.3, 1.0, 0.1]]))
+WATER = np.array([[0.0, 0.0, 0.0], [1.1, 0.0, 0.0], [-0.3, 1.0, 0.1]])
+MOLECULE = Structure("water", np.array([8, 1, 1]), COMPRESSION * WATER)
 
 
 def relax_with_ase(model: FoundationModel, structure: Structure, steps: int, fmax: float) -> tuple[Atoms, bool, int]:

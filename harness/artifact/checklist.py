@@ -36,7 +36,7 @@ class Item(StrictModel):
 
 
 class Section(StrictModel):
-    """A group of items."""
+    """A titled group of questions of the checklist, in the order of the file."""
 
     title: str
     items: list[Item] = Field(min_length=1)

@@ -38,7 +38,7 @@ class Pace:
         return MINUTE_S * case.expected_minutes * (measured / expected if expected else 1.0)
 
 
-def format_left(seconds: float) -> str:
+def format_remaining(seconds: float) -> str:
     """Return the remaining time as text, such as `about 40 s left`; `longer than expected` if it is not positive."""
     if seconds <= 0:
         return "longer than expected"

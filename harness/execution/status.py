@@ -14,7 +14,7 @@ from rich.progress import Progress as ProgressBars
 
 from harness.execution import case_files
 from harness.execution.journal import CaseResult, Journal
-from harness.execution.pace import Pace, format_left
+from harness.execution.pace import Pace, format_remaining
 from harness.execution.schedulers.base import QueueEntry
 from harness.planning.expand import Plan
 from harness.protocol.case import Case
@@ -185,33 +185,33 @@ class Progress:
             running: The running cases with their folders.
             unfinished: All cases of the campaign that have not ended.
         """
-        left_s: dict[str, float] = {}
+        remaining_s: dict[str, float] = {}
         is_live = bool(running) and self.console.is_terminal and not self.console.quiet
         if is_live and unfinished:
             self._get_bar(ALL_CASES)  # the first line
         for case, folder in running:
             name, started_s = case.name, case_files.get_start_time(folder)
-            left_s[case.id] = self.pace.estimate_s(case) - (time.time() - started_s if started_s else 0.0)
-            left = format_left(left_s[case.id])
+            remaining_s[case.id] = self.pace.estimate_s(case) - (time.time() - started_s if started_s else 0.0)
+            remaining = format_remaining(remaining_s[case.id])
             event = case_files.read_last_progress(folder)
             completed, total, activity = (
                 (event["done"], event["total"], event["activity"]) if event else (None, None, "starting")
             )
             if is_live:
                 bars, task = self._get_bar(name)
-                bars.update(task, completed=completed, total=total, activity=str(activity), left=left)  # type: ignore[arg-type]
+                bars.update(task, completed=completed, total=total, activity=str(activity), remaining=remaining)  # type: ignore[arg-type]
             elif name not in self._last_line_s:
                 self._last_line_s[name] = time.monotonic()
-                self.print_line(f"{name}: started, {left}")
+                self.print_line(f"{name}: started, {remaining}")
             elif event and time.monotonic() - self._last_line_s[name] >= LINE_INTERVAL_S:
                 self._last_line_s[name] = time.monotonic()
-                self.print_line(f"{name}: {activity} ({completed} of {total}), {left}")
+                self.print_line(f"{name}: {activity} ({completed} of {total}), {remaining}")
         if is_live and unfinished:
-            waiting = [case for case in (*unfinished, *self.later) if case.id not in left_s]
-            total_s = sum(map(self.pace.estimate_s, waiting)) + sum(max(0.0, s) for s in left_s.values())
-            number = pluralize(len(waiting) + len(left_s), "case")
+            waiting = [case for case in (*unfinished, *self.later) if case.id not in remaining_s]
+            total_s = sum(map(self.pace.estimate_s, waiting)) + sum(max(0.0, s) for s in remaining_s.values())
+            number = pluralize(len(waiting) + len(remaining_s), "case")
             bars, task = self._get_bar(ALL_CASES)
-            bars.update(task, activity=f"{number} to do", left=format_left(total_s / max(1, len(running))))  # type: ignore[arg-type]
+            bars.update(task, activity=f"{number} to do", remaining=format_remaining(total_s / max(1, len(running))))  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Remove the progress bars."""
@@ -230,12 +230,12 @@ class Progress:
                 BarColumn(),
                 TextColumn("{task.fields[activity]}"),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[remaining]}"),
             )
             self._bars = ProgressBars(*columns, console=self.console, transient=True)
             self._bars.start()
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=None, activity="starting", left="")
+            self._tasks[name] = self._bars.add_task(name, total=None, activity="starting", remaining="")
         return self._bars, self._tasks[name]
 
     def _remove_task(self, name: str) -> None:

@@ -41,7 +41,7 @@ class PlannedRun:
 
     @property
     def cost(self) -> str:
-        """The cost in one line."""
+        """The system, the number of jobs and the expected cost in one line."""
         return f"{self.system}: {self.jobs}, {self.expected}"
 
 

@@ -51,7 +51,7 @@ class Report:
 
     @property
     def scores(self) -> list[Score]:
-        """The verdicts on claims."""
+        """The verdicts on the claims of all papers."""
         return self.judgement.scores
 
     @property

@@ -14,7 +14,7 @@ from harness.config import resources
 from harness.config.suite import load_suite
 from harness.config.system import load_system
 from harness.execution.case_files import LOCK_FILE
-from harness.execution.pace import Pace, format_left
+from harness.execution.pace import Pace, format_remaining
 from harness.execution.status import Progress
 from harness.planning.expand import expand_suite
 from harness.protocol.case import Case
@@ -50,7 +50,7 @@ def test_estimate_is_expected_then_scaled_then_measured(cases: tuple[Case, ...])
     ],
 )
 def test_remaining_time_as_text(seconds: float, text: str) -> None:
-    assert format_left(seconds) == text
+    assert format_remaining(seconds) == text
 
 
 def test_terminal_shows_what_is_left(cases: tuple[Case, ...], tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from harness.tracking.asv_runner import load_project
-from tests.benchmarks.over_commits.given import Benchmark
+from tests.benchmarks.over_commits.sampling import Benchmark
 from tests.conftest import ROOT
 
 MODULES = sorted(path.stem for path in (ROOT / "tests" / "benchmarks" / "over_commits").glob("*.py"))
 
 
-@pytest.mark.parametrize("name", [m for m in MODULES if m not in ("__init__", "given")])
+@pytest.mark.parametrize("name", [m for m in MODULES if m not in ("__init__", "sampling")])
 def test_benchmark_runs(name: str) -> None:
     module = importlib.import_module(f"tests.benchmarks.over_commits.{name}")
     classes = [

@@ -61,7 +61,7 @@ class Heads(nn.Module):
         return layer.weight
 
     def activate(self, x: Tensor) -> Tensor:
-        """Apply the activation."""
+        """Apply the activation function that the configuration names: ReLU or SiLU."""
         return relu(x) if self.activation == "relu" else silu(x)
 
     def forward_one(self, head: int, pooled: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ class Labeller:
         }  # fmt: skip
 
     def close(self) -> None:
-        """End the process."""
+        """End the process in which the calculator runs."""
         self._process.close()
 
 

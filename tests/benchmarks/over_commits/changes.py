@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .given import Benchmark, find_first, skip_if_missing
+from .sampling import Benchmark, find_first, skip_if_missing
 
 
 class Changes(Benchmark):

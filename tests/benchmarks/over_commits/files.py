@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .given import Benchmark, find_first, skip_if_missing
+from .sampling import Benchmark, find_first, skip_if_missing
 
 LOAD_RUNS = ("harness.results.runs.load_runs", "harness.results.runs.load", "harness.collect.runs.load")
 FOLDERS, RECORDS, ROUNDS = 200, 3, 6

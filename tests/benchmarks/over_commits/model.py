@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from .given import Benchmark, find_first, skip_if_missing
+from .sampling import Benchmark, find_first, skip_if_missing
 
 NEIGHBOUR_LIST = (
     "harness.reference.data.neighbours.build_neighbour_list",

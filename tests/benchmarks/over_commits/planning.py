@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .given import Benchmark, find_first, skip_if_missing
+from .sampling import Benchmark, find_first, skip_if_missing
 
 TIMES = 10
 

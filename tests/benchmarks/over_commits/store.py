@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .given import Benchmark, find_first, skip_if_missing
+from .sampling import Benchmark, find_first, skip_if_missing
 
 SAMPLES, ROWS, BATCH, TIMES = 500, 64, 64, 100
 

@@ -162,7 +162,7 @@ class FixedRows(nn.Module):
 
     @property
     def grouping(self) -> Grouping:
-        """The group of each row."""
+        """The rows and their groups, in the form that segment sums take."""
         return Grouping(self.group, self.order, self.start)
 
 

@@ -62,7 +62,7 @@ class RadialBasis(nn.Module):
         return self.compute_basis(r), cosine_cutoff(r, self.cutoff)
 
     def compute_basis(self, r: Tensor) -> Tensor:
-        """Return the basis alone."""
+        """Return sin(n pi r / cutoff) / r for each order n, without the envelope, [e, K]."""
         return torch.sin(r * (math.pi / self.cutoff) * self.orders) / r
 
 

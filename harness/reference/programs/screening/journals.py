@@ -107,7 +107,7 @@ class Journal:
                 raise
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, if a part has created it."""
         if self._file is not None:
             self._file.close()
 

@@ -53,7 +53,7 @@ class Scores:
         return Scores(self.names, self.index[selection], self.values[selection])
 
     def column(self, name: str) -> NDArray[np.float32]:
-        """Return one column, [k]."""
+        """Return the values of a column by its name, [k] for k retained candidates."""
         return self.values[:, self.names.index(name)]
 
 

@@ -159,7 +159,7 @@ class CandidateSpace:
         return int(self.starts[number]) + rank * len(self.scales) + self.scales.index(scale)
 
     def structure(self, index: int) -> Structure:
-        """Return one candidate."""
+        """Return the candidate with this index."""
         (block,) = self.block(index, index + 1)
         prototype = self.prototypes[block.prototype]
         return Structure(

@@ -84,7 +84,7 @@ class CrystalWorkload:
         return block, left_out
 
     def structure(self, index: int) -> Structure:
-        """Return one candidate."""
+        """Return the candidate with this index."""
         return self.space.structure(index)
 
     def describe(self, index: int) -> dict[str, str]:

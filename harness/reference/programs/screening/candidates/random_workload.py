@@ -269,7 +269,7 @@ class RandomWorkload:
         )
 
     def structure(self, index: int) -> Structure:
-        """Return one candidate."""
+        """Return the candidate with this index."""
         return self.space.structure(index)
 
     def describe(self, index: int) -> dict[str, str]:

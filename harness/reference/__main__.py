@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from harness.host.process import set_missing_user_variables
@@ -40,7 +41,15 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m harness.reference CASE_FOLDER", file=sys.stderr)
         return 2
     set_missing_user_variables()
-    folder = Path(arguments[0])
+    try:
+        return run_case(Path(arguments[0]))
+    except OSError as error:  # a full disk has no room for the event log
+        print(f"error: {launch.describe_error(error)}", file=sys.stderr)
+        return 1
+
+
+def run_case(folder: Path) -> int:
+    """Run the case in a folder and return the exit code."""
     file_use.start(folder)
     path = folder / "case.json"
     try:
@@ -104,15 +113,24 @@ def run_program(module_name: str, parameters: Parameters, log: CaseLog, folder: 
     except Exception as error:
         if rank_info.rank > 0:
             return report_failure(log, f"{prefix}{launch.describe_error(error)}", 1)
-        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-        return report_failure(log, f"{launch.describe_error(error)}; traceback: {TRACEBACK}", 1)
+        return report_failure(log, f"{launch.describe_error(error)}; {save_traceback(folder)}", 1)
     return 0
 
 
+def save_traceback(folder: Path) -> str:
+    """Write the traceback of the current exception to a file, and return where it is."""
+    try:
+        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError as error:
+        return f"its traceback cannot be written ({error.strerror})"
+    return f"traceback: {TRACEBACK}"
+
+
 def report_failure(log: CaseLog, message: str, exit_code: int, kind: str | None = None) -> int:
-    """Write an error to the event log and to stderr as one line, and return the exit code."""
-    log.write(Failure(message=message, kind=kind))
+    """Write an error to stderr as one line and to the event log, unless the disk is full, and return the exit code."""
     print(f"error: {message}", file=sys.stderr)
+    with suppress(OSError):
+        log.write(Failure(message=message, kind=kind))
     return exit_code
 
 

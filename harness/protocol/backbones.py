@@ -46,6 +46,7 @@ BACKBONES: dict[BackboneName, Backbone] = {
             "hydragnn": None,
             "adaptive_neighbours": None,
             "repulsion": None,
+            "repulsion_end": None,
             "feature_norm": None,
         },
         has_fused_messages=True,

@@ -19,6 +19,7 @@ from harness.reference.models.foundation import FoundationModel
 KIND = "gfm-harness checkpoint"
 FORMAT = 3
 KEYS = ("format", "config", "notes")
+FIRST_REPULSION_END = 0.8  # of models whose configuration does not contain it
 SHIPPED = Path(__file__).parent / "shipped"
 SUFFIX = ".safetensors"
 MAX_CONSTANTS = 1 << 24  # limit on the elements of tensors that are not weights, such as tables of constants
@@ -90,7 +91,10 @@ def _parse_header(about: Any) -> tuple[ModelConfig, dict[str, object]]:
     for name in ("config", "notes"):
         if not isinstance(about.get(name), dict):
             raise InputError(f"{name} is missing, or not a mapping")
-    return ModelConfig(**about["config"]), convert_notes(about["notes"])
+    config = about["config"]
+    if config.get("repulsion") is not None:
+        config = {"repulsion_end": FIRST_REPULSION_END} | config
+    return ModelConfig(**config), convert_notes(about["notes"])
 
 
 class _AllocationLimit(TorchDispatchMode):

@@ -19,22 +19,23 @@ SCREENING_LENGTH_ANGSTROM = 0.8854 * 0.529177210903
 SCREENING_POWER = 0.23
 AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
 DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
-# Learnt interactions are zero up to the first of these relative distances, and complete from the second. Bonds at
-# equilibrium are longer than the second: that of N2, one of the shortest, has the relative length 0.77. Of 1,000
-# crystals near equilibrium (the shipped sample of Alexandria), 1% have a distance below 0.7, and 8% have one below 0.8.
-SWITCH_START, SWITCH_END = 0.5, 0.7
+SWITCH_START = 0.5  # the relative distance up to which learnt interactions are zero
 
 
 class Repulsion(nn.Module):
-    """The universal repulsive potential of nuclei screened by electrons, up to the relative distance SWITCH_END.
+    """The universal repulsive potential of nuclei screened by electrons, up to a relative distance.
 
     Source: Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Solids, Pergamon (1985). An envelope like
     that of MACE (Batatia et al., arXiv 2206.07697) ends it where learnt interactions are complete: at bonds of usual
     lengths, it would be a large force that the network has to cancel.
+
+    Args:
+        end: The relative distance where the repulsion ends and learnt interactions are complete.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end: float) -> None:
         super().__init__()
+        self.end = end
         numbers = np.arange(len(COVALENT_RADII), dtype=float)
         # by atomic number: the covalent radius, the charge, and the term of the inverse screening length
         table = np.stack([COVALENT_RADII, numbers, numbers**SCREENING_POWER / SCREENING_LENGTH_ANGSTROM], axis=1)
@@ -57,5 +58,5 @@ class Repulsion(nn.Module):
         for amplitude, decay in zip(AMPLITUDES, DECAYS, strict=True):  # an axis of four is too short for SIMD
             screening = screening + amplitude * torch.exp(-decay * reduced)
         coulomb = (0.5 * COULOMB_EV_ANGSTROM) * sender[:, 1:2] * receiver[:, 1:2] / r
-        switch_distance = ((SWITCH_END - relative) / (SWITCH_END - SWITCH_START)).clamp(min=0.0)
-        return coulomb * screening * tricube((relative / SWITCH_END) ** 3), tricube(switch_distance**3)
+        switch_distance = ((self.end - relative) / (self.end - SWITCH_START)).clamp(min=0.0)
+        return coulomb * screening * tricube((relative / self.end) ** 3), tricube(switch_distance**3)

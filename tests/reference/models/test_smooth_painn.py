@@ -31,7 +31,7 @@ from harness.reference.models import checkpoints
 from harness.reference.models.adaptive_cutoff import compute_adaptive_scales
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.models.repulsion import SWITCH_END, SWITCH_START, Repulsion
+from harness.reference.models.repulsion import SWITCH_START, Repulsion
 from harness.reference.ops import messages
 from harness.reference.ops.bounded_features import bound_features
 from harness.reference.ops.segment_sums import group_rows
@@ -271,8 +271,8 @@ def make_dimers(numbers: np.ndarray, distance: np.ndarray) -> Batch:
 
 
 def test_the_repulsion_is_that_of_bare_nuclei_at_contact_and_ends_below_bond_lengths() -> None:
-    repulsion = Repulsion()
-    end = SWITCH_END * 2 * COVALENT_RADII[29]
+    repulsion = Repulsion(0.7)
+    end = 0.7 * 2 * COVALENT_RADII[29]
     r = np.array([1e-5, 0.2, end, 0.999 * end])
     batch = make_dimers(np.full((4, 2), 29), r)
     energy = 2 * repulsion(torch.from_numpy(np.repeat(r, 2)[:, None]), batch)[0][::2, 0].numpy()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from harness.config import expressions, resources
 from harness.config.document import KeyPath, Location, Problem, iter_strings
-from harness.config.launch_line import LaunchLine, parse_launch_line
 from harness.config.scheduler_options import Directive, DirectiveError, parse_directive
 from harness.config.system import ResolvedSystem
 from harness.config.system_file import get_variable_name
 from harness.config.yaml_loader import load_yaml
+from harness.host.launch_line import LaunchLine, parse_launch_line
 from harness.protocol.errors import UsageError
 
 # Settings that the harness itself reads.
@@ -175,7 +175,7 @@ def _compare_launch(
     if "ranks" not in launch.numbers and not is_product:
         yield "", f"{launch.command} does not receive the number of ranks; add -n {{{{ case.ranks }}}}"
     logical_cpus = MAX_THREADS_PER_CORE * (node.cores or 0)
-    per_rank = launch.numbers.get("cores_per_rank")
+    per_rank = launch.numbers.get("cpus_per_rank")
     if per_rank and logical_cpus and ranks * per_rank[1] > logical_cpus:
         yield per_rank[0], f"{ranks} ranks x {per_rank[1]} CPUs, but {node.cores} cores have at most {logical_cpus}"
     for quantity, count in (("accelerators", 1), ("accelerators_per_rank", ranks)):
@@ -190,7 +190,7 @@ def _check_binding(launch: LaunchLine, system: ResolvedSystem, logical_cpus: int
     """Yield the mistakes of a list that binds each rank of a node to CPUs."""
     if launch.binding is None:
         return
-    word, groups = launch.binding
+    word, groups = launch.binding.option, launch.binding.cpus
     ranks = system.ranks_per_node
     if len(groups) != ranks:
         yield word, f"the list of CPUs has {len(groups)} entries for {ranks} ranks of a node"
@@ -204,7 +204,7 @@ def _check_binding(launch: LaunchLine, system: ResolvedSystem, logical_cpus: int
 def _check_threads(launch: LaunchLine, system: ResolvedSystem, per_rank: int) -> Iterator[tuple[str, str]]:
     """Yield a mistake if a rank has more threads than CPUs."""
     threads = system.environment.get("OMP_NUM_THREADS", "")
-    cpus = min((len(group) for group in launch.binding[1]), default=0) if launch.binding else per_rank
+    cpus = min((len(group) for group in launch.binding.cpus), default=0) if launch.binding else per_rank
     if threads.isdecimal() and 0 < cpus < int(threads):
-        word = launch.binding[0] if launch.binding else launch.numbers["cores_per_rank"][0]
+        word = launch.binding.option if launch.binding else launch.numbers["cpus_per_rank"][0]
         yield word, f"a rank is bound to {cpus} CPUs, but OMP_NUM_THREADS is {threads}"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.cli.main import main
-from harness.config.launch_line import parse_launch_line
 from harness.config.resources import list_resources
+from harness.host.launch_line import parse_launch_line
 from tests.conftest import ROOT
 
 AURORA_CORES = "list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100"

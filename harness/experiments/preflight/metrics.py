@@ -27,7 +27,7 @@ CALCULATIONS = Columns(
     speed="duration_s plain_s speedup peak_bytes unavailable_reason",
 )
 BINDINGS = Columns(
-    "preflight_bindings", case=CASE, binding="rank host local_rank cores physical_cores near_cores device device_name"
+    "preflight_bindings", case=CASE, binding="rank host local_rank cpus cores near_cpus device device_name"
 )
 
 

@@ -133,20 +133,20 @@ class Calculation(EventRecord, tag="preflight_calculation"):
 
 
 class RankBinding(Part):
-    """The cores and the device of a rank as the rank itself observed them."""
+    """The CPUs and the device of a rank as the rank itself observed them; a CPU is a logical processor."""
 
     host: str
     local_rank: Count
+    cpus: list[Count]
+    """The CPUs that the operating system allows."""
     cores: list[Count]
-    """The logical processors that the operating system allows."""
-    physical_cores: list[Count]
-    """The first logical processor of each physical core among them."""
+    """The first CPU of each physical core among them."""
     rank: Count | None = None
     device: str | None = None
     """An identifier of the accelerator that no other accelerator has."""
     device_name: str | None = None
-    near_cores: list[Count] | None = None
-    """The logical processors near the accelerator."""
+    near_cpus: list[Count] | None = None
+    """The CPUs near the accelerator."""
 
 
 class PreflightFacts(Facts):

@@ -73,4 +73,7 @@ def _answer(check: Check, context: CheckContext, sender: Connection) -> None:
 def _describe_exit(code: int | None) -> str:
     if code is None:
         return "it is still running"
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code >= 0:
+        return f"exit code {code}"
+    name = next((known.name for known in signal.Signals if known == -code), str(-code))
+    return f"signal {name}"

@@ -7,6 +7,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.host.launch_line import LaunchLine, parse_launch_line
+
 JOB_SCRIPT = "job.sh"
 LAUNCH = re.compile(r'^run_case (\S+) .*?\\\n(.*?)"\$python" -P -m harness\.reference', re.MULTILINE | re.DOTALL)
 EXPORT = re.compile(r"^export (.+)$", re.MULTILINE)
@@ -28,25 +30,13 @@ class JobScript:
         modules: Modules that the script loads, as it names them.
         unloaded_modules: Modules that the script unloads.
         variables: Exported variables whose values the script contains literally.
-        launch: The words of the launch command of the case.
+        launch: The launch command of the case, or None if no known launcher starts it.
     """
 
     modules: tuple[str, ...]
     unloaded_modules: tuple[str, ...]
     variables: dict[str, str]
-    launch: tuple[str, ...]
-
-    def find_option(self, *names: str) -> str | None:
-        """Return the value of an option of the launch command: `--name=value`, `--name value`, or `-n4`, a number."""
-        for k, word in enumerate(self.launch):
-            for name in names:
-                if word == name:
-                    return self.launch[k + 1] if k + 1 < len(self.launch) else ""
-                if word.startswith(f"{name}="):
-                    return word.partition("=")[2]
-                if not name.startswith("--") and word.startswith(name) and word[len(name) :].isdecimal():
-                    return word[len(name) :]
-        return None
+    launch: LaunchLine | None
 
 
 def read_job_script(case_folder: Path) -> JobScript | None:
@@ -68,7 +58,7 @@ def parse_job_script(text: str, case: str) -> JobScript:
         tuple(name for name, is_loaded in modules.items() if is_loaded),
         tuple(name for name, is_loaded in modules.items() if not is_loaded),
         variables,
-        _split_words(launch),
+        parse_launch_line(launch.replace("\\\n", " ")),
     )
 
 
@@ -87,12 +77,8 @@ def _read_modules(text: str) -> dict[str, bool]:
     return modules
 
 
-def _split_export(line: str) -> tuple[str, ...]:
+def _split_export(line: str) -> list[str]:
     try:
-        return _split_words(line)
+        return shlex.split(line)
     except ValueError:  # a quotation that ends on a later line
-        return ()
-
-
-def _split_words(text: str) -> tuple[str, ...]:
-    return tuple(shlex.split(text.replace("\\\n", " "), posix=True))
+        return []

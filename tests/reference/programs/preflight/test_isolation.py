@@ -22,6 +22,12 @@ def kill_itself(context: CheckContext) -> Outcome:
     raise AssertionError
 
 
+def kill_itself_with_a_real_time_signal(context: CheckContext) -> Outcome:
+    signal.signal(40, signal.SIG_DFL)
+    os.kill(os.getpid(), 40)
+    raise AssertionError
+
+
 def exit_early(context: CheckContext) -> Outcome:
     os._exit(7)
 
@@ -41,6 +47,7 @@ def raise_error(context: CheckContext) -> Outcome:
     ("check", "observed"),
     [
         (kill_itself, "its process ended without a result (signal SIGKILL)"),
+        (kill_itself_with_a_real_time_signal, "its process ended without a result (signal 40)"),
         (exit_early, "its process ended without a result (exit code 7)"),
         (hang, "no result after 1 s, the time limit"),
         (raise_error, "no nodes"),

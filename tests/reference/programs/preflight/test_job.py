@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
+from harness.host.launch_line import parse_launch_line
 from harness.protocol.programs.preflight import RankBinding
 from harness.reference.programs.preflight.checks import binding, environment
 from harness.reference.programs.preflight.job_script import JobScript, parse_job_script
@@ -22,12 +24,12 @@ def read_golden(system: str) -> JobScript:
     return parse_job_script(text, text.split("run_case ")[2].split()[0])
 
 
-def bind(local_rank: int, *cores: int, **others: object) -> RankBinding:
-    return RankBinding(host="n1", local_rank=local_rank, cores=list(cores), physical_cores=list(cores), **others)  # type: ignore[arg-type]
+def bind(local_rank: int, *cpus: int, **others: object) -> RankBinding:
+    return RankBinding(host="n1", local_rank=local_rank, cpus=list(cpus), cores=list(cpus), **others)  # type: ignore[arg-type]
 
 
 def make_script(*launch: str) -> JobScript:
-    return JobScript((), (), {}, launch)
+    return JobScript((), (), {}, parse_launch_line(shlex.join(launch)))
 
 
 def test_real_scripts_are_read() -> None:
@@ -36,10 +38,12 @@ def test_real_scripts_are_read() -> None:
     assert frontier.unloaded_modules == ("darshan-runtime",)
     assert frontier.variables["OMP_NUM_THREADS"] == "7"
     assert "TRITON_CACHE_DIR" not in frontier.variables  # its value depends on the job
-    assert frontier.find_option("--cpus-per-task") == "7"
-    assert frontier.find_option("--gpu-bind") == "closest"
+    assert frontier.launch is not None
+    assert frontier.launch.find_option("--cpus-per-task") == "7"
+    assert frontier.launch.find_option("--gpu-bind") == "closest"
     assert aurora.modules == ("frameworks",)
-    assert aurora.find_option("--cpu-bind") == AURORA
+    assert aurora.launch is not None
+    assert aurora.launch.find_option("--cpu-bind") == AURORA
 
 
 def test_environment_of_the_job_script_is_ok() -> None:
@@ -50,7 +54,7 @@ def test_environment_of_the_job_script_is_ok() -> None:
 
 def test_each_difference_of_the_environment_is_found() -> None:
     script = JobScript(
-        ("rocm/7.1.1", "cce"), ("darshan",), {"OMP_NUM_THREADS": "7", "FI_MR_CACHE_MONITOR": "kdreg2"}, ()
+        ("rocm/7.1.1", "cce"), ("darshan",), {"OMP_NUM_THREADS": "7", "FI_MR_CACHE_MONITOR": "kdreg2"}, None
     )
     observed = {"LOADEDMODULES": "rocm/6.0:darshan/3", "OMP_NUM_THREADS": "1"}
     assert environment.find_differences(script, observed) == [
@@ -71,7 +75,7 @@ def test_rank_reports_its_own_cores(tmp_path: Path) -> None:
     finally:
         os.sched_setaffinity(0, before)
     assert reported is not None
-    assert reported.cores == [core]
+    assert reported.cpus == [core]
     assert reported.device is None
 
 
@@ -79,21 +83,24 @@ def test_binding_of_the_launch_line_is_ok() -> None:
     bindings = {0: bind(0, *range(1, 9), device="a"), 1: bind(1, *range(9, 17), device="b")}
     assert binding.judge_bindings(bindings, make_script("mpiexec", f"--cpu-bind={AURORA}")).verdict == "ok"
     assert binding.judge_bindings(bindings, make_script("srun", "-c7")).verdict == "ok"
+    assert binding.judge_bindings({3: bind(3, 2)}, make_script("srun", "--cpu-bind=map_cpu:0,2")).verdict == "ok"
 
 
 @pytest.mark.parametrize(
     ("bindings", "launch", "message"),
     [
-        ((bind(0, *range(1, 9)), bind(1, *range(17, 25))), f"--cpu-bind={AURORA}", "the cores 17-24, not 9-16"),
+        ((bind(0, *range(1, 9)), bind(1, *range(17, 25))), f"--cpu-bind={AURORA}", "the CPUs 17-24, not 9-16"),
+        ((bind(0, 3), bind(1, 5)), "--cpu-bind=verbose,map_cpu:3,4", "rank 1 has the CPUs 5, not 4"),
+        ((bind(0, 0, 1), bind(1, 3)), "--cpu-bind=mask_cpu:0x3,c", "rank 1 has the CPUs 3, not 2-3"),
         ((bind(0, 0, 1, 2), bind(1, 2, 3, 4)), "--cpus-per-task=3", "ranks 0 and 1 share the cores 2"),
-        ((bind(0, 0), bind(1, 1)), "--cpus-per-task=7", "rank 0 has 1 core, not 7"),
+        ((bind(0, 0), bind(1, 1)), "--cpus-per-task=7", "rank 0 has 1 CPU, not 7"),
         ((bind(0, 0, device="a"), bind(1, 1, device="a")), "-n2", "ranks 0 and 1 share the accelerator a"),
         (
-            (bind(0, 0, device="a", near_cores=[8, 9]), bind(1, 1, device="b", near_cores=[1])), "--gpu-bind=closest",
-            "rank 0 on the cores 0 is far from its accelerator a",
+            (bind(0, 0, device="a", near_cpus=[8, 9]), bind(1, 1, device="b", near_cpus=[1])), "--gpu-bind=closest",
+            "rank 0 on the CPUs 0 is far from its accelerator a",
         ),
     ],
-    ids=["wrong core", "shared core", "too few cores", "shared device", "far device"],
+    ids=["wrong CPUs", "wrong map", "wrong mask", "shared core", "too few CPUs", "shared device", "far device"],
 )  # fmt: skip
 def test_wrong_binding_is_a_failure(bindings: tuple[RankBinding, ...], launch: str, message: str) -> None:
     finding = binding.judge_bindings(dict(enumerate(bindings)), make_script("srun", launch))

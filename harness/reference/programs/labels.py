@@ -46,6 +46,7 @@ from harness.reference.programs.models import describe_class
 LABELS_FILE = "labels.extxyz"
 LOAD_TIMEOUT_S = 600.0  # for the calculator
 POLL_S = 0.5  # between looks at the records of the other ranks
+MAX_READING_SHARE = 0.05  # of the time until the other ranks have finished
 
 Record = dict[str, Any]
 
@@ -166,9 +167,12 @@ def read_records(folder: Path, source: Source) -> dict[int, Record]:
 
 def wait_for_records(folder: Path, source: Source) -> dict[int, Record]:
     """Return the records of all structures; a launcher ends this rank if another one fails."""
-    while len(records := read_records(folder, source)) < len(source.structures):
-        time.sleep(POLL_S)
-    return dict(sorted(records.items()))
+    while True:
+        started = time.monotonic()
+        records = read_records(folder, source)
+        if len(records) == len(source.structures):
+            return dict(sorted(records.items()))
+        time.sleep(max(POLL_S, (time.monotonic() - started) / MAX_READING_SHARE))
 
 
 def log_facts(

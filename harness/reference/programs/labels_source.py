@@ -69,8 +69,9 @@ def make_supercells(structures: Sequence[Structure], config: LabelsParameters) -
 def load_candidates(path: Path, count: int | None) -> list[Structure]:
     """Return the best candidates of a screening, from its best.csv; raise InputError if its case is not next to it."""
     from harness.protocol.programs.screening import ScreeningParameters
+    from harness.reference.programs.screening.best_results import read_best
     from harness.reference.programs.screening.candidates.choice import build_workload
-    from harness.reference.programs.screening.program import load_model, read_best
+    from harness.reference.programs.screening.model_setup import load_model
 
     case_file = path.with_name("case.json")
     try:

@@ -19,15 +19,18 @@ SRUN = {
     "--gpus-per-task": "accelerators_per_rank",
 }  # fmt: skip
 MPIEXEC = {
-    "-n": "ranks", "-np": "ranks", "--np": "ranks", "--ppn": "ranks_per_node", "-ppn": "ranks_per_node",
-    "-perhost": "ranks_per_node", "--npernode": "ranks_per_node", "-npernode": "ranks_per_node",
-    "--depth": "cpus_per_rank", "-d": "cpus_per_rank",
+    "-n": "ranks", "--n": "ranks", "-np": "ranks", "--np": "ranks", "--ppn": "ranks_per_node",
+    "-ppn": "ranks_per_node", "-perhost": "ranks_per_node", "-N": "ranks_per_node", "--npernode": "ranks_per_node",
+    "-npernode": "ranks_per_node", "--depth": "cpus_per_rank", "-d": "cpus_per_rank",
 }  # fmt: skip
 PER_NODE = re.compile(r"(?:^|,)ppr:(\d+):node")
 # A short option with its number attached, as in `srun -n4`.
 ATTACHED_NUMBER = re.compile(r"(-[A-Za-z])(\d+)")
 MASK = re.compile(r"(0[xX])?[0-9a-fA-F]+")
-CPU_LISTS = re.compile(r"(?:\w+,)*(list|map_cpu|mask_cpu):(.+)")
+# Lists that the shell completes, such as `list:$cpus`, do not match.
+CPU_LISTS = re.compile(r"(?:\w+,)*(list|map_cpu|mask_cpu):([\w,:*-]+)")
+# The values of `--cpu-bind` and `--bind-to` with which a launcher binds no ranks, such as `verbose,none`.
+NO_BINDING = re.compile(r"(?:\w+,)*(?:no|none)")
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,17 @@ class CpuBinding:
 
     Attributes:
         option: The option.
-        cpus: The CPUs of each rank; Slurm starts again at the first entry if there are more ranks than entries.
-        is_repeated: Whether the launcher starts again.
+        cpus: The CPUs of each entry of the list; there is one entry for each rank of a node.
+        is_cyclic: Whether the launcher returns to the first entry if there are more ranks than entries, as Slurm does.
     """
 
     option: str
     cpus: list[list[int]]
-    is_repeated: bool
+    is_cyclic: bool
 
     def find_cpus(self, local_rank: int) -> list[int]:
-        """Return the CPUs of a rank of a node; none if the option lists none for it."""
-        index = local_rank % len(self.cpus) if self.is_repeated else local_rank
+        """Return the CPUs of a rank of a node; none if the list has no entry for it."""
+        index = local_rank % len(self.cpus) if self.is_cyclic else local_rank
         return self.cpus[index] if index < len(self.cpus) else []
 
 
@@ -68,8 +71,8 @@ class LaunchLine:
     binding: CpuBinding | None = None
 
     def find_option(self, *names: str) -> str | None:
-        """Return the value of the first option with one of these names."""
-        return next((value for name, value in self.options if name in names), None)
+        """Return the value of the last option with one of these names, which is the one that counts."""
+        return next((value for name, value in reversed(self.options) if name in names), None)
 
 
 def parse_launch_line(text: str) -> LaunchLine | None:
@@ -89,19 +92,34 @@ def parse_launch_line(text: str) -> LaunchLine | None:
     for option, value in options:
         if option in known and value.isdecimal():
             numbers[known[option]] = (option, int(value))
-        elif option == "--map-by" and (match := PER_NODE.search(value)):
+        elif option in ("--map-by", "-map-by") and (match := PER_NODE.search(value)):
             numbers["ranks_per_node"] = (option, int(match[1]))
-        elif option in ("--cpu-bind", "--cpu_bind") and (lists := CPU_LISTS.fullmatch(value)):
-            binding = _parse_binding(option, lists[1], lists[2])
+        elif option in ("--cpu-bind", "--cpu_bind"):
+            lists = CPU_LISTS.fullmatch(value)
+            binding = _parse_binding(option, lists[1], lists[2]) if lists else None
     return LaunchLine(command, options, numbers, binding)
 
 
 def _parse_binding(option: str, kind: str, text: str) -> CpuBinding:
-    """Return the CPUs of ranks: lists separated by colons (PALS), or numbers or masks separated by commas (Slurm)."""
+    """Return the CPUs of ranks: lists separated by colons (PALS), or numbers or masks separated by commas (Slurm).
+
+    In Slurm, `0x3*4` stands for four entries, and a number may be hexadecimal.
+    """
     if kind == "list":
-        return CpuBinding(option, [parse_cpu_list(group) for group in text.split(":")], is_repeated=False)
-    parse = parse_cpu_list if kind == "map_cpu" else _parse_mask
-    return CpuBinding(option, [parse(entry) for entry in text.split(",")], is_repeated=True)
+        return CpuBinding(option, [parse_cpu_list(group) for group in text.split(":")], is_cyclic=False)
+    parse = _parse_cpu if kind == "map_cpu" else _parse_mask
+    cpus = []
+    for entry in text.split(","):
+        value, _, count = entry.partition("*")
+        cpus += [parse(value)] * (int(count) if count.isdecimal() else 1)
+    return CpuBinding(option, cpus, is_cyclic=True)
+
+
+def _parse_cpu(text: str) -> list[int]:
+    """Return the CPU of a number, such as 10 for `10` or `0xa`; none if it is not a number."""
+    if text.isdecimal():
+        return [int(text)]
+    return [int(text, 16)] if text.startswith("0x") and MASK.fullmatch(text) else []
 
 
 def _parse_mask(text: str) -> list[int]:

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     try:
         return run_case(Path(arguments[0]))
     except OSError as error:  # a full disk has no room for the event log
-        print(f"error: {launch.describe_error(error)}", file=sys.stderr)
+        print_error(launch.describe_error(error))
         return 1
 
 
@@ -96,8 +96,14 @@ def read_case_text(path: Path) -> str:
 
 def reject(message: str) -> int:
     """Print why the input is not valid, and return the exit code."""
-    print(f"error: {sanitize_line(message)}", file=sys.stderr)
+    print_error(sanitize_line(message))
     return 2
+
+
+def print_error(message: str) -> None:
+    """Print an error to stderr as one line, unless stderr is a file on a full disk."""
+    with suppress(OSError):
+        print(f"error: {message}", file=sys.stderr)
 
 
 def run_program(module_name: str, parameters: Parameters, log: CaseLog, folder: Path, rank_info: RankInfo) -> int:
@@ -108,7 +114,7 @@ def run_program(module_name: str, parameters: Parameters, log: CaseLog, folder: 
     except (InputError, LostRank) as error:
         return report_failure(log, f"{prefix}{error}", 2 if isinstance(error, InputError) else 1, type(error).__name__)
     except ModuleNotFoundError as error:
-        needs = "the jobs need what `pip install 'gfm-harness[reference]'` brings"
+        needs = "the jobs need what `pip install 'gfm-harness[reference]'` installs"
         return report_failure(log, f"{prefix}{error}; {needs}", 2)
     except Exception as error:
         if rank_info.rank > 0:
@@ -128,7 +134,7 @@ def save_traceback(folder: Path) -> str:
 
 def report_failure(log: CaseLog, message: str, exit_code: int, kind: str | None = None) -> int:
     """Write an error to stderr as one line and to the event log, unless the disk is full, and return the exit code."""
-    print(f"error: {message}", file=sys.stderr)
+    print_error(message)
     with suppress(OSError):
         log.write(Failure(message=message, kind=kind))
     return exit_code

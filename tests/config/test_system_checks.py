@@ -222,3 +222,7 @@ def test_launch_line_of_open_mpi_is_read() -> None:
     launch = parse_launch_line('/opt/mpi/bin/mpirun -np 8 --map-by slot,ppr:4:node --hostfile "$(first 2)"')
     assert launch is not None
     assert launch.numbers == {"ranks": ("-np", 8), "ranks_per_node": ("--map-by", 4)}
+    for option in ("-N 4", "-map-by ppr:4:node"):
+        launch = parse_launch_line(f"mpirun --n 8 {option}")
+        assert launch is not None
+        assert launch.numbers == {"ranks": ("--n", 8), "ranks_per_node": (option.split()[0], 4)}

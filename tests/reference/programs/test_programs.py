@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,16 @@ def test_bad_input_gives_one_line_and_is_logged(tmp_path: Path, capsys: pytest.C
     assert output.startswith("error: ")
     assert output.count("\n") == 1
     assert list(events.read(tmp_path / "events.jsonl"))[-1]["message"] in output
+
+
+def test_error_is_logged_although_stderr_is_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDisk(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    assert program.main([write_case(tmp_path, parameters={"workload": "random"})]) == 2
+    assert list(events.read(tmp_path / "events.jsonl"))[-1]["event"] == "error"
 
 
 def test_traceback_of_an_unexpected_error_is_written_to_a_file(

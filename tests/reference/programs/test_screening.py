@@ -228,7 +228,9 @@ def read_identity(folder: Path) -> str:
 def test_finished_screening_is_verified_again_when_restarted(finished_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "restarted"
     shutil.copytree(finished_run, folder)
+    (folder / program.MERGED_JOURNALS).mkdir()  # the attempt was killed before it had deleted its journals
     log = run_screening(folder)
+    assert not (folder / program.MERGED_JOURNALS).exists()
     (verification,) = [e for e in log if e["event"] == "verification"]
     assert verification["finished_earlier"] is True
     assert verification["candidates"] == 640

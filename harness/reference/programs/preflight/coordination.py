@@ -18,7 +18,7 @@ from harness.protocol.programs.preflight import ItemName
 from harness.reference.distributed.launch import LostRank, RankInfo
 from harness.reference.errors import InputError
 from harness.reference.programs.preflight.check import Outcome
-from harness.reference.programs.preflight.isolation import fail
+from harness.reference.programs.preflight.isolation import make_failure
 
 CONNECT_S = 60.0
 GRACE_S = 30.0  # the time for an answer after the time limit of an item
@@ -79,7 +79,7 @@ class Leader:
     def gather(self, time_limit_s: float) -> dict[int, Outcome | None]:
         """Return the outcome of each other rank, or None if the item was not for that rank."""
         deadline = time.monotonic() + time_limit_s + GRACE_S
-        outcomes: dict[int, Outcome | None] = {rank: fail(LOST, LOST_ADVICE) for rank in self._lost}
+        outcomes: dict[int, Outcome | None] = {rank: make_failure(LOST, LOST_ADVICE) for rank in self._lost}
         self._lost.clear()
         for rank, connection in list(self.connections.items()):
             try:
@@ -88,7 +88,7 @@ class Leader:
                 outcomes[rank] = msgspec.json.decode(connection.recv_bytes(MAX_BYTES), type=Outcome | None)
             except (OSError, EOFError, msgspec.MsgspecError):
                 del self.connections[rank]
-                outcomes[rank] = fail(LOST, LOST_ADVICE)
+                outcomes[rank] = make_failure(LOST, LOST_ADVICE)
         return outcomes
 
     def _accept(self, server: socket.socket, case: str) -> None:

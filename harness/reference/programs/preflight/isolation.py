@@ -22,10 +22,10 @@ EXPECTED_COMPLETION = "the check completes"
 
 
 def run_isolated(check: Check, context: CheckContext, time_limit_s: float) -> Outcome:
-    """Return the outcome of a check, which is a failure if its process ends without one or exceeds the time limit.
+    """Return the outcome of a check; it is a failure if the process ends without a result or exceeds the time limit.
 
-    The process is forked from this one, since MPI accepts only a rank that the launcher started, or a copy of it. The
-    processes in its process group are killed with it.
+    The process is a fork of this one, since MPI accepts only a rank that the launcher started, or a copy of it. At the
+    end, it is killed together with all processes in its process group.
     """
     forking = get_context("fork")
     receiver, sender = forking.Pipe(duplex=False)
@@ -38,11 +38,12 @@ def run_isolated(check: Check, context: CheckContext, time_limit_s: float) -> Ou
     try:
         if not receiver.poll(time_limit_s):
             grace_s = 0.0
-            return fail(f"no result after {time_limit_s:g} s, the time limit", "See `stderr` for where it hangs.")
+            reason = f"no result after {time_limit_s:g} s, the time limit"
+            return make_failure(reason, "See `stderr` for where it hangs.")
         return msgspec.msgpack.decode(receiver.recv_bytes(), type=Outcome)
-    except EOFError:
+    except (EOFError, OSError):  # no answer, or a part of one
         process.join(EXIT_GRACE_S)
-        return fail(f"its process ended without a result ({_describe_exit(process.exitcode)})", "See `stderr`.")
+        return make_failure(f"its process ended without a result ({_describe_exit(process.exitcode)})", "See `stderr`.")
     finally:
         receiver.close()
         process.join(grace_s)
@@ -52,7 +53,7 @@ def run_isolated(check: Check, context: CheckContext, time_limit_s: float) -> Ou
         process.join(EXIT_GRACE_S)
 
 
-def fail(reason: str, advice: str) -> Outcome:
+def make_failure(reason: str, advice: str) -> Outcome:
     """Return the outcome of a check that did not complete."""
     return Outcome(finding=Finding(verdict="failed", expected=EXPECTED_COMPLETION, observed=reason, advice=advice))
 
@@ -65,12 +66,14 @@ def _answer(check: Check, context: CheckContext, sender: Connection) -> None:
     try:
         outcome = check(context)
     except Exception as error:
-        outcome = fail(describe_error(error), "Correct the cause of this error, which would also occur in campaigns.")
+        advice = "Correct the cause of this error, which would also occur in campaigns."
+        outcome = make_failure(describe_error(error), advice)
     sender.send_bytes(msgspec.msgpack.encode(outcome))
     sender.close()
 
 
 def _describe_exit(code: int | None) -> str:
+    """Return the exit code of a process in words; a negative code is that of a signal."""
     if code is None:
         return "it is still running"
     if code >= 0:

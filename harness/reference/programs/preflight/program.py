@@ -26,7 +26,7 @@ from harness.reference.distributed import launch
 from harness.reference.errors import InputError
 from harness.reference.programs.preflight.check import CheckContext, Outcome, Outcomes, make_unchecked
 from harness.reference.programs.preflight.coordination import LOST_ADVICE, Follower, Leader, Task, find_free_port
-from harness.reference.programs.preflight.isolation import fail, run_isolated
+from harness.reference.programs.preflight.isolation import make_failure, run_isolated
 from harness.reference.programs.preflight.items import ITEMS, Item, select_items
 
 FOLDER = "preflight"  # the folder of the items' files, in the folder of the case
@@ -75,7 +75,7 @@ def judge(item: Item, context: CheckContext, outcomes: Outcomes) -> Finding:
     try:
         return item.judge(context, outcomes)
     except Exception as error:
-        return fail(launch.describe_error(error), "Report this error with the log of the case.").finding
+        return make_failure(launch.describe_error(error), "Report this error with the log of the case.").finding
 
 
 class Preflight:

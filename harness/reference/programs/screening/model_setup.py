@@ -1,4 +1,4 @@
-"""The model of a screening: its weights, its risk, its reference phases and its scorer, as the case asks for them."""
+"""The model of a screening: its weights, its risk, its reference phases and its scorer, as the case requests them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,11 @@ def find_hull_head(config: ScreeningParameters) -> int | None:
 
 
 def load_reference_phases(config: ScreeningParameters, model: FoundationModel) -> ReferencePhases | None:
-    """Return the reference phases of the hull, or None without crystals, a trained model or a head."""
+    """Return the reference phases of the hull, or None if no head ranks crystals.
+
+    Raises:
+        InputError: The head was never trained, or the reference phases cannot be read.
+    """
     if find_hull_head(config) is None:
         return None
     phases = ReferencePhases.load(str(config.hull_head), config.reference_phases)
@@ -63,7 +67,7 @@ def load_reference_phases(config: ScreeningParameters, model: FoundationModel) -
 
 
 def load_risk_of_checkpoint(config: ScreeningParameters) -> RiskModel | None:
-    """Return the risk of the checkpoint, or None if the case does not use it; raise InputError if it does not fit."""
+    """Return the risk of the checkpoint, or None if the case uses none; raise InputError if the two do not match."""
     return load_risk(config.checkpoint)[0] if config.risk and config.checkpoint is not None else None
 
 

@@ -1,7 +1,7 @@
 """Screen millions of candidates with a model on every rank, in constant memory (suites/screening.yaml).
 
-Candidates and scores are written to the journal of each node, then to results-<number>.bp, of which each has those of
-up to MAX_NODES nodes, and the best of all to best.csv.
+Candidates and scores are written to the journal of each node. At the end, the journals are merged into
+results-<number>.bp, one for every MAX_NODES nodes, and the best candidates are written to best.csv.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ import msgspec
 from harness.protocol.case import upgrade_case
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.assessment import Assessment
-from harness.protocol.programs.screening import (
-    EarlierParts,
-    RankWork,
-    ScreeningFacts,
-    ScreeningParameters,
-)
+from harness.protocol.programs.screening import EarlierParts, RankWork, ScreeningFacts, ScreeningParameters
 from harness.protocol.records import Progress
 from harness.protocol.registry import parse_parameters
 from harness.reference.distributed import launch
@@ -55,12 +50,12 @@ from harness.reference.programs.screening.model_setup import (
 )
 from harness.reference.programs.screening.part_results import IndexPartition
 from harness.reference.programs.screening.reference_phases import ReferencePhases
-from harness.reference.programs.screening.scoring import (
-    Retention,
-    concatenate_scores,
-)
+from harness.reference.programs.screening.scoring import Retention, concatenate_scores
 from harness.reference.programs.screening.worker import ModelScorer, ScreeningWorker
 from harness.reference.training import state
+
+# Journals whose results are merged, until they are deleted.
+MERGED_JOURNALS = f"{journals.FOLDER}.done"
 
 
 def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
@@ -154,6 +149,8 @@ def screen(screening: Screening) -> None:
         read_summary = partial(part_results.read_summary, identity=screening.identity)
         verification = verify_coverage(files, read_summary, screening.parts, screening.world)
         screening.log.write(msgspec.structs.replace(verification, finished_earlier=True))
+        if rank_info.rank == 0:
+            part_results.remove([screening.folder / MERGED_JOURNALS])
         return
     finished = scan_earlier_results(screening, folder)
     remaining = [number for number in screening.parts.selected if number not in finished]
@@ -220,22 +217,22 @@ def merge_results(screening: Screening, files: list[Path]) -> None:
         )
     best_of_all = gather_best(best, screening.retention, screening.world)
     rank_info = screening.world.rank_info
-    folder, trash = screening.folder / journals.FOLDER, screening.folder / f"{journals.FOLDER}.done"
+    folder, merged = screening.folder / journals.FOLDER, screening.folder / MERGED_JOURNALS
     if rank_info.rank == 0:
         model, phases, log = screening.scorer.model, screening.phases, screening.log
         write_best(screening.folder, best_of_all, screening.workload, model, phases=phases, log=log)
-        os.replace(folder, trash)  # at once, since some of the journals would look like an unfinished screening
+        os.replace(folder, merged)  # at once, since some of the journals would look like an unfinished screening
     screening.world.barrier()
-    part_results.remove(trash / path.relative_to(folder) for path in screening.world.deal(files))
+    part_results.remove(merged / path.relative_to(folder) for path in screening.world.deal(files))
     screening.world.barrier()
     if rank_info.rank == 0:
-        part_results.remove([trash])
+        part_results.remove([merged])
 
 
 def assign_journals(hosts: Sequence[str], files: Sequence[Path]) -> list[tuple[int, Sequence[Path]]]:
     """Return the number of the file and the journals that each rank merges.
 
-    The first rank of every MAX_NODES-th node merges the journals of so many nodes; other ranks merge none.
+    The first rank of every MAX_NODES-th node merges as many journals as that many nodes write; other ranks merge none.
     """
     nodes = list(dict.fromkeys(hosts))
     mergers = {host: number for number, host in enumerate(nodes[::MAX_NODES])}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from harness.host.launch_line import parse_launch_line
 from harness.protocol.programs.preflight import RankBinding
@@ -84,6 +87,11 @@ def test_binding_of_the_launch_line_is_ok() -> None:
     assert binding.judge_bindings(bindings, make_script("mpiexec", f"--cpu-bind={AURORA}")).verdict == "ok"
     assert binding.judge_bindings(bindings, make_script("srun", "-c7")).verdict == "ok"
     assert binding.judge_bindings({3: bind(3, 2)}, make_script("srun", "--cpu-bind=map_cpu:0,2")).verdict == "ok"
+    repeated = make_script("srun", "--cpu-bind=mask_cpu:0x3*2,0xc0*2")
+    assert binding.judge_bindings({1: bind(1, 0, 1), 2: bind(2, 6, 7)}, repeated).verdict == "ok"
+    assert binding.judge_bindings({1: bind(1, 10)}, make_script("srun", "--cpu-bind=map_cpu:0x0,0xa")).verdict == "ok"
+    unknown = make_script("mpiexec", "--cpu-bind=list:$cpus")
+    assert binding.judge_bindings({0: bind(0, 1)}, unknown).verdict == "ok"
 
 
 @pytest.mark.parametrize(
@@ -108,10 +116,34 @@ def test_wrong_binding_is_a_failure(bindings: tuple[RankBinding, ...], launch: s
     assert message in finding.observed
 
 
-def test_shared_cores_without_a_binding_are_not_called_ok() -> None:
-    finding = binding.judge_bindings({0: bind(0, 0, 1), 1: bind(1, 0, 1)}, make_script("mpiexec", "-n", "2"))
+@pytest.mark.parametrize(
+    "launch",
+    [
+        "mpiexec -n 2", "mpiexec -n 2 --map-by ppr:2:node --bind-to none", "srun -n2 -c 4 --cpu-bind=verbose,none",
+        "srun --cpu-bind=map_cpu:0,1 --cpu-bind=none",
+    ],
+)  # fmt: skip
+def test_shared_cores_without_a_binding_are_not_called_ok(launch: str) -> None:
+    finding = binding.judge_bindings({0: bind(0, 0, 1), 1: bind(1, 0, 1)}, make_script(*launch.split()))
     assert finding.verdict == "not checked"
     assert "ranks 0 and 1 share the cores 0-1" in finding.observed
+
+
+def test_binding_of_many_nodes_is_judged_node_by_node() -> None:
+    bindings = {
+        rank: RankBinding(host=f"n{rank // 8}", local_rank=rank % 8, cpus=[rank % 8], cores=[rank % 8], device="a")
+        for rank in range(0, 64_000, 8)
+    }
+    started = time.monotonic()
+    assert binding.judge_bindings(bindings, make_script("srun", "-c1")).verdict == "ok"
+    assert time.monotonic() - started < 5.0
+
+
+def test_device_without_an_identifier_is_not_taken_for_that_of_another_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two ranks may see only its own accelerator, with number 0."""
+    module = SimpleNamespace(get_device_properties=lambda device: SimpleNamespace(name="GPU"))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    assert binding.identify_device(torch.device("cuda", 0)) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +156,8 @@ def test_shared_cores_without_a_binding_are_not_called_ok() -> None:
         ("module load gcc || exit 1", ("gcc",), ()),
         ("module load gcc 2> /dev/null; echo x", ("gcc",), ()),
         ("module load gcc\nmodule unload gcc", (), ("gcc",)),
+        ("module load rocm/$VERSION", (), ()),
+        ("module load gcc\nmodule --force purge\nml --force purge\nml --quiet load cuda", ("cuda",), ()),
         ("module use /modules\nml list\nml purge\nmodule -q load\nml  # none\n", (), ()),
     ],
 )
@@ -132,5 +166,16 @@ def test_modules_of_a_script_are_read(text: str, loaded: tuple[str, ...], unload
     assert (script.modules, script.unloaded_modules) == (loaded, unloaded)
 
 
-def test_export_over_several_lines_is_left_out() -> None:
-    assert parse_job_script("export A='x\ny'\nexport B=1\n", "case").variables == {"B": "1"}
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("export A='x\ny'\nexport B=1", {"B": "1"}),
+        ("export A='x;y' B=2; echo C=3", {"A": "x;y", "B": "2"}),
+        ("export A=x#y  # not B=2", {"A": "x#y"}),
+        ("export A=~/cache B=$HOME C=`pwd`", {}),
+        ('export A=/x\nexport B=1\nexport A="$A:/y"', {"B": "1"}),
+    ],
+    ids=["several lines", "command", "comment", "expansions", "changed value"],
+)
+def test_variables_with_literal_values_are_read(text: str, expected: dict[str, str]) -> None:
+    assert parse_job_script(f"{text}\n", "case").variables == expected

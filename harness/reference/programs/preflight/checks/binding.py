@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 
 import torch
 
-from harness.host.launch_line import LaunchLine, parse_cpu_list
+from harness.host.launch_line import NO_BINDING, LaunchLine, parse_cpu_list
 from harness.protocol.programs.preflight import Finding, RankBinding
 from harness.protocol.text import pluralize
 from harness.reference.profiling.timing import get_device_name
@@ -23,14 +24,11 @@ from harness.reference.programs.preflight.job_script import JobScript, read_job_
 
 CPUS = Path("/sys/devices/system/cpu")
 PCI = Path("/sys/bus/pci/devices")
-# Options with which launchers bind ranks to CPUs.
-BINDING_OPTIONS = (
-    "--cpu-bind", "--cpu_bind", "--cpus-per-task", "-c", "--depth", "-d", "--bind-to", "--map-by", "-bind-to",
-    "-map-by",
-)  # fmt: skip
+BIND_OPTIONS = ("--cpu-bind", "--cpu_bind", "--bind-to", "-bind-to")  # with which launchers bind ranks to CPUs
 EXPECTED = "CPUs and an accelerator of its own for every rank, as in the launch line"
 ADVICE = "Correct the binding options of `launch` in the system's file, and the task plugin of the scheduler."
 MAX_PROBLEMS = 4  # that a message lists
+NumberedBinding = tuple[int, RankBinding]  # a rank and its binding
 
 
 def check(context: CheckContext) -> Outcome:
@@ -58,8 +56,11 @@ def find_core(cpu: int) -> int:
     return min(parse_cpu_list(siblings.strip()), default=cpu)
 
 
-def identify_device(device: torch.device) -> tuple[str, list[int] | None]:
-    """Return an identifier of an accelerator, and the CPUs near it if the kernel reports them."""
+def identify_device(device: torch.device) -> tuple[str | None, list[int] | None]:
+    """Return an identifier of an accelerator, and the CPUs near it; None for what is not known.
+
+    The number of a device is no identifier, since a launcher may show each rank only its own, with number 0.
+    """
     properties = torch.get_device_module(device).get_device_properties(device)
     numbers = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
     known = [number for number in numbers if number is not None]
@@ -69,15 +70,15 @@ def identify_device(device: torch.device) -> tuple[str, list[int] | None]:
         near = parse_cpu_list((PCI / address / "local_cpulist").read_text(encoding="utf-8").strip())
     except OSError:
         near = []
-    return identifier or str(device), near or None
+    return identifier or None, near or None
 
 
 def judge(context: CheckContext, outcomes: Outcomes) -> Finding:
     """Compare the bindings of all ranks with each other and with the launch line of the job script."""
-    bindings = {rank: outcome.binding for rank, outcome in outcomes.items() if outcome.binding is not None}
     failed = next((o.finding for o in outcomes.values() if o.finding.verdict != "ok"), None)
     if failed is not None:
         return failed
+    bindings = {rank: outcome.binding for rank, outcome in outcomes.items() if outcome.binding is not None}
     return judge_bindings(bindings, read_job_script(context.case_folder))
 
 
@@ -86,7 +87,7 @@ def judge_bindings(bindings: Mapping[int, RankBinding], script: JobScript | None
     launch = script.launch if script is not None else None
     problems = find_device_problems(bindings, launch)
     overlaps = find_overlaps(bindings)
-    if launch is not None and launch.find_option(*BINDING_OPTIONS) is not None:
+    if launch is not None and has_binding(launch):
         problems += overlaps + find_unmet_requests(bindings, launch)
     sizes = sorted({len(binding.cores) for binding in bindings.values()})
     cores = f"{' to '.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} physical cores"
@@ -104,12 +105,28 @@ def judge_bindings(bindings: Mapping[int, RankBinding], script: JobScript | None
     return Finding(verdict="ok", expected=EXPECTED, observed=observed)
 
 
+def has_binding(launch: LaunchLine) -> bool:
+    """Return whether a launch line binds ranks to CPUs; `--cpu-bind=none` or `--bind-to none` overrides the others."""
+    how = launch.find_option(*BIND_OPTIONS)
+    if how is not None:
+        return NO_BINDING.fullmatch(how) is None
+    return "cpus_per_rank" in launch.numbers or launch.find_option("--map-by", "-map-by") is not None
+
+
+def iter_pairs(bindings: Mapping[int, RankBinding]) -> Iterator[tuple[NumberedBinding, NumberedBinding]]:
+    """Yield each pair of ranks of the same node, with their bindings."""
+    nodes: dict[str, list[NumberedBinding]] = defaultdict(list)
+    for rank, binding in bindings.items():
+        nodes[binding.host].append((rank, binding))
+    for ranks in nodes.values():
+        yield from combinations(ranks, 2)
+
+
 def find_overlaps(bindings: Mapping[int, RankBinding]) -> list[str]:
     """Return a message for each pair of ranks of a node that share a physical core."""
     problems = []
-    for (a, first), (b, second) in combinations(bindings.items(), 2):
-        shared = set(first.cores) & set(second.cores)
-        if first.host == second.host and shared:
+    for (a, first), (b, second) in iter_pairs(bindings):
+        if shared := set(first.cores) & set(second.cores):
             problems.append(f"ranks {a} and {b} share the cores {format_cpus(shared)}")
     return problems
 
@@ -133,8 +150,8 @@ def find_device_problems(bindings: Mapping[int, RankBinding], launch: LaunchLine
     """Return a message for each pair of ranks with the same accelerator, and for each rank that is far from its own."""
     problems = [
         f"ranks {a} and {b} share the accelerator {first.device}"
-        for (a, first), (b, second) in combinations(bindings.items(), 2)
-        if first.device is not None and (first.host, first.device) == (second.host, second.device)
+        for (a, first), (b, second) in iter_pairs(bindings)
+        if first.device is not None and first.device == second.device
     ]
     if launch is not None and launch.find_option("--gpu-bind") == "closest":
         problems += [

@@ -97,15 +97,15 @@ def test_binding_of_the_launch_line_is_ok() -> None:
 @pytest.mark.parametrize(
     ("bindings", "launch", "message"),
     [
-        ((bind(0, *range(1, 9)), bind(1, *range(17, 25))), f"--cpu-bind={AURORA}", "the CPUs 17-24, not 9-16"),
-        ((bind(0, 3), bind(1, 5)), "--cpu-bind=verbose,map_cpu:3,4", "rank 1 has the CPUs 5, not 4"),
-        ((bind(0, 0, 1), bind(1, 3)), "--cpu-bind=mask_cpu:0x3,c", "rank 1 has the CPUs 3, not 2-3"),
-        ((bind(0, 0, 1, 2), bind(1, 2, 3, 4)), "--cpus-per-task=3", "ranks 0 and 1 share the cores 2"),
+        ((bind(0, *range(1, 9)), bind(1, *range(17, 25))), f"--cpu-bind={AURORA}", "has CPUs 17-24, not CPUs 9-16"),
+        ((bind(0, 3), bind(1, 5)), "--cpu-bind=verbose,map_cpu:3,4", "rank 1 has CPU 5, not CPU 4"),
+        ((bind(0, 0, 1), bind(1, 3)), "--cpu-bind=mask_cpu:0x3,c", "rank 1 has CPU 3, not CPUs 2-3"),
+        ((bind(0, 0, 1, 2), bind(1, 2, 3, 4)), "--cpus-per-task=3", "ranks 0 and 1 share core 2"),
         ((bind(0, 0), bind(1, 1)), "--cpus-per-task=7", "rank 0 has 1 CPU, not 7"),
         ((bind(0, 0, device="a"), bind(1, 1, device="a")), "-n2", "ranks 0 and 1 share the accelerator a"),
         (
             (bind(0, 0, device="a", near_cpus=[8, 9]), bind(1, 1, device="b", near_cpus=[1])), "--gpu-bind=closest",
-            "rank 0 on the CPUs 0 is far from its accelerator a",
+            "rank 0 on CPU 0 is far from its accelerator a",
         ),
     ],
     ids=["wrong CPUs", "wrong map", "wrong mask", "shared core", "too few CPUs", "shared device", "far device"],
@@ -126,7 +126,7 @@ def test_wrong_binding_is_a_failure(bindings: tuple[RankBinding, ...], launch: s
 def test_shared_cores_without_a_binding_are_not_called_ok(launch: str) -> None:
     finding = binding.judge_bindings({0: bind(0, 0, 1), 1: bind(1, 0, 1)}, make_script(*launch.split()))
     assert finding.verdict == "not checked"
-    assert "ranks 0 and 1 share the cores 0-1" in finding.observed
+    assert "ranks 0 and 1 share cores 0-1" in finding.observed
 
 
 def test_binding_of_many_nodes_is_judged_node_by_node() -> None:

@@ -78,7 +78,7 @@ def test_two_ranks_check_together(tmp_path: Path) -> None:
     assert "40 of 40 additions by 2 ranks" in items["locks"]["observed"]
     assert "sums over 2 ranks by gloo are right" in items["distributed"]["observed"]
     assert items["mpi"]["verdict"] == "ok", items["mpi"]["observed"]
-    assert "share the cores" in items["binding"]["observed"]
+    assert "share core" in items["binding"]["observed"]
 
 
 def test_rank_that_does_not_connect_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

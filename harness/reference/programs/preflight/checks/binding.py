@@ -127,7 +127,7 @@ def find_overlaps(bindings: Mapping[int, RankBinding]) -> list[str]:
     problems = []
     for (a, first), (b, second) in iter_pairs(bindings):
         if shared := set(first.cores) & set(second.cores):
-            problems.append(f"ranks {a} and {b} share the cores {format_cpus(shared)}")
+            problems.append(f"ranks {a} and {b} share {format_cpus(shared, 'core')}")
     return problems
 
 
@@ -141,8 +141,7 @@ def find_unmet_requests(bindings: Mapping[int, RankBinding], launch: LaunchLine)
         if launch.binding is not None:
             expected = set(launch.binding.find_cpus(binding.local_rank))
             if expected != set(binding.cpus):
-                names = format_cpus(expected) or "none"
-                problems.append(f"rank {rank} has the CPUs {format_cpus(binding.cpus)}, not {names}")
+                problems.append(f"rank {rank} has {format_cpus(binding.cpus)}, not {format_cpus(expected)}")
     return problems
 
 
@@ -155,19 +154,20 @@ def find_device_problems(bindings: Mapping[int, RankBinding], launch: LaunchLine
     ]
     if launch is not None and launch.find_option("--gpu-bind") == "closest":
         problems += [
-            f"rank {rank} on the CPUs {format_cpus(binding.cpus)} is far from its accelerator {binding.device}"
+            f"rank {rank} on {format_cpus(binding.cpus)} is far from its accelerator {binding.device}"
             for rank, binding in bindings.items()
             if binding.near_cpus and not set(binding.near_cpus) & set(binding.cpus)
         ]
     return problems
 
 
-def format_cpus(cpus: Iterable[int]) -> str:
-    """Return CPUs as a list such as `1-8,53`."""
+def format_cpus(cpus: Iterable[int], noun: str = "CPU") -> str:
+    """Return CPUs, or what the noun names, as text such as `CPU 3`, `CPUs 1-8,53` or `no CPUs`."""
     parts: list[list[int]] = []
     for cpu in sorted(cpus):
         if parts and cpu == parts[-1][1] + 1:
             parts[-1][1] = cpu
         else:
             parts.append([cpu, cpu])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+    return f"{noun} {text}" if text.isdecimal() else f"{noun}s {text}" if text else f"no {noun}s"

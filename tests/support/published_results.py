@@ -22,8 +22,8 @@ PUBLISHED = ROOT / "reports" / "measured"
 FILES = ("case.json", "events.jsonl", "exit_code", "provenance.json")
 # One finished case of each program: a published result and the case's folder below its runs.
 CASES = (
-    (".", "ladder-337-local/ladder-337-fp64-11c17b60e4"),
-    (".", "training-steps-local/training-steps-fp64-5783f493b7"),
+    (".", "ladder-337-local/ladder-337-harness-fp64-8b09e52931"),
+    (".", "training-steps-local/training-steps-harness-fp64-e8ffe044cf"),
     *(("laptop", name) for name in (
         "hpo-local/hpo-egnn-1510a10c74", "scaling-local/scaling-weak-per_node_2-4dd3d0a251",
         "precision-local/precision-egnn-01bc721342", "pretrain-short-local/pretrain-short-f1aed702a7",

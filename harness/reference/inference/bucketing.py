@@ -13,7 +13,6 @@ from harness.reference.data.batch import Batch
 
 # Sizes are rounded up to one of 16 steps between powers of two: padding is at most 1/16, and 3% on average.
 STEPS = 16
-# An existing shape serves a batch if at most this fraction of the shape's atoms is padding.
 MAX_WASTE = 1 / 8
 
 
@@ -46,12 +45,14 @@ class ShapeBuckets:
 
     Attributes:
         shapes: The shapes in use.
+        max_waste: The largest fraction of padding among the atoms of an existing shape that serves a batch.
         batches: Number of batches to which a shape was assigned.
         used: Total numbers of atoms and edges of these batches.
         allocated: Total numbers of atoms and edges of their shapes.
     """
 
     shapes: list[Shape] = field(default_factory=list)
+    max_waste: float = MAX_WASTE
     batches: int = 0
     used: list[int] = field(default_factory=lambda: [0, 0])
     allocated: list[int] = field(default_factory=lambda: [0, 0])
@@ -59,13 +60,13 @@ class ShapeBuckets:
     def assign(self, shape: Shape) -> Shape:
         """Return the smallest shape in use that holds a batch and a padding graph, or add such a shape.
 
-        A shape with more padding atoms than MAX_WASTE allows is not used. The padding graph has at least one atom.
+        A shape with more padding atoms than `max_waste` allows is not used. The padding graph has at least one atom.
 
         Args:
             shape: The shape of the batch.
         """
         required = Shape(shape.graphs + 1, shape.atoms + 1, shape.edges)
-        fitting = [s for s in self.shapes if s.holds(required) and s.atoms * (1 - MAX_WASTE) <= required.atoms]
+        fitting = [s for s in self.shapes if s.holds(required) and s.atoms * (1 - self.max_waste) <= required.atoms]
         if fitting:
             bucket = min(fitting, key=lambda s: (s.atoms, s.edges))
         else:

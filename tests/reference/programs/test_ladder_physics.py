@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._dynamo.utils import counters
 
 from harness.experiments.ladder.metrics import build_ladder_table
 from harness.protocol.programs.ladder import LadderParameters
 from harness.reference.potentials.process import PotentialError
-from harness.reference.potentials.structures import make_alloy
+from harness.reference.potentials.structures import make_alloy, make_cluster
 from harness.reference.programs.ladder.physics import build_predict
 from harness.reference.programs.ladder.prepared_stage import PreparedStage
 from harness.reference.programs.ladder.stages import LADDER
-from harness.reference.programs.ladder.workload import make_model
+from harness.reference.programs.ladder.workload import make_model, make_structures, prepare_batch
 from harness.results.runs import load_runs
 from tests.support.programs import run_program
 
@@ -103,4 +104,20 @@ def test_failure_of_a_stage_on_a_new_shape_is_reported(name: str, error: type[Ex
     prepared = PreparedStage(next(stage for stage in LADDER if stage.name == name), refuse)
     crystal = make_alloy()
     with pytest.raises(error, match="no kernel for this shape"):
-        build_predict(prepared, make_model(config)[0], config, [crystal])([crystal])
+        build_predict(prepared, make_model(config)[0], config, fillers=[crystal], graphs=2)([crystal])
+
+
+@pytest.mark.parametrize("name", ["torch_compile", "static_graphs"])
+def test_checks_compile_no_stage_again(name: str) -> None:
+    """With as many structures as heads, code for dynamic shapes is special to their number."""
+    config = LadderParameters(**CASE | {"batch_size": 16, "atoms": [12, 20], "stages": [name]})
+    model = make_model(config)[0]
+    batch, _ = prepare_batch(make_structures(config, 16), model, config)
+    stage = next(stage for stage in LADDER if stage.name == name)
+    prepared = PreparedStage(stage, stage.predict())
+    prepared(model, batch)
+    compiled = counters["stats"]["unique_graphs"]
+    crystal, molecule = make_alloy(), make_cluster()
+    predict = build_predict(prepared, model, config, fillers=[crystal, molecule], graphs=16)
+    assert len(predict([crystal, molecule])) == 2
+    assert counters["stats"]["unique_graphs"] == compiled > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -17,17 +18,25 @@ from harness.reference.potentials.physics import Predict, build_check_event, che
 from harness.reference.potentials.process import PotentialError, PotentialPrediction
 from harness.reference.potentials.reference_model import select_structures
 from harness.reference.programs.ladder.prepared_stage import PreparedStage, apply_allocator
+from harness.reference.programs.ladder.stages import StaticGraphs
 from harness.reference.programs.ladder.workload import prepare_batch
 
-STRUCTURES_PER_CALL = 6  # of each kind
 # Force constants take most of the time; supercells have other shapes, for which stages would be compiled again.
 SKIPPED = ("force constants", "supercell")
 
 
 def log_physics(
-    stages: Sequence[PreparedStage], model: FoundationModel, config: LadderParameters, log: CaseLog
+    stages: Sequence[PreparedStage], model: FoundationModel, graphs: int, *, config: LadderParameters, log: CaseLog
 ) -> None:
-    """Check every stage, and log the result of each check."""
+    """Check every stage, and log the result of each check.
+
+    Args:
+        stages: The stages after their timing.
+        model: The model.
+        graphs: Number of structures in a batch of the workload.
+        config: The parameters of the case.
+        log: The log of the case.
+    """
     crystal, molecule = select_structures(model)
     dtype = str(find_precision(config.precision).dtype).removeprefix("torch.")
     structures = [s for s in (crystal, molecule) if s is not None]
@@ -36,7 +45,7 @@ def log_physics(
         apply_allocator(prepared.stage, torch.device(config.device))
         rounds_to_bf16 = prepared.stage.name == "mixed_precision" or config.precision == "bf16"
         for violation in check_physics(
-            build_predict(prepared, model, config, structures),
+            build_predict(prepared, model, config, fillers=structures, graphs=graphs),
             crystal,
             molecule,
             dtype="bfloat16" if rounds_to_bf16 else dtype,
@@ -49,25 +58,36 @@ def log_physics(
 
 
 def build_predict(
-    prepared: PreparedStage, model: FoundationModel, config: LadderParameters, fillers: Sequence[Structure]
+    prepared: PreparedStage,
+    model: FoundationModel,
+    config: LadderParameters,
+    *,
+    fillers: Sequence[Structure],
+    graphs: int,
 ) -> Predict:
-    """Return a function that predicts structures with a stage.
+    """Return a function that predicts structures with a stage, if possible without compiling it again.
 
-    Every batch has STRUCTURES_PER_CALL structures of each size: fillers complete it, so that compiled stages see a
-    single number of atoms.
+    Every batch has equally many structures of each size, which fillers complete, and as many as a batch of the
+    workload: code for dynamic shapes is special to the number of structures if it equals that of heads. Static shapes
+    of the workload serve these batches if they are large enough, however much padding that takes.
 
     Args:
         prepared: The stage.
         model: The model.
         config: The parameters of the case.
         fillers: A structure of each size that will be predicted.
+        graphs: Number of structures in a batch of the workload.
     """
+    per_call = max(1, graphs // len(fillers))
+    if isinstance(prepared.predict, StaticGraphs):
+        buckets = replace(prepared.predict.buckets, max_waste=1.0)
+        prepared = replace(prepared, predict=replace(prepared.predict, buckets=buckets))
 
     def predict(structures: Sequence[Structure]) -> list[PotentialPrediction]:
         predictions: list[PotentialPrediction] = []
-        for first in range(0, len(structures), STRUCTURES_PER_CALL):
-            group = list(structures[first : first + STRUCTURES_PER_CALL])
-            rest = [filler for filler in fillers for _ in range(STRUCTURES_PER_CALL)]
+        for first in range(0, len(structures), per_call):
+            group = list(structures[first : first + per_call])
+            rest = [filler for filler in fillers for _ in range(per_call)]
             for structure in group:  # each takes the place of a filler of its size
                 del rest[next((k for k, filler in enumerate(rest) if len(filler) == len(structure)), -1)]
             structures_of_batch = [*group, *rest]

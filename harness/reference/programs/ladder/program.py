@@ -145,7 +145,7 @@ def measure_stages(
         if padding := prepared.build_padding_event():
             log.write(padding)
     if config.transformations:
-        log_physics(stages, model, config, log)
+        log_physics(stages, model, len(groups[0]), config=config, log=log)
 
 
 def time_round(

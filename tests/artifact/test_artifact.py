@@ -23,7 +23,7 @@ from harness.results.bundles import verify_bundle
 from harness.results.checksums import MANIFEST
 from harness.results.runs import RunRecord
 from tests.conftest import ROOT
-from tests.support.published_results import copy_case, save_nothing, unpack_results
+from tests.support.published_results import OLDER, copy_case, save_nothing, unpack_results
 
 LADDER = "ladder-local/ladder-crystals-fp32-4ba82fe5bf"
 TRANSFER = "transfer-local/transfer-qm9-199717ed4d"
@@ -35,7 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a results folder of three cases: one with an environment, one that failed, and one without either."""
     out = tmp_path_factory.mktemp("results")
     for name in (LADDER, TRANSFER):
-        copy_case("laptop", name, out / "runs" / Path(name).parent)
+        copy_case(OLDER, name, out / "runs" / Path(name).parent)
     environment = {"python_packages": {"numpy": "2"}, "cpu": {"governor": "performance"}}
     (out / "runs" / LADDER / ENVIRONMENT_FILE).write_text(json.dumps(environment))
     failed = out / "runs" / "transfer-local" / "transfer-failed"
@@ -243,7 +243,7 @@ def test_latex_reads_no_command_in_text(text: str) -> None:
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_of_a_published_result_compiles(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    assert main(["artifact", str(bundle), "--out", str(unpack_results("laptop")), *AUTHOR]) == 0
+    assert main(["artifact", str(bundle), "--out", str(unpack_results(OLDER)), *AUTHOR]) == 0
     options = ("-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", f"-output-directory={tmp_path}")
     log = subprocess.run(
         ["pdflatex", *options, str(bundle / "appendix.tex")], check=False, capture_output=True, text=True, cwd=tmp_path

@@ -14,9 +14,9 @@ from harness.claims.papers import load_papers
 from harness.experiments.tables import build_results
 from harness.results.bundles import verify_bundle
 from harness.results.runs import RunRecord, load_runs
-from tests.support.published_results import NAMES, PUBLISHED, unpack_results
+from tests.support.published_results import NAMES, OLDER, PUBLISHED, unpack_results
 
-FOLDERS = {"laptop": "laptop", "multitask": "multitask", "pretraining": "pretraining", "root": "."}
+FOLDERS = {"laptop": OLDER, "multitask": "multitask", "pretraining": "pretraining", "root": "."}
 # Folder -> claim -> verdict, basis, value with its interval, and evidence, as an older version computed them.
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = json.loads(
     (Path(__file__).parent / "published_scorecards.json").read_text(encoding="utf-8")
@@ -83,7 +83,7 @@ def test_all_published_results_together_have_the_expected_scorecard() -> None:
 
 def test_claims_of_other_papers_follow_from_the_same_tables() -> None:
     """A claim that stand-ins cannot decide is inconclusive."""
-    judgement = judge_folder(unpack_results("laptop"), load_papers())
+    judgement = judge_folder(unpack_results(OLDER), load_papers())
     scores = {s.id: s for s in judgement.scores}
     costs = judgement.results.tables()["precision_costs"].set_index(["backbone", "phase", "precision"])
     rates = costs["structures_per_s"]

@@ -22,7 +22,7 @@ from harness.protocol.events import VERSION, CaseLog
 from harness.protocol.programs import ladder, train
 from harness.protocol.records import COMMON_EVENTS, Done, FactEvent, Progress, Start
 from harness.protocol.registry import IMPORTED, PROGRAMS
-from tests.support.published_results import NAMES, unpack_results
+from tests.support.published_results import NAMES, OLDER, unpack_results
 
 LOGS = {name: program.log for name, program in PROGRAMS.items()} | IMPORTED
 
@@ -107,7 +107,7 @@ def test_a_misspelt_field_cannot_be_written() -> None:
 
 
 def test_all_published_logs_can_be_read() -> None:
-    logs = [log for name in NAMES for log in sorted(unpack_results(name).rglob("events.jsonl"))]
+    logs = [log for name in (*NAMES, OLDER) for log in sorted(unpack_results(name).rglob("events.jsonl"))]
     assert len(logs) > 100
     for log in logs:
         assert read_log(log.parent, read_case(log.parent)), log

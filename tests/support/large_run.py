@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.protocol.case import read_case, read_log
 from harness.protocol.events import VERSION, Event
-from tests.support.published_results import copy_case, unpack_results
+from tests.support.published_results import OLDER, copy_case, unpack_results
 
 CASE = "scaling-local/scaling-weak-per_node_2-4dd3d0a251"
 
@@ -23,7 +23,7 @@ def make_large_run(campaign: Path, nodes: int, ranks_per_node: int = 8) -> Path:
     Every rank of the large run has a place, the times of steps that the small run has measured, and a GPU of 300 W,
     which the machine of the small run lacks.
     """
-    folder = copy_case("laptop", CASE, campaign)
+    folder = copy_case(OLDER, CASE, campaign)
     case, ranks = read_case(folder), nodes * ranks_per_node
     log = [*read_log(folder, case)]
     case |= {"version": VERSION, "ranks": ranks, "nodes": nodes, "ranks_per_node": ranks_per_node, "sanity": []}
@@ -31,7 +31,7 @@ def make_large_run(campaign: Path, nodes: int, ranks_per_node: int = 8) -> Path:
     lines = [json.dumps(event) for event in iter_large_log(log, nodes, ranks_per_node)]
     (folder / "events.jsonl").write_text("".join(f"{line}\n" for line in lines))
     (folder / "nodes").write_text("".join(f"n{k}\n" for k in range(nodes)))
-    (small,) = (unpack_results("laptop") / "runs" / CASE / "telemetry").iterdir()
+    (small,) = (unpack_results(OLDER) / "runs" / CASE / "telemetry").iterdir()
     text = small.read_text()
     text += "".join(f"{line}\n" for line in format_power(text, ranks_per_node))
     (folder / "telemetry").mkdir()

@@ -1,4 +1,6 @@
-"""The published results in reports/measured, which are unpacked once for all tests of a process."""
+"""The published results in reports/measured, and older results, which are unpacked once for all tests of a process.
+
+results-0.1.0.tar.xz is a bundle of `nox -s reproduce` by version 0.1.0 of the harness, whose logs have older names."""
 
 from __future__ import annotations
 
@@ -19,12 +21,13 @@ from harness.results.bundles import unpack_bundle
 from tests.conftest import ROOT
 
 PUBLISHED = ROOT / "reports" / "measured"
+OLDER = "0.1.0"
 FILES = ("case.json", "events.jsonl", "exit_code", "provenance.json")
 # One finished case of each program: a published result and the case's folder below its runs.
 CASES = (
     (".", "ladder-337-local/ladder-337-harness-fp64-8b09e52931"),
     (".", "training-steps-local/training-steps-harness-fp64-e8ffe044cf"),
-    *(("laptop", name) for name in (
+    *((OLDER, name) for name in (
         "hpo-local/hpo-egnn-1510a10c74", "scaling-local/scaling-weak-per_node_2-4dd3d0a251",
         "precision-local/precision-egnn-01bc721342", "pretrain-short-local/pretrain-short-f1aed702a7",
         "transfer-local/transfer-qm9-199717ed4d", "screening-local/screening-prototypes-judged-cecba89919",
@@ -37,10 +40,11 @@ NAMES = sorted(str(p.parent.relative_to(PUBLISHED)) for p in PUBLISHED.rglob("ru
 
 @cache
 def unpack_results(name: str) -> Path:
-    """Return a results folder with the run folders of one published result, which tests must not change."""
+    """Return a results folder with the run folders of a published result or of OLDER, which tests must not change."""
     folder = Path(tempfile.mkdtemp(prefix="gfm-harness-published-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    unpack_bundle(PUBLISHED / name / "runs.tar.xz", folder)
+    bundle = Path(__file__).with_name("results-0.1.0.tar.xz") if name == OLDER else PUBLISHED / name / "runs.tar.xz"
+    unpack_bundle(bundle, folder)
     return folder
 
 

@@ -46,6 +46,7 @@ BACKBONES: dict[BackboneName, Backbone] = {
             "hydragnn": None,
             "adaptive_neighbours": None,
             "repulsion": None,
+            "repulsion_core": None,
             "repulsion_end": None,
             "feature_norm": None,
         },

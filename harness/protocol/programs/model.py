@@ -73,9 +73,10 @@ class ModelParameters(ParameterGroup):
     repulsion: Repulsion | None = None
     """Pair repulsion at short distances, where learnt interactions fade out, in the energies of all heads (PaiNN): zbl,
     the universal potential of Ziegler, Biersack and Littmark. Null: none."""
-    repulsion_end: Annotated[float, Field(gt=0.5, le=2)] | None = None
-    """Distance where the repulsion ends and learnt interactions are complete, in units of the sum of the covalent radii
-    of the two atoms (PaiNN)."""
+    repulsion_core: Annotated[float, Field(gt=0, le=2)] | None = None
+    """Distance up to which the repulsion acts alone, in units of the sum of the covalent radii of two atoms (PaiNN)."""
+    repulsion_end: Annotated[float, Field(gt=0, le=2)] | None = None
+    """Distance where the repulsion ends and learnt interactions are complete, in the same units (PaiNN)."""
     feature_norm: FeatureNorm | None = None
     """Normalization that bounds the features of an atom (PaiNN): rms divides them by sqrt(1 + mean square). Null:
     none."""
@@ -127,8 +128,12 @@ class ModelParameters(ParameterGroup):
                 raise ValueError(f"{name}: HydraGNN's variants of networks have no such option")
         if self.adaptive_neighbours is not None and self.max_neighbours is not None:
             raise ValueError("adaptive_neighbours: expected max_neighbours to be null, as each is a limit of its own")
-        if self.repulsion_end is not None and self.repulsion is None:
-            raise ValueError("repulsion_end: expected a repulsion, such as `repulsion: zbl`")
+        for name in ("repulsion_core", "repulsion_end"):
+            if getattr(self, name) is not None and self.repulsion is None:
+                raise ValueError(f"{name}: expected a repulsion, such as `repulsion: zbl`")
+        core, end = self.repulsion_core, self.repulsion_end
+        if core is not None and end is not None and core >= end:
+            raise ValueError(f"repulsion_core: expected a distance below that of repulsion_end ({end:g}), got {core:g}")
         return self
 
 

@@ -19,7 +19,7 @@ from harness.reference.models.foundation import FoundationModel
 KIND = "gfm-harness checkpoint"
 FORMAT = 3
 KEYS = ("format", "config", "notes")
-FIRST_REPULSION_END = 0.8  # of models whose configuration does not contain it
+FIRST_REPULSION = {"repulsion_core": 0.5, "repulsion_end": 0.8}  # of models whose configuration does not contain them
 SHIPPED = Path(__file__).parent / "shipped"
 SUFFIX = ".safetensors"
 MAX_CONSTANTS = 1 << 24  # limit on the elements of tensors that are not weights, such as tables of constants
@@ -93,7 +93,7 @@ def _parse_header(about: Any) -> tuple[ModelConfig, dict[str, object]]:
             raise InputError(f"{name} is missing, or not a mapping")
     config = about["config"]
     if config.get("repulsion") is not None:
-        config = {"repulsion_end": FIRST_REPULSION_END} | config
+        config = FIRST_REPULSION | config
     return ModelConfig(**config), convert_notes(about["notes"])
 
 

@@ -25,6 +25,8 @@ HYDRAGNN_NORM_EPSILON = 1e-30
 # Bonds at equilibrium are longer: that of N2, one of the shortest, has the relative length 0.77. Of 1,000 crystals near
 # equilibrium (the shipped sample of Alexandria), 1% have a distance below 0.7, and 8% have one below 0.8.
 REPULSION_END = 0.7
+# Atoms of OMat24 are as close as 0.5, where the repulsion alone does not describe their forces.
+REPULSION_CORE = 0.4
 
 
 class ModelConfig(ModelParameters):
@@ -47,7 +49,7 @@ class ModelConfig(ModelParameters):
         if values.get("hydragnn") is not None:
             defaults["norm_epsilon"] = HYDRAGNN_NORM_EPSILON
         if values.get("repulsion") is not None:
-            defaults["repulsion_end"] = REPULSION_END
+            defaults |= {"repulsion_core": REPULSION_CORE, "repulsion_end": REPULSION_END}
         missing = {name: value for name, value in defaults.items() if values.get(name) is None}
         try:
             super().__init__(**values | missing)

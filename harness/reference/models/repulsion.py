@@ -19,7 +19,6 @@ SCREENING_LENGTH_ANGSTROM = 0.8854 * 0.529177210903
 SCREENING_POWER = 0.23
 AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
 DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
-SWITCH_START = 0.5  # the relative distance up to which learnt interactions are zero
 
 
 class Repulsion(nn.Module):
@@ -30,12 +29,13 @@ class Repulsion(nn.Module):
     lengths, it would be a large force that the network has to cancel.
 
     Args:
+        core: The relative distance up to which learnt interactions are zero.
         end: The relative distance where the repulsion ends and learnt interactions are complete.
     """
 
-    def __init__(self, end: float) -> None:
+    def __init__(self, core: float, end: float) -> None:
         super().__init__()
-        self.end = end
+        self.core, self.end = core, end
         numbers = np.arange(len(COVALENT_RADII), dtype=float)
         # by atomic number: the covalent radius, the charge, and the term of the inverse screening length
         table = np.stack([COVALENT_RADII, numbers, numbers**SCREENING_POWER / SCREENING_LENGTH_ANGSTROM], axis=1)
@@ -58,5 +58,5 @@ class Repulsion(nn.Module):
         for amplitude, decay in zip(AMPLITUDES, DECAYS, strict=True):  # an axis of four is too short for SIMD
             screening = screening + amplitude * torch.exp(-decay * reduced)
         coulomb = (0.5 * COULOMB_EV_ANGSTROM) * sender[:, 1:2] * receiver[:, 1:2] / r
-        switch_distance = ((self.end - relative) / (self.end - SWITCH_START)).clamp(min=0.0)
+        switch_distance = ((self.end - relative) / (self.end - self.core)).clamp(min=0.0)
         return coulomb * screening * tricube((relative / self.end) ** 3), tricube(switch_distance**3)

@@ -52,17 +52,19 @@ def test_round_trip_is_exact_and_keeps_the_dtype(tmp_path: Path, backbone: Backb
     assert all(actual[k].dtype == v.dtype and torch.equal(actual[k], v) for k, v in expected.items())
 
 
-def test_a_repulsion_ends_where_it_did_in_training(tmp_path: Path) -> None:
-    """A configuration without `repulsion_end` is of a version whose repulsion ended at 0.8."""
+def test_a_repulsion_acts_where_it_did_in_training(tmp_path: Path) -> None:
+    """A configuration without these distances is of a version with a repulsion alone up to 0.5, which ended at 0.8."""
     config = TINY.replace(repulsion="zbl", max_neighbours=None)
-    assert config.repulsion_end == 0.7
+    assert (config.repulsion_core, config.repulsion_end) == (0.4, 0.7)
     model = FoundationModel(config)
     checkpoints.save(model, tmp_path / "new.safetensors", {})
-    assert checkpoints.load(tmp_path / "new.safetensors")[0].encoder.repulsion.end == 0.7
+    loaded = checkpoints.load(tmp_path / "new.safetensors")[0].encoder.repulsion
+    assert (loaded.core, loaded.end) == (0.4, 0.7)
     about = {"format": checkpoints.FORMAT, "config": config.asdict(), "notes": {}}
-    del about["config"]["repulsion_end"]
+    del about["config"]["repulsion_core"], about["config"]["repulsion_end"]
     sealed.write(tmp_path / "old.safetensors", checkpoints.KIND, model.state_dict(), about)
-    assert checkpoints.load(tmp_path / "old.safetensors")[0].encoder.repulsion.end == 0.8
+    loaded = checkpoints.load(tmp_path / "old.safetensors")[0].encoder.repulsion
+    assert (loaded.core, loaded.end) == (0.5, 0.8)
 
 
 def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ from harness.reference.errors import InputError
 from harness.reference.inference.prediction import Prediction, batched_heads, predict_with_stress
 from harness.reference.models import checkpoints
 from harness.reference.models.adaptive_cutoff import compute_adaptive_scales
-from harness.reference.models.config import ModelConfig
+from harness.reference.models.config import REPULSION_CORE, ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.models.repulsion import SWITCH_START, Repulsion
+from harness.reference.models.repulsion import Repulsion
 from harness.reference.ops import messages
 from harness.reference.ops.bounded_features import bound_features
 from harness.reference.ops.segment_sums import group_rows
@@ -271,7 +271,7 @@ def make_dimers(numbers: np.ndarray, distance: np.ndarray) -> Batch:
 
 
 def test_the_repulsion_is_that_of_bare_nuclei_at_contact_and_ends_below_bond_lengths() -> None:
-    repulsion = Repulsion(0.7)
+    repulsion = Repulsion(0.4, 0.7)
     end = 0.7 * 2 * COVALENT_RADII[29]
     r = np.array([1e-5, 0.2, end, 0.999 * end])
     batch = make_dimers(np.full((4, 2), 29), r)
@@ -288,7 +288,7 @@ def test_dimers_of_all_elements_are_repulsive_at_short_distance_and_finite_in_si
     model = make_model(SMOOTH).float()
     model.reference_energy.zero_()
     pairs = np.stack(np.triu_indices(94), axis=1) + 1
-    fractions = np.linspace(0.05, SWITCH_START, 8)
+    fractions = np.linspace(0.05, REPULSION_CORE, 8)
     distance = np.maximum(fractions * COVALENT_RADII[pairs].sum(1)[:, None], 0.02)
     batch = make_dimers(np.repeat(pairs, 8, axis=0), distance.ravel()).to("cpu", torch.float32)
     weights = torch.full((len(batch.head), 16), 1 / 16)
@@ -301,7 +301,7 @@ def test_dimers_of_all_elements_are_repulsive_at_short_distance_and_finite_in_si
 
 def test_learnt_interactions_vanish_at_short_distance() -> None:
     """Energies of other weights differ only by a constant where the repulsion acts alone."""
-    r = np.array([0.4, 0.7, 1.0]) * SWITCH_START * 2 * COVALENT_RADII[6]
+    r = np.array([0.4, 0.7, 1.0]) * REPULSION_CORE * 2 * COVALENT_RADII[6]
     batch = make_dimers(np.full((3, 2), 6), r)
     energies = [
         batched_heads(model, batch, torch.full((3, 16), 1 / 16, dtype=torch.float64)).energy
@@ -355,6 +355,11 @@ def test_a_checkpoint_records_the_options(tmp_path: Path, smooth: FoundationMode
     [
         ({"backbone": "egnn", "adaptive_neighbours": 20.0}, "adaptive_neighbours is not a hyperparameter of the"),
         ({"backbone": "schnet", "repulsion": "zbl"}, "repulsion is not a hyperparameter of the backbone 'schnet'"),
+        ({"repulsion_core": 0.4}, "repulsion_core: expected a repulsion"),
+        (
+            {"repulsion": "zbl", "repulsion_core": 0.7},
+            "expected a distance below that of repulsion_end",
+        ),
         ({"adaptive_neighbours": 20.0, "max_neighbours": 20}, "expected max_neighbours to be null"),
         ({"hydragnn": {}, "feature_norm": "rms"}, "HydraGNN's variants of networks have no such option"),
         ({"adaptive_neighbours": 3.0}, "adaptive_neighbours is 3.0, expected at least 4"),

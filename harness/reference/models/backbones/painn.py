@@ -255,7 +255,9 @@ class PaiNN(nn.Module):
         self.cutoff = config.cutoff
         self.adaptive = config.adaptive_neighbours
         self.bounded = bounded = config.feature_norm is not None
-        self.repulsion = None if config.repulsion_end is None else Repulsion(config.repulsion_end)
+        self.repulsion: Repulsion | None = None
+        if config.repulsion_core is not None and config.repulsion_end is not None:
+            self.repulsion = Repulsion(config.repulsion_core, config.repulsion_end)
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)
         self.radial = RadialBasis(config.cutoff, config.num_radial)
         self.messages = nn.ModuleList(Message(width, config.num_radial, bounded=bounded) for _ in range(layers))

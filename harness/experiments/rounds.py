@@ -28,8 +28,8 @@ def describe_rounds(records: Iterable[RunRecord], folders: Iterable[str]) -> lis
         for event in record.events("rounds_ended"):
             width = ""
             if event.get("half_width") is not None:
-                width = f"; the widest interval, that of {event['series']}, is the median \N{PLUS-MINUS SIGN} "
-                width += f"{100 * event['half_width']:.1f}%"
+                series, half_width = event["series"].replace("_", " "), f"{100 * event['half_width']:.1f}%"
+                width = f"; the widest interval, that of {series}, is the median \N{PLUS-MINUS SIGN} {half_width}"
             rounds = pluralize(event["rounds"], "round")
             sentences.append(f"{record.case['name']} has {rounds}{REASONS[event['reason']]}{width}.")
     return [" ".join(sentences)] if sentences else []

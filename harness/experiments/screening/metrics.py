@@ -20,6 +20,12 @@ from harness.stats.risk_measures import compute_auroc
 PAPER_CANDIDATES = 1_129_000_000
 PAPER_RANKS = 9408 * 8
 MACHINE_RANKS = {"Frontier": PAPER_RANKS, "Aurora": 10_624 * 12, "Perlmutter": 1_792 * 4}
+# By filter of a workload: the crystals that it removes.
+FILTERED = {
+    "no_elements": "single elements", "no_noble_gases": "with noble gases",
+    "charge_balance": "without balanced charges", "no_intermetallics": "intermetallic",
+    "no_duplicates": "duplicates",
+}  # fmt: skip
 RUNS = Columns(
     "screening_runs",
     case="campaign case system workload",
@@ -161,8 +167,8 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "candidates_in_workload": facts.get("workload", {}).get("total"),
         "candidates": sum(r["candidates"] for r in ranks),
         "evaluated": evaluated,
-        "excluded": ", ".join(f"{n:,} {reason}" for reason, n in excluded.items() if n),
-        "outside_training_sets": ", ".join(f"{n:,} {reason}" for reason, n in outside.items() if n),
+        "excluded": _list_counts(excluded),
+        "outside_training_sets": _list_counts(outside),
         "ranks": len(ranks),
         "precision": model.get("precision"),
         "device": model.get("device"),
@@ -189,6 +195,11 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "state": record.state,
         "folder": record.location,
     }
+
+
+def _list_counts(counts: Mapping[str, int]) -> str:
+    """Return the numbers of candidates by reason as text."""
+    return ", ".join(f"{n:,} {FILTERED.get(reason, reason)}" for reason, n in counts.items() if n)
 
 
 def _sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:

@@ -27,7 +27,7 @@ def describe_rounds(records: Iterable[RunRecord], folders: Iterable[str]) -> lis
     for record in (record for record in records if record.location in selected):
         for event in record.events("rounds_ended"):
             width = ""
-            if event.get("half_width") is not None:
+            if event.get("half_width") is not None and event.get("series") is not None:
                 series, half_width = event["series"].replace("_", " "), f"{100 * event['half_width']:.1f}%"
                 width = f"; the widest interval, that of {series}, is the median \N{PLUS-MINUS SIGN} {half_width}"
             rounds = pluralize(event["rounds"], "round")

@@ -110,7 +110,7 @@ def test_failure_of_a_stage_on_a_new_shape_is_reported(name: str, error: type[Ex
 @pytest.mark.parametrize("name", ["torch_compile", "static_graphs"])
 def test_checks_compile_no_stage_again(name: str) -> None:
     """With as many structures as heads, code for dynamic shapes is special to their number."""
-    config = LadderParameters(**CASE | {"batch_size": 16, "atoms": [12, 20], "stages": [name]})
+    config = LadderParameters(**CASE | {"batch_size": 16, "atoms": [12, 20], "max_neighbours": 12, "stages": [name]})
     model = make_model(config)[0]
     batch, _ = prepare_batch(make_structures(config, 16), model, config)
     stage = next(stage for stage in LADDER if stage.name == name)

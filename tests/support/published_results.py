@@ -1,6 +1,7 @@
 """The published results in reports/measured, and older results, which are unpacked once for all tests of a process.
 
-results-0.1.0.tar.xz is a bundle of `nox -s reproduce` by version 0.1.0 of the harness, whose logs have older names."""
+results-0.1.0.tar.xz is a bundle of `nox -s reproduce` by version 0.1.0 of the harness, whose logs have older names.
+"""
 
 from __future__ import annotations
 

@@ -121,3 +121,10 @@ def test_checks_compile_no_stage_again(name: str) -> None:
     predict = build_predict(prepared, model, config, fillers=[crystal, molecule], graphs=16)
     assert len(predict([crystal, molecule])) == 2
     assert counters["stats"]["unique_graphs"] == compiled > 0
+
+
+def test_model_that_covers_no_structure_for_checks_is_not_an_error() -> None:
+    config = LadderParameters(**CASE)
+    stage = LADDER[0]
+    predict = build_predict(PreparedStage(stage, stage.predict()), make_model(config)[0], config, fillers=[], graphs=16)
+    assert predict([]) == []

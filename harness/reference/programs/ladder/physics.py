@@ -78,7 +78,7 @@ def build_predict(
         fillers: A structure of each size that will be predicted.
         graphs: Number of structures in a batch of the workload.
     """
-    per_call = max(1, graphs // len(fillers))
+    per_call = max(1, graphs // max(1, len(fillers)))
     if isinstance(prepared.predict, StaticGraphs):
         buckets = replace(prepared.predict.buckets, max_waste=1.0)
         prepared = replace(prepared, predict=replace(prepared.predict, buckets=buckets))

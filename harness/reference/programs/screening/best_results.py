@@ -80,7 +80,7 @@ def rank_best(
 
 
 def compute_interval(scores: dict[str, float]) -> dict[str, float]:
-    """Return the ends of the interval around the energy, as wide as the risk; none if the scores have no risk."""
+    """Return the ends of the interval of the energy, whose half width is the risk; none if the scores have no risk."""
     if "risk_ev_per_atom" not in scores:
         return {}
     energy, risk = scores["energy_ev_per_atom"], scores["risk_ev_per_atom"]

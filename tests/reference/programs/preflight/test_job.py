@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,14 +128,13 @@ def test_shared_cores_without_a_binding_are_not_called_ok(launch: str) -> None:
     assert "ranks 0 and 1 share cores 0-1" in finding.observed
 
 
-def test_binding_of_many_nodes_is_judged_node_by_node() -> None:
+def test_ranks_are_compared_only_within_their_node() -> None:
     bindings = {
-        rank: RankBinding(host=f"n{rank // 8}", local_rank=rank % 8, cpus=[rank % 8], cores=[rank % 8], device="a")
-        for rank in range(0, 64_000, 8)
+        rank: RankBinding(host=f"n{rank // 8}", local_rank=rank % 8, cpus=[rank % 8], cores=[rank % 8])
+        for rank in range(800)
     }
-    started = time.monotonic()
+    assert sum(1 for _ in binding.iter_pairs(bindings)) == 100 * (8 * 7 // 2)
     assert binding.judge_bindings(bindings, make_script("srun", "-c1")).verdict == "ok"
-    assert time.monotonic() - started < 5.0
 
 
 def test_device_without_an_identifier_is_not_taken_for_that_of_another_rank(monkeypatch: pytest.MonkeyPatch) -> None:

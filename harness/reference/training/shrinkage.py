@@ -2,9 +2,9 @@
 
 A head that was trained on few or very different structures fits them, and adds noise elsewhere. Its learnt energies,
 and with them its forces, are multiplied by the factor with the lowest validation loss among those whose force error
-does not exceed that of zero forces. It is 1 for a head that generalizes, less for others, and almost 0 for one that
-predicts no better than the composition or than zero forces. The idea is that of James and Stein (Proc. 4th Berkeley
-Symp. 1, 361, 1961).
+is below that of zero forces with 95% confidence. It is 1 for a head that generalizes, less for others, and almost 0
+for one that predicts no better than the composition or than zero forces. The idea is that of James and Stein (Proc. 4th
+Berkeley Symp. 1, 361, 1961).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from harness.reference.training.loss import Labels, MultiTaskLoss, compare_with_
 # The factors that are compared. With a factor of 0, a head could not be trained any further. The force error is convex
 # in the factor, so with the smallest one it exceeds that of zero forces by at most 1e-4 of the excess at a factor of 1.
 FACTORS = torch.cat([torch.tensor([1e-4], dtype=torch.float64), torch.linspace(0.01, 1.0, 100, dtype=torch.float64)])
+ONE_SIDED_95 = 1.645  # standard deviations of a normal distribution
 
 
 def find_best_factors(
@@ -28,8 +29,8 @@ def find_best_factors(
 ) -> Tensor:
     """Return the factor of each head, [heads]; 1 for a head without structures.
 
-    It has the lowest loss of those with a mean absolute force error of at most that of zero forces. If there is none,
-    which repulsion can cause, it has the lowest force error.
+    It has the lowest loss of those for which the upper bound of the difference between the mean absolute force error
+    and that of zero forces is not positive. If there is none, it has the smallest bound.
 
     Args:
         model: The model, whose scales are those of training.
@@ -37,8 +38,7 @@ def find_best_factors(
         objective: The training loss.
     """
     scale = model.scale.clone()
-    losses = torch.zeros(len(scale), len(FACTORS), dtype=torch.float64)
-    force_errors, zero_force_errors = torch.zeros_like(losses), torch.zeros(len(scale), 1, dtype=torch.float64)
+    heads, losses, excesses, sizes = [], [], [], []
     for batch, labels in batches:
         # energies are affine in the scale; at scale 0, the reference energies and the repulsion remain
         energy, forces = predict_own_head(model, batch, create_graph=False)
@@ -47,17 +47,39 @@ def find_best_factors(
             energy_without, forces_without = predict_own_head(model, batch, create_graph=False)
         finally:
             model.scale.copy_(scale)
-        head = batch.head.cpu()
-        # errors of graphs are means over their atoms, and the bound applies to the mean over all atoms of a head
         zero_errors = compare_with_labels(energy_without, torch.zeros_like(forces), batch, labels)
-        zero_force_errors[:, 0].index_add_(0, head, (zero_errors.force * batch.n_atoms).double().cpu())
-        for column, factor in enumerate(FACTORS.tolist()):
-            errors = compare_with_labels(
+        by_factor = [
+            compare_with_labels(
                 torch.lerp(energy_without, energy, factor), torch.lerp(forces_without, forces, factor), batch, labels
             )
-            losses[:, column].index_add_(0, head, objective.per_graph(errors, batch.head).double().cpu())
-            force_errors[:, column].index_add_(0, head, (errors.force * batch.n_atoms).double().cpu())
-    bound = torch.maximum(zero_force_errors, force_errors.amin(1, keepdim=True))
-    losses.masked_fill_(force_errors > bound, torch.inf)
-    # the last of equal minima, so that a head without structures has the factor 1
-    return FACTORS[len(FACTORS) - 1 - losses.flip(1).argmin(1)]
+            for factor in FACTORS.tolist()
+        ]
+        losses.append(torch.stack([objective.per_graph(errors, batch.head) for errors in by_factor], 1).double().cpu())
+        # errors of graphs are means over their atoms, and the bound applies to the mean over all atoms of a head
+        excess = torch.stack([(errors.force - zero_errors.force) * batch.n_atoms for errors in by_factor], 1)
+        excesses.append(excess.double().cpu())
+        sizes.append(batch.n_atoms.double().cpu())
+        heads.append(batch.head.cpu())
+    factors = torch.ones(len(scale), dtype=torch.float64)
+    if heads:
+        head, loss, excess, size = map(torch.cat, (heads, losses, excesses, sizes))
+        for k in head.unique().tolist():
+            rows = head == k
+            bound = bound_excess(excess[rows], size[rows])
+            allowed = bound <= max(0.0, float(bound.min()))
+            factors[k] = FACTORS[int(loss[rows].sum(0).masked_fill(~allowed, torch.inf).argmin())]
+    return factors
+
+
+def bound_excess(excess: Tensor, sizes: Tensor) -> Tensor:
+    """Return the upper bound of the one-sided 95% interval of the sum of each column of [graphs, columns].
+
+    The standard error is that of a ratio of sums over graphs (Cochran, Sampling Techniques, 1977, equation 6.13).
+
+    Args:
+        excess: The sum of a quantity over the atoms of each graph, [graphs, columns].
+        sizes: The number of atoms of each graph, [graphs].
+    """
+    total = excess.sum(0)
+    residuals = excess - sizes[:, None] * (total / sizes.sum())
+    return total + ONE_SIDED_95 * residuals.square().sum(0).mul(len(sizes) / max(1, len(sizes) - 1)).sqrt()

@@ -14,7 +14,7 @@ from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.training.loss import Labels, MultiTaskLoss, predict_own_head
-from harness.reference.training.shrinkage import FACTORS, find_best_factors
+from harness.reference.training.shrinkage import FACTORS, bound_excess, find_best_factors
 
 
 @pytest.mark.parametrize("truth", [0.01, 0.4, 1.0, 1.5])
@@ -50,22 +50,33 @@ def test_forces_are_not_worse_than_zero_forces(seed: int, truth: float, repulsio
     true_forces = truth * forces + forces.abs().mean() * torch.randn_like(forces)
     labels = Labels(energy.detach(), true_forces, torch.ones_like(forces[:, :1]))
     factors = find_best_factors(model, [(batch, labels)], MultiTaskLoss(1e-3, 6))
-    own_head = batch.head[batch.graph]
     model.scale.zero_()
     _, forces_without = predict_own_head(model, batch, create_graph=False)
 
-    def compute_errors(factor: float, head: int) -> float:
-        predicted = torch.lerp(forces_without, forces, factor)
-        return float((predicted - labels.forces)[own_head == head].abs().mean())
+    def compute_excess(factor: float, head: int) -> torch.Tensor:
+        """Return by how much the error of each graph's forces exceeds that of zero forces."""
+        errors = (torch.lerp(forces_without, forces, factor) - labels.forces).abs() - labels.forces.abs()
+        by_graph = torch.zeros(len(batch.head), dtype=errors.dtype).index_add(0, batch.graph, errors.mean(1))
+        return by_graph[batch.head == head]
 
     for head in (0, 1):
-        zero = float(labels.forces[own_head == head].abs().mean())
-        lowest = min(compute_errors(float(f), head) for f in FACTORS)
-        assert compute_errors(float(factors[head]), head) <= max(zero, lowest) * (1 + 1e-12)
+        excess = torch.stack([compute_excess(float(f), head) for f in FACTORS], 1)
+        bound = bound_excess(excess, batch.n_atoms[batch.head == head].double())
+        chosen = int((FACTORS == factors[head]).nonzero())
+        assert bound[chosen] <= max(0.0, float(bound.min())) + 1e-12
         if repulsion is None:
             # the guarantee that the comment at FACTORS derives
-            excess = max(0.0, compute_errors(1.0, head) - zero)
-            assert lowest <= zero + 1e-4 * excess + 1e-12
+            assert excess[:, chosen].sum() <= 1e-4 * max(0.0, float(excess[:, -1].sum())) + 1e-12
+
+
+def test_the_bound_of_a_sum_is_that_of_a_ratio() -> None:
+    """Graphs of equal size: the standard error of the sum is the sample deviation times the root of their number."""
+    excess = torch.randn(50, 3, dtype=torch.float64)
+    expected = excess.sum(0) + 1.645 * excess.std(0) * 50**0.5
+    assert torch.allclose(bound_excess(excess, torch.full((50,), 7.0, dtype=torch.float64)), expected)
+    # an error proportional to the size of a graph has no spread
+    sizes = torch.arange(1.0, 6.0, dtype=torch.float64)
+    assert torch.allclose(bound_excess(-0.2 * sizes[:, None], sizes), torch.tensor([-3.0], dtype=torch.float64))
 
 
 def test_scales_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,13 +70,15 @@ def test_energy_and_forces_do_not_jump_at_the_cutoff() -> None:
     assert force < 1e-9
 
 
-def test_dimers_of_known_elements_repel_at_contact_in_single_precision() -> None:
-    """At half the sum of covalent radii and below, down to 0.3 angstrom, every head repels every pair that it knows."""
+def test_dimers_of_known_elements_repel_in_the_core_in_single_precision() -> None:
+    """In the core of the repulsion, down to 0.3 angstrom, every head repels every pair that it knows."""
     model = checkpoints.load_named(SHIPPED)[0].float().eval().requires_grad_(False)
+    core = model.config.repulsion_core
+    assert core is not None
     for head in range(len(HEADS)):
         known = torch.nonzero(model.known_elements[head]).flatten().numpy()
         pairs = known[np.stack(np.triu_indices(len(known)), axis=1)]
-        fractions = np.linspace(0.3, 0.5, 4)
+        fractions = np.linspace(0.3, core, 4)
         distance = np.maximum(fractions * COVALENT_RADII[pairs].sum(1)[:, None], 0.3)
         batch = make_dimers(np.repeat(pairs, 4, axis=0), distance.ravel()).to("cpu", torch.float32)
         weights = torch.nn.functional.one_hot(torch.full((len(distance.ravel()),), head), len(HEADS)).float()
@@ -84,7 +86,7 @@ def test_dimers_of_known_elements_repel_at_contact_in_single_precision() -> None
         assert prediction.energy.isfinite().all(), HEADS[head]
         assert prediction.forces.isfinite().all(), HEADS[head]
         pull = prediction.forces[1::2, 0]
-        inside = torch.from_numpy(distance.ravel() <= 0.5 * COVALENT_RADII[np.repeat(pairs, 4, axis=0)].sum(1) + 1e-9)
+        inside = torch.from_numpy(distance.ravel() <= core * COVALENT_RADII[np.repeat(pairs, 4, axis=0)].sum(1) + 1e-9)
         assert (pull[inside] > 0).all(), HEADS[head]
 
 

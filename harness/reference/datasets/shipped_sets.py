@@ -130,8 +130,9 @@ def load_structures(entry: ShippedSet) -> list[Structure]:
 def decode_columns(file: h5py.File) -> StructureTable:
     """Return all columns of a shipped file, with fixed-point columns converted to floating point."""
     sizes = file["natoms"][:].astype(np.int64)
+    slug = file.attrs["slug"]
     return StructureTable(
-        ids=np.array([f"{file.attrs['slug']}/{k}" for k in range(len(sizes))]),
+        ids=np.array([f"{slug}/{k}" for k in range(len(sizes))]),
         groups=np.char.decode(file["group"][:], "utf-8"),
         sizes=sizes,
         numbers=file["numbers"][:],

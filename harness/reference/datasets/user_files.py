@@ -9,7 +9,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 from ase import Atoms
 
@@ -64,6 +63,8 @@ def _add_labels(structure: Structure, atoms: Atoms) -> Structure:
 
 
 def _read_frames(path: Path, index: str) -> list[Atoms]:
+    import ase.io  # imported here, as few processes need it and all would wait for it
+
     frames: list[Atoms] = []
     try:
         frames.extend(ase.io.iread(path, index))

@@ -42,6 +42,13 @@ def test_tables_round_trip_exactly(frames: StructureTable) -> None:
         file.verify()
 
 
+def test_readers_leave_no_profile_on_the_machine(tmp_path: Path) -> None:
+    name = f"{tmp_path.name}-profile.bp"
+    with BPFile(write(tmp_path / name, make_example_block(5))) as file:
+        file.verify()
+    assert not list(Path("/tmp").glob(f"{name}*profiling.json"))
+
+
 def test_blocks_of_several_splits_may_alternate(tmp_path: Path) -> None:
     blocks = [make_example_block(5, seed) for seed in range(6)]
     with BPWriter(tmp_path / "a.bp", {"dataset": "qm9"}) as writer:

@@ -45,7 +45,9 @@ def log_physics(
         apply_allocator(prepared.stage, torch.device(config.device))
         rounds_to_bf16 = prepared.stage.name == "mixed_precision" or config.precision == "bf16"
         for violation in check_physics(
-            build_predict(prepared, model, config, fillers=structures, graphs=graphs),
+            build_predict(
+                prepared, model, config, fillers=() if prepared.stage.compiler is None else structures, graphs=graphs
+            ),
             crystal,
             molecule,
             dtype="bfloat16" if rounds_to_bf16 else dtype,
@@ -67,15 +69,15 @@ def build_predict(
 ) -> Predict:
     """Return a function that predicts structures with a stage, if possible without compiling it again.
 
-    Every batch has equally many structures of each size, which fillers complete, and as many as a batch of the
-    workload: code for dynamic shapes is special to the number of structures if it equals that of heads. Static shapes
-    of the workload serve these batches if they are large enough, however much padding that takes.
+    With fillers, every batch has equally many structures of each size, which fillers complete, and as many as a batch
+    of the workload: code for dynamic shapes is special to the number of structures if it equals that of heads. Static
+    shapes of the workload serve these batches if they are large enough, however much padding that takes.
 
     Args:
         prepared: The stage.
         model: The model.
         config: The parameters of the case.
-        fillers: A structure of each size that will be predicted.
+        fillers: A structure of each size that will be predicted; none for a stage that is not compiled.
         graphs: Number of structures in a batch of the workload.
     """
     per_call = max(1, graphs // max(1, len(fillers)))
@@ -89,7 +91,8 @@ def build_predict(
             group = list(structures[first : first + per_call])
             rest = [filler for filler in fillers for _ in range(per_call)]
             for structure in group:  # each takes the place of a filler of its size
-                del rest[next((k for k, filler in enumerate(rest) if len(filler) == len(structure)), -1)]
+                place = next((k for k, filler in enumerate(rest) if len(filler) == len(structure)), 0)
+                del rest[place : place + 1]
             structures_of_batch = [*group, *rest]
             try:
                 result = prepared(model, prepare_batch(structures_of_batch, model, config)[0])

@@ -234,13 +234,14 @@ def select_adaptive(receiver: NDArray[np.int64], ratio: Array, adaptive: float, 
 def find_triplets(neighbours: NeighbourList) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the pairs of edges k -> j and j -> i, [t] each, without pairs of an edge and its reverse.
 
-    k may be a periodic image of i; only the edge back from the same image counts as the reverse.
+    k may be a periodic image of i; only the edge back from the same image counts as the reverse. Pairs are sorted by j.
     """
     receiver, sender, shift = neighbours.receiver, neighbours.sender, neighbours.shift
     degree = np.bincount(receiver, minlength=len(neighbours.structure))
     first = np.cumsum(degree) - degree
-    count = degree[sender]
-    outgoing = np.repeat(np.arange(len(receiver)), count)
+    by_sender = np.argsort(sender, kind="stable")
+    count = degree[sender[by_sender]]
+    outgoing = np.repeat(by_sender, count)
     rank = np.arange(len(outgoing)) - np.repeat(np.cumsum(count) - count, count)
     incoming = first[sender[outgoing]] + rank
     round_trip = shift[incoming] + shift[outgoing]

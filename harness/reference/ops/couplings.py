@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from harness.reference.ops.segment_sums import NAMESPACE, Grouping
+from harness.reference.ops.products import is_loaded
+from harness.reference.ops.segment_sums import NAMESPACE, Grouping, group_rows
+
+MAX_COMPONENTS = 64  # of senders, in the C++ kernels
 
 # The arguments of F, each with the operator that is the derivative with respect to it.
 OPERATORS = {"g": "couple_receivers", "k": "couple_edges", "h": "couple_senders", "w": "couple_weights"}
@@ -33,7 +36,7 @@ def couple_neighbours(
 
     Args:
         coupling: [e, R, M], the factor of each component of the sender in each row of the result.
-        features: [m, M, C] of the senders, with at most 64 components.
+        features: [m, M, C] of the senders, with at most MAX_COMPONENTS components.
         weights: [e, P, C], or None for ones.
         paths: [R] the path of each row, of P.
         senders: The sender of each edge.
@@ -42,6 +45,21 @@ def couple_neighbours(
     ends = [paths, *senders, *receivers]
     count = 1 if weights is None else weights.shape[1]
     return _call("g", {"k": coupling, "h": features, "w": weights}, count, ends)
+
+
+def multiply_slices(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the products of the slices x[:, l] [e, N] and weight[l] [N, C], [e, L, C].
+
+    Rows with few elements gain nothing from blocked products of matrices, to which PyTorch's functions resort.
+    """
+    edges, slices, depth = x.shape
+    if depth > MAX_COMPONENTS or not is_loaded(x.device):
+        return torch.einsum("eln,lnc->elc", x, weight)
+    slice_of_row = torch.arange(slices, device=x.device).repeat(edges)
+    row = torch.arange(edges * slices, device=x.device)
+    senders, receivers = group_rows(slice_of_row, slices), group_rows(row, edges * slices)
+    coupling = x.reshape(edges * slices, 1, depth)
+    return couple_neighbours(coupling, weight, None, row[:1], senders, receivers).view(edges, slices, -1)
 
 
 Values = dict[str, Tensor | None]

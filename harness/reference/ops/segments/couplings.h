@@ -8,6 +8,8 @@
 
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 #include <type_traits>
 #include <vector>
@@ -54,7 +56,7 @@ struct Coupling {
 // The number of components: a constant M, or a variable if M is 0.
 constexpr int64_t MAX_COMPONENTS = 64;
 template <int M>
-constexpr int64_t CAPACITY = M ? M : MAX_COMPONENTS;
+constexpr int64_t CAPACITY = M ? std::bit_ceil(unsigned(M)) : MAX_COMPONENTS;
 
 // Call f(first feature, number of features) for each vector of features.
 template <class T, class F>
@@ -76,23 +78,28 @@ inline Vector<T> contract(const T* k, const Vector<T>* x, int64_t components) {
   return sum;
 }
 
+// Receivers with the same senders, in a row, read them from the L1 cache, as only one vector of each is read at a time.
+constexpr int64_t BLOCK_RECEIVERS = 16;
+
 template <class T, int M>
 void receivers_kernel(const Coupling<T>& in, const Rows& edges, T* g) {
   const int64_t R = in.rows, C = in.features, components = M ? M : in.components;
   for_each_range(edges, 1, R * C, [&](int64_t, int64_t first, int64_t last) {
     std::vector<Vector<T>> sums(R);
-    for (int64_t i = first; i < last; ++i)
+    for (int64_t block = first; block < last; block += BLOCK_RECEIVERS)
       for_each_vector<T>(C, [&](int64_t f, auto count) {
-        std::fill(sums.begin(), sums.end(), Vector<T>{});
-        for (int64_t n = edges.start[i]; n < edges.start[i + 1]; ++n) {
-          const int64_t e = edges.order[n];
-          const T* k = in.k + e * R * components;
-          Vector<T> h[CAPACITY<M>];
-          load_components<T, M>(h, in.h + in.sender[e] * components * C + f, components, C, count);
-          for (int64_t r = 0; r < R; ++r)
-            sums[r] += contract<T, M>(k + r * components, h, components) * in.weight(e, r, f, count);
+        for (int64_t i = block; i < std::min(block + BLOCK_RECEIVERS, last); ++i) {
+          std::fill(sums.begin(), sums.end(), Vector<T>{});
+          for (int64_t n = edges.start[i]; n < edges.start[i + 1]; ++n) {
+            const int64_t e = edges.order[n];
+            const T* k = in.k + e * R * components;
+            Vector<T> h[CAPACITY<M>];
+            load_components<T, M>(h, in.h + in.sender[e] * components * C + f, components, C, count);
+            for (int64_t r = 0; r < R; ++r)
+              sums[r] += contract<T, M>(k + r * components, h, components) * in.weight(e, r, f, count);
+          }
+          for (int64_t r = 0; r < R; ++r) store(g + (i * R + r) * C + f, sums[r], count);
         }
-        for (int64_t r = 0; r < R; ++r) store(g + (i * R + r) * C + f, sums[r], count);
       });
   });
 }
@@ -103,7 +110,8 @@ void senders_kernel(const Coupling<T>& in, const Rows& edges, T* h) {
   for_each_range(edges, 1, R * C, [&](int64_t, int64_t first, int64_t last) {
     for (int64_t j = first; j < last; ++j)
       for_each_vector<T>(C, [&](int64_t f, auto count) {
-        Vector<T> sums[CAPACITY<M>]{};
+        Vector<T> sums[CAPACITY<M>];
+        std::fill_n(sums, M ? CAPACITY<M> : components, Vector<T>{});
         for (int64_t n = edges.start[j]; n < edges.start[j + 1]; ++n) {
           const int64_t e = edges.order[n];
           const T *k = in.k + e * R * components, *g = in.g + in.receiver[e] * R * C + f;
@@ -115,6 +123,16 @@ void senders_kernel(const Coupling<T>& in, const Rows& edges, T* h) {
         for (int64_t m = 0; m < components; ++m) store(h + (j * components + m) * C + f, sums[m], count);
       });
   });
+}
+
+// Set the numbers at target to the sums over the lanes of each of as many vectors.
+template <class T, int M>
+inline void store_lane_sums(T* target, const Vector<T>* x, int64_t components) {
+  constexpr int N = M ? std::min<int>(std::bit_ceil(unsigned(M)), LANES<T>) : 1;
+  for (int64_t m = 0; m < (M ? M : components); m += N) {
+    const Vector<T> sums = fused::sum_lanes_of<T, N>(x + m);
+    std::memcpy(target + m, &sums, std::min<int64_t>(N, (M ? M : components) - m) * sizeof(T));
+  }
 }
 
 template <class F>
@@ -129,12 +147,13 @@ void edges_kernel(const Coupling<T>& in, int64_t edges, T* k) {
     for (int64_t e = first; e < last; ++e) {
       const T *g = in.g + in.receiver[e] * R * C, *h = in.h + in.sender[e] * components * C;
       for (int64_t r = 0; r < R; ++r) {
-        Vector<T> sums[CAPACITY<M>]{};
+        Vector<T> sums[CAPACITY<M>];
+        std::fill_n(sums, M ? CAPACITY<M> : components, Vector<T>{});
         for_each_vector<T>(C, [&](int64_t f, auto count) {
           const Vector<T> product = load(g + r * C + f, count) * in.weight(e, r, f, count);
           for (int64_t m = 0; m < components; ++m) sums[m] += product * load(h + m * C + f, count);
         });
-        for (int64_t m = 0; m < components; ++m) k[(e * R + r) * components + m] = fused::sum_lanes<T, fused::VECTOR_BYTES>(sums[m]);
+        store_lane_sums<T, M>(k + (e * R + r) * components, sums, components);
       }
     }
   });

@@ -220,6 +220,7 @@ void dispatch_components(int64_t components, const F& f) {
     case 2: return f(std::integral_constant<int, 2>());
     case 3: return f(std::integral_constant<int, 3>());
     case 4: return f(std::integral_constant<int, 4>());
+    case 6: return f(std::integral_constant<int, 6>());
     case 7: return f(std::integral_constant<int, 7>());
     case 9: return f(std::integral_constant<int, 9>());
     default: return f(std::integral_constant<int, 0>());

@@ -234,16 +234,17 @@ def select_adaptive(receiver: NDArray[np.int64], ratio: Array, adaptive: float, 
 def find_triplets(neighbours: NeighbourList) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the pairs of edges k -> j and j -> i, [t] each, without pairs of an edge and its reverse.
 
-    k may be a periodic image of i; only the edge back from the same image counts as the reverse. Pairs are sorted by j.
+    k may be a periodic image of i; only the edge back from the same image counts as the reverse. Pairs are sorted by
+    their first edge.
     """
     receiver, sender, shift = neighbours.receiver, neighbours.sender, neighbours.shift
-    degree = np.bincount(receiver, minlength=len(neighbours.structure))
-    first = np.cumsum(degree) - degree
     by_sender = np.argsort(sender, kind="stable")
-    count = degree[sender[by_sender]]
-    outgoing = np.repeat(by_sender, count)
-    rank = np.arange(len(outgoing)) - np.repeat(np.cumsum(count) - count, count)
-    incoming = first[sender[outgoing]] + rank
+    degree = np.bincount(sender, minlength=len(neighbours.structure))
+    first = np.cumsum(degree) - degree
+    count = degree[receiver]
+    incoming = np.repeat(np.arange(len(receiver)), count)
+    rank = np.arange(len(incoming)) - np.repeat(np.cumsum(count) - count, count)
+    outgoing = by_sender[first[receiver[incoming]] + rank]
     round_trip = shift[incoming] + shift[outgoing]
     is_reverse = (sender[incoming] == receiver[outgoing]) & (np.abs(round_trip).max(1) < SAME_IMAGE_ANGSTROM)
     return incoming[~is_reverse], outgoing[~is_reverse]

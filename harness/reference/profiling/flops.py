@@ -25,12 +25,13 @@ from harness.reference.inference.bucketing import Shape
 from harness.reference.ops import (  # noqa: F401 (they define operators)
     adaptive_scales,
     bounded_features,
-    couplings,
     own_heads,
     products,
     segment_sums,
 )
+from harness.reference.ops.couplings import COUPLING
 from harness.reference.ops.messages import NAMESPACE
+from harness.reference.ops.triplets import TRIPLET_SUM
 
 # Matrix products with one row per edge ("edges"), atom ("nodes") or structure ("heads"), and messages by an
 # operator.
@@ -158,15 +159,25 @@ def count_differentiate_own_heads(
 
 def count_couplings(argument: str, *inputs: Any, out_val: Tensor) -> int:
     """Count the operations of gfm_harness::couple_*, the derivative with respect to an argument of the couplings."""
-    others = [x for x in couplings.OPERATORS if x != argument]
+    others = [x for x in COUPLING.operators if x != argument]
     values = zip((*others, argument), (*inputs[:3], out_val), strict=True)
     shapes = {x: value.shape for x, value in values if value is not None}
     edges, rows, components = shapes["k"]
     return edges * rows * shapes["h"][2] * (2 * components + 1)
 
 
-for _argument, _name in couplings.OPERATORS.items():
+def count_triplets(argument: str, *inputs: Any, out_val: Tensor) -> int:
+    """Count the operations of gfm_harness::triplet_*, the derivative with respect to an argument of the sum."""
+    others = [x for x in TRIPLET_SUM.operators if x != argument]
+    shapes = {x: value.shape for x, value in zip((*others, argument), (*inputs[:4], out_val), strict=True)}
+    edges, orders, functions = shapes["s"]
+    return 2 * orders * shapes["w"][2] * (shapes["p"][0] + edges * (functions + 1))
+
+
+for _argument, _name in COUPLING.operators.items():
     register_flop_formula(getattr(_operators, _name), get_raw=True)(functools.partial(count_couplings, _argument))
+for _argument, _name in TRIPLET_SUM.operators.items():
+    register_flop_formula(getattr(_operators, _name), get_raw=True)(functools.partial(count_triplets, _argument))
 
 
 def format_dtype(dtype: torch.dtype) -> str:

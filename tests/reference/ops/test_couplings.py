@@ -82,7 +82,7 @@ def test_weights_may_be_absent() -> None:
     for got, expected in zip(compute(couple_neighbours), compute(sum_products), strict=True):
         assert torch.allclose(got, expected, rtol=1e-11, atol=1e-11)
     (slope,) = torch.autograd.grad(couple_neighbours(k, h, None, paths, senders, receivers).sum(), k)
-    default = couplings._build_default("k")(torch.ones(9, 6, 20).double(), h, None, 1, [paths, *senders, *receivers])
+    default = couplings.COUPLING.defaults["k"](torch.ones(9, 6, 20).double(), h, None, 1, [paths, *senders, *receivers])
     assert torch.allclose(default, slope, rtol=1e-11, atol=1e-11)
 
 
@@ -106,10 +106,10 @@ def test_functions_without_cpp_give_the_values_of_the_operators() -> None:
     k, h, w, paths, senders, receivers = draw_inputs(20, 4, 8)
     g, ends = couple_neighbours(k, h, w, paths, senders, receivers), [paths, *senders, *receivers]
     values = {"g": g, "k": k, "h": h, "w": w}
-    for argument, name in couplings.OPERATORS.items():
+    for argument, name in couplings.COUPLING.operators.items():
         others = [x for y, x in values.items() if y != argument]
         expected = getattr(torch.ops.gfm_harness, name)(*others, 3, ends)
-        assert torch.allclose(couplings._build_default(argument)(*others, 3, ends), expected, rtol=1e-12)
+        assert torch.allclose(couplings.COUPLING.defaults[argument](*others, 3, ends), expected, rtol=1e-12)
 
 
 def test_sums_are_bitwise_equal_on_any_number_of_threads() -> None:

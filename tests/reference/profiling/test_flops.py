@@ -124,7 +124,7 @@ def test_couplings_of_neighbours_are_counted_by_their_loops() -> None:
     g, h = torch.zeros(5, rows, width), torch.zeros(7, components, width)
     k, w = torch.zeros(edges, rows, components), torch.zeros(edges, paths, width)
     values = {"g": g, "k": k, "h": h, "w": w}
-    for argument, name in couplings.OPERATORS.items():
+    for argument, name in couplings.COUPLING.operators.items():
         inputs = [value for x, value in values.items() if x != argument]
         count = flop_registry[getattr(torch.ops.gfm_harness, name)](*inputs, paths, [], out_val=values[argument])
         assert count == edges * rows * width * (2 * components + 1), name

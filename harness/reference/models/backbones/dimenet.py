@@ -10,7 +10,6 @@ blocks share are computed once, and sums over neighbours keep the type of the di
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,38 +24,16 @@ from torch_geometric.nn.models.dimenet import (  # type: ignore[import-untyped]
 from harness.reference.data.batch import Batch
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 from harness.reference.errors import InputError
+from harness.reference.models.autocast import set_autocast
 from harness.reference.models.basis import SphericalBessel, legendre, polynomial_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
-from harness.reference.ops.couplings import couple_neighbours, multiply_slices
 from harness.reference.ops.products import apply_linear, linear
 from harness.reference.ops.segment_sums import Grouping, gather, gather_product, group_rows, segment_sum
+from harness.reference.ops.triplets import Triplets, sum_triplets
 
 OUTPUT_LAYERS = 3
-
-
-class Pairs(NamedTuple):
-    """The pairs of edges k -> j -> i.
-
-    Edges j -> i are sorted by j, so that sums over pairs read the same edges k -> j in a row.
-
-    Attributes:
-        incoming: The edge k -> j of each pair.
-        outgoing: The position of the edge j -> i of each pair among the sorted edges.
-        by_sender: The edge at each position.
-    """
-
-    incoming: Grouping
-    outgoing: Grouping
-    by_sender: Grouping
-
-
-def group_pairs(batch: Batch, edges: EdgeGroups) -> Pairs:
-    """Group the pairs of edges by both of their edges."""
-    n = batch.receiver.shape[0]
-    by_sender = group_rows(edges.senders.order, n)
-    return Pairs(group_rows(batch.incoming, n), group_rows(by_sender.order[batch.outgoing], n), by_sender)
 
 
 class Basis(nn.Module):
@@ -77,22 +54,21 @@ class Basis(nn.Module):
         self.frequency = nn.Parameter(torch.arange(1.0, config.num_radial + 1))
         self.bessel = SphericalBessel(config.num_spherical, config.num_radial)
 
-    def forward(self, vector: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, vector: Tensor, triplets: Triplets) -> tuple[Tensor, Tensor, Tensor]:
         """Return the radial basis [e, N] and the factors of the spherical basis [e, L, N] and [t, L].
 
         An element of the spherical basis of a pair is the product of that of its incoming edge and that of its angle.
 
         Args:
             vector: [e, 3] from receiver to sender in angstrom.
-            pairs: The pairs of edges.
+            triplets: The pairs of edges.
         """
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         x = r / self.cutoff
         envelope = polynomial_cutoff(x, self.exponent) / x
         radial = envelope * torch.sin(x * (math.pi * self.frequency))
         unit = vector / r
-        sorted_unit = gather(unit, pairs.by_sender)
-        cosine = gather_product(unit, sorted_unit, pairs.incoming, pairs.outgoing).sum(-1, keepdim=True)
+        cosine = gather_product(unit, unit, triplets.incoming, triplets.outgoing).sum(-1, keepdim=True)
         spherical = self.bessel(x, envelope).view(-1, self.n_spherical, self.n_radial)
         return radial, spherical, legendre(cosine, self.n_spherical)
 
@@ -111,7 +87,7 @@ class Embedding(EmbeddingBlock):  # type: ignore[misc]
 class Interaction(InteractionPPBlock):  # type: ignore[misc]
     """Interaction block: each message is updated by the messages that arrive at the atom from which it starts."""
 
-    def forward(self, m: Tensor, radial: Tensor, spherical: Tensor, angular: Tensor, pairs: Pairs) -> Tensor:
+    def forward(self, m: Tensor, radial: Tensor, spherical: Tensor, angular: Tensor, triplets: Triplets) -> Tensor:
         """Return the new messages [e, F].
 
         The weights of the spherical basis are applied to edges, not to pairs of edges, which are far more.
@@ -121,16 +97,13 @@ class Interaction(InteractionPPBlock):  # type: ignore[misc]
             radial: [e, N].
             spherical: [e, L, N].
             angular: [t, L].
-            pairs: The pairs of edges.
+            triplets: The pairs of edges.
         """
         filter_weight = self.lin_rbf2.weight @ self.lin_rbf1.weight
         down = silu(apply_linear(self.lin_down, silu(apply_linear(self.lin_kj, m)) * linear(radial, filter_weight)))
         weight = (self.lin_sbf2.weight @ self.lin_sbf1.weight).view(-1, *spherical.shape[1:]).permute(1, 2, 0)
-        filters = multiply_slices(spherical, weight.to(spherical.dtype))
-        sent = (filters * down.unsqueeze(1)).to(radial.dtype)
-        path = torch.zeros(1, dtype=torch.int64, device=m.device)
-        coupled = couple_neighbours(angular.unsqueeze(1), sent, None, path, pairs.incoming, pairs.outgoing)
-        received = segment_sum(coupled.squeeze(1), pairs.by_sender)
+        with set_autocast(m.device.type, None):
+            received = sum_triplets(angular, spherical, weight.to(radial.dtype), down.to(radial.dtype), triplets)
         h = silu(apply_linear(self.lin_ji, m)) + silu(apply_linear(self.lin_up, received))
         for layer in self.layers_before_skip:
             h = apply_residual_layer(layer, h)
@@ -206,12 +179,13 @@ class DimeNetPlusPlus(nn.Module):
         """Return the features [n, F] for vector [e, 3] from receiver to sender in angstrom."""
         edges, graphs = group_edges(batch), group_atoms(batch)
         edge_graphs = group_rows(batch.edge_graph, batch.composition.shape[0])
-        pairs = group_pairs(batch, edges)
-        radial, spherical, angular = self.basis(vector, pairs)
+        incoming, outgoing = (group_rows(x, batch.receiver.shape[0]) for x in (batch.incoming, batch.outgoing))
+        triplets = Triplets(incoming, outgoing, edges.receivers)
+        radial, spherical, angular = self.basis(vector, triplets)
         state = self.state(batch.charge, batch.multiplicity)
         m = self.emb(self.embedding(batch.numbers), radial, edges)
         h = self.output_blocks[0](m, radial, edges.receivers)
         for k, block in enumerate(self.interaction_blocks):
-            m = self.conditions[k](block(m, radial, spherical, angular, pairs), state, edge_graphs)
+            m = self.conditions[k](block(m, radial, spherical, angular, triplets), state, edge_graphs)
             h = h + self.output_blocks[k + 1](m, radial, edges.receivers)
         return self.condition(h, state, graphs)

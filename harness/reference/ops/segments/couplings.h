@@ -111,7 +111,7 @@ void senders_kernel(const Coupling<T>& in, const Rows& edges, T* h) {
     for (int64_t j = first; j < last; ++j)
       for_each_vector<T>(C, [&](int64_t f, auto count) {
         Vector<T> sums[CAPACITY<M>];
-        std::fill_n(sums, M ? CAPACITY<M> : components, Vector<T>{});
+        std::fill_n(sums, M ? CAPACITY<M> : std::min(components + LANES<T>, MAX_COMPONENTS), Vector<T>{});
         for (int64_t n = edges.start[j]; n < edges.start[j + 1]; ++n) {
           const int64_t e = edges.order[n];
           const T *k = in.k + e * R * components, *g = in.g + in.receiver[e] * R * C + f;
@@ -125,13 +125,14 @@ void senders_kernel(const Coupling<T>& in, const Rows& edges, T* h) {
   });
 }
 
-// Set the numbers at target to the sums over the lanes of each of as many vectors.
+// Set the numbers at target to the sums over the lanes of each of as many vectors, of which up to N are added at a time;
+// vectors up to the next multiple of N are read.
 template <class T, int M>
 inline void store_lane_sums(T* target, const Vector<T>* x, int64_t components) {
-  constexpr int N = M ? std::min<int>(std::bit_ceil(unsigned(M)), LANES<T>) : 1;
-  for (int64_t m = 0; m < (M ? M : components); m += N) {
+  constexpr int N = M ? std::min<int>(std::bit_ceil(unsigned(M)), LANES<T>) : LANES<T>;
+  for (int64_t m = 0; m < components; m += N) {
     const Vector<T> sums = fused::sum_lanes_of<T, N>(x + m);
-    std::memcpy(target + m, &sums, std::min<int64_t>(N, (M ? M : components) - m) * sizeof(T));
+    std::memcpy(target + m, &sums, std::min<int64_t>(N, components - m) * sizeof(T));
   }
 }
 
@@ -148,7 +149,7 @@ void edges_kernel(const Coupling<T>& in, int64_t edges, T* k) {
       const T *g = in.g + in.receiver[e] * R * C, *h = in.h + in.sender[e] * components * C;
       for (int64_t r = 0; r < R; ++r) {
         Vector<T> sums[CAPACITY<M>];
-        std::fill_n(sums, M ? CAPACITY<M> : components, Vector<T>{});
+        std::fill_n(sums, M ? CAPACITY<M> : std::min(components + LANES<T>, MAX_COMPONENTS), Vector<T>{});
         for_each_vector<T>(C, [&](int64_t f, auto count) {
           const Vector<T> product = load(g + r * C + f, count) * in.weight(e, r, f, count);
           for (int64_t m = 0; m < components; ++m) sums[m] += product * load(h + m * C + f, count);

@@ -13,7 +13,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 from torch_geometric.nn.models.dimenet import (  # type: ignore[import-untyped]
     EmbeddingBlock,
     InteractionPPBlock,
@@ -29,6 +28,7 @@ from harness.reference.models.basis import SphericalBessel, legendre, polynomial
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
+from harness.reference.ops.activations import silu
 from harness.reference.ops.products import apply_linear, linear
 from harness.reference.ops.segment_sums import Grouping, gather, gather_product, group_rows, segment_sum
 from harness.reference.ops.triplets import Triplets, sum_triplets

@@ -58,6 +58,20 @@ constexpr int64_t MAX_COMPONENTS = 64;
 template <int M>
 constexpr int64_t CAPACITY = M ? std::bit_ceil(unsigned(M)) : MAX_COMPONENTS;
 
+// Call f with the number of components as a constant, or with 0 for numbers for which there is no special kernel.
+template <class F>
+void dispatch_components(int64_t components, const F& f) {
+  switch (components) {
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+    case 3: return f(std::integral_constant<int, 3>());
+    case 4: return f(std::integral_constant<int, 4>());
+    case 7: return f(std::integral_constant<int, 7>());
+    case 9: return f(std::integral_constant<int, 9>());
+    default: return f(std::integral_constant<int, 0>());
+  }
+}
+
 // Call f(first feature, number of features) for each vector of features.
 template <class T, class F>
 void for_each_vector(int64_t features, const F& f) {

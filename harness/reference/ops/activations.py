@@ -1,0 +1,30 @@
+"""Activations whose higher derivatives are single passes over memory on CPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, library
+from torch.nn import functional
+
+from harness.reference.ops.products import is_loaded
+
+library.define(
+    "gfm_harness::scaled_silu", "(Tensor x, Tensor? factor, int order) -> Tensor", tags=torch.Tag.pt2_compliant_tag
+)
+
+
+@library.register_fake("gfm_harness::scaled_silu")
+def _allocate(x: Tensor, factor: Tensor | None, order: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return x / (1 + exp(-x)), differentiable three times.
+
+    PyTorch computes the second derivative, which training on forces needs, by more than ten passes over memory. The
+    operator scaled_silu is the derivative of an order times a factor; compilers fuse PyTorch's functions instead.
+    """
+    if torch.compiler.is_compiling() or not is_loaded(x.device) or x.dtype not in (torch.float32, torch.float64):
+        return functional.silu(x)
+    result: Tensor = torch.ops.gfm_harness.scaled_silu(x, None, 0)
+    return result

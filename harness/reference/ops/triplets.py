@@ -1,9 +1,10 @@
 """Sums over pairs of edges k -> j -> i, which scale a message of the first edge by functions of distance and angle.
 
-    F(g, p, s, w, d) = sum of g[o, c] p[t, l] s[m, l, n] w[l, n, c] d[m, c] over pairs t, orders l, functions n, channels c
+    F(g, p, s, w, d) = sum of g[o, c] p[t, l] s[m, l, n] w[l, n, c] d[m, c] over t, l, n, c
 
-Here m is the edge k -> j of t, and o the edge j -> i. On CPUs, C++ kernels store no tensor of pairs and channels, nor of
-edges, orders and channels; elsewhere, or without a compiler, PyTorch's functions do.
+Here m is the edge k -> j of the pair t and o the edge j -> i, l the order, n the radial function, and c the channel. On
+CPUs, C++ kernels store no tensor of pairs and channels, nor of edges, orders and channels; elsewhere, or without a
+compiler, PyTorch's functions do.
 """
 
 from __future__ import annotations

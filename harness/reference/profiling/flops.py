@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from harness.reference.inference.bucketing import Shape
 from harness.reference.ops import (  # noqa: F401 (they define operators)
+    activations,
     adaptive_scales,
     bounded_features,
     own_heads,
@@ -46,6 +47,7 @@ PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _operators.multiply
 UNCOUNTED = {
     *(getattr(_operators, name) for name in segment_sums.SCHEMAS),
     *(_operators.bound_features, _operators.bound_features_backward, _operators.solve_scales),
+    _operators.scaled_silu,
 }
 HEADS = {_operators.evaluate_own_heads, _operators.differentiate_own_heads}
 TF32 = "tf32"

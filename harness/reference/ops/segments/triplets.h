@@ -81,13 +81,18 @@ void triplet_angular_kernel(const TripletSum<T>& in, T* p) {
       });
       for (int64_t k = in.incoming.start[m]; k < in.incoming.start[m + 1]; ++k) {
         const int64_t t = in.incoming.order[k];
+        const T* from = in.g + in.outgoing[t] * in.channels;
+        const Vector<T>* x = sent.data();
         Vector<T> sums[CAPACITY<L>]{};
-        for_each_vector<T>(in.channels, [&](int64_t c, auto count) {
-          const Vector<T> from = load(in.g + in.outgoing[t] * in.channels + c, count);
-          const Vector<T>* x = &sent[c / LANES<T> * CAPACITY<L>];
-          for (int64_t l = 0; l < (L ? L : in.orders); ++l) sums[l] += from * x[l];
-        });
-        store_lane_sums<T, L>(p + t * in.orders, sums, in.orders);
+        const auto add = [&](int64_t c, auto count) {
+          const Vector<T> received = load(from + c, count);
+          for (int64_t l = 0; l < (L ? L : in.orders); ++l) sums[l] += received * x[l];
+          x += CAPACITY<L>;
+        };
+        int64_t c = 0;
+        for (; c + LANES<T> <= in.channels; c += LANES<T>) add(c, Whole<T>());
+        if (c < in.channels) add(c, in.channels - c);
+        store_lane_sums<T, L>(p + t * in.orders, sums, L ? L : in.orders);
       }
     }
   });

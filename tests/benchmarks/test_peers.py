@@ -212,7 +212,7 @@ def test_dimenet_is_faster_than_torch_geometric(make: Callable[[nn.Module, Batch
     ours, theirs = Energy(build_backbone(config), WIDTH).to(dtype), TorchGeometricDimeNet(config).to(dtype)
     ratio = time_in_turn(make(ours, batch), make(theirs, batch), rounds=3)
     report(f"DimeNet++, {make.__name__}, eager, {dtype}", ratio, ours, theirs, batch, 2)
-    assert median(ratio.rounds) > 1.2
+    assert median(ratio.rounds) > 1.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])

@@ -121,7 +121,9 @@ PROGRAMS: dict[str, Program] = {
     "dynamics": Program(
         f"{_FOLDER}.dynamics.program", dynamics.DynamicsParameters, LogTypes(dynamics.EVENTS, dynamics.DynamicsFacts)
     ),
-    "models": Program(f"{_FOLDER}.models", models.ModelsParameters, LogTypes(models.EVENTS, models.ModelsFacts)),
+    "models": Program(
+        f"{_FOLDER}.models.program", models.ModelsParameters, LogTypes(models.EVENTS, models.ModelsFacts)
+    ),
     "preflight": Program(
         f"{_FOLDER}.preflight.program",
         preflight.PreflightParameters,

@@ -178,7 +178,7 @@ def _summarize_errors(record: RunRecord, name: str) -> dict[str, Any]:
         known = [e for e in labels if e.get(key) is not None]
         weights = [e["structures"] for e in known]
         columns[key] = float(np.average([e[key] for e in known], weights=weights)) if known else math.nan
-    deviations = [e["force_max_ev_per_angstrom"] for e in events if e["reference"] == "fp64"]
+    deviations = [e["force_max_ev_per_angstrom"] for e in events if e["reference"] == "fp64" and e["structures"]]
     return columns | {"force_deviation_max_ev_per_angstrom": max(deviations, default=math.nan)}
 
 

@@ -167,7 +167,7 @@ def format_energy(row: Row, missing: Mapping[str, str]) -> str:
 
 
 def format_deviation(row: Row) -> str:
-    """Return the largest deviation of forces from the model's own FP64 predictions; `no FP64` if it offers none."""
+    """Return the largest deviation of forces from the model's own FP64 predictions; `no FP64` if there are none."""
     text = format_number(row["force_deviation_max_ev_per_angstrom"], ".1e")
     is_changed = row["compiled"] or row["precision"] not in ("published", "fp64")
     return "no FP64" if text == EN_DASH and is_changed and row["verdict"] != "unavailable" else text

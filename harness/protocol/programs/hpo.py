@@ -116,6 +116,7 @@ class TrialEvent(EventRecord, tag="trial"):
     energy_mae_ev_per_atom: Error | None = None
     """Validation error of the energy in the best epoch."""
     force_mae_ev_per_angstrom: Error | None = None
+    """Validation error of the forces in the best epoch; null if no forces are known."""
     structures_per_s: Rate | None = None
     epochs: Count | None = None
 
@@ -123,7 +124,7 @@ class TrialEvent(EventRecord, tag="trial"):
         if self.start_time_s > self.end_time_s:
             raise ValueError(f"start_time_s is {self.start_time_s:g}, expected at most end_time_s, {self.end_time_s:g}")
         if self.objective is not None:
-            for name in ("energy_mae_ev_per_atom", "force_mae_ev_per_angstrom", "structures_per_s"):
+            for name in ("energy_mae_ev_per_atom", "structures_per_s"):
                 if getattr(self, name) is None:
                     raise ValueError(f"{name} is missing, and objective is {self.objective:g}")
 

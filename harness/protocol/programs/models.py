@@ -175,13 +175,13 @@ class PotentialMemory(EventRecord, tag="memory"):
 
     model: str
     atoms: Count
-    """Number of atoms of the crystal; 0: after loading."""
+    """Number of atoms of the crystal; 0: after the first prediction for the smallest one."""
     peak_bytes: Bytes
     device_peak_bytes: Bytes | None = None
 
 
 class LargestSize(EventRecord, tag="largest_size"):
-    """The largest crystal that a model could predict, and the reason why the search ended."""
+    """The largest crystal that a model could predict, at least the largest timed one, and why the search ended."""
 
     model: str
     atoms: Count
@@ -191,7 +191,8 @@ class LargestSize(EventRecord, tag="largest_size"):
 class PotentialErrors(EventRecord, tag="potential_errors"):
     """Errors against the labels of a dataset, or deviations from the model's own FP64 predictions.
 
-    Energies are compared with labels relative to the mean of their composition, so that reference energies cancel.
+    The error of energies against labels is the mean absolute deviation from the mean error of structures of equal
+    composition, so that reference energies cancel.
     """
 
     model: str
@@ -205,7 +206,7 @@ class PotentialErrors(EventRecord, tag="potential_errors"):
     force_max_ev_per_angstrom: Error | None = None
     stress_mae_ev_per_angstrom3: Error | None = None
     excluded: dict[str, Count] | None = None
-    """Number of structures that the model refused, by reason."""
+    """Number of structures that the model refused, or for which its FP64 predictions failed, by reason."""
 
 
 class ModelsWorkload(Part):

@@ -41,7 +41,7 @@ from harness.reference.inference.calculator import ReferenceCalculator
 from harness.reference.models.coverage import OutsideTraining
 from harness.reference.potentials.process import PotentialError, PotentialProcess, build_spec
 from harness.reference.programs.labels_source import Source, load_source
-from harness.reference.programs.models import describe_class
+from harness.reference.programs.models.loading import describe_class
 
 LABELS_FILE = "labels.extxyz"
 LOAD_TIMEOUT_S = 600.0  # for the calculator

@@ -101,6 +101,13 @@ def compare_with_labels(energy: Tensor, forces: Tensor, batch: Batch, labels: La
     return Errors(((energy - labels.residual_energy) / batch.n_atoms).abs(), force_sum / batch.n_atoms)
 
 
+def find_known_forces(batch: Batch, labels: Labels) -> Tensor:
+    """Return 1 for each graph whose forces are known, else 0, [g]."""
+    known = torch.zeros_like(batch.n_atoms)
+    known[batch.graph] = labels.force_mask.squeeze(1)
+    return known
+
+
 class PerGraphErrors(nn.Module):
     """`compute_errors` as a module, which can be compiled and wrapped in DistributedDataParallel."""
 

@@ -25,7 +25,7 @@ from harness.reference.models import sealed
 from harness.reference.training.loss import Labels
 
 KIND = "gfm-harness state of training"  # in the header of each file, so a new text would make old files unreadable
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "training.safetensors"
 EARLIER_NAME = "training.pt"  # the file of earlier versions
 BAD_BATCH = "bad-batch.safetensors"

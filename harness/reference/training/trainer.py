@@ -21,7 +21,7 @@ from harness.protocol.upgrade import convert_event
 from harness.reference.data.batch import Batch
 from harness.reference.datasets.catalog import HEADS
 from harness.reference.distributed.group import ProcessGroup
-from harness.reference.errors import NotFinite
+from harness.reference.errors import InputError, NotFinite
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import fom_client
 from harness.reference.storage.prefetch import Prefetch
@@ -79,7 +79,6 @@ class Trainer:
         self.folder, self.limits, self.groups, self.identity = folder, limits, groups, identity or {}
         self.progress = TrainingProgress()
         self.best: dict[str, Tensor] = {}
-        self.waited_s = 0.0
         self.is_out_of_time = False
         self._started = self._reported = self._saved = time.monotonic()
 
@@ -130,7 +129,8 @@ class Trainer:
         """
         sampler, progress = self.loader.sampler, self.progress
         steps, first = sampler.steps, progress.step
-        started, waited = time.monotonic(), self.waited_s
+        structures = sampler.position + steps * sampler.ranks * sampler.batch_size
+        started, seconds, waited_s = time.monotonic(), progress.seconds, progress.waited_s
         meter = ErrorMeter(progress.error_sums)
 
         def load(step: int) -> tuple[SampleIndices, LabelledBatch]:
@@ -145,13 +145,13 @@ class Trainer:
                 now = time.perf_counter()
                 fom_client.post_figure_of_merit("structures_per_s", self.world.size * len(batch.head) / (now - before))
                 before = now
-                self._after_step(progress.step - first, started)
+                progress.seconds = seconds + time.monotonic() - started
+                progress.waited_s = waited_s + batches.waited_s
+                self._after_step(progress.step - first)
                 if self.is_out_of_time and progress.step - first < steps:
                     return
-            self.waited_s += batches.waited_s
         sampler.advance(steps)
-        progress.seconds += time.monotonic() - started
-        self._end_epoch(meter, self.waited_s - waited)
+        self._end_epoch(meter, structures)
         self.save(0)
 
     def take_step(self, indices: SampleIndices, batch: Batch, labels: Labels, meter: ErrorMeter) -> None:
@@ -179,7 +179,7 @@ class Trainer:
             squared = self.groups.compute_squared_norm(self.model.encoder, self.model.heads)
         if self.optimizer_state.step(squared):
             self.progress.skipped = 0
-            meter.add(graph_errors, batch.head)
+            meter.add(graph_errors, batch, labels)
             return
         self.progress.skipped += 1
         if self.progress.skipped == MAX_SKIPPED:
@@ -206,8 +206,12 @@ class Trainer:
             f" the batch is in {path.name}"
         )
 
-    def _after_step(self, steps: int, started: float) -> None:
-        """Report the progress, and save the state if it is due or the time is up."""
+    def _after_step(self, steps: int) -> None:
+        """Report the progress, and save the state if it is due or the time is up.
+
+        Args:
+            steps: Number of steps since the sampler last advanced.
+        """
         now = time.monotonic()
         if now - self._reported > PROGRESS_S:
             self.log.write(Progress(done=self.progress.step, total=self.total_steps, activity="training steps"))
@@ -224,23 +228,35 @@ class Trainer:
             is_due, is_out_of_time = (bool(flag) for flag in flags)
         self.is_out_of_time = is_out_of_time
         if (is_due or is_out_of_time) and steps < self.loader.sampler.steps:
-            self.save(steps, extra_s=now - started)
+            self.save(steps)
 
-    def _end_epoch(self, meter: ErrorMeter, waited_s: float) -> None:
-        """Validate, log the errors of the epoch, and update the schedule."""
-        progress, world = self.progress, self.world
+    def _end_epoch(self, meter: ErrorMeter, structures: int) -> None:
+        """Validate, log the errors of the epoch, and update the schedule.
+
+        Args:
+            meter: The errors of this rank.
+            structures: Number of structures of all ranks in the epoch, including those of skipped steps.
+
+        Raises:
+            InputError: There is no validation structure.
+            NotFinite: The validation loss is not finite.
+        """
+        progress = self.progress
         model = self.optimizer_state.eval_model
         assert isinstance(model, FoundationModel)
         trained = self._sum_over_ranks(meter)
         validated = self._sum_over_ranks(measure_errors(model, self.validation()))
         shares = self.loader.head_weights
         loss, validation_loss = trained.compute_loss(self.objective), validated.compute_loss(self.objective, shares)
+        if validation_loss is None:
+            raise InputError("no structure of the validation sets has only elements of the training set of its head")
+        if not math.isfinite(validation_loss):
+            raise NotFinite(f"the validation loss is not finite after epoch {progress.epoch}")
         is_best = validation_loss < progress.best
         if is_best:
             self.best = {k: v.detach().clone() for k, v in self.optimizer_state.eval_model.state_dict().items()}
             progress.best = validation_loss
         progress.since_best = 0 if is_best else progress.since_best + 1
-        graphs = trained.sums[:, 2].sum().item()
         for split, errors in (("train", trained), ("validation", validated)):
             for head, (energy, force, count) in errors.compute_head_means().items():
                 self.write(
@@ -256,8 +272,8 @@ class Trainer:
                 force_mae_ev_per_angstrom=force, validation_loss=validation_loss,
                 validation_energy_mae_ev_per_atom=v_energy, validation_force_mae_ev_per_angstrom=v_force,
                 learning_rate=self.optimizer_state.learning_rate,
-                duration_s=progress.seconds, wait_s=float(world.all_reduce_max(torch.tensor([waited_s]))),
-                structures_per_s=graphs / progress.seconds, best=is_best,
+                duration_s=progress.seconds, wait_s=self._find_longest_wait(),
+                structures_per_s=structures / progress.seconds, best=is_best,
             )
         )  # fmt: skip
         if self.has_stopped_improving:
@@ -265,7 +281,12 @@ class Trainer:
                 Stopped(reason=f"no improvement for {self.limits.early_stopping_patience} epochs", epoch=progress.epoch)
             )
         self.optimizer_state.end_epoch(validation_loss)
-        progress.epoch, progress.seconds, progress.error_sums = progress.epoch + 1, 0.0, ErrorMeter().sums
+        progress.epoch, progress.seconds, progress.waited_s = progress.epoch + 1, 0.0, 0.0
+        progress.error_sums = ErrorMeter().sums
+
+    def _find_longest_wait(self) -> float:
+        """Return the seconds for which the slowest rank has waited for data in the current epoch."""
+        return float(self.world.all_reduce_max(torch.tensor([self.progress.waited_s])))
 
     def _sum_over_ranks(self, meter: ErrorMeter) -> ErrorMeter:
         return ErrorMeter(self.world.all_reduce_sum(meter.sums))
@@ -274,16 +295,18 @@ class Trainer:
         """Return the name of the dataset of a head."""
         return next(d.name for d in self.loader.collection.datasets if d.head == head)
 
-    def save(self, steps: int, extra_s: float = 0.0) -> None:
+    def save(self, steps: int) -> None:
         """Write the state to disk, in one part per group if ranks hold different heads.
 
         Args:
             steps: Number of steps since the sampler last advanced.
-            extra_s: Seconds of the current epoch that `progress` does not include yet.
         """
         sampler = copy.copy(self.loader.sampler)
         sampler.advance(steps)
-        error_sums = self._sum_over_ranks(ErrorMeter(self.progress.error_sums)).sums
+        error_sums, waited_s = (
+            self._sum_over_ranks(ErrorMeter(self.progress.error_sums)).sums,
+            self._find_longest_wait(),
+        )
         part = {
             "optimization": self.optimizer_state.state(),
             "best": self.best,
@@ -295,15 +318,15 @@ class Trainer:
             self.world.barrier()
         if self.world.rank == 0:
             progress: dict[str, Any] = {k: v for k, v in self.progress.__dict__.items() if k != "error_sums"}
-            progress["seconds"] += extra_s
-            state = {"progress": progress, "means": error_sums, "sampler": sampler.state()}
+            progress["waited_s"] = waited_s
+            state = {"progress": progress, "error_sums": error_sums, "sampler": sampler.state()}
             training_state.save(
                 self.folder, state | ({"own": part} if self.groups is None else {}), identity=self.identity
             )
         self._saved = time.monotonic()
 
     def resume(self) -> bool:
-        """Restore the state in the folder, and write its events to the log; return False if there is no state."""
+        """Restore the state in the folder, and write its events to the log; return whether there was a state."""
         is_first = self.world.rank == 0
         state = self.world.broadcast_object(
             training_state.load(self.folder, identity=self.identity) if is_first else None
@@ -317,7 +340,7 @@ class Trainer:
         self.best = part["best"]
         training_state.set_random_state(part["random"])
         # the saved sums are those of all ranks together, so only rank 0 continues from them
-        error_sums = state["means"] if self.world.rank == 0 else ErrorMeter().sums
+        error_sums = state["error_sums"] if self.world.rank == 0 else ErrorMeter().sums
         self.progress = TrainingProgress(**state["progress"], error_sums=error_sums)
         self.loader.sampler.resume(state["sampler"])
         for event in self.progress.history:

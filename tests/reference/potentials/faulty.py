@@ -33,6 +33,8 @@ class FaultyCalculator(EMT):  # type: ignore[misc]
         self.calls += 1
         if self.calls > {"dies": 6, "dies_later": 40}.get(self.fault, self.calls):
             os._exit(3)
+        if self.fault == "dies_if_large" and len(atoms) > 100:
+            os._exit(9)
         if self.fault == "raises":
             raise RuntimeError("no such element")
         if self.fault == "no_stress" and "stress" in (properties or ()):

@@ -295,3 +295,36 @@ def test_model_whose_process_dies_in_a_physics_check_has_failed(tmp_path: Path) 
     row = compare(tmp_path, {"dying": dying}, datasets=["qm7x"], structures_per_dataset=1, rounds=1)["dying"]
     assert row["verdict"] == "failed"
     assert "physics: its process ended (exit code 3)" in row["reason"]
+
+
+def test_model_whose_process_dies_in_the_search_for_the_largest_crystal_has_its_verdict(tmp_path: Path) -> None:
+    dying = FAULTY | {"kwargs": {"fault": "dies_if_large"}}
+    row = compare(tmp_path, {"dying": dying}, datasets=["qm7x"], structures_per_dataset=1, rounds=1, max_atoms=500)[
+        "dying"
+    ]
+    assert row["verdict"] == "ok"
+    assert 8 < row["largest_atoms"] <= 100
+    assert "exit code 9" in row["largest_limit"]
+
+
+def test_largest_crystal_is_at_least_the_largest_timed_one(tmp_path: Path) -> None:
+    row = compare(tmp_path, {"emt": EMT_CLASS}, max_atoms=10, **UNCHECKED)["emt"]
+    assert row["largest_atoms"] == row["atoms"]
+
+
+@pytest.mark.parametrize("step", ["start", "predictions"])
+def test_failing_fp64_predictions_are_recorded_and_do_not_exclude_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    fault = {"kwargs": {"fault": "raises"}, "precisions": {"fp32": {"fault": "none"}, "fp64": {}}}
+    if step == "start":
+        fault["precisions"]["fp64"] = {"fautl": "none"}
+    row = compare(tmp_path, {"model": FAULTY | fault}, datasets=["qm7x"], precision="fp32", rounds=1)["model"]
+    assert row["verdict"] == "ok"
+    assert row["us_per_atom"] > 0
+    (event,) = (e for e in read_last_run(tmp_path / "events.jsonl").events if e.get("reference") == "fp64")
+    assert event["structures"] == 0
+    ((reason, count),) = event["excluded"].items()
+    assert reason.startswith("in FP64: ")
+    assert count > 0
+    assert np.isnan(row["force_deviation_max_ev_per_angstrom"])

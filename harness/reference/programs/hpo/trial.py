@@ -43,20 +43,20 @@ class TrialMetrics:
 
     Attributes:
         energy_mae_ev_per_atom: Validation error in the best epoch.
-        force_mae_ev_per_angstrom: Validation error in the best epoch.
+        force_mae_ev_per_angstrom: Validation error in the best epoch; None if no forces are known.
         structures_per_s: Median throughput of all ranks over epochs.
         epochs: Number of epochs.
     """
 
     energy_mae_ev_per_atom: float
-    force_mae_ev_per_angstrom: float
+    force_mae_ev_per_angstrom: float | None
     structures_per_s: float
     epochs: int
 
     @property
     def accuracy(self) -> float:
-        """The objective of the paper, -(MAE(E/atom) + MAE(F)) / 2."""
-        return -0.5 * (self.energy_mae_ev_per_atom + self.force_mae_ev_per_angstrom)
+        """The objective of the paper, -(MAE(E/atom) + MAE(F)) / 2, with 0 for the error of unknown forces."""
+        return -0.5 * (self.energy_mae_ev_per_atom + (self.force_mae_ev_per_angstrom or 0.0))
 
 
 @dataclass(frozen=True)

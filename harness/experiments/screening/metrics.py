@@ -257,6 +257,7 @@ def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
             ("median risk", "candidates", e["median_ev_per_atom"], "eV/atom", n),
         ]
     rows += _measure_risk(pd.DataFrame(_list_risks(record)))
+    rows += _count_failures(record)
     for e in record.events("uncertainty"):
         for method in ("heads", "dropout", "ensemble"):
             value = e[f"{method}_ev_per_atom"]
@@ -297,6 +298,22 @@ def _measure_risk(risks: pd.DataFrame) -> list[tuple[str, str, float | None, str
         ("risk at most the threshold", "labelled candidates", len(accepted) / n, "fraction", n),
         ("largest error / median error of all", "accepted labelled candidates", largest, "1", len(accepted)),
     ]
+
+
+def _count_failures(record: RunRecord) -> list[tuple[str, str, float | None, str, int]]:
+    """Return rows of `screening_assessment` on candidates without a label, and on those that were not relaxed."""
+    rows: list[tuple[str, str, float | None, str, int]] = []
+    for e in record.events("unlabelled"):
+        n_labels, failed = len(record.events("label")), e.get("failed") or {}
+        tried = n_labels + sum(failed.values())
+        rows.append(("labels", e["reason"], n_labels, "candidates", tried))
+        rows += [("no label", reason, count, "candidates", tried) for reason, count in failed.items()]
+    for e in record.events("unrelaxed"):
+        n = e["candidates"]
+        rows += [
+            ("best candidates not relaxed", reason, count, "candidates", n) for reason, count in e["reasons"].items()
+        ]
+    return rows
 
 
 def _list_label_errors(record: RunRecord) -> list[dict[str, Any]]:

@@ -62,7 +62,10 @@ class Calibration(EventRecord, tag="calibration"):
 
 
 class Uncertainty(EventRecord, tag="uncertainty"):
-    """Median spread of the energies over the heads, over dropout and over an ensemble, for a part of the sample."""
+    """Median spread of the energies over the heads, over dropout and over an ensemble, for a part of the sample.
+
+    A spread of fewer than two values is null.
+    """
 
     kind: str
     """`flagged` or `not flagged` candidates."""
@@ -75,9 +78,10 @@ class Uncertainty(EventRecord, tag="uncertainty"):
 
 
 class OutsideCoverage(EventRecord, tag="outside_coverage"):
-    """Candidates of the sample that are outside of the model's coverage, by reason."""
+    """Candidates of the sample that are outside of the model's coverage or have no finite embedding, by reason."""
 
     candidates: Count
+    """All candidates of the sample."""
     reasons: Counts
 
 
@@ -144,10 +148,12 @@ class SampleRisk(EventRecord, tag="sample_risk"):
 
 
 class Unlabelled(EventRecord, tag="unlabelled"):
-    """The reason why candidates have no labels."""
+    """Labels that are missing, and candidates without a label that others replace."""
 
     reason: str
+    """The number of labels, and why there are no more."""
     failed: Counts | None = None
+    """Number of candidates whose calculation failed, by reason."""
 
 
 class RelaxedCandidate(EventRecord, tag="relaxation"):

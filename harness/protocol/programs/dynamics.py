@@ -100,6 +100,7 @@ class DynamicsSample(EventRecord, tag="sample"):
     edges: Count
     """Largest number of pairs in the Verlet lists of the batch."""
     rebuilt_lists: Count
+    """Verlet lists that were built, including the first one of each structure."""
     wall_s: Duration
     cpu_s: Seconds
     """CPU time, over all threads."""

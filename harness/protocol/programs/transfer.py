@@ -144,6 +144,8 @@ class Fit(EventRecord, tag="fit"):
     steps: Count | None = None
     best_step: Count | None = None
     """The step whose weights were kept."""
+    skipped_steps: Count | None = None
+    """Steps that were skipped because their gradient was not finite."""
     duration_s: Seconds | None = None
 
 
@@ -169,6 +171,7 @@ class Budget(Part):
     learning_rate: NonNegative
     validation_interval_steps: PositiveCount
     early_stopping_patience: Count
+    """Number of validations without a lower loss after which training ends."""
     force_weight: NonNegative
 
 

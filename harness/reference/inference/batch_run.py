@@ -128,17 +128,19 @@ class BatchRun(Generic[Result]):
 
     def _fill(self) -> list[tuple[int, str]]:
         """Let structures enter; return the indices of those that cannot, and the reasons."""
-        batch, edges = self.batch, self.batch.edges
+        batch, n_pairs = self.batch, self.batch.n_listed_pairs
         entered, refused = [batch.state], list[tuple[int, str]]()
         while (
-            self.upcoming < len(self.structures) and edges < self.max_edges and len(batch.members) < self.max_structures
+            self.upcoming < len(self.structures)
+            and n_pairs < self.max_edges
+            and len(batch.members) < self.max_structures
         ):
             index, structure = self.upcoming, self.structures[self.upcoming]
             self.upcoming += 1
             reason = batch.add(index, structure)
             if reason is None:
                 entered.append(self.motion.start(index, structure))
-                edges += len(batch.lists[-1].receiver)
+                n_pairs += len(batch.lists[-1].receiver)
             else:
                 refused.append((index, reason))
         if len(entered) > 1:

@@ -103,7 +103,7 @@ class Relaxation:
     ) -> RelaxedStructure:
         """Return the end of the relaxation of structure k."""
         return RelaxedStructure(
-            structure=joined.move_structure(k, evaluation.placement),
+            structure=joined.build_structure(k, evaluation.placement),
             converged=bool(self._find_converged(evaluation, joined)[k]),
             steps=int(state.steps[k]),
             initial_energy_ev=float(state.initial_energy[k]),

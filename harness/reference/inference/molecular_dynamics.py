@@ -135,7 +135,7 @@ class Dynamics:
         index = int(joined.index[k])
         steps, potential, kinetic = zip(*self._records[index], strict=True)
         atom_rows = (joined.owner == k) & ~joined.is_cell
-        structure = joined.move_structure(k, evaluation.placement)
+        structure = joined.build_structure(k, evaluation.placement)
         return Trajectory(structure, state.velocity[atom_rows], steps, potential, kinetic)
 
     def _exchange_heat(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,8 +38,8 @@ class Member:
         index: Its index in the input.
         structure: The structure at the start.
         weights: [heads] weight of each head.
-        closest: Shortest accepted contact, relative to the sum of covalent radii: the mean over heads, weighted, of
-            the shortest contact in training, less a tolerance.
+        closest: Shortest accepted contact, relative to the sum of covalent radii: the weighted mean over heads of the
+            shortest contact in training, times 1 - TOLERANCE.
     """
 
     index: int
@@ -55,8 +55,10 @@ class BatchEvaluation:
     Attributes:
         energy: [g] eV.
         atom_forces: [n, 3] eV/angstrom.
-        forces: [m, 3] on all coordinates of the state; 0 on cells that are not deformed.
-        shortest: [g] shortest contact, relative to the sum of covalent radii.
+        forces: [m, 3] on all coordinates of the state: eV/angstrom on atoms, in the frame without deformation, and eV
+            on cells, whose coordinates are the number of atoms times the logarithm of the deformation; 0 on cells that
+            are not deformed.
+        shortest: [g] shortest contact, relative to the sum of covalent radii; inf without neighbours.
         placement: The positions and cells.
     """
 
@@ -69,19 +71,19 @@ class BatchEvaluation:
 
 @dataclass
 class BatchTimes:
-    """Wall time and counts of a batch since it was made.
+    """Wall time and counts of a batch since its start.
 
     Attributes:
         lists_s: Seconds for Verlet lists and for the neighbours that they contain.
         model_s: Seconds for energies and forces, including transfers to and from the device.
-        rebuilt: Number of lists that were built, including the first one of each structure.
+        built: Number of lists that were built, including the first one of each structure.
         structure_steps: Number of evaluated structures.
         atom_steps: Number of evaluated atoms.
     """
 
     lists_s: float = 0.0
     model_s: float = 0.0
-    rebuilt: int = 0
+    built: int = 0
     structure_steps: int = 0
     atom_steps: int = 0
 
@@ -113,8 +115,8 @@ class StructureBatch:
         self._joined_lists: JoinedLists | None = None
 
     @property
-    def edges(self) -> int:
-        """The number of pairs in the lists."""
+    def n_listed_pairs(self) -> int:
+        """The number of pairs in the Verlet lists, of which those within the cutoff are edges of the model."""
         return sum(len(v.receiver) for v in self.lists)
 
     @property
@@ -172,7 +174,7 @@ class StructureBatch:
         started = time.perf_counter()
         verlet = build_verlet_list(structure, positions, deformation, self.spec.cutoff)
         self.times.lists_s += time.perf_counter() - started
-        self.times.rebuilt += 1
+        self.times.built += 1
         return verlet
 
     def keep(self, remaining: NDArray[np.bool_]) -> None:
@@ -182,9 +184,14 @@ class StructureBatch:
         self.lists = [v for v, is_kept in zip(self.lists, remaining, strict=True) if is_kept]
         self._joined_members = self._joined_lists = None
 
-    def update_lists(self) -> Iterator[tuple[int, str]]:
-        """Rebuild lists that are no longer valid; yield and remove structures for which that fails."""
-        started, build_s = time.perf_counter(), self.times.lists_s
+    def update_lists(self) -> list[tuple[int, str]]:
+        """Rebuild lists that are no longer valid; remove the structures for which that fails.
+
+        Returns:
+            The index of each removed structure, and the reason.
+        """
+        started, lists_before_s = time.perf_counter(), self.times.lists_s
+        removed: list[tuple[int, str]] = []
         joined = self.joined_members
         placement = joined.place(self.state.coordinates)
         is_usable = np.ones(len(self.members), dtype=bool)
@@ -197,10 +204,11 @@ class StructureBatch:
                 self._joined_lists = None
             except InputError:
                 is_usable[k] = False
-                yield member.index, NO_LIST
+                removed.append((member.index, NO_LIST))
         if not is_usable.all():
             self.keep(is_usable)
-        self.times.lists_s = build_s + time.perf_counter() - started
+        self.times.lists_s = lists_before_s + time.perf_counter() - started
+        return removed
 
     def evaluate(self) -> BatchEvaluation:
         """Return the energies and forces of all structures, whose lists must be valid."""
@@ -300,7 +308,10 @@ class JoinedMembers:
         edge_graph: NDArray[np.int64],
         distance: Array,
     ) -> Array:
-        """Return the shortest contact of each structure, [g], relative to the sum of covalent radii."""
+        """Return the shortest contact of each structure, [g], relative to the sum of covalent radii.
+
+        It is inf without edges.
+        """
         radii = COVALENT_RADII[self.numbers]
         shortest = np.full(len(self.sizes), np.inf)
         first = np.searchsorted(edge_graph, np.arange(len(self.sizes) + 1))
@@ -310,8 +321,8 @@ class JoinedMembers:
             shortest[has_edges] = np.minimum.reduceat(ratio, first[:-1][has_edges])
         return shortest
 
-    def move_structure(self, k: int, placement: Placement) -> Structure:
-        """Return structure k with other positions and cell, and without labels."""
+    def build_structure(self, k: int, placement: Placement) -> Structure:
+        """Return structure k with the positions and cell of a placement, and without labels."""
         return replace(
             self._structures[k],
             positions=placement.positions[self.graph == k],

@@ -48,8 +48,9 @@ class FoundationModel(nn.Module):
         head_slot: [heads] index of each head in kept_heads, -1 if it is discarded.
         autocast: Data type of the encoder's matrix products in mixed precision; None for the type of the parameters.
             It is not saved.
-        fused: Whether operators of harness.reference.ops compute messages and linear layers of the encoder unless a
-            call says otherwise. It is not saved; `message_backend.select_backend` sets it.
+        fused: Type of the devices on which operators of harness.reference.ops compute messages and linear layers of the
+            encoder unless a call says otherwise; None: on none, nor on other devices to which the model moves. It is
+            not saved; `message_backend.select_backend` sets it.
     """
 
     reference_energy: Tensor
@@ -64,7 +65,7 @@ class FoundationModel(nn.Module):
         super().__init__()
         self.config = config
         self.autocast: torch.dtype | None = None
-        self.fused = False
+        self.fused: str | None = None
         self.encoder = build_backbone(config)
         hydragnn = config.hydragnn
         activation = "silu" if hydragnn is None else hydragnn.activation
@@ -138,7 +139,7 @@ class FoundationModel(nn.Module):
                 TypeError); None for the attribute of the model.
         """
         with set_autocast(vector.device.type, self.autocast):
-            use_fused = self.fused if fused is None else fused
+            use_fused = vector.device.type == self.fused if fused is None else fused
             s: Tensor = self.encoder(batch, vector, fused=True) if use_fused else self.encoder(batch, vector)
         return s
 

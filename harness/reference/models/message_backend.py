@@ -46,18 +46,20 @@ def select_backend(requested: BackendName, model: FoundationModel, world: Proces
         The backend that the model uses from now on.
     """
     if requested == "unfused":
-        model.fused = False
+        model.fused = None
         return UNFUSED
     reason = world.broadcast_first(find_unavailable_reason(model.config.network, world.device))
-    model.fused = reason is None
-    return MessageBackend(model.fused, reason)
+    return _set_backend(model, world.device, reason)
 
 
 def use_fused_messages(model: FoundationModel, device: torch.device) -> MessageBackend:
     """Let the model use the fused backend if this process supports it, and return the backend that it uses."""
-    reason = find_unavailable_reason(model.config.network, device)
-    model.fused = reason is None
-    return MessageBackend(model.fused, reason)
+    return _set_backend(model, device, find_unavailable_reason(model.config.network, device))
+
+
+def _set_backend(model: FoundationModel, device: torch.device, unfused_reason: str | None) -> MessageBackend:
+    model.fused = device.type if unfused_reason is None else None
+    return MessageBackend(unfused_reason is None, unfused_reason)
 
 
 def find_unavailable_reason(backbone: str, device: torch.device) -> str | None:

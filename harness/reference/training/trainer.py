@@ -258,11 +258,11 @@ class Trainer:
             progress.best = validation_loss
         progress.since_best = 0 if is_best else progress.since_best + 1
         for split, errors in (("train", trained), ("validation", validated)):
-            for head, (energy, force, count) in errors.compute_head_means().items():
+            for head, (mean_energy, mean_force, count) in errors.compute_head_means().items():
                 self.write(
                     HeadErrors(
                         epoch=progress.epoch, head=HEADS[head], dataset=self._find_dataset(head), split=split,
-                        energy_mae_ev_per_atom=energy, force_mae_ev_per_angstrom=force, structures=count,
+                        energy_mae_ev_per_atom=mean_energy, force_mae_ev_per_angstrom=mean_force, structures=count,
                     )
                 )  # fmt: skip
         (energy, force), (v_energy, v_force) = trained.compute_means(), validated.compute_means(shares)

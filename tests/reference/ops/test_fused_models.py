@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from harness.reference.data.batch import Batch, build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.inference.prediction import Prediction, baseline, batched_heads
+from harness.reference.models import message_backend
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages as kernels
@@ -168,3 +170,16 @@ def test_cpus_never_import_triton() -> None:
         assert not [name for name in sys.modules if name.startswith("harness.reference.ops.triton")]
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+def test_moved_model_does_not_call_the_operators_of_its_former_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = SimpleNamespace(device=torch.device("cuda"), broadcast_first=lambda reason: reason)
+    monkeypatch.setattr(message_backend, "find_unavailable_reason", lambda *_: None)
+    model, batch, calls = make_model(SMALL), make_batch([make_molecule()]), list[bool]()
+    forward = model.encoder.forward
+    monkeypatch.setattr(model.encoder, "forward", lambda *a, fused=False: calls.append(fused) or forward(*a))
+    assert message_backend.select_backend("fused", model, world).fused  # type: ignore[arg-type]
+    model.encode(batch, batch.positions, batch.shift)
+    message_backend.use_fused_messages(model.to("cpu"), torch.device("cpu"))
+    model.encode(batch, batch.positions, batch.shift)
+    assert calls == [False, True]

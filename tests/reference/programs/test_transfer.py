@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_events
 from harness.reference.errors import InputError
 from harness.reference.models import checkpoints
+from harness.reference.programs.transfer import finetune
 from harness.reference.programs.transfer.finetune import Budget, compute_validation_loss, fit, fit_scaling
 from harness.reference.programs.transfer.modes import (
     MODES,
@@ -128,6 +130,26 @@ def test_weights_with_the_lowest_validation_loss_are_returned() -> None:
     assert outcome.best_step == 0
     assert outcome.steps == 6, "three validations without improvement stop the training"
     assert compute_validation_loss(model, draw.scaling, validation, 1.0) == pytest.approx(before)
+
+
+def test_steps_with_a_non_finite_gradient_are_skipped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = checkpoints.load_named("painn-64")[0].double()
+    splits = make_splits("qm9")
+    draw = splits.draw("", 20, 0)
+    model = build_task_model(source, MODES_BY_NAME["head"], 8, keep_task_layers=True, seed=0)
+    data = splits.build_data(draw.train, draw.scaling, next(model.parameters()))
+    clip, norms = finetune.nn.utils.clip_grad_norm_, iter([math.nan, 1.0, math.inf])
+    monkeypatch.setattr(finetune.nn.utils, "clip_grad_norm_", lambda *a: clip(*a) * next(norms))
+    result = fit(
+        model,
+        select_parameters(model, MODES_BY_NAME["head"]),
+        scaling=draw.scaling,
+        train=data,
+        validation=data,
+        budget=Budget(3, 4, 1e-3, 3, 3, 1.0),
+        seed=0,
+    )
+    assert (result.steps, result.skipped_steps) == (3, 2)
 
 
 def test_scaling_does_not_depend_on_the_test_set() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from harness.reference.potentials import reference_model
 from harness.reference.potentials.physics import TOLERANCES
 from harness.reference.training import evaluation, optimizer, state, trainer
 from harness.reference.training.gate_training import train_gate
+from harness.reference.training.loss import collate_labelled
+from harness.reference.training.meters import ErrorMeter, measure_errors
 from harness.reference.training.optimizer import OptimizerState
 from tests.reference.conftest import make_molecule
 from tests.reference.programs.test_scaling import launch_case, make_rank_environment, wait_until
@@ -312,10 +315,63 @@ def test_a_non_finite_gradient_is_skipped_and_recorded(tmp_path: Path, monkeypat
     assert [e["step"] for e in skipped] == [1, 4]
     assert all("/" in e["worst"] for e in skipped)
     assert all(math.isfinite(value) for value in get_event_values(log, "epoch", "loss"))
+    assert [e["structures_per_s"] * e["duration_s"] for e in log if e["event"] == "epoch"] == pytest.approx([64, 64])
     monkeypatch.setattr(optimizer.nn.utils, "get_total_norm", lambda _: torch.tensor(math.nan))
     (tmp_path / "again").mkdir()
     with pytest.raises(NotFinite, match="the gradient is not finite at step 9"):
         run_training(tmp_path / "again", epochs=4)
+
+
+def test_epoch_without_a_step_has_no_training_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer.nn.utils, "get_total_norm", lambda _: torch.tensor(math.nan))
+    (epoch,) = [e for e in run_training(tmp_path, epochs=1) if e["event"] == "epoch"]
+    assert not {"loss", "energy_mae_ev_per_atom", "force_mae_ev_per_angstrom"} & epoch.keys()
+    assert epoch["validation_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [(None, InputError, "no structure of the validation sets"), (math.nan, NotFinite, "after epoch 0")],
+)
+def test_run_without_a_validation_loss_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float | None, kind: type[Exception], message: str
+) -> None:
+    meter = ErrorMeter()
+    if error is not None:
+        meter.sums[HEADS.index("QM7X")] = torch.tensor([error, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(trainer, "measure_errors", lambda *_: meter)
+    with pytest.raises(kind, match=message):
+        run_training(tmp_path)
+
+
+def test_unknown_forces_have_no_error(finished_run: tuple[Path, Log]) -> None:
+    model, _ = checkpoints.load(finished_run[0] / "model.safetensors")
+    molecule, head = make_molecule(5), HEADS.index("QM7X")
+    labelled = replace(molecule, head=head, energy=0.0, forces=np.ones((5, 3)))
+    unlabelled = replace(labelled, forces=None)
+    references = torch.zeros(model.config.heads, 119, dtype=torch.float64)
+
+    def measure(structures: list[Structure]) -> ErrorMeter:
+        graphs = [model.config.neighbour_spec.build_list(s) for s in structures]
+        return measure_errors(model, [collate_labelled(graphs, references, model.scale.dtype)])
+
+    only_labelled, both, only_unlabelled = (
+        measure(s) for s in ([labelled], [labelled, unlabelled], [unlabelled, unlabelled])
+    )
+    assert both.compute_means()[1] == pytest.approx(only_labelled.compute_means()[1])
+    assert both.compute_head_means()[head][1:] == (pytest.approx(only_labelled.compute_means()[1]), 2)
+    assert only_unlabelled.compute_means()[1] is None
+    assert only_unlabelled.compute_head_means()[head][1] is None
+
+
+def test_saved_state_has_the_wait_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[dict[str, Any]] = []
+    monkeypatch.setattr(state, "save", lambda folder, content, identity: saved.append(content["progress"]))
+    log = run_training(tmp_path, epochs=1, checkpoint_interval_s=1e-9, prefetch_batches=0)
+    waits = [p["waited_s"] for p in saved if p["epoch"] == 0]
+    assert len(waits) == 7, "after all steps but the last"
+    assert 0 < waits[0] < waits[-1] < get_event_values(log, "epoch", "wait_s")[0]
+    assert all(p["waited_s"] <= p["seconds"] for p in saved)
 
 
 def write_case(root: Path, name: str, depends_on: list[str]) -> Path:

@@ -229,7 +229,7 @@ class Session:
             evaluated = self.batch.times.structure_steps
             results.extend(self.batch_run.step())
             steps += self.batch.times.structure_steps > evaluated
-            edges = max(edges, self.batch.edges)
+            edges = max(edges, self.batch.n_listed_pairs)
         wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
         self.batch_steps += steps
         for index, result in results:
@@ -237,7 +237,7 @@ class Session:
         after = self.batch.times
         return DynamicsSample(
             batch_steps=steps, structure_steps=after.structure_steps - before.structure_steps,
-            atom_steps=after.atom_steps - before.atom_steps, edges=edges, rebuilt_lists=after.rebuilt - before.rebuilt,
+            atom_steps=after.atom_steps - before.atom_steps, edges=edges, rebuilt_lists=after.built - before.built,
             wall_s=wall_s, cpu_s=cpu_s, lists_s=after.lists_s - before.lists_s, model_s=after.model_s - before.model_s,
             is_warmup=is_warmup, load_1min=os.getloadavg()[0],
         )  # fmt: skip

@@ -16,50 +16,46 @@ from harness.protocol.events import CaseLog
 from harness.protocol.programs.assessment import (
     Assessment,
     Calibration,
-    Elements,
-    Embedding,
     OutsideCoverage,
-    Overlap,
     RelaxedCandidate,
-    SampleRisk,
     SpotLabel,
-    Uncertainty,
     Unlabelled,
     Unrelaxed,
 )
-from harness.reference.data.batch import Batch, build_batch
+from harness.protocol.text import pluralize
+from harness.reference.data.batch import build_batch
 from harness.reference.data.structure import Array, Structure
-from harness.reference.inference.risk import COVERAGE, RiskModel, evaluate
-from harness.reference.models import checkpoints
+from harness.reference.inference.risk import RiskModel
 from harness.reference.models.coverage import Coverage
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.models.message_backend import use_fused_messages
 from harness.reference.programs.screening.candidates.prototype_workload import CrystalWorkload
 from harness.reference.programs.screening.candidates.workload import Workload
 from harness.reference.programs.screening.drawing import draw_structure
 from harness.reference.programs.screening.ood_distance import (
-    BATCH,
     calibrate,
     embed,
     fit_distance,
     load_training_structures,
     make_ood_structures,
 )
+from harness.reference.programs.screening.overlap import log_overlap, log_projection
 from harness.reference.programs.screening.part_results import IndexPartition
 from harness.reference.programs.screening.ranking import rank
 from harness.reference.programs.screening.reference_phases import ReferencePhases
 from harness.reference.programs.screening.relaxation import find_duplicates, relax
 from harness.reference.programs.screening.scoring import MahalanobisDistance
 from harness.reference.programs.screening.spot_checks import (
+    SpotLabels,
     find_labelled_head,
     label_candidates,
     restrict_to_head,
 )
+from harness.reference.programs.screening.uncertainty import estimate_uncertainty, summarize_risk
 
-COMPONENTS = 8
 DRAWINGS = 12  # number of relaxed candidates that are drawn
-MAX_DEVIATION = 10.0  # standard deviations
-MAX_POINTS = 300  # number of points of each kind in the figure of embeddings
-OOD_STRUCTURES = 200  # number of out-of-distribution structures of each kind
+OOD_STRUCTURES = 200  # maximum number of out-of-distribution structures of each kind
+NOT_FINITE = "embedding not finite"
 
 
 @dataclass(frozen=True)
@@ -86,9 +82,10 @@ class FinishedScreening:
 
 
 def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folder: Path) -> None:
-    """Assess a screening on the CPU in double precision, and log the results."""
+    """Assess a screening on the CPU in double precision, and log the results; its model is converted in place."""
     model, workload = screening.model.to("cpu").double(), screening.workload
     model.autocast = None
+    use_fused_messages(model, torch.device("cpu"))
     rng = np.random.default_rng(config.seed)
     indices = sample_candidates(screening.parts, config.sample, rng)
     candidates = [workload.structure(k) for k in indices]
@@ -106,19 +103,19 @@ def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folde
     finite = np.asarray(np.isfinite(others["candidates"]).all(axis=1))
     candidates = [candidates[k] for k in np.flatnonzero(finite)]
     others["candidates"] = others["candidates"][finite]
-    ood = {kind: embed(model, s) for kind, s in make_ood_structures(test, OOD_STRUCTURES, config.seed).items()}
-    ood = {kind: e[np.isfinite(e).all(axis=1)] for kind, e in ood.items()}
+    n_ood = min(OOD_STRUCTURES, len(test))
+    ood = {kind: embed(model, s) for kind, s in make_ood_structures(test, n_ood, config.seed).items()}
     calibration = calibrate(
         compute_distances(distance, embed(model, validation)),
         compute_distances(distance, others["held out"]),
-        {kind: compute_distances(distance, e) for kind, e in ood.items()},
+        {kind: np.nan_to_num(compute_distances(distance, e), nan=np.inf) for kind, e in ood.items()},
         config.false_alarm,
     )
     threshold = calibration.threshold
-    log.write(Calibration(**asdict(calibration), ood_structures=OOD_STRUCTURES))
+    log.write(Calibration(**asdict(calibration), ood_structures=n_ood))
     log_overlap(reference, others, training, candidates, log)
-    log_projection(reference, {**others, **ood}, log)
-    covered = select_covered(model, candidates, log)
+    log_projection(reference, {**others, **{kind: e[np.isfinite(e).all(axis=1)] for kind, e in ood.items()}}, log)
+    covered = select_covered(model, candidates, int((~finite).sum()), log)
     flagged = compute_distances(distance, others["candidates"])[covered] > threshold
     estimate_uncertainty(config, model, [candidates[k] for k in covered], flagged, log)
     if screening.risk is not None and len(covered):
@@ -130,7 +127,10 @@ def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folde
 def log_relaxations(
     config: Assessment, model: FoundationModel, screening: FinishedScreening, log: CaseLog, folder: Path
 ) -> None:
-    """Relax the best candidates with the head of the hull, or else the gate, and log them by energy above the hull."""
+    """Relax the best candidates, and log them by energy above the hull.
+
+    They are relaxed with the hull's head, or with the gate's weighted sum without a hull.
+    """
     workload, phases = screening.workload, screening.phases
     best = [(k, workload.structure(k)) for k in select_distinct(screening, config.n_relaxations)]
     head = None if phases is None else phases.head
@@ -153,7 +153,7 @@ def log_relaxations(
 
 
 def select_distinct(screening: FinishedScreening, count: int) -> list[int]:
-    """Return the best candidates, of which no two differ only in volume."""
+    """Return at most `count` of the best candidates; of crystals that differ only in volume, the best one."""
     if not isinstance(screening.workload, CrystalWorkload):
         return list(screening.best[:count])
     chosen: dict[tuple[int, ...], int] = {}
@@ -165,174 +165,40 @@ def select_distinct(screening: FinishedScreening, count: int) -> list[int]:
     return list(chosen.values())
 
 
-def select_covered(model: FoundationModel, candidates: Sequence[Structure], log: CaseLog) -> NDArray[np.int64]:
-    """Return the positions of the candidates inside the model's training sets; log the number of others by reason."""
+def select_covered(
+    model: FoundationModel, candidates: Sequence[Structure], not_finite: int, log: CaseLog
+) -> NDArray[np.int64]:
+    """Return the positions of the candidates inside the model's training sets; log the number of others by reason.
+
+    Args:
+        model: The model.
+        candidates: The candidates of the sample with finite embeddings.
+        not_finite: Number of the other candidates of the sample.
+        log: The log of the case.
+    """
     coverage = Coverage(model)
-    reasons: Counter[str] = Counter()
+    reasons = Counter({NOT_FINITE: not_finite} if not_finite else {})
     covered = []
     for k, structure in enumerate(candidates):
         graph = model.config.neighbour_spec.build_list(structure)
         outside = [name for name, mask in coverage.find_outside(build_batch([graph])).items() if mask[0]]
         reasons.update(outside)
         covered += [] if outside else [k]
-    log.write(OutsideCoverage(candidates=len(candidates), reasons=dict(reasons)))
+    log.write(OutsideCoverage(candidates=len(candidates) + not_finite, reasons=dict(reasons)))
     return np.array(covered, dtype=np.int64)
 
 
 def sample_candidates(parts: IndexPartition, count: int, rng: np.random.Generator) -> list[int]:
-    """Return the numbers of random candidates in the parts that were screened, ascending."""
-    numbers = parts.selected
-    candidates = set()
-    for position in rng.integers(0, len(numbers), count).tolist():
-        first, stop = parts.bounds(numbers[position])
-        candidates.add(int(rng.integers(first, stop)))
-    return sorted(candidates)
+    """Return the numbers of `count` random candidates, or all, of the parts that were screened, ascending."""
+    numbers, total = parts.selected, parts.candidates
+    positions = np.sort(rng.choice(total, min(count, total), replace=False)).tolist()
+    # only the last part may be smaller than the others
+    return [parts.bounds(numbers[k // parts.size])[0] + k % parts.size for k in positions]
 
 
 def compute_distances(distance: MahalanobisDistance, embedding: Array) -> Array:
     """Return the distances of embeddings [s, F], [s]."""
     return distance.distance(torch.from_numpy(embedding)).numpy()
-
-
-def log_overlap(
-    reference: Array,
-    others: dict[str, Array],
-    training: Sequence[Structure],
-    candidates: Sequence[Structure],
-    log: CaseLog,
-) -> None:
-    """Log the overlap of other structures with the training sets, and the elements of the candidates.
-
-    The overlap is measured by Wasserstein distances along principal components, in units of the standard deviation of
-    the training sets. Deviations are clipped at MAX_DEVIATION, since outliers would dominate; the share of clipped
-    structures is logged.
-
-    Args:
-        reference: [s, F] embeddings of the training sets.
-        others: [k, F] embeddings of other structures, by kind.
-        training: The structures of the training sets.
-        candidates: The sampled candidates.
-        log: The log of the case.
-    """
-    from scipy.stats import wasserstein_distance  # type: ignore[import-untyped]  # the import takes most of a second
-
-    axes, scale, mean = compute_principal_components(reference)
-    base = (reference - mean) @ axes / scale
-    for kind, embedding in others.items():
-        scores = (embedding - mean) @ axes / scale
-        clipped = np.clip(scores, -MAX_DEVIATION, MAX_DEVIATION)
-        distances = [float(wasserstein_distance(base[:, k], clipped[:, k])) for k in range(scores.shape[1])]
-        log.write(
-            Overlap(
-                kind=kind,
-                structures=len(scores),
-                wasserstein=[round(w, 4) for w in distances],
-                mean=round(float(np.mean(distances)), 4),
-                outside_range_fraction=float((np.abs(scores) > MAX_DEVIATION).any(axis=1).mean()),
-            )
-        )
-    trained, screened = (
-        Counter(int(z) for s in structures for z in np.unique(s.numbers)) for structures in (training, candidates)
-    )
-    log.write(
-        Elements(
-            trained={str(z): n for z, n in sorted(trained.items())},
-            candidates={str(z): n for z, n in sorted(screened.items())},
-            unseen_elements=sorted(set(screened) - set(trained)),
-        )
-    )
-
-
-def compute_principal_components(reference: Array) -> tuple[Array, Array, Array]:
-    """Return principal axes [F, c], standard deviations [c] along them, and the mean [F] of embeddings [s, F]."""
-    mean = reference.mean(axis=0)
-    _, values, right = np.linalg.svd(reference - mean, full_matrices=False)
-    count = min(COMPONENTS, int((values > values[0] * 1e-9).sum()))
-    return right[:count].T, values[:count] / np.sqrt(len(reference)), mean
-
-
-def log_projection(reference: Array, others: dict[str, Array], log: CaseLog) -> None:
-    """Log the projections of embeddings on the first two principal components."""
-    axes, scale, mean = compute_principal_components(reference)
-    for kind, embedding in {"training": reference, **others}.items():
-        stride = max(1, len(embedding) // MAX_POINTS)
-        projection = (embedding[::stride] - mean) @ axes[:, :2] / scale[:2]
-        clipped = np.clip(projection, -MAX_DEVIATION, MAX_DEVIATION).round(4)
-        log.write(Embedding(kind=kind, x=clipped[:, 0].tolist(), y=clipped[:, 1].tolist()))
-
-
-@torch.no_grad()
-def estimate_uncertainty(
-    config: Assessment,
-    model: FoundationModel,
-    candidates: Sequence[Structure],
-    flagged: NDArray[np.bool_],
-    log: CaseLog,
-) -> None:
-    """Log three estimates of the uncertainty, as medians over flagged candidates and over the others.
-
-    The estimates are the spread over the heads, over dropout samples, and over an ensemble of models. Dropout acts on
-    the pooled features. The shipped model was trained without dropout, so the spread over dropout samples measures only
-    its sensitivity.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    models = [model, *(checkpoints.load_named(name)[0].double().eval() for name in config.ensemble)]
-    rows = []
-    for structure in candidates:
-        graph = model.config.neighbour_spec.build_list(structure)
-        batch = build_batch([graph], with_triplets=model.config.needs_triplets)
-        weights = model.gate_weights(batch.composition)
-        pooled = model.encode(batch, batch.positions, batch.shift)
-        heads = model.residual_energies(pooled, batch)[0] / batch.n_atoms
-        mean = (weights[0] * heads).sum()
-        spread = (weights[0] * (heads - mean).square()).sum().sqrt()
-        keep = torch.rand(config.dropout_samples, model.config.hidden_dim, generator=generator) > config.dropout
-        dropped = model.replace_features(pooled, model.select_features(pooled) * keep / (1.0 - config.dropout))
-        repeated = batch._replace(composition=batch.composition.expand(config.dropout_samples, -1))
-        energies = (weights * model.residual_energies(dropped, repeated)).sum(1) / batch.n_atoms
-        rows.append([float(spread), float(energies.std()), _compute_ensemble_deviation(models, batch)])
-    table = np.array(rows)
-    for name, mask in (("flagged", flagged), ("not flagged", ~flagged)):
-        if mask.any():
-            spread, dropout, ensemble = np.median(table[mask], axis=0).tolist()
-            log.write(
-                Uncertainty(
-                    kind=name,
-                    candidates=int(mask.sum()),
-                    heads_ev_per_atom=spread,
-                    dropout_ev_per_atom=dropout,
-                    ensemble_ev_per_atom=ensemble if len(models) > 1 else None,
-                    models=len(models),
-                )
-            )
-
-
-def _compute_ensemble_deviation(models: Sequence[FoundationModel], batch: Batch) -> float:
-    """Return the standard deviation of the residual energy per atom over models; 0 for one model."""
-    energies = []
-    for model in models:
-        residuals = model.residual_energies(model.encode(batch, batch.positions, batch.shift), batch)
-        energies.append(float((model.gate_weights(batch.composition) * residuals).sum() / batch.n_atoms))
-    return float(np.std(energies))
-
-
-@torch.no_grad()
-def summarize_risk(risk: RiskModel, model: FoundationModel, candidates: Sequence[Structure]) -> SampleRisk:
-    """Return the median risk of candidates, and the share of them that is accepted."""
-    risks = []
-    for first in range(0, len(candidates), BATCH):
-        graphs = [model.config.neighbour_spec.build_list(s) for s in candidates[first : first + BATCH]]
-        batch = build_batch(graphs, with_triplets=model.config.needs_triplets)
-        weights = model.gate_weights(batch.composition)
-        risks.append(risk.estimate(model, batch, evaluate(model, batch, weights), weights).numpy())
-    values, threshold = np.concatenate(risks), float(risk.threshold_ev_per_atom)
-    return SampleRisk(
-        candidates=len(values),
-        threshold_ev_per_atom=threshold,
-        accepted_fraction=float((values <= threshold).mean()),
-        median_ev_per_atom=float(np.median(values)),
-        coverage=COVERAGE,
-    )
 
 
 def log_labels(
@@ -384,5 +250,14 @@ def log_labels(
             )
         )
     if labels.failed or len(labels.index) < config.n_labels:
-        reason = f"{len(labels.index)} of {config.n_labels} labelled"
-        log.write(Unlabelled(reason=reason, failed=dict(labels.failed)))
+        log.write(Unlabelled(reason=describe_labels(config, labels, len(indices)), failed=dict(labels.failed)))
+
+
+def describe_labels(config: Assessment, labels: SpotLabels, candidates: int) -> str:
+    """Return the number of labels, and why there are no more if some are missing."""
+    text = f"{len(labels.index)} of {pluralize(config.n_labels, 'label')}"
+    if len(labels.index) == config.n_labels:
+        return text
+    if len(labels.index) + labels.failed.total() == candidates:
+        return f"{text}: none of {candidates} candidates is left"
+    return f"{text}: the time limit, {config.label_time_limit_s:g} s, has passed"

@@ -1,7 +1,7 @@
 """Fine-tune one model on the few labels of a task, with early stopping on validation labels.
 
-The target is scaled: a baseline (a linear model of composition, or the mean) is subtracted, and the residual is divided
-by its mean magnitude. The scaling is fitted to training labels alone.
+A baseline (a linear model of composition, or the mean) is subtracted from the target, and errors in the loss are
+divided by the mean magnitude of the residuals. Both are fitted to training labels alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from harness.reference.data.structure import Array
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets import reference_energies
 from harness.reference.datasets.reference_energies import ELEMENT_SLOTS, ElementState, count_elements
+from harness.reference.errors import NotFinite
 from harness.reference.models.foundation import FoundationModel
 
 MIN_UNIT = 1e-3  # the smallest unit of a target or of forces, as all labels may be equal
@@ -101,7 +102,8 @@ class TaskBatch(NamedTuple):
 
     Attributes:
         batch: The structures.
-        target: [g] values minus those of the composition baseline (`TargetScaling`).
+        target: [g] values minus the baseline: that of the composition, or the mean of an intensive target
+            (`TargetScaling`).
         forces: [n, 3], or None if the task has none.
         pooled: [g, F] features of a frozen encoder, or None if it must run.
     """
@@ -121,12 +123,14 @@ class FitResult:
         best_step: The step with the lowest validation loss, whose weights the model has.
         validation_loss: Validation loss at that step.
         seconds: Duration.
+        skipped_steps: Number of steps that were skipped because their gradient was not finite.
     """
 
     steps: int
     best_step: int
     validation_loss: float
     seconds: float
+    skipped_steps: int = 0
 
 
 class TaskData:
@@ -218,7 +222,10 @@ def _predict_value(model: FoundationModel, scaling: TargetScaling, pooled: Tenso
 def compute_loss(
     model: FoundationModel, scaling: TargetScaling, labelled: TaskBatch, force_weight: float, *, train: bool
 ) -> Tensor:
-    """Return the mean absolute errors of values, per atom if extensive, and of force components, in scaled units."""
+    """Return the MAE of values, per atom if extensive, plus force_weight times that of force components, a scalar.
+
+    Both are in the units of the scaling.
+    """
     value, forces = predict(model, scaling, labelled, create_graph=train)
     error = (value - labelled.target).abs()
     if scaling.extensive:
@@ -258,24 +265,32 @@ def fit(
         scaling: The scaling of the target.
         train: Training structures.
         validation: Validation structures.
-        budget: Number of steps, learning rate and patience.
+        budget: Number of steps, batch size, learning rate, force weight, validation interval and patience, which is a
+            number of validations.
         seed: Seed of the batches.
+
+    Raises:
+        NotFinite: No validation loss is finite.
     """
     started = time.monotonic()
     rng = np.random.default_rng(seed)
     best, best_step = compute_validation_loss(model, scaling, validation, budget.force_weight), 0
+    if math.isnan(best):
+        best = math.inf  # so that any number is lower
     best_state = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _compute_learning_rate_factor(step, budget.steps)
     )
-    step = stale = 0
+    step = stale = skipped_steps = 0
     for step, labelled in enumerate(train.random_batches(budget.batch_size, budget.steps, rng), start=1):
         optimizer.zero_grad()
         compute_loss(model, scaling, labelled, budget.force_weight, train=True).backward()
         norm = nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         if torch.isfinite(norm):
             optimizer.step()
+        else:
+            skipped_steps += 1
         schedule.step()
         if step % budget.validation_interval_steps and step < budget.steps:
             continue
@@ -285,8 +300,10 @@ def fit(
             best, best_step, best_state = error, step, copy.deepcopy(model.state_dict())
         if stale >= budget.early_stopping_patience:
             break
+    if not math.isfinite(best):
+        raise NotFinite(f"no validation loss is finite in {step} steps")
     model.load_state_dict(best_state)
-    return FitResult(step, best_step, best, time.monotonic() - started)
+    return FitResult(step, best_step, best, time.monotonic() - started, skipped_steps)
 
 
 def _compute_learning_rate_factor(step: int, steps: int) -> float:

@@ -113,7 +113,7 @@ class TransferStudy:
 
     Attributes:
         config: Parameters of the case.
-        budget: Number of steps, learning rate and patience of each fit.
+        budget: The budget of each fit.
         splits: The dataset and its splits.
         source: The pretrained model on its device.
         folder: The folder of the files of baselines and fits.
@@ -216,7 +216,7 @@ class TransferStudy:
         event = Fit(
             **key, mode=mode.name, train=len(split.train), validation=len(split.validation),
             parameters=sum(p.numel() for p in parameters), head=head, steps=result.steps, best_step=result.best_step,
-            duration_s=round(result.seconds, 3), **errors,
+            skipped_steps=result.skipped_steps, duration_s=round(result.seconds, 3), **errors,
         )  # fmt: skip
         self._write(event, path)
 

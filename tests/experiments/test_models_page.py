@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.experiments.models.metrics import count_work
-from harness.experiments.models.page import build_summary_block
+from harness.experiments.models.page import build_summary_block, describe_models
 from harness.experiments.tables import build_results
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
@@ -50,3 +50,10 @@ def test_energy_is_divided_by_millions_of_atoms(out: Path) -> None:
     block = build_summary_block(rows, {"fast": "too short"})
     column = block.columns.index("J per million atoms")
     assert [row[column] for row in block.rows] == ["12 (CPUs)", "too short"]
+
+
+def test_end_of_the_search_for_the_largest_crystal_has_its_reason(out: Path) -> None:
+    log = JsonLinesLog(out / "runs" / "models-local" / "models" / "events.jsonl")
+    log.write("largest_size", model="slow", atoms=4000, limit="no answer within 300 s")
+    rows = build_results(load_runs(out / "runs")).tables()["models"]
+    assert describe_models(rows)[-1] == "Largest crystal of slow: 4,000 atoms; no answer within 300 s."

@@ -88,7 +88,7 @@ def select_case(table: pd.DataFrame, folder: str) -> pd.DataFrame:
 
 
 def describe_models(rows: pd.DataFrame) -> list[str]:
-    """Return sentences about the fastest model and about the models whose physics failed or was not fully checked."""
+    """Return sentences about the fastest model, physics that failed or was not fully checked, and the largest crystal."""
     texts = []
     timed = rows[rows["us_per_atom"].notna()]
     correct = timed[timed["verdict"] == "ok"]
@@ -107,6 +107,10 @@ def describe_models(rows: pd.DataFrame) -> list[str]:
     ):
         group = rows[rows["verdict"] == verdict]
         texts += [f"{text}: {row['model']}, {row['reason']}." for _, row in group.iterrows() if row["reason"]]
+    texts += [
+        f"Largest crystal of {row['model']}: {row['largest_atoms']:,.0f} atoms; {row['largest_limit']}."
+        for row in list_rows(rows.dropna(subset="largest_limit"))
+    ]
     return texts
 
 
@@ -151,9 +155,9 @@ def build_summary_block(rows: pd.DataFrame, missing_energies: Mapping[str, str])
     note = (
         "The time is that of the energy and forces of the largest crystal, after a random displacement of all atoms:"
         " the median over rounds with its order-statistic interval. The models take turns in each round. The peak"
-        " memory is that of the model's process. Errors are means over the datasets below; energies are relative to the"
-        " mean of their composition, so that reference energies cancel. Joules are those of timed predictions on all"
-        " nodes, as far as the nodes have sensors; see the page on costs."
+        " memory is that of the model's process. Errors are means over the datasets below; that of energies is the mean"
+        " absolute deviation from the mean error of equal compositions, so that reference energies cancel. Joules are"
+        " those of timed predictions on all nodes, as far as the nodes have sensors; see the page on costs."
     )
     block = build_block("All models", list_rows(rows), columns, note)
     return add_cost_columns(block, rows.drop(columns="energy_per_result_j"))

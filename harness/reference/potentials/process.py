@@ -33,12 +33,11 @@ class PotentialError(Exception):
 
     Attributes:
         is_unavailable: Whether the potential is not installed, or does not offer the precision or compilation.
-        is_out_of_memory: Whether the memory did not suffice.
     """
 
-    def __init__(self, message: str, *, is_unavailable: bool = False, is_out_of_memory: bool = False) -> None:
+    def __init__(self, message: str, *, is_unavailable: bool = False) -> None:
         super().__init__(message)
-        self.is_unavailable, self.is_out_of_memory = is_unavailable, is_out_of_memory
+        self.is_unavailable = is_unavailable
 
 
 @dataclass(frozen=True)
@@ -226,11 +225,7 @@ class PotentialProcess:
         line = self._read_line()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise PotentialError(
-                answer["error"],
-                is_unavailable=bool(answer.get("absent")),
-                is_out_of_memory=bool(answer.get("out_of_memory")),
-            )
+            raise PotentialError(answer["error"], is_unavailable=bool(answer.get("absent")))
         return answer
 
     def _read_line(self) -> bytes:

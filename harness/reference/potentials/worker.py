@@ -267,10 +267,9 @@ def main() -> None:
         except NotInstalledError as error:
             answer = {"error": str(error), "absent": True}
         except MemoryError:
-            answer = {"error": "out of memory", "out_of_memory": True}
+            answer = {"error": "out of memory"}
         except Exception as error:  # a potential may raise any exception
-            text = describe_error(error)
-            answer = {"error": text, "out_of_memory": "out of memory" in text.lower()}
+            answer = {"error": describe_error(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from harness.experiments.screening.metrics import build_tables
 from harness.protocol.events import CaseLog, read_last_events
@@ -31,8 +30,8 @@ from harness.results.runs import RunRecord
 from tests.reference.conftest import SMALL, make_crystal, make_model, make_molecule
 
 
-def make_known_model(config: ModelConfig = SMALL) -> FoundationModel:
-    model = make_model(config)
+def make_known_model(config: ModelConfig = SMALL, seed: int = 0) -> FoundationModel:
+    model = make_model(config, seed)
     model.mark_all_elements_known()
     return model
 
@@ -76,9 +75,7 @@ def make_ensemble(monkeypatch: pytest.MonkeyPatch) -> list[FoundationModel]:
     }
     models = {}
     for seed, (name, config) in enumerate(configs.items()):
-        torch.manual_seed(seed)
-        models[name] = make_known_model(config)
-        models[name].reference_energy.copy_(seed + torch.rand_like(models[name].reference_energy))
+        models[name] = make_known_model(config, seed)
     monkeypatch.setattr(checkpoints, "load_named", lambda name: (models[name], {}))
     return list(models.values())
 

@@ -88,7 +88,7 @@ def select_case(table: pd.DataFrame, folder: str) -> pd.DataFrame:
 
 
 def describe_models(rows: pd.DataFrame) -> list[str]:
-    """Return sentences about the fastest model, physics that failed or was not fully checked, and the largest crystal."""
+    """Return sentences about the fastest model, physics that failed or was not fully checked, and largest crystals."""
     texts = []
     timed = rows[rows["us_per_atom"].notna()]
     correct = timed[timed["verdict"] == "ok"]

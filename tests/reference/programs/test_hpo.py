@@ -339,3 +339,10 @@ def test_optimizer_does_not_import_mpi_uninitialized() -> None:
     """If mpi4py were imported but not initialized, the process would end when ASE queries it."""
     script = "import harness.reference.programs.hpo.optimizer, ase.parallel; assert ase.parallel.world.size == 1"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_objective_without_known_forces_is_that_of_the_energy() -> None:
+    epoch = {"event": "epoch", "best": True, "structures_per_s": 5.0, "validation_energy_mae_ev_per_atom": 0.2}
+    log = [{**epoch, "validation_force_mae_ev_per_angstrom": 0.4}, epoch]
+    accuracies = [metrics.accuracy for metrics in (trial.read_metrics([event]) for event in log) if metrics]
+    assert accuracies == pytest.approx([-0.3, -0.1])

@@ -136,13 +136,13 @@ def test_steps_with_a_non_finite_gradient_are_skipped_and_counted(monkeypatch: p
     source = checkpoints.load_named("painn-64")[0].double()
     splits = make_splits("qm9")
     draw = splits.draw("", 20, 0)
-    model = build_task_model(source, MODES_BY_NAME["head"], 8, keep_task_layers=True, seed=0)
+    model = build_task_model(source, MODES_BY_NAME["full"], 8, keep_task_layers=True, seed=0)
     data = splits.build_data(draw.train, draw.scaling, next(model.parameters()))
     clip, norms = finetune.nn.utils.clip_grad_norm_, iter([math.nan, 1.0, math.inf])
     monkeypatch.setattr(finetune.nn.utils, "clip_grad_norm_", lambda *a: clip(*a) * next(norms))
     result = fit(
         model,
-        select_parameters(model, MODES_BY_NAME["head"]),
+        select_parameters(model, MODES_BY_NAME["full"]),
         scaling=draw.scaling,
         train=data,
         validation=data,

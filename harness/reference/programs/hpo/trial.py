@@ -138,7 +138,7 @@ def read_metrics(log: Sequence[events.Event]) -> TrialMetrics | None:
     if best is None:
         return None
     rate = statistics.median(e["structures_per_s"] for e in epochs)
-    energy_mae, force_mae = best["validation_energy_mae_ev_per_atom"], best["validation_force_mae_ev_per_angstrom"]
+    energy_mae, force_mae = best["validation_energy_mae_ev_per_atom"], best.get("validation_force_mae_ev_per_angstrom")
     return TrialMetrics(energy_mae, force_mae, rate, len(epochs))
 
 

@@ -281,6 +281,9 @@ def test_state_of_another_run_is_refused_with_the_difference(finished_run: tuple
         InputError, match=r"training.safetensors: the state of another run, whose learning_rate is 0.001, not 0.1"
     ):
         run_training(tmp_path, learning_rate=0.1)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="the state of another version"):
+        patch.setattr(state, "FORMAT", state.FORMAT + 1)
+        run_training(tmp_path)
     (tmp_path / state.FILE_NAME).write_bytes(b"half")
     with pytest.raises(InputError, match=r"training.safetensors: not a readable training state"):
         run_training(tmp_path)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array, Structure
 from harness.reference.errors import InputError
+from harness.reference.inference.batch_members import JoinedMembers
 from harness.reference.inference.batch_state import BatchState
 from harness.reference.inference.structure_batch import (
     NOT_FINITE,
     OUTSIDE,
     BatchEvaluation,
-    JoinedMembers,
     StructureBatch,
 )
 

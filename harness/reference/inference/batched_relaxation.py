@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array, Structure
 from harness.reference.inference import fire
+from harness.reference.inference.batch_members import JoinedMembers
 from harness.reference.inference.batch_run import DEFAULT_MAX_EDGES, BatchRun
 from harness.reference.inference.batch_state import BatchState, extend_positions
-from harness.reference.inference.structure_batch import BatchEvaluation, JoinedMembers, StructureBatch
+from harness.reference.inference.structure_batch import BatchEvaluation, StructureBatch
 from harness.reference.models.foundation import FoundationModel
 
 

@@ -17,8 +17,9 @@ from ase.data import atomic_masses
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array, Structure
+from harness.reference.inference.batch_members import JoinedMembers
 from harness.reference.inference.batch_state import CELL_ROWS, BatchState, extend_positions
-from harness.reference.inference.structure_batch import BatchEvaluation, JoinedMembers
+from harness.reference.inference.structure_batch import BatchEvaluation
 
 NOISE_STEPS = 64  # steps for which the noise of a structure is drawn at once
 VELOCITY_STREAM, NOISE_STREAM = 0, 1  # keys of the random streams of a structure

@@ -21,7 +21,7 @@ from harness.protocol.events import read_last_events
 from harness.reference.errors import InputError
 from harness.reference.models import checkpoints
 from harness.reference.programs.transfer import finetune
-from harness.reference.programs.transfer.finetune import Budget, compute_validation_loss, fit, fit_scaling
+from harness.reference.programs.transfer.finetune import Budget, compute_validation_loss, fit
 from harness.reference.programs.transfer.modes import (
     MODES,
     MODES_BY_NAME,
@@ -30,6 +30,7 @@ from harness.reference.programs.transfer.modes import (
     select_parameters,
 )
 from harness.reference.programs.transfer.splits import TaskSplits
+from harness.reference.programs.transfer.target_scaling import fit_scaling
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.load import load_task
 from tests.support.programs import run_program

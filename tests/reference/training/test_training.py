@@ -275,14 +275,16 @@ def test_a_finished_run_repeats_its_results(finished_run: tuple[Path, Log]) -> N
     assert get_fact(repeated, "test_errors") == get_fact(finished_run[1], "test_errors")
 
 
-def test_state_of_another_run_is_refused_with_the_difference(finished_run: tuple[Path, Log], tmp_path: Path) -> None:
+def test_state_of_another_run_is_refused_with_the_difference(
+    finished_run: tuple[Path, Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / state.FILE_NAME).write_bytes((finished_run[0] / state.FILE_NAME).read_bytes())
     with pytest.raises(
         InputError, match=r"training.safetensors: the state of another run, whose learning_rate is 0.001, not 0.1"
     ):
         run_training(tmp_path, learning_rate=0.1)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="the state of another version"):
-        patch.setattr(state, "FORMAT", state.FORMAT + 1)
+    monkeypatch.setattr(state, "FORMAT", state.FORMAT + 1)
+    with pytest.raises(InputError, match="the state of another version"):
         run_training(tmp_path)
     (tmp_path / state.FILE_NAME).write_bytes(b"half")
     with pytest.raises(InputError, match=r"training.safetensors: not a readable training state"):

@@ -45,9 +45,7 @@ from harness.reference.programs.transfer.finetune import (
     FitResult,
     TaskData,
     fit,
-    fit_scaling,
     predict,
-    predict_from_composition,
 )
 from harness.reference.programs.transfer.modes import (
     MODES_BY_NAME,
@@ -57,6 +55,7 @@ from harness.reference.programs.transfer.modes import (
     select_parameters,
 )
 from harness.reference.programs.transfer.splits import LabelSplit, TaskSplits
+from harness.reference.programs.transfer.target_scaling import fit_scaling, predict_from_composition
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.load import TaskDataUnavailable, load_task
 

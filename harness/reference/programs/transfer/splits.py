@@ -9,7 +9,8 @@ from torch import Tensor
 
 from harness.reference.data.neighbours import NeighbourList
 from harness.reference.models.config import ModelConfig
-from harness.reference.programs.transfer.finetune import TargetScaling, TaskData, fit_scaling
+from harness.reference.programs.transfer.finetune import TaskData
+from harness.reference.programs.transfer.target_scaling import TargetScaling, fit_scaling
 from harness.reference.tasks.catalog import Task
 from harness.reference.tasks.dataset import Fold, Indices, TaskDataset, split_task
 

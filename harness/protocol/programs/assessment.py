@@ -22,7 +22,7 @@ class Assessment(ParameterGroup):
     """Assessment of a screening's results on a sample of its candidates."""
 
     sample: PositiveInt = 1000
-    """Number of candidates in the sample, which is drawn at random."""
+    """Number of candidates in the sample, which is drawn at random without repetition; all if there are fewer."""
     reference_structures_per_dataset: PositiveInt = 200
     """Structures of each training set from which the distance of the candidates is computed."""
     false_alarm: Fraction = 0.05

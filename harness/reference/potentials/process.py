@@ -215,6 +215,7 @@ class PotentialProcess:
 
     def _request(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request and return its answer; raise PotentialError if the answer is an error."""
+        self.raise_if_ended()
         process = self._process
         assert process.stdin is not None
         try:

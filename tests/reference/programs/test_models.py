@@ -328,3 +328,10 @@ def test_failing_fp64_predictions_are_recorded_and_do_not_exclude_the_model(
     assert reason.startswith("in FP64: ")
     assert count > 0
     assert np.isnan(row["force_deviation_max_ev_per_angstrom"])
+
+
+def test_process_that_was_ended_answers_no_request(tmp_path: Path) -> None:
+    with make_process(EMT_CLASS, tmp_path) as process:
+        process.close()  # as after a timeout
+        with pytest.raises(PotentialError, match="its process ended"):
+            process.predict([make_alloy()])

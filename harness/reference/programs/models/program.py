@@ -79,7 +79,7 @@ def measure_errors(
 ) -> None:
     """Log the errors of a model against labels, and its deviations from its own uncompiled FP64 predictions.
 
-    They are logged only if the model is compiled, or its precision is neither `published` nor FP64, and it offers FP64.
+    Deviations are logged if the model offers FP64 and is compiled or in a precision other than `published` and FP64.
     A failure of the FP64 process does not exclude the model: its reason is logged instead of the deviations.
     """
     if model.has_failed:

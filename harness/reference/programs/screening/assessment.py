@@ -55,6 +55,7 @@ from harness.reference.programs.screening.uncertainty import estimate_uncertaint
 
 DRAWINGS = 12  # number of relaxed candidates that are drawn
 OOD_STRUCTURES = 200  # maximum number of out-of-distribution structures of each kind
+MAX_ATTEMPTS = 20  # number of candidates that are tried for each label
 NOT_FINITE = "embedding not finite"
 
 
@@ -220,7 +221,7 @@ def log_labels(
         log.write(Unlabelled(reason=no_head if head is None else "the candidates are not crystals"))
         return
     space = restrict_to_head(workload.space, model, head)
-    indices = rng.integers(0, len(space), 20 * config.n_labels).tolist()
+    indices = rng.choice(len(space), min(len(space), MAX_ATTEMPTS * config.n_labels), replace=False).tolist()
     try:
         labels = label_candidates(
             model, space, indices, head,

@@ -303,10 +303,8 @@ class Trainer:
         """
         sampler = copy.copy(self.loader.sampler)
         sampler.advance(steps)
-        error_sums, waited_s = (
-            self._sum_over_ranks(ErrorMeter(self.progress.error_sums)).sums,
-            self._find_longest_wait(),
-        )
+        error_sums = self._sum_over_ranks(ErrorMeter(self.progress.error_sums)).sums
+        waited_s = self._find_longest_wait()
         part = {
             "optimization": self.optimizer_state.state(),
             "best": self.best,

@@ -79,7 +79,7 @@ def do_run(arguments: Namespace) -> int:
             campaign.plan.system.require_settings()
     report_preflight(arguments, campaigns)
     early_reports = reports.EarlyReports(arguments.out)
-    unfinished = [campaign.measure_pace(progress) for campaign in campaigns]
+    unfinished = [campaign.load_pace(progress) for campaign in campaigns]
     for number, campaign in enumerate(campaigns, start=1):
         progress.later = [case for cases in unfinished[number:] for case in cases]
         is_local = not campaign.scheduler.is_detached

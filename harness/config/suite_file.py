@@ -40,7 +40,7 @@ NodeCount = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Resources(StrictModel):
-    """The resources that one case needs; the values may be expressions."""
+    """The evaluated resources of one case."""
 
     nodes: NodeCount = 1
     """The number of nodes of one case."""
@@ -53,7 +53,11 @@ class Resources(StrictModel):
 
 
 class DependencyRule(StrictModel):
-    """A rule: each case that matches `cases` needs the `required_cases` that have its values on all other axes."""
+    """A rule about the order of cases.
+
+    Each case that matches `cases` waits for the cases that match `required_cases` and have the same values on all other
+    axes.
+    """
 
     cases: dict[Identifier, Scalar] = Field(default_factory=dict)
     """Values of axes of the dependent cases; if empty, all cases except the required ones are dependent."""
@@ -239,7 +243,12 @@ def _check_axes(suite: Suite) -> Iterator[Problem]:
             yield document.make_problem(("zips", zipped), f"zips.{zipped}: duplicate row")
         n_cases *= max(lengths.values(), default=1)
     if n_cases > MAX_CASES:
-        yield document.make_problem(("matrix",), f"{n_cases} cases, but the limit is {MAX_CASES}")
+        yield document.make_problem(("matrix",), describe_excess(n_cases))
+
+
+def describe_excess(n_combinations: int) -> str:
+    """Return the message about a suite with more combinations than MAX_CASES."""
+    return f"{n_combinations:,} combinations (before exclude and where), but the limit is {MAX_CASES:,}"
 
 
 def _find_duplicates(values: list[Any]) -> Iterator[tuple[int, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,6 +176,13 @@ def select_campaign(table: pd.DataFrame, campaign: str) -> pd.DataFrame:
     return table[table["campaign"] == campaign]
 
 
+def label_cases(cases: Iterable[str], titles: Iterable[str]) -> dict[str, str]:
+    """Return a label for each case: its title, followed by its name in brackets if cases share the title."""
+    by_case = dict(zip(cases, titles, strict=True))
+    counts = Counter(by_case.values())
+    return {case: title if counts[title] == 1 else f"{title} ({case})" for case, title in by_case.items()}
+
+
 def describe_reasons(table: pd.DataFrame, column: str, text: str, noun: str) -> list[str]:
     """Return a sentence for each reason in a column, with its number of rows: `Not compiled, 2 runs: no compiler.`."""
     groups = table[table[column].notna()].groupby(column)
@@ -195,6 +203,12 @@ def format_number(value: Any, spec: str = ".3g") -> str:
     if spec == ".3g" and abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:{spec}}"
+
+
+def format_range(values: pd.Series[Any], spec: str = ".3g") -> str:
+    """Return the range of values as text: `0.91 to 0.94`, or one number or dash if both ends read the same."""
+    low, high = format_number(float(values.min()), spec), format_number(float(values.max()), spec)
+    return low if low == high else f"{low} to {high}"
 
 
 def format_quantity(value: float, unit: str) -> str:

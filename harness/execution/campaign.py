@@ -23,7 +23,7 @@ from harness.protocol.errors import SchedulerUnavailable, UsageError
 
 
 class Campaign:
-    """The cases of one plan in root/<suite>-<system>/<case>/, with their jobs in .../jobs/."""
+    """The cases of one plan in root/<suite>-<system>/<case>/, with their jobs in root/<suite>-<system>/jobs/."""
 
     def __init__(self, plan: Plan, root: Path) -> None:
         self.plan = plan
@@ -36,7 +36,11 @@ class Campaign:
         return self.folder / case.folder_name
 
     def list_pending_jobs(self, retry: bool = False) -> list[Job]:
-        """Return the jobs that a run would submit."""
+        """Return the jobs that a run would submit.
+
+        Args:
+            retry: Whether the run also repeats cases that ended without being done.
+        """
         journal = Journal(self.folder)
         if retry:
             journal.results = {case: result for case, result in journal.results.items() if result.state == "done"}
@@ -52,10 +56,10 @@ class Campaign:
             queue = None
         return self._make_status(journal).list_outcomes(queue)
 
-    def measure_pace(self, progress: Progress) -> list[Case]:
-        """Tell the progress how long the cases took that ended in earlier runs, and return the cases that have not."""
+    def load_pace(self, progress: Progress) -> list[Case]:
+        """Add the times of the cases that ended earlier to the pace, and return the cases that have not ended."""
         journal = Journal(self.folder)
-        self._measure(progress, journal)
+        self._add_times(progress, journal)
         return self._make_status(journal).list_unfinished()
 
     def run(self, options: RunOptions, progress: Progress, report: Callable[[], None] = lambda: None) -> list[Outcome]:
@@ -99,7 +103,12 @@ class Campaign:
             return self._make_status(journal).list_outcomes(monitor.query_queue())
 
     def cancel(self) -> int:
-        """Cancel every job of the campaign and return their number."""
+        """Cancel every job of the campaign and return their number.
+
+        Raises:
+            SchedulerUnavailable: a command of the scheduler failed, and some jobs may not be cancelled.
+            UsageError: another harness process is running the campaign.
+        """
         with hold_folder_lock(self.folder):
             try:
                 return self._make_monitor(Journal(self.folder)).cancel_jobs("cancelled")
@@ -127,7 +136,7 @@ class Campaign:
     ) -> list[Outcome]:
         """Submit the pending jobs and resubmit lost cases, until there is nothing to wait for.
 
-        The wait also ends when the scheduler reports twice that the remaining jobs will never start.
+        The wait also ends when the scheduler reports twice in a row that the remaining jobs will never start.
         """
         journal, has_to_wait = monitor.journal, submission.options.wait
         pauses = Pauses(*self.scheduler.poll_s)
@@ -141,7 +150,7 @@ class Campaign:
             lost_cases = monitor.reconcile()
             if len(journal.active_cases) < active_before:
                 pauses.reset()
-                self._measure(progress, journal)
+                self._add_times(progress, journal)
                 if jobs and not journal.active_jobs and any(r.state == "done" for r in journal.results.values()):
                     progress.close()
                     report()
@@ -158,7 +167,7 @@ class Campaign:
         progress.close()
         return self._make_status(journal).list_outcomes(monitor.query_queue())
 
-    def _measure(self, progress: Progress, journal: Journal) -> None:
+    def _add_times(self, progress: Progress, journal: Journal) -> None:
         seconds = journal.get_measured_seconds()
         for case in self.plan.cases:
             progress.pace.add(case, seconds.get(case.id))

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,8 @@ RECORDS = (
     "traceback.txt",
     "job.sh",
 )
-PROGRESS_TAIL_BYTES = 65536
+# The length of the start and of the end of a log in which progress is searched for.
+PROGRESS_BYTES = 65536
 SYNC_DELAY_VARIABLE = "GFM_HARNESS_FILES_S"
 
 
@@ -175,15 +177,27 @@ def _make_attempt_folder(folder: Path) -> Path:
             return folder / f"attempt-{number}"
 
 
+def read_first_progress(folder: Path) -> events.Event | None:
+    """Return the first progress event of a case, read from the start of its log."""
+    path = folder / events.EVENTS_FILE
+    if not path.exists():
+        return None
+    with path.open("rb") as handle:
+        return _find_progress(handle.read(PROGRESS_BYTES).splitlines())
+
+
 def read_last_progress(folder: Path) -> events.Event | None:
     """Return the newest progress event of a case, read from the end of its log."""
     path = folder / events.EVENTS_FILE
     if not path.exists():
         return None
     with path.open("rb") as handle:
-        handle.seek(max(0, path.stat().st_size - PROGRESS_TAIL_BYTES))
-        lines = handle.read().splitlines()
-    for line in reversed(lines):
+        handle.seek(max(0, path.stat().st_size - PROGRESS_BYTES))
+        return _find_progress(reversed(handle.read().splitlines()))
+
+
+def _find_progress(lines: Iterable[bytes]) -> events.Event | None:
+    for line in lines:
         if b'"progress"' in line:
             event = next((convert_event("", event) for event in events.parse([line])), None)
             if event is not None and event["event"] == "progress" and find_invalid_event("", [event]) is None:

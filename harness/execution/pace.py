@@ -1,10 +1,11 @@
-"""Estimates of the time that cases take, from measured cases of this results folder and what their suites expect."""
+"""Estimates of the time that cases take, from the measured times of earlier cases and the times that suites expect."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 
 from harness.protocol.case import Case
+from harness.protocol.events import Event
 from harness.protocol.text import pluralize
 
 MINUTE_S, HOUR_S = 60.0, 3600.0
@@ -15,7 +16,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._measured_s: dict[str, float] = {}  # by the id of the case
-        # the measured and the expected seconds of the cases of each suite that are measured
+        # total measured and expected seconds of each suite's measured cases
         self._totals_s: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def add(self, case: Case, seconds: float | None) -> None:
@@ -36,6 +37,24 @@ class Pace:
             return self._measured_s[case.id]
         measured, expected = self._totals_s[case.suite]
         return MINUTE_S * case.expected_minutes * (measured / expected if expected else 1.0)
+
+    def estimate_remaining_s(self, case: Case, started_s: float | None, first: Event | None, now_s: float) -> float:
+        """Return the seconds that a running case still takes.
+
+        At its first progress, a case that continues the work of an earlier attempt has already done a part of it. Later
+        progress is not used, since programs with several stages count the work of one stage.
+
+        Args:
+            case: The case.
+            started_s: The Unix time at which the case started; None if it is unknown.
+            first: The first progress event of this attempt, if there is one.
+            now_s: The Unix time.
+        """
+        total_s = self.estimate_s(case)
+        remaining_s = total_s - (now_s - started_s if started_s else 0.0)
+        if first is None or not first["total"] or first.get("time_s") is None:
+            return remaining_s
+        return min(remaining_s, total_s * (1.0 - first["done"] / first["total"]) - (now_s - first["time_s"]))
 
 
 def format_remaining(seconds: float) -> str:

@@ -191,9 +191,9 @@ class Progress:
             self._get_bar(ALL_CASES)  # the first line
         for case, folder in running:
             name, started_s = case.name, case_files.get_start_time(folder)
-            remaining_s[case.id] = self.pace.estimate_s(case) - (time.time() - started_s if started_s else 0.0)
+            first, event = case_files.read_first_progress(folder), case_files.read_last_progress(folder)
+            remaining_s[case.id] = self.pace.estimate_remaining_s(case, started_s, first, time.time())
             remaining = format_remaining(remaining_s[case.id])
-            event = case_files.read_last_progress(folder)
             completed, total, activity = (
                 (event["done"], event["total"], event["activity"]) if event else (None, None, "starting")
             )

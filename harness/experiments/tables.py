@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -71,11 +72,27 @@ class Results:
 
 def build_results(records: list[RunRecord]) -> Results:
     """Build every table from the readable runs with consistent events; mark the other runs as unreadable."""
+    records = name_cases_uniquely(records)
     try:
         return replace(_analyse(select_readable(records)), records=records)
     except MISFIT_ERRORS:
         checked_records = isolate_misfits(records, _analyse)
         return replace(_analyse(select_readable(checked_records)), records=checked_records)
+
+
+def name_cases_uniquely(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the records, in which a case is named like its folder if its name is missing or not unique.
+
+    The tables identify cases by campaign and name. Cases of a campaign share a name if the suite was changed between
+    runs, since only their folders contain the id, or if long names are cut.
+    """
+    counts = Counter((record.campaign, record.case.get("name")) for record in records)
+    return [
+        record
+        if record.case.get("name") and counts[record.campaign, record.case["name"]] == 1
+        else replace(record, case=record.case | {"name": record.folder.name})
+        for record in records
+    ]
 
 
 def _analyse(records: list[RunRecord]) -> Results:

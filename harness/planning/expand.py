@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from harness.config.document import KeyPath, describe_error
-from harness.config.suite_file import MAX_CASES, Resources, Suite
+from harness.config.suite_file import MAX_CASES, Resources, Suite, describe_excess
 from harness.config.system import ResolvedSystem
 from harness.config.templating import Template, TemplateCompiler
 from harness.host.process import pause_gc
@@ -63,7 +63,7 @@ def expand_suite(suite: Suite, system: ResolvedSystem, repeats: int | None = Non
     n_combinations = math.prod(len(values) for values in suite.matrix.values())
     n_combinations *= math.prod(len(next(iter(axes.values()))) for axes in suite.zips.values())
     if n_combinations * repeats > MAX_CASES:
-        raise suite.document.make_error(("repeats",), f"{n_combinations * repeats} cases, but the limit is {MAX_CASES}")
+        raise suite.document.make_error(("repeats",), describe_excess(n_combinations * repeats))
     with pause_gc():
         cases = tuple(_SuiteExpander(suite, system, repeats).iter_cases())
     if not cases:

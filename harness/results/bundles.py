@@ -30,6 +30,7 @@ HISTORY = "history.jsonl"
 # Files that are derived from other files and written again when needed, and locks.
 EXCLUDED_FILES = ("telemetry.cache.json",)
 EXCLUDED_SUFFIXES = (".lock", ".part")
+# Limits of archives, so that a small one cannot fill a disk.
 MAX_BYTES, MAX_FILE_BYTES = 8 << 30, 1 << 29
 
 
@@ -38,8 +39,9 @@ class RunFiles:
     """The files of a results folder.
 
     Attributes:
-        contents: the contents of the files that belong into a bundle, by name.
-        left_out: the sizes of the other files in bytes, by name: weights, stores and links.
+        contents: the contents of the files that belong in a bundle, by name.
+        left_out: the sizes in bytes of weights and stores, and 0 for links, by name. Files that are written again when
+            needed, locks and incomplete files are in neither mapping.
     """
 
     contents: dict[str, bytes]
@@ -48,7 +50,13 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a comparison of a bundle with its checksums: the number of files, and a line for each problem."""
+    """The result of a comparison of a bundle with its checksums.
+
+    Attributes:
+        n_files: the number of files.
+        manifest_sha256: the checksum of the manifest, which stands for the whole bundle.
+        problems: a line for each problem.
+    """
 
     n_files: int
     manifest_sha256: str
@@ -84,10 +92,14 @@ def write_bundle(files: Mapping[str, bytes], target: Path) -> None:
     Equal files give equal archives.
 
     Raises:
-        UsageError: the target is a folder that is not empty, or a file with another suffix.
+        UsageError: the target is a folder that is not empty, or a file with another suffix, or the files are too large
+            for an archive.
     """
     contents = build_checksum_files(files) | {name: files[name] for name in sorted(files)}
     if target.name.endswith(SUFFIX) and not target.is_dir():
+        sizes = [len(content) for content in contents.values()]
+        if problem := _find_excess(sum(sizes), max(sizes)):
+            raise UsageError(f"{target}: would contain {problem}; write a folder instead")
         target.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(target, _pack(contents))
         return
@@ -112,35 +124,39 @@ def _pack(contents: Mapping[str, bytes]) -> bytes:
 def unpack_bundle(bundle: Path, results: Path) -> int:
     """Unpack the run folders of a bundle below a results folder; files with the same content are left unchanged.
 
-    The history of commits is unpacked only where there is none, since reports add to it.
+    The whole bundle is checked before the first file is written. The history of commits is unpacked only where there is
+    none, since reports add to it.
 
     Returns:
         The number of files of run folders in the bundle.
 
     Raises:
-        UsageError: this is not a bundle, it is damaged or too large, a file does not have its checksum, or a file
-            differs from one that exists.
+        UsageError: this is not a bundle, it is damaged or too large, a file is missing or does not have its checksum,
+            or a file differs from one that exists.
     """
-    count = 0
     checksums, members = _open_bundle(bundle)
+    names = []
     for name, content in members:
-        problem = checksums.find_problem(name, content) if checksums else None
-        if problem is not None:
-            raise UsageError(f"{bundle}: {problem}")
+        names.append(name)
         path = results / name
-        if name == HISTORY and not path.exists():
-            write_below(results, name, content)
-        if not name.startswith(f"{FOLDER}/"):
-            continue
-        if not path.is_symlink() and path.is_file():
-            if path.read_bytes() != content:
-                raise UsageError(f"{bundle}: {name} differs from {path}; unpack it into another folder (--out DIR)")
-        else:
-            write_below(results, name, content)
-        count += 1
+        if checksums and (problem := checksums.find_problem(name, content)):
+            raise UsageError(f"{bundle}: {problem}")
+        if name.startswith(f"{FOLDER}/") and _is_plain_file(path) and path.read_bytes() != content:
+            raise UsageError(f"{bundle}: {name} differs from {path}; unpack it into another folder (--out DIR)")
+    for problem in checksums.list_missing(names) if checksums else ():
+        raise UsageError(f"{bundle}: {problem}")
+    count = sum(name.startswith(f"{FOLDER}/") for name in names)
     if not count:
         raise UsageError(f"{bundle}: contains no run folders")
+    for name, content in _open_bundle(bundle)[1]:
+        is_new = not (results / name).exists() if name == HISTORY else not _is_plain_file(results / name)
+        if is_new and (name == HISTORY or name.startswith(f"{FOLDER}/")):
+            write_below(results, name, content)
     return count
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def verify_bundle(bundle: Path) -> Verification:
@@ -158,8 +174,7 @@ def verify_bundle(bundle: Path) -> Verification:
         problem = checksums.find_problem(name, content)
         if problem is not None:
             problems.append(problem)
-    problems += [f"{name}: is missing" for name in sorted(set(checksums.digests) - names)]
-    return Verification(len(names), checksums.manifest_sha256, problems)
+    return Verification(len(names), checksums.manifest_sha256, [*problems, *checksums.list_missing(names)])
 
 
 def _open_bundle(bundle: Path) -> tuple[Checksums | None, Iterator[tuple[str, bytes]]]:
@@ -199,6 +214,17 @@ def _read_folder(bundle: Path) -> Iterator[tuple[str, bytes]]:
         yield name, (bundle / name).read_bytes()
 
 
+def _find_excess(total: int, largest: int) -> str | None:
+    """Return what exceeds the limits of archives, or None.
+
+    Args:
+        total: The size of all files in bytes.
+        largest: The size of the largest file in bytes.
+    """
+    is_excess = total > MAX_BYTES or largest > MAX_FILE_BYTES
+    return f"more than {MAX_BYTES >> 30} GiB, or a file above {MAX_FILE_BYTES >> 20} MiB" if is_excess else None
+
+
 def _read_archive(bundle: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the content of each file of an archive; raise UsageError for an invalid one."""
     total = 0
@@ -208,12 +234,11 @@ def _read_archive(bundle: Path) -> Iterator[tuple[str, bytes]]:
                 path = PurePosixPath(member.name)
                 if not member.isfile() or path.is_absolute() or ".." in path.parts or "\0" in member.name:
                     raise UsageError(
-                        f"{bundle}: {member.name!r} is not a file below {FOLDER}/; not a bundle of results"
+                        f"{bundle}: {member.name!r} is not a file inside the bundle; a bundle has no links"
                     )
                 total += member.size
-                if total > MAX_BYTES or member.size > MAX_FILE_BYTES:
-                    sizes = f"{MAX_BYTES >> 30} GiB, or a file above {MAX_FILE_BYTES >> 20} MiB"
-                    raise UsageError(f"{bundle}: contains more than {sizes}")
+                if problem := _find_excess(total, member.size):
+                    raise UsageError(f"{bundle}: contains {problem}")
                 content = archive.extractfile(member)
                 assert content is not None
                 yield member.name, content.read()

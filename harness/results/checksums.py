@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from binascii import crc_hqx
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from harness.protocol.errors import UsageError
+from harness.protocol.text import pluralize
 
 # `sha256sum --check manifest-sha256.txt` reads this file too.
 MANIFEST = "manifest-sha256.txt"
@@ -39,6 +40,10 @@ class Checksums:
             return f"{name}: was changed"
         return f"{name}{describe_change(self.lines[name], compute_line_checksums(content))}"
 
+    def list_missing(self, names: Iterable[str]) -> list[str]:
+        """Return `NAME: is missing` for each file of the manifest that is not among these names."""
+        return [f"{name}: is missing" for name in sorted(set(self.digests) - set(names))]
+
 
 def describe_change(expected: str, actual: str) -> str:
     """Describe the first line that differs, from the line checksums of a file before and after the change."""
@@ -50,7 +55,7 @@ def describe_change(expected: str, actual: str) -> str:
         return f":{first}: differs from here on; the file had {before} lines and has {after}"
     if not changed:
         return ": was changed; the checksums of its lines do not show where"
-    others = f", and {len(changed) - 1} more lines" if len(changed) > 1 else ""
+    others = f", and {pluralize(len(changed) - 1, 'more line')}" if len(changed) > 1 else ""
     return f":{changed[0]}: was changed{others}"
 
 

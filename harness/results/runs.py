@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ class RunRecord:
 
     Attributes:
         location: the path of the folder.
+        case: the content of case.json.
+        state: the state of the case according to its files.
+        error: the message of the error, or the reason why the case is not done or cannot be read.
         facts: the facts about the whole case, by name.
         samples: raw measurements.
         stages: the event `warm_up` or `unavailable` of each stage, by name of the stage.
@@ -36,6 +39,7 @@ class RunRecord:
         figures_of_merit: the figures of merit that the suite requests.
         events_by_kind: the events of all kinds but `sample` and DROPPED_KINDS, by kind.
         start_time_s, end_time_s: Unix times of the first and the last event.
+        is_campaign: whether the folder is that of a campaign whose cases cannot be listed.
     """
 
     location: str
@@ -50,6 +54,7 @@ class RunRecord:
     events_by_kind: dict[str, list[Event]] = field(default_factory=dict)
     start_time_s: float | None = None
     end_time_s: float | None = None
+    is_campaign: bool = False
 
     @cached_property
     def folder(self) -> Path:
@@ -59,7 +64,7 @@ class RunRecord:
     @property
     def campaign(self) -> str:
         """The name of the campaign's folder."""
-        return self.folder.parent.name
+        return self.folder.name if self.is_campaign else self.folder.parent.name
 
     @property
     def program(self) -> str:
@@ -105,6 +110,9 @@ def load_runs(root: Path) -> list[RunRecord]:
     """Return the record of every case under root/<campaign>/<case>/, sorted by path.
 
     A folder that cannot be read as a case, or listed as a campaign, becomes an unreadable record.
+
+    Raises:
+        OSError: root exists and cannot be listed.
     """
     try:
         campaigns = _list_folders(root)
@@ -115,7 +123,8 @@ def load_runs(root: Path) -> list[RunRecord]:
         try:
             cases = [folder for folder in _list_folders(campaign) if os.path.basename(folder) != JOBS_FOLDER]
         except OSError as error:
-            records.append(_create_unreadable(campaign, {}, error.strerror or str(error)))
+            record = _create_unreadable(campaign, {}, error.strerror or str(error))
+            records.append(replace(record, is_campaign=True))
             continue
         records += load_run_folders(cases)
     return records
@@ -168,6 +177,7 @@ def _create_unreadable(folder: str, case: dict[str, Any], reason: str) -> RunRec
 
 
 def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
+    """Return the record of a case from its log and its exit code; raise Unreadable or OSError if they are not valid."""
     facts: dict[str, Any] = {}
     samples: list[Event] = []
     stages: dict[str, Event] = {}

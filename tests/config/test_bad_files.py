@@ -54,7 +54,7 @@ TOO_LARGE = "larger than 150 kB, the limit for YAML files"
         (SUITE + "description: " + "x" * 5_000_000, f": {TOO_LARGE}"),
         (SUITE + "#\n" * 2_500_000, f": {TOO_LARGE}"),
         (SUITE + "where: [" + "1, " * 45_000 + "1]\n", ":9:9: where.0: expected text, got 1"),
-        (SUITE + AXES, ":7:1: 2000000000000 cases, but the limit is 1000000"),
+        (SUITE + AXES, ":7:1: 2,000,000,000,000 combinations (before exclude and where), but the limit is 1,000,000"),
         (SUITE + "description: >\n" + " word" * 20_000 + "\nx: 3\n", ":11:1: unknown key 'x'"),
     ],
     ids=range(24),
@@ -120,7 +120,8 @@ def test_expansion_bombs_use_little_memory(get_errors: GetErrors) -> None:
 @pytest.mark.parametrize("repeats", ["1000000", "99999999999999"])
 def test_too_many_repeats_on_the_command_line_are_refused(get_errors: GetErrors, repeats: str) -> None:
     lines = get_errors("list", "suite.yaml", "--repeat", repeats, suite=SUITE)
-    assert lines[0] == f"error: suite.yaml:1:1: {2 * int(repeats)} cases, but the limit is 1000000"
+    message = f"{2 * int(repeats):,} combinations (before exclude and where), but the limit is 1,000,000"
+    assert lines[0] == f"error: suite.yaml:1:1: {message}"
 
 
 def test_messages_contain_no_control_characters(get_errors: GetErrors) -> None:

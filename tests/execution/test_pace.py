@@ -18,6 +18,7 @@ from harness.execution.pace import Pace, format_remaining
 from harness.execution.status import Progress
 from harness.planning.expand import expand_suite
 from harness.protocol.case import Case
+from harness.protocol.events import EVENTS_FILE, JsonLinesLog
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,16 @@ def test_estimate_is_expected_then_scaled_then_measured(cases: tuple[Case, ...])
     pace.add(first, 1e6)  # it counts once
     assert pace.estimate_s(first) == 30 * first.expected_minutes
     assert pace.estimate_s(second) == 30 * second.expected_minutes
+
+
+def test_resumed_case_takes_only_the_rest_of_its_time(cases: tuple[Case, ...]) -> None:
+    pace = Pace()
+    pace.add(cases[0], 1000.0)
+    half = {"event": "progress", "done": 50, "total": 100, "time_s": 1010.0}
+    assert pace.estimate_remaining_s(cases[0], 1000.0, None, 1010.0) == 990.0
+    assert pace.estimate_remaining_s(cases[0], 1000.0, half, 1010.0) == 500.0
+    assert pace.estimate_remaining_s(cases[0], 1000.0, half, 1110.0) == 400.0
+    assert pace.estimate_remaining_s(cases[0], 1000.0, half | {"done": 0}, 1110.0) == 890.0
 
 
 @pytest.mark.parametrize(
@@ -72,6 +83,17 @@ def test_terminal_shows_what_is_left(cases: tuple[Case, ...], tmp_path: Path) ->
     assert "about 40 s left" in text
     assert "4 cases to do" in text
     assert "about 2.5 hours left" in text
+
+
+def test_log_reads_the_progress_of_a_resumed_case(cases: tuple[Case, ...], tmp_path: Path) -> None:
+    log = JsonLinesLog(tmp_path / EVENTS_FILE)
+    for done in (50, 60):
+        log.write("progress", done=done, total=100, activity="training steps")
+    progress, output = Progress(), io.StringIO()
+    progress.console = Console(file=output, soft_wrap=True)
+    progress.pace.add(cases[0], 1800.0)
+    progress.update([(cases[0], tmp_path)], cases)
+    assert output.getvalue() == f"{cases[0].name}: started, about 15 minutes left\n"
 
 
 def test_log_names_what_is_left(cases: tuple[Case, ...], tmp_path: Path) -> None:

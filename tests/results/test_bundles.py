@@ -17,7 +17,7 @@ import pytest
 from harness.cli.main import main
 from harness.protocol.errors import UsageError
 from harness.results.bundles import read_run_files, unpack_bundle, verify_bundle, write_bundle
-from harness.results.checksums import MANIFEST
+from harness.results.checksums import MANIFEST, compute_line_checksums, describe_change
 from tests.support.published_results import PUBLISHED
 
 
@@ -106,6 +106,38 @@ def test_missing_added_and_binary_files_are_found(results: Path, tmp_path: Path)
         verify_bundle(bundle)
 
 
+def test_incomplete_bundle_is_not_unpacked(results: Path, tmp_path: Path) -> None:
+    bundle = pack(results, tmp_path / "bundle")
+    (bundle / "runs" / "b" / "2" / "case.json").unlink()
+    with pytest.raises(UsageError, match=r"bundle: runs/b/2/case\.json: is missing"):
+        unpack_bundle(bundle, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_bundle_leaves_nothing_behind(results: Path, tmp_path: Path) -> None:
+    bundle = pack(results, tmp_path / "bundle")
+    (bundle / "runs" / "b" / "2" / "case.json").write_text("{}")  # the last file
+    with pytest.raises(UsageError, match="was changed"):
+        unpack_bundle(bundle, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_archive_that_could_not_be_read_is_not_written(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (results / "runs" / "a" / "1" / "events.jsonl").write_text("{}\n" * (1 << 19))
+    monkeypatch.setattr("harness.results.bundles.MAX_FILE_BYTES", 1 << 20)
+    with pytest.raises(UsageError, match=r"or a file above 1 MiB; write a folder instead"):
+        pack(results, tmp_path / "one.tar.xz")
+    assert not (tmp_path / "one.tar.xz").exists()
+    assert unpack_bundle(pack(results, tmp_path / "folder"), tmp_path / "copy") == 3
+
+
+def test_change_of_two_lines_is_described_in_the_singular() -> None:
+    before, after = (compute_line_checksums(text) for text in (b"a\nb\nc", b"a\nx\ny"))
+    assert describe_change(before, after) == ":2: was changed, and 1 more line"
+
+
 def test_verification_reports_changes_and_refuses_what_is_no_bundle(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,7 +189,7 @@ def test_bundle_writes_only_files_below_its_folder(tmp_path: Path, name: str, ki
         member = tarfile.TarInfo(name)
         member.type, member.linkname = kind, "../../evil"
         archive.addfile(member)
-    with pytest.raises(UsageError, match=r"is not a file below runs/; not a bundle"):
+    with pytest.raises(UsageError, match=r"is not a file (inside the bundle|below runs/; not a bundle)"):
         unpack_bundle(tmp_path / "bad.tar.xz", tmp_path / "inner" / "out")
     assert not list(tmp_path.rglob("evil"))
 

@@ -10,6 +10,7 @@ from harness.document.blocks import (
     TableBlock,
     build_block,
     format_number,
+    format_range,
     interval_cell,
     list_rows,
     number_cell,
@@ -24,7 +25,6 @@ from harness.experiments.training.descriptions import (
     UNITS,
     describe_dataset,
     format_estimate,
-    format_range,
     list_seeds,
 )
 from harness.protocol.text import pluralize

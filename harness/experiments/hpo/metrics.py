@@ -197,9 +197,9 @@ def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
     """Return how much of the variance of the ranked objectives each hyperparameter explains on its own.
 
     For a number, this is the square of Spearman's correlation, and the sign of the correlation is the direction; for a
-    choice, it is the correlation ratio. The p value is the share of random permutations of the objectives for which the
-    hyperparameter explains at least as much. The table omits trials without an objective, hyperparameters with only one
-    value, and searches with fewer than MIN_TRIALS trials.
+    choice, it is the correlation ratio. The p value is (1 + k) / (1 + n) if the hyperparameter explains at least as
+    much for k of n random permutations of the objectives. The table omits trials without an objective, hyperparameters
+    with only one value, and searches with fewer than MIN_TRIALS trials.
     """
     rows = []
     groups = points[points["objective"].notna()].groupby([*IMPORTANCE["search"], "hyperparameter"], sort=False)

@@ -1,14 +1,10 @@
-"""The page on hyperparameter searches, and its figures."""
+"""The page on hyperparameter searches."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 from harness.document.blocks import (
@@ -20,139 +16,29 @@ from harness.document.blocks import (
     duration_cell,
     format_number,
     format_quantity,
+    label_cases,
     link_run_folder,
     list_rows,
     number_cell,
     select_campaign,
     text_cell,
 )
-from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
+from harness.document.figures import Figure
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
-from harness.experiments.hpo.metrics import MIN_TRIALS, STATES
-from harness.protocol.backbones import BACKBONES, GREY, MIXED, find_backbone, get_backbone_title
+from harness.experiments.hpo.figures import draw_best_so_far, draw_configurations, draw_front
+from harness.experiments.hpo.metrics import MIN_TRIALS, PERMUTATIONS, STATES
+from harness.protocol.backbones import BACKBONES, MIXED, get_backbone_title
 from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
-NO_OBJECTIVE_COLOUR = "#b42318"
-# The hyperparameters of a figure of configurations beyond which the ends of their ranges are written vertically.
-MAX_LEVEL_LABELS = 8
-
-
-def draw_best_so_far(trials: pd.DataFrame, titles: dict[str, str], folder: Path, name: str) -> Figure:
-    """Draw the lowest error so far against time and against node-hours, with a line per search."""
-    with mpl.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.5), sharey=True, layout="constrained")
-        per_hour, unit = (1.0, "hours") if trials["end_h"].max() > 1.0 else (60.0, "minutes")
-        for axes, column, label in zip(
-            panels,
-            ("end_h", "cumulative_node_hours"),
-            (f"{unit} since the search began", f"node-{unit} used"),
-            strict=True,
-        ):
-            for search, group in trials.groupby("search", sort=False):
-                colour = find_backbone(search).colour
-                title = titles.get(str(search), str(search))
-                x = per_hour * group[column]
-                axes.step(x, -group["best_so_far"], where="post", color=colour, lw=1.4, label=title)
-                axes.plot(x, -group["objective"], ".", color=colour, ms=4, alpha=0.6)
-                failed = x[group["objective"].isna()]
-                if len(failed):
-                    options: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-                    axes.plot(failed, np.full(len(failed), 1.0), "x", color=colour, ms=5, **options)
-            axes.set_xlabel(label)
-        panels[0].set_yscale("log")
-        set_plain_ticks(panels[0].yaxis, *panels[0].get_ylim())
-        panels[0].set_ylabel("(MAE(E/atom) + MAE(F)) / 2")
-        panels[1].legend(frameon=False, fontsize=8)
-        caption = (
-            f"Mean errors on validation structures of {pluralize(len(trials), 'trial')}, in eV/atom and"
-            " eV/\N{ANGSTROM SIGN}. Dots are trials, lines are the lowest errors so far, and crosses at the top are"
-            " trials without an objective."
-        )
-        return save_figure(figure, folder, name, caption, card=0)
-
-
-def draw_front(trials: pd.DataFrame, titles: dict[str, str], folder: Path, name: str) -> Figure:
-    """Draw the error of every trial against its training throughput, and the Pareto front."""
-    scored = trials[trials["objective"].notna()]
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
-        for backbone, group in scored.groupby("backbone", sort=False):
-            key = str(backbone)
-            style: Any = {
-                "color": find_backbone(key).colour,
-                "marker": find_backbone(key).marker,
-                "ls": "",
-                "ms": 4.5,
-            }
-            axes.plot(group["structures_per_s"], -group["objective"], label=titles.get(key, key), alpha=0.8, **style)
-        front = scored[scored["is_pareto_optimal"].astype(bool)].sort_values("structures_per_s")
-        axes.plot(front["structures_per_s"], -front["objective"], "-", color=GREY, lw=0.9, zorder=0, label="front")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            set_plain_ticks(axis, *ends)
-        axes.set_xlabel("training throughput, structures/s")
-        axes.set_ylabel("(MAE(E/atom) + MAE(F)) / 2")
-        axes.legend(frameon=False, fontsize=8)
-        caption = (
-            f"Error against throughput for {pluralize(len(scored), 'trial')} of all searches. The line is the Pareto"
-            " front, on which no trial is worse than another one in both quantities."
-        )
-        return save_figure(figure, folder, name, caption)
-
-
-def draw_configurations(points: pd.DataFrame, title: str, folder: Path, name: str) -> Figure:
-    """Draw the parallel coordinates of one search, with a line per trial."""
-    names = list(points["hyperparameter"].unique())
-    table = points.pivot_table(index="trial", columns="hyperparameter", values="normalized_value")[names]
-    objective = points.drop_duplicates("trial").set_index("trial")["objective"]
-    ranks = objective.rank(ascending=False)
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(max(5.2, 0.95 * len(names) + 1.4), 3.0), layout="constrained")
-        colours = mpl.colormaps["cividis"]
-        n_scored = max(1, int(objective.notna().sum()))
-        for trial in ranks.sort_values(ascending=False, na_position="first").index:
-            style: Any = {"color": NO_OBJECTIVE_COLOUR, "ls": ":", "lw": 0.9}
-            if not np.isnan(objective[trial]):
-                share = 1.0 - (ranks[trial] - 1) / n_scored
-                style = {"color": colours(share), "lw": 2.4 if ranks[trial] == 1 else 1.0}
-            axes.plot(range(len(names)), table.loc[trial, names], **style)
-        ends = points.groupby("hyperparameter", sort=False)["value"]
-        rotation = 90 if len(names) > MAX_LEVEL_LABELS else 0
-        for k, hyperparameter in enumerate(names):
-            axes.axvline(k, color="#d8dee4", lw=0.8, zorder=0)
-            low, high = _format_ends(ends.get_group(hyperparameter))
-            for value, y, side in ((low, -0.06, "top"), (high, 1.06, "bottom")):
-                axes.text(k, y, value, ha="center", va=side, fontsize=7, color=GREY, rotation=rotation)
-        axes.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names], fontsize=7.5)
-        axes.tick_params(length=0, pad=12)
-        axes.set_ylim(-0.05, 1.05)
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        failed = int(objective.isna().sum())
-        caption = (
-            f"{title}: one line per trial, {n_scored} with an objective (yellow is good; the best one is thick)"
-            + (f" and {failed} without an objective (dotted)" if failed else "")
-            + ". Each axis spans the search range; the numbers are the smallest and the largest evaluated value."
-        )
-        return save_figure(figure, folder, name, caption)
-
-
-def _format_ends(values: pd.Series[Any]) -> tuple[str, str]:
-    """Return the smallest and the largest value as text."""
-    if values.map(lambda v: isinstance(v, str)).any():
-        return str(values.iloc[0]) if values.nunique() == 1 else "", ""
-    return f"{values.astype(float).min():.3g}", f"{values.astype(float).max():.3g}"
-
-
 SEARCH_TITLES = {**{str(name): backbone.title for name, backbone in BACKBONES.items()}, "mixed": MIXED.title}
-SEARCH_COLUMN: Column = ("search", lambda r: get_search_title(str(r["search"])))
+SEARCH_COLUMN: Column = ("search", "title")
+OBJECTIVE_HEADER = "(MAE(E) + MAE(F)) / 2 (eV/atom and eV/\N{ANGSTROM SIGN})"
 MAX_ROWS = 40
 SECONDS_PER_HOUR = 3600.0
 SIGNIFICANCE = 0.05
+MIN_PRINTED_P = 0.001
 
 
 def build_sections(context: PageContext) -> list[Section]:
@@ -162,20 +48,28 @@ def build_sections(context: PageContext) -> list[Section]:
 
 def build_campaign_section(campaign: str, context: PageContext) -> Section:
     """Return the section on the searches of one campaign."""
+    searches = select_campaign(context.tables["hpo_searches"], campaign)
+    titles = label_cases(searches["case"], searches["search"].map(get_search_title))
     searches, trials, best, points, importance = (
-        select_campaign(context.tables[f"hpo_{name}"], campaign)
+        table.assign(title=table["case"].map(titles))
         for name in ("searches", "trials", "best", "points", "importance")
+        for table in [select_campaign(context.tables[f"hpo_{name}"], campaign)]
     )
+    spaces = {
+        record.case.get("name"): record.facts["search"]["space"]
+        for record in context.records
+        if record.campaign == campaign and record.facts.get("search")
+    }
     figures: list[Figure] = []
     if trials["objective"].notna().any():
         figures = [
-            draw_best_so_far(trials, SEARCH_TITLES, context.figures, f"{campaign}-best"),
-            draw_front(trials, SEARCH_TITLES, context.figures, f"{campaign}-front"),
+            draw_best_so_far(trials, context.figures, f"{campaign}-best"),
+            draw_front(trials, context.figures, f"{campaign}-front"),
         ]
         for case, group in points.groupby("case", sort=False):
             if group["objective"].notna().any():
-                title = f"Search of {get_search_title(str(group['search'].iloc[0]))}"
-                figures.append(draw_configurations(group, title, context.figures, f"{campaign}-{case}-points"))
+                title, name = f"Search of {titles[str(case)]}", f"{campaign}-{case}-points"
+                figures.append(draw_configurations(group, spaces[case], title, context.figures, name))
     blocks = [
         build_searches_block(searches),
         build_best_block(best),
@@ -201,9 +95,9 @@ def summarize_trials(trials: pd.DataFrame) -> str:
     )
 
 
-def get_search_title(search: str) -> str:
+def get_search_title(search: Any) -> str:
     """Return the title of a search, which is the name of its backbone, or `all backbones`."""
-    return SEARCH_TITLES.get(search, search)
+    return SEARCH_TITLES.get(str(search), str(search))
 
 
 def describe_searches(searches: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
@@ -212,18 +106,18 @@ def describe_searches(searches: pd.DataFrame, trials: pd.DataFrame) -> list[str]
     text = [
         f"{pluralize(len(searches), 'search', 'searches')} by Bayesian optimization (DeepHyper),"
         f" {pluralize(len(trials), 'trial')}: {', '.join(counts)};"
-        f" {format_number(trials['node_hours'].sum())} node-hours. Objective: -(MAE(E/atom) + MAE(F)) / 2 on validation"
-        " structures, in eV/atom and eV/\N{ANGSTROM SIGN}; for a stopped trial, its value when the trial was stopped."
+        f" {format_number(trials['node_hours'].sum())} node-hours. Objective: -(MAE(E) + MAE(F)) / 2 on validation"
+        " structures, in eV/atom and eV/\N{ANGSTROM SIGN}; for a pruned trial, its value when the trial was stopped."
     ]
     if searches["stand_ins"].any():
         text.append(
-            "The models are trained for minutes on the shipped datasets, most of which are stand-ins, so the ranking of"
+            "The models are trained on the shipped datasets, most of which are stand-ins, so the ranking of"
             " backbones cannot be compared with that of the paper."
         )
-    unfinished = [f"{r['case']} ({r['state']}, {r['trials']} of {r['max_trials']})" for r in list_rows(searches)
+    incomplete = [f"{r['case']} ({r['state']}, {r['trials']} of {r['max_trials']})" for r in list_rows(searches)
                   if r["state"] != "done"]  # fmt: skip
-    if unfinished:
-        text.append(f"Incomplete searches, with the trials that have ended: {', '.join(unfinished)}.")
+    if incomplete:
+        text.append(f"Incomplete searches, with the trials that have ended: {', '.join(incomplete)}.")
     return text
 
 
@@ -233,7 +127,7 @@ def build_searches_block(searches: pd.DataFrame) -> TableBlock:
         SEARCH_COLUMN,
         ("trials", lambda r: f"{r['trials']} of {format_number(r['max_trials'], '.0f')}"),
         *((state, state) for state in STATES),
-        ("lowest (MAE(E/atom) + MAE(F)) / 2", lambda r: format_number(negate(r["best_objective"]))),
+        (f"lowest {OBJECTIVE_HEADER}", lambda r: format_number(negate(r["best_objective"]))),
         ("duration", duration_cell("elapsed_h", SECONDS_PER_HOUR)),
         ("node-hours", number_cell("node_hours")),
         ("sum of trial times", duration_cell("trial_s")),
@@ -266,7 +160,7 @@ def build_best_block(best: pd.DataFrame) -> TableBlock:
 
 
 def negate(value: float | None) -> float | None:
-    """Return the mean error, which is the negative of an objective; None if there is no objective."""
+    """Return the negative of a value, such as the mean error of an objective; None for a missing value."""
     return None if value is None else -value
 
 
@@ -283,17 +177,24 @@ def build_importance_block(importance: pd.DataFrame) -> TableBlock:
         ("hyperparameter", "hyperparameter"),
         ("explained variance", number_cell("explained_variance", ".0%")),
         ("better values", describe_direction),
-        ("p value", lambda r: format_number(r["p_value"], ".3f") + (" *" if r["p_value"] < SIGNIFICANCE else "")),
+        ("p value", lambda r: format_p_value(r["p_value"])),
         ("trials", "trials"),
     ]
     note = (
         "Explained variance is the share of the variance of the ranked objectives that the hyperparameter explains on"
-        " its own. The p value is the share of random permutations of the objectives for which it explains at least as"
-        f" much; a * marks p values below {SIGNIFICANCE:g}, which one row in twenty reaches by chance. Searches with"
+        f" its own. The p value is (1 + k) / (1 + {PERMUTATIONS:,}) if it explains at least as much for k of"
+        f" {PERMUTATIONS:,} random permutations of the objectives; a * marks p values below {SIGNIFICANCE:g}, which one"
+        " row in twenty reaches by chance. Searches with"
         f" fewer than {MIN_TRIALS} trials are left out. The optimizer does not draw configurations independently, so"
         " these numbers only describe the search."
     )
     return build_block("Importance of hyperparameters", list_rows(importance), columns, note)
+
+
+def format_p_value(p_value: float) -> str:
+    """Return a p value as text, with a * below SIGNIFICANCE."""
+    text = f"< {MIN_PRINTED_P:g}" if p_value < MIN_PRINTED_P else format_number(p_value, ".3f")
+    return text + (" *" if p_value < SIGNIFICANCE else "")
 
 
 def describe_direction(row: Row) -> str:
@@ -303,20 +204,22 @@ def describe_direction(row: Row) -> str:
 
 def build_trials_block(trials: pd.DataFrame) -> TableBlock:
     """Return the table of the trials without an objective, then of the best trials, at most MAX_ROWS in total."""
-    failed, ranked = trials[trials["objective"].isna()], trials.sort_values("objective", ascending=False)
-    selected = pd.concat([failed, ranked]).drop_duplicates(["case", "trial"])[:MAX_ROWS]
+    without, ranked = trials[trials["objective"].isna()], trials.sort_values("objective", ascending=False)
+    selected = pd.concat([without, ranked]).drop_duplicates(["case", "trial"])[:MAX_ROWS]
     columns: list[Column] = [
         SEARCH_COLUMN,
         ("trial", "trial"),
         ("state", "state"),
         ("reason", text_cell("reason")),
-        ("(MAE(E/atom) + MAE(F)) / 2", lambda r: format_number(negate(r["objective"]))),
+        (OBJECTIVE_HEADER, lambda r: format_number(negate(r["objective"]))),
         ("structures/s", number_cell("structures_per_s")),
         ("duration", lambda r: format_quantity(SECONDS_PER_HOUR * (r["end_h"] - r["start_h"]), "s")),
         ("nodes", text_cell("nodes")),
         ("configuration", lambda r: format_configuration(r["configuration"])),
     ]
-    n_more = len(trials) - len(selected)
-    note = f"{f'{n_more} more trials are' if n_more else 'All trials are'} in tables/hpo_trials.csv."
+    shown = (
+        f"The table shows {len(selected)} of {len(trials)} trials; all" if len(selected) < len(trials) else "All trials"
+    )
+    note = f"{shown} are in tables/hpo_trials.csv."
     title = "Trials without an objective, and the best of the other trials"
     return add_cost_columns(build_block(title, list_rows(selected), columns, note), selected)

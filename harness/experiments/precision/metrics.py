@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, MetricSamples, WorkCount
@@ -159,7 +160,7 @@ def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
         row: dict[str, Any] = {**_get_run_columns(record), "precision": name, "head": head, "structures": sum(counts)}
         for key in INFERENCE["errors"]:
             values = [math.nan if e[key] is None else e[key] for e in batches]
-            row[key] = max(values) if key in MAXIMA else statistics.fmean(values, counts)
+            row[key] = float(np.max(values)) if key in MAXIMA else statistics.fmean(values, counts)  # both keep NaN
         row["energy_fraction"] = row["energy_deviation_mean_ev_per_atom"] / row["energy_mae_ev_per_atom"]
         row["force_fraction"] = row["force_deviation_mean_ev_per_angstrom"] / row["force_mae_ev_per_angstrom"]
         rows.append(row | {"weights": weights, "verdict": judge_inference(row)})
@@ -167,15 +168,18 @@ def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def judge_inference(row: dict[str, Any]) -> str:
-    """Return the verdict on a row: "reference" for FP64, "harmless", "harmful" or "not finite".
+    """Return the verdict on a row: "reference" for FP64, "harmless", "harmful", "not finite" or "not judged".
 
-    A precision is harmless if it adds at most MAX_HARMLESS_FRACTION of the errors against labels.
+    A precision is harmless if it adds at most MAX_HARMLESS_FRACTION of the errors against labels, of energies alone if
+    the head has no force labels; it is not judged if neither error is known.
     """
     if row["precision"] == REFERENCE:
         return "reference"
     shares = [s for s in (row["energy_fraction"], row["force_fraction"]) if not math.isnan(s)]
     if math.isnan(row["energy_deviation_mean_ev_per_atom"]) or math.isnan(row["force_deviation_mean_ev_per_angstrom"]):
         return "not finite"
+    if not shares:
+        return "not judged"
     return "harmless" if all(s <= MAX_HARMLESS_FRACTION for s in shares) else "harmful"
 
 

@@ -1,14 +1,10 @@
-"""The page on the comparison of precisions, and its figures."""
+"""The page on the comparison of precisions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from harness.document.blocks import (
@@ -18,97 +14,32 @@ from harness.document.blocks import (
     TableBlock,
     build_block,
     format_number,
+    format_range,
     format_threads,
     interval_cell,
+    label_cases,
     list_rows,
     number_cell,
     select_campaign,
     text_cell,
 )
-from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
+from harness.document.figures import Figure
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.experiments.physics import format_check, judge_checks
+from harness.experiments.precision.figures import draw_drift, draw_error_against_rate
 from harness.experiments.precision.metrics import MAX_HARMLESS_FRACTION, REFERENCE, TYPES
 from harness.experiments.rounds import describe_rounds
-from harness.protocol.backbones import BACKBONES, GREY, find_backbone, get_backbone_title
+from harness.protocol.backbones import get_backbone_title
 from harness.protocol.text import pluralize
-
-MARKERS = {"fp64": "o", "fp32": "s", "bf16": "^"}
-
-
-def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the difference from FP64 against the speed-up, with a colour per backbone and a marker per precision."""
-    groups = inference[inference["precision"] != REFERENCE].groupby(["backbone", "precision"], sort=False)
-    with mpl.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
-        columns = ("energy_deviation_mean_ev_per_atom", "force_deviation_mean_ev_per_angstrom")
-        labels = ("energy, meV/atom from FP64", "forces, meV/\N{ANGSTROM SIGN} from FP64")
-        rates = costs[costs["phase"] == "inference"].set_index(["backbone", "precision"])
-        for axes, column, label in zip(panels, columns, labels, strict=True):
-            for (backbone, precision), rows in groups:
-                style: Any = {
-                    "color": find_backbone(backbone).colour,
-                    "marker": MARKERS.get(str(precision), "o"),
-                }
-                speedup = rates["speedup"].get((str(backbone), str(precision)), math.nan)
-                axes.plot(speedup, 1e3 * rows[column].mean(), ls="", ms=5, **style)
-            axes.axvline(1.0, color=GREY, lw=0.8, zorder=0)
-            axes.set_yscale("log")
-            axes.set_xscale("log")
-            set_plain_ticks(axes.xaxis, *axes.get_xlim())
-            axes.set_xlabel("throughput of inference / FP64")
-            axes.set_ylabel(label)
-        backbones = [b for name, b in BACKBONES.items() if name in set(inference["backbone"])]
-        handles = [mpl.lines.Line2D([], [], color=b.colour, marker=".", ls="", label=b.title) for b in backbones]
-        handles += [
-            mpl.lines.Line2D([], [], color=GREY, marker=m, ls="", label=p.upper())
-            for p, m in MARKERS.items() if p in set(inference["precision"]) - {REFERENCE}
-        ]  # fmt: skip
-        figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
-        caption = (
-            "Errors and speed-ups of lower precisions in inference: mean difference from FP64 over the held-out"
-            f" structures of {pluralize(inference['head'].nunique(), 'head')}, and the median of ratios of throughput"
-            " within a round. Points to the right of the line are faster than FP64."
-        )
-        return save_figure(figure, folder, name, caption, card=0)
-
-
-def draw_drift(losses: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the relative difference of the training loss from that of FP64 at each step, in a panel per backbone."""
-    backbones = list(losses["backbone"].unique())
-    columns = min(3, len(backbones))
-    lines = -(-len(backbones) // columns)
-    with mpl.rc_context(STYLE):
-        size = (2.7 * columns + 0.6, 1.9 * lines + 0.7)
-        figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
-        for axes in grid.flat[len(backbones) :]:
-            axes.set_axis_off()
-        for axes, backbone in zip(grid.flat, backbones, strict=False):
-            group = losses[
-                (losses["backbone"] == backbone)
-                & (losses["precision"] != REFERENCE)
-                & (losses["relative_deviation"] > 0)
-            ]
-            for precision, rows in group.groupby("precision", sort=False):
-                style: Any = {"lw": 1.0, "color": {"fp32": "#0072b2", "bf16": "#d55e00"}.get(str(precision), GREY)}
-                axes.plot(rows["step"], rows["relative_deviation"], label=str(precision).upper(), **style)
-            axes.set_yscale("log")
-            axes.set_title(get_backbone_title(backbone), fontsize=9)
-        grid.flat[0].legend(frameon=False, fontsize=8)
-        figure.supxlabel("step", fontsize=9)
-        figure.supylabel("|loss / loss in FP64 - 1|", fontsize=9)
-        caption = (
-            "Difference of the training loss from that of FP64, from equal weights on equal batches. Small differences"
-            " grow with the steps in any precision; the differences in the first steps are rounding errors."
-        )
-        return save_figure(figure, folder, name, caption)
-
 
 MEV = 1e3
 # The checks that low precision affects most.
 SHOWN_CHECKS = ("rotation: forces", "forces from energies")
-BACKBONE_COLUMN: Column = ("backbone", lambda r: get_backbone_title(r["backbone"]))
+BACKBONE_COLUMN: Column = ("backbone", "title")
+NOT_FINITE = "not finite"
+# The column that is NaN if the predictions of a quantity are not finite.
+DEVIATIONS = {"energy": "energy_deviation_mean_ev_per_atom", "force": "force_deviation_mean_ev_per_angstrom"}
 
 
 def build_sections(context: PageContext) -> list[Section]:
@@ -118,9 +49,12 @@ def build_sections(context: PageContext) -> list[Section]:
 
 def build_campaign_section(campaign: str, context: PageContext) -> Section:
     """Return the section on one campaign."""
+    costs = select_campaign(context.tables["precision_costs"], campaign)
+    titles = label_cases(costs["case"], costs["backbone"].map(get_backbone_title))
     costs, inference, training, losses, modules, types, physics = (
-        select_campaign(context.tables[f"precision_{name}"], campaign)
+        table.assign(title=table["case"].map(titles))
         for name in ("costs", "inference", "training", "losses", "modules", "types", "physics")
+        for table in [select_campaign(context.tables[f"precision_{name}"], campaign)]
     )
     figures: list[Figure] = []
     low = inference[inference["precision"] != REFERENCE]
@@ -150,25 +84,25 @@ def summarize_precisions(costs: pd.DataFrame, inference: pd.DataFrame) -> str:
         speedups = costs[(costs["phase"] == "inference") & (costs["precision"] == precision)]["speedup"].dropna()
         if len(speedups):
             texts.append(
-                f"{str(precision).upper()} is {speedups.min():.1f} to {speedups.max():.1f} times as fast as FP64 and"
-                f" harmless for {(rows['verdict'] == 'harmless').mean():.0%} of backbones and heads"
+                f"{str(precision).upper()} is {format_range(speedups, '.1f')} times as fast as FP64 and harmless for"
+                f" {(rows['verdict'] == 'harmless').mean():.0%} of pairs of backbone and head"
             )
     return "; ".join(texts)
 
 
 def describe_comparison(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.DataFrame) -> list[str]:
     """Return paragraphs on device and data, with a summary of the verdicts."""
-    first = costs.iloc[0]
-    text = [
-        f"{pluralize(costs['backbone'].nunique(), 'backbone')} on {first['device']},"
-        f" {format_threads(first['threads'])}. In BF16, parameters, sums, energies and forces are FP32, and"
-        " matrix products of the encoder are BF16."
-    ]
+    devices = dict.fromkeys(f"{row['device']}, {format_threads(row['threads'])}" for row in list_rows(costs))
+    text = [f"{pluralize(costs['backbone'].nunique(), 'backbone')} on {'; '.join(devices)}."]
+    if "bf16" in set(costs["precision"]):
+        text[0] += (
+            " In BF16, parameters, sums, energies and forces are FP32, and matrix products of the encoder are BF16."
+        )
     for precision, rows in inference[inference["precision"] != REFERENCE].groupby("precision", sort=False):
         harmless = int((rows["verdict"] == "harmless").sum())
         text.append(
             f"{str(precision).upper()} in inference adds at most {MAX_HARMLESS_FRACTION:.0%} of the model's error"
-            f" against labels for {harmless} of {len(rows)} backbones and heads."
+            f" against labels for {harmless} of {len(rows)} pairs of backbone and head."
         )
     if training["data_origin"].astype(str).str.startswith("stand-in").any():
         text.append(
@@ -177,9 +111,7 @@ def describe_comparison(costs: pd.DataFrame, inference: pd.DataFrame, training: 
         )
     diverged = costs[~costs["finite"].astype(bool)]
     if len(diverged):
-        cases = ", ".join(
-            f"{get_backbone_title(r['backbone'])} in {r['precision'].upper()}" for r in list_rows(diverged)
-        )
+        cases = ", ".join(f"{r['title']} in {r['precision'].upper()}" for r in list_rows(diverged))
         text.append(f"The training loss became non-finite: {cases}.")
     return text
 
@@ -205,10 +137,10 @@ def build_costs_block(costs: pd.DataFrame) -> TableBlock:
 
 
 def iter_lower_precisions(table: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:
-    """Yield the titles of each backbone and each precision except FP64, and their rows."""
-    for (backbone, precision), rows in table.groupby(["backbone", "precision"], sort=False):
+    """Yield the titles of each case and each precision except FP64, and their rows."""
+    for (title, precision), rows in table.groupby(["title", "precision"], sort=False):
         if precision != REFERENCE:
-            yield [get_backbone_title(str(backbone)), str(precision).upper()], rows
+            yield [str(title), str(precision).upper()], rows
 
 
 def build_inference_block(inference: pd.DataFrame) -> TableBlock:
@@ -220,17 +152,18 @@ def build_inference_block(inference: pd.DataFrame) -> TableBlock:
     ]  # fmt: skip
     body = []
     for names, rows in iter_lower_precisions(inference):
-        shares = rows[["energy_fraction", "force_fraction"]].max(axis=1).fillna(float("inf"))
-        worst = rows.iloc[int(shares.argmax())]
+        worst = find_worst_head(rows)
         body.append(
             [
                 *names,
-                format_number(MEV * rows["energy_deviation_mean_ev_per_atom"].mean(), ".2g"),
-                format_number(MEV * rows["energy_deviation_max_ev_per_atom"].max(), ".2g"),
-                format_number(MEV * rows["force_deviation_mean_ev_per_angstrom"].mean(), ".2g"),
-                format_number(MEV * rows["force_deviation_max_ev_per_angstrom"].max(), ".2g"),
-                format_number(rows["energy_fraction"].max(), ".2%"),
-                format_number(rows["force_fraction"].max(), ".2%"),
+                format_finite(MEV * rows["energy_deviation_mean_ev_per_atom"].mean(skipna=False)),
+                format_finite(MEV * rows["energy_deviation_max_ev_per_atom"].max(skipna=False)),
+                format_finite(MEV * rows["force_deviation_mean_ev_per_angstrom"].mean(skipna=False)),
+                format_finite(MEV * rows["force_deviation_max_ev_per_angstrom"].max(skipna=False)),
+                *(
+                    NOT_FINITE if math.isnan(worst[deviation]) else format_number(worst[f"{quantity}_fraction"], ".2%")
+                    for quantity, deviation in DEVIATIONS.items()
+                ),
                 worst["head"],
                 f"{int((rows['verdict'] == 'harmless').sum())} of {len(rows)}",
                 worst["weights"],
@@ -238,17 +171,29 @@ def build_inference_block(inference: pd.DataFrame) -> TableBlock:
         )
     note = (
         "All precisions use the same weights. The ratios compare the mean difference from FP64 with the model's MAE"
-        " against labels, for the head with the largest ratio. A precision is harmless if both ratios are at most"
-        f" {MAX_HARMLESS_FRACTION:.0%}. All heads are in tables/precision_inference.csv."
+        " against labels, for the worst head: one whose predictions are not finite, or else the one with the largest"
+        f" ratio. A precision is harmless if both ratios are at most {MAX_HARMLESS_FRACTION:.0%}; heads without force"
+        " labels are judged by their energies alone. All heads are in tables/precision_inference.csv."
     )
     return TableBlock("Inference: differences from FP64", columns, body, note)
+
+
+def find_worst_head(rows: pd.DataFrame) -> pd.Series:
+    """Return the row of the first head whose predictions are not finite, or else that of the largest ratio."""
+    ratios = rows[["energy_fraction", "force_fraction"]].max(axis=1).fillna(-math.inf)
+    return rows.iloc[int(ratios.mask(rows["verdict"] == NOT_FINITE, math.inf).argmax())]
+
+
+def format_finite(value: float, spec: str = ".2g") -> str:
+    """Return a number as text, or `not finite` for NaN."""
+    return NOT_FINITE if math.isnan(value) else format_number(value, spec)
 
 
 def build_precisions_physics_block(physics: pd.DataFrame) -> TableBlock:
     """Return the table of the physics of each backbone and precision: the verdict, and the violations of two checks."""
     columns = ["backbone", "precision", "physics", "checks passed", *SHOWN_CHECKS, "reason"]
     body = []
-    for (backbone, precision), rows in physics.groupby(["backbone", "precision"], sort=False):
+    for (title, precision), rows in physics.groupby(["title", "precision"], sort=False):
         checks = list_rows(rows)
         worst = []
         for name in SHOWN_CHECKS:
@@ -256,11 +201,10 @@ def build_precisions_physics_block(physics: pd.DataFrame) -> TableBlock:
             worst.append(format_check(max(measured, key=lambda r: r["value"])) if measured else EN_DASH)
         verdict, reason = judge_checks(checks)
         passed = f"{sum(r['passed'] is True for r in checks)} of {len(checks)}"
-        names = [get_backbone_title(str(backbone)), str(precision).upper()]
-        body.append([*names, verdict, passed, *worst, reason])
+        body.append([str(title), str(precision).upper(), verdict, passed, *worst, reason])
     note = (
-        "The weights are the same as above. The columns of the two checks show the larger violation of the crystal and"
-        " the molecule, and in brackets the tolerance that rounding in the precision explains. All checks are in"
+        "The weights are the same as above. The columns of the two checks show the larger of the violations for the"
+        " crystal and the molecule; in brackets, the tolerance for rounding errors in this precision. All checks are in"
         " tables/precision_physics.csv."
     )
     return TableBlock("Physics of each precision", columns, body, note)
@@ -277,10 +221,7 @@ def build_training_block(training: pd.DataFrame) -> TableBlock:
         ratios: list[str] = []
         for column in ("energy_ratio", "force_ratio"):
             values = rows[column].dropna()
-            ratios += [
-                format_number(values.median(), ".3f"),
-                f"{format_number(values.min(), '.3f')} to {format_number(values.max(), '.3f')}",
-            ]
+            ratios += [format_number(values.median(), ".3f"), format_range(values, ".3f")]
         body.append([*names, *ratios, str(len(rows))])
     note = (
         "All precisions start from equal weights and use equal batches and one seed. Absolute errors are in"
@@ -296,25 +237,38 @@ def build_modules_block(modules: pd.DataFrame) -> TableBlock:
         "largest error", "error of that module's input", "error of the heads",
     ]  # fmt: skip
     body = []
-    for names, rows in iter_lower_precisions(modules[modules["output"].notna()]):
-        ordered = rows.sort_values("order")
-        largest = ordered.iloc[int(ordered["output"].astype(float).argmax())]
-        first = ordered[ordered["output"] >= 0.5 * ordered["output"].median()].iloc[0]
-        end = ordered[ordered["module"] == "heads"]["output"]
+    for names, rows in iter_lower_precisions(modules):
+        ordered = rows.sort_values("order").astype({"input": float, "output": float})
+        # other modules without an error have outputs of 0
+        is_finite = ordered[ordered["module"] == "heads"]["output"].notna().all()
+        known = ordered[ordered["output"].notna()]
+        if known.empty:
+            body.append([*names, *[EN_DASH] * 5, EN_DASH if is_finite else NOT_FINITE])
+            continue
+        largest, last = known.iloc[int(known["output"].argmax())], known.iloc[-1]
+        first = known[known["output"] >= 0.5 * known["output"].median()].iloc[0]
+        end = known[known["module"] == "heads"]["output"]
         body.append(
             [
                 *names,
                 f"{first['module']} ({first['kind']})",
                 format_number(first["output"], ".1e"),
-                f"{largest['module']} ({largest['kind']})",
-                format_number(largest["output"], ".1e"),
-                format_number(largest["input"], ".1e"),
-                format_number(end.iloc[0] if len(end) else None, ".1e"),
+                *(
+                    [
+                        f"{largest['module']} ({largest['kind']})",
+                        format_number(largest["output"], ".1e"),
+                        format_number(largest["input"], ".1e"),
+                        format_number(end.iloc[0] if len(end) else None, ".1e"),
+                    ]
+                    if is_finite
+                    else [f"after {last['module']} ({last['kind']})", NOT_FINITE, EN_DASH, NOT_FINITE]
+                ),
             ]
         )
     note = (
         "The outputs of every module for one batch of energies are compared with those of FP64 and the same weights."
-        " The error arises in the first module whose error is at least half of the median. All modules are in"
+        " The error arises in the first module whose error is at least half of the median. If the energies are not"
+        " finite, the table names the last module with a finite error. All modules are in"
         " tables/precision_modules.csv."
     )
     return TableBlock("Errors by module", columns, body, note)

@@ -17,6 +17,7 @@ from harness.document.blocks import (
     TableBlock,
     build_block,
     format_number,
+    format_range,
     interval_cell,
     list_rows,
     number_cell,
@@ -29,6 +30,7 @@ from harness.experiments.experiment import PageContext
 from harness.experiments.implementations import describe_implementations
 from harness.planning.footprint import estimate_case
 from harness.protocol.programs.data_parallel import REGIONS
+from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
 MS = 1e3
@@ -61,8 +63,8 @@ def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
     if len(held_out):
         error = held_out["error"]
         paragraphs.append(
-            f"Projections from smaller runs differ by {error.min():+.0%} to {error.max():+.0%} from {len(held_out)}"
-            " measured runs. Numbers for more ranks are projections, not measurements."
+            f"Projections from smaller runs differ by {format_range(error, '+.0%')} from"
+            f" {pluralize(len(held_out), 'measured run')}. Numbers for more ranks are projections, not measurements."
         )
     name = f"scaling-{campaign}"
     figures = [draw_scaling(rows, projection, context.figures, name)] if len(rows) > 1 else []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.document.blocks import EN_DASH, describe_reasons, format_number, list_rows, number_cell
+from harness.document.blocks import EN_DASH, describe_reasons, format_number, format_range, list_rows, number_cell
 from harness.experiments.data.page import ORIGIN_MEANINGS, describe_origin
 from harness.experiments.training.figures import classify_origin
 from harness.protocol.text import pluralize
@@ -87,12 +87,6 @@ def describe_runs(runs: pd.DataFrame) -> list[str]:
             f" that of the correct head by {format_range(MEV * gate['gate_energy_error_ev_per_atom'])} meV/atom."
         )
     return text
-
-
-def format_range(values: pd.Series[float], spec: str = ".3g") -> str:
-    """Return the range of values as text: `0.91 to 0.94`, or one number if both ends read the same."""
-    low, high = format_number(float(values.min()), spec), format_number(float(values.max()), spec)
-    return low if low == high else f"{low} to {high}"
 
 
 def format_estimate(row: Row, name: str, scale: float = 1.0, spec: str = ".3g") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from harness.document.blocks import EN_DASH, Section, TableBlock, format_number, list_rows, number_cell
+from harness.document.blocks import EN_DASH, Section, TableBlock, format_number, format_range, list_rows, number_cell
 from harness.experiments.experiment import PageContext
 from harness.experiments.training.descriptions import (
     MEV,
@@ -15,7 +15,6 @@ from harness.experiments.training.descriptions import (
     describe_runs,
     describe_setup,
     format_estimate,
-    format_range,
     join_unique,
 )
 from harness.experiments.training.figures import draw_ablation_ratios

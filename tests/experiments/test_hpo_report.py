@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ import pytest
 from harness.cli.main import main
 from harness.config import resources, suite
 from harness.config import system as systems
+from harness.document.figures import Figure, save_figure
+from harness.experiments.hpo.figures import format_ends
 from harness.experiments.hpo.metrics import build_tables, find_pareto_front, rank_importance
+from harness.experiments.hpo.page import format_p_value
+from harness.experiments.tables import build_results
 from harness.planning.expand import expand_suite
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
@@ -133,6 +138,68 @@ def test_search_page_shows_states_and_incomplete_searches(out: Path) -> None:
         assert len(pd.read_csv(out / "tables" / f"hpo_{table}.csv"))
     for figure in ("best", "front", "hpo-mace-points", "hpo-painn-points"):
         assert (out / "figures" / f"hpo-slurm-{figure}.svg").exists()
+
+
+def capture_figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return a mapping to which each figure of the page is added by name."""
+    figures: dict[str, Any] = {}
+
+    def save(figure: Any, folder: Path, name: str, caption: str, **options: Any) -> Figure:
+        figures[name] = figure
+        return save_figure(figure, folder, name, caption, **options)
+
+    monkeypatch.setattr("harness.experiments.hpo.figures.save_figure", save)
+    return figures
+
+
+def test_searches_with_one_name_are_separate(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = out / "runs" / "hpo-slurm"
+    shutil.copytree(campaign / "hpo-mace-1", campaign / "hpo-mace-2")
+    tables = build_results(load_runs(out / "runs")).tables()
+    assert tables["hpo_searches"].set_index("case")["trials"].to_dict() == {
+        "hpo-mace-1": 6, "hpo-mace-2": 6, "hpo-painn": 2
+    }  # fmt: skip
+    assert len(tables["hpo_best"]) == 3
+    figures = capture_figures(monkeypatch)
+    write_report(out)
+    for axes in figures["hpo-slurm-best"].axes:
+        steps = [line.get_xdata() for line in axes.get_lines() if not line.get_label().startswith("_")]
+        assert len(steps) == 3
+        assert all((np.diff(x) >= 0).all() for x in steps)
+    assert "MACE (hpo-mace-1)" in read_pages(out)
+
+
+def test_equally_good_trials_are_all_thick(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_search(out, "egnn", [make_trial(k, v, "egnn") for k, v in enumerate([-1.0, -0.5, -0.5])])
+    figures = capture_figures(monkeypatch)
+    write_report(out)
+    widths = [line.get_linewidth() for line in figures["hpo-slurm-hpo-egnn-points"].axes[0].get_lines()]
+    assert widths.count(2.4) == 2
+
+
+@pytest.mark.parametrize(
+    ("dimension", "ends"),
+    [
+        ({"low": 100, "high": 1000, "log": False}, ("100", "1,000")),
+        ({"low": 1e-4, "high": 0.01, "log": True}, ("0.0001", "0.01")),
+        ({"values": ["bessel", "gaussian", "chebyshev"]}, ("bessel", "chebyshev")),
+        ({"values": [True]}, ("True", "")),
+    ],
+)
+def test_axis_has_the_ends_of_the_search_range(dimension: dict[str, Any], ends: tuple[str, str]) -> None:
+    assert format_ends(dimension) == ends
+
+
+def test_smallest_p_value_is_not_zero() -> None:
+    assert format_p_value(1 / 2001) == "< 0.001 *"
+    assert format_p_value(0.0123) == "0.012 *"
+    assert format_p_value(0.5) == "0.500"
+
+
+def test_table_of_trials_says_how_many_it_shows(tmp_path: Path) -> None:
+    write_search(tmp_path, "mace", [make_trial(k, -1.0 - k) for k in range(41)])
+    write_report(tmp_path)
+    assert "The table shows 40 of 41 trials; all are in tables/hpo_trials.csv." in read_pages(tmp_path)
 
 
 def test_best_configurations_become_a_suite(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

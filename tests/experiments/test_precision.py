@@ -17,13 +17,19 @@ import pytest
 from harness.claims.evaluate import judge_papers
 from harness.claims.papers import load_papers
 from harness.experiments.precision.metrics import build_tables, judge_inference
+from harness.experiments.precision.page import (
+    build_inference_block,
+    build_modules_block,
+    describe_comparison,
+    summarize_precisions,
+)
 from harness.experiments.tables import build_results
 from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_events
 from harness.protocol.records import Done
 from harness.reference.potentials.physics import TOLERANCES
 from harness.report.render import write_report
-from harness.results.runs import load_runs
+from harness.results.runs import RunRecord, load_runs
 from tests.conftest import read_pages
 from tests.support.programs import run_program
 
@@ -132,12 +138,83 @@ def test_page_shows_the_tables_and_the_claim_is_judged(out: Path) -> None:
     write_report(out)
     page = read_pages(out)
     assert "Precision: FP64, FP32, BF16" in page
-    assert "error against labels for 2 of 2 backbones and heads" in page
+    assert "error against labels for 2 of 2 pairs of backbone and head" in page
     for name in ("costs", "inference", "training", "losses", "modules", "types"):
         assert len(pd.read_csv(out / "tables" / f"precision_{name}.csv"))
     scores = judge_papers(load_papers(), build_results(load_runs(out / "runs")), out)
     (score,) = [score for score in scores if score.id == "precisions"]
     assert (score.measured_value, score.verdict, score.basis) == (3, "reproduced", "stand-in")
+
+
+def test_cases_of_one_backbone_are_separate(out: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        folder = tmp_path / "runs" / "precision-local" / f"precision-painn-{number}"
+        shutil.copytree(out / "runs" / "precision-local" / "precision-painn-1", folder)
+    write_report(tmp_path)
+    page = read_pages(tmp_path)
+    assert (tmp_path / "figures" / "precision-local-errors.svg").exists()
+    for number in (1, 2):
+        assert f"PaiNN (precision-painn-{number})" in page
+    assert "2 of 2" in page
+    assert "2 of 4" not in page
+    assert "4 of 4 pairs of backbone and head" in page
+
+
+def describe_head(head: str, energy: float, force: float, **changes: Any) -> dict[str, Any]:
+    """Return a row of the table of inference in BF16 with these errors relative to those against labels."""
+    deviations = {f"{name}_deviation_{statistic}_ev_per_{per}": 1e-3 for name, per in (("energy", "atom"),
+                  ("force", "angstrom")) for statistic in ("mean", "max")}  # fmt: skip
+    row = {"case": "a", "title": "PaiNN", "precision": "bf16", "head": head, "weights": "trained",
+           "energy_fraction": energy, "force_fraction": force} | deviations | changes  # fmt: skip
+    return row | {"verdict": judge_inference(row)}
+
+
+def test_ratios_are_those_of_the_named_head() -> None:
+    rows = [describe_head("A", 0.2, 0.1), describe_head("B", 0.05, 0.3), describe_head("no labels", math.nan, math.nan)]
+    (finite,) = build_inference_block(pd.DataFrame(rows)).rows
+    assert finite[6:10] == ["5.00%", "30.00%", "B", "0 of 3"]
+    broken = dict.fromkeys(("energy_fraction", "energy_deviation_mean_ev_per_atom"), math.nan)
+    (row,) = build_inference_block(pd.DataFrame([*rows, describe_head("C", 0.01, 0.01, **broken)])).rows
+    assert row[2] == row[6] == "not finite"
+    assert row[7:9] == ["1.00%", "C"]
+
+
+def test_overflow_in_a_module_is_reported() -> None:
+    """A layer without a bias whose input is 0 has no error either, but the heads do."""
+    errors: dict[str, float | None] = {"encoder.zero": None, "encoder.a": 1e-7, "encoder.b": 1e-3, "encoder.c": None,
+                                       "heads": None}  # fmt: skip
+    rows = [{"title": "PaiNN", "precision": "bf16", "order": k, "module": name, "kind": "Linear", "input": 0.1,
+             "output": error} for k, (name, error) in enumerate(errors.items())]  # fmt: skip
+    (row,) = build_modules_block(pd.DataFrame(rows)).rows
+    assert row[4:6] == ["after encoder.b (Linear)", "not finite"]
+    assert row[7] == "not finite"
+    rows[-1]["output"] = 2e-3
+    (row,) = build_modules_block(pd.DataFrame(rows)).rows
+    assert row[4:6] == ["heads (Linear)", "2.0e-03"]
+
+
+def test_summary_has_no_empty_range_and_describes_only_measured_precisions() -> None:
+    costs = pd.DataFrame([{"phase": "inference", "precision": precision, "speedup": speedup, "backbone": "painn",
+                           "device": device, "threads": 1, "finite": True}
+                          for precision, speedup, device in (("fp64", 1.0, "A"), ("fp32", 1.5, "B"))])  # fmt: skip
+    inference = pd.DataFrame([describe_head("A", 0.01, 0.01, precision="fp32")])
+    assert summarize_precisions(costs, inference).startswith("FP32 is 1.5 times as fast as FP64 and harmless for 100%")
+    (first, *_) = describe_comparison(costs, inference, pd.DataFrame({"data_origin": []}))
+    assert first == "1 backbone on A, 1 thread; B, 1 thread."
+
+
+def test_largest_deviation_is_not_finite_if_that_of_a_batch_is_not(tmp_path: Path) -> None:
+    values = {"energy_mae_ev_per_atom": 1.0, "force_mae_ev_per_angstrom": 1.0, "force_scale_ev_per_angstrom": 1.0,
+              "energy_deviation_mean_ev_per_atom": 0.1, "force_deviation_mean_ev_per_angstrom": 0.1,
+              "force_deviation_max_ev_per_angstrom": 0.1}  # fmt: skip
+    batches = [{"precision": "bf16", "head": "A", "structures": 1, "energy_deviation_max_ev_per_atom": value, **values}
+               for value in (0.1, None)]  # fmt: skip
+    facts = {"model": {"config": {"backbone": "painn"}}, "weights": {"checkpoint": "x"},
+             "runtime": {"precisions": {}}, "memory": []}  # fmt: skip
+    record = RunRecord("c/a", {"name": "a", "program": "precision"}, "done", facts=facts,
+                       events_by_kind={"prediction": batches})  # fmt: skip
+    (row,) = build_tables([record])["precision_inference"].to_dict("records")
+    assert math.isnan(row["energy_deviation_max_ev_per_atom"])
 
 
 def test_diverged_precision_stops_and_is_reported(tmp_path: Path) -> None:
@@ -156,6 +233,7 @@ def test_deviations_are_judged_relative_to_the_error_against_labels() -> None:
            "force_deviation_mean_ev_per_angstrom": 1e-3}  # fmt: skip
     assert judge_inference(row) == "harmless"
     assert judge_inference(row | {"force_fraction": 0.2}) == "harmful"
+    assert judge_inference(row | {"energy_fraction": math.nan}) == "not judged"
     assert judge_inference(row | {"energy_deviation_mean_ev_per_atom": math.nan}) == "not finite"
 
 

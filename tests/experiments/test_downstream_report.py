@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_case(folder, "screening-prototypes", "screening", SCREENING)
     run_case(folder, "screening-assessed", "screening", SCREENING | ASSESSMENT, "screening-prototypes-1")
     return folder
+
+
+def test_transfer_cases_of_one_task_are_separate(out: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        folder = tmp_path / "runs" / "transfer-local" / f"transfer-qm9-{number}"
+        shutil.copytree(out / "runs" / "transfer-local" / "transfer-qm9-1", folder)
+    write_report(tmp_path)
+    page = read_pages(tmp_path)
+    for number in (1, 2):
+        assert f"(transfer-qm9-{number})" in page
+        assert (tmp_path / "figures" / f"transfer-local-transfer-qm9-{number}.svg").exists()
+    assert "of 2 tasks or subsets" in page
 
 
 def test_transfer_tables_follow_from_events(out: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from harness.experiments.ladder import page
 from harness.experiments.ladder.metrics import build_ladder_table, compute_matmul_rates, compute_roofline
+from harness.experiments.ladder.stages import hash_setup
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
-from harness.results.runs import load_runs
+from harness.results.runs import RunRecord, load_runs
 from tests.report.test_report import write_run
 
 CEILINGS = {
@@ -136,3 +137,12 @@ def test_ladder_page_shows_logs_without_counts(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "tables" / "ladder.csv")
     assert table["attainable_fraction"].isna().all()
     assert not list((tmp_path / "figures").glob("*-roofline.png"))
+
+
+def test_repeats_are_ladders_of_their_own() -> None:
+    case = {"suite": "ladder", "parameters": {"workload": "random", "precision": "fp64"}, "repeat": 0}
+    first, fp32, repeat = (
+        hash_setup(RunRecord("c/a", case | changes, "done"))
+        for changes in ({}, {"parameters": {"workload": "random", "precision": "fp32"}}, {"repeat": 1})
+    )
+    assert first == fp32 != repeat

@@ -7,9 +7,11 @@ import math
 import random
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from harness.experiments.cost.metrics import build_cost_tables, sum_energy
+from harness.experiments.cost.page import build_parts_block
 from harness.results.runs import load_runs
 from tests.telemetry.exports import (
     T0,
@@ -362,3 +364,9 @@ def test_csv_file_without_data_columns_is_reported(tmp_path: Path) -> None:
     assert source.kind == "CSV export"
     assert "1 rows without a time" in source.faults
     assert "1 rows that are too long" in source.faults
+
+
+def test_parts_of_cases_in_two_campaigns_are_separate() -> None:
+    row = {"case": "a", "scope": "epoch", "name": "0", "energy_per_result_j": 1.0, "work_unit": "structure"}
+    rows = [row | {"campaign": name, "power_w": power_w} for name, power_w in (("local", 10.0), ("slurm", 30.0))]
+    assert [line[-1] for line in build_parts_block(pd.DataFrame(rows)).rows] == ["10", "30"]

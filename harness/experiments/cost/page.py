@@ -192,7 +192,7 @@ def build_parts_block(part_rows: pd.DataFrame) -> TableBlock:
     """Return the table of parts, with a row per case and kind of part; stages and precisions have a row each."""
     columns = ["case", "kind of part", "parts", "J/result [lowest, highest]", "unit of results", "mean power (W)"]
     body = []
-    for (case, scope), group in part_rows.groupby(["case", "scope"], sort=False):
+    for (_, case, scope), group in part_rows.groupby(["campaign", "case", "scope"], sort=False):
         parts = group.groupby("name", sort=False) if scope in ("stage", "precision") else [("", group)]
         for name, rows in parts:
             energy = rows["energy_per_result_j"]

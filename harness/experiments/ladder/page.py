@@ -75,6 +75,8 @@ def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: Pr
     if rows["attainable_fraction"].notna().any():
         drawings.append(draw_roofline(rows, records, figures, f"{slug}-roofline"))
     title = f"Ladder: {first['architecture']}, {first['model']}, {first['workload']} workload"
+    if repeat := records[0].case.get("repeat"):
+        title += f", repeat {repeat}"
     return Section(
         title,
         slug,

@@ -47,6 +47,8 @@ def hash_setup(record: RunRecord) -> str:
     case, machine = record.case, [record.provenance.get(k) for k in ("host", "cpu")]
     parameters = {k: v for k, v in case["parameters"].items() if k != "precision"}
     content = [case["suite"], record.campaign, parameters, case.get("settings"), machine]
+    if case.get("repeat"):
+        content.append(case["repeat"])
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

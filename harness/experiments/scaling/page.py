@@ -46,7 +46,8 @@ def build_sections(context: PageContext) -> list[Section]:
 
 def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
     """Return the section on one campaign: the throughput for each number of ranks, and projections to more ranks."""
-    paragraphs = [f"{rows['data'].iloc[0]}, {rows['precision'].iloc[0].upper()}, {rows['device'].iloc[0]}."]
+    setups = dict.fromkeys(f"{r['data']}, {r['precision'].upper()}, {r['device']}" for r in list_rows(rows))
+    paragraphs = [f"{'; '.join(setups)}."]
     paragraphs[0] += f" Computation of messages: {', '.join(rows['message_backend'].unique())}."
     shared = rows[(rows["hosts"] < rows["nodes"]) | (rows["ranks"] > rows["cores"] * rows["hosts"])]
     if len(shared):

@@ -19,18 +19,19 @@ from harness.stats.intervals import compute_geometric_mean_interval, compute_mea
 
 TASKS = Columns(
     "transfer_tasks",
-    campaign="campaign",
+    run="campaign case",
     task="task title target unit available data_origin level_of_theory structures",
     excluded="excluded",
     data="structures_with_unseen_elements folds splits needs",
-    run="state folder",
+    state="state folder",
 )
 ERRORS = Columns(
-    "transfer_errors", columns="campaign task subset mode labels mae mae_low mae_high force_mae seeds test unit"
+    "transfer_errors", columns="campaign case task subset mode labels mae mae_low mae_high force_mae seeds test unit"
 )
 GAINS = Columns(
     "transfer_gains",
-    columns="campaign task title subset mode labels ratio ratio_low ratio_high seeds force_ratio composition_ratio",
+    columns="campaign case task title subset mode labels ratio ratio_low ratio_high seeds force_ratio"
+    " composition_ratio",
 )
 PUBLISHED = Columns("transfer_published", columns="task model value spread unit train quantity subset source")
 # The columns with the errors of the baselines.
@@ -72,6 +73,10 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
     return float(len(record.events("fit"))), "fit"
 
 
+def _get_case(record: RunRecord) -> dict[str, Any]:
+    return {"campaign": record.campaign, "case": record.case.get("name")}
+
+
 def _find_task(record: RunRecord) -> dict[str, Any]:
     """Return the event that describes the task or, without one, the task in the case's parameters."""
     events = record.events("task")
@@ -82,7 +87,7 @@ def _describe_task(record: RunRecord) -> dict[str, Any]:
     task = _find_task(record)
     excluded = task.get("excluded") or {}
     return TASKS.select(task, "task", "data") | {
-        "campaign": record.campaign,
+        **_get_case(record),
         "excluded": ", ".join(f"{n} {reason}" for reason, n in excluded.items()),
         "state": record.state,
         "folder": record.location,
@@ -110,7 +115,7 @@ def _list_errors(record: RunRecord) -> list[dict[str, Any]]:
         forces = group["force_mae"].dropna()
         rows.append(
             {
-                "campaign": record.campaign,
+                **_get_case(record),
                 "task": task["task"],
                 "subset": subset,
                 "mode": mode,
@@ -147,7 +152,7 @@ def _list_gains(record: RunRecord) -> list[dict[str, Any]]:
                 over_composition = compute_geometric_mean_interval((errors["mae"] / composition["mae"]).dropna()).value
             rows.append(
                 {
-                    "campaign": record.campaign,
+                    **_get_case(record),
                     "task": task["task"],
                     "title": task.get("title"),
                     "subset": subset,

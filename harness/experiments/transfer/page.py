@@ -18,7 +18,9 @@ from harness.document.blocks import (
     Section,
     TableBlock,
     build_block,
+    format_range,
     interval_cell,
+    label_cases,
     link_run_folder,
     list_rows,
     number_cell,
@@ -95,9 +97,9 @@ def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, 
             axes.set_title(subset, fontsize=9)
         panels[0][0].set_ylabel(f"MAE, {task['unit']}")
         panels[0][-1].legend(frameon=False, fontsize=7.5)
-        seeds, n_test = int(errors["seeds"].max()), int(errors["test"].median())
+        seeds, n_test = format_range(errors["seeds"], ".0f"), int(errors["test"].median())
         caption = (
-            f"{task['title']}, {task['target']} ({task['data_origin']}): error on {n_test} held-out structures, mean of"
+            f"{task['label']}, {task['target']} ({task['data_origin']}): error on {n_test} held-out structures, mean of"
             f" {seeds} seeds with the 95% interval of their geometric mean."
             + (" Stars: published results on the official data." if has_stars else "")
         )
@@ -106,15 +108,15 @@ def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, 
 
 def draw_gains(gains: pd.DataFrame, folder: Path, name: str) -> Figure:
     """Draw the error of each mode divided by that of training from scratch, for the most labels of each task."""
-    largest = gains.loc[gains.groupby(["task", "subset", "mode"], sort=False)["labels"].idxmax()]
-    rows = list(dict.fromkeys(zip(largest["title"], largest["subset"], largest["labels"], strict=True)))
+    largest = select_most_labels(gains)
+    rows = list(dict.fromkeys(zip(largest["label"], largest["subset"], largest["labels"], strict=True)))
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.0, 1.2 + 0.42 * len(rows)), layout="constrained")
         for j, mode in enumerate(m for m in MODES if m in set(largest["mode"])):
             mode_style, group = MODES[mode], largest[largest["mode"] == mode]
             positions = [
                 rows.index(key) + 0.16 * (j - 1.5)
-                for key in zip(group["title"], group["subset"], group["labels"], strict=True)
+                for key in zip(group["label"], group["subset"], group["labels"], strict=True)
             ]
             span = np.nan_to_num(np.array([group["ratio"] - group["ratio_low"], group["ratio_high"] - group["ratio"]]))
             style: Any = {"color": mode_style.colour, "marker": mode_style.marker, "ls": "", "ms": 5, "capsize": 2}
@@ -144,17 +146,21 @@ def build_sections(context: PageContext) -> list[Section]:
 
 def build_campaign_section(campaign: str, context: PageContext) -> Section:
     """Return the section on the tasks of one campaign."""
+    tasks = select_campaign(context.tables["transfer_tasks"], campaign)
+    labels = label_cases(tasks["case"], (str(row["title"] or row["task"]) for row in list_rows(tasks)))
     tasks, errors, gains = (
-        select_campaign(context.tables[f"transfer_{name}"], campaign) for name in ("tasks", "errors", "gains")
+        table.assign(label=table["case"].map(labels))
+        for name in ("tasks", "errors", "gains")
+        for table in [select_campaign(context.tables[f"transfer_{name}"], campaign)]
     )
     published = context.tables["transfer_published"]
-    titles = dict(zip(tasks["task"], tasks["title"], strict=True))
     figures = [draw_gains(gains, context.figures, f"{campaign}-gains")] if len(gains) else []
-    for task, group in errors.groupby("task", sort=False):
-        row = tasks[tasks["task"] == task].iloc[0]
-        name = f"{campaign}-{task}"
-        figures.append(draw_errors(group, published[published["task"] == task], row, context.figures, name))
-    blocks = [build_tasks_block(tasks), build_gains_block(gains, titles), build_errors_block(errors, titles)]
+    for case, group in errors.groupby("case", sort=False):
+        row = tasks[tasks["case"] == case].iloc[0]
+        is_only = (tasks["task"] == row["task"]).sum() == 1
+        name = f"{campaign}-{row['task'] if is_only else row['case']}"
+        figures.append(draw_errors(group, published[published["task"] == row["task"]], row, context.figures, name))
+    blocks = [build_tasks_block(tasks), build_gains_block(gains), build_errors_block(errors)]
     paragraphs = describe_transfer(tasks, gains)
     title, finding = "Transfer to downstream tasks", summarize_gains(gains)
     return Section(title, f"transfer-{campaign}", paragraphs, figures, blocks, finding=finding)
@@ -193,16 +199,16 @@ def describe_transfer(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
 
 
 def select_most_labels(gains: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with the most labels of each task, subset and mode."""
+    """Return the rows with the most labels of each case, subset and mode."""
     if gains.empty:
         return gains
-    return gains.loc[gains.groupby(["task", "subset", "mode"], sort=False)["labels"].idxmax()]
+    return gains.loc[gains.groupby(["case", "subset", "mode"], sort=False)["labels"].idxmax()]
 
 
 def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
     """Return the table of tasks."""
     columns: list[Column] = [
-        ("task", lambda r: str(r["title"] or r["task"])),
+        ("task", "label"),
         ("target", lambda r: f"{r['target']} ({r['unit']})" if r["target"] else EN_DASH),
         ("data", lambda r: r["data_origin"] or f"not run; {r['needs'] or 'incomplete'}"),
         ("level of theory", text_cell("level_of_theory")),
@@ -218,10 +224,10 @@ def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
     return add_cost_columns(build_block("Tasks", list_rows(tasks), columns, note), tasks)
 
 
-def build_gains_block(gains: pd.DataFrame, titles: dict[str, str]) -> TableBlock:
+def build_gains_block(gains: pd.DataFrame) -> TableBlock:
     """Return the table of errors relative to training from scratch, with a row per task, subset and mode."""
     columns: list[Column] = [
-        *build_fit_columns(titles),
+        *build_fit_columns(),
         ("error / error from scratch", seed_interval_cell("ratio")),
         ("force error / force error from scratch", number_cell("force_ratio")),
         ("error / error of the composition", number_cell("composition_ratio")),
@@ -234,10 +240,10 @@ def build_gains_block(gains: pd.DataFrame, titles: dict[str, str]) -> TableBlock
     return build_block("Gain from pretraining", list_rows(select_most_labels(gains)), columns, note)
 
 
-def build_errors_block(errors: pd.DataFrame, titles: dict[str, str]) -> TableBlock:
+def build_errors_block(errors: pd.DataFrame) -> TableBlock:
     """Return the table of mean errors, with a row per task, subset, mode and number of labels."""
     columns: list[Column] = [
-        *build_fit_columns(titles),
+        *build_fit_columns(),
         ("MAE", seed_interval_cell("mae")),
         ("unit", "unit"),
         ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae")),
@@ -252,10 +258,10 @@ def build_errors_block(errors: pd.DataFrame, titles: dict[str, str]) -> TableBlo
     )
 
 
-def build_fit_columns(titles: dict[str, str]) -> list[Column]:
+def build_fit_columns() -> list[Column]:
     """Return the columns that identify a row: task, subset, mode and number of labels."""
     return [
-        ("task", lambda r: titles.get(r["task"], str(r["task"]))),
+        ("task", "label"),
         ("subset", text_cell("subset")),
         ("mode", lambda r: MODES[r["mode"]].title),
         ("number of labels", "labels"),

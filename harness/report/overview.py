@@ -224,8 +224,8 @@ def build_merits_section(records: list[RunRecord]) -> Section | None:
     if not rows:
         return None
     columns = ["case", "figure of merit", "measured", "reference", "tolerance", "verdict"]
-    shown = f"The table shows {len(rows)} of {len(merits):,} figures of merit; all are in tables/figures_of_merit.csv."
-    note = shown if len(merits) > len(rows) else ""
+    text = f"The table shows {len(rows)} of {len(merits):,} figures of merit; all are in tables/figures_of_merit.csv."
+    note = text if len(merits) > len(rows) else ""
     block = TableBlock("Measured values and references", columns, rows, note)
     return Section("Figures of merit", "figures_of_merit", tables=[block])
 

@@ -114,7 +114,7 @@ def draw_configurations(
             for value, y, side in ((low, -0.06, "top"), (high, 1.06, "bottom")):
                 axes.text(k, y, value, ha="center", va=side, fontsize=7, color=GREY, rotation=rotation)
         axes.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names], fontsize=7.5)
-        axes.tick_params(length=0, pad=12)
+        axes.tick_params(length=0, pad=36 if rotation else 12)  # below the ends of the ranges
         axes.set_ylim(-0.05, 1.05)
         axes.set_yticks([])
         for spine in axes.spines.values():

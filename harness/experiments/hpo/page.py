@@ -56,9 +56,9 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
         for table in [select_campaign(context.tables[f"hpo_{name}"], campaign)]
     )
     spaces = {
-        record.case.get("name"): record.facts["search"]["space"]
+        record.case.get("name"): record.facts.get("search", {}).get("space", {})
         for record in context.records
-        if record.campaign == campaign and record.facts.get("search")
+        if record.campaign == campaign
     }
     figures: list[Figure] = []
     if trials["objective"].notna().any():
@@ -217,9 +217,8 @@ def build_trials_block(trials: pd.DataFrame) -> TableBlock:
         ("nodes", text_cell("nodes")),
         ("configuration", lambda r: format_configuration(r["configuration"])),
     ]
-    shown = (
-        f"The table shows {len(selected)} of {len(trials)} trials; all" if len(selected) < len(trials) else "All trials"
-    )
-    note = f"{shown} are in tables/hpo_trials.csv."
+    is_cut = len(selected) < len(trials)
+    subject = f"The table shows {len(selected)} of {len(trials)} trials; all" if is_cut else "All trials"
+    note = f"{subject} are in tables/hpo_trials.csv."
     title = "Trials without an objective, and the best of the other trials"
     return add_cost_columns(build_block(title, list_rows(selected), columns, note), selected)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-SCHEMA = "(Tensor cubes, Tensor receiver, float total, float power, SymInt n_atoms) -> Tensor"
+SCHEMA = "(Tensor cubes, Tensor receiver, float total, int power, SymInt n_atoms) -> Tensor"
 library.define("gfm_harness::solve_scales", SCHEMA, tags=torch.Tag.pt2_compliant_tag)
 
 
-def solve_scales(cubes: Tensor, receiver: Tensor, total: float, power: float, n_atoms: int) -> Tensor:
+def solve_scales(cubes: Tensor, receiver: Tensor, total: float, power: int, n_atoms: int) -> Tensor:
     """Return the scale of each atom, [n]; the operators of messages.py must have been loaded.
 
     Args:
@@ -29,7 +29,7 @@ def solve_scales(cubes: Tensor, receiver: Tensor, total: float, power: float, n_
     return torch.ops.gfm_harness.solve_scales(cubes, receiver, total, power, n_atoms)
 
 
-def _allocate(cubes: Tensor, receiver: Tensor, total: float, power: float, n_atoms: int) -> Tensor:
+def _allocate(cubes: Tensor, receiver: Tensor, total: float, power: int, n_atoms: int) -> Tensor:
     return cubes.new_empty(n_atoms)
 
 
@@ -43,7 +43,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, No
     rest = (1.0 - cubes * scale[receiver]).clamp(min=0.0)
     square = rest * rest
     summed = torch.zeros_like(scale).index_add(0, receiver, cubes * square)
-    denominator = 3.0 * summed + (ctx.total * ctx.power) * scale ** (-ctx.power - 1.0)
+    denominator = 3.0 * summed + (ctx.total * ctx.power) * scale ** (-ctx.power - 1)
     return (-3.0 * scale * grad / denominator)[receiver] * square, None, None, None, None
 
 

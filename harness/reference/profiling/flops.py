@@ -27,6 +27,7 @@ from harness.reference.ops import (  # noqa: F401 (they define operators)
     adaptive_scales,
     bounded_features,
     own_heads,
+    pair_repulsion,
     products,
     segment_sums,
 )
@@ -46,8 +47,8 @@ PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _operators.multiply
 # Sums, gathers and element-wise operations, which do not count.
 UNCOUNTED = {
     *(getattr(_operators, name) for name in segment_sums.SCHEMAS),
-    *(_operators.bound_features, _operators.bound_features_backward, _operators.solve_scales),
-    _operators.scaled_silu,
+    *(_operators.bound_features, _operators.bound_features_backward),
+    *(_operators.repel_pairs, _operators.solve_scales, _operators.scaled_silu),
 }
 HEADS = {_operators.evaluate_own_heads, _operators.differentiate_own_heads}
 TF32 = "tf32"

@@ -284,7 +284,7 @@ class PaiNN(nn.Module):
             envelope = tricube(cubes * gather(scale, receivers)).unsqueeze(-1)
         energy: Tensor | None = None
         if self.repulsion is not None:
-            half, switch = self.repulsion(r, batch)
+            half, switch = self.repulsion(r, batch, fused=fused)
             # each atom has half of the repulsion of its edges
             energy = segment_sum(half * envelope, receivers)
             envelope = envelope * switch

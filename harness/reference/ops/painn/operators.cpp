@@ -10,6 +10,7 @@
 #include "adaptive.h"
 #include "bounds.h"
 #include "prepared.h"
+#include "repulsion.h"
 
 namespace fused {
 
@@ -162,7 +163,7 @@ Tensor filter_second(const Tensor& grad_s, const Tensor& grad_v, const Tensor& p
   return result;
 }
 
-Tensor solve_adaptive_scales(const Tensor& cubes, const Tensor& receiver, double total, double power,
+Tensor solve_adaptive_scales(const Tensor& cubes, const Tensor& receiver, double total, int64_t power,
                              c10::SymInt n_atoms) {
   const int64_t atoms = n_atoms.expect_int();
   TORCH_CHECK_VALUE(cubes.dim() == 1 && receiver.sizes() == cubes.sizes(), "cubes and receiver do not match");
@@ -174,6 +175,35 @@ Tensor solve_adaptive_scales(const Tensor& cubes, const Tensor& receiver, double
     solve_scales(edge_cubes.const_data_ptr<scalar_t>(), edges, total, power, scales.mutable_data_ptr<scalar_t>());
   });
   return scales;
+}
+
+std::tuple<Tensor, Tensor> repel_pairs(const Tensor& r, const Tensor& atoms, const Tensor& receiver, const Tensor& sender,
+                                       double core, double end, at::ArrayRef<double> amplitudes,
+                                       at::ArrayRef<double> decays, int64_t order) {
+  TORCH_CHECK_VALUE(receiver.numel() == r.numel() && sender.numel() == r.numel(), "edges do not match");
+  TORCH_CHECK_VALUE(order >= 0 && order < 3 && amplitudes.size() == decays.size(), "unknown order or screening");
+  TORCH_CHECK_TYPE(atoms.scalar_type() == at::kDouble && atoms.dim() == 2 && atoms.size(1) == 3, "atoms are not [n, 3]");
+  const Tensor distances = r.contiguous(), table = atoms.contiguous();
+  const Tensor to = receiver.contiguous(), from = sender.contiguous();
+  check_ends(to, atoms.size(0));
+  check_ends(from, atoms.size(0));
+  Tensor energy(at::detail::empty_cpu(r.sizes(), r.options())), on(at::detail::empty_cpu(r.sizes(), r.options()));
+  AT_DISPATCH_FLOATING_TYPES(r.scalar_type(), "repel_pairs", [&] {
+    const auto* x = distances.const_data_ptr<scalar_t>();
+    auto *y = energy.mutable_data_ptr<scalar_t>(), *z = on.mutable_data_ptr<scalar_t>();
+    const auto *receivers = to.const_data_ptr<int64_t>(), *senders = from.const_data_ptr<int64_t>();
+    const double* values = table.const_data_ptr<double>();
+    at::parallel_for(0, r.numel(), 4096, [&](int64_t first, int64_t last) {
+      for (int64_t e = first; e < last; ++e) {
+        const double *a = values + 3 * receivers[e], *b = values + 3 * senders[e];
+        const PairRepulsion pair{a[0] + b[0], a[1] * b[1], a[2] + b[2], core, end};
+        const bool acts = x[e] < end * pair.radius;
+        y[e] = acts ? scalar_t(pair.energy(x[e], amplitudes, decays).value[order]) : 0;
+        z[e] = acts ? scalar_t(pair.switch_on(x[e]).value[order]) : order == 0;
+      }
+    });
+  });
+  return {energy, on};
 }
 
 FeatureShape get_shape(const Tensor& x) {
@@ -206,6 +236,7 @@ Tensor bound_features_backward(const Tensor& grad, const Tensor& x) {
 TORCH_LIBRARY_IMPL(gfm_harness, CPU, library) {
   library.impl("bound_features", &fused::bound_features);
   library.impl("bound_features_backward", &fused::bound_features_backward);
+  library.impl("repel_pairs", &fused::repel_pairs);
   library.impl("solve_scales", &fused::solve_adaptive_scales);
   library.impl("messages", &fused::messages);
   library.impl("messages_backward", &fused::messages_backward);

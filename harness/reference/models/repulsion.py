@@ -39,7 +39,7 @@ class Repulsion(nn.Module):
         self.core, self.end = core, end
         numbers = np.arange(len(COVALENT_RADII), dtype=float)
         strength = numbers * (0.5 * COULOMB_EV_ANGSTROM) ** 0.5
-        # by atomic number: the covalent radius, the factor of half the energy, and the term of the inverse screening length
+        # by atomic number: covalent radius, factor of half the energy, term of the inverse screening length
         table = np.stack([COVALENT_RADII, strength, numbers**SCREENING_POWER / SCREENING_LENGTH_ANGSTROM], axis=1)
         self.table = ExactBuffer(torch.from_numpy(table))
 

@@ -1,4 +1,7 @@
-"""The repulsion of models/repulsion.py as an operator that computes only edges within its range, with two derivatives."""
+"""The repulsion of models/repulsion.py as an operator, which computes only edges within its range.
+
+It can be differentiated twice, as losses on forces and force constants need.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from torch import Tensor, library
 
 library.define(
     "gfm_harness::repel_pairs",
-    "(Tensor r, Tensor atoms, Tensor receiver, Tensor sender, float core, float end, float[] amplitudes, float[] decays,"
-    " int order) -> (Tensor, Tensor)",
+    "(Tensor r, Tensor atoms, Tensor receiver, Tensor sender, float core, float end, float[] amplitudes,"
+    " float[] decays, int order) -> (Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 MAX_ORDER = 2
@@ -27,7 +30,7 @@ def repel_pairs(
 
     Args:
         r: [e, 1] distances on the CPU.
-        atoms: [n, 3] in FP64: covalent radius, square root of the strength, term of the inverse screening length.
+        atoms: [n, 3] in FP64: covalent radius, factor of half the energy, term of the inverse screening length.
         receiver: [e] the atom of each edge.
         sender: [e] the other atom.
         bounds: The relative distances where the switch begins and where it and the repulsion end.

@@ -52,6 +52,11 @@ def test_the_operators_are_registered_correctly() -> None:
     torch.library.opcheck(torch.ops.gfm_harness.bound_features_backward.default, (torch.ones_like(x), x))
     cubes = torch.linspace(0.01, 1.1, 60, dtype=torch.float64, requires_grad=True)
     receiver = torch.arange(60) % 3
+    r, atoms = torch.linspace(0.1, 2.0, 60, dtype=torch.float64).unsqueeze(1), torch.rand(3, 3, dtype=torch.float64)
+    constants = (0.4, 0.7, [1.0], [2.0], 0)
+    torch.library.opcheck(
+        torch.ops.gfm_harness.repel_pairs.default, (r.requires_grad_(), atoms, receiver, receiver, *constants)
+    )
     torch.library.opcheck(torch.ops.gfm_harness.solve_scales.default, (cubes, receiver, 5.0, 3, 3))
 
 
@@ -70,7 +75,7 @@ def test_scales_do_not_depend_on_the_order_of_edges_and_match_the_unfused_soluti
 
 
 def make_pairs() -> tuple[Tensor, Batch]:
-    """Return distances [e, 1] of atoms from contact to beyond the end of the repulsion, and the batch of these atoms."""
+    """Return distances [e, 1] from contact to beyond the end of the repulsion, and the batch of these atoms."""
     fractions = torch.linspace(0.05, 0.8, 12, dtype=torch.float64)
     numbers = np.array([[1, 1], [6, 29], [92, 8]]).repeat(4, axis=0)
     r = fractions * torch.from_numpy(COVALENT_RADII[numbers].sum(1))

@@ -177,12 +177,13 @@ Tensor solve_adaptive_scales(const Tensor& cubes, const Tensor& receiver, double
   return scales;
 }
 
-std::tuple<Tensor, Tensor> repel_pairs(const Tensor& r, const Tensor& atoms, const Tensor& receiver, const Tensor& sender,
-                                       double core, double end, at::ArrayRef<double> amplitudes,
+// Return the derivative of the given order with respect to r of half the repulsion energy, and of the switch.
+std::tuple<Tensor, Tensor> repel_pairs(const Tensor& r, const Tensor& atoms, const Tensor& receiver,
+                                       const Tensor& sender, double core, double end, at::ArrayRef<double> amplitudes,
                                        at::ArrayRef<double> decays, int64_t order) {
   TORCH_CHECK_VALUE(receiver.numel() == r.numel() && sender.numel() == r.numel(), "edges do not match");
   TORCH_CHECK_VALUE(order >= 0 && order < 3 && amplitudes.size() == decays.size(), "unknown order or screening");
-  TORCH_CHECK_TYPE(atoms.scalar_type() == at::kDouble && atoms.dim() == 2 && atoms.size(1) == 3, "atoms are not [n, 3]");
+  TORCH_CHECK_VALUE(atoms.dim() == 2 && atoms.size(1) == 3, "atoms are not [n, 3]");
   const Tensor distances = r.contiguous(), table = atoms.contiguous();
   const Tensor to = receiver.contiguous(), from = sender.contiguous();
   check_ends(to, atoms.size(0));

@@ -35,8 +35,9 @@ struct PairRepulsion {
   Jet energy(double r, at::ArrayRef<double> amplitudes, at::ArrayRef<double> decays) const {
     Jet screening{};
     for (size_t k = 0; k < decays.size(); ++k) {
-      const double rate = decays[k] * decay, term = amplitudes[k] * std::exp(-rate * r);
-      screening = {{screening.value[0] + term, screening.value[1] - rate * term, screening.value[2] + rate * rate * term}};
+      const double rate = decays[k] * decay;
+      double term = amplitudes[k] * std::exp(-rate * r);
+      for (double& derivative : screening.value) derivative += term, term *= -rate;
     }
     const double coulomb = strength / r;
     return Jet{{coulomb, -coulomb / r, 2 * coulomb / (r * r)}} * screening *

@@ -62,7 +62,7 @@ def test_forces_are_not_worse_than_zero_forces(seed: int, truth: float, repulsio
     for head in (0, 1):
         excess = torch.stack([compute_excess(float(f), head) for f in FACTORS], 1)
         bound = bound_excess(excess, batch.n_atoms[batch.head == head].double())
-        chosen = int((FACTORS == factors[head]).nonzero())
+        chosen = int((factors[head] == FACTORS).nonzero())
         assert bound[chosen] <= max(0.0, float(bound.min())) + 1e-12
         if repulsion is None:
             # the guarantee that the comment at FACTORS derives

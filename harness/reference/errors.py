@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 
 class NotFinite(InputError):
-    """The loss or the gradient of a training step is not finite; the message names the batch."""
+    """A loss, a gradient or a prediction of a training is not finite; the message says which."""
 
 
 def get_first_line(error: BaseException) -> str:

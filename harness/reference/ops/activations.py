@@ -24,7 +24,8 @@ def silu(x: Tensor) -> Tensor:
     """Return x / (1 + exp(-x)), differentiable three times.
 
     PyTorch computes the second derivative, which training on forces needs, by more than ten passes over memory. The
-    operator scaled_silu is the derivative of an order times a factor; compilers fuse PyTorch's functions instead.
+    operator scaled_silu(x, factor, order) returns the factor times the derivative of this order in one pass. Compiled
+    code, other devices and other types use PyTorch's function.
     """
     if torch.compiler.is_compiling() or not is_loaded(x.device) or x.dtype not in (torch.float32, torch.float64):
         return functional.silu(x)

@@ -18,19 +18,20 @@ Values = Mapping[str, Tensor | None]
 
 
 class Multilinear:
-    """The operators of a function, in PyTorch's functions wherever a library does not implement them.
+    """The operators of a function, with PyTorch's functions for those that no library implements.
 
     Each operator has all other arguments as inputs, then the parameters.
 
     Args:
         operators: The arguments of the function, each with the name of the derivative with respect to it.
-        optional: Arguments that may be None.
-        parameters: The schema of the parameters, of which the last is a list of tensors.
+        optional: Arguments that may be None, one letter each.
+        parameters: The schema of the parameters: the last is a list of tensors, which has no gradient, and the others
+            are neither tensors nor None.
         get_shape: Return the shape of an argument for the others by name and the parameters.
         compute: Compute the derivative with respect to an argument by PyTorch's functions.
 
     Attributes:
-        operators: The same.
+        operators: The arguments, each with the name of its operator.
         defaults: The arguments, each with its operator in PyTorch's functions.
     """
 

@@ -1,6 +1,6 @@
 """The repulsion of models/repulsion.py as an operator, which computes only edges within its range.
 
-It can be differentiated twice, as losses on forces and force constants need.
+It can be differentiated twice, as training on forces needs, and force constants.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def repel_pairs(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return half the repulsion energy and the switch of learnt interactions of each edge, [e, 1] each.
 
-    The operators of messages.py must have been loaded.
+    `messages.load` must have loaded the operators.
 
     Args:
         r: [e, 1] distances on the CPU.
-        atoms: [n, 3] in FP64: covalent radius, factor of half the energy, term of the inverse screening length.
+        atoms: [n, 3] in FP64: covalent radius, factor of half the energy, contribution to the inverse screening length.
         receiver: [e] the atom of each edge.
         sender: [e] the other atom.
         bounds: The relative distances where the switch begins and where it and the repulsion end.
@@ -51,7 +51,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
 
 def _differentiate(ctx: Any, energy_grad: Tensor, switch_grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.order == MAX_ORDER:
-        raise NotImplementedError("the repulsion has no third derivative")
+        raise NotImplementedError("the third derivative of the repulsion is not implemented")
     energy, switch = torch.ops.gfm_harness.repel_pairs(*ctx.saved_tensors, *ctx.constants, ctx.order + 1)
     return energy_grad * energy + switch_grad * switch, *(None,) * 8
 

@@ -1,6 +1,6 @@
 """Factors between 0 and 1 that scale the learnt energy of each head so that its validation loss is lowest.
 
-A head that was trained on few or very different structures fits them, and adds noise elsewhere. Its learnt energies,
+A head that was trained on few or very different structures overfits them, and adds noise elsewhere. Its learnt energies,
 and with them its forces, are multiplied by the factor with the lowest validation loss among those whose force error
 is below that of zero forces with 95% confidence. It is 1 for a head that generalizes, less for others, and almost 0
 for one that predicts no better than the composition or than zero forces. The idea is that of James and Stein (Proc. 4th
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from harness.reference.data.batch import Batch
+from harness.reference.errors import NotFinite
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.training.loss import Labels, MultiTaskLoss, compare_with_labels, predict_own_head
 
 # The factors that are compared. With a factor of 0, a head could not be trained any further. The force error is convex
-# in the factor, so with the smallest one it exceeds that of zero forces by at most 1e-4 of the excess at a factor of 1.
+# in the factor: without repulsion, the smallest factor exceeds the error of zero forces by at most 1e-4 of the excess of
+# a factor of 1.
 FACTORS = torch.cat([torch.tensor([1e-4], dtype=torch.float64), torch.linspace(0.01, 1.0, 100, dtype=torch.float64)])
 ONE_SIDED_95 = 1.645  # standard deviations of a normal distribution
 
@@ -29,13 +31,16 @@ def find_best_factors(
 ) -> Tensor:
     """Return the factor of each head, [heads]; 1 for a head without structures.
 
-    It has the lowest loss of those for which the upper bound of the difference between the mean absolute force error
-    and that of zero forces is not positive. If there is none, it has the smallest bound.
+    The excess is the mean absolute force error minus that of zero forces. Among the factors whose upper bound of the
+    excess is not positive, that with the lowest loss is returned; if there are none, that with the smallest bound.
 
     Args:
         model: The model, whose scales are those of training.
         batches: Validation structures with labels.
         objective: The training loss.
+
+    Raises:
+        NotFinite: A prediction for a validation structure is not finite.
     """
     scale = model.scale.clone()
     heads, losses, excesses, sizes = [], [], [], []
@@ -63,6 +68,8 @@ def find_best_factors(
     factors = torch.ones(len(scale), dtype=torch.float64)
     if heads:
         head, loss, excess, size = map(torch.cat, (heads, losses, excesses, sizes))
+        if not (loss.isfinite().all() and excess.isfinite().all()):
+            raise NotFinite("the predictions for validation structures are not finite")
         for k in head.unique().tolist():
             rows = head == k
             bound = bound_excess(excess[rows], size[rows])
@@ -74,7 +81,8 @@ def find_best_factors(
 def bound_excess(excess: Tensor, sizes: Tensor) -> Tensor:
     """Return the upper bound of the one-sided 95% interval of the sum of each column of [graphs, columns].
 
-    The standard error is that of a ratio of sums over graphs (Cochran, Sampling Techniques, 1977, equation 6.13).
+    The standard error is that of a ratio of sums over graphs (Cochran, Sampling Techniques, 1977, equation 6.13); a
+    single graph has none, and its bound is the sum.
 
     Args:
         excess: The sum of a quantity over the atoms of each graph, [graphs, columns].

@@ -261,7 +261,9 @@ def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
     for e in record.events("uncertainty"):
         for method in ("heads", "dropout", "ensemble"):
             value = e[f"{method}_ev_per_atom"]
-            rows.append((f"median spread of {method}", e["kind"], value, "eV/atom", e["candidates"]))
+            # logs of older versions have a median only if every candidate has a spread
+            n = (e.get("with_spread") or {}).get(method, e["candidates"])
+            rows.append((f"median spread of {method}", e["kind"], value, "eV/atom", n))
     for e in record.events("overlap"):
         unit = "standard deviations of the training sets"
         rows.append(("mean Wasserstein distance", e["kind"], e["mean"], unit, e["structures"]))

@@ -64,7 +64,7 @@ class Calibration(EventRecord, tag="calibration"):
 class Uncertainty(EventRecord, tag="uncertainty"):
     """Median spread of the energies over the heads, over dropout and over an ensemble, for a part of the sample.
 
-    A spread of fewer than two values is null.
+    Candidates without a spread, such as one over fewer than two values, do not count; without any other, it is null.
     """
 
     kind: str
@@ -75,6 +75,8 @@ class Uncertainty(EventRecord, tag="uncertainty"):
     ensemble_ev_per_atom: Error | None
     models: Count | None = None
     """Models of the ensemble."""
+    with_spread: Counts | None = None
+    """Number of candidates with a spread over `heads`, `dropout` and `ensemble`."""
 
 
 class OutsideCoverage(EventRecord, tag="outside_coverage"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from harness.reference.programs.screening.assessment import (
     sample_candidates,
     select_covered,
 )
-from harness.reference.programs.screening.overlap import MAX_POINTS, log_projection
+from harness.reference.programs.screening.overlap import MAX_POINTS, log_overlap, log_projection
 from harness.reference.programs.screening.part_results import IndexPartition
 from harness.reference.programs.screening.spot_checks import SpotLabels
-from harness.reference.programs.screening.uncertainty import estimate_uncertainty
+from harness.reference.programs.screening.uncertainty import log_uncertainty
 from harness.results.runs import RunRecord
 from tests.reference.conftest import SMALL, make_crystal, make_model, make_molecule
 
@@ -59,6 +60,27 @@ def test_figure_of_embeddings_has_a_limited_number_of_points(log: CaseLog) -> No
     assert [len(e["x"]) for e in read_last_events(log.path)] == [MAX_POINTS, MAX_POINTS]
 
 
+def test_training_sets_with_an_outlier_overlap_with_themselves(log: CaseLog) -> None:
+    embeddings = np.random.default_rng(0).normal(size=(1000, 3))
+    embeddings[0] = 1e4
+    log_overlap(embeddings, {"same": embeddings}, [], [], log)
+    overlap = read_last_events(log.path)[0]
+    assert overlap["mean"] == 0
+    assert overlap["outside_range_fraction"] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(("step", "components"), [(0.1, 1), (0.0, 0)])
+def test_training_sets_on_a_line_or_a_point_have_a_figure(log: CaseLog, step: float, components: int) -> None:
+    embeddings = 0.1 + step * np.arange(3.0)[:, None] * np.ones(4)
+    log_overlap(embeddings, {"same": embeddings}, [], [], log)
+    log_projection(embeddings, {}, log)
+    events = read_last_events(log.path)
+    assert [len(e["wasserstein"]) for e in events if e["event"] == "overlap"] == [components] * components
+    (points,) = (e for e in events if e["event"] == "embedding")
+    assert len(set(points["x"])) == 1 + 2 * components
+    assert points["y"] == [0, 0, 0]
+
+
 def test_candidates_without_a_finite_embedding_are_counted(log: CaseLog) -> None:
     assert select_covered(make_known_model(), [make_crystal()], 2, log).tolist() == [0]
     (event,) = read_last_events(log.path)
@@ -90,17 +112,24 @@ def test_spread_of_an_ensemble_is_that_of_the_energies_of_its_models(
         batch = build_batch([graph], with_triplets=model.config.needs_triplets)
         energies.append(batched_heads(model, batch, model.gate_weights(batch.composition)).energy[0].item() / 6)
     config = Assessment(ensemble=("cutoff", "dimenet"))
-    estimate_uncertainty(config, models[0], [structure], np.array([True]), log)
+    models[1].known_elements[:, 92] = False
+    unknown = replace(structure, numbers=np.full(6, 92))
+    log_uncertainty(config, models[0], [structure, unknown], np.array([True, True]), log)
     (event,) = read_last_events(log.path)
     assert event["ensemble_ev_per_atom"] == pytest.approx(np.std(energies), rel=1e-6)
+    assert event["with_spread"] == {"heads": 2, "dropout": 2, "ensemble": 1}
 
 
 def test_spread_of_one_value_is_unknown(log: CaseLog) -> None:
     config = Assessment(dropout_samples=1)
-    estimate_uncertainty(config, make_known_model(), [make_molecule(6)], np.array([False]), log)
-    (event,) = read_last_events(log.path)
-    assert event["heads_ev_per_atom"] > 0
-    assert not {"dropout_ev_per_atom", "ensemble_ev_per_atom"} & {k for k, v in event.items() if v is not None}
+    model = make_known_model()
+    log_uncertainty(config, model, [make_molecule(6)], np.array([False]), log)
+    model.known_elements[1:] = False
+    log_uncertainty(config, model, [make_molecule(6)], np.array([False]), log)
+    two_heads, one_head = read_last_events(log.path)
+    assert two_heads["heads_ev_per_atom"] > 0
+    assert one_head["heads_ev_per_atom"] is None
+    assert not {"dropout_ev_per_atom", "ensemble_ev_per_atom"} & {k for k, v in two_heads.items() if v is not None}
 
 
 def test_missing_labels_and_relaxations_are_in_the_table(log: CaseLog) -> None:

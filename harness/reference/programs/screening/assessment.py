@@ -51,7 +51,7 @@ from harness.reference.programs.screening.spot_checks import (
     label_candidates,
     restrict_to_head,
 )
-from harness.reference.programs.screening.uncertainty import estimate_uncertainty, summarize_risk
+from harness.reference.programs.screening.uncertainty import log_uncertainty, summarize_risk
 
 DRAWINGS = 12  # number of relaxed candidates that are drawn
 OOD_STRUCTURES = 200  # maximum number of out-of-distribution structures of each kind
@@ -118,7 +118,7 @@ def assess(config: Assessment, screening: FinishedScreening, log: CaseLog, folde
     log_projection(reference, {**others, **{kind: e[np.isfinite(e).all(axis=1)] for kind, e in ood.items()}}, log)
     covered = select_covered(model, candidates, int((~finite).sum()), log)
     flagged = compute_distances(distance, others["candidates"])[covered] > threshold
-    estimate_uncertainty(config, model, [candidates[k] for k in covered], flagged, log)
+    log_uncertainty(config, model, [candidates[k] for k in covered], flagged, log)
     if screening.risk is not None and len(covered):
         log.write(summarize_risk(screening.risk, model, [candidates[k] for k in covered]))
     log_labels(config, model, screening, distance=distance, threshold=threshold, rng=rng, log=log)

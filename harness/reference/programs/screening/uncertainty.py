@@ -12,14 +12,14 @@ from harness.protocol.events import CaseLog
 from harness.protocol.programs.assessment import Assessment, SampleRisk, Uncertainty
 from harness.reference.data.batch import Batch, build_batch
 from harness.reference.data.structure import Array, Structure
-from harness.reference.inference.risk import COVERAGE, RiskModel, evaluate
+from harness.reference.inference import risk
 from harness.reference.models import checkpoints
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.programs.screening.ood_distance import BATCH
 
 
 @torch.no_grad()
-def estimate_uncertainty(
+def log_uncertainty(
     config: Assessment,
     model: FoundationModel,
     candidates: Sequence[Structure],
@@ -30,7 +30,8 @@ def estimate_uncertainty(
 
     The estimates are the spread over the heads, over dropout samples, and over an ensemble of models. A spread is the
     standard deviation of the values themselves (not an estimate for more values), weighted by the gate for the heads.
-    The spread of fewer than two values, and that of models of which one does not know a candidate, is not logged.
+    A candidate that fewer than two heads know has no spread over the heads, and one that a model does not know has none
+    over the ensemble. Medians are over the candidates with a spread, whose number is logged, and null without one.
     Dropout acts on the pooled features. The shipped model was trained without dropout, so the spread over dropout
     samples measures only its sensitivity.
     """
@@ -43,18 +44,18 @@ def estimate_uncertainty(
         pooled = model.encode(batch, batch.positions, batch.shift)
         heads = model.residual_energies(pooled, batch)[0] / batch.n_atoms
         mean = (weights[0] * heads).sum()
-        spread = (weights[0] * (heads - mean).square()).sum().sqrt()
+        spread = float((weights[0] * (heads - mean).square()).sum().sqrt()) if (weights[0] > 0).sum() > 1 else np.nan
         keep = torch.rand(config.dropout_samples, model.config.hidden_dim, generator=generator) > config.dropout
         dropped = model.replace_features(pooled, model.select_features(pooled) * keep / (1.0 - config.dropout))
         repeated = batch._replace(composition=batch.composition.expand(config.dropout_samples, -1))
         dropout = (weights * model.residual_energies(dropped, repeated)).sum(1) / batch.n_atoms
         ensemble = [_compute_energy(member, structure) for member in models] if len(models) > 1 else []
-        rows.append([float(spread), _compute_spread(dropout.numpy()), _compute_spread(np.array(ensemble))])
+        rows.append([spread, _compute_spread(dropout.numpy()), _compute_spread(np.array(ensemble))])
     table = np.array(rows)
     for name, mask in (("flagged", flagged), ("not flagged", ~flagged)):
         if mask.any():
-            medians = np.median(table[mask], axis=0).tolist()
-            by_heads, by_dropout, by_ensemble = (None if np.isnan(value) else value for value in medians)
+            known = [column[~np.isnan(column)] for column in table[mask].T]
+            by_heads, by_dropout, by_ensemble = (float(np.median(c)) if len(c) else None for c in known)
             log.write(
                 Uncertainty(
                     kind=name,
@@ -63,6 +64,7 @@ def estimate_uncertainty(
                     dropout_ev_per_atom=by_dropout,
                     ensemble_ev_per_atom=by_ensemble,
                     models=len(models),
+                    with_spread=dict(zip(("heads", "dropout", "ensemble"), map(len, known), strict=True)),
                 )
             )
 
@@ -89,18 +91,18 @@ def _compute_spread(values: Array) -> float:
 
 
 @torch.no_grad()
-def summarize_risk(risk: RiskModel, model: FoundationModel, candidates: Sequence[Structure]) -> SampleRisk:
+def summarize_risk(risk_model: risk.RiskModel, model: FoundationModel, candidates: Sequence[Structure]) -> SampleRisk:
     """Return the median risk of candidates, and the share of them that is accepted."""
     risks = []
     for first in range(0, len(candidates), BATCH):
         batch = _build_batch(model, candidates[first : first + BATCH])
         weights = model.gate_weights(batch.composition)
-        risks.append(risk.estimate(model, batch, evaluate(model, batch, weights), weights).numpy())
-    values, threshold = np.concatenate(risks), float(risk.threshold_ev_per_atom)
+        risks.append(risk_model.estimate(model, batch, risk.evaluate(model, batch, weights), weights).numpy())
+    values, threshold = np.concatenate(risks), float(risk_model.threshold_ev_per_atom)
     return SampleRisk(
         candidates=len(values),
         threshold_ev_per_atom=threshold,
         accepted_fraction=float((values <= threshold).mean()),
         median_ev_per_atom=float(np.median(values)),
-        coverage=COVERAGE,
+        coverage=risk.COVERAGE,
     )

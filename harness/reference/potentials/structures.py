@@ -75,7 +75,7 @@ def can_predict(process: PotentialProcess, structure: Structure) -> bool:
 
 
 def build_supercells(build: Callable[[int], Structure], sizes: Sequence[int]) -> list[Structure]:
-    """Return n x n x n supercells whose numbers of atoms are nearest to the sizes, without duplicates."""
+    """Return n x n x n supercells with the numbers of atoms nearest to the sizes, ascending and without duplicates."""
     atoms_per_cell = len(build(2)) / 8
-    cells = dict.fromkeys(max(1, round((size / atoms_per_cell) ** (1 / 3))) for size in sizes)
+    cells = sorted({max(1, round((size / atoms_per_cell) ** (1 / 3))) for size in sizes})
     return [replace(build(n), name=f"{build(n).name} {n}x{n}x{n}") for n in cells]

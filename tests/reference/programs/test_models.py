@@ -6,6 +6,8 @@ import csv
 import json
 import shutil
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from ase.calculators.emt import EMT
 
 from harness.cli.main import main
 from harness.experiments.models.metrics import build_tables
-from harness.protocol.events import read_last_run
-from harness.protocol.programs.models import ModelDefinition
-from harness.reference.potentials.process import PotentialError, PotentialProcess, build_spec
-from harness.reference.potentials.structures import make_alloy
+from harness.protocol.events import CaseLog, read_last_events, read_last_run
+from harness.protocol.programs.models import ModelDefinition, ModelsParameters
+from harness.reference.potentials.process import PotentialError, PotentialPrediction, PotentialProcess, build_spec
+from harness.reference.potentials.structures import build_supercells, make_alloy
+from harness.reference.programs.models.errors import compute_energy_error_spread
+from harness.reference.programs.models.loading import load_model
 from harness.results.runs import RunRecord, load_run_folder
 from tests.support.programs import run_program
 
@@ -310,6 +314,27 @@ def test_model_whose_process_dies_in_the_search_for_the_largest_crystal_has_its_
 def test_largest_crystal_is_at_least_the_largest_timed_one(tmp_path: Path) -> None:
     row = compare(tmp_path, {"emt": EMT_CLASS}, max_atoms=10, **UNCHECKED)["emt"]
     assert row["largest_atoms"] == row["atoms"]
+    assert row["largest_limit"] == "no search: the largest timed crystal has more than 10 atoms"
+
+
+def test_timed_crystals_are_sorted_by_size() -> None:
+    assert [len(crystal) for crystal in build_supercells(make_alloy, [216, 8, 32])] == [8, 32, 256]
+
+
+def test_model_that_predicts_no_crystal_is_not_loaded(tmp_path: Path) -> None:
+    definitions = {"bad": FAULTY | {"kwargs": {"fault": "raises"}}}
+    log = CaseLog(tmp_path / "events.jsonl", "models")
+    with ExitStack() as stack:
+        assert load_model("bad", ModelsParameters(definitions=definitions), log, tmp_path, stack) is None
+    loaded, failed = read_last_events(log.path)
+    assert (loaded["event"], failed["event"]) == ("model_loaded", "model_failed")
+
+
+def test_structures_without_an_energy_have_no_error() -> None:
+    crystals = [replace(make_alloy(), energy=energy) for energy in (8.0, 16.0, None)]
+    pairs = [(crystal, PotentialPrediction(0.0, crystal.positions)) for crystal in crystals]
+    assert compute_energy_error_spread(pairs) == pytest.approx(0.5)
+    assert compute_energy_error_spread(pairs[1:]) is None
 
 
 @pytest.mark.parametrize("step", ["start", "predictions"])

@@ -12,15 +12,19 @@ from harness.reference.data.structure import Structure
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_structures
 from harness.reference.potentials.process import PotentialPrediction, convert_to_voigt
 
-MAX_LABELLED_ATOMS = 40  # of a labelled structure
-MAX_PER_COMPOSITION = 4  # labelled structures
+MAX_LABELLED_ATOMS = 40  # largest number of atoms of a labelled structure
+MAX_PER_COMPOSITION = 4  # largest number of labelled structures of one composition
 
 # Labelled structures with their predictions.
 LabelledPredictions = Sequence[tuple[Structure, PotentialPrediction]]
 
 
 def load_labelled(config: ModelsParameters) -> dict[str, list[Structure]]:
-    """Return small labelled structures of each dataset, by dataset; structures of one composition are adjacent."""
+    """Return small labelled structures of each dataset, by dataset.
+
+    Compositions are in random order, except that those with several structures come first. The structures of one
+    composition are adjacent: the first ones of the dataset, at most MAX_PER_COMPOSITION.
+    """
     sets = {}
     for name in config.datasets:
         pool = [s for s in load_structures(find_shipped_set(name)) if len(s) <= MAX_LABELLED_ATOMS]
@@ -57,7 +61,6 @@ def compare_with_labels(
         pairs: The predicted structures with their predictions; may be empty.
         excluded: The number of structures that the model refused, by reason.
     """
-    with_energy = [(s, p) for s, p in pairs if s.energy is not None]
     forces = [np.abs(p.forces - s.forces) for s, p in pairs if s.forces is not None]
     stresses = [
         np.abs(p.stress - convert_to_voigt(s.stress)) for s, p in pairs if p.stress is not None and s.stress is not None
@@ -68,7 +71,7 @@ def compare_with_labels(
         dataset=dataset,
         level_of_theory=level,
         structures=len(pairs),
-        energy_mae_ev_per_atom=compute_energy_error(with_energy),
+        energy_mae_ev_per_atom=compute_energy_error_spread(pairs),
         force_mae_ev_per_angstrom=float(np.concatenate(forces).mean()) if forces else None,
         force_max_ev_per_angstrom=float(np.concatenate(forces).max()) if forces else None,
         stress_mae_ev_per_angstrom3=float(np.mean(stresses)) if stresses else None,
@@ -76,16 +79,18 @@ def compare_with_labels(
     )
 
 
-def compute_energy_error(pairs: LabelledPredictions) -> float | None:
+def compute_energy_error_spread(pairs: LabelledPredictions) -> float | None:
     """Return the mean absolute deviation of the errors of energies (eV/atom) from their mean over equal compositions.
 
-    Reference energies cancel in these deviations. Those of small groups are too small, since the mean follows the
-    errors: for a pair, each is half the difference. The result is None if no two structures have the same composition.
+    Reference energies cancel in these deviations. In small groups they underestimate the error, since the mean is
+    fitted to the same errors: for a pair, each is half the difference. Structures without an energy are left out. The
+    result is None if no two of the others have the same composition.
     """
     errors: dict[bytes, list[float]] = {}
     for structure, prediction in pairs:
-        error = (prediction.energy - float(structure.energy or 0.0)) / len(structure)
-        errors.setdefault(get_composition(structure), []).append(error)
+        if structure.energy is not None:
+            error = (prediction.energy - structure.energy) / len(structure)
+            errors.setdefault(get_composition(structure), []).append(error)
     differences = [np.abs(np.array(group) - np.mean(group)) for group in errors.values() if len(group) > 1]
     return float(np.concatenate(differences).mean()) if differences else None
 

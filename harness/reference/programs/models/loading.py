@@ -39,17 +39,17 @@ class LoadedModel:
     has_failed: bool = False
 
 
-class FailureLogger:
-    """A context manager that logs the failure of a model in its block, and excludes the model from then on."""
+class FailureGuard:
+    """A context manager that suppresses the failure of a model in its block, logs it, and marks the model as failed."""
 
     def __init__(self, model: LoadedModel, step: str, log: CaseLog) -> None:
         self.model, self.step, self.log = model, step, log
 
     def __enter__(self) -> None:
-        """Enter the block; nothing needs to be done."""
+        pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        """Log and suppress a PotentialError; other exceptions propagate."""
+        """Log and suppress a PotentialError, and set `has_failed`; other exceptions propagate."""
         if not isinstance(error, PotentialError):
             return False
         self.model.has_failed = True
@@ -105,12 +105,12 @@ def load_model(name: str, config: ModelsParameters, log: CaseLog, folder: Path, 
         )
     )
     model = LoadedModel(name, definition, process)
-    with FailureLogger(model, "its first predictions", log):
+    with FailureGuard(model, "first predictions", log):
         build = select_crystal(process)
         if build is None:
             raise PotentialError("it predicts none of the crystals on which models are timed")
         model.cells = build_supercells(build, config.sizes)
-    return model
+    return None if model.has_failed else model
 
 
 def describe_class(definition: ModelDefinition) -> str:

@@ -36,7 +36,7 @@ from harness.reference.potentials.process import (
 from harness.reference.potentials.structures import select_crystal, select_molecule
 from harness.reference.profiling.rounds import TimedRounds
 from harness.reference.programs.models.errors import compare_with_fp64, compare_with_labels, load_labelled
-from harness.reference.programs.models.loading import FailureLogger, LoadedModel, load_model, start_process
+from harness.reference.programs.models.loading import FailureGuard, LoadedModel, load_model, start_process
 
 # Standard deviation of the displacements of all atoms before each timed prediction, as between steps of dynamics.
 DISPLACEMENT_ANGSTROM = 0.01
@@ -79,13 +79,11 @@ def measure_errors(
 ) -> None:
     """Log the errors of a model against labels, and its deviations from its own uncompiled FP64 predictions.
 
-    Deviations are logged if the model offers FP64 and is compiled or in a precision other than `published` and FP64.
-    A failure of the FP64 process does not exclude the model: its reason is logged instead of the deviations.
+    Deviations are logged if the model offers FP64, and either is compiled or has a precision other than `published` and
+    FP64. A failure of the FP64 process does not exclude the model: its reason is logged instead of the deviations.
     """
-    if model.has_failed:
-        return
     fp64: PotentialProcess | PotentialError | None = None
-    with FailureLogger(model, "errors", log), ExitStack() as stack:
+    with FailureGuard(model, "errors", log), ExitStack() as stack:
         if config.compiled or config.precision not in ("published", "fp64"):
             try:
                 path = folder / f"{model.name}-fp64.log"
@@ -123,7 +121,7 @@ def time_models(models: Sequence[LoadedModel], config: ModelsParameters, log: Ca
     for model in models:
         if model.has_failed:
             continue
-        with FailureLogger(model, "timing", log):
+        with FailureGuard(model, "timing", log):
             log_memory(
                 model, 0, model.process.time_predictions(model.cells[0], repeats=1, displacement=0.0, seed=0), log
             )
@@ -138,7 +136,7 @@ def time_models(models: Sequence[LoadedModel], config: ModelsParameters, log: Ca
         for model in models:
             if model.has_failed:
                 continue
-            with FailureLogger(model, "timing", log):
+            with FailureGuard(model, "timing", log):
                 for cell in model.cells:
                     answer = model.process.time_predictions(
                         cell, repeats=1, displacement=DISPLACEMENT_ANGSTROM, seed=config.seed + number + 1
@@ -157,7 +155,10 @@ def time_models(models: Sequence[LoadedModel], config: ModelsParameters, log: Ca
 
 
 def log_memory(model: LoadedModel, atoms: int, answer: Mapping[str, Any], log: CaseLog) -> None:
-    """Log the peak memory of a model's process after predictions for a number of atoms; 0: after the first one."""
+    """Log the peak memory of a model's process after predictions for crystals of so many atoms.
+
+    `atoms` = 0 marks the peak after the first prediction, which is for the smallest crystal.
+    """
     log.write(
         PotentialMemory(
             model=model.name,
@@ -172,15 +173,18 @@ def find_largest_size(model: LoadedModel, config: ModelsParameters, log: CaseLog
     """Double the largest timed crystal until memory or time do not suffice, and log the largest predicted size."""
     cell = model.cells[-1]
     atoms = len(cell)
+    limit = f"the search ends at {config.max_atoms:,} atoms"
+    if atoms > config.max_atoms:
+        limit = f"no search: the largest timed crystal has more than {config.max_atoms:,} atoms"
     for size in double_sizes(2 * atoms, config.max_atoms):
         supercell = repeat_to_size(cell, size)
         try:
             model.process.time_predictions(supercell, repeats=1, displacement=0.0, seed=config.seed)
         except PotentialError as error:
-            log.write(LargestSize(model=model.name, atoms=atoms, limit=str(error)))
-            return
+            limit = str(error)
+            break
         atoms = len(supercell)
-    log.write(LargestSize(model=model.name, atoms=atoms, limit=f"the search ends at {config.max_atoms:,} atoms"))
+    log.write(LargestSize(model=model.name, atoms=atoms, limit=limit))
 
 
 def double_sizes(first: int, last: int) -> Iterator[int]:
@@ -200,17 +204,18 @@ def repeat_to_size(cell: Structure, size: int) -> Structure:
 
 def log_physics(model: LoadedModel, config: ModelsParameters, log: CaseLog) -> None:
     """Log the result of every check of a model's physics."""
-    with FailureLogger(model, "physics", log):
+    with FailureGuard(model, "physics", log):
         build = select_crystal(model.process)
-        violations = check_physics(
+        results = check_physics(
             model.process.predict,
             build(1) if build is not None else None,
             select_molecule(model.process),
+            # a calculator without parameters in torch has no known type: NumPy computes in double precision
             dtype=model.process.description["dtype"] or "float64",
             transformations=config.transformations,
             dynamics_steps=config.dynamics_steps,
             seed=config.seed,
         )
-        for violation in violations:
-            log.write(build_check_event(violation, model=model.name))
+        for result in results:
+            log.write(build_check_event(result, model=model.name))
             model.process.raise_if_ended()

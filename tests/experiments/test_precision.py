@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from harness.claims.evaluate import judge_papers
 from harness.claims.papers import load_papers
+from harness.experiments.precision import figures
 from harness.experiments.precision.metrics import build_tables, judge_inference
 from harness.experiments.precision.page import (
     build_inference_block,
@@ -177,6 +179,31 @@ def test_ratios_are_those_of_the_named_head() -> None:
     (row,) = build_inference_block(pd.DataFrame([*rows, describe_head("C", 0.01, 0.01, **broken)])).rows
     assert row[2] == row[6] == "not finite"
     assert row[7:9] == ["1.00%", "C"]
+
+
+def test_figures_describe_all_precisions_and_differences_of_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures_by_name: dict[str, Any] = {}
+
+    def save(figure: Any, folder: Path, name: str, caption: str, **options: Any) -> None:
+        figures_by_name[name] = (figure, caption)
+
+    monkeypatch.setattr(figures, "save_figure", save)
+    deviations = [("a", "fp64", 0.0), ("a", "bf16", 0.1), *(("b", "fp32", value) for value in (1e-7, 0.0, 1e-6))]
+    losses = pd.DataFrame(
+        [{"title": t, "precision": p, "step": k, "relative_deviation": d} for k, (t, p, d) in enumerate(deviations)]
+    )
+    figures.draw_drift(losses, tmp_path, "drift")
+    drift, _ = figures_by_name["drift"]
+    assert {text.get_text() for text in drift.axes[0].get_legend().get_texts()} == {"BF16", "FP32"}
+    (line,) = (line for line in drift.axes[1].get_lines() if line.get_label() == "FP32")
+    assert np.isnan(line.get_ydata()).tolist() == [False, True, False]
+    costs = pd.DataFrame([{"phase": "inference", "case": "a", "precision": "bf16", "speedup": 2.0}])
+    inference = pd.DataFrame([describe_head("A", 0.2, 0.1), describe_head("B", 0.1, 0.1)]).assign(backbone="painn")
+    figures.draw_deviation_against_speedup(costs, inference, tmp_path, "errors")
+    assert "the mean over 2 heads of the mean difference" in figures_by_name["errors"][1]
+    assert "Differences of 0 are not drawn." in figures_by_name["errors"][1]
 
 
 def test_overflow_in_a_module_is_reported() -> None:

@@ -76,7 +76,7 @@ def draw_front(trials: pd.DataFrame, folder: Path, name: str) -> Figure:
         axes.legend(frameon=False, fontsize=8)
         caption = (
             f"Error against throughput for {pluralize(len(scored), 'trial')} of all searches. The line is the Pareto"
-            " front: no trial is at least as good in both quantities and better in one."
+            " front: the trials that no other trial matches in both quantities and beats in one."
         )
         return save_figure(figure, folder, name, caption)
 
@@ -100,7 +100,7 @@ def draw_configurations(
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(max(5.2, 0.95 * len(names) + 1.4), 3.0), layout="constrained")
         colours = mpl.colormaps["cividis"]
-        n_scored = max(1, int(objective.notna().sum()))
+        n_scored = int(objective.notna().sum())
         for trial in ranks.sort_values(ascending=False, na_position="first").index:
             style: Any = {"color": NO_OBJECTIVE_COLOUR, "ls": ":", "lw": 0.9}
             if not np.isnan(objective[trial]):
@@ -123,7 +123,8 @@ def draw_configurations(
         caption = (
             f"{title}: one line per trial, {n_scored} with an objective (yellow is good; the best one is thick)"
             + (f" and {n_without} without an objective (dotted)" if n_without else "")
-            + ". Each axis spans the search range, whose ends are printed."
+            + ". Each axis spans the search range, whose ends are printed, or the list of choices, of which the first"
+            " and the last are printed."
         )
         return save_figure(figure, folder, name, caption)
 

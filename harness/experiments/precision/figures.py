@@ -1,4 +1,4 @@
-"""Figures of the comparison of precisions: errors against speed-ups, and the drift of the training loss."""
+"""Figures of the comparison of precisions: deviations against speed-ups, and the drift of the training loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.protocol.text import pluralize
 MARKERS = {"fp64": "o", "fp32": "s", "bf16": "^"}
 
 
-def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder: Path, name: str) -> Figure:
+def draw_deviation_against_speedup(costs: pd.DataFrame, inference: pd.DataFrame, folder: Path, name: str) -> Figure:
     """Draw the difference from FP64 against the speed-up, with a colour per backbone and a marker per precision."""
     groups = inference[inference["precision"] != REFERENCE].groupby(["case", "backbone", "precision"], sort=False)
     with mpl.rc_context(STYLE):
@@ -48,10 +48,10 @@ def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder
         ]  # fmt: skip
         figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
         caption = (
-            "Errors and speed-ups of lower precisions in inference, with a point for each case and precision whose"
-            " predictions are finite: mean difference from FP64 over the held-out"
-            f" structures of {pluralize(inference['head'].nunique(), 'head')}, and the median of ratios of throughput"
-            " within a round. Points to the right of the line are faster than FP64."
+            "Differences from FP64 and speed-ups of lower precisions in inference, with a point for each case and"
+            f" precision whose predictions are finite: the mean over {pluralize(inference['head'].nunique(), 'head')}"
+            " of the mean difference for held-out structures, and the median of ratios of throughput within a round."
+            " Points to the right of the line are faster than FP64. Differences of 0 are not drawn."
         )
         return save_figure(figure, folder, name, caption, card=0)
 
@@ -60,26 +60,28 @@ def draw_drift(losses: pd.DataFrame, folder: Path, name: str) -> Figure:
     """Draw the relative difference of the training loss from that of FP64 at each step, in a panel per case."""
     titles = list(losses["title"].unique())
     columns = min(3, len(titles))
-    lines = -(-len(titles) // columns)
+    rows = -(-len(titles) // columns)
+    precisions = [p for p in losses["precision"].unique() if p != REFERENCE]
     with mpl.rc_context(STYLE):
-        size = (2.7 * columns + 0.6, 1.9 * lines + 0.7)
-        figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
+        size = (2.7 * columns + 0.6, 1.9 * rows + 0.7)
+        figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
         for axes in grid.flat[len(titles) :]:
             axes.set_axis_off()
         for axes, title in zip(grid.flat, titles, strict=False):
-            group = losses[
-                (losses["title"] == title) & (losses["precision"] != REFERENCE) & (losses["relative_deviation"] > 0)
-            ]
-            for precision, rows in group.groupby("precision", sort=False):
-                style: Any = {"lw": 1.0, "color": {"fp32": "#0072b2", "bf16": "#d55e00"}.get(str(precision), GREY)}
-                axes.plot(rows["step"], rows["relative_deviation"], label=str(precision).upper(), **style)
+            for precision in precisions:  # also one without steps in this panel, for the legend
+                steps = losses[(losses["title"] == title) & (losses["precision"] == precision)]
+                colour = {"fp32": "#0072b2", "bf16": "#d55e00"}.get(precision, GREY)
+                style: Any = {"lw": 1.0, "marker": ".", "ms": 2.0, "color": colour}
+                deviation = steps["relative_deviation"].where(steps["relative_deviation"] > 0)
+                axes.plot(steps["step"], deviation, label=precision.upper(), **style)
             axes.set_yscale("log")
             axes.set_title(title, fontsize=9)
         grid.flat[0].legend(frameon=False, fontsize=8)
         figure.supxlabel("step", fontsize=9)
         figure.supylabel("|loss / loss in FP64 - 1|", fontsize=9)
         caption = (
-            "Relative difference of the training loss from that of FP64, from equal weights on equal batches. Small"
-            " differences grow with the steps in any precision; the differences in the first steps are rounding errors."
+            "Relative difference of the training loss from that of FP64, from the same initial weights on the same"
+            " batches; differences of 0 are gaps. Small differences grow with the steps in any precision; the"
+            " differences in the first steps are rounding errors."
         )
         return save_figure(figure, folder, name, caption)

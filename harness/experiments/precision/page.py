@@ -27,7 +27,7 @@ from harness.document.figures import Figure
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.experiments.physics import format_check, judge_checks
-from harness.experiments.precision.figures import draw_drift, draw_error_against_rate
+from harness.experiments.precision.figures import draw_deviation_against_speedup, draw_drift
 from harness.experiments.precision.metrics import MAX_HARMLESS_FRACTION, REFERENCE, TYPES
 from harness.experiments.rounds import describe_rounds
 from harness.protocol.backbones import get_backbone_title
@@ -59,7 +59,7 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
     figures: list[Figure] = []
     low = inference[inference["precision"] != REFERENCE]
     if (low["force_deviation_mean_ev_per_angstrom"] > 0).any() and (low["energy_deviation_mean_ev_per_atom"] > 0).any():
-        figures.append(draw_error_against_rate(costs, inference, context.figures, f"{campaign}-errors"))
+        figures.append(draw_deviation_against_speedup(costs, inference, context.figures, f"{campaign}-errors"))
     if (losses["relative_deviation"] > 0).any():
         figures.append(draw_drift(losses, context.figures, f"{campaign}-drift"))
     blocks = [

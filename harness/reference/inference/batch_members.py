@@ -27,7 +27,7 @@ class Member:
         structure: The structure at the start.
         weights: [heads] weight of each head.
         closest: Shortest accepted contact, relative to the sum of covalent radii: the weighted mean over heads of the
-            shortest contact in training, times 1 - TOLERANCE.
+            shortest contact in training, times 1 - `coverage.TOLERANCE`.
     """
 
     index: int
@@ -37,7 +37,25 @@ class Member:
 
 
 class JoinedMembers:
-    """The data of the structures of a batch that do not change from step to step."""
+    """The data of g structures with n atoms in all that do not change from step to step.
+
+    Coordinates have m = n + 3 g rows, those of `BatchState`.
+
+    Attributes:
+        index: [g] index of each structure in the input.
+        sizes: [g] number of atoms of each structure.
+        graph: [n] structure of each atom.
+        owner: [m] structure of each row of coordinates.
+        first_row: [g] first row of each structure.
+        is_cell: [m] whether a row belongs to a cell.
+        cell: [g, 3, 3] cells at the start, angstrom.
+        is_crystal: [g] whether a structure is periodic along all three lattice vectors.
+        numbers: [n] atomic numbers.
+        inverse_mass: [m] of each row of coordinates in 1/u, 0 for cells.
+        closest: [g] shortest accepted contact, as in `Member`.
+        weights: [g, heads] weight of each head.
+        batch: The input of the model without what changes: positions, cells, edges and triplets are empty.
+    """
 
     def __init__(self, members: Sequence[Member], device: torch.device, dtype: torch.dtype) -> None:
         structures = self._structures = [m.structure for m in members]
@@ -52,7 +70,7 @@ class JoinedMembers:
         self.cell = np.stack([s.cell for s in structures])
         self.is_crystal = np.array([all(s.periodic) for s in structures])
         self.numbers = np.concatenate([s.numbers for s in structures])
-        self.inverse_mass = np.zeros(len(self.owner))  # of rows of coordinates, 0 for cells
+        self.inverse_mass = np.zeros(len(self.owner))
         self.inverse_mass[~is_cell] = 1.0 / atomic_masses[self.numbers]
         self.closest = np.array([m.closest for m in members])
         self.weights = torch.stack([m.weights for m in members])
@@ -70,8 +88,13 @@ class JoinedMembers:
             outgoing=empty,
         )  # fmt: skip
 
-    def place(self, coordinates: Array) -> Placement:
-        """Return the positions and cells for the coordinates [m, 3] of all structures."""
+    def place_atoms(self, coordinates: Array) -> Placement:
+        """Return the deformed positions and cells.
+
+        Args:
+            coordinates: [m, 3]. The rows of a structure are the positions of its atoms in the initial cell, angstrom,
+                and then CELL_ROWS rows: the logarithm of the deformation gradient, times the number of atoms.
+        """
         logarithm = coordinates[self.is_cell].reshape(-1, 3, 3) / self.sizes[:, None, None]
         positions = coordinates[~self.is_cell]
         if not logarithm.any():
@@ -79,16 +102,20 @@ class JoinedMembers:
             return Placement(positions, self.cell, identity, logarithm)
         return place(positions, self.graph, self.cell, logarithm)
 
-    def find_shortest(
+    def find_shortest_contacts(
         self,
         receiver: NDArray[np.int64],
         sender: NDArray[np.int64],
         edge_graph: NDArray[np.int64],
         distance: Array,
     ) -> Array:
-        """Return the shortest contact of each structure, [g], relative to the sum of covalent radii.
+        """Return the shortest contact of each structure, [g], relative to the sum of covalent radii; inf without edges.
 
-        It is inf without edges.
+        Args:
+            receiver: [e] receiving atom of each edge, counted over all structures.
+            sender: [e] sending atom.
+            edge_graph: [e] structure of each edge, ascending.
+            distance: [e] length of each edge, angstrom.
         """
         radii = COVALENT_RADII[self.numbers]
         shortest = np.full(len(self.sizes), np.inf)

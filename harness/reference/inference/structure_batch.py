@@ -173,7 +173,7 @@ class StructureBatch:
         started, lists_before_s = time.perf_counter(), self.times.lists_s
         removed: list[tuple[int, str]] = []
         joined = self.joined_members
-        placement = joined.place(self.state.coordinates)
+        placement = joined.place_atoms(self.state.coordinates)
         is_usable = np.ones(len(self.members), dtype=bool)
         atom_rows = self.state.coordinates[~joined.is_cell]
         lists = self.joined_lists
@@ -194,10 +194,10 @@ class StructureBatch:
         """Return the energies and forces of all structures, whose lists must be valid."""
         started = time.perf_counter()
         joined, lists = self.joined_members, self.joined_lists
-        placement = joined.place(self.state.coordinates)
+        placement = joined.place_atoms(self.state.coordinates)
         is_near, shift, distance = lists.find_neighbours(placement.positions, placement.cell, self.spec)
         receiver, sender, edge_graph = lists.receiver[is_near], lists.sender[is_near], lists.edge_graph[is_near]
-        shortest = joined.find_shortest(receiver, sender, edge_graph, distance)
+        shortest = joined.find_shortest_contacts(receiver, sender, edge_graph, distance)
         incoming = outgoing = np.zeros(0, dtype=np.int64)
         if self.model.config.needs_triplets:
             whole = Structure("batch", joined.numbers, placement.positions)

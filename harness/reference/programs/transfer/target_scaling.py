@@ -22,11 +22,12 @@ class TargetScaling:
 
     Attributes:
         extensive: Whether the target is an energy that grows with the structure.
-        energies: [119] reference energy of each element, 0 if it is absent.
+        energies: [119] reference energy of each element, 0 for elements without one.
         offset: Mean of an intensive target.
         unit: Unit of an energy per atom, or of an intensive target.
         unit_force: Unit of force components.
-        known: [119] whether an element occurs in the training labels.
+        known: [119] whether an element has a baseline: all elements for an intensive target, and for energies those of
+            the training structures.
     """
 
     extensive: bool
@@ -43,14 +44,15 @@ class TargetScaling:
         return np.asarray(count_elements(table) @ self.energies)
 
     def knows(self, table: StructureTable) -> NDArray[np.bool_]:
-        """Return for each structure whether it has a baseline, [g]: energies need all elements in the training set."""
-        if not self.extensive:
-            return np.ones(len(table), dtype=bool)
+        """Return for each structure whether all of its elements have a baseline, [g]."""
         return np.asarray((count_elements(table)[:, ~self.known] == 0).all(axis=1))
 
 
 def fit_scaling(table: StructureTable, target: Array, *, extensive: bool) -> TargetScaling:
-    """Fit the scaling to training structures and their target [g]; the unit of forces is their mean magnitude."""
+    """Fit the scaling to training structures, of which all or none have forces, and their target [g].
+
+    The unit of forces is the mean absolute value of their components, and 1 without forces.
+    """
     unit_force = 1.0 if table.forces is None else max(float(np.abs(table.forces).mean()), MIN_UNIT)
     everything = np.ones(ELEMENT_SLOTS, dtype=bool)
     if not extensive:
@@ -65,12 +67,12 @@ def fit_scaling(table: StructureTable, target: Array, *, extensive: bool) -> Tar
 def predict_from_composition(table: StructureTable, target: Array, test: StructureTable, *, extensive: bool) -> Array:
     """Return the predictions of a linear model of composition for t test structures, [t].
 
-    For an extensive target, the features are element counts; otherwise they are element fractions, with ridge
-    regression.
+    For an extensive target, the features are element counts, and the energy of elements without training structures is
+    0 (`TargetScaling.knows` excludes them); otherwise they are element fractions, with ridge regression.
     """
-    mean = target.mean()
     if extensive:
         return fit_scaling(table, target, extensive=True).baseline(test)
-    x, y = (count_elements(f) / f.sizes[:, None] for f in (table, test))
+    mean = target.mean()
+    x, x_test = (count_elements(f) / f.sizes[:, None] for f in (table, test))
     kernel = x @ x.T + RIDGE * np.eye(len(x))
-    return np.asarray(mean + (y @ x.T) @ np.linalg.solve(kernel, target - mean))
+    return np.asarray(mean + (x_test @ x.T) @ np.linalg.solve(kernel, target - mean))

@@ -259,11 +259,12 @@ def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
     rows += _measure_risk(pd.DataFrame(_list_risks(record)))
     rows += _count_failures(record)
     for e in record.events("uncertainty"):
-        for method in ("heads", "dropout", "ensemble"):
+        methods = ("heads", "dropout", "ensemble")
+        # logs of older versions have a median only if every candidate has a spread
+        counts: dict[str, int] = e.get("with_spread") or {method: e["candidates"] for method in methods}
+        for method in methods:
             value = e[f"{method}_ev_per_atom"]
-            # logs of older versions have a median only if every candidate has a spread
-            n = (e.get("with_spread") or {}).get(method, e["candidates"])
-            rows.append((f"median spread of {method}", e["kind"], value, "eV/atom", n))
+            rows.append((f"median spread of {method}", e["kind"], value, "eV/atom", counts[method]))
     for e in record.events("overlap"):
         unit = "standard deviations of the training sets"
         rows.append(("mean Wasserstein distance", e["kind"], e["mean"], unit, e["structures"]))

@@ -177,12 +177,6 @@ def test_equally_good_trials_are_all_thick(out: Path, monkeypatch: pytest.Monkey
     assert widths.count(2.4) == 2
 
 
-def test_search_without_an_objective_has_no_trial_with_one(out: Path) -> None:
-    write_search(out, "egnn", [make_trial(0, None, "egnn"), make_trial(1, None, "egnn")])
-    write_report(out)
-    assert ", 0 with an objective" in read_pages(out)
-
-
 @pytest.mark.parametrize(
     ("dimension", "ends"),
     [

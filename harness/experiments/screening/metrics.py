@@ -259,9 +259,9 @@ def _list_assessment(record: RunRecord) -> list[dict[str, Any]]:
     rows += _measure_risk(pd.DataFrame(_list_risks(record)))
     rows += _count_failures(record)
     for e in record.events("uncertainty"):
-        methods = ("heads", "dropout", "ensemble")
+        methods, candidates = ("heads", "dropout", "ensemble"), int(e["candidates"])
         # logs of older versions have a median only if every candidate has a spread
-        counts: dict[str, int] = e.get("with_spread") or {method: e["candidates"] for method in methods}
+        counts: dict[str, int] = e.get("with_spread") or dict.fromkeys(methods, candidates)
         for method in methods:
             value = e[f"{method}_ev_per_atom"]
             rows.append((f"median spread of {method}", e["kind"], value, "eV/atom", counts[method]))

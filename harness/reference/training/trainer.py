@@ -150,6 +150,7 @@ class Trainer:
                 self._after_step(progress.step - first)
                 if self.is_out_of_time and progress.step - first < steps:
                     return
+        progress.seconds = seconds + time.monotonic() - started  # also without a step
         sampler.advance(steps)
         self._end_epoch(meter, structures)
         self.save(0)

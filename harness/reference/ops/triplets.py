@@ -2,8 +2,8 @@
 
     F(g, p, s, w, d) = sum of g[o, c] p[t, l] s[m, l, n] w[l, n, c] d[m, c] over t, l, n, c
 
-Here m is the edge k -> j of the pair t and o the edge j -> i, l the order, n the radial function, and c the channel. The
-arguments are the gradient g of the result, the angular functions p, the radial functions s, the weights w and the
+Here m is the edge k -> j of the pair t and o the edge j -> i, l the order, n the radial function, and c the channel.
+The arguments are the gradient g of the result, the angular functions p, the radial functions s, the weights w and the
 messages d, so that the result itself is the derivative with respect to g. On CPUs, C++ kernels avoid tensors of pairs
 and channels, and of edges, orders and channels; PyTorch's functions, which other devices use, allocate them.
 """

@@ -1,10 +1,10 @@
 """Factors between 0 and 1 that scale the learnt energy of each head so that its validation loss is lowest.
 
-A head that was trained on few or very different structures overfits them, and adds noise elsewhere. Its learnt energies,
-and with them its forces, are multiplied by the factor with the lowest validation loss among those whose force error
-is below that of zero forces with 95% confidence. It is 1 for a head that generalizes, less for others, and almost 0
-for one that predicts no better than the composition or than zero forces. The idea is that of James and Stein (Proc. 4th
-Berkeley Symp. 1, 361, 1961).
+A head that was trained on few or very different structures overfits them, and adds noise elsewhere. Its learnt
+energies, and with them its forces, are multiplied by the factor with the lowest validation loss among those whose force
+error is below that of zero forces with 95% confidence. It is 1 for a head that generalizes, less for others, and almost
+0 for one that predicts no better than the composition or than zero forces. The idea is that of James and Stein (Proc.
+4th Berkeley Symp. 1, 361, 1961).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.training.loss import Labels, MultiTaskLoss, compare_with_labels, predict_own_head
 
 # The factors that are compared. With a factor of 0, a head could not be trained any further. The force error is convex
-# in the factor: without repulsion, the smallest factor exceeds the error of zero forces by at most 1e-4 of the excess of
-# a factor of 1.
+# in the factor: without repulsion, the smallest factor exceeds the error of zero forces by at most 1e-4 of the excess
+# of a factor of 1.
 FACTORS = torch.cat([torch.tensor([1e-4], dtype=torch.float64), torch.linspace(0.01, 1.0, 100, dtype=torch.float64)])
 ONE_SIDED_95 = 1.645  # standard deviations of a normal distribution
 

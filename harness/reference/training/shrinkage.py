@@ -63,7 +63,9 @@ def find_best_factors(
         # errors of graphs are means over their atoms, and the bound applies to the mean over all atoms of a head
         excess = torch.stack([(errors.force - zero_errors.force) * batch.n_atoms for errors in by_factor], 1)
         excesses.append(excess.double().cpu())
-        sizes.append(batch.n_atoms.double().cpu())
+        known_forces = torch.zeros(len(batch.head), device=batch.head.device, dtype=torch.float64)
+        known_forces.index_add_(0, batch.graph, labels.force_mask[:, 0].double())
+        sizes.append(known_forces.cpu())
         heads.append(batch.head.cpu())
     factors = torch.ones(len(scale), dtype=torch.float64)
     if heads:
@@ -86,8 +88,9 @@ def bound_excess(excess: Tensor, sizes: Tensor) -> Tensor:
 
     Args:
         excess: The sum of a quantity over the atoms of each graph, [graphs, columns].
-        sizes: The number of atoms of each graph, [graphs].
+        sizes: The number of atoms of each graph for which the quantity is known, [graphs].
     """
     total = excess.sum(0)
-    residuals = excess - sizes[:, None] * (total / sizes.sum())
-    return total + ONE_SIDED_95 * residuals.square().sum(0).mul(len(sizes) / max(1, len(sizes) - 1)).sqrt()
+    residuals = excess - sizes[:, None] * (total / sizes.sum().clamp(min=1.0))
+    count = int((sizes > 0).sum())
+    return total + ONE_SIDED_95 * residuals.square().sum(0).mul(count / max(1, count - 1)).sqrt()

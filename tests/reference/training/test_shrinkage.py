@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from harness.reference.data.batch import build_batch
 from harness.reference.datasets.random_structures import make_random_structures
+from harness.reference.errors import NotFinite
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.training.loss import Labels, MultiTaskLoss, predict_own_head
@@ -74,9 +75,24 @@ def test_the_bound_of_a_sum_is_that_of_a_ratio() -> None:
     excess = torch.randn(50, 3, dtype=torch.float64)
     expected = excess.sum(0) + 1.645 * excess.std(0) * 50**0.5
     assert torch.allclose(bound_excess(excess, torch.full((50,), 7.0, dtype=torch.float64)), expected)
+    # graphs without known forces say nothing
+    more = torch.cat([excess, torch.zeros(9, 3, dtype=torch.float64)])
+    sizes = torch.cat([torch.full((50,), 7.0), torch.zeros(9)]).double()
+    assert torch.allclose(bound_excess(more, sizes), expected)
     # an error proportional to the size of a graph has no spread
     sizes = torch.arange(1.0, 6.0, dtype=torch.float64)
     assert torch.allclose(bound_excess(-0.2 * sizes[:, None], sizes), torch.tensor([-3.0], dtype=torch.float64))
+
+
+def test_a_non_finite_prediction_is_refused_instead_of_shrinking_the_head() -> None:
+    config = ModelConfig(hidden_dim=8, num_conv_layers=2, dim_headlayers=8)
+    model = FoundationModel(config).double().eval().requires_grad_(False)
+    (structure,) = make_random_structures(1, atoms=(3, 4))
+    batch = build_batch([config.neighbour_spec.build_list(replace(structure, head=0))])
+    atoms = len(batch.numbers)
+    labels = Labels(*(torch.full(n, x).double() for n, x in (((1,), torch.nan), ((atoms, 3), 0.0), ((atoms, 1), 1.0))))
+    with pytest.raises(NotFinite, match="validation structures"):
+        find_best_factors(model, [(batch, labels)], MultiTaskLoss(1.0, 6))
 
 
 def test_scales_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,8 @@ class Handle:
         with suppress(RuntimeError):  # if the file is damaged, reading has reported that already
             self.engine.Close()
         # ADIOS2 writes a profile of each reader there, whatever its parameter `Profile` says
-        Path(f"/tmp/{self.path.name}_{os.getpid():x}_profiling.json").unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(f"/tmp/{self.path.name}_{os.getpid():x}_profiling.json").unlink()
 
 
 def parse_shape(variable: Mapping[str, str]) -> tuple[int, ...]:

@@ -62,6 +62,8 @@ def install_environment(session: nox.Session, folder: Path = SHARED, *, with_tes
         folder: The folder of the environment.
         with_tests: Whether the environment also needs MORE_REQUIREMENTS.
     """
+    # containers often set this; without files of bytecode, every process would compile torch's sources again for 2 s
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
     definition = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
     digest = hashlib.sha256(b"".join([*definition, sys.version.encode(), str(ROOT).encode()])).hexdigest()
     programs = folder / ("Scripts" if sys.platform == "win32" else "bin")

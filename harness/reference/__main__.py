@@ -6,6 +6,7 @@ writes the event log of a program that is started once per rank.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 from harness.host.process import set_missing_user_variables
 from harness.protocol.case import upgrade_case
@@ -110,7 +112,7 @@ def run_program(module_name: str, parameters: Parameters, log: CaseLog, folder: 
     """Run the program, report an error, and return the exit code."""
     prefix = f"rank {rank_info.rank} of {rank_info.size}: " if rank_info.rank > 0 else ""
     try:
-        importlib.import_module(module_name).run(parameters, log, folder)
+        import_program(module_name).run(parameters, log, folder)
     except (InputError, LostRank) as error:
         return report_failure(log, f"{prefix}{error}", 2 if isinstance(error, InputError) else 1, type(error).__name__)
     except ModuleNotFoundError as error:
@@ -121,6 +123,19 @@ def run_program(module_name: str, parameters: Parameters, log: CaseLog, folder: 
             return report_failure(log, f"{prefix}{launch.describe_error(error)}", 1)
         return report_failure(log, f"{launch.describe_error(error)}; {save_traceback(folder)}", 1)
     return 0
+
+
+def import_program(module_name: str) -> ModuleType:
+    """Import a program without garbage collection, and exclude the imported objects from any later one.
+
+    A program imports some 200,000 objects that stay; visiting them again and again takes a third of the time.
+    """
+    gc.disable()
+    try:
+        return importlib.import_module(module_name)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def save_traceback(folder: Path) -> str:
@@ -141,4 +156,6 @@ def report_failure(log: CaseLog, message: str, exit_code: int, kind: str | None 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    gc.freeze()  # the interpreter collects garbage once more when it ends, which takes half a second
+    sys.exit(exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import os
@@ -71,3 +72,17 @@ def test_traceback_of_an_unexpected_error_is_written_to_a_file(
     stderr = capsys.readouterr().err
     assert re.fullmatch(r"error: ZeroDivisionError: one \(__main__.py:\d+\); traceback: traceback.txt\n", stderr)
     assert "in fail" in (tmp_path / "traceback.txt").read_text()
+
+
+def test_garbage_collection_runs_without_the_objects_of_imports() -> None:
+    """Collections in a program do not visit what its imports created, even if an import fails."""
+    gc.unfreeze()
+    try:
+        program.import_program("harness.reference.programs.vector_biases")
+        frozen = gc.get_freeze_count()
+        with pytest.raises(ModuleNotFoundError):
+            program.import_program("harness.reference.programs.none_such")
+        assert gc.isenabled()
+        assert frozen > 100_000
+    finally:
+        gc.unfreeze()

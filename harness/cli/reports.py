@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.claims.scorecard import Score
 
 # The maximum fraction of the time of a run that the reports before its end take.
-MAX_REPORT_FRACTION = 0.05
+MAX_REPORT_FRACTION = 0.03
 IMPORT_FORMATS = ("hydragnn", "omnistat")
 
 

@@ -113,9 +113,12 @@ def save_figure(
     figure.savefig(picture, format="png", metadata={"Software": None})
     write_below(folder.parent, f"{folder.name}/{name}.png", picture.getvalue())
     size = tuple(figure.get_size_inches())
+    layout = figure.get_layout_engine()
+    figure.set_layout_engine(None)  # the SVG has the layout of the PNG, which takes as long as drawing
     write_below(folder.parent, f"{folder.name}/{name}.svg", _format_svg(figure))
     narrow_height = 0.0
     if has_layout and has_narrow:
+        figure.set_layout_engine(layout)
         pop_legends(figure)
         make_narrow(figure, legend)
         narrow_height = figure.get_size_inches()[1]

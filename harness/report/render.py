@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
@@ -93,7 +94,9 @@ def write_report(results_folder: Path, claim_files: Sequence[Path] = (), bundles
     return Report(judgement, history, errors)
 
 
-def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, source: str, origin: str) -> None:
+@functools.cache
+def _make_environment() -> jinja2.Environment:
+    """Return the environment of the page templates, which are compiled once per process."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(resources.get_resource_dir("reports")),
         undefined=jinja2.StrictUndefined,
@@ -108,6 +111,11 @@ def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, sourc
         "plain": lambda text: text.replace("`", ""),
         "sentence": lambda text: text[:1].upper() + text[1:],
     }
+    return environment
+
+
+def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, source: str, origin: str) -> None:
+    environment = _make_environment()
     context = {
         "pages": pages,
         "has_runs": has_runs,

@@ -23,7 +23,7 @@ from harness.results.bundles import verify_bundle
 from harness.results.checksums import MANIFEST
 from harness.results.runs import RunRecord
 from tests.conftest import ROOT
-from tests.support.published_results import OLDER, copy_case, save_nothing, unpack_results
+from tests.support.published_results import OLDER, copy_case, stop_drawing, unpack_results
 
 LADDER = "ladder-local/ladder-crystals-fp32-4ba82fe5bf"
 TRANSFER = "transfer-local/transfer-qm9-199717ed4d"
@@ -141,7 +141,7 @@ def test_item_without_evidence_is_answered_with_no(results: Path, tmp_path: Path
 def test_report_of_a_bundle_equals_that_of_its_run_folders(
     results: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_nothing)
+    stop_drawing(monkeypatch)
     original, copy = tmp_path / "original", tmp_path / "copy"
     shutil.copytree(results / "runs", original / "runs")
     assert main(["report", "--out", str(original)]) == 0

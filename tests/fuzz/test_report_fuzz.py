@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import orjson
 import pandas as pd
 import pytest
@@ -23,7 +22,7 @@ from harness.protocol.errors import UsageError
 from harness.report.render import write_report
 from harness.results.runs import load_runs
 from tests.fuzz.bounded import COUNT, run_fuzzer
-from tests.support.published_results import CASES, FILES, copy_case, save_nothing
+from tests.support.published_results import CASES, FILES, copy_case, stop_drawing
 
 pytestmark = pytest.mark.slow
 DAMAGED_AT_ONCE = 6
@@ -64,7 +63,7 @@ def normalize_number(text: str) -> str:
 def test_damaged_cases_do_not_change_the_rows_of_other_cases(
     intact_results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save_nothing)
+    stop_drawing(monkeypatch)
     folders = sorted(intact_results.glob("runs/*/*"))
     monkeypatch.setattr(metrics, "PERMUTATIONS", 20)
     rows_before = {}

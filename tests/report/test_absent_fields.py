@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import orjson
 import pytest
 
@@ -15,7 +14,7 @@ from harness.experiments.hpo import metrics
 from harness.protocol.events import Event, find_invalid_event
 from harness.report import render
 from harness.report.render import write_report
-from tests.support.published_results import CASES, convert_to_present, copy_case, save_nothing
+from tests.support.published_results import CASES, convert_to_present, copy_case, stop_drawing
 
 pytestmark = pytest.mark.slow
 FieldPath = tuple[str, ...]
@@ -26,7 +25,7 @@ ABSENT = object()
 def test_report_shows_a_log_without_an_optional_field(
     result: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save_nothing)
+    stop_drawing(monkeypatch)
     monkeypatch.setattr(metrics, "PERMUTATIONS", 20)
     papers = load_papers()
     monkeypatch.setattr(render, "load_papers", lambda files: papers)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
+from matplotlib.figure import Figure
 
 from harness.protocol.case import upgrade_case
 from harness.protocol.events import EVENTS_FILE, VERSION
@@ -71,8 +73,13 @@ def convert_to_present(folder: Path) -> None:
     (folder / EVENTS_FILE).write_bytes(b"".join(orjson.dumps(event) + b"\n" for event in events))
 
 
-def save_nothing(figure: Any, file: Any, **options: Any) -> None:
-    """Replace `Figure.savefig`, since drawing takes most of the time of a report."""
+def stop_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let figures neither be drawn nor saved, which takes most of the time of a report."""
+    monkeypatch.setattr(Figure, "savefig", _save_nothing)
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda figure: None)
+
+
+def _save_nothing(figure: Figure, file: Any, **options: Any) -> None:
     del figure, options
     if isinstance(file, io.StringIO):
         file.write("<svg></svg>")

@@ -32,11 +32,12 @@ def simulate_step(rng: np.random.Generator, ranks: int, batch: int) -> tuple[np.
 def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **changes: Any) -> None:
     """Write the case and the log of a run of the program data_parallel with simulated times."""
     rng = np.random.default_rng(ranks)
-    folder = out / "runs" / "scaling-cluster" / f"{mode}-{ranks}"
+    variant = "-".join([mode, str(ranks), *map(str, changes.get("axes", {}).values())])
+    folder = out / "runs" / "scaling-cluster" / variant
     folder.mkdir(parents=True)
     case = {"id": f"{mode}{ranks}", "name": f"{mode}-{ranks}", "suite": "scaling", "system": "cluster",
             "program": "data_parallel", "parameters": changes.get("parameters", {}),
-            "axis_values": {"mode": mode}}  # fmt: skip
+            "axis_values": {"mode": mode, **changes.get("axes", {})}}  # fmt: skip
     (folder / "case.json").write_text(json.dumps(case))
     (folder / "exit_code").write_text("0\n")
     log = JsonLinesLog(folder / "events.jsonl")
@@ -53,6 +54,7 @@ def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **c
     steps = []
     for step in range(60):
         times, sizes = simulate_step(rng, ranks, batch)
+        times *= changes.get("slowdown", 1.0)
         steps.append(times.max() + exchange)
         first_rank = {"busy_s": times[0], "structures": batch, "atoms": sizes[0, 0], "edges": sizes[0, 1]}
         log.write("local_step", epoch=1, step=step, is_warmup=False, gradients_synchronized=False, **first_rank)
@@ -128,6 +130,22 @@ def test_network_is_measured_or_assumed(tmp_path: Path) -> None:
     measured = build_projection_table(load_runs(tmp_path / "c" / "runs")).iloc[0]
     assert measured["network"] == "all-reduces of 8 ranks"
     assert measured["all_reduce_s"] == pytest.approx(LINK.compute_all_reduce_s(16, 8 * PARAMETERS), rel=1e-3)
+
+
+def test_runs_that_differ_in_an_axis_are_not_compared(tmp_path: Path) -> None:
+    """The efficiency and the projection of runs in FP64 do not depend on the runs in FP32 of the same campaign."""
+    for precision, slowdown in (("fp64", 3.0), ("fp32", 1.0)):
+        for ranks in (1, 2, 4):
+            axes = {"precision": precision, "nodes": ranks}
+            write_scaling_run(tmp_path, ranks, batch=8, axes=axes, slowdown=slowdown)
+    records = load_runs(tmp_path / "runs")
+    for build, column in ((build_scaling_table, "efficiency"), (build_projection_table, "projected_s")):
+        table = build(records)
+        for precision in ("fp64", "fp32"):
+            alone = build([r for r in records if r.case["axis_values"]["precision"] == precision])
+            rows = table[table["mode"] == f"weak, precision {precision}"]
+            assert len(rows)
+            assert rows[column].tolist() == alone[column].tolist()
 
 
 @pytest.mark.parametrize("hosts", [1, 4])

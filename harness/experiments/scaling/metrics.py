@@ -10,8 +10,12 @@ import numpy as np
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, MetricSamples, WorkCount, select_numbers
-from harness.experiments.implementations import get_implementation_name
-from harness.experiments.scaling.projection import build_projection_table
+from harness.experiments.scaling.projection import (
+    build_projection_table,
+    describe_variant,
+    get_mode,
+    join_label,
+)
 from harness.protocol.programs.data_parallel import REGIONS
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
@@ -51,18 +55,19 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
 def build_scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per finished run, sorted by number of ranks within each campaign and mode.
 
-    `mode` is the value of the suite's axis `mode`, with the name of the implementation unless it is the reference.
-    `structures_per_s` is ranks x batch x steps / time of the train region, median over the timed epochs. `efficiency`
-    is the throughput per rank divided by that of the smallest run of the same mode and campaign, with ends from the
-    slowest and the fastest epoch of both runs. `atoms_imbalance` and `edges_imbalance` are the largest number on a
-    rank divided by the mean over ranks, averaged over steps. `<region>_s` is the time of a region on the slowest rank,
-    median over the steps whose regions were timed. `communication_fraction` is the fraction of the step time that is
-    saved if gradients are not exchanged. `data_wait_fraction` is the fraction of the time of the timed epochs in which
-    ranks wait for data. `nodes` counts the nodes of the job, of which an emulated cluster has several on one of the
-    `hosts`. `gradient_error` is the largest difference of the ranks' mean gradient from the gradient of one process,
-    relative to the largest gradient. `parameter_divergence` is the largest difference of a rank's parameters from those
-    of rank 0 after training, relative to the largest parameter. `slow_ranks` names the ranks that compute steps without
-    exchange of gradients, per edge, slower than the others (see harness.stats.slow_ranks); empty: none.
+    `mode` is the value of the suite's axis `mode`, with the values of axes that do not set the size of runs, and the
+    name of the implementation unless it is the reference. `structures_per_s` is ranks x batch x steps / time of the
+    train region, median over the timed epochs. `efficiency` is the throughput per rank divided by that of the smallest
+    run of the same mode and campaign, with ends from the slowest and the fastest epoch of both runs. `atoms_imbalance`
+    and `edges_imbalance` are the largest number on a rank divided by the mean over ranks, averaged over steps.
+    `<region>_s` is the time of a region on the slowest rank, median over the steps whose regions were timed.
+    `communication_fraction` is the fraction of the step time that is saved if gradients are not exchanged.
+    `data_wait_fraction` is the fraction of the time of the timed epochs in which ranks wait for data. `nodes` counts
+    the nodes of the job, of which an emulated cluster has several on one of the `hosts`. `gradient_error` is the
+    largest difference of the ranks' mean gradient from the gradient of one process, relative to the largest gradient.
+    `parameter_divergence` is the largest difference of a rank's parameters from those of rank 0 after training,
+    relative to the largest parameter. `slow_ranks` names the ranks that compute steps without exchange of gradients,
+    per edge, slower than the others (see harness.stats.slow_ranks); empty: none.
     """
     table = SCALING.build(_describe_run(r) for r in records if r.program == "data_parallel" and r.state == "done")
     table = table.sort_values(["campaign", "mode", "ranks"], kind="stable").reset_index(drop=True)
@@ -83,9 +88,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "campaign": record.campaign,
         **{name: case.get(name) for name in ("suite", "system", "id")},
         "case": case.get("name"),
-        "mode": ", ".join(
-            filter(None, [str(case.get("axis_values", {}).get("mode", "runs")), get_implementation_name(record)])
-        ),
+        "mode": join_label(get_mode(record), describe_variant(record)),
         "nodes": len({rank["node"] or rank["host"] for rank in ranks}),
         "hosts": len({rank["host"] for rank in ranks}),
         "cores": min(rank["cores"] for rank in ranks),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.experiments.implementations import get_implementation_name
 from harness.protocol.programs.data_parallel import DEVICE_REGIONS
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table
@@ -27,6 +28,8 @@ PROJECTION = Columns(
     projected="compute_s all_reduce_s projected_s projected_with_overlap_s structures_per_s error",
     sources="from_ranks network",
 )
+# The axes of a suite that set the sizes of its runs; runs that differ in others are not compared with each other.
+SIZE_AXES = {"mode", "nodes", "ranks_per_node", "ranks", "batch_size"}
 # The number of random batches whose steps are simulated.
 N_SIMULATED_STEPS = 4000
 # The number of times that a projection doubles the ranks of the largest run.
@@ -127,6 +130,8 @@ class Run:
     """The data of a finished run that projections use.
 
     Attributes:
+        mode: the value of the suite's axis `mode`.
+        variant: see `describe_variant`.
         rank0_steps: steps of rank 0 without exchange (n, 3): seconds, atoms, edges.
         step_s: median over steps of the seconds of the slowest rank.
         sizes: atoms and edges of the graphs (g, 2).
@@ -134,6 +139,7 @@ class Run:
 
     record: RunRecord
     mode: str
+    variant: str
     ranks: int
     batch: int
     rank0_steps: Array
@@ -150,11 +156,28 @@ def build_projection_table(records: Sequence[RunRecord]) -> Table:
     """
     runs = [run for r in records if (run := _read_run(r)) is not None]
     rows: list[dict[str, Any]] = []
-    for name in dict.fromkeys(r.record.campaign for r in runs):
-        campaign = CampaignProjection(name, [r for r in runs if r.record.campaign == name])
-        for mode in dict.fromkeys(r.mode for r in campaign.runs):
-            rows += campaign.project_mode(mode)
+    for key in dict.fromkeys((r.record.campaign, r.variant) for r in runs):
+        projection = Projection(*key, [r for r in runs if (r.record.campaign, r.variant) == key])
+        for mode in dict.fromkeys(r.mode for r in projection.runs):
+            rows += projection.project_mode(mode)
     return PROJECTION.build(rows)
+
+
+def get_mode(record: RunRecord) -> str:
+    """Return whether a run belongs to `weak` or `strong` scaling; `runs` if the suite has no axis `mode`."""
+    return str(record.case.get("axis_values", {}).get("mode", "runs"))
+
+
+def describe_variant(record: RunRecord) -> str:
+    """Return in what a run differs from those that it is not compared with: the values of axes, the implementation."""
+    axes = record.case.get("axis_values", {})
+    values = [f"{name} {value}" for name, value in axes.items() if name not in SIZE_AXES]
+    return ", ".join(filter(None, [*values, get_implementation_name(record)]))
+
+
+def join_label(mode: str, variant: str) -> str:
+    """Return the label of the runs of a mode and variant, which tables and figures have as their mode."""
+    return f"{mode}, {variant}" if variant else mode
 
 
 def _read_run(record: RunRecord) -> Run | None:
@@ -169,7 +192,8 @@ def _read_run(record: RunRecord) -> Run | None:
         return None
     return Run(
         record=record,
-        mode=str(record.case.get("axis_values", {}).get("mode", "runs")),
+        mode=get_mode(record),
+        variant=describe_variant(record),
         ranks=len(ranks),
         batch=facts["workload"]["batch_size"],
         rank0_steps=np.array([[e["busy_s"], e["atoms"], e["edges"]] for e in steps], dtype=float),
@@ -179,10 +203,11 @@ def _read_run(record: RunRecord) -> Run | None:
 
 
 @dataclass
-class CampaignProjection:
-    """The projections of one campaign; a model of steps is fitted only once."""
+class Projection:
+    """The projections of one campaign's runs of a variant; a model of steps is fitted only once."""
 
-    name: str
+    campaign: str
+    variant: str
     runs: Sequence[Run]
 
     def __post_init__(self) -> None:
@@ -208,7 +233,8 @@ class CampaignProjection:
         exchange = self.network.compute_all_reduce_s(ranks, self.bytes) if self.network else math.nan
         total = compute + (exchange if self.network else 0.0)
         return {
-            "campaign": self.name, "system": self.runs[0].record.case.get("system"), "mode": mode, "ranks": ranks,
+            "campaign": self.campaign, "system": self.runs[0].record.case.get("system"),
+            "mode": join_label(mode, self.variant), "ranks": ranks,
             "batch_size": batch, "kind": "extrapolated" if measured_s is None else "cross-validated",
             "measured_s": measured_s,
             "compute_s": compute, "all_reduce_s": exchange, "projected_s": total,

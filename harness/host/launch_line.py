@@ -90,8 +90,9 @@ def parse_launch_line(text: str) -> LaunchLine | None:
     binding = None
     options = _list_options(words[start + 1 :])
     for option, value in options:
-        if option in known and value.isdecimal():
-            numbers[known[option]] = (option, int(value))
+        count = value.rpartition(":")[2] if option.startswith("--gpus") else value  # such as `a100:4`
+        if option in known and count.isdecimal():
+            numbers[known[option]] = (option, int(count))
         elif option in ("--map-by", "-map-by") and (match := PER_NODE.search(value)):
             numbers["ranks_per_node"] = (option, int(match[1]))
         elif option in ("--cpu-bind", "--cpu_bind"):

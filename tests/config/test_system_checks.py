@@ -151,6 +151,7 @@ def test_binding_that_does_not_fit_the_ranks_is_found(
         ("srun -n {{ case.ranks }} -c 4", "a rank is bound to 4 CPUs, but OMP_NUM_THREADS is 7"),
         ("srun -n {{ case.ranks }} --gpus-per-task=2", "16 accelerators, but a node has 8"),
         ("srun -n {{ case.ranks }} --gpus-per-node=16", "16 accelerators, but a node has 8"),
+        ("srun -n {{ case.ranks }} --gpus-per-node=mi250x:16", "16 accelerators, but a node has 8"),
         ("srun -n16 -N2 -c32", "8 ranks x 32 CPUs, but 64 cores have at most 128"),
         ("srun --label", "srun does not receive the number of ranks"),
         ("jsrun -n 8", "expected srun, mpiexec or mpirun"),

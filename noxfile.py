@@ -229,7 +229,7 @@ def multitask(session: nox.Session) -> None:
 
 @nox.session
 def generalisation(session: nox.Session) -> None:
-    """Train with and without kinds of structures (100 minutes on one core; `-- -n sulfur`: 35 minutes)."""
+    """Train with and without kinds of structures (75 minutes on one core)."""
     run_harness(session, "run", "generalisation")
 
 

@@ -67,6 +67,15 @@ def test_a_wrong_parameter_is_named(program: str, changes: dict[str, Any], messa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "program",
+    ["training_steps", "ladder", "dynamics", "precision", "data", "hpo", "transfer", "models", "labels", "screening"],
+)
+def test_a_negative_seed_is_refused(program: str) -> None:
+    with pytest.raises(UsageError, match="seed is -1, expected at least 0"):
+        parse_parameters(program, REQUIRED.get(program, {}) | {"seed": -1})
+
+
 def test_null_means_the_default_unless_null_is_allowed() -> None:
     changes = REQUIRED["ladder"] | {"batch_size": None, "max_neighbours": None}
     parameters: Any = parse_parameters("ladder", changes)

@@ -41,7 +41,7 @@ class Assessment(ParameterGroup):
     """Number of the best candidates to relax, of which no two differ only in volume."""
     relax_steps: PositiveInt = 200
     """Maximum number of steps of a relaxation."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of all random choices."""
 
 

@@ -22,7 +22,7 @@ from harness.protocol.records import (
     Rate,
     Seconds,
 )
-from harness.protocol.types import PositiveFloat, PositiveInt, check_unique
+from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt, check_unique
 
 
 class DataParameters(Parameters):
@@ -56,7 +56,7 @@ class DataParameters(Parameters):
     """Batches per mode and round."""
     rounds: PositiveInt = 5
     """Number of rounds of reading."""
-    seed: int = SPLIT_SEED
+    seed: NonNegativeInt = SPLIT_SEED
     """Seed of splits when converting, and of random samples when reading."""
 
 

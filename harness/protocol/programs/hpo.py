@@ -12,7 +12,7 @@ from harness.protocol.parameters import ParameterGroup, Parameters
 from harness.protocol.programs.model import ModelParameters
 from harness.protocol.programs.train import TrainParameters
 from harness.protocol.records import Count, Error, EventRecord, Facts, NonNegative, Number, Part, Rate, Seconds, Time
-from harness.protocol.types import PositiveFloat, PositiveInt
+from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 from harness.protocol.upgrade import find_new_name
 
 Objective = Literal["accuracy", "throughput"]
@@ -86,7 +86,7 @@ class HpoParameters(Parameters):
     """Tables of earlier results from which the optimizer starts."""
     halving: HalvingParameters | None = None
     """Early stopping of trials that are worse than others; null: no early stopping."""
-    seed: int = 42
+    seed: NonNegativeInt = 42
     """Seed of the optimizer."""
 
     @model_validator(mode="after")

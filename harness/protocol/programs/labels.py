@@ -7,7 +7,7 @@ from pydantic import Field
 from harness.protocol.parameters import Parameters
 from harness.protocol.programs.models import ModelDefinition
 from harness.protocol.records import Count, Counts, Energy, Error, EventRecord, Facts, Part, PositiveCount, Seconds
-from harness.protocol.types import PositiveFloat, PositiveInt
+from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class LabelsParameters(Parameters):
@@ -35,7 +35,7 @@ class LabelsParameters(Parameters):
     """A model whose errors against the labels are measured: a file, or the name of a shipped model; null: none."""
     head: str | None = None
     """The dataset whose head predicts; null: the gate weights all heads."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the choice of structures of a dataset."""
 
 

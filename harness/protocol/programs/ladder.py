@@ -74,7 +74,7 @@ class LadderParameters(RoundParameters):
     """The device that runs the model."""
     transformations: NonNegativeInt = 0
     """Random rotations and reflections in the checks of each stage's physics; 0: no checks."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of weights and of the order of structures."""
 
     @model_validator(mode="after")

@@ -122,7 +122,7 @@ class ModelsParameters(RoundParameters):
     """Number of random rotations and reflections per structure."""
     dynamics_steps: NonNegativeInt = 200
     """Number of steps of molecular dynamics at constant energy; 0: no dynamics."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the choice of structures and of all random transformations."""
 
 

@@ -78,7 +78,7 @@ class PrecisionParameters(RoundParameters):
     """Library of the process group."""
     device: DeviceName = "cpu"
     """The device that runs the model."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of weights and of the order of structures."""
 
     @model_validator(mode="after")

@@ -141,7 +141,7 @@ class ScreeningParameters(Parameters):
     """Library of the process group."""
     device: DeviceName = "cpu"
     """The device that runs the model."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of an untrained model."""
     timeout_s: PositiveFloat = 3600.0
     """Seconds that a rank waits for the others before the run fails."""

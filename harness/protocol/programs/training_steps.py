@@ -23,7 +23,7 @@ from harness.protocol.records import (
     Time,
 )
 from harness.protocol.rounds import RoundParameters, RoundsEnded
-from harness.protocol.types import PositiveFloat, PositiveInt, check_unique
+from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt, check_unique
 
 StepStageName = Literal["baseline", "torch_compile", "fused_messages"]
 STEP_STAGES: tuple[StepStageName, ...] = get_args(StepStageName)
@@ -37,7 +37,7 @@ class TrainingStepsParameters(RoundParameters):
     model: ModelParameters = ModelParameters()
     """Sizes of the model."""
     stages: Annotated[tuple[StepStageName, ...], Field(min_length=1), AfterValidator(check_unique)] = STEP_STAGES
-    """Formulations of a step, which are timed in turn."""
+    """Formulations of a step, which are timed in turn; one that cannot be compiled as a whole is not timed."""
     batch_size: PositiveInt = 16
     """Structures per batch."""
     batches: PositiveInt = 1
@@ -50,7 +50,7 @@ class TrainingStepsParameters(RoundParameters):
     """Weight of forces in the loss."""
     device: DeviceName = "cpu"
     """The device that runs the model."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of weights and labels."""
 
 

@@ -20,7 +20,7 @@ from harness.protocol.records import (
     PositiveCount,
     Seconds,
 )
-from harness.protocol.types import PositiveFloat, PositiveInt, check_unique
+from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt, check_unique
 
 TaskName = Literal[
     "qm9", "md17", "wiggle150", "ms25", "oqmd", "abx3", "matbench_dielectric", "matbench_jdft2d", "matbench_log_gvrh",
@@ -69,7 +69,7 @@ class TransferParameters(Parameters):
     """Library of the process group."""
     device: DeviceName = "cpu"
     """The device that runs the model."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of weights and draws."""
     timeout_s: PositiveFloat = 36_000.0
     """Seconds that a rank waits for the others before the run fails."""

@@ -1,6 +1,6 @@
 """Training steps in three formulations (forward pass, loss, backward pass), timed in turn on the same batches.
 
-An untrained model runs on the random workload with random labels; the time of a step does not depend on either.
+An untrained model runs on the random workload with random labels: the same operations run, whatever the labels are.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from harness.protocol.records import Observed, Progress
 from harness.reference.data.neighbours import NeighbourList
 from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.random_structures import make_random_structures
+from harness.reference.distributed.group import synchronize
 from harness.reference.errors import InputError
 from harness.reference.inference.bucketing import get_shape
 from harness.reference.inference.precision import find_precision
@@ -103,7 +104,13 @@ def describe(
 
 @dataclass(frozen=True)
 class Stage:
-    """One formulation of a training step."""
+    """One formulation of a training step.
+
+    Attributes:
+        name: The name in parameters and logs.
+        fused: Whether messages are computed by the fused operator.
+        compiled: Whether torch.compile compiles the step; fused messages are timed in compiled code alone.
+    """
 
     name: StepStageName
     fused: bool = False
@@ -113,7 +120,7 @@ class Stage:
 STAGES = tuple(Stage(name, fused=name == "fused_messages", compiled=name != "baseline") for name in STEP_STAGES)
 
 
-class Result(NamedTuple):
+class StepResult(NamedTuple):
     """The result of a step.
 
     Attributes:
@@ -126,9 +133,10 @@ class Result(NamedTuple):
 
 
 class TimedStep:
-    """A stage with its model, ready to be timed: a call takes one step, and `last` is the result of that step.
+    """A stage with its model, ready to be timed: a call takes one step, and `copy_result` returns its result.
 
     Attributes:
+        name: The name of the stage.
         work: The work of a step on the first batch, as it is without compilation.
     """
 
@@ -138,35 +146,45 @@ class TimedStep:
         self._loss: Tensor | None = None
         self.work = WorkCount()
 
-    def __call__(self, labelled: LabelledBatch) -> None:
+    def __call__(self, labelled_batch: LabelledBatch) -> None:
         """Run forward pass, loss and backward pass."""
-        batch, labels = labelled
+        batch, labels = labelled_batch
         self._model.zero_grad()
         leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
         self._loss = self._objective(self._module(leaf, labels), batch.head)
         self._loss.backward()
 
-    @property
-    def last(self) -> Result:
-        """The result of the last step; it is valid until another stage takes a step on the same model."""
+    def copy_result(self) -> StepResult:
+        """Return the result of the last step; call it before another stage takes a step on the same model."""
         assert self._loss is not None
-        return Result(self._loss.item(), flatten([p.grad for p in self._model.parameters() if p.grad is not None]))
+        return StepResult(self._loss.item(), flatten([p.grad for p in self._model.parameters() if p.grad is not None]))
 
-    def take_step(self, labelled: LabelledBatch) -> Result:
+    def take_step(self, labelled_batch: LabelledBatch) -> StepResult:
         """Take a step and return its result."""
-        self(labelled)
-        return self.last
+        self(labelled_batch)
+        return self.copy_result()
 
 
-def compute_step_errors(result: Result, expected: Result) -> dict[str, Any]:
-    """Return the relative errors of loss and gradient, or only finite=False if the result is not finite."""
-    if not math.isfinite(result.loss) or not bool(result.gradient.isfinite().all()):
+def is_finite(result: StepResult) -> bool:
+    """Return whether the loss and all elements of the gradient are finite."""
+    return math.isfinite(result.loss) and bool(result.gradient.isfinite().all())
+
+
+def compute_step_errors(result: StepResult, baseline: StepResult) -> dict[str, Any]:
+    """Return the relative errors of loss and gradient as fields of a `StepSample`.
+
+    If the result is not finite, the only field is `finite`; if only the baseline's is not finite, there is none.
+    """
+    if not is_finite(result):
         return {"finite": False}
-    difference = torch.linalg.vector_norm((result.gradient - expected.gradient).double())
+    if not is_finite(baseline):
+        return {}
+    gradient = baseline.gradient.to(result.gradient.device)
+    difference = torch.linalg.vector_norm((result.gradient - gradient).double())
     return {
         "finite": True,
-        "loss_error": abs(result.loss - expected.loss) / abs(expected.loss),
-        "gradient_error": float(difference / torch.linalg.vector_norm(expected.gradient.double())),
+        "loss_error": abs(result.loss - baseline.loss) / abs(baseline.loss),
+        "gradient_error": float(difference / torch.linalg.vector_norm(gradient.double())),
     }
 
 
@@ -178,38 +196,45 @@ def run(config: TrainingStepsParameters, log: CaseLog, folder: Path) -> None:
     log.record_facts(describe(model, batches, config))
     stages = [s for s in STAGES if s.name in config.stages]
     total = len(stages) * (config.rounds + 1)
-    steps: list[TimedStep] = []
+    timed_steps: list[TimedStep] = []
     for k, stage in enumerate(stages):
         log.write(Progress(done=k, total=total, activity=f"warm-up: {stage.name}"))
         step = warm_up(stage, model, batches, config, log)
         if step is not None:
-            steps.append(step)
-    if not steps:
+            timed_steps.append(step)
+    if not timed_steps:
         raise InputError("none of the stages can run here")
-    kinds = {kind: sizes for step in steps for kind, sizes in step.work.kinds.items()}
+    kinds = {kind: sizes for step in timed_steps for kind, sizes in step.work.kinds.items()}
     log.record_facts(TrainingStepsFacts(ceilings=measure_ceilings(kinds, torch.device(config.device))))
-    references = [steps[0].take_step(b) for b in batches] if steps[0].name == STAGES[0].name else []
+    first = timed_steps[0]
+    references = [move_to_host(first.take_step(b)) for b in batches] if first.name == STAGES[0].name else []
     rounds = TimedRounds(config)
     for number in rounds:
         total = len(stages) * (rounds.planned + 1)
         log.write(Progress(done=len(stages) * (number + 1), total=total, activity=f"round {number + 1}"))
-        start = number % len(steps)
+        start = number % len(timed_steps)
         for index, batch in enumerate(batches):
-            for step in [*steps[start:], *steps[:start]]:
+            for step in [*timed_steps[start:], *timed_steps[:start]]:
                 load = os.getloadavg()[0]
                 device_s = timing.time_call(partial(step, batch), torch.device(config.device))
                 end_time_s = time.time()
                 rounds.add(step.name, device_s)
                 fom_client.post_figure_of_merit("structures_per_s", config.batch_size / device_s)
-                errors = compute_step_errors(step.last, references[index]) if references else {}
+                result = step.copy_result()
+                errors = compute_step_errors(result, references[index]) if references else {}
                 log.write(
                     StepSample(
                         stage=step.name, round=number, batch=index, structures=config.batch_size,
                         device_s=device_s, end_time_s=round(end_time_s, 6), load_1min=load,
-                        dtype=str(step.last.gradient.dtype), **errors,
+                        dtype=str(result.gradient.dtype), **errors,
                     )
                 )  # fmt: skip
     log.write(rounds.build_event())
+
+
+def move_to_host(result: StepResult) -> StepResult:
+    """Return the result with its gradient on the host, where the gradients of all batches have room."""
+    return result._replace(gradient=result.gradient.cpu())
 
 
 def warm_up(
@@ -235,14 +260,16 @@ def warm_up(
         return None
     objective = MultiTaskLoss(config.force_weight, config.batch_size)
     step = TimedStep(stage.name, module, model, objective)
+    if not stage.compiled:  # the compilation takes a first step
+        step(batches[0])
+    synchronize(device)
+    first_s = time.perf_counter() - started
     eager = TimedStep(stage.name, PerGraphErrors(model, fused=stage.fused), model, objective)
     step.work = count_work(partial(eager, batches[0]), get_shape(batches[0][0]))
-    if not stage.compiled:
-        step(batches[0])
-    first_s = time.perf_counter() - started
     for batch in batches:
         step(batch)
-    peak_bytes = timing.measure_peak_bytes(partial(step, batches[0]), device)
+    largest = max(batches, key=lambda labelled_batch: len(labelled_batch[0].receiver))
+    peak_bytes = timing.measure_peak_bytes(partial(step, largest), device)
     log.write(
         WarmUp(
             stage=stage.name,

@@ -48,6 +48,7 @@ def compile_loss(module: nn.Module, example: tuple[Batch, Labels]) -> CompileRes
     batch, labels = example
     leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
     rng_state = torch.get_rng_state()
+    counters["graph_break"].clear()  # of other modules that this process has compiled
     try:
         module.compile(dynamic=True)
         graph_errors: Errors = module(leaf, labels)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,14 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, library, nn
+from torch._dynamo.utils import counters
 
 from harness.experiments.ladder.training_steps import build_training_steps_table
 from harness.experiments.ladder.training_steps_page import build_steps_sections
 from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_events
 from harness.protocol.programs.training_steps import STEP_STAGES
+from harness.reference.data.batch import Batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.distributed.group import ProcessGroup
@@ -30,9 +34,12 @@ from harness.reference.models.message_backend import find_unavailable_reason
 from harness.reference.ops import jit_build, messages, segment_sums
 from harness.reference.ops.messages import MessageInputs
 from harness.reference.ops.unfused_messages import compute_unfused_messages, list_float_inputs, make_terms
-from harness.reference.programs.training_steps import Result, TimedStep, compute_step_errors
+from harness.reference.profiling.flops import WorkCount, count_work
+from harness.reference.programs import training_steps
+from harness.reference.programs.training_steps import StepResult, TimedStep, compute_step_errors
+from harness.reference.training.compile import compile_loss
 from harness.reference.training.loader import LabelledBatch
-from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, collate_labelled
+from harness.reference.training.loss import Errors, Labels, MultiTaskLoss, PerGraphErrors, collate_labelled
 from harness.reference.training.run_facts import describe_identity
 from harness.results.runs import RunRecord
 from tests.reference.conftest import SMALL, make_crystal, make_model, make_molecule
@@ -295,6 +302,34 @@ def test_every_stage_is_timed_and_correct_in_every_round(tmp_path: Path, quick_c
     assert "FP64 training step" in page
 
 
+def test_the_time_of_the_first_step_excludes_the_counting_of_its_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()
+    monkeypatch.setattr(training_steps, "time", SimpleNamespace(perf_counter=lambda: next(ticks), time=time.time))
+
+    def count_slowly(call: Callable[[], object], shape: Any) -> WorkCount:
+        next(ticks)
+        return count_work(call, shape)
+
+    monkeypatch.setattr(training_steps, "count_work", count_slowly)
+    record = run_steps(tmp_path, stages=["baseline"], rounds=1)
+    assert record.stages["baseline"]["first_call_s"] == 1
+
+
+class SumOfPositions(nn.Module):
+    """A loss that is easy to compile."""
+
+    def forward(self, batch: Batch, labels: Labels) -> Errors:
+        """Return errors that depend on positions alone."""
+        return Errors(batch.positions.sum(1), batch.positions.square().sum(1))
+
+
+def test_a_split_graph_of_another_stage_is_not_reported(quick_compiler: None) -> None:
+    counters["graph_break"]["of another stage"] += 1
+    assert compile_loss(SumOfPositions(), label_batch([make_molecule(3)])).eager_reason is None
+
+
 def test_without_a_compiler_only_the_fused_stage_is_unavailable(tmp_path: Path, no_compiler: None) -> None:
     record = run_steps(tmp_path, stages=["baseline", "fused_messages"], rounds=1)
     table = build_training_steps_table([record]).set_index("stage")
@@ -339,11 +374,20 @@ def test_the_arithmetic_of_a_step_and_its_share_of_the_attainable_are_in_the_tab
 
 
 def test_step_errors_are_relative() -> None:
-    expected = Result(2.0, torch.tensor([3.0, 4.0]))
-    assert compute_step_errors(Result(2.0, torch.tensor([3.0, 4.5])), expected)["gradient_error"] == pytest.approx(0.1)
-    assert compute_step_errors(Result(2.5, torch.tensor([3.0, 4.0])), expected)["loss_error"] == pytest.approx(0.25)
-    assert compute_step_errors(Result(math.nan, torch.tensor([3.0, 4.0])), expected) == {"finite": False}
-    assert compute_step_errors(Result(2.0, torch.tensor([math.inf, 4.0])), expected) == {"finite": False}
+    expected = StepResult(2.0, torch.tensor([3.0, 4.0]))
+    assert compute_step_errors(StepResult(2.0, torch.tensor([3.0, 4.5])), expected)["gradient_error"] == pytest.approx(
+        0.1
+    )
+    assert compute_step_errors(StepResult(2.5, torch.tensor([3.0, 4.0])), expected)["loss_error"] == pytest.approx(0.25)
+    assert compute_step_errors(StepResult(math.nan, torch.tensor([3.0, 4.0])), expected) == {"finite": False}
+    assert compute_step_errors(StepResult(2.0, torch.tensor([math.inf, 4.0])), expected) == {"finite": False}
+
+
+def test_without_a_finite_baseline_a_step_has_no_errors() -> None:
+    result = StepResult(2.0, torch.tensor([3.0, 4.0]))
+    for baseline in (StepResult(math.nan, result.gradient), StepResult(2.0, torch.tensor([math.nan, 4.0]))):
+        assert compute_step_errors(result, baseline) == {}
+        assert compute_step_errors(baseline, result) == {"finite": False}
 
 
 @pytest.mark.parametrize(

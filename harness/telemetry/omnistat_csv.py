@@ -13,9 +13,9 @@ be in two rows. The memory needed grows with rows times columns; use the raw exp
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ MAX_LEVELS = 20
 
 @dataclass(frozen=True)
 class CsvTable:
-    """One file: labels of each column, Unix times in seconds (n,), values (n, columns)."""
+    """One file: labels of each column, ascending Unix times in seconds (n,), values (n, columns)."""
 
     labels: list[dict[str, str]]
     times: Floats
@@ -93,22 +93,25 @@ class CsvExport:
                 yield Series(labels, *drop_untimed(times, values, self.faults, format_name(labels)))
 
     def _read_file(self, path: Path) -> CsvTable | None:
-        with path.open(encoding="utf-8", errors="replace", newline="") as handle:
-            levels: list[list[str]] = []
-            while line := handle.readline(MAX_LINE_BYTES):
-                cells = _split_cells(line)
-                if cells[0] == LAST_LEVEL or len(levels) == MAX_LEVELS:
-                    break
-                levels.append(cells)
-        if not levels or levels[0][0] != FIRST_LEVEL or len(levels) == MAX_LEVELS:
-            return None
-        if _has_long_line(path):
-            self.faults.add(f"files with {TOO_LONG}", path.name)
-            return None
-        width = len(levels[0])
-        if any(len(cells) != width for cells in levels):
-            self.faults.add("files with label rows of unequal length", path.name)
-            return None
+        with path.open("rb") as handle:
+            lines = iter(partial(handle.readline, MAX_LINE_BYTES), b"")
+            levels, is_complete = _read_levels(lines)
+            if not levels or levels[0][0] != FIRST_LEVEL:
+                return None
+            width = len(levels[0])
+            if any(len(cells) != width for cells in levels):
+                self.faults.add("files with label rows of unequal length", path.name)
+                return None
+            if not is_complete:
+                self.faults.add(f"files without a row `{LAST_LEVEL}`", path.name)
+                return None
+            n_surplus = 0
+            for line in lines:
+                n_surplus += line.count(b",") >= width
+                if len(line) == MAX_LINE_BYTES:
+                    self.faults.add(f"files with {TOO_LONG}", path.name)
+                    return None
+        self.faults.counts["rows that are too long"] += n_surplus
         return self._read_samples(path, _get_column_labels(levels), len(levels) + 1)
 
     def _read_samples(self, path: Path, labels: list[dict[str, str]], n_skipped: int) -> CsvTable:
@@ -118,17 +121,31 @@ class CsvExport:
         )  # fmt: skip
         if table.empty:
             self.faults.add("files without samples", path.name)
-        with path.open("rb") as handle:
-            self.faults.counts["rows that are too long"] += sum(line.count(b",") > len(labels) for line in handle)
         times = pd.to_datetime(table[0], format="ISO8601", utc=True, errors="coerce")
         has_time = times.notna().to_numpy()
         values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+        values = np.where(np.isinf(values), np.nan, values)
         self.faults.counts["rows without a time"] += int((~has_time).sum())
         # without a data column, pandas returns the type object, for which `&` raises an error
         is_filled = table.iloc[:, 1:].notna().to_numpy(dtype=bool)
         self.faults.counts["values that are not numbers"] += int((is_filled & np.isnan(values)).sum())
         seconds = (times[has_time] - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
-        return CsvTable(labels, np.asarray(seconds, dtype=np.float64), values[has_time])
+        seconds = np.asarray(seconds, dtype=np.float64)
+        order = np.argsort(seconds, kind="stable")
+        return CsvTable(labels, seconds[order], values[has_time][order])
+
+
+def _read_levels(lines: Iterable[bytes]) -> tuple[list[list[str]], bool]:
+    """Return the cells of the rows of labels, and whether the row that ends them follows; both are consumed."""
+    levels: list[list[str]] = []
+    for line in lines:
+        cells = _split_cells(line.decode("utf-8-sig", errors="replace"))
+        if cells[0] == LAST_LEVEL:
+            return levels, True
+        levels.append(cells)
+        if levels[0][0] != FIRST_LEVEL or len(levels) == MAX_LEVELS:
+            break
+    return levels, False
 
 
 def _split_cells(line: str) -> list[str]:
@@ -138,14 +155,6 @@ def _split_cells(line: str) -> list[str]:
     except csv.Error:
         cells = line.rstrip("\r\n").split(",")
     return [cell.strip() for cell in cells] or [""]
-
-
-def _has_long_line(path: Path) -> bool:
-    with path.open("rb") as handle:
-        while line := handle.readline(MAX_LINE_BYTES):
-            if len(line) == MAX_LINE_BYTES:
-                return True
-    return False
 
 
 def _get_column_labels(levels: Sequence[Sequence[str]]) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ import pytest
 from harness.experiments.cost.metrics import build_cost_tables, sum_energy
 from harness.experiments.cost.page import build_parts_block
 from harness.results.runs import load_runs
+from harness.telemetry.omnistat_csv import CsvExport
 from tests.telemetry.exports import (
     T0,
     Recording,
@@ -342,6 +343,11 @@ def test_gpu_hours_of_a_trial_are_those_of_its_nodes(tmp_path: Path) -> None:
             "metric,rocm_energy_joules\ninstance,n1\ncard,0\ntimestamp,\n2026-11-22 10:33:17,\xff\n",
             "1 values that are not numbers",
         ),
+        (
+            "metric,rocm_energy_joules\ninstance,n1\ncard,0\ntimestamp,\n2026-11-22 10:33:17,inf\n",
+            "1 values that are not numbers",
+        ),
+        ("metric,rocm_energy_joules\ninstance,n1\n2026-11-22 10:33:17,1\n", "1 files without a row `timestamp`"),
     ],
 )
 def test_damaged_csv_file_is_reported(tmp_path: Path, content: str, fault: str) -> None:
@@ -350,6 +356,22 @@ def test_damaged_csv_file_is_reported(tmp_path: Path, content: str, fault: str) 
     path.parent.mkdir(parents=True)
     path.write_text(content, encoding="latin-1")
     assert fault in collect_telemetry(tmp_path).sources[0].faults
+
+
+def test_order_of_rows_byte_order_marks_and_quoted_labels_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "omnistat-rocm.gpu.csv"
+    Recording().add(POWER, "n1", sample(1, 60, 300.0), card="0", marker="ab").write_csv(path, "card", "marker")
+    expected = CsvExport(tmp_path)
+    (expected_series,), spans = list(expected.iter_series()), expected.get_spans()
+    *labels, first, second = path.read_text().partition("timestamp,\n")
+    text = "".join([*labels, first]).replace("marker,ab", 'marker,"a,b"')
+    path.write_text("\ufeff" + text + "".join(reversed(second.splitlines(keepends=True))))
+    export = CsvExport(tmp_path)
+    (series,) = export.iter_series()
+    assert series.times.tolist() == expected_series.times.tolist()
+    assert series.labels["marker"] == "a,b"
+    assert export.get_spans() == spans
+    assert export.faults.format_summary() == ""
 
 
 def test_csv_file_without_data_columns_is_reported(tmp_path: Path) -> None:

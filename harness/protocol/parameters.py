@@ -149,3 +149,16 @@ def _iter_members(annotation: Any) -> Iterator[Any]:
     yield annotation
     for argument in get_args(annotation):
         yield from _iter_members(argument)
+
+
+def check_store_options(
+    store_folder: str, read_mode: ReadMode, replica_ranks: int | None, store_backend: StoreBackend
+) -> None:
+    """Raise ValueError for options of reading stores that have no effect."""
+    if not store_folder and read_mode != "preload":
+        raise ValueError(f"read_mode: {read_mode} has no effect without store_folder; shipped sets are preloaded")
+    if read_mode != "distributed":
+        if replica_ranks is not None:
+            raise ValueError(f"replica_ranks has no effect if read_mode is {read_mode}, only if it is distributed")
+        if store_backend != "auto":
+            raise ValueError(f"store_backend has no effect if read_mode is {read_mode}, only if it is distributed")

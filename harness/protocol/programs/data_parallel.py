@@ -20,6 +20,7 @@ from harness.protocol.parameters import (
     ReadMode,
     Sampling,
     StoreBackend,
+    check_store_options,
 )
 from harness.protocol.programs.model import ModelParameters, require_hydragnn_training
 from harness.protocol.records import (
@@ -52,9 +53,9 @@ class Network(ParameterGroup):
     """The network that a projection to other numbers of ranks assumes; the training does not use it."""
 
     latency_us: Annotated[float, Field(ge=0)]
-    """Latency of a message between nodes."""
+    """Latency of a message between nodes in microseconds."""
     bandwidth_gb_per_s: PositiveFloat
-    """Injection bandwidth of a node."""
+    """Injection bandwidth of a node in 10^9 bytes per second."""
 
 
 class DataParallelParameters(Parameters):
@@ -82,13 +83,14 @@ class DataParallelParameters(Parameters):
     store_folder: str = ""
     """A folder of stores, instead of shipped sets."""
     read_mode: ReadMode = "preload"
-    """The mode of reading stores."""
+    """How ranks read stores. preload: each rank loads all structures; shared: the ranks of a node hold one copy;
+    distributed: `replica_ranks` ranks hold one copy; on_demand: each structure is read from disk when it is needed."""
     replica_ranks: PositiveInt | None = None
     """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
     """Library of the mode `distributed`; auto: DDStore where it is installed."""
     sampling: Sampling = "mixed"
-    """Whether all ranks draw from all datasets, or each rank from its own dataset."""
+    """mixed: all ranks draw from all datasets; assigned: each rank draws from the dataset that it is assigned to."""
     sampling_temperature: PositiveFloat = 1.0
     """Datasets are weighted by count ** (1 / sampling_temperature)."""
     prefetch_batches: NonNegativeInt = 2
@@ -117,31 +119,37 @@ class DataParallelParameters(Parameters):
             require_hydragnn_training(self.model, self.store_folder)
             if self.max_neighbours != 20:
                 raise ValueError("max_neighbours: the stores of hydragnn have 20")
+            for name in ("replica_ranks", "sampling_temperature", "prefetch_batches"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} has no effect on the training of hydragnn")
         return self
 
     @model_validator(mode="after")
     def check_stores(self) -> Self:
-        """Raise ValueError if stores are combined with a range of sizes, which is only possible for shipped sets."""
+        """Raise ValueError for a range of sizes of the structures of stores, and for options that have no effect."""
+        check_store_options(self.store_folder, self.read_mode, self.replica_ranks, self.store_backend)
         if self.store_folder and self.atoms is not None:
             raise ValueError("atoms: only shipped sets can be limited to some sizes, not stores")
         return self
 
 
 class ScalingEpoch(EventRecord, tag="epoch"):
-    """One epoch of training without a barrier: times of the slowest rank, and means over ranks."""
+    """One epoch of training without a barrier; `_mean_s` are means over ranks."""
 
     epoch: Count
     is_warmup: bool
     structures: Count
+    """Structures of all ranks."""
     train_s: Duration
+    """Time of the slowest rank."""
     train_mean_s: Duration
     wait_s: Seconds | None = None
-    """Time of waiting for data, which train_s includes."""
+    """Time for which the rank that waits longest waits for data; its time of training includes it."""
     wait_mean_s: Seconds | None = None
 
 
 class ScalingSample(EventRecord, tag="sample"):
-    """The time and size of one step, over all ranks."""
+    """The time and size of one step, over all ranks; `_mean_s` are means over ranks."""
 
     epoch: Count
     step: Count
@@ -153,10 +161,9 @@ class ScalingSample(EventRecord, tag="sample"):
     edges: NonNegative
     structures: Count | None = None
     busy_s: Duration | None = None
-    """Time of the slowest rank; on a CPU without the time of waiting for data."""
+    """Time of the rank that computes longest; on a CPU, it excludes the time of waiting for data."""
     duration_mean_s: Seconds | None = None
     wait_mean_s: Seconds | None = None
-    """Time for which the host waits for data."""
     loss: Number | None = None
     atoms_max: NonNegative | None = None
     """Atoms of the rank that has the most atoms."""
@@ -172,6 +179,7 @@ class LocalStep(EventRecord, tag="local_step"):
     gradients_synchronized: bool
     """Whether the ranks exchanged gradients in the step."""
     busy_s: Duration
+    """Time of rank 0; on a CPU, it excludes the time of waiting for data."""
     atoms: NonNegative
     edges: NonNegative
     structures: Count | None = None
@@ -182,7 +190,7 @@ class ComputeOnly(EventRecord, tag="compute_only"):
 
     step: Count
     duration_s: Duration
-    """Time of the slowest rank."""
+    """Time of the slowest rank; on a CPU, it excludes the time of waiting for data."""
     duration_mean_s: Seconds | None = None
 
 
@@ -191,7 +199,7 @@ class RankSteps(EventRecord, tag="rank_steps"):
 
     step: Count
     duration_s: list[Duration]
-    """Time of each rank, on a CPU without its waits for data; entry k is that of rank k."""
+    """Time of each rank; on a CPU, it excludes the time of waiting for data. Entry k is that of rank k."""
     edges: list[NonNegative]
     """Edges in the batch of each rank."""
 
@@ -231,8 +239,10 @@ class ScalingSet(Part):
     level_of_theory: str | None = None
     structures: Count | None = None
     samples_per_epoch: Count | None = None
+    """Structures that an epoch draws from the dataset."""
     head: str | None = None
     train: Count | None = None
+    """Structures for training."""
 
 
 class ScalingWorkload(Part):
@@ -241,6 +251,7 @@ class ScalingWorkload(Part):
     datasets: list[ScalingSet] | None = None
     structures: Count | None = None
     atoms: list[Count] | None = None
+    """Minimum and maximum number of atoms of a structure; null: no limits."""
     read_mode: str | None = None
     sampling: str | None = None
     sampling_temperature: NonNegative | None = None

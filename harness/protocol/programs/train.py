@@ -21,6 +21,7 @@ from harness.protocol.parameters import (
     Sampling,
     StoreBackend,
     TestFraction,
+    check_store_options,
 )
 from harness.protocol.programs.holdout import Holdout
 from harness.protocol.programs.model import ModelParameters, require_hydragnn_training
@@ -84,7 +85,8 @@ class TrainParameters(OptimizerParameters):
     store_folder: str = ""
     """A folder of stores, which contain their splits, instead of shipped sets."""
     read_mode: ReadMode = "preload"
-    """The mode of reading stores."""
+    """How ranks read stores. preload: each rank loads all structures; shared: the ranks of a node hold one copy;
+    distributed: `replica_ranks` ranks hold one copy; on_demand: each structure is read from disk when it is needed."""
     replica_ranks: PositiveInt | None = None
     """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
@@ -99,7 +101,7 @@ class TrainParameters(OptimizerParameters):
     """Rule for structures that training and validation leave out, and that are evaluated as a split of their own, and
     files of labelled structures that are evaluated in the same way."""
     sampling: Sampling = "mixed"
-    """Whether all ranks draw from all datasets, or each rank from its own dataset."""
+    """mixed: all ranks draw from all datasets; assigned: each rank draws from the dataset that it is assigned to."""
     sampling_temperature: PositiveFloat = 1.0
     """Datasets are weighted by count ** (1 / sampling_temperature)."""
     balance: Literal["none", "atoms"] = "none"
@@ -165,6 +167,12 @@ class TrainParameters(OptimizerParameters):
                 raise ValueError("implementation: hydragnn does not hold structures out; remove `holdout`")
             if self.resume_previous or self.time_limit_minutes is not None:
                 raise ValueError("implementation: hydragnn does not resume, and so has no chains of links")
+        return self
+
+    @model_validator(mode="after")
+    def check_stores(self) -> Self:
+        """Raise ValueError for options of reading stores that have no effect."""
+        check_store_options(self.store_folder, self.read_mode, self.replica_ranks, self.store_backend)
         return self
 
     @model_validator(mode="after")

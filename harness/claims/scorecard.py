@@ -89,7 +89,8 @@ def describe_unmeasured(records: Sequence[RunRecord], scores: Sequence[Score]) -
     for record in records:
         for merit in record.figures_of_merit:
             if merit.verdict == "not measured":
-                yield f"{format_case_name(record)}: {merit.name} is not measured: the case has no sample of it"
+                samples = f"only {merit.samples} of its events have a number" if merit.samples else "it has no sample"
+                yield f"{format_case_name(record)}: {merit.name} is not measured: {samples}"
     for score in scores:
         case = next((r for r in failed if r.case.get("program") == score.program), None)
         if score.verdict == "not run" and case is not None:

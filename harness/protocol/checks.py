@@ -7,13 +7,14 @@ import operator
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from harness.protocol.errors import did_you_mean
 from harness.protocol.events import Event
 from harness.protocol.text import sanitize_line
 
 State = Literal["not run", "waiting", "running", "done", "failed", "cancelled", "lost", "blocked", "unreadable"]
+MISSING = object()  # in place of a field that an event does not have
 STATISTICS: dict[str, Callable[[list[float]], float]] = {
     "median": statistics.median,
     "mean": statistics.fmean,
@@ -77,8 +78,8 @@ def find_sanity_failure(check: Mapping[str, Any], events: Iterable[Event]) -> st
     if check.get("field") is None:
         return None
     for event in matching:
-        value = get_field(event, check["field"])
-        if value is None:
+        value = get_field(event, check["field"], MISSING)
+        if value is MISSING:
             return f"{description} has no field {check['field']!r}{did_you_mean(check['field'], event)}"
         problem = _find_violation(check, value)
         if problem:
@@ -87,28 +88,33 @@ def find_sanity_failure(check: Mapping[str, Any], events: Iterable[Event]) -> st
 
 
 def _find_violation(check: Mapping[str, Any], value: Any) -> str | None:
-    if "equals" in check and check["equals"] is not None and value != check["equals"]:
-        return f"is {value!r}, expected {check['equals']!r}"
+    if value is None:
+        return "is null"
+    expected = check.get("equals")
+    if expected is not None and (value != expected or isinstance(value, bool) != isinstance(expected, bool)):
+        return f"is {value!r}, expected {expected!r}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}"
     for bound, words, holds in (("at_least", "at least", operator.ge), ("at_most", "at most", operator.le)):
         limit = check.get(bound)
         if limit is not None:
-            try:
-                if not holds(float(value), float(limit)):
-                    return f"is {value}, expected {words} {limit}"
-            except (TypeError, ValueError):
+            if not is_number(value) or not is_number(limit):
                 return f"is {value!r}, expected a number of {words} {limit}"
+            if not holds(value, limit):
+                return f"is {value}, expected {words} {limit}"
     return None
 
 
 def compute_figure_of_merit(check: Mapping[str, Any], events: Iterable[Event]) -> FigureOfMerit:
-    """Return a figure of merit of one case, compared with its reference."""
+    """Return a figure of merit of one case, compared with its reference.
+
+    It is not measured if one of the events has no finite number, such as an event of a run that diverged.
+    """
     values = [get_field(event, check["field"]) for event in select_events(check, events)]
-    numbers = [float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    numbers = [float(value) for value in values if is_number(value) and math.isfinite(value)]
     reference, tolerance = float(check["reference"]), float(check["tolerance"])
     common = {"name": check["name"], "unit": check["unit"], "samples": len(numbers)}
-    if not numbers:
+    if not numbers or len(numbers) < len(values):
         return FigureOfMerit(**common, measured=None, reference=reference, tolerance=tolerance, verdict="not measured")
     measured = float(STATISTICS[check.get("statistic", "median")](numbers))
     return FigureOfMerit(
@@ -122,7 +128,7 @@ def compute_figure_of_merit(check: Mapping[str, Any], events: Iterable[Event]) -
 
 def _find_verdict(
     measured: float, reference: float, tolerance: float, direction: str
-) -> Literal["ok", "better", "worse", "not measured"]:
+) -> Literal["ok", "better", "worse"]:
     margin = abs(reference) * tolerance
     if abs(measured - reference) <= margin:
         return "ok"
@@ -138,14 +144,19 @@ def select_events(check: Mapping[str, Any], events: Iterable[Event]) -> list[Eve
     return [e for e in events if e["event"] == check["event"] and all(get_field(e, k) == v for k, v in where.items())]
 
 
-def get_field(event: Mapping[str, Any], path: str) -> Any:
-    """Return the field at a dotted path, whose parts are keys of mappings or indices of lists, or None."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number, which truth values are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def get_field(event: Mapping[str, Any], path: str, default: Any = None) -> Any:
+    """Return the field at a dotted path, whose parts are keys of mappings or indices of lists, or the default."""
     value: Any = event
     for part in path.split("."):
-        if isinstance(value, Mapping):
-            value = value.get(part)
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
         elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         else:
-            return None
+            return default
     return value

@@ -207,3 +207,35 @@ def test_stall_of_the_file_system_is_an_event_and_the_reason_of_a_case(
     state, reason = checks.evaluate_case({}, written, 0)
     assert (state, reason) == ("done", "the file system did not answer for 58 s, so that times are too long")
     assert checks.evaluate_case({}, [written[0], written[-1]], 0) == ("done", "")
+
+
+@pytest.mark.parametrize(
+    ("check", "event", "failure"),
+    [
+        ({"field": "v"}, {"v": None}, "e: v is null"),
+        ({"field": "v"}, {"w": 1}, "e has no field 'v' (there are: event, w)"),
+        ({"field": "v.0.a", "equals": 1}, {"v": [{"a": 1.0}]}, None),
+        ({"field": "v", "equals": 1}, {"v": True}, "e: v is True, expected 1"),
+        ({"field": "v", "equals": True}, {"v": True}, None),
+        ({"field": "v", "at_least": 1}, {"v": True}, "e: v is True, expected a number of at least 1"),
+        ({"field": "v", "at_most": 20}, {"v": "12"}, "e: v is '12', expected a number of at most 20"),
+        ({"field": "v", "at_least": 1, "at_most": 2}, {"v": 3}, "e: v is 3, expected at most 2"),
+    ],
+    ids=str,
+)
+def test_sanity_checks_say_what_is_wrong(check: dict[str, Any], event: dict[str, Any], failure: str | None) -> None:
+    assert checks.find_sanity_failure({"event": "e"} | check, [{"event": "e"} | event]) == failure
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [([1.0, 1.05], "ok"), ([2.0, 3], "worse"), ([0.5], "better"), ([None, 1.0], "not measured"), ([], "not measured"),
+     ([math.nan, 1.0], "not measured"), ([True], "not measured"), (["1.0"], "not measured")],
+    ids=str,
+)  # fmt: skip
+def test_a_figure_of_merit_needs_a_number_in_every_event(values: list[Any], verdict: str) -> None:
+    check = {"name": "step-time", "event": "e", "field": "v", "reference": 1.0, "tolerance": 0.1, "unit": "s",
+             "direction": "lower_is_better", "statistic": "max"}  # fmt: skip
+    merit = checks.compute_figure_of_merit(check, [{"event": "e", "v": value} for value in values])
+    assert merit.verdict == verdict
+    assert (merit.measured is None) == (verdict == "not measured")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from harness.claims.papers import load_papers
 from harness.cli.main import main
 from harness.config.resources import find_resource
 from harness.config.suite import load_suite
+from harness.experiments.generalisation import figures
 from harness.experiments.generalisation.estimates import estimate_ratio, remove_offset
 from harness.experiments.generalisation.metrics import build_tables
 from harness.experiments.tables import build_results
@@ -242,3 +244,21 @@ def test_tiny_run_reaches_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {"absent", "present"} == set(errors["training"])
     assert (errors["outside"] > 0).all()
     assert "Energy errors outside the training sets are" in read_pages(tmp_path / "results")
+
+
+def test_the_legend_of_ratios_has_trainings_of_either_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"task": "multi-task", "rule": "S", "file": None, "head": "QCML", "quantity": quantity, "training": training,
+         "ratio": 2.0, "ratio_low": 1.0, "ratio_high": 3.0}
+        for quantity, training in (("energy", "present"), ("forces", "present"), ("forces", "elsewhere"))
+    ]  # fmt: skip
+    labels: list[str] = []
+
+    def record_legend(figure: Any, *_: Any) -> None:
+        labels.extend(text.get_text() for text in figure.legends[0].get_texts())
+        plt.close(figure)
+
+    monkeypatch.setattr(figures, "save_figure", record_legend)
+    monkeypatch.setattr(figures, "name_outside", lambda rule, file: rule)
+    figures.draw_ratios(pd.DataFrame(rows), tmp_path, "ratios")
+    assert labels == ["present", "elsewhere"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import matplotlib.pyplot as plt
 import pytest
 
 from harness.cli import campaigns
@@ -27,10 +28,17 @@ CALCULATION = {
 
 
 def write_case(
-    out: Path, verdicts: Sequence[str], *, case: str = "preflight", end: bool = True, parameters: Any = None
+    out: Path,
+    verdicts: Sequence[str],
+    *,
+    campaign: str = "preflight-frontier",
+    case: str = "preflight",
+    end: bool = True,
+    parameters: Any = None,
+    device_name: str | None = "MI250X",
 ) -> None:
     """Write a run of a preflight of frontier, with an item per verdict, and one more that it announces."""
-    folder = out / "runs" / "preflight-frontier" / case
+    folder = out / "runs" / campaign / case
     folder.mkdir(parents=True)
     content = {"id": case, "name": case, "suite": "preflight", "program": "preflight", "system": "frontier"}
     (folder / "case.json").write_text(json.dumps(content | {"parameters": parameters or {}}))
@@ -38,8 +46,9 @@ def write_case(
     log.write("start")
     items = ["ranks", "devices", "kernels", "disk"][: len(verdicts)]
     log.write_fact("items", [*items, *(() if end else ("mpi",))])
-    log.write_fact("device", "cuda")
-    log.write_fact("device_name", "MI250X")
+    log.write_fact("device", "cuda" if device_name else "cpu")
+    if device_name:
+        log.write_fact("device_name", device_name)
     for item, verdict in zip(items, verdicts, strict=True):
         advice = {} if verdict == "ok" else {"advice": "Do this."}
         fields = {"verdict": verdict, "expected": "a", "observed": f"observed {item}", "duration_s": 1.0}
@@ -73,7 +82,32 @@ def test_cases_of_one_name_have_separate_figures(tmp_path: Path) -> None:
         path = tmp_path / "runs" / "preflight-frontier" / case / "case.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "preflight"}))
     write_report(tmp_path)
-    assert len(list((tmp_path / "figures").glob("*preflight-frontier-*-items.png"))) == 2
+    write_case(tmp_path, ["ok"], campaign="preflight", case="frontier.first")
+    write_report(tmp_path)
+    assert len(list((tmp_path / "figures").glob("*preflight*-items.png"))) == 3
+
+
+def test_the_device_of_a_case_is_not_that_of_another_case(tmp_path: Path) -> None:
+    write_case(tmp_path, ["ok"], case="first")
+    write_case(tmp_path, ["ok"], case="second", device_name=None)
+    tables = build_tables(load_runs(tmp_path / "runs"))
+    by_folder = tables["preflight_calculations"].groupby("folder")
+    titles = {page.build_calculations_block(rows).title for _, rows in by_folder}
+    assert titles == {"Calculations on MI250X", "Calculations on cpu"}
+
+
+def test_items_of_unknown_duration_have_no_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_case(tmp_path, ["ok", "failed"], end=False)
+    items = build_tables(load_runs(tmp_path / "runs"))["preflight_items"]
+    points: list[tuple[float, float]] = []
+
+    def record_points(figure: Any, *_: Any, **__: Any) -> None:
+        points.extend((x, y) for line in figure.axes[0].lines for x, y in line.get_xydata())
+        plt.close(figure)
+
+    monkeypatch.setattr(page, "save_figure", record_points)
+    page.draw_items(items, tmp_path, "items")
+    assert sorted(points) == [(1.0, 0.0), (1.0, 1.0)]
 
 
 def test_item_that_a_run_did_not_reach_is_not_checked(tmp_path: Path) -> None:

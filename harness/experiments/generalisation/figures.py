@@ -39,8 +39,9 @@ def draw_ratios(errors: pd.DataFrame, folder: Path, name: str) -> Figure:
             axes.set_xlabel("MAE outside / MAE inside")
             axes.set_yticks(range(len(pairs)), [f"{name_outside(rule, file)}: {head}" for rule, file, head in pairs])
             axes.set_ylim(len(pairs) - 0.5, -0.5)
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=8)
+        handles = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in grid[0])
+        entries = {label: handle for panel in handles for handle, label in panel}
+        figure.legend(entries.values(), entries.keys(), loc="outside upper right", ncols=3, frameon=False, fontsize=8)
         caption = (
             "Errors of jointly trained models on structures that satisfy the rule or are from a file, divided by"
             " those on other test structures, with 95% bootstrap intervals. Structures of the rule were in"

@@ -80,7 +80,7 @@ def build_case_section(case: Row, context: PageContext) -> Section:
         table[table["folder"] == case["folder"]]
         for table in (context.tables["label_structures"], context.tables["label_failures"])
     )
-    name = f"{case['campaign']}-{Path(case['folder']).name}"  # the folder is unique, unlike the case
+    name = f"{case['campaign']}.{Path(case['folder']).name}"  # the folder is unique, unlike the case
     figures = [draw_labels(structures, context.figures, f"{name}-labels")] if len(structures) else []
     blocks = [build_failures_block(failures)] if len(failures) else []
     if structures["energy_error_ev_per_atom"].notna().any():

@@ -39,19 +39,17 @@ def build_sections(context: PageContext) -> list[Section]:
 def build_case_section(folder: str, items: pd.DataFrame, context: PageContext) -> Section:
     """Return the section on one case: the verdict on each item, and the tables behind it."""
     first = list_rows(items)[0]
-    name = f"{first['campaign']}-{Path(folder).name}"  # the folder is unique, unlike the case
-    tables = {
-        key: table[table["folder"] == folder]
-        for key in ("preflight_calculations", "preflight_measurements", "preflight_bindings")
-        for table in [context.tables[key]]
-    }
+    name = f"{first['campaign']}.{Path(folder).name}"  # the folder is unique, unlike the case; no campaign has a dot
     blocks = [build_items_block(items)]
-    if len(calculations := tables["preflight_calculations"]):
-        blocks.append(build_calculations_block(calculations))
-    if len(measurements := tables["preflight_measurements"]):
-        blocks.append(build_measurements_block(measurements))
-    if len(bindings := tables["preflight_bindings"]):
-        blocks.append(build_bindings_block(bindings))
+    for table, build in (
+        ("preflight_calculations", build_calculations_block),
+        ("preflight_measurements", build_measurements_block),
+        ("preflight_bindings", build_bindings_block),
+    ):
+        rows = context.tables[table]
+        rows = rows[rows["folder"] == folder]
+        if len(rows):
+            blocks.append(build(rows))
     figure = draw_items(items, context.figures, name)
     title = f"{first['system']}: {first['case']}"
     return Section(title, name, describe_case(items), [figure], blocks, finding=summarize(items))
@@ -72,7 +70,7 @@ def summarize(items: pd.DataFrame) -> str:
 def describe_case(items: pd.DataFrame) -> list[str]:
     """Return sentences on the machine, on the state of the case, and on what has not been checked."""
     first = list_rows(items)[0]
-    device = first["device_name"] or ("the CPU, since no accelerator was used" if first["device"] == "cpu" else None)
+    device = first["device_name"] or ("the CPU" if first["device"] == "cpu" else None)
     ranks = pluralize(first["world_size"], "rank") if first["world_size"] else "An unknown number of ranks"
     texts = [f"{ranks} on {first['hosts'] or 'unknown nodes'}; device of the calculations: {device or 'unknown'}."]
     if first["state"] != "done":
@@ -115,12 +113,13 @@ def build_calculations_block(calculations: pd.DataFrame) -> TableBlock:
         ("rank", "rank"),
         ("reason if unavailable", text_cell("unavailable_reason")),
     ]
-    device = calculations["device_name"].iloc[0] or calculations["device"].iloc[0] or "an unknown device"
+    rows = list_rows(calculations)
+    device = rows[0]["device_name"] or rows[0]["device"] or "an unknown device"
     note = (
         "Errors are relative to the largest value of the plain formulation in FP64. The speed-up compares with the"
         " plain formulation in the same precision."
     )
-    return build_block(f"Calculations on {device}", list_rows(calculations), columns, note)
+    return build_block(f"Calculations on {device}", rows, columns, note)
 
 
 def build_measurements_block(measurements: pd.DataFrame) -> TableBlock:
@@ -149,18 +148,22 @@ def build_bindings_block(bindings: pd.DataFrame) -> TableBlock:
 
 
 def draw_items(items: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the duration of each item, with the colour and the shape of its verdict."""
+    """Draw the duration of each item whose duration is known, with the colour and the shape of its verdict."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.2, 0.6 + 0.22 * len(items)), layout="constrained")
         labels = items["item"].tolist()
         for verdict in ORDER:
             colour, marker = VERDICTS[verdict]
-            rows = [(k, row) for k, row in enumerate(list_rows(items)) if row["verdict"] == verdict]
+            points = [
+                (row["duration_s"], k)
+                for k, row in enumerate(list_rows(items))
+                if row["verdict"] == verdict and row["duration_s"] is not None
+            ]
             style: Any = {"color": colour, "marker": marker, "ls": "none", "ms": 6, "clip_on": False, "label": verdict}
-            if rows:
-                axes.plot([row["duration_s"] or 0.0 for _, row in rows], [k for k, _ in rows], **style)
+            if points:
+                axes.plot(*zip(*points, strict=True), **style)
         axes.set_yticks(range(len(labels)), labels)
-        axes.invert_yaxis()
+        axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.set_xlabel("duration of the check (s)")
         axes.legend()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ def build_crystal(name: str, atoms: Atoms, cells: int = 1) -> Structure:
 def build_molecule(name: str, atoms: Atoms) -> Structure:
     """Return a molecule in vacuum with random displacements of its atoms."""
     rng = np.random.default_rng(7)
+    atoms = atoms.copy()
     atoms.positions += rng.normal(scale=DISPLACEMENT_ANGSTROM / 2, size=atoms.positions.shape)
     return structure_from_ase(atoms, name)
 
@@ -76,6 +78,10 @@ def can_predict(process: PotentialProcess, structure: Structure) -> bool:
 
 def build_supercells(build: Callable[[int], Structure], sizes: Sequence[int]) -> list[Structure]:
     """Return n x n x n supercells with the numbers of atoms nearest to the sizes, ascending and without duplicates."""
-    atoms_per_cell = len(build(2)) / 8
-    cells = sorted({max(1, round((size / atoms_per_cell) ** (1 / 3))) for size in sizes})
-    return [replace(build(n), name=f"{build(n).name} {n}x{n}x{n}") for n in cells]
+    atoms_per_cell = len(build(2)) // 8
+    largest = math.ceil((max(sizes) / atoms_per_cell) ** (1 / 3))
+    counts = {n: atoms_per_cell * n**3 for n in range(1, largest + 1)}
+    crystals = {n: build(n) for n in sorted({min(counts, key=lambda n: abs(counts[n] - size)) for size in sizes})}
+    # an alloy of one cell has two, see make_alloy
+    shapes = {n: f"{n}x{n}x{n}" if len(crystal) == counts[n] else "2x1x1" for n, crystal in crystals.items()}
+    return [replace(crystal, name=f"{crystal.name} {shapes[n]}") for n, crystal in crystals.items()]

@@ -250,7 +250,7 @@ def test_labels_of_a_shipped_set_are_compared_with_a_model_and_reported(tmp_path
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "12 structures of 12 labelled with tblite.ase.TBLite (tblite" in text
-    assert (tmp_path / "figures" / "labels-local-case-labels.svg").exists()
+    assert (tmp_path / "figures" / "labels-local.case-labels.svg").exists()
 
 
 def test_calculators_and_suite_of_the_guide_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from harness.experiments.models.metrics import build_tables
 from harness.protocol.events import CaseLog, read_last_events, read_last_run
 from harness.protocol.programs.models import ModelDefinition, ModelsParameters
 from harness.reference.potentials.process import PotentialError, PotentialPrediction, PotentialProcess, build_spec
-from harness.reference.potentials.structures import build_supercells, make_alloy
+from harness.reference.potentials.structures import CRYSTALS, build_molecule, build_supercells, make_alloy
 from harness.reference.programs.models.errors import compute_energy_error_spread
 from harness.reference.programs.models.loading import load_model
 from harness.results.runs import RunRecord, load_run_folder
@@ -318,7 +318,17 @@ def test_largest_crystal_is_at_least_the_largest_timed_one(tmp_path: Path) -> No
 
 
 def test_timed_crystals_are_sorted_by_size() -> None:
-    assert [len(crystal) for crystal in build_supercells(make_alloy, [216, 8, 32])] == [8, 32, 256]
+    alloys = build_supercells(make_alloy, [216, 8, 32])
+    assert [len(crystal) for crystal in alloys] == [8, 32, 256]
+    assert [crystal.name for crystal in alloys] == ["Cu3Au 2x1x1", "Cu3Au 2x2x2", "Cu3Au 4x4x4"]
+    assert [len(crystal) for crystal in build_supercells(CRYSTALS[0], [133, 1, 145])] == [8, 64, 216]
+
+
+def test_displacements_leave_the_atoms_of_the_caller_as_they_are() -> None:
+    atoms = Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.1]])
+    structure = build_molecule("CO", atoms)
+    assert atoms.positions[1].tolist() == [0, 0, 1.1]
+    assert structure.positions[1].tolist() != [0, 0, 1.1]
 
 
 def test_model_that_predicts_no_crystal_is_not_loaded(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,25 @@ LATEX_SPECIAL = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "\N{EN DASH}": "--", "\N{MULTIPLICATION SIGN}": r"$\times$",
     "\N{MICRO SIGN}": r"\textmu{}", "\N{GREEK SMALL LETTER MU}": r"\textmu{}", "\N{DEGREE SIGN}": r"\textdegree{}",
-    "\N{ANGSTROM SIGN}": r"\AA{}", "\N{SUPERSCRIPT TWO}": r"\textsuperscript{2}", "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "\N{SUPERSCRIPT TWO}": r"\textsuperscript{2}", "\N{PLUS-MINUS SIGN}": r"$\pm$", "\N{EM DASH}": "---",
+    "\N{MINUS SIGN}": "$-$", "\N{LESS-THAN OR EQUAL TO}": r"$\le$", "\N{GREATER-THAN OR EQUAL TO}": r"$\ge$",
+    "\N{ALMOST EQUAL TO}": r"$\approx$", "\N{RIGHTWARDS ARROW}": r"$\to$", "\N{HORIZONTAL ELLIPSIS}": r"\dots{}",
+    "\N{LEFT SINGLE QUOTATION MARK}": "`", "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{LEFT DOUBLE QUOTATION MARK}": "``", "\N{RIGHT DOUBLE QUOTATION MARK}": "''",
 }  # fmt: skip
+# LaTeX's commands of combining characters, for letters that its encoding T1 lacks.
+ACCENTS = {
+    "\N{COMBINING GRAVE ACCENT}": r"\`", "\N{COMBINING ACUTE ACCENT}": r"\'", "\N{COMBINING CIRCUMFLEX ACCENT}": r"\^",
+    "\N{COMBINING TILDE}": r"\~", "\N{COMBINING MACRON}": r"\=", "\N{COMBINING BREVE}": r"\u",
+    "\N{COMBINING DOT ABOVE}": r"\.", "\N{COMBINING DIAERESIS}": r'\"', "\N{COMBINING CARON}": r"\v",
+    "\N{COMBINING DOT BELOW}": r"\d", "\N{COMBINING CEDILLA}": r"\c", "\N{COMBINING MACRON BELOW}": r"\b",
+    "\N{COMBINING COMMA BELOW}": r"\textcommabelow",
+}  # fmt: skip
+# The Greek letters that have a command.
+GREEK = re.compile(
+    "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|upsilon|phi|chi|psi|omega"
+    "|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega"
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +61,9 @@ class Contribution:
 
     Attributes:
         label: C1, C2, ...
-        expected: the measured value with its interval, the paper's value and the verdict.
-        artifacts: the labels of the artifacts that are evidence.
+        score: The verdict on the claim.
+        expected: The measured value with its interval, the paper's value and the verdict.
+        artifacts: The labels of the artifacts that are evidence.
     """
 
     label: str
@@ -59,12 +78,16 @@ class Artifact:
 
     Attributes:
         label: A1, A2, ...
-        page: the page of the report that shows them, with its title; None if there is none.
-        minutes: the sum of the times of the cases; None if no job recorded one.
-        longest_minutes: the time of the longest case.
-        timed: the number of cases whose time is recorded.
-        hardware, software, datasets: the distinct descriptions of the cases, one line each.
-        environment: the first file with the environment of a case; None if there is none.
+        campaign: The name of the campaign.
+        suite: The name of its suite.
+        system: The name of the system.
+        records: The cases.
+        pages: The files of the pages of the report that show them, with their titles.
+        minutes: The sum of the times of the cases; None if no job recorded one.
+        longest_minutes: The time of the longest case.
+        timed: The number of cases whose time is recorded.
+        hardware, software, datasets: The distinct descriptions of the cases, one line each.
+        environment: The first file with the environment of a case; None if there is none.
     """
 
     label: str
@@ -72,7 +95,7 @@ class Artifact:
     suite: str
     system: str
     records: Sequence[RunRecord]
-    page: tuple[str, str] | None
+    pages: Sequence[tuple[str, str]]
     minutes: float | None
     longest_minutes: float | None
     timed: int
@@ -93,7 +116,7 @@ def build_artifacts(records: Sequence[RunRecord], root: Path) -> list[Artifact]:
 
 def _build_artifact(label: str, campaign: str, records: Sequence[RunRecord], root: Path) -> Artifact:
     seconds = [s for s in map(read_seconds, records) if s is not None]
-    experiment = next(filter(None, (find_experiment(record.program) for record in records)), None)
+    experiments = filter(None, (find_experiment(record.program) for record in records))
     environments = sorted(p for record in records if (p := record.folder / ENVIRONMENT_FILE).is_file())
     return Artifact(
         label=label,
@@ -101,7 +124,7 @@ def _build_artifact(label: str, campaign: str, records: Sequence[RunRecord], roo
         suite=str(records[0].case.get("suite", NOT_RECORDED)),
         system=str(records[0].case.get("system", NOT_RECORDED)),
         records=records,
-        page=(f"{experiment.page}.html", experiment.title) if experiment else None,
+        pages=list(dict.fromkeys((f"{experiment.page}.html", experiment.title) for experiment in experiments)),
         minutes=sum(seconds) / 60 if seconds else None,
         longest_minutes=max(seconds) / 60 if seconds else None,
         timed=len(seconds),
@@ -119,7 +142,7 @@ def read_seconds(record: RunRecord) -> float | None:
 
 
 def describe_hardware(record: RunRecord) -> str:
-    """Return the nodes, ranks, processor, memory and device of a case, as far as they are recorded."""
+    """Return the nodes, ranks, processor, memory and device of a case; what is missing is `not recorded`."""
     provenance, runtime = record.provenance, record.facts.get("runtime", {})
     memory = f"{provenance['memory_bytes'] / 2**30:.0f} GiB" if provenance.get("memory_bytes") else NOT_RECORDED
     cores = pluralize(provenance["cores"], "core") if provenance.get("cores") else f"cores {NOT_RECORDED}"
@@ -210,10 +233,10 @@ def render_appendix(
         "artifacts": artifacts,
         "contributions": contributions,
         "citations": citations,
-        "others": [score for score in scores if (score.paper, score.id) not in supported],
-        "of": list_contributions,
+        "unsupported_scores": [score for score in scores if (score.paper, score.id) not in supported],
+        "contributions_of": list_contributions,
         "cite": cite,
-        "elements": lambda artifact: _list_distinct(cite(c.score) for c in list_contributions(artifact)),
+        "cited_elements": lambda artifact: _list_distinct(cite(c.score) for c in list_contributions(artifact)),
     }
     environment = create_template_environment()
     markdown = environment.get_template("appendix.md.j2").render(context)
@@ -236,9 +259,26 @@ def create_template_environment() -> jinja2.Environment:
 
 def escape_latex(text: object) -> str:
     """Return text in which LaTeX reads no command; characters that the document cannot show become question marks."""
-    line = sanitize_line(str(text))
-    escaped = "".join(LATEX_SPECIAL.get(ch, ch if ord(ch) < 0x180 else "?") for ch in line)
+    line = sanitize_line(unicodedata.normalize("NFC", str(text)))
+    escaped = "".join(map(_escape_letter, line))
     return re.sub(r"([/_-])(?=[\w\\])", r"\1\\allowbreak{}", escaped) if len(line) > MAX_UNBROKEN else escaped
+
+
+def _escape_letter(letter: str) -> str:
+    if letter in LATEX_SPECIAL:
+        return LATEX_SPECIAL[letter]
+    if ord(letter) < 0x180:
+        return letter
+    alphabet, _, name = unicodedata.name(letter, "").replace("LAMDA", "LAMBDA").partition(" LETTER ")
+    command = name.lower() if alphabet == "GREEK SMALL" else name.capitalize()
+    if alphabet in ("GREEK SMALL", "GREEK CAPITAL") and GREEK.fullmatch(command):
+        return rf"$\{command}$"
+    base, *marks = unicodedata.normalize("NFD", letter)
+    if not base.isascii() or any(mark not in ACCENTS for mark in marks):
+        return "?"
+    for mark in marks:
+        base = f"{ACCENTS[mark]}{{{base}}}"
+    return base
 
 
 def _list_distinct(values: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from harness.artifact import crate, metadata
-from harness.artifact.appendix import escape_latex, format_minutes
+from harness.artifact.appendix import build_artifacts, escape_latex, format_minutes
 from harness.artifact.checklist import load_checklist
 from harness.cli.main import main
 from harness.host.environment import ENVIRONMENT_FILE
@@ -239,11 +239,28 @@ def test_latex_reads_no_command_in_text(text: str) -> None:
     assert not re.search(r"(?<!\\)[%&$#_]", escaped)
 
 
+LETTERS = "\u0218tefan M\u00fcller \u2014 \u201cx\u201d \u22125 \u2264 \u03c3 \u039b e\u0301 \u1ec7 \u2603 \u03d1"
+IN_LATEX = "\\textcommabelow{S}tefan M\u00fcller --- ``x'' $-$5 $\\le$ $\\sigma$ $\\Lambda$ \u00e9 \\^{\\d{e}} ? ?"
+
+
+def test_artifact_of_two_programs_has_the_pages_of_both(tmp_path: Path) -> None:
+    records = [
+        RunRecord(str(tmp_path / "a" / name), {"program": name}, "done") for name in ("train", "transfer", "train")
+    ]
+    (artifact,) = build_artifacts(records, tmp_path)
+    assert [file for file, _ in artifact.pages] == ["training.html", "transfer.html"]
+
+
+def test_latex_has_the_letters_of_names_and_the_signs_of_titles() -> None:
+    assert escape_latex(LETTERS).replace(r"\allowbreak{}", "") == IN_LATEX
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_of_a_published_result_compiles(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    assert main(["artifact", str(bundle), "--out", str(unpack_results(OLDER)), *AUTHOR]) == 0
+    author = ("--author", LETTERS, *AUTHOR[2:])
+    assert main(["artifact", str(bundle), "--out", str(unpack_results(OLDER)), *author]) == 0
     options = ("-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", f"-output-directory={tmp_path}")
     log = subprocess.run(
         ["pdflatex", *options, str(bundle / "appendix.tex")], check=False, capture_output=True, text=True, cwd=tmp_path

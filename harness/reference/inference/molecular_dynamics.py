@@ -49,7 +49,7 @@ class Thermostat:
     """A Langevin thermostat.
 
     Attributes:
-        temperature_k: Kelvin.
+        temperature_k: Temperature in K.
         friction_per_ps: Friction in 1/ps.
     """
 
@@ -67,7 +67,7 @@ class Dynamics:
     Attributes:
         steps: Number of steps of each structure.
         time_step_fs: Time step in fs.
-        temperature_k: Temperature of the initial velocities.
+        temperature_k: Temperature of the initial velocities in K, see `draw_velocities`.
         thermostat: The thermostat; None: the energy is conserved.
         interval: Number of steps between recorded energies.
         seed: Seed of velocities and noise.
@@ -88,18 +88,21 @@ class Dynamics:
         """Return the state of a structure with velocities of the Maxwell-Boltzmann distribution."""
         velocity = self.initial_velocity.get(index)
         if velocity is None:
-            velocity = draw_velocities(structure, self.temperature_k, self._seed(index, VELOCITY_STREAM))
+            velocity = draw_velocities(structure, self.temperature_k, [self.seed, index, VELOCITY_STREAM])
         return BatchState.start(
             extend_positions(structure.positions),
             time_step=self.time_step_fs * units.fs,
             velocity=extend_positions(velocity),
         )
 
-    def _seed(self, index: int, *stream: int) -> list[int]:
-        return [self.seed, index, *stream]
-
     def begin_step(self, state: BatchState, forces: Array, joined: JoinedMembers) -> BatchState:
-        """Return the state after the first half of the kick and the drift, in which a thermostat acts half-way."""
+        """Return the state after a half kick and a full drift; a thermostat acts in the middle of the drift.
+
+        Args:
+            state: The state at the start of the step.
+            forces: [m, 3] in eV/angstrom, for the atoms of each structure and then for its cell.
+            joined: The structures of the batch, and the structure of each of the m rows.
+        """
         velocity = state.velocity + compute_kick(state, forces, joined)
         drift = 0.5 * state.time_step[joined.owner, None]
         coordinates = state.coordinates + drift * velocity
@@ -108,7 +111,13 @@ class Dynamics:
         return replace(state, coordinates=coordinates + drift * velocity, velocity=velocity, steps=state.steps + 1)
 
     def complete_step(self, state: BatchState, evaluation: BatchEvaluation, joined: JoinedMembers) -> BatchState:
-        """Return the state after the second half of the kick, and record energies."""
+        """Return the state after the second half kick; append its energies to the records of the structures.
+
+        Args:
+            state: The state after `begin_step`, or at the start of the trajectory, where there is no kick.
+            evaluation: Energies [g] in eV and forces [m, 3] in eV/angstrom at the positions of this state.
+            joined: The structures of the batch, and the structure of each of the m rows.
+        """
         at_entry = state
         has_moved = (state.steps > 0)[joined.owner, None]
         kick = compute_kick(state, evaluation.forces, joined)
@@ -129,10 +138,10 @@ class Dynamics:
 
     def find_finished(self, state: BatchState, evaluation: BatchEvaluation, joined: JoinedMembers) -> NDArray[np.bool_]:
         """Return which structures have made all steps, [g]."""
-        return np.asarray(state.steps >= self.steps)
+        return state.steps >= self.steps
 
     def build_result(self, k: int, state: BatchState, evaluation: BatchEvaluation, joined: JoinedMembers) -> Trajectory:
-        """Return the trajectory of structure k."""
+        """Return the trajectory of structure k of the batch, whose records and noise have the key joined.index[k]."""
         index = int(joined.index[k])
         steps, potential, kinetic = zip(*self._records[index], strict=True)
         atom_rows = (joined.owner == k) & ~joined.is_cell
@@ -153,7 +162,7 @@ class Dynamics:
         block, offset = divmod(int(step), NOISE_STEPS)
         known = self._noise.get(int(index))
         if known is None or known[0] != block:
-            rng = np.random.default_rng(self._seed(int(index), NOISE_STREAM, block))
+            rng = np.random.default_rng([self.seed, int(index), NOISE_STREAM, block])
             known = self._noise[int(index)] = (block, rng.standard_normal((NOISE_STEPS, atoms + CELL_ROWS, 3)))
         return known[1][offset]
 
@@ -189,7 +198,10 @@ def compute_kinetic_energies(state: BatchState, joined: JoinedMembers) -> Array:
 
 
 def draw_velocities(structure: Structure, temperature_k: float, seed: list[int]) -> Array:
-    """Return velocities [n, 3] of the Maxwell-Boltzmann distribution, in ASE's units, without total momentum."""
+    """Return velocities [n, 3] of the Maxwell-Boltzmann distribution, in ASE's units, without total momentum.
+
+    The temperature is that of the 3n - 3 degrees of freedom that remain; a single atom rests.
+    """
     mass = atomic_masses[structure.numbers][:, None]
     rng = np.random.default_rng(seed)
     velocity: Array = np.sqrt(units.kB * temperature_k / mass) * rng.standard_normal((len(structure), 3))

@@ -21,7 +21,11 @@ GROWTH = 1.5
 
 
 class TimedRounds:
-    """The rounds of a case; iteration yields the number of each round, and the loop then adds the times of the round.
+    """The rounds of a case; the body of the loop over them adds the times of a round.
+
+        for number in rounds:
+            for name, call in series.items():
+                rounds.add(name, time_call(call, device))
 
     Attributes:
         seconds: The time of each round so far, by name of the series.

@@ -20,7 +20,8 @@ FORWARD_S = 1.0  # the time in which the launcher can read the last lines; an ab
 def run_collectively(comm: Any, work: Callable[[], T]) -> T:
     """Return the result of this rank's work once all ranks have finished theirs. Collective over comm (mpi4py).
 
-    If ranks fail, the lowest of them raises its own error, and all other ranks raise LostRank, which names that rank.
+    If ranks fail, the lowest of them raises its own error, and all other ranks raise LostRank, which names that rank
+    and has their own error, if there is one, as its cause.
     """
     if comm is None:
         return work()
@@ -37,7 +38,7 @@ def run_collectively(comm: Any, work: Callable[[], T]) -> T:
     text = comm.bcast(None if error is None else describe_error(error), root=failed)
     if error is not None and failed == rank:
         raise error
-    raise LostRank(f"rank {failed}: {text}")
+    raise LostRank(f"rank {failed}: {text}") from error
 
 
 def _get_minimum() -> Any:

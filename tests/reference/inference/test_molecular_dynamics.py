@@ -255,3 +255,11 @@ def test_initial_velocities_have_the_temperature_and_no_momentum() -> None:
     assert atoms.get_temperature() == pytest.approx(450.0, rel=0.05)
     squares = (atoms.get_masses()[:, None] * velocity**2).reshape(500, 4, 3).mean(axis=(0, 2))
     np.testing.assert_allclose(squares, units.kB * 450.0, rtol=0.12)
+
+
+def test_the_temperature_of_a_molecule_is_that_of_its_motion_relative_to_its_centre() -> None:
+    molecule = Structure("CO", np.array([6, 8]), np.zeros((2, 3)))
+    masses = Atoms(molecule.numbers).get_masses()[:, None]
+    kinetic = [0.5 * (masses * draw_velocities(molecule, 300.0, [0, k, 0]) ** 2).sum() for k in range(2000)]
+    assert np.mean(kinetic) == pytest.approx(1.5 * units.kB * 300.0, rel=0.06)
+    assert not draw_velocities(Structure("Ar", np.array([18]), np.zeros((1, 3))), 300.0, [0, 0, 0]).any()

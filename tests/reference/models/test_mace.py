@@ -141,7 +141,7 @@ def test_radial_functions_are_independent_and_vanish_smoothly_at_the_cutoff(kind
 def test_radial_functions_match_their_definitions() -> None:
     x = torch.linspace(0.2, 3.9, 7, dtype=torch.float64).unsqueeze(1)
     k = torch.arange(1.0, 6.0, dtype=torch.float64)
-    values = {kind: Radial(4.0, 5, kind, "none").double().functions(x) for kind in KINDS}  # type: ignore[arg-type]
+    values = {kind: Radial(4.0, 5, kind, "none").double().evaluate_functions(x) for kind in KINDS}  # type: ignore[arg-type]
     assert torch.allclose(values["bessel"], np.sqrt(2 / 4.0) * torch.sin(k * np.pi * x / 4.0) / x, rtol=1e-13)
     assert torch.allclose(values["gaussian"], torch.exp(-((x - (k - 1)) ** 2) / 2), rtol=1e-13)
     assert torch.allclose(values["chebyshev"], torch.cos(k * torch.acos(x / 2 - 1)), atol=1e-13)

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.reference.distributed.launch import LostRank
 from harness.reference.errors import InputError
+from harness.reference.storage import collectives
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.adios.writer import BPWriter
 from harness.reference.storage.memory.shared import SharedSamples
@@ -181,3 +184,13 @@ def test_records_of_another_schema_are_rejected() -> None:
         schema.pack({"a": np.zeros((2, 3), np.float32)})
     with pytest.raises(InputError, match="records of 4 units do not fit into 2 units"):
         schema.pack_block(Block(1, {"a": Column(np.zeros((1, 3)), 1)}), np.zeros(2, np.int64))
+
+
+def test_a_rank_that_fails_like_a_lower_one_keeps_its_error_as_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "_get_minimum", lambda: None)
+    comm = SimpleNamespace(
+        Get_size=lambda: 2, Get_rank=lambda: 1, allreduce=lambda *_, **__: 0, bcast=lambda *_, **__: "no disk"
+    )
+    with pytest.raises(LostRank, match="rank 0: no disk") as caught:
+        collectives.run_collectively(comm, lambda: 1 / 0)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)

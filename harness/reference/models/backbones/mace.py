@@ -41,9 +41,9 @@ from harness.reference.ops.segment_sums import Grouping, gather, gather_product,
 NEIGHBOURS = 20.0
 RADIAL_HIDDEN = (64, 64, 64)
 ENVELOPE_POWER = 5
-# Gains of the initial weights, so that messages are about as large as features: SILU_GAIN restores the variance that
-# silu removes, SUM_GAIN the variance that is lost when a sum of NEIGHBOURS terms of either sign is divided by their
-# number.
+# Gains of the initial weights, so that messages are about as large as features: SILU_GAIN = E[silu(z)^2]^(-1/2), for a
+# normal z, restores the variance that silu removes, SUM_GAIN the variance that is lost when a sum of NEIGHBOURS terms
+# of either sign is divided by their number.
 SILU_GAIN = 1.68
 SUM_GAIN = math.sqrt(NEIGHBOURS)
 
@@ -74,8 +74,8 @@ class Radial(nn.Module):
         """Return the transformed distance x [e, 1] in angstrom.
 
         Agnesi (Witt et al., J. Chem. Phys. 159, 164101 (2023)) falls from r_cut at r = 0, fastest at about 0.4 of the
-        bond length; constants are those of mace-torch. Soft is r, but levels off at 3/4 of the bond length for closer
-        atoms.
+        bond length; constants are those of mace-torch. Soft tends to r above 4/3 of the bond length, and to 3/4 of the
+        bond length for closer atoms.
 
         Args:
             r: [e, 1] distances in angstrom.
@@ -91,8 +91,8 @@ class Radial(nn.Module):
             return low + (r - low) * rise
         return r
 
-    def functions(self, x: Tensor) -> Tensor:
-        """Return the K functions of x [e, 1], [e, K]."""
+    def evaluate_functions(self, x: Tensor) -> Tensor:
+        """Return the K functions, [e, K], of transformed distances x [e, 1] in angstrom."""
         if self.kind == "bessel":
             return math.sqrt(2.0 / self.cutoff) * torch.sin(x * (math.pi / self.cutoff) * self.orders) / x
         if self.kind == "gaussian":
@@ -110,14 +110,14 @@ class Radial(nn.Module):
         Args:
             r: [e, 1] distances in angstrom.
             numbers: [n] atomic numbers.
-            receiver: [e].
-            sender: [e].
+            receiver: [e] index of the atom that receives the message.
+            sender: [e] index of the atom that sends the message.
         """
         radii = self.radii(r.dtype)[numbers].unsqueeze(-1)
         x = self.transform_distance(r, radii[receiver] + radii[sender])
         p, u = ENVELOPE_POWER, r / self.cutoff
         envelope = 1.0 - u**p * ((p + 1) * (p + 2) / 2 - u * (p * (p + 2) - u * (p * (p + 1) / 2)))
-        return self.functions(x) * torch.where(u < 1.0, envelope, torch.zeros_like(envelope))
+        return self.evaluate_functions(x) * torch.where(u < 1.0, envelope, torch.zeros_like(envelope))
 
 
 class ChannelMix(nn.Module):
@@ -190,8 +190,8 @@ class Interaction(nn.Module):
         Args:
             h: [n, (l_in + 1)^2, C] features.
             edges: The edges.
-            harmonics: [e, (l_edge + 1)^2] of the directions.
-            radial: [e, K].
+            harmonics: [e, (l_edge + 1)^2] spherical harmonics of the directions of the edges.
+            radial: [e, K] functions of the distances.
         """
         for layer in self.hidden:
             radial = silu(layer(radial))
@@ -234,7 +234,12 @@ class Product(nn.Module):
         self.mix = ChannelMix(l_out, width)
 
     def forward(self, a: Tensor, elements: Grouping) -> Tensor:
-        """Return the message [n, (l_out + 1)^2, C] for A [n, (max_ell + 1)^2, C] and the elements of the atoms."""
+        """Return the message [n, (l_out + 1)^2, C].
+
+        Args:
+            a: [n, (max_ell + 1)^2, C] the atomic basis A.
+            elements: The elements of the atoms.
+        """
         monomial, rows = a, [self.tables[0](a.dtype) @ a]
         factors = [[x.grouping for x in rows if isinstance(x, FixedRows)] for rows in (self.variables, self.lower)]
         for table, variable, lower in zip(self.tables[1:], *factors, strict=True):
@@ -285,11 +290,11 @@ class MACE(nn.Module):
         h = self.embedding(numbers).unsqueeze(1)
         scalars = []
         layers = zip(self.interactions, self.products, self.kept, self.conditions, strict=True)
-        for interaction, product, connect, condition in layers:
+        for interaction, product, self_connection, condition in layers:
             message = product(interaction(h, edges, harmonics, radial), elements)
-            common = min(h.shape[1], message.shape[1])
-            connection = connect(h[:, :common], elements)
-            h = torch.cat([message[:, :common] + connection, message[:, common:]], dim=1)
+            shared = min(h.shape[1], message.shape[1])  # components that features and message have
+            connection = self_connection(h[:, :shared], elements)
+            h = torch.cat([message[:, :shared] + connection, message[:, shared:]], dim=1)
             scalars.append(condition(h[:, 0], state, graphs))
             h = torch.cat([scalars[-1].unsqueeze(1), h[:, 1:]], dim=1)
         return self.readout(torch.cat(scalars, dim=-1))

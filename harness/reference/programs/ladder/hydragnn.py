@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class InferenceSession:
         return Prediction(energy.to(batch.head.device), forces.to(batch.head.device)), answer["device_s"]
 
     def compute_branch_weights(self, batch: Batch) -> torch.Tensor:
-        """Return the weights of the branches for the structures of a batch, [g, branches]."""
+        """Return the weights of the branches for the structures of a batch, [g, branches]; a stage computes them."""
         self.predict("batched_heads", batch)
         return self.weights
 
@@ -101,44 +102,55 @@ class ExternalStage(PreparedStage):
 
 
 def split_batch(batch: Batch) -> list[dict[str, Any]]:
-    """Return the atoms and the edges of each structure of a batch as plain data."""
-    structures = []
-    first = 0
-    for graph in range(len(batch.head)):
-        edges = batch.edge_graph == graph
-        atoms = slice(first, first + int(batch.n_atoms[graph]))
-        structures.append(
-            {
-                "numbers": batch.numbers[atoms].tolist(),
-                "positions": batch.positions[atoms].tolist(),
-                "receiver": (batch.receiver[edges] - first).tolist(),
-                "sender": (batch.sender[edges] - first).tolist(),
-                "shift": batch.shift[edges].tolist(),
-                "charge": float(batch.charge[graph]),
-                "multiplicity": max(1.0, float(batch.multiplicity[graph])),
-            }
-        )
-        first = atoms.stop
-    return structures
+    """Return the atoms and the edges of each structure of a batch as plain data, which the process of HydraGNN reads.
+
+    Positions [n, 3] and shifts [e, 3] are in angstrom, charges in elementary charges. Atoms are counted from 0 in each
+    structure, and a multiplicity of 0, which is unknown, becomes 1. The edges of a batch are sorted by structure.
+    """
+    atoms = batch.n_atoms.long().tolist()
+    edges = torch.bincount(batch.edge_graph, minlength=len(atoms)).tolist()
+    rows = zip(
+        *(values.cpu().split(atoms) for values in (batch.numbers, batch.positions)),
+        *(values.cpu().split(edges) for values in (batch.receiver, batch.sender, batch.shift)),
+        batch.charge.tolist(),
+        batch.multiplicity.tolist(),
+        accumulate(atoms, initial=0),
+        strict=False,  # the last sum is the number of all atoms
+    )
+    return [
+        {
+            "numbers": numbers.tolist(),
+            "positions": positions.tolist(),
+            "receiver": (receiver - first).tolist(),
+            "sender": (sender - first).tolist(),
+            "shift": shift.tolist(),
+            "charge": charge,
+            "multiplicity": max(1.0, multiplicity),
+        }
+        for numbers, positions, receiver, sender, shift, charge, multiplicity, first in rows
+    ]
 
 
 def run(config: LadderParameters, log: CaseLog, folder: Path) -> None:
     """Warm up HydraGNN's stages, time them in turn, and check their physics."""
     checkout = find_checkout(folder, (PROGRAM_FOLDER / "inference_fused.py", TEMPLATE))
-    content, model_config, branches = read_model(config, checkout)
+    hydragnn_config, model_config, branches = read_model(config, checkout)
     model = FoundationModel(model_config)  # used only for its cutoff, its neighbour limit and its known elements
     model.mark_all_elements_known()
     model = find_precision(config.precision).apply(model).to(config.device)
     groups = make_groups(config, model, log)
     batches = [prepare_batch(group, model, config)[0] for group in groups]
-    with checkout.add_settings_to_errors(), start_inference(config, checkout, content, branches, folder) as process:
+    with (
+        checkout.add_settings_to_errors(),
+        start_inference(config, checkout, hydragnn_config, branches, folder) as process,
+    ):
         session = InferenceSession(process)
         session.send(batches[0])
         process.call("create_lazy_layers")
-        about = process.call("describe")
-        if about["device"] != config.device:
-            raise InputError(f"device: HydraGNN runs on {about['device']} here, but the case asks for {config.device}")
-        log.record_facts(describe(config, model_config, checkout, process.description, about))
+        facts = process.call("describe")
+        if facts["device"] != config.device:
+            raise InputError(f"device: HydraGNN runs on {facts['device']} here, but the case asks for {config.device}")
+        log.record_facts(describe(config, model_config, checkout, process.description, facts))
         stages = prepare_stages(config, session, batches, log)
         log.record_facts(
             LadderFacts(
@@ -161,14 +173,14 @@ def read_model(config: LadderParameters, checkout: Checkout) -> tuple[dict[str, 
 
 
 def start_inference(
-    config: LadderParameters, checkout: Checkout, content: dict[str, Any], branches: int, folder: Path
+    config: LadderParameters, checkout: Checkout, hydragnn_config: dict[str, Any], branches: int, folder: Path
 ) -> PotentialProcess:
     """Start HydraGNN's inference in its environment.
 
     Args:
         config: The parameters of the case.
         checkout: The checkout of HydraGNN.
-        content: The content of HydraGNN's config.json.
+        hydragnn_config: The content of HydraGNN's config.json.
         branches: The number of branches.
         folder: The folder of the case, in which the process writes its output.
 
@@ -186,7 +198,7 @@ def start_inference(
         "FusedInference",
         threads=torch.get_num_threads(),
         log=folder / "hydragnn.log",
-        config=content,
+        config=hydragnn_config,
         checkpoint=None if config.checkpoint is None else str(Path(config.checkpoint).absolute()),
         gate=gate,
         skip_threshold=SKIP_THRESHOLD,
@@ -200,8 +212,8 @@ def describe(
     config: LadderParameters,
     model_config: ModelConfig,
     checkout: Checkout,
-    description: dict[str, Any],
-    about: dict[str, Any],
+    worker_facts: dict[str, Any],
+    adapter_facts: dict[str, Any],
 ) -> LadderFacts:
     """Return the facts about the code, the model and its environment.
 
@@ -209,27 +221,27 @@ def describe(
         config: The parameters of the case.
         model_config: The configuration of the model.
         checkout: The checkout of HydraGNN.
-        description: The worker's description of the potential (`PotentialProcess.description`).
-        about: The adapter's description of the model (`FusedInference.describe`).
+        worker_facts: The worker's facts about the potential (`PotentialProcess.description`).
+        adapter_facts: The adapter's facts about the model (`FusedInference.describe`).
     """
     assert model_config.hydragnn is not None
-    options = model_config.hydragnn.model_copy(update={"vector_bias": about["vector_bias"]})
+    options = model_config.hydragnn.model_copy(update={"vector_bias": adapter_facts["vector_bias"]})
     return LadderFacts(
-        implementation=checkout.describe_source(description["python"], about["packages"]),
+        implementation=checkout.describe_source(worker_facts["python"], adapter_facts["packages"]),
         model=LadderModel(
-            config=model_config.replace(hydragnn=options.model_dump(), heads=about["branches"]).asdict(),
+            config=model_config.replace(hydragnn=options.model_dump(), heads=adapter_facts["branches"]).asdict(),
             trained=config.checkpoint is not None,
-            parameters=about["parameters"],
+            parameters=adapter_facts["parameters"],
             checkpoint=config.checkpoint,
             forced_active_heads=None if config.checkpoint is not None else config.active_heads,
         ),
         runtime=LadderObserved(
             precision=config.precision,
-            device=about["device"],
-            device_name=about["device_name"],
-            threads=about["threads"],
-            torch=about["packages"].get("torch"),
-            parameters=[f"torch.{description['dtype']}"],
+            device=adapter_facts["device"],
+            device_name=adapter_facts["device_name"],
+            threads=adapter_facts["threads"],
+            torch=adapter_facts["packages"].get("torch"),
+            parameters=[f"torch.{worker_facts['dtype']}"],
         ),
     )
 
@@ -256,13 +268,16 @@ def prepare_stages(
 
 
 def warm_up(stage: Stage, session: InferenceSession, batches: Sequence[Batch], log: CaseLog) -> ExternalStage:
-    """Run a stage once on each batch, and log its first call; raise PotentialError if a prediction is not finite."""
-    first_s: list[float] = []
+    """Run a stage once on each batch, and log its first call; raise PotentialError if a prediction is not finite.
+
+    The time of the first call is by HydraGNN's timer, without the collation and the transfer of the batch.
+    """
+    seconds: list[float] = []
     for batch in batches:
-        prediction, seconds = session.predict(stage.name, batch)
-        first_s.append(seconds)
+        prediction, device_s = session.predict(stage.name, batch)
+        seconds.append(device_s)
         if not all(bool(part.isfinite().all()) for part in prediction):
             raise PotentialError(f"the energies or forces of stage {stage.name} are not finite")
     flops = session.process.call("count_flops", stage=stage.name)["flops"]
-    log.write(WarmUp(stage=stage.name, first_call_s=first_s[0], matrix_flops=flops))
+    log.write(WarmUp(stage=stage.name, first_call_s=seconds[0], matrix_flops=flops))
     return ExternalStage(stage, predict=stage.predict_eager(), session=session)

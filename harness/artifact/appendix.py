@@ -273,7 +273,7 @@ def _escape_letter(letter: str) -> str:
     command = name.lower() if alphabet == "GREEK SMALL" else name.capitalize()
     if alphabet in ("GREEK SMALL", "GREEK CAPITAL") and GREEK.fullmatch(command):
         return rf"$\{command}$"
-    base, *marks = unicodedata.normalize("NFD", letter)
+    base, *marks = list(unicodedata.normalize("NFD", letter))
     if not base.isascii() or any(mark not in ACCENTS for mark in marks):
         return "?"
     for mark in marks:

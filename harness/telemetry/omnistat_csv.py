@@ -129,8 +129,8 @@ class CsvExport:
         # without a data column, pandas returns the type object, for which `&` raises an error
         is_filled = table.iloc[:, 1:].notna().to_numpy(dtype=bool)
         self.faults.counts["values that are not numbers"] += int((is_filled & np.isnan(values)).sum())
-        seconds = (times[has_time] - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
-        seconds = np.asarray(seconds, dtype=np.float64)
+        since_epoch = times[has_time] - pd.Timestamp(0, tz="UTC")
+        seconds = np.asarray(since_epoch / pd.Timedelta(seconds=1), dtype=np.float64)
         order = np.argsort(seconds, kind="stable")
         return CsvTable(labels, seconds[order], values[has_time][order])
 

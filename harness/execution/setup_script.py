@@ -21,7 +21,8 @@ SETUP_TEMPLATE = """\
 # shellcheck disable=SC1091
 set -eo pipefail
 """
-SETUP_END = """
+# The end of the script: what to do with the environment next.
+MODELS_HINT = """
 # The paper's weights are "HydraGNN_Predictive_GFM_2026 - ensemble", https://doi.org/10.13139/OLCF/2562660: fetch a
 # model's .pk file and config.json from there. These lines in models/paper.yaml compare it with other potentials
 # (`harness run models`); with `gate: mlp_branch_weights.pt` in place of `head`, the gate weights all branches:
@@ -30,37 +31,41 @@ SETUP_END = """
 """
 # Commands that change the shell itself; every run repeats them.
 SHELL_STATE = re.compile(
-    r"(source|\.|module|ml|export|unset|cd|umask|ulimit|eval|conda activate)\s|[A-Za-z_]\w*=(?:\"[^\"]*\"|'[^']*'|\S*)$"
+    r"(source|\.|module|ml|export|unset|set|shopt|declare|alias|cd|pushd|popd|umask|ulimit|eval|deactivate|spack load"
+    r"|spack env activate|(conda|mamba|micromamba) (de)?activate|function)(?=[\s;&]|$)"
+    r"|[A-Za-z_][\w-]*\s*\(\)"
+    r"|[A-Za-z_]\w*=(\"[^\"]*\"|'[^']*'|\S*)$"
 )
+FUNCTION = re.compile(r"function\s|[\w-]+\s*\(\)")
 # The file in the virtual environment that lists the completed steps.
 STAMPS = "setup-steps"
+# The stamp of a step is a digest of this step and all steps before it. The file lists the stamps of the steps that were
+# completed without a change before them: a step that it lists is skipped, and any other step first removes the stamps
+# of all later steps.
 RUN_TEMPLATE = """\
 set -eo pipefail
 unset VIRTUAL_ENV
-number=0 step='' is_new='' completed=''
+number=0 step='' completed=''
 # shellcheck disable=SC2317  # run by the trap
-report() {{
+report_failure() {{
     if [ "$1" -ne 0 ]; then
         echo "error: step $number of {count} failed with exit code $1: $step; run the command again to continue" >&2
     fi
 }}
-trap 'report $?' EXIT
+trap 'report_failure $?' EXIT
 trap 'exit 130' INT
-# needs STAMP: succeed if the step has not been completed in this environment, or if an earlier step has run now.
-needs() {{
-    if [ -z "${{VIRTUAL_ENV:-}}" ]; then return; fi
-    if [ -z "$is_new" ] && grep -Fqx "$1" "$VIRTUAL_ENV/{stamps}" 2> /dev/null; then
+begin_step() {{ echo "step $number of {count}: $step"; }}
+write_stamps() {{ if [ -n "${{VIRTUAL_ENV:-}}" ]; then printf '%s' "$completed" > "$VIRTUAL_ENV/{stamps}"; fi; }}
+add_stamp() {{ completed+="$1"$'\\n' && write_stamps; }}
+# needs_step STAMP: succeed unless the step was completed in this environment.
+needs_step() {{
+    if [ -n "${{VIRTUAL_ENV:-}}" ] && grep -Fqx "$1" "$VIRTUAL_ENV/{stamps}" 2> /dev/null; then
         echo "step $number of {count} was completed earlier: $step"
         completed+="$1"$'\\n'
         return 1
     fi
-    renew
+    write_stamps
 }}
-begin() {{ echo "step $number of {count}: $step"; }}
-save() {{ if [ -n "${{VIRTUAL_ENV:-}}" ]; then printf '%s' "$completed" > "$VIRTUAL_ENV/{stamps}"; fi; }}
-# renew: run all later steps, also in a later run if one of them fails now.
-renew() {{ is_new=yes && save; }}
-stamp() {{ completed+="$1"$'\\n' && save; }}
 """
 
 
@@ -82,7 +87,7 @@ def render_setup_script(system: ResolvedSystem) -> str:
             [head, *system.render_setting_checks(("modules", "install")), *system.render_section("modules"), *lines]
         )
         + "\n"
-        + SETUP_END
+        + MODELS_HINT
     )
 
 
@@ -91,44 +96,62 @@ def render_setup_run(system: ResolvedSystem) -> str:
 
     Completed steps are listed in the virtual environment. Three kinds of steps always run: those outside a virtual
     environment, including those in a conda environment; those that change the shell; and the one that installs a
-    checkout, whose files may have changed. After a step that no earlier run completed, and after the installation of
-    the checkout, all later steps run too.
+    checkout, whose files may have changed. After a step that has changed, moved or disappeared, and after the
+    installation of the checkout, all later steps run too.
     """
     package, lines = _get_package(), _render_install(system)
     modules = system.render_section("modules")
     steps = split_steps([*modules, *lines])
     checks = system.render_setting_checks(("modules", "install"))
     parts = [*checks, RUN_TEMPLATE.format(count=len(steps), stamps=STAMPS)]
+    stamp = ""
     for number, step in enumerate(steps, 1):
         first = step.partition("\n")[0] + (" ..." if "\n" in step else "")
         parts.append(f"number={number} step={shlex.quote(first)}")
-        digest = hashlib.sha256(step.encode()).hexdigest()[:16]
-        if SHELL_STATE.match(step) and "\n" not in step:
-            parts.append(f"begin\n{step}")
+        stamp = hashlib.sha256(f"{stamp}\n{step}".encode()).hexdigest()[:16]
+        if changes_shell(step):
+            parts.append(f"begin_step\n{step}")
         elif _installs_checkout(step, package):
-            parts.append(f"begin\nrenew\n{step}")
+            parts.append(f"begin_step\nwrite_stamps\n{step}")
         else:
-            parts.append(f"if needs {digest}; then\nbegin\n{step}\nstamp {digest}\nfi")
+            parts.append(f"if needs_step {stamp}; then\nbegin_step\n{step}\nadd_stamp {stamp}\nfi")
     return "\n".join(parts) + "\n"
 
 
+def changes_shell(step: str) -> bool:
+    """Return whether a command changes the shell for later ones; of longer commands, only function definitions do."""
+    command = step.replace("\\\n", " ")
+    return bool(SHELL_STATE.match(command)) and ("\n" not in command or bool(FUNCTION.match(command)))
+
+
 def split_steps(lines: Sequence[str]) -> list[str]:
-    """Join lines into complete commands of bash; `if ...; fi` and here-documents may span several lines."""
+    """Join lines into complete commands of bash, without comments.
+
+    `if ...; fi` and here-documents may span several lines.
+
+    Raises:
+        UsageError: The lines are not valid bash.
+    """
     steps: list[str] = []
     pending: list[str] = []
+    message = ""
     environment = os.environ | {"LC_ALL": "C"}
     for line in lines:
+        if not pending and line.lstrip().startswith("#"):
+            continue
         pending.append(line)
         command = "\n".join(pending)
         check = subprocess.run(
             ["bash", "-n"], input=command, text=True, capture_output=True, check=False, env=environment
         )
+        message = check.stderr.partition("\n")[0].removeprefix("bash: ")
         is_complete = check.returncode == 0 and "here-document" not in check.stderr  # bash only warns about these
         if is_complete and not command.endswith("\\"):
             steps.append(command)
             pending = []
     if pending:
-        raise UsageError(f"the `modules` and `install` lines end in an incomplete bash command: {pending[0]}")
+        reason = message or "the last line ends in a backslash"
+        raise UsageError(f"the `modules` and `install` lines are not valid bash from `{pending[0]}` on: {reason}")
     return steps
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.execution.setup_script import split_steps
+from harness.execution.setup_script import changes_shell, split_steps
 from harness.protocol.errors import UsageError
 from tests.conftest import ROOT
 
@@ -62,6 +63,36 @@ def test_changed_step_and_all_later_ones_run_again(system: Path, tmp_path: Path)
     system.write_text(system.read_text().replace("echo second", "echo 2nd"))
     assert run_setup(system).returncode == 0
     assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n2nd\nthird\n"
+
+
+@pytest.mark.parametrize("change", ["removed", "moved", "of the shell"])
+def test_steps_after_a_change_run_again(change: str, system: Path, tmp_path: Path) -> None:
+    (tmp_path / "network").touch()
+    first, third = f"  - echo first >> {tmp_path}/log\n", f"  - echo third >> {tmp_path}/log\n"
+    original = system.read_text().replace(first, f"  - export LEVEL=1\n{first}")
+    system.write_text(original)
+    assert run_setup(system).returncode == 0
+    changed = {
+        "removed": original.replace(first, ""),
+        "moved": original.replace(first, third).removesuffix(third) + first,
+        "of the shell": original.replace("LEVEL=1", "LEVEL=2"),
+    }[change]
+    system.write_text(changed)
+    assert run_setup(system).returncode == 0
+    steps = [name for name in ("first", "second", "third") if f"echo {name}" in changed]
+    expected = ["third", "second", "first"] if change == "moved" else steps
+    assert (tmp_path / "log").read_text().split() == ["first", "second", "third", *expected]
+
+
+def test_equal_steps_are_completed_separately(system: Path, tmp_path: Path) -> None:
+    test = f"test -e {tmp_path}/network"
+    text = system.read_text().replace(f"  - echo first >> {tmp_path}/log\n", f"  - {test}\n  - rm {tmp_path}/network\n")
+    system.write_text(text.split("  - if")[0] + f"  - {test}\n")
+    (tmp_path / "network").touch()
+    assert run_setup(system).returncode == 1
+    failed = run_setup(system)
+    assert failed.returncode == 1
+    assert "step 5 of 5 failed" in failed.stderr
 
 
 def test_failed_step_runs_again_although_an_earlier_run_completed_it(system: Path, tmp_path: Path) -> None:
@@ -130,5 +161,31 @@ def test_lines_are_joined_to_complete_commands() -> None:
     assert split_steps(lines) == ["a=1", "\n".join(lines[1:4]), "\n".join(lines[4:7]), "\n".join(lines[7:])]
     document = ["cat > file << EOF", "echo a line of the file", "EOF", "echo end"]
     assert split_steps(document) == ["\n".join(document[:3]), "echo end"]
-    with pytest.raises(UsageError, match="end in an incomplete bash command: if true"):
-        split_steps(["if true; then", "echo"])
+    assert split_steps(["# a comment", "echo x", "  # another"]) == ["echo x"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["if true; then", "echo"], "from `if true; then` on: line 3: syntax error: unexpected end of file"),
+        (["echo a", "fi", "echo b"], "from `fi` on: line 1: syntax error near unexpected token `fi'"),
+        (["echo a", "echo b \\"], "from `echo b \\` on: the last line ends in a backslash"),
+    ],
+)
+def test_error_in_bash_is_shown_with_its_reason(lines: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        split_steps(lines)
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["set -x", "alias a=b", "deactivate", "pushd x", "spack load hdf5", "micromamba activate e", "f() {\n  g\n}",
+     "function f {\n  g\n}", "module load \\\n  cuda/12", "deactivate; echo", "a='b c'"],
+)  # fmt: skip
+def test_commands_that_change_the_shell_run_every_time(step: str) -> None:
+    assert changes_shell(step)
+
+
+@pytest.mark.parametrize("step", ["./configure", "settle", "pip install x", "if true; then\n  cd x\nfi", "a=b c"])
+def test_other_commands_run_once(step: str) -> None:
+    assert not changes_shell(step)

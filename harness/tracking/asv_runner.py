@@ -7,6 +7,7 @@ commits alike. If a round is killed, its results are kept, and the next call res
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,11 @@ from harness.tracking.git_commits import Commit
 
 CONFIG_FILES = ("asv.conf.json", "tests/benchmarks/over_commits/asv.conf.json")
 DEFAULT_THRESHOLD = 0.02
-# The module of the plugin that asv loads (the dot makes asv import it from outside its package), the plugin's type of
-# environment, and the machine file.
-PLUGIN, SOURCES_ENVIRONMENT, MACHINE_FILE = ".harness.tracking.asv_plugin", "sources", "machines.json"
+# The module of the plugin that asv loads; the dot makes asv import it from outside its package.
+PLUGIN = ".harness.tracking.asv_plugin"
+# The plugin's type of environment.
+SOURCES_ENVIRONMENT = "sources"
+MACHINE_FILE = "machines.json"
 LOG = "asv.log"
 BUILD_CACHE_SIZE = 50
 OK, SOME_FAILED = 0, 2  # exit codes of asv
@@ -68,15 +72,17 @@ class AsvSession:
     in_place: bool
     root: Path
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The identifier of the session; equal sessions have equal identifiers, and share their rounds."""
-        digest = hashlib.sha256()
-        for path in sorted(self.project.benchmarks.rglob("*.py")):
-            digest.update(path.read_bytes())
-        identity = [[c.hash for c in self.commits], self.project.config, self.machine, self.in_place, sys.version]
-        digest.update(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS))
-        return digest.hexdigest()[:12]
+        files = {
+            str(path.relative_to(self.project.benchmarks)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in self.project.benchmarks.rglob("*.py")
+        }
+        packages = list_packages() if self.in_place else []
+        commits = [commit.hash for commit in self.commits]
+        identity = [files, commits, self.project.config, self.machine, self.in_place, sys.version, packages]
+        return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
 
     @property
     def machine_name(self) -> str:
@@ -91,6 +97,11 @@ class AsvSession:
     def get_round_folder(self, number: int) -> Path:
         """Return the folder of one round."""
         return self.folder / f"round-{number:02}"
+
+
+def list_packages() -> list[str]:
+    """Return the names and versions of the packages of this Python."""
+    return sorted({f"{d.metadata['Name']} {d.version}" for d in importlib.metadata.distributions()})
 
 
 def load_project(repo: Path, config: Path | None) -> Project:
@@ -142,11 +153,12 @@ def run_round(session: AsvSession, number: int, patterns: Sequence[str]) -> bool
     with log.open("ab") as handle:
         handle.write(f"\nround {number}\n".encode())
         handle.flush()
+        start = handle.tell()
         code = _run_asv(command, handle.fileno())
     if code == OK:
         write_json(marker, {"bench": list(patterns)})
     elif code != SOME_FAILED:
-        raise UsageError(f"asv stopped: {_read_last_line(log)}\n  its whole output is in {log}")
+        raise UsageError(f"asv stopped: {_read_last_line(log, start)}\n  its whole output is in {log}")
     return code != OK
 
 
@@ -179,10 +191,14 @@ def write_configuration(session: AsvSession, number: int) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, which may contain NaN; return an empty one if the file is missing or truncated."""
+    """Read a JSON object, which may contain NaN; return an empty one if the file is missing or truncated.
+
+    Raises:
+        OSError: The file exists but cannot be read.
+    """
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -204,7 +220,8 @@ def _load_config(path: Path) -> dict[str, Any]:
     try:
         content = util.load_json(str(path), js_comments=True)
     except (util.UserError, ValueError) as error:
-        raise UsageError(f"{path}: not a configuration of asv: {str(error).splitlines()[0]}") from None
+        first_line = str(error).partition("\n")[0]
+        raise UsageError(f"{path}: not a configuration of asv: {first_line}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: not a configuration of asv")
     return content
@@ -239,6 +256,7 @@ def _remove_truncated(results: Path) -> None:
             path.unlink()
 
 
-def _read_last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
+def _read_last_line(log: Path, start: int) -> str:
+    """Return the last line of a log that is not blank, from this byte on."""
+    lines = log.read_bytes()[start:].decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -14,6 +15,10 @@ import psutil
 import pytest
 
 from harness.cli.main import main
+from harness.protocol.errors import UsageError
+from harness.tracking import asv_runner
+from harness.tracking.asv_runner import AsvSession, Project
+from harness.tracking.git_commits import Commit
 from harness.tracking.history import HISTORY_FILE, read_history
 from tests.conftest import ROOT, require_program
 
@@ -82,6 +87,67 @@ NO_ALARM = r"no change|too noisy to tell|(slower|faster) .*, below the [\d.]+% t
 def git(repo: Path, *arguments: str) -> str:
     author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     return subprocess.run(["git", "-C", repo, *author, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def make_session(folder: Path, *, in_place: bool = True) -> AsvSession:
+    commits = [Commit("a" * 40, 1, "a"), Commit("b" * 40, 2, "b")]
+    return AsvSession(Project(folder, {}, folder), commits, {"machine": "m"}, in_place, folder / "regression")
+
+
+def test_session_has_one_identifier_for_all_of_its_rounds(tmp_path: Path) -> None:
+    session = make_session(tmp_path)
+    before = session.id
+    (tmp_path / "bench.py").write_text("a benchmark that is edited between two rounds")
+    assert session.id == before
+    assert make_session(tmp_path).id != before
+
+
+def test_renamed_benchmark_file_begins_another_session(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("1")
+    before = make_session(tmp_path).id
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert make_session(tmp_path).id != before
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_installed_packages_identify_a_session_that_runs_in_place(
+    in_place: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = make_session(tmp_path, in_place=in_place).id
+    monkeypatch.setattr(asv_runner, "list_packages", lambda: ["torch 99"])
+    assert (make_session(tmp_path, in_place=in_place).id != before) == in_place
+
+
+def test_results_that_cannot_be_read_are_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    truncated, valid = tmp_path / "a.json", tmp_path / "b.json"
+    truncated.write_text('{"result": [1')
+    valid.write_text('{"result": [1]}')
+    asv_runner._remove_truncated(tmp_path)
+    assert not truncated.exists()
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        asv_runner._remove_truncated(tmp_path)
+    assert valid.exists()
+
+
+@pytest.mark.parametrize(("output", "reason"), [("", "no output"), ("a\nb\n \n", "b")])
+def test_error_of_asv_is_the_last_line_of_this_call(
+    output: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_asv(command: object, handle: int) -> int:
+        os.write(handle, output.encode())
+        return 1
+
+    session = make_session(tmp_path)
+    session.folder.mkdir(parents=True)
+    (session.folder / asv_runner.LOG).write_text("the last line of an earlier call\n")
+    monkeypatch.setattr(asv_runner, "_run_asv", run_asv)
+    with pytest.raises(UsageError, match=rf"^asv stopped: {reason}\n"):
+        asv_runner.run_round(session, 1, ())
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
@@ -26,16 +27,14 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "shipped"
 TABLE = "tasks.yaml"
-ROLES = ("official sample", "stand-in")
 
 
-@dataclass(frozen=True)
-class ShippedSet:
+class ShippedSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One shipped set: the file shipped/<name>.h5, which shipped/tasks.yaml describes.
 
     Attributes:
         name: The task.
-        role: One of ROLES: whether the set is a sample of the official data or a stand-in for them.
+        role: Whether the set is a sample of the official data or a stand-in for them.
         chemistry: The kinds of structures.
         target: The quantity to predict, with its unit.
         level: The level of theory.
@@ -48,7 +47,7 @@ class ShippedSet:
     """
 
     name: str
-    role: str
+    role: Literal["official sample", "stand-in"]
     chemistry: str
     target: str
     level: str
@@ -73,23 +72,20 @@ def read_shipped_tasks(folder: Path = FOLDER) -> dict[str, ShippedSet]:
     """Return the shipped sets by the name of their task, in the order of the tasks.
 
     Raises:
-        InputError: The table has an unknown task, a missing or unknown column, or an unknown role.
+        InputError: The table has an unknown task, a missing or unknown column, or a value that is not valid.
     """
     path = folder / TABLE
     rows = YAML(typ="safe").load(path)
+    if not isinstance(rows, dict):
+        raise InputError(f"{path}: expected a table of tasks")
     if unknown := sorted(set(rows) - {t.name for t in TASKS}):
-        raise InputError(f"{path}: {unknown[0]!r} is no task")
+        raise InputError(f"{path}: {unknown[0]!r} is not a task")
     sets = {}
     for name in (t.name for t in TASKS if t.name in rows):
-        row = rows[name]
-        keys = {f.name for f in fields(ShippedSet)} - {"name"}
-        if missing := sorted(keys - row.keys()):
-            raise InputError(f"{path}: {name} lacks {', '.join(missing)}")
-        if unknown := sorted(row.keys() - keys):
-            raise InputError(f"{path}: {name} has the unknown column {unknown[0]!r}")
-        if row["role"] not in ROLES:
-            raise InputError(f"{path}: {name} has the role {row['role']!r}, expected one of {', '.join(ROLES)}")
-        sets[name] = ShippedSet(name=name, **row)
+        try:
+            sets[name] = msgspec.convert({"name": name, **rows[name]}, ShippedSet)
+        except (TypeError, msgspec.ValidationError) as error:
+            raise InputError(f"{path}: {name}: {error}") from None
     return sets
 
 
@@ -160,7 +156,7 @@ READERS: dict[str, Callable[[Path], TaskDataset]] = {
 ENDINGS = (".json.gz", ".json", ".npz", ".xyz", ".extxyz", ".csv", ".traj")
 
 
-class TaskDataUnavailable(InputError):
+class MissingTaskData(InputError):
     """A task has neither official files nor a shipped set."""
 
 
@@ -172,8 +168,8 @@ def load_task(name: str, files: Path | None = None) -> TaskDataset:
         files: The folder FILES with official files; None for the shipped set.
 
     Raises:
-        InputError: The task is unknown, or its files cannot be read.
-        TaskDataUnavailable: There are neither official files nor a shipped set.
+        InputError: The task is unknown, or its files cannot be read or have another name.
+        MissingTaskData: There are neither official files nor a shipped set.
     """
     entry = find_task(name)
     path = None if files is None else find_official_path(entry, files)
@@ -182,19 +178,34 @@ def load_task(name: str, files: Path | None = None) -> TaskDataset:
     dataset = load_shipped_task(name)
     if dataset is None:
         hint = "" if files is None else f" (looked in {files})"
-        raise TaskDataUnavailable(f"{entry.title}: needs {entry.files[0]}, from {entry.fetch}{hint}")
+        raise MissingTaskData(f"{entry.title}: needs {entry.files[0]}, from {entry.fetch}{hint}")
     return dataset
 
 
 def find_official_path(entry: Task, files: Path) -> Path | None:
-    """Return the path of a task's official files in a folder, or None; raises InputError if it is not a folder."""
+    """Return the path of a task's official files in a folder, or None if the folder has none.
+
+    Raises:
+        InputError: There is no such folder, or it has files of the task under a name that is not read.
+    """
     if not files.is_dir():
         raise InputError(f"{files}: no such folder, expected one with a folder or file for each task")
     names = (entry.name, *(entry.name + ending for ending in ENDINGS))
     path = next((files / name for name in names if (files / name).exists()), None)
-    if path is not None and path.is_dir() and READERS[entry.name] is matbench.read_matbench:
+    if path is None:
+        _refuse_other_names(entry, files)
+    elif path.is_dir() and READERS[entry.name] is matbench.read_matbench:
         inside = [path / name for name in entry.files if (path / name).is_file()]
         if not inside:
             raise InputError(f"{path}: {entry.files[0]} is missing")
         return inside[0]
     return path
+
+
+def _refuse_other_names(entry: Task, files: Path) -> None:
+    """Raise InputError if a name in the folder begins with that of the task, or is that of an official file."""
+    patterns = (f"{entry.name}*", *(text.split()[0] for text in entry.files if not text.startswith("*")))
+    for name in sorted(path.name for path in files.iterdir()):
+        if any(fnmatch(name.lower(), pattern.lower()) for pattern in patterns):
+            expected = f"{entry.name}/ with the files, or {entry.name} with the ending {', '.join(ENDINGS)}"
+            raise InputError(f"{files}: {name!r} is not read as data of {entry.title}: expected {expected}")

@@ -301,6 +301,15 @@ def test_official_files_take_precedence_over_the_shipped_set(tmp_path: Path) -> 
     assert load_task("matbench_log_kvrh", tmp_path).data_origin.startswith("stand-in for Matbench log_kvrh")
 
 
+@pytest.mark.parametrize("name", ["dsgdb9nsd.xyz.tar.bz2", "qm9.zip", "QM9", "gdb9.sdf", "qm9_part1.csv"])
+def test_official_files_under_another_name_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=f"'{name}' is not read as data of QM9: expected qm9/ with the files, or"):
+        load_task("qm9", tmp_path)
+    for other in ("md17", "oqmd", "abx3"):
+        assert load_task(other, tmp_path).data_origin.startswith("stand-in for ")
+
+
 def test_task_without_data_names_the_required_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"needs matbench_phonons.json.gz, from https://.*\(looked in "):
         load_task("matbench_phonons", tmp_path)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import h5py
+import msgspec
 import numpy as np
 import pytest
 
@@ -69,8 +70,8 @@ def test_a_set_is_complete_and_can_be_split(name: str) -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_every_set_has_a_role_and_a_provenance(name: str) -> None:
     entry = read_shipped_tasks()[name]
-    for field in fields(entry):
-        assert getattr(entry, field.name) not in ("", None), field.name
+    for column, value in msgspec.structs.asdict(entry).items():
+        assert value not in ("", None), column
     assert load_set(name).data_origin.startswith("official QM9, a sample of" if name == "qm9" else "stand-in for ")
     assert re.search(r"sha256 [0-9a-f]{64}|computed by .* [0-9.]+;|ASE's collection", entry.provenance)
 
@@ -94,13 +95,15 @@ def test_a_changed_or_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
     for text, output in (
-        ("qm8: {}\n", "'qm8' is no task"),
-        ("qm9: {role: stand-in}\n", "qm9 lacks attribution"),
+        ("", "expected a table of tasks"),
+        ("qm8: {}\n", "'qm8' is not a task"),
+        ("qm9: {role: stand-in}\n", "qm9: Object missing required field `chemistry`"),
         (
             re.sub("role: stand-in", "roll: 1\\n  role: stand-in", (FOLDER / "tasks.yaml").read_text()),
-            "has the unknown column 'roll'",
+            "unknown field `roll`",
         ),
-        (re.sub("role: stand-in", "role: copy", (FOLDER / "tasks.yaml").read_text()), "the role 'copy'"),
+        (re.sub("role: stand-in", "role: copy", (FOLDER / "tasks.yaml").read_text()), "Invalid enum value 'copy'"),
+        (re.sub("count: ", "count: x", (FOLDER / "tasks.yaml").read_text()), "Expected `int`, got `str`"),
     ):
         folder = tmp_path / output.replace(" ", "-").replace("'", "")
         folder.mkdir()

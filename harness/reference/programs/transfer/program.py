@@ -57,7 +57,7 @@ from harness.reference.programs.transfer.modes import (
 from harness.reference.programs.transfer.splits import LabelSplit, TaskSplits
 from harness.reference.programs.transfer.target_scaling import fit_scaling, predict_from_composition
 from harness.reference.tasks.catalog import find_task
-from harness.reference.tasks.load import TaskDataUnavailable, load_task
+from harness.reference.tasks.load import MissingTaskData, load_task
 
 FITS = "fits"
 SPLITS = ("train", "validation", "test")
@@ -69,7 +69,7 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
     description: dict[str, Any] = {k: getattr(task, k) for k in ("title", "target", "unit")} | {"task": task.name}
     try:
         dataset = load_task(task.name, Path(config.task_folder).expanduser() if config.task_folder else None)
-    except TaskDataUnavailable as error:
+    except MissingTaskData as error:
         log.write(TaskEvent(**description, available=False, needs=str(error)))
         return
     source, notes = checkpoints.load_named(config.checkpoint)

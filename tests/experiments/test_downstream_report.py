@@ -19,7 +19,7 @@ from harness.experiments.transfer import metrics as transfer
 from harness.protocol.events import read_last_events
 from harness.protocol.records import Done
 from harness.report.render import write_report
-from harness.results.runs import load_runs
+from harness.results.runs import RunRecord, load_runs
 from tests.conftest import read_pages
 from tests.support.programs import run_program
 
@@ -90,6 +90,49 @@ def test_transfer_tables_follow_from_events(out: Path) -> None:
         (tables["transfer_errors"]["task"] == "qm9") & (tables["transfer_errors"]["mode"] == "full")
     ].set_index("labels")
     assert errors.loc[30, "mae"] == pytest.approx((fits["full", 30, 0] + fits["full", 30, 1]) / 2)
+
+
+def make_fits(subset: str, errors: dict[str, list[float | None]]) -> list[dict[str, Any]]:
+    return [
+        {"subset": subset, "mode": mode, "labels": 10, "seed": seed, "test": 5, "mae": mae, "force_mae": None}
+        for mode, values in errors.items()
+        for seed, mae in enumerate(values)
+    ]
+
+
+def make_transfer_record(*fits: dict[str, Any]) -> RunRecord:
+    case = {"name": "a", "program": "transfer", "parameters": {"task": "md17"}}
+    return RunRecord("c/a", case, "done", events_by_kind={"fit": list(fits)})
+
+
+def test_metric_has_samples_of_one_subset_by_seed() -> None:
+    fits = [*make_fits("aspirin", {"full": [1.0, None, 1.2]}), *make_fits("ethanol", {"full": [100.0, 101.0, 102.0]})]
+    samples = list(transfer.list_metric_samples(make_transfer_record(*fits)))
+    assert [(s.part["subset"], s.values, s.rounds) for s in samples] == [
+        ("aspirin", (1.0, 1.2), (0, 2)),
+        ("ethanol", (100.0, 101.0, 102.0), (0, 1, 2)),
+    ]
+    (sample,) = transfer.list_metric_samples(make_transfer_record(*make_fits("", {"full": [1.0]})))
+    assert sample.part == {"mode": "full", "labels": "10"}
+
+
+def test_diverged_fits_are_counted_and_left_out() -> None:
+    fits = make_fits("", {"scratch": [2.0, 2.0, None, 2.0], "full": [1.0, None, 1.0, 4.0], "head_only": [None] * 4})
+    tables = transfer.build_tables([make_transfer_record(*fits)])
+    errors = tables["transfer_errors"].set_index("mode")
+    assert errors.loc["full", ["mae", "seeds", "diverged"]].tolist() == [2.0, 3, 1]
+    assert math.isnan(errors.loc["head_only", "mae"])
+    assert errors.loc["head_only", ["seeds", "diverged"]].tolist() == [0, 4]
+    gains = tables["transfer_gains"].set_index("mode")
+    assert gains.loc["full", ["ratio", "seeds", "diverged"]].tolist() == [pytest.approx(1.0), 2, 2]
+    assert gains.loc["head_only", ["seeds", "diverged"]].tolist() == [0, 4]
+
+
+def test_interval_of_the_errors_contains_their_mean() -> None:
+    fits = make_fits("", {"scratch": [1.0] * 9 + [1000.0]})
+    (row,) = transfer.build_tables([make_transfer_record(*fits)])["transfer_errors"].to_dict("records")
+    assert row["mae"] == pytest.approx(100.9)
+    assert row["mae_low"] < row["mae"] < row["mae_high"]
 
 
 def test_screening_rates_follow_from_ranks(out: Path) -> None:

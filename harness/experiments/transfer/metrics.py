@@ -14,7 +14,7 @@ import pandas as pd
 from harness.experiments.experiment import Metric, MetricSamples, WorkCount
 from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
-from harness.results.tables import Columns
+from harness.results.tables import Columns, interval_columns
 from harness.stats.intervals import compute_geometric_mean_interval, compute_mean_interval
 
 TASKS = Columns(
@@ -26,12 +26,13 @@ TASKS = Columns(
     state="state folder",
 )
 ERRORS = Columns(
-    "transfer_errors", columns="campaign case task subset mode labels mae mae_low mae_high force_mae seeds test unit"
+    "transfer_errors",
+    columns="campaign case task subset mode labels mae mae_low mae_high force_mae seeds test unit diverged",
 )
 GAINS = Columns(
     "transfer_gains",
     columns="campaign case task title subset mode labels ratio ratio_low ratio_high seeds force_ratio"
-    " composition_ratio",
+    " composition_ratio diverged",
 )
 PUBLISHED = Columns("transfer_published", columns="task model value spread unit train quantity subset source")
 # The columns with the errors of the baselines.
@@ -44,9 +45,10 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on transfer; a case that has not ended may only have a row in transfer_tasks.
 
     `transfer_tasks` has a row per case. `transfer_errors` has a row per mode, subset and number of labels, with the
-    mean error over seeds and the 95% interval of the geometric mean; baselines are modes too. `transfer_gains` has the
-    geometric mean over seeds of the error divided by the error of training from scratch, with its interval (below 1 is
-    better), and of the error divided by that of the composition model. `transfer_published` has published results.
+    mean error over seeds and Student's 95% interval; baselines are modes too. `transfer_gains` has the geometric mean
+    over seeds of the error divided by the error of training from scratch, with its interval (below 1 is better), and of
+    the error divided by that of the composition model. Both leave out the seeds of fits that have diverged, and count
+    them in `diverged`. `transfer_published` has published results.
     """
     runs = [r for r in records if r.program == "transfer"]
     return {
@@ -58,13 +60,15 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
 
 
 def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the errors of all fits, for each mode and number of labels."""
-    errors: dict[tuple[str, str], list[float]] = {}
-    for fit in record.events("fit"):
-        if fit.get("mae") is not None:
-            errors.setdefault((str(fit.get("mode")), str(fit.get("labels"))), []).append(float(fit["mae"]))
-    for (mode, labels), values in errors.items():
-        yield MetricSamples(ERROR, tuple(values), {"mode": mode, "labels": labels})
+    """Yield the errors of all fits, for each subset, mode and number of labels; a round is a seed."""
+    fits = _list_fits(record)
+    if fits.empty:
+        return
+    fits = fits[~fits["mode"].isin(BASELINES)].dropna(subset="mae")
+    for (subset, mode, labels), group in fits.groupby(["subset", "mode", "labels"], sort=False):
+        part = {"subset": str(subset)} if subset else {}
+        seeds = tuple(map(int, group["seed"]))
+        yield MetricSamples(ERROR, tuple(group["mae"]), {**part, "mode": str(mode), "labels": str(labels)}, seeds)
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
@@ -102,7 +106,7 @@ def _list_fits(record: RunRecord) -> pd.DataFrame:
             if column in event:
                 force = event.get("zero_force_mae") if mode == "mean" else None
                 rows.append({**event, "mode": mode, "mae": event[column], "force_mae": force})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"mae": float, "force_mae": float}) if rows else pd.DataFrame()
 
 
 def _list_errors(record: RunRecord) -> list[dict[str, Any]]:
@@ -111,8 +115,7 @@ def _list_errors(record: RunRecord) -> list[dict[str, Any]]:
         return []
     task, rows = _find_task(record), []
     for (subset, mode, labels), group in fits.groupby(["subset", "mode", "labels"], sort=False):
-        mean, geometric = compute_mean_interval(group["mae"]), compute_geometric_mean_interval(group["mae"])
-        forces = group["force_mae"].dropna()
+        mean = compute_mean_interval(group["mae"].dropna())
         rows.append(
             {
                 **_get_case(record),
@@ -120,13 +123,12 @@ def _list_errors(record: RunRecord) -> list[dict[str, Any]]:
                 "subset": subset,
                 "mode": mode,
                 "labels": labels,
-                "mae": mean.value,
-                "mae_low": geometric.low,
-                "mae_high": geometric.high,
-                "force_mae": forces.mean() if len(forces) else math.nan,
+                **interval_columns("mae", mean),
+                "force_mae": group["force_mae"].mean(),
                 "seeds": mean.n,
                 "test": int(group["test"].median()),
                 "unit": task.get("unit"),
+                "diverged": len(group) - mean.n,
             }
         )
     return rows
@@ -145,8 +147,9 @@ def _list_gains(record: RunRecord) -> list[dict[str, Any]]:
         for mode, errors in by_mode.items():
             if mode in (SCRATCH, *BASELINES):
                 continue
+            seeds = errors.index.intersection(scratch.index)
             ratio = compute_geometric_mean_interval((errors["mae"] / scratch["mae"]).dropna())
-            force = compute_geometric_mean_interval((errors["force_mae"] / scratch["force_mae"]).dropna().astype(float))
+            force = compute_geometric_mean_interval((errors["force_mae"] / scratch["force_mae"]).dropna())
             over_composition = math.nan
             if composition is not None:
                 over_composition = compute_geometric_mean_interval((errors["mae"] / composition["mae"]).dropna()).value
@@ -158,12 +161,11 @@ def _list_gains(record: RunRecord) -> list[dict[str, Any]]:
                     "subset": subset,
                     "mode": mode,
                     "labels": labels,
-                    "ratio": ratio.value,
-                    "ratio_low": ratio.low,
-                    "ratio_high": ratio.high,
+                    **interval_columns("ratio", ratio),
                     "seeds": ratio.n,
                     "force_ratio": force.value,
                     "composition_ratio": over_composition,
+                    "diverged": len(seeds) - ratio.n,
                 }
             )
     return rows

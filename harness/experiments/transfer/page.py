@@ -100,7 +100,7 @@ def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, 
         seeds, n_test = format_range(errors["seeds"], ".0f"), int(errors["test"].median())
         caption = (
             f"{task['label']}, {task['target']} ({task['data_origin']}): error on {n_test} held-out structures, mean of"
-            f" {seeds} seeds with the 95% interval of their geometric mean."
+            f" {seeds} seeds with Student's 95% interval."
             + (" Stars: published results on the official data." if has_stars else "")
         )
         return save_figure(figure, folder, name, caption)
@@ -232,6 +232,7 @@ def build_gains_block(gains: pd.DataFrame) -> TableBlock:
         ("force error / force error from scratch", number_cell("force_ratio")),
         ("error / error of the composition", number_cell("composition_ratio")),
         ("seeds", "seeds"),
+        ("diverged", "diverged"),
     ]
     note = (
         "Ratios are geometric means over seeds with Student's 95% interval, for the most labels; below 1, pretraining"
@@ -248,13 +249,14 @@ def build_errors_block(errors: pd.DataFrame) -> TableBlock:
         ("unit", "unit"),
         ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae")),
         ("seeds", "seeds"),
+        ("diverged", "diverged"),
         ("test structures", "test"),
     ]
     return build_block(
         "Errors",
         list_rows(errors),
         columns,
-        "Errors are means over seeds with the 95% interval of their geometric mean.",
+        "Errors are means over seeds with Student's 95% interval, without the fits that have diverged.",
     )
 
 

@@ -22,14 +22,16 @@ def add_commands(commands: Commands) -> None:
     compare_help = "compare two runs, stages, precisions, systems or commits: differences with intervals"
     compare = add_command(commands, "compare", do_compare, compare_help)
     sides = (
-        "PATH, KEY=VALUE or PATH@KEY=VALUE,...; PATH is a folder of results, a campaign or a case, and conditions are"
-        " stage=baseline, system=local, ..."
+        "runs, such as results@stage=baseline,system=local: PATH, KEY=VALUE,... or PATH@KEY=VALUE,...; PATH is a folder"
+        " of results, a campaign or a case"
     )
     compare.add_argument("a", metavar="A", help=sides)
     compare.add_argument("b", metavar="B", help="the runs to compare with A, in the same notation")
     compare.add_argument("--metric", action="append", default=[], help="only metrics whose name contains this text")
     compare.add_argument("--csv", type=usable_path, metavar="FILE", help="write all rows to this file")
-    regression_help = "run benchmarks over the commits A..B; exit code 1 if one became worse"
+    regression_help = (
+        "run benchmarks over the commits A..B; exit code 1 if one became worse or broke, 3 if one was not run"
+    )
     _add_regression_options(add_command(commands, "regression", do_regression, regression_help))
 
 
@@ -46,29 +48,31 @@ def _add_regression_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=positive_int, default=12, metavar="N", help=rounds_help)
     steps_help = "measure at most N commits, evenly spaced over the range"
     parser.add_argument("--steps", type=positive_int, metavar="N", help=steps_help)
-    in_place_help = (
+    here_help = (
         "run the sources of each commit with this Python and install nothing; only valid if no commit changes the"
         " dependencies or compiled code"
     )
-    parser.add_argument("--here", dest="in_place", action="store_true", help=in_place_help)
+    parser.add_argument("--here", action="store_true", help=here_help)
 
 
 def do_compare(arguments: Namespace) -> int:
-    """Print the ratio of B to A for each metric, with its interval and a verdict."""
+    """Print the difference between A and B in each metric: the ratio B / A, with its interval and a verdict."""
     from harness.host.files import write_text
     from harness.host.process import pause_gc
     from harness.tracking import compare, selectors
 
     sides = (selectors.parse_selector(arguments.a), selectors.parse_selector(arguments.b))
     index = selectors.RunIndex(arguments.out)
-    with pause_gc():
-        a, b = ([o for o in index.find_observations(side) if matches_metric(o, arguments.metric)] for side in sides)
-        comparison = compare.compare(a, b, sides)
-    if arguments.csv is not None:
-        write_text(arguments.csv, compare.to_csv(comparison))
-    print("\n".join(compare.format_lines(comparison, sides, arguments.verbose)))
-    for record in index.unreadable:
-        print_line(f"not compared: {record.folder} is unreadable: {record.error}")
+    try:
+        with pause_gc():
+            a, b = ([o for o in index.find_observations(side) if matches_metric(o, arguments.metric)] for side in sides)
+            comparison = compare.compare(a, b, sides)
+        if arguments.csv is not None:
+            write_text(arguments.csv, compare.to_csv(comparison))
+        print("\n".join(compare.format_lines(comparison, sides, arguments.verbose)))
+    finally:
+        for record in index.unreadable:
+            print_line(f"not compared: {record.folder} is unreadable: {record.error}")
     return DONE
 
 
@@ -88,7 +92,7 @@ def do_regression(arguments: Namespace) -> int:
     commits = git_commits.subsample(git_commits.list_commits(repo, arguments.range), arguments.steps)
     root = (arguments.out / FOLDER).resolve()
     session = asv_runner.AsvSession(
-        load_project(repo, arguments.config), commits, asv_runner.describe_machine(), arguments.in_place, root
+        load_project(repo, arguments.config), commits, asv_runner.describe_machine(), arguments.here, root
     )
     options = SessionOptions(arguments.rounds, check_patterns(arguments.bench), arguments.quiet)
     has_failures = run_session(session, options, arguments.out)

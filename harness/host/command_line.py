@@ -6,6 +6,8 @@ import argparse
 import copy
 import errno
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -34,13 +36,17 @@ class CommandParser(ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse as argparse does; if arguments remain, parse again with options and arguments separated."""
+        """Parse as argparse does; if arguments remain, parse again with options and arguments separated.
+
+        After `--`, words that begin with `-` are names of files, such as ./-z.
+        """
         argv = list(sys.argv[1:] if args is None else args)
+        stop = argv.index("--") if "--" in argv else len(argv)
+        arguments = [f"./{word}" if word.startswith("-") else word for word in argv[stop + 1 :]]
+        argv = [*argv[: stop + 1], *arguments]
         parsed, rest = super().parse_known_args(argv, copy.copy(namespace))
         if not rest or self._is_intermixed:
             return parsed, rest
-        stop = argv.index("--") if "--" in argv else len(argv)
-        arguments = [f"./{word}" if word.startswith("-") else word for word in argv[stop + 1 :]]
         self._is_intermixed = True
         try:
             return self.parse_known_intermixed_args([*argv[:stop], *arguments], namespace)
@@ -59,10 +65,10 @@ def run_command(function: Callable[[], int]) -> int:
     except UsageError as error:
         print_error(str(error))
         return INCOMPLETE if isinstance(error, SchedulerUnavailable) else BAD_INPUT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and has_no_reader(sys.stdout.fileno()):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return DONE
         is_disk_error = error.errno in DISK_ERRORS
         advice = "; no work is lost; run the same command to continue" if is_disk_error else ""
         print_error(sanitize_line(f"{error}{advice}"))
@@ -72,6 +78,13 @@ def run_command(function: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
+def has_no_reader(pipe: int) -> bool:
+    """Return whether the reading end of a pipe is closed."""
+    poll = select.poll()
+    poll.register(pipe, 0)  # errors are reported in any case
+    return bool(poll.poll(0))
+
+
 def print_error(message: str) -> None:
     """Print a message on stderr, with `error: ` before every line except indented ones, which continue a message."""
     for line in message.splitlines():
@@ -79,13 +92,20 @@ def print_error(message: str) -> None:
 
 
 def run_subprocess(command: Sequence[str]) -> int:
-    """Run a program, wait for its end even after an interrupt, and return its exit code."""
+    """Run a program, wait for its end even after an interrupt, and return its exit code.
+
+    Raises:
+        KeyboardInterrupt: An interrupt ended the program.
+        UsageError: Another signal ended it.
+    """
     with subprocess.Popen(command) as process:
         while True:
             try:
                 code = process.wait()
             except KeyboardInterrupt:  # the program receives the interrupt too, and reports it
                 continue
+            if code == -signal.SIGINT:
+                raise KeyboardInterrupt
             if code < 0:
                 raise UsageError(f"ended by signal {-code}; a file may be damaged, or the memory exhausted")
             return code

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
-from harness.host.command_line import DISK_ERRORS, CommandParser, run_command
+from harness.host.command_line import DISK_ERRORS, CommandParser, run_command, run_subprocess
 from harness.protocol.errors import SchedulerUnavailable, UsageError
+from tests.conftest import ROOT
 
 
 def raise_error(error: BaseException) -> int:
@@ -62,6 +65,44 @@ def test_options_may_appear_between_positional_arguments(argv: list[str]) -> Non
     parser.add_argument("-q", action="store_true")
     arguments = parser.parse_args(argv)
     assert (arguments.first, arguments.second, arguments.q) == ("a", "b", True)
+
+
+@pytest.mark.parametrize("argv", [["-q", "--", "a", "-z"], ["a", "-q", "--", "-z"]], ids=" ".join)
+def test_words_after_two_dashes_are_files_wherever_options_stand(argv: list[str]) -> None:
+    parser = CommandParser()
+    parser.add_argument("first")
+    parser.add_argument("second")
+    parser.add_argument("-q", action="store_true")
+    arguments = parser.parse_args(argv)
+    assert (arguments.first, arguments.second, arguments.q) == ("a", "./-z", True)
+
+
+def test_program_that_an_interrupt_ends_is_interrupted(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupt = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGINT)"
+    assert run_command(lambda: run_subprocess([sys.executable, "-c", interrupt])) == 130
+    assert capsys.readouterr().err == "interrupted; run the same command to continue\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("while True: print('a line')", (0, "")),
+        ("import os; a, b = os.pipe(); os.close(a); os.write(b, b'x')", (2, "error: [Errno 32] Broken pipe\n")),
+    ],
+    ids=["stdout", "another pipe"],
+)
+def test_only_a_reader_of_the_output_may_leave(code: str, expected: tuple[int, str]) -> None:
+    script = (
+        f"from harness.host.command_line import run_command\ndef run():\n    {code}\nraise SystemExit(run_command(run))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if expected[0] == 0:
+            process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == expected
 
 
 def test_usage_error_names_the_help() -> None:

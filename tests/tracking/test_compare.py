@@ -54,6 +54,15 @@ def write_case_files(folder: Path, case: dict[str, object], events: Sequence[dic
     return folder
 
 
+def test_reason_is_printed_if_the_only_run_is_unreadable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_scaling_run(tmp_path / "runs" / "a" / "1", [1.0])
+    (run / "case.json").write_text("{")
+    assert main(["compare", "--out", str(tmp_path), "campaign=a", "campaign=b"]) == 2
+    output = capsys.readouterr()
+    assert "no finished runs here" in output.err
+    assert f"not compared: {run} is unreadable: case.json" in output.out
+
+
 def run_compare(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: str
 ) -> dict[tuple[str, str], dict[str, str]]:

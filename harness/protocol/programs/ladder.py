@@ -192,6 +192,8 @@ class LadderModel(Part):
     trained: bool
     parameters: Count
     checkpoint: str | None = None
+    gate_file: str | None = None
+    """The file of the gate's weights, if it is separate from the checkpoint."""
     test_errors: list[HeldOutErrors] | None = None
     untrained_heads: list[str] | None = None
     forced_active_heads: PositiveCount | None = None

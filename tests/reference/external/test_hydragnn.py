@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ def run(folder: Path, checkout: Path | str, python: str = "", **parameters: Any)
     log = CaseLog(folder / "events.jsonl", "ladder")
     hydragnn.run(LadderParameters(**CASE | parameters), log, folder)
     return list(events.read(folder / "events.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["mlp_branch_weights.pt", "mlp_weights/epoch_9.pt"])
+def test_gate_of_a_checkpoint_is_the_only_file_next_to_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mlp_weights").mkdir()
+    with pytest.raises(InputError, match=r"expected one file of the gate's weights, .*; it has none"):
+        hydragnn.find_gate_file(tmp_path / "model.pk")
+    (tmp_path / name).touch()
+    assert hydragnn.find_gate_file(tmp_path / "model.pk") == tmp_path / name
+    (tmp_path / "mlp_weights" / "epoch_10.pt").touch()
+    with pytest.raises(InputError, match=rf"it has .*{re.escape(name)}"):
+        hydragnn.find_gate_file(tmp_path / "model.pk")
 
 
 def test_a_case_without_a_checkout_names_the_setting(tmp_path: Path) -> None:
@@ -237,7 +250,11 @@ def test_predictions_of_a_checkpoint_are_the_same_in_hydragnn_and_here(
     config = LadderParameters(**CASE | {"checkpoint": str(tmp_path / "model.pk")})
     checkout = hydragnn.find_checkout(tmp_path)
     content, model_config, branches = hydragnn.read_model(config, checkout)
-    model = load_hydragnn(tmp_path / "model.pk", tmp_path / "config.json").eval().requires_grad_(False)
+    gate = {f"net.{k}.weight": torch.zeros(n, m) for k, n, m in ((0, 128, 118), (2, 64, 128), (4, branches, 64))}
+    gate |= {name.replace("weight", "bias"): torch.zeros(len(value)) for name, value in gate.items()}
+    torch.save({"mlp_state_dict": gate}, tmp_path / "mlp_branch_weights.pt")  # all branches have equal weights
+    files = (tmp_path / name for name in ("model.pk", "config.json", "mlp_branch_weights.pt"))
+    model = load_hydragnn(*files).eval().requires_grad_(False)
     charged = Structure("ion", np.array([8, 1]), np.array([[0.0, 0, 0], [0, 0, 1.0]]), charge=-1, multiplicity=2)
     batch = make_batch([make_molecule(), make_crystal(), charged], model_config)
     expected = prediction.fused_gradient(model, batch, model.gate(batch.composition))

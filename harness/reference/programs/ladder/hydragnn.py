@@ -45,6 +45,8 @@ from harness.reference.programs.ladder.workload import CLOSED_LOGIT, make_groups
 HYDRAGNN_STAGES = (
     "baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile", "tuned_allocator",
 )  # fmt: skip
+# The files of a checkpoint's gate: as published, and as HydraGNN's inference reads it.
+GATE_FILES = ("mlp_branch_weights.pt", "mlp_weights/*.pt")
 GATE_SIZES = (128, 64)  # widths of the hidden layers of a fixed gate, as in the reference model
 
 
@@ -172,6 +174,20 @@ def read_model(config: LadderParameters, checkout: Checkout) -> tuple[dict[str, 
     return fill_template(content, model_config), model_config, model_config.heads
 
 
+def find_gate_file(checkpoint: Path) -> Path:
+    """Return the absolute path of the gate's weights next to a checkpoint.
+
+    Raises:
+        InputError: There is none, or there are several.
+    """
+    folder = checkpoint.absolute().parent
+    files = sorted(path for pattern in GATE_FILES for path in folder.glob(pattern))
+    if len(files) != 1:
+        expected, names = " or ".join(GATE_FILES), ", ".join(str(path.relative_to(folder)) for path in files) or "none"
+        raise InputError(f"{folder}: expected one file of the gate's weights, {expected}; it has {names}")
+    return files[0]
+
+
 def start_inference(
     config: LadderParameters, checkout: Checkout, hydragnn_config: dict[str, Any], branches: int, folder: Path
 ) -> PotentialProcess:
@@ -186,13 +202,14 @@ def start_inference(
 
     Raises:
         PotentialError: The model cannot be loaded.
+        InputError: The checkpoint has no gate, or several.
     """
-    gate: str | dict[str, Any] = {"sizes": GATE_SIZES, "logits": [0.0] * branches}
+    gate: str | dict[str, Any]
     if config.checkpoint is None:
         logits = [0.0] * config.active_heads + [CLOSED_LOGIT] * (branches - config.active_heads)
         gate = {"sizes": GATE_SIZES, "logits": logits}
-    elif files := sorted(Path(config.checkpoint).parent.glob("mlp_weights/*.pt")):
-        gate = str(files[-1].absolute())
+    else:
+        gate = str(find_gate_file(Path(config.checkpoint)))
     return checkout.start_adapter(
         "hydragnn_inference",
         "FusedInference",
@@ -233,6 +250,7 @@ def describe(
             trained=config.checkpoint is not None,
             parameters=adapter_facts["parameters"],
             checkpoint=config.checkpoint,
+            gate_file=None if config.checkpoint is None else str(find_gate_file(Path(config.checkpoint))),
             forced_active_heads=None if config.checkpoint is not None else config.active_heads,
         ),
         runtime=LadderObserved(

@@ -18,7 +18,7 @@ import pytest
 from harness.claims.evaluate import judge_papers
 from harness.claims.papers import load_papers
 from harness.experiments.precision import figures
-from harness.experiments.precision.metrics import build_tables, judge_inference
+from harness.experiments.precision.metrics import INFERENCE, TYPES, build_tables, judge_inference
 from harness.experiments.precision.page import (
     build_inference_block,
     build_modules_block,
@@ -230,24 +230,44 @@ def test_summary_has_no_empty_range_and_describes_only_measured_precisions() -> 
     assert first == "1 backbone on A, 1 thread; B, 1 thread."
 
 
-def test_largest_deviation_is_not_finite_if_that_of_a_batch_is_not(tmp_path: Path) -> None:
-    values = {"energy_mae_ev_per_atom": 1.0, "force_mae_ev_per_angstrom": 1.0, "force_scale_ev_per_angstrom": 1.0,
-              "energy_deviation_mean_ev_per_atom": 0.1, "force_deviation_mean_ev_per_angstrom": 0.1,
-              "force_deviation_max_ev_per_angstrom": 0.1}  # fmt: skip
-    batches = [{"precision": "bf16", "head": "A", "structures": 1, "energy_deviation_max_ev_per_atom": value, **values}
-               for value in (0.1, None)]  # fmt: skip
-    facts = {"model": {"config": {"backbone": "painn"}}, "weights": {"checkpoint": "x"},
-             "runtime": {"precisions": {}}, "memory": []}  # fmt: skip
-    record = RunRecord("c/a", {"name": "a", "program": "precision"}, "done", facts=facts,
-                       events_by_kind={"prediction": batches})  # fmt: skip
-    (row,) = build_tables([record])["precision_inference"].to_dict("records")
+def make_prediction(precision: str, **changes: float | None) -> dict[str, Any]:
+    """Return the event of a batch, with errors of 1 against labels and deviations of 0.1 from FP64."""
+    errors = dict.fromkeys(INFERENCE["errors"], 1.0) | {k: 0.1 for k in INFERENCE["errors"] if "deviation" in k}
+    return {"precision": precision, "head": "A", "structures": 1, **errors, **changes}
+
+
+def make_record(*predictions: dict[str, Any]) -> RunRecord:
+    precisions = dict.fromkeys(p["precision"] for p in predictions)
+    runtime = {"precisions": {p: dict.fromkeys(TYPES["types"], "") for p in precisions}, "device": "cpu", "threads": 1}
+    facts = {"model": {"config": {"backbone": "painn"}}, "weights": {"checkpoint": "x"}, "runtime": runtime,
+             "memory": []}  # fmt: skip
+    return RunRecord("c/a", {"name": "a", "program": "precision"}, "done", facts=facts,
+                     events_by_kind={"prediction": list(predictions)})  # fmt: skip
+
+
+def test_largest_deviation_is_not_finite_if_that_of_a_batch_is_not() -> None:
+    overflow = make_prediction("bf16", energy_deviation_max_ev_per_atom=None)
+    tables = build_tables([make_record(make_prediction("fp64"), make_prediction("bf16"), overflow)])
+    _, row = tables["precision_inference"].to_dict("records")
     assert math.isnan(row["energy_deviation_max_ev_per_atom"])
+    costs = tables["precision_costs"].set_index(["phase", "precision"])["finite"]
+    assert costs["inference"].to_dict() == {"fp64": True, "bf16": False}
+
+
+def test_fractions_are_relative_to_the_error_in_fp64() -> None:
+    """A precision that makes the error larger must not thereby seem less harmful."""
+    exact = make_prediction("fp64", energy_mae_ev_per_atom=0.5, force_mae_ev_per_angstrom=0.0)
+    tables = build_tables([make_record(make_prediction("bf16"), exact)])
+    row, _ = tables["precision_inference"].to_dict("records")
+    assert row["energy_fraction"] == pytest.approx(0.2)
+    assert math.isnan(row["force_fraction"])
+    assert row["verdict"] == "harmful"
 
 
 def test_diverged_precision_stops_and_is_reported(tmp_path: Path) -> None:
     log = run_study(tmp_path, learning_rate=1e30, precisions=["fp64", "fp32"])
     tables = build_tables(load_runs(tmp_path / "runs"))
-    assert not tables["precision_costs"][tables["precision_costs"]["phase"] == "training"]["finite"].any()
+    assert not tables["precision_costs"]["finite"].any()
     assert [e for e in log if e["event"] == "sample" and e["phase"] == "training" and e["loss"] is None]
     assert set(tables["precision_inference"]["verdict"]) <= {"reference", "not finite"}
     write_report(tmp_path)

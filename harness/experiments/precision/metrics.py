@@ -59,7 +59,7 @@ TYPES = Columns(
     types="parameters matrix_layers pooled energies forces",
 )
 PHYSICS = Columns("precision_physics", run="campaign case backbone precision", check=CHECK_COLUMNS, folder="folder")
-# The largest share of the model's error against labels that a harmless precision may add.
+# The largest share of the model's error against labels in FP64 that a harmless precision may add.
 MAX_HARMLESS_FRACTION = 0.1
 
 
@@ -67,13 +67,13 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on finished comparisons of precisions; missing values are NaN.
 
     `precision_costs` has a row per backbone, phase and precision, with the speed-up over FP64 from ratios within a
-    round. `precision_inference` has a row per backbone, precision and head: `*_deviation_*` are differences from FP64,
-    and `*_fraction` are these differences divided by the errors against labels. `precision_training` has the errors of
-    the models trained in each precision, and the ratios of these errors to those of the model trained in FP64.
-    `precision_losses` has a row per step, with the relative deviation of the loss from training in FP64.
-    `precision_modules` has the error of every module's output; `growth` is its ratio to the error of the input.
-    `precision_types` has the observed types. `precision_physics` has a row per backbone, precision and check of
-    physics.
+    round; `finite` says whether all training losses or predictions are finite. `precision_inference` has a row per
+    backbone, precision and head: `*_deviation_*` are differences from FP64, and `*_fraction` are these differences
+    divided by FP64's errors against labels, NaN if these are 0. `precision_training` has the errors of the models
+    trained in each precision, and the ratios of these errors to those of the model trained in FP64. `precision_losses`
+    has a row per step, with the relative deviation of the loss from training in FP64. `precision_modules` has the error
+    of every module's output; `growth` is its ratio to the error of the input. `precision_types` has the observed types.
+    `precision_physics` has a row per backbone, precision and check of physics.
     """
     runs = [r for r in records if r.program == "precision" and r.state == "done"]
     return {
@@ -130,22 +130,25 @@ def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
                     **_get_run_columns(record),
                     "phase": phase,
                     "precision": name,
-                    "structures_per_s": rate.value,
-                    "structures_per_s_low": rate.low,
-                    "structures_per_s_high": rate.high,
+                    **interval_columns("structures_per_s", rate),
                     **interval_columns("speedup", ratio),
                     "samples": rate.n,
                     "peak_bytes": memory.get((phase, name)),
-                    "finite": all(
-                        s["loss"] is not None
-                        for s in record.samples
-                        if s["phase"] == phase == "training" and s["precision"] == name
-                    ),
+                    "finite": _is_finite(record, phase, name),
                     **{k: record.facts["runtime"][k] for k in COSTS["machine"]},
                     "folder": record.location,
                 }
             )
     return rows
+
+
+def _is_finite(record: RunRecord, phase: str, precision: str) -> bool:
+    """Return whether all training losses, or all predictions, of a precision are finite."""
+    if phase == "training":
+        values = [s["loss"] for s in record.samples if s["phase"] == phase and s["precision"] == precision]
+    else:
+        values = [e[key] for e in record.events("prediction") if e["precision"] == precision for key in MAXIMA]
+    return None not in values
 
 
 def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
@@ -161,17 +164,21 @@ def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
         for key in INFERENCE["errors"]:
             values = [math.nan if e[key] is None else e[key] for e in batches]
             row[key] = float(np.max(values)) if key in MAXIMA else statistics.fmean(values, counts)  # both keep NaN
-        row["energy_fraction"] = row["energy_deviation_mean_ev_per_atom"] / row["energy_mae_ev_per_atom"]
-        row["force_fraction"] = row["force_deviation_mean_ev_per_angstrom"] / row["force_mae_ev_per_angstrom"]
-        rows.append(row | {"weights": weights, "verdict": judge_inference(row)})
+        rows.append(row | {"weights": weights})
+    references = {row["head"]: row for row in rows if row["precision"] == REFERENCE}
+    for row in rows:
+        for quantity, unit in (("energy", "ev_per_atom"), ("force", "ev_per_angstrom")):
+            error = references.get(row["head"], {}).get(f"{quantity}_mae_{unit}", math.nan)
+            row[f"{quantity}_fraction"] = row[f"{quantity}_deviation_mean_{unit}"] / error if error else math.nan
+        row["verdict"] = judge_inference(row)
     return rows
 
 
 def judge_inference(row: dict[str, Any]) -> str:
     """Return the verdict on a row: "reference" for FP64, "harmless", "harmful", "not finite" or "not judged".
 
-    A precision is harmless if it adds at most MAX_HARMLESS_FRACTION of the errors against labels, of energies alone if
-    the head has no force labels; it is not judged if neither error is known.
+    A precision is harmless if it adds at most MAX_HARMLESS_FRACTION of FP64's errors against labels, of energies alone
+    if the head has no force labels; it is not judged if neither error is known.
     """
     if row["precision"] == REFERENCE:
         return "reference"

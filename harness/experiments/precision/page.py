@@ -109,7 +109,7 @@ def describe_comparison(costs: pd.DataFrame, inference: pd.DataFrame, training: 
             "The labels are those of the shipped datasets, which include stand-ins, and training is brief. Except for"
             " the shipped model, the errors against labels are those of models that have not converged."
         )
-    diverged = costs[~costs["finite"].astype(bool)]
+    diverged = costs[(costs["phase"] == "training") & ~costs["finite"].astype(bool)]
     if len(diverged):
         cases = ", ".join(f"{r['title']} in {r['precision'].upper()}" for r in list_rows(diverged))
         text.append(f"The training loss became non-finite: {cases}.")

@@ -8,6 +8,7 @@ Chem. Theory Comput. 15, 448 (2019). F is the width, K the filters, G the Gaussi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from harness.reference.models.basis import cosine_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
+from harness.reference.ops.filters import RadialFilters, can_compute_filters
 from harness.reference.ops.products import apply_linear, has_hooks, linear
 from harness.reference.ops.segment_sums import Grouping, gather, pair_edges, product_sum
 
@@ -32,10 +34,15 @@ def apply_ssp_and_linear(x: Tensor, layer: nn.Linear) -> Tensor:
 
     The bias contains the shift, unless the layer has hooks. The softplus is x for x > 40, where doubles are equal.
     """
-    y, shift = softplus(x, threshold=40.0), math.log(2.0)
+    y = softplus(x, threshold=40.0)
     if has_hooks(layer):
-        return apply_linear(layer, y - shift)
-    return linear(y, layer.weight, layer.bias - shift * layer.weight.sum(1))
+        return apply_linear(layer, y - math.log(2.0))
+    return linear(y, layer.weight, include_shift(layer))
+
+
+def include_shift(layer: nn.Linear) -> Tensor:
+    """Return the bias with which the layer takes a softplus, rather than a shifted softplus, as its input."""
+    return layer.bias - math.log(2.0) * layer.weight.sum(1)
 
 
 class Gaussians(nn.Module):
@@ -67,21 +74,17 @@ class Interaction(InteractionBlock):  # type: ignore[misc]
         super().__init__(width, n_gaussians, n_filters, cutoff)
         del self.conv.nn  # the same module as self.mlp
 
-    def forward(
-        self, x: Tensor, edges: EdgeGroups, basis: Tensor, envelope: Tensor, pair: Grouping | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, edges: EdgeGroups, filters: Tensor, pair: Grouping | None = None) -> Tensor:
         """Return the change of x, [n, F].
 
         Args:
             x: [n, F] features.
             edges: The edges.
-            basis: [e, G] Gaussians of the distance, or [p, G] of the distances of pairs.
-            envelope: [e, 1], or [p, 1].
-            pair: The pair of each edge; None: basis and envelope have a row for each edge.
+            filters: [e, K], or [p, K] of pairs.
+            pair: The pair of each edge; None: filters have a row for each edge.
         """
-        weight = apply_ssp_and_linear(apply_linear(self.mlp[0], basis), self.mlp[2]) * envelope
         sent = apply_linear(self.conv.lin1, x)
-        received = product_sum(sent, weight, edges.senders, edges.receivers, weight_rows=pair)
+        received = product_sum(sent, filters, edges.senders, edges.receivers, weight_rows=pair)
         return apply_ssp_and_linear(apply_linear(self.conv.lin2, received), self.lin)
 
 
@@ -109,10 +112,28 @@ class SchNet(nn.Module):
         pairs = pair_edges(edges.receivers, edges.senders, batch.shift)
         pair = None if pairs is None else pairs[0]
         r = torch.linalg.vector_norm(vector if pairs is None else gather(vector, pairs[1]), dim=-1, keepdim=True)
-        basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
+        filters = self.compute_filters(r)
         state = self.state(batch.charge, batch.multiplicity)
         x: Tensor = self.embedding(batch.numbers)
-        for interaction, condition in zip(self.interactions, self.conditions, strict=True):
-            x = x + interaction(x, edges, basis, envelope, pair)
+        for interaction, condition, weight in zip(self.interactions, self.conditions, filters, strict=True):
+            x = x + interaction(x, edges, weight, pair)
             x = condition(x, state, graphs)
         return x
+
+    def compute_filters(self, r: Tensor) -> Sequence[Tensor]:
+        """Return the filters [e, K] of each layer for distances r [e, 1] in angstrom."""
+        networks = [interaction.mlp for interaction in self.interactions]
+        if can_compute_filters(r, networks):
+            layers = [t for a, _, b in networks for t in (a.weight, a.bias, b.weight, include_shift(b))]
+            gaussians = len(self.gaussians.orders)
+            filters: tuple[Tensor, ...] = RadialFilters.apply(
+                r, self.compute_filters_by_layers, gaussians, self.cutoff, MIN_EXPONENT, layers
+            )
+            return filters
+        return self.compute_filters_by_layers(r)
+
+    def compute_filters_by_layers(self, r: Tensor) -> list[Tensor]:
+        """Return `compute_filters`, differentiable any number of times."""
+        basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
+        networks = [interaction.mlp for interaction in self.interactions]
+        return [apply_ssp_and_linear(apply_linear(a, basis), b) * envelope for a, _, b in networks]

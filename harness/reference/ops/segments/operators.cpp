@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "couplings.h"
+#include "filters.h"
 #include "multiply_add.h"
 #include "pairs.h"
 #include "rows.h"
@@ -267,6 +268,8 @@ TORCH_LIBRARY_IMPL(gfm_harness, Autograd, library) {
 
 TORCH_LIBRARY_IMPL(gfm_harness, CPU, library) {
   library.impl("multiply_add", &fused::multiply_add);
+  library.impl("radial_filters", &fused::radial_filters);
+  library.impl("sum_row_products", &fused::sum_row_products);
   library.impl("scaled_silu", &fused::scaled_silu);
   library.impl("group_rows", &segments::group_rows);
   library.impl("pair_edges", &segments::pair_edges);

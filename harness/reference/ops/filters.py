@@ -1,34 +1,63 @@
-"""Filters of SchNet and their derivatives with respect to the distance, computed together by a C++ operator on CPUs."""
+"""Sums over neighbours with filters that depend on the distance alone, as in SchNet, for frozen parameters on CPUs.
+
+One operator computes the filters of all layers and their derivatives, so that forces need no backward pass through the
+networks of the filters:
+
+    radial_filters(r, ...)                     = f_1(r), f_2(r), ..., f_1'(r), f_2'(r), ...
+    sum_triple_products(x, y, w, a, b, c)[p]   = sum of x[a[e], k] y[b[e], k] w[p, k] over c[e] = p and k
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, library, nn
 
 from harness.reference.ops.products import has_hooks, is_loaded
+from harness.reference.ops.segment_sums import NAMESPACE, Grouping, product_sum
 
-library.define(
-    "gfm_harness::radial_filters",
-    "(Tensor r, int gaussians, float cutoff, float min_exponent, Tensor[] layers) -> Tensor[]",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-library.define(
-    "gfm_harness::sum_row_products", "(Tensor[] a, Tensor[] b) -> Tensor", tags=torch.Tag.pt2_compliant_tag
-)
-
-
-def _allocate(r: Tensor, gaussians: int, cutoff: float, min_exponent: float, layers: list[Tensor]) -> list[Tensor]:
-    return 2 * [r.new_empty(r.shape[0], weight.shape[0]) for weight in layers[2::4]]
+SCHEMAS = {
+    "radial_filters": "(Tensor r, int gaussians, float cutoff, float min_exponent, Tensor[] layers) -> Tensor[]",
+    "sum_triple_products": "(Tensor x, Tensor y, Tensor w, Tensor a, Tensor b, Tensor[] c) -> Tensor",
+}
+for _name, _schema in SCHEMAS.items():
+    library.define(f"{NAMESPACE}::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
+_operators = torch.ops.gfm_harness
 
 
-library.register_fake("gfm_harness::radial_filters", _allocate)
+def _allocate_filters(
+    r: Tensor, gaussians: int, cutoff: float, min_exponent: float, layers: list[Tensor]
+) -> list[Tensor]:
+    return [r.new_empty(r.shape[0], weight.shape[0]) for weight in 2 * layers[2::4]]
 
 
-def can_compute_filters(r: Tensor, networks: Sequence[nn.Sequential]) -> bool:
-    """Return whether the operator computes the filters of frozen networks, and their derivatives, for distances r."""
+def _allocate_sums(x: Tensor, y: Tensor, w: Tensor, a: Tensor, b: Tensor, c: list[Tensor]) -> Tensor:
+    return x.new_empty(w.shape[0], 1)
+
+
+library.register_fake(f"{NAMESPACE}::radial_filters", _allocate_filters)
+library.register_fake(f"{NAMESPACE}::sum_triple_products", _allocate_sums)
+
+
+class RadialFilter(NamedTuple):
+    """The filter of a layer, which depends on the distance alone.
+
+    Attributes:
+        value: [p, K], which is differentiable if there is no slope.
+        slope: [p, K] derivative with respect to the distance, or None.
+        compute: Return a differentiable [p, K] for distances [p, 1]; only if there is a slope.
+    """
+
+    value: Tensor
+    slope: Tensor | None = None
+    compute: Callable[[Tensor], Tensor] | None = None
+
+
+def can_compute_slopes(r: Tensor, networks: Iterable[nn.Sequential]) -> bool:
+    """Return whether `radial_filters` can evaluate networks for distances r whose gradient is needed."""
+    parameters = [p for network in networks for p in network.parameters()]
     return (
         r.requires_grad
         and torch.is_grad_enabled()
@@ -36,27 +65,66 @@ def can_compute_filters(r: Tensor, networks: Sequence[nn.Sequential]) -> bool:
         and is_loaded(r.device)
         and r.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
-        and not any(x.requires_grad or x.dtype != r.dtype for network in networks for x in network.parameters())
+        and all(p.dtype == r.dtype and not p.requires_grad for p in parameters)
         and not any(has_hooks(layer) for network in networks for layer in network)
     )
 
 
-class RadialFilters(torch.autograd.Function):
-    """Filters whose first derivative is computed with them, without a backward pass through their layers."""
+def evaluate_filters(
+    r: Tensor, gaussians: int, cutoff: float, min_exponent: float, layers: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the filters of all layers and their derivatives with respect to r, [p, K] each.
+
+    A filter is W_2 softplus(W_1 g + b_1) + b_2 times the cosine cutoff, with exponents of the Gaussians g of at least
+    min_exponent.
+
+    Args:
+        r: [p, 1] distances.
+        gaussians: Number of Gaussians, with centres from 0 to the cutoff.
+        cutoff: The cutoff in the unit of r.
+        min_exponent: The lower bound of exponents.
+        layers: W_1 [K, gaussians], b_1 [K], W_2 [K, K] and b_2 [K] of each layer, one after another.
+    """
+    results = _operators.radial_filters(r.detach(), gaussians, cutoff, min_exponent, layers)
+    return results[: len(results) // 2], results[len(results) // 2 :]
+
+
+def sum_filtered(
+    x: Tensor, r: Tensor, radial: RadialFilter, senders: Grouping, receivers: Grouping, pair: Grouping | None
+) -> Tensor:
+    """Return the sum of sent rows times the filter over the edges of each receiver, [n, K].
+
+    Args:
+        x: [n, K], a row for each sender.
+        r: [p, 1] distance of each pair.
+        radial: The filter of each pair.
+        senders: The sender of each edge.
+        receivers: The receiver of each edge.
+        pair: The pair of each edge; None: every edge is one.
+    """
+    if radial.slope is None:
+        return product_sum(x, radial.value, senders, receivers, weight_rows=pair)
+    result: Tensor = _FilteredSum.apply(x, r, radial, senders, receivers, pair)
+    return result
+
+
+class _FilteredSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, r: Tensor, radial: RadialFilter, *groups: Grouping) -> Tensor:
+        ctx.save_for_backward(x, r)
+        ctx.radial, ctx.groups = radial, groups
+        return product_sum(x, radial.value, groups[0], groups[1], weight_rows=groups[2])
 
     @staticmethod
-    def forward(ctx: Any, r: Tensor, compute: Callable[[Tensor], list[Tensor]], *parameters: Any) -> tuple[Tensor, ...]:
-        filters = torch.ops.gfm_harness.radial_filters(r, *parameters)
-        layers = len(filters) // 2
-        ctx.save_for_backward(r, *filters[layers:])
-        ctx.compute = compute
-        return tuple(filters[:layers])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        r, *slopes = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, r = ctx.saved_tensors
+        value, slope, compute = ctx.radial
+        senders, receivers, pair = ctx.groups
         if torch.is_grad_enabled():
-            (r_grad,) = torch.autograd.grad(ctx.compute(r), r, grads, create_graph=True)
+            value = compute(r)
+            value_grad = product_sum(x, grad, senders, pair, weight_rows=receivers)
+            (r_grad,) = torch.autograd.grad(value, r, value_grad, create_graph=True)
         else:
-            r_grad = torch.ops.gfm_harness.sum_row_products(grads, slopes)
-        return r_grad, None, None, None, None, None
+            r_grad = _operators.sum_triple_products(x, grad, slope, senders.group, receivers.group, pair)
+        x_grad = product_sum(grad, value, receivers, senders, weight_rows=pair) if ctx.needs_input_grad[0] else None
+        return x_grad, r_grad, *(None,) * 4

@@ -8,7 +8,7 @@ Chem. Theory Comput. 15, 448 (2019). F is the width, K the filters, G the Gaussi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,9 @@ from harness.reference.models.basis import cosine_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
-from harness.reference.ops.filters import RadialFilters, can_compute_filters
+from harness.reference.ops.filters import RadialFilter, can_compute_slopes, evaluate_filters, sum_filtered
 from harness.reference.ops.products import apply_linear, has_hooks, linear
-from harness.reference.ops.segment_sums import Grouping, gather, pair_edges, product_sum
+from harness.reference.ops.segment_sums import Grouping, gather, pair_edges
 
 # exp(-60) is negligible next to the largest Gaussian even in double precision, but not denormal, which would be slow.
 MIN_EXPONENT = -60.0
@@ -43,6 +43,11 @@ def apply_ssp_and_linear(x: Tensor, layer: nn.Linear) -> Tensor:
 def include_shift(layer: nn.Linear) -> Tensor:
     """Return the bias with which the layer takes a softplus, rather than a shifted softplus, as its input."""
     return layer.bias - math.log(2.0) * layer.weight.sum(1)
+
+
+def apply_filter(network: nn.Sequential, basis: Tensor, envelope: Tensor) -> Tensor:
+    """Return the filters [e, K] of a layer for Gaussians [e, G] and envelopes [e, 1] of the distances."""
+    return apply_ssp_and_linear(apply_linear(network[0], basis), network[2]) * envelope
 
 
 class Gaussians(nn.Module):
@@ -74,17 +79,19 @@ class Interaction(InteractionBlock):  # type: ignore[misc]
         super().__init__(width, n_gaussians, n_filters, cutoff)
         del self.conv.nn  # the same module as self.mlp
 
-    def forward(self, x: Tensor, edges: EdgeGroups, filters: Tensor, pair: Grouping | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, r: Tensor, radial: RadialFilter, edges: EdgeGroups, pair: Grouping | None = None
+    ) -> Tensor:
         """Return the change of x, [n, F].
 
         Args:
             x: [n, F] features.
+            r: [e, 1] distances, or [p, 1] of pairs.
+            radial: The filter at these distances.
             edges: The edges.
-            filters: [e, K], or [p, K] of pairs.
-            pair: The pair of each edge; None: filters have a row for each edge.
+            pair: The pair of each edge; None: r has a row for each edge.
         """
-        sent = apply_linear(self.conv.lin1, x)
-        received = product_sum(sent, filters, edges.senders, edges.receivers, weight_rows=pair)
+        received = sum_filtered(apply_linear(self.conv.lin1, x), r, radial, edges.senders, edges.receivers, pair)
         return apply_ssp_and_linear(apply_linear(self.conv.lin2, received), self.lin)
 
 
@@ -112,28 +119,27 @@ class SchNet(nn.Module):
         pairs = pair_edges(edges.receivers, edges.senders, batch.shift)
         pair = None if pairs is None else pairs[0]
         r = torch.linalg.vector_norm(vector if pairs is None else gather(vector, pairs[1]), dim=-1, keepdim=True)
-        filters = self.compute_filters(r)
+        filters = self.compute_filters(r, pair)
         state = self.state(batch.charge, batch.multiplicity)
         x: Tensor = self.embedding(batch.numbers)
-        for interaction, condition, weight in zip(self.interactions, self.conditions, filters, strict=True):
-            x = x + interaction(x, edges, weight, pair)
+        for interaction, condition, radial in zip(self.interactions, self.conditions, filters, strict=True):
+            x = x + interaction(x, r, radial, edges, pair)
             x = condition(x, state, graphs)
         return x
 
-    def compute_filters(self, r: Tensor) -> Sequence[Tensor]:
-        """Return the filters [e, K] of each layer for distances r [e, 1] in angstrom."""
+    def compute_filters(self, r: Tensor, pair: Grouping | None) -> list[RadialFilter]:
+        """Return the filter of each layer for distances r [e, 1] in angstrom, or [p, 1] of pairs."""
         networks = [interaction.mlp for interaction in self.interactions]
-        if can_compute_filters(r, networks):
-            layers = [t for a, _, b in networks for t in (a.weight, a.bias, b.weight, include_shift(b))]
-            gaussians = len(self.gaussians.orders)
-            filters: tuple[Tensor, ...] = RadialFilters.apply(
-                r, self.compute_filters_by_layers, gaussians, self.cutoff, MIN_EXPONENT, layers
-            )
-            return filters
-        return self.compute_filters_by_layers(r)
+        if pair is None or not can_compute_slopes(r, networks):
+            basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
+            return [RadialFilter(apply_filter(network, basis, envelope)) for network in networks]
+        layers = [x for a, _, b in networks for x in (a.weight, a.bias, b.weight, include_shift(b))]
+        values, slopes = evaluate_filters(r, len(self.gaussians.orders), self.cutoff, MIN_EXPONENT, layers)
 
-    def compute_filters_by_layers(self, r: Tensor) -> list[Tensor]:
-        """Return `compute_filters`, differentiable any number of times."""
-        basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
-        networks = [interaction.mlp for interaction in self.interactions]
-        return [apply_ssp_and_linear(apply_linear(a, basis), b) * envelope for a, _, b in networks]
+        def compute(r: Tensor, network: nn.Sequential) -> Tensor:
+            return apply_filter(network, self.gaussians(r), cosine_cutoff(r, self.cutoff))
+
+        return [
+            RadialFilter(value, slope, partial(compute, network=network))
+            for value, slope, network in zip(values, slopes, networks, strict=True)
+        ]

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "multiply_add.h"
+#include "rows.h"
 #include "vectors.h"
 
 namespace fused {
@@ -76,30 +77,31 @@ std::vector<Tensor> radial_filters(const Tensor& r, int64_t gaussians, double cu
   return results;
 }
 
-// Return the sum over tensors and columns of the products of two lists of tensors, [rows, 1].
-Tensor sum_row_products(at::TensorList a, at::TensorList b) {
-  const int64_t rows = a[0].size(0);
-  std::vector<Tensor> left, right;
-  for (size_t l = 0; l < a.size(); ++l) {
-    TORCH_CHECK_VALUE(a[l].size(0) == rows && a[l].sizes() == b[l].sizes(), "tensors do not fit");
-    left.push_back(a[l].contiguous()), right.push_back(b[l].contiguous());
-  }
-  Tensor sums = at::empty({rows, 1}, a[0].options());
-  AT_DISPATCH_FLOATING_TYPES(sums.scalar_type(), "sum_row_products", [&] {
+// Return the sums over the edges of each pair, and over features, of x[sender] y[receiver] weight[pair], [pairs, 1].
+Tensor sum_triple_products(const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& sender,
+                           const Tensor& receiver, at::TensorList pair) {
+  const segments::Rows pairs(pair[0], pair[1], pair[2]);
+  const Tensor left = x.contiguous(), right = y.contiguous(), factor = weight.contiguous();
+  const int64_t width = x.size(1);
+  TORCH_CHECK_VALUE(y.size(1) == width && weight.sizes() == at::IntArrayRef({pairs.groups, width}), "no common width");
+  TORCH_CHECK_VALUE(sender.numel() == pairs.count && receiver.numel() == pairs.count, "the numbers of edges differ");
+  const int64_t *const a = sender.const_data_ptr<int64_t>(), *const b = receiver.const_data_ptr<int64_t>();
+  Tensor sums = at::empty({pairs.groups, 1}, x.options());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sum_triple_products", [&] {
     using T = scalar_t;
+    const T *u = left.const_data_ptr<T>(), *v = right.const_data_ptr<T>(), *w = factor.const_data_ptr<T>();
     T* const target = sums.mutable_data_ptr<T>();
-    at::parallel_for(0, rows, FILTER_ROWS / 4, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
+    at::parallel_for(0, pairs.groups, FILTER_ROWS / 4, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c) {
         Vector<T> lanes{};
-        T sum = 0;
-        for (size_t l = 0; l < left.size(); ++l) {
-          const int64_t width = left[l].size(1);
-          const T *u = left[l].const_data_ptr<T>() + i * width, *v = right[l].const_data_ptr<T>() + i * width;
+        T rest = 0;
+        for (int64_t n = pairs.start[c]; n < pairs.start[c + 1]; ++n) {
+          const T *s = u + a[pairs.order[n]] * width, *t = v + b[pairs.order[n]] * width, *f = w + c * width;
           int64_t k = 0;
-          for (; k + LANES<T> <= width; k += LANES<T>) lanes += load(u + k) * load(v + k);
-          for (; k < width; ++k) sum += u[k] * v[k];
+          for (; k + LANES<T> <= width; k += LANES<T>) lanes += load(s + k) * load(t + k) * load(f + k);
+          for (; k < width; ++k) rest += s[k] * t[k] * f[k];
         }
-        target[i] = sum + sum_lanes<T, VECTOR_BYTES>(lanes);
+        target[c] = rest + sum_lanes<T, VECTOR_BYTES>(lanes);
       }
     });
   });

@@ -269,7 +269,7 @@ TORCH_LIBRARY_IMPL(gfm_harness, Autograd, library) {
 TORCH_LIBRARY_IMPL(gfm_harness, CPU, library) {
   library.impl("multiply_add", &fused::multiply_add);
   library.impl("radial_filters", &fused::radial_filters);
-  library.impl("sum_row_products", &fused::sum_row_products);
+  library.impl("sum_triple_products", &fused::sum_triple_products);
   library.impl("scaled_silu", &fused::scaled_silu);
   library.impl("group_rows", &segments::group_rows);
   library.impl("pair_edges", &segments::pair_edges);

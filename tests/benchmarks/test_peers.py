@@ -23,6 +23,7 @@ from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.inference.bucketing import get_shape
 from harness.reference.models.backbones.mace import MACE
 from harness.reference.models.config import ModelConfig
+from harness.reference.models.edge_groups import compute_edge_vectors
 from harness.reference.models.foundation import build_backbone
 from harness.reference.profiling.flops import count_work
 from tests.support.third_party_models import MaceTorch, SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
@@ -41,7 +42,7 @@ class Energy(nn.Module):
         self.readout = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 1))
 
     def forward(self, batch: Batch, positions: Tensor) -> Tensor:
-        vector = positions[batch.sender] + batch.shift - positions[batch.receiver]
+        vector = compute_edge_vectors(batch, positions, batch.shift)
         atom_energies = self.readout(self.encoder(batch, vector)).squeeze(-1)
         return atom_energies.new_zeros(len(batch.n_atoms)).index_add(0, batch.graph, atom_energies)
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, library, nn
+from torch import Tensor, library
 
-from harness.reference.ops.products import has_hooks, is_loaded
+from harness.reference.ops.products import is_loaded
 from harness.reference.ops.segment_sums import NAMESPACE, Grouping, product_sum
 
 SCHEMAS = {
@@ -55,9 +55,8 @@ class RadialFilter(NamedTuple):
     compute: Callable[[Tensor], Tensor] | None = None
 
 
-def can_compute_slopes(r: Tensor, networks: Iterable[nn.Sequential]) -> bool:
-    """Return whether `radial_filters` can evaluate networks for distances r whose gradient is needed."""
-    parameters = [p for network in networks for p in network.parameters()]
+def can_evaluate_filters(r: Tensor, parameters: Iterable[Tensor]) -> bool:
+    """Return whether `evaluate_filters` can be used: for frozen parameters, and distances whose gradient is needed."""
     return (
         r.requires_grad
         and torch.is_grad_enabled()
@@ -65,8 +64,7 @@ def can_compute_slopes(r: Tensor, networks: Iterable[nn.Sequential]) -> bool:
         and is_loaded(r.device)
         and r.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
-        and all(p.dtype == r.dtype and not p.requires_grad for p in parameters)
-        and not any(has_hooks(layer) for network in networks for layer in network)
+        and all(x.dtype == r.dtype and not x.requires_grad for x in parameters)
     )
 
 

@@ -26,6 +26,7 @@ from harness.reference.ops import (  # noqa: F401 (they define operators)
     activations,
     adaptive_scales,
     bounded_features,
+    filters,
     own_heads,
     pair_repulsion,
     products,
@@ -48,7 +49,7 @@ PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _operators.multiply
 UNCOUNTED = {
     *(getattr(_operators, name) for name in segment_sums.SCHEMAS),
     *(_operators.bound_features, _operators.bound_features_backward),
-    *(_operators.repel_pairs, _operators.solve_scales, _operators.scaled_silu),
+    *(_operators.repel_pairs, _operators.solve_scales, _operators.scaled_silu, _operators.sum_triple_products),
 }
 HEADS = {_operators.evaluate_own_heads, _operators.differentiate_own_heads}
 TF32 = "tf32"
@@ -139,6 +140,12 @@ def count_filter_second(
 def count_multiply_add(a: Tensor, b: Tensor, bias: Tensor | None, **_: Any) -> int:
     """Count the operations of gfm_harness::multiply_add, without those for the bias, as torch does for addmm."""
     return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+
+
+@register_flop_formula(_operators.radial_filters, get_raw=True)
+def count_radial_filters(r: Tensor, *inputs: Any, **_: Any) -> int:
+    """Count the operations of gfm_harness::radial_filters: the products for values and for slopes."""
+    return 4 * r.shape[0] * sum(weight.numel() for weight in inputs[-1][0::2])
 
 
 def _count_head_parameters(parameters: Sequence[Tensor]) -> int:

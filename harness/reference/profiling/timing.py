@@ -101,7 +101,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     ("matrix products", "triton_tem_ multiply_add"),
     ("batched products (heads)", "own_heads"),
     ("element-wise and sums, compiled", "_fused_"),
-    ("gather and scatter", "segment_sum product_sum gather group_rows pair_edges"),
+    ("gather and scatter", "segment_sum product_sum gather group_rows pair_edges sum_triple_products"),
     ("messages", "gfm_harness messages_"),
     ("batched products (heads)", "bmm batched _bgemm"),
     ("matrix products", "::mm addmm gemm cutlass cublas Cijk xmma linear"),

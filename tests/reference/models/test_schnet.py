@@ -115,6 +115,20 @@ def test_filters_of_pairs_are_those_of_both_edges(monkeypatch: pytest.MonkeyPatc
     assert all(is_close(a, b) for a, b in zip(paired, compute(), strict=True) if b.abs().max() > 0)
 
 
+def test_frozen_networks_have_the_same_energy_forces_and_second_derivatives() -> None:
+    """Their filters and the derivatives of these come from one operator, not from layers."""
+    net, batch = make_schnet(), make_batch([make_molecule(8), make_crystal(3)], CONFIG)
+    results = []
+    for frozen in (False, True):
+        net.requires_grad_(not frozen)
+        positions = batch.positions.clone().requires_grad_()
+        energy = compute_features(net, batch, positions).sin().sum()
+        (forces,) = torch.autograd.grad(energy, positions, retain_graph=True)
+        slope = compute_energy_and_gradient(energy, positions)[1]
+        results.append([energy, forces, slope, torch.autograd.grad(slope.square().sum(), positions)[0]])
+    assert all(is_close(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_every_hyperparameter_changes_the_parameter_shapes() -> None:
     shapes = [sorted(p.shape for p in SchNet(c).parameters()) for c in (
         CONFIG,

@@ -119,6 +119,15 @@ def test_products_of_heads_and_by_the_operator_are_counted() -> None:
     assert work.flops == {("heads", "float32"): (4 + 12) * 3 * 6}
 
 
+def test_filters_are_counted_by_the_products_of_values_and_slopes() -> None:
+    messages.load(torch.device("cpu"))
+    layers = [torch.randn(5, 6), torch.randn(5), torch.randn(5, 5), torch.randn(5)]
+    work = count_work(
+        lambda: torch.ops.gfm_harness.radial_filters(torch.rand(7, 1), 6, 4.0, -60.0, layers), Shape(3, 20, 50)
+    )
+    assert work.flops == {("messages", "float32"): 2 * (2 * 7 * 6 * 5 + 2 * 7 * 5 * 5)}
+
+
 def test_couplings_of_neighbours_are_counted_by_their_loops() -> None:
     edges, rows, components, width, paths = 12, 6, 4, 8, 3
     g, h = torch.zeros(5, rows, width), torch.zeros(7, components, width)

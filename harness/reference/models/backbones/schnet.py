@@ -21,7 +21,7 @@ from harness.reference.models.basis import cosine_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
-from harness.reference.ops.filters import RadialFilter, can_compute_slopes, evaluate_filters, sum_filtered
+from harness.reference.ops.filters import RadialFilter, can_evaluate_filters, evaluate_filters, sum_filtered
 from harness.reference.ops.products import apply_linear, has_hooks, linear
 from harness.reference.ops.segment_sums import Grouping, gather, pair_edges
 
@@ -130,10 +130,11 @@ class SchNet(nn.Module):
     def compute_filters(self, r: Tensor, pair: Grouping | None) -> list[RadialFilter]:
         """Return the filter of each layer for distances r [e, 1] in angstrom, or [p, 1] of pairs."""
         networks = [interaction.mlp for interaction in self.interactions]
-        if pair is None or not can_compute_slopes(r, networks):
+        layers = [x for a, _, b in networks for x in (a.weight, a.bias, b.weight, include_shift(b))]
+        hooked = any(has_hooks(layer) for network in networks for layer in network)
+        if pair is None or hooked or not can_evaluate_filters(r, layers):
             basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
             return [RadialFilter(apply_filter(network, basis, envelope)) for network in networks]
-        layers = [x for a, _, b in networks for x in (a.weight, a.bias, b.weight, include_shift(b))]
         values, slopes = evaluate_filters(r, len(self.gaussians.orders), self.cutoff, MIN_EXPONENT, layers)
 
         def compute(r: Tensor, network: nn.Sequential) -> Tensor:

@@ -22,10 +22,15 @@
 namespace fused {
 
 constexpr int64_t FILTER_ROWS = 512;  // the arrays of as many distances fit into the L2 cache
+// A multiple of the elements of two vectors: scalars, which round otherwise than vectors, are then the same for any
+// number of threads.
+constexpr int64_t FILTER_UNIT = 32;
 
 // Return the filters of each layer, then their derivatives; layers: weight and bias of both linear layers of each.
 std::vector<Tensor> radial_filters(const Tensor& r, int64_t gaussians, double cutoff, double min_exponent,
                                    at::TensorList layers) {
+  TORCH_CHECK_VALUE(r.dim() == 2 && r.size(1) == 1, "r is ", r.sizes(), ", not a column");
+  TORCH_CHECK_VALUE(layers.size() % 4 == 0, layers.size(), " parameters are not four for each layer");
   const Tensor distances = r.contiguous();
   const int64_t pairs = r.numel(), count = layers.size() / 4;
   std::vector<Tensor> results;
@@ -34,7 +39,7 @@ std::vector<Tensor> radial_filters(const Tensor& r, int64_t gaussians, double cu
   AT_DISPATCH_FLOATING_TYPES(r.scalar_type(), "radial_filters", [&] {
     using T = scalar_t;
     const T* const distance = distances.const_data_ptr<T>();
-    const T inverse_spacing = (gaussians - 1) / cutoff, wave = std::numbers::pi / cutoff, end = cutoff;
+    const T inverse_spacing = (gaussians - 1) / cutoff, wave = std::numbers::pi / cutoff;
     const auto compute = [&](int64_t first, int64_t rows) {
       const Tensor basis(at::detail::empty_cpu({rows, gaussians}, r.options()));
       const Tensor basis_slope(at::detail::empty_cpu({rows, gaussians}, r.options()));
@@ -60,8 +65,9 @@ std::vector<Tensor> radial_filters(const Tensor& r, int64_t gaussians, double cu
         T* dy = results[count + layer].mutable_data_ptr<T>() + first * width;
         for (int64_t i = 0; i < rows; ++i, f += width, df += width, y += width, dy += width) {
           const T x = distance[first + i];
-          const T envelope = x < end ? (std::cos(x * wave) + 1) / 2 : 0;
-          const T envelope_slope = x < end ? -wave * std::sin(x * wave) / 2 : 0;
+          const bool inside = x < T(cutoff);
+          const T envelope = inside ? (std::cos(x * wave) + 1) / 2 : 0;
+          const T envelope_slope = inside ? -wave * std::sin(x * wave) / 2 : 0;
           for (int64_t k = 0; k < width; ++k) {
             y[k] = envelope * f[k];
             dy[k] = envelope * df[k] + envelope_slope * f[k];
@@ -69,9 +75,10 @@ std::vector<Tensor> radial_filters(const Tensor& r, int64_t gaussians, double cu
         }
       }
     };
-    at::parallel_for(0, pairs, FILTER_ROWS / 4, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, (pairs + FILTER_UNIT - 1) / FILTER_UNIT, 1, [&](int64_t unit, int64_t last) {
       const at::NoGradGuard guard;
-      for (; first < last; first += FILTER_ROWS) compute(first, std::min(FILTER_ROWS, last - first));
+      const int64_t end = std::min(pairs, last * FILTER_UNIT);
+      for (int64_t i = unit * FILTER_UNIT; i < end; i += FILTER_ROWS) compute(i, std::min(FILTER_ROWS, end - i));
     });
   });
   return results;
@@ -83,6 +90,7 @@ Tensor sum_triple_products(const Tensor& x, const Tensor& y, const Tensor& weigh
   const segments::Rows pairs(pair[0], pair[1], pair[2]);
   const Tensor left = x.contiguous(), right = y.contiguous(), factor = weight.contiguous();
   const int64_t width = x.size(1);
+  TORCH_CHECK_TYPE(y.scalar_type() == x.scalar_type() && weight.scalar_type() == x.scalar_type(), "types differ");
   TORCH_CHECK_VALUE(y.size(1) == width && weight.sizes() == at::IntArrayRef({pairs.groups, width}), "no common width");
   TORCH_CHECK_VALUE(sender.numel() == pairs.count && receiver.numel() == pairs.count, "the numbers of edges differ");
   const int64_t *const a = sender.const_data_ptr<int64_t>(), *const b = receiver.const_data_ptr<int64_t>();
@@ -91,7 +99,7 @@ Tensor sum_triple_products(const Tensor& x, const Tensor& y, const Tensor& weigh
     using T = scalar_t;
     const T *u = left.const_data_ptr<T>(), *v = right.const_data_ptr<T>(), *w = factor.const_data_ptr<T>();
     T* const target = sums.mutable_data_ptr<T>();
-    at::parallel_for(0, pairs.groups, FILTER_ROWS / 4, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, pairs.groups, std::max<int64_t>(1, segments::GRAIN / std::max<int64_t>(1, width)), [&](int64_t first, int64_t last) {
       for (int64_t c = first; c < last; ++c) {
         Vector<T> lanes{};
         T rest = 0;

@@ -1,0 +1,134 @@
+"""Filters, their derivatives and the sums with them equal those by PyTorch, with first and second derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, library
+from torch.autograd import gradcheck, gradgradcheck
+
+from harness.reference.models.backbones.schnet import SchNet
+from harness.reference.models.config import ModelConfig
+from harness.reference.ops import filters, segment_sums
+from harness.reference.ops.filters import RadialFilter, sum_filtered
+from harness.reference.ops.segment_sums import Grouping, group_rows
+
+CONFIG = ModelConfig(backbone="schnet", hidden_dim=12, num_conv_layers=2, cutoff=4.0, num_filters=37, num_gaussians=15)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_operators() -> None:
+    assert segment_sums.load() is None
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def make_schnet(dtype: torch.dtype) -> SchNet:
+    torch.manual_seed(0)
+    net = SchNet(CONFIG).to(dtype).requires_grad_(False)
+    for interaction in net.interactions:
+        for layer in (interaction.mlp[0], interaction.mlp[2]):
+            torch.nn.init.normal_(layer.bias)
+    return net
+
+
+def draw_distances(count: int, dtype: torch.dtype) -> Tensor:
+    """Return distances of which some are beyond the cutoff."""
+    generator = torch.Generator().manual_seed(count)
+    return (1.1 * CONFIG.cutoff * torch.rand(count, 1, dtype=dtype, generator=generator)).requires_grad_()
+
+
+def draw_groups() -> tuple[Grouping, Grouping, Grouping]:
+    """Return the senders, receivers and pairs of seven edges between four atoms; one pair has a single edge."""
+    indices = ([0, 1, 1, 2, 2, 0, 3], [1, 0, 2, 1, 0, 2, 1], [0, 0, 1, 1, 2, 2, 3])
+    senders, receivers, pair = (group_rows(torch.tensor(index), 4) for index in indices)
+    return senders, receivers, pair
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("count", [0, 1, 700])
+def test_values_and_slopes_equal_those_by_layers(count: int, dtype: torch.dtype, tolerance: float) -> None:
+    net, r = make_schnet(dtype), draw_distances(count, dtype)
+    fused, by_layers = net.compute_filters(r, draw_groups()[2]), net.compute_filters(r, None)
+    for radial, reference in zip(fused, by_layers, strict=True):
+        assert radial.slope is not None
+        assert reference.slope is None
+        (slope,) = torch.autograd.grad(reference.value.sum(), r, retain_graph=True)
+        assert torch.allclose(radial.value, reference.value, rtol=0, atol=tolerance)
+        assert torch.allclose(radial.slope.sum(1, keepdim=True), slope, rtol=0, atol=100 * tolerance)
+        assert not radial.value[r[:, 0] > CONFIG.cutoff].any()
+
+
+@pytest.mark.parametrize("width", [3, 37])
+def test_first_and_second_derivatives_of_sums_match_finite_differences(width: int) -> None:
+    senders, receivers, pair = draw_groups()
+    phase = torch.linspace(0.0, 1.0, width, dtype=torch.float64)
+
+    def compute(r: Tensor) -> Tensor:
+        return torch.sin(r + phase)
+
+    def sum_over_neighbours(x: Tensor, r: Tensor) -> Tensor:
+        radial = RadialFilter(compute(r).detach(), torch.cos(r + phase).detach(), compute)
+        return sum_filtered(x, r, radial, senders, receivers, pair)
+
+    x = torch.randn(4, width, dtype=torch.float64, requires_grad=True)
+    r = draw_distances(4, torch.float64)
+    by_torch = sum_filtered(x, r, RadialFilter(compute(r)), senders, receivers, pair)
+    assert torch.equal(sum_over_neighbours(x, r), by_torch)
+    assert gradcheck(sum_over_neighbours, (x, r))
+    assert gradgradcheck(sum_over_neighbours, (x, r))
+
+
+@pytest.mark.parametrize("change", ["parameters", "hooks", "distances", "autocast", "types"])
+def test_layers_compute_filters_that_the_operator_cannot(change: str) -> None:
+    net, r = make_schnet(torch.float32), draw_distances(4, torch.float32)
+    if change == "parameters":
+        net.interactions[1].mlp[2].bias.requires_grad_()
+    elif change == "hooks":
+        net.interactions[1].mlp[0].register_forward_hook(lambda *_: None)
+    elif change == "distances":
+        r = r.detach()
+    elif change == "types":
+        r = r.detach().bfloat16().requires_grad_()
+        net.bfloat16()
+    with torch.autocast("cpu", enabled=change == "autocast"):
+        assert all(radial.slope is None for radial in net.compute_filters(r, draw_groups()[2]))
+
+
+def test_results_do_not_depend_on_the_number_of_threads(restored_threads: None) -> None:
+    net, r = make_schnet(torch.float32), draw_distances(2000, torch.float32)
+    senders, receivers = (group_rows(torch.randint(300, (4000,)), 300) for _ in range(2))
+    pair = group_rows(torch.arange(4000) // 2, 2000)
+    x = torch.randn(300, 37, requires_grad=True)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        radial = net.compute_filters(r, pair)[0]
+        received = sum_filtered(x, r, radial, senders, receivers, pair)
+        results.append((radial.value, received, *torch.autograd.grad(received.square().sum(), (x, r))))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_operators_are_registered_correctly_and_check_their_arguments() -> None:
+    senders, receivers, pair = draw_groups()
+    x, w, r = torch.randn(4, 5), torch.randn(4, 5), torch.rand(4, 1)
+    layers = [torch.randn(5, 6), torch.randn(5), torch.randn(5, 5), torch.randn(5)]
+    operators = torch.ops.gfm_harness
+    library.opcheck(operators.radial_filters.default, (r, 6, 4.0, -60.0, layers))
+    library.opcheck(operators.sum_triple_products.default, (x, x, w, senders.group, receivers.group, [*pair]))
+    with pytest.raises(ValueError, match="four for each layer"):
+        filters.evaluate_filters(r, 6, 4.0, -60.0, layers[1:])
+    with pytest.raises(ValueError, match="not a column"):
+        filters.evaluate_filters(r[:, 0], 6, 4.0, -60.0, layers)
+    with pytest.raises(ValueError, match="no common width"):
+        operators.sum_triple_products(x, x, w[:3], senders.group, receivers.group, [*pair])
+    with pytest.raises(TypeError, match="types differ"):
+        operators.sum_triple_products(x, x, w.double(), senders.group, receivers.group, [*pair])

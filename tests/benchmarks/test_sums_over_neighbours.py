@@ -1,4 +1,4 @@
-"""Sums over neighbours are faster than by PyTorch's functions, and gain from a second thread.
+"""Sums over neighbours are faster than by PyTorch's functions; they, and SchNet, gain from a second thread.
 
 Times are CPU times of the main thread, which other load on the machine hardly affects. Idle threads sleep, so that the
 main thread's time on two threads shows its share of the work.
@@ -13,9 +13,10 @@ import textwrap
 
 import pytest
 
+from tests.conftest import ROOT
+
 pytestmark = pytest.mark.slow
-# A process of its own, since OMP_WAIT_POLICY is read once.
-PROGRAM = """
+COUPLINGS = """
     import sys, time
     from statistics import median
     import torch
@@ -49,12 +50,48 @@ PROGRAM = """
         print(measure(couple), measure(sum_products))
 """
 
+SCHNET = """
+    import sys, time
+    from statistics import median
+    import torch
+    from harness.reference.models.config import ModelConfig
+    from harness.reference.models.foundation import build_backbone
+    from tests.benchmarks.test_peers import WIDTH, Energy, inference, make_random_batch
+    torch._dynamo.config.trace_autograd_ops = True
+    encoder = build_backbone(ModelConfig(backbone="schnet", hidden_dim=WIDTH))
+    call = inference(Energy(encoder, WIDTH), make_random_batch(int(sys.argv[1])), compiled=sys.argv[2] == "compiled")
+    times = {1: [], 2: []}
+    for _ in range(15):
+        for threads in times:
+            torch.set_num_threads(threads)
+            call()
+            start = time.thread_time()
+            for _ in range(3):
+                call()
+            times[threads].append((time.thread_time() - start) / 3)
+    print(*(median(x[2:]) for x in times.values()))
+"""
+
+
+def run(program: str, *arguments: object) -> list[list[float]]:
+    """Run a program in a process of its own, since OMP_WAIT_POLICY is read once, and return the numbers it prints."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return [[float(x) for x in line.split()] for line in output.splitlines()]
+
 
 def test_couplings_are_faster_than_tensors_of_edges_and_gain_from_a_second_thread() -> None:
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    (ours, theirs), (ours_on_two, _) = ([float(x) for x in line.split()] for line in output.splitlines())
+    (ours, theirs), (ours_on_two, _) = run(COUPLINGS)
     print(f"\none thread {1e3 * ours:.1f} ms, by PyTorch {1e3 * theirs:.1f} ms; two threads {1e3 * ours_on_two:.1f} ms")
-    assert theirs / ours > 2, output
-    assert ours / ours_on_two > 1.4, output
+    assert theirs / ours > 2
+    assert ours / ours_on_two > 1.4
+
+
+@pytest.mark.parametrize(
+    ("mode", "structures", "minimum"), [("eager", 16, 1.3), ("eager", 64, 1.5), ("compiled", 16, 1.5)]
+)
+def test_energies_and_forces_of_schnet_gain_from_a_second_thread(mode: str, structures: int, minimum: float) -> None:
+    ((one, two),) = run(SCHNET, structures, mode)
+    print(f"\n{mode}, {structures} structures: one thread {1e3 * one:.1f} ms, two {1e3 * two:.1f} ms: {one / two:.2f}x")
+    assert one / two > minimum

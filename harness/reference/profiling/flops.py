@@ -26,10 +26,10 @@ from harness.reference.ops import (  # noqa: F401 (they define operators)
     activations,
     adaptive_scales,
     bounded_features,
-    filters,
     own_heads,
     pair_repulsion,
     products,
+    radial_filters,
     segment_sums,
 )
 from harness.reference.ops.couplings import COUPLING

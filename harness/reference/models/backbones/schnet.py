@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ from harness.reference.models.basis import cosine_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.edge_groups import EdgeGroups, group_atoms, group_edges
-from harness.reference.ops.filters import RadialFilter, can_evaluate_filters, evaluate_filters, sum_filtered
 from harness.reference.ops.products import apply_linear, has_hooks, linear
+from harness.reference.ops.radial_filters import RadialFilter, can_evaluate_filters, evaluate_filters, sum_filtered
 from harness.reference.ops.segment_sums import Grouping, gather, pair_edges
 
 # exp(-60) is negligible next to the largest Gaussian even in double precision, but not denormal, which would be slow.
@@ -42,7 +43,7 @@ def apply_ssp_and_linear(x: Tensor, layer: nn.Linear) -> Tensor:
 
 def include_shift(layer: nn.Linear) -> Tensor:
     """Return the bias with which the layer takes a softplus, rather than a shifted softplus, as its input."""
-    return layer.bias - math.log(2.0) * layer.weight.sum(1)
+    return layer.bias.sub(layer.weight.sum(1), alpha=math.log(2.0))
 
 
 def apply_filter(network: nn.Sequential, basis: Tensor, envelope: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class SchNet(nn.Module):
 
     def compute_filters(self, r: Tensor, pair: Grouping | None) -> list[RadialFilter]:
         """Return the filter of each layer for distances r [e, 1] in angstrom, or [p, 1] of pairs."""
-        networks = [interaction.mlp for interaction in self.interactions]
+        networks: list[Any] = [interaction.mlp for interaction in self.interactions]
         layers = [x for a, _, b in networks for x in (a.weight, a.bias, b.weight, include_shift(b))]
         hooked = any(has_hooks(layer) for network in networks for layer in network)
         if pair is None or hooked or not can_evaluate_filters(r, layers):

@@ -1,5 +1,5 @@
-// The CPU implementations of the operators that ../segment_sums.py, ../couplings.py, ../triplets.py, ../activations.py
-// and ../products.py declare and document.
+// The CPU implementations of the operators that ../segment_sums.py, ../couplings.py, ../triplets.py, ../activations.py,
+// ../products.py and ../radial_filters.py declare and document.
 //
 // One thread computes each sum, in the order of the rows, so that results do not depend on the number of threads.
 
@@ -12,9 +12,9 @@
 #include <type_traits>
 
 #include "couplings.h"
-#include "filters.h"
 #include "multiply_add.h"
 #include "pairs.h"
+#include "radial_filters.h"
 #include "rows.h"
 #include "silu.h"
 #include "triplet_operators.h"

@@ -11,8 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from harness.reference.models.backbones.schnet import SchNet
 from harness.reference.models.config import ModelConfig
-from harness.reference.ops import filters, segment_sums
-from harness.reference.ops.filters import RadialFilter, sum_filtered
+from harness.reference.ops import radial_filters, segment_sums
+from harness.reference.ops.radial_filters import RadialFilter, sum_filtered
 from harness.reference.ops.segment_sums import Grouping, group_rows
 
 CONFIG = ModelConfig(backbone="schnet", hidden_dim=12, num_conv_layers=2, cutoff=4.0, num_filters=37, num_gaussians=15)
@@ -125,9 +125,9 @@ def test_operators_are_registered_correctly_and_check_their_arguments() -> None:
     library.opcheck(operators.radial_filters.default, (r, 6, 4.0, -60.0, layers))
     library.opcheck(operators.sum_triple_products.default, (x, x, w, senders.group, receivers.group, [*pair]))
     with pytest.raises(ValueError, match="four for each layer"):
-        filters.evaluate_filters(r, 6, 4.0, -60.0, layers[1:])
+        radial_filters.evaluate_filters(r, 6, 4.0, -60.0, layers[1:])
     with pytest.raises(ValueError, match="not a column"):
-        filters.evaluate_filters(r[:, 0], 6, 4.0, -60.0, layers)
+        radial_filters.evaluate_filters(r[:, 0], 6, 4.0, -60.0, layers)
     with pytest.raises(ValueError, match="no common width"):
         operators.sum_triple_products(x, x, w[:3], senders.group, receivers.group, [*pair])
     with pytest.raises(TypeError, match="types differ"):

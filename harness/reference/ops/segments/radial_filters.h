@@ -1,4 +1,4 @@
-// The operators that ../filters.py declares and documents.
+// The operators that ../radial_filters.py declares and documents.
 
 #pragma once
 
@@ -99,7 +99,8 @@ Tensor sum_triple_products(const Tensor& x, const Tensor& y, const Tensor& weigh
     using T = scalar_t;
     const T *u = left.const_data_ptr<T>(), *v = right.const_data_ptr<T>(), *w = factor.const_data_ptr<T>();
     T* const target = sums.mutable_data_ptr<T>();
-    at::parallel_for(0, pairs.groups, std::max<int64_t>(1, segments::GRAIN / std::max<int64_t>(1, width)), [&](int64_t first, int64_t last) {
+    const int64_t grain = segments::GRAIN / std::clamp<int64_t>(width, 1, segments::GRAIN);
+    at::parallel_for(0, pairs.groups, grain, [&](int64_t first, int64_t last) {
       for (int64_t c = first; c < last; ++c) {
         Vector<T> lanes{};
         T rest = 0;

@@ -146,13 +146,13 @@ def use_one_thread() -> Iterator[None]:
 
 
 def report(title: str, ratio: Ratio, ours: nn.Module, theirs: nn.Module, batch: Batch, target: float) -> None:
-    """Print one line of the table, with the GFLOP of the matrix products of both implementations."""
+    """Print one line of the table, with the GFLOP of both implementations, in matrix products and in operators."""
 
     def run_forces(model: nn.Module) -> None:
         model.requires_grad_(False)(batch, batch.positions.clone().requires_grad_()).sum().backward()
 
     flops = [
-        count_work(lambda model=model: run_forces(model), get_shape(batch)).matrix_flops / 1e9
+        count_work(lambda model=model: run_forces(model), get_shape(batch)).flops.total() / 1e9
         for model in (ours, theirs)
     ]
     print(f"\n{title:34} ours {ratio} (target {target}x); GFLOP ours {flops[0]:.2f}, theirs {flops[1]:.2f}", end="")

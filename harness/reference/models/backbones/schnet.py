@@ -46,9 +46,9 @@ def include_shift(layer: nn.Linear) -> Tensor:
     return layer.bias.sub(layer.weight.sum(1), alpha=math.log(2.0))
 
 
-def apply_filter(network: nn.Sequential, basis: Tensor, envelope: Tensor) -> Tensor:
+def apply_filter(first: nn.Linear, last: nn.Linear, basis: Tensor, envelope: Tensor) -> Tensor:
     """Return the filters [e, K] of a layer for Gaussians [e, G] and envelopes [e, 1] of the distances."""
-    return apply_ssp_and_linear(apply_linear(network[0], basis), network[2]) * envelope
+    return apply_ssp_and_linear(apply_linear(first, basis), last) * envelope
 
 
 class Gaussians(nn.Module):
@@ -135,13 +135,13 @@ class SchNet(nn.Module):
         hooked = any(has_hooks(layer) for network in networks for layer in network)
         if pair is None or hooked or not can_evaluate_filters(r, layers):
             basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
-            return [RadialFilter(apply_filter(network, basis, envelope)) for network in networks]
+            return [RadialFilter(apply_filter(a, b, basis, envelope)) for a, _, b in networks]
         values, slopes = evaluate_filters(r, len(self.gaussians.orders), self.cutoff, MIN_EXPONENT, layers)
 
-        def compute(r: Tensor, network: nn.Sequential) -> Tensor:
-            return apply_filter(network, self.gaussians(r), cosine_cutoff(r, self.cutoff))
+        def compute(first: nn.Linear, last: nn.Linear, r: Tensor) -> Tensor:
+            return apply_filter(first, last, self.gaussians(r), cosine_cutoff(r, self.cutoff))
 
         return [
-            RadialFilter(value, slope, partial(compute, network=network))
-            for value, slope, network in zip(values, slopes, networks, strict=True)
+            RadialFilter(value, slope, partial(compute, a, b))
+            for value, slope, (a, _, b) in zip(values, slopes, networks, strict=True)
         ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from harness.reference.ops.products import apply_linear
 from harness.reference.ops.segment_sums import Grouping, gather
 
 EMBEDDING_SIZE = 16
@@ -59,7 +60,7 @@ class Concatenation(nn.Module):
         super().__init__()
         self.linear = nn.Linear(features + 2, features)
 
-    def forward(self, x: Tensor, charge: Tensor, multiplicity: Tensor, graph: Tensor) -> Tensor:
+    def forward(self, x: Tensor, charge: Tensor, multiplicity: Tensor, graph: Tensor, *, fused: bool = False) -> Tensor:
         """Return the linear layer of (x, charge, 2S + 1), [m, F].
 
         Args:
@@ -67,7 +68,7 @@ class Concatenation(nn.Module):
             charge: [g] in e.
             multiplicity: [g] 2S + 1; 0 if it is unknown, which counts as 1.
             graph: [m] the structure of each row.
+            fused: Whether an operator of harness.reference.ops computes the linear layer.
         """
         state = torch.stack([charge, multiplicity.clamp(min=1.0)], dim=-1).to(x.dtype)
-        mixed: Tensor = self.linear(torch.cat([x, state[graph]], dim=-1))
-        return mixed
+        return apply_linear(self.linear, torch.cat([x, state[graph]], dim=-1), fused=fused)

@@ -42,9 +42,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, fused: bool
     return product.view(*x.shape[:-1], weight.shape[0])
 
 
-def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+def apply_linear(layer: nn.Linear, x: Tensor, *, fused: bool | None = None) -> Tensor:
     """Return layer(x), as computed by `linear` unless the layer has hooks."""
-    result: Tensor = layer(x) if has_hooks(layer) else linear(x, layer.weight, layer.bias)
+    result: Tensor = layer(x) if has_hooks(layer) else linear(x, layer.weight, layer.bias, fused=fused)
     return result
 
 

@@ -21,6 +21,7 @@ from harness.reference.models.backbones.painn import Edges, Message, RadialBasis
 from harness.reference.models.conditioning import Concatenation
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.edge_groups import group_edges
+from harness.reference.ops.products import apply_linear
 
 DISTANCE_EPSILON = 1e-9  # angstrom, added to distances by which vectors are divided
 
@@ -55,7 +56,9 @@ class HydraGNNEncoder(nn.Module):
         self.vectors = nn.ModuleList(nn.Linear(n, width, bias=bias) for n in widths[:-1])
         self.condition = Concatenation(width) if config.hydragnn.conditioning else None
 
-    def finish_layer(self, k: int, s: Tensor, v: Tensor, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def finish_layer(
+        self, k: int, s: Tensor, v: Tensor, batch: Batch, dtype: torch.dtype, *, fused: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return s [n, F] and v [3, n, F] after the update, the mixing and the activation of layer k.
 
         Args:
@@ -64,14 +67,20 @@ class HydraGNNEncoder(nn.Module):
             v: The vectors with their messages.
             batch: The structures.
             dtype: The floating-point type of the results.
+            fused: Whether an operator of harness.reference.ops computes the linear layers.
         """
         is_last = k == len(self.messages) - 1
-        s, v = self.updates[k](s, v, scalars_only=is_last)
-        s = self.scalars[k](s)
+        s, v = self.updates[k](s, v, scalars_only=is_last, fused=fused)
+        scalars = self.scalars[k]
+        assert isinstance(scalars, nn.Sequential)
+        for layer in scalars:
+            s = apply_linear(layer, s, fused=fused) if isinstance(layer, nn.Linear) else layer(s)
         if not is_last:
-            v = self.vectors[k](v).to(dtype)
+            vectors = self.vectors[k]
+            assert isinstance(vectors, nn.Linear)
+            v = apply_linear(vectors, v, fused=fused).to(dtype)
         if self.condition is not None:
-            s = self.condition(s, batch.charge, batch.multiplicity, batch.graph)
+            s = self.condition(s, batch.charge, batch.multiplicity, batch.graph, fused=fused)
         return self.activate(s).to(dtype), v
 
 
@@ -87,7 +96,7 @@ class HydraGNNPaiNN(HydraGNNEncoder):
         Args:
             batch: The structures.
             vector: [e, 3] from receiver to sender in angstrom.
-            fused: Whether the fused operator computes the messages.
+            fused: Whether operators of harness.reference.ops compute the messages and the linear layers.
         """
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         basis, envelope = self.radial(r)
@@ -101,5 +110,5 @@ class HydraGNNPaiNN(HydraGNNEncoder):
                 s, v = message.forward_first(s, self.numbers, batch.numbers, edges, fused=fused)
             else:
                 s, v = message(s, v, edges, fused=fused)
-            s, v = self.finish_layer(k, s, v, batch, vector.dtype)
+            s, v = self.finish_layer(k, s, v, batch, vector.dtype, fused=fused)
         return s

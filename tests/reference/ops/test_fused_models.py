@@ -7,12 +7,14 @@ import sys
 import textwrap
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.protocol.programs.model import HydraGNNOptions
 from harness.reference.data.batch import Batch, build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
@@ -35,7 +37,9 @@ def _compile_operators() -> None:
 
 
 OPTIONS = {"adaptive_neighbours": 12.0, "repulsion": "zbl", "feature_norm": "rms"}
-CONFIGS = {name: {"backbone": name} for name in kernels.BACKBONES} | {"painn with options": OPTIONS}
+HYDRAGNN = {"readout": "sum", "hydragnn": HydraGNNOptions(vector_bias=True).model_dump()}
+CONFIGS: dict[str, dict[str, Any]] = {name: {"backbone": name} for name in kernels.BACKBONES}
+CONFIGS |= {"painn with options": OPTIONS, "painn of hydragnn": HYDRAGNN}
 
 
 @pytest.fixture(params=CONFIGS)

@@ -371,15 +371,15 @@ def find_jump(predict: Callable[[Sequence[float]], list[tuple[float, float]]], g
     values = predict(list(distances))
     intervals = [(distances[k], distances[k + 2], values[k : k + 3]) for k in range(0, len(distances) - 2, 2)]
     intervals.sort(key=lambda interval: -measure_work_error(*interval))
-    worst = 0.0
-    for interval in intervals[:2]:
-        low, high, (first, centre, last) = interval
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            lower, upper = predict([(low + middle) / 2, (middle + high) / 2])
+    searched = intervals[:2]
+    for _ in range(BISECTIONS):
+        # one call predicts the quarters of both intervals
+        quarters = predict([low + share * (high - low) for low, high, _ in searched for share in (0.25, 0.75)])
+        for k, (low, high, (first, centre, last)) in enumerate(searched):
+            middle, (lower, upper) = (low + high) / 2, quarters[2 * k : 2 * k + 2]
             halves = [(low, middle, [first, lower, centre]), (middle, high, [centre, upper, last])]
-            low, high, (first, centre, last) = max(halves, key=lambda half: measure_work_error(*half))
-        worst = max(worst, measure_work_error(low, high, [first, centre, last]))
+            searched[k] = max(halves, key=lambda half: measure_work_error(*half))
+    worst = max(measure_work_error(*interval) for interval in searched)
     return worst, values[0][0]
 
 

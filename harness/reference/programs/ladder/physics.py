@@ -23,6 +23,8 @@ from harness.reference.programs.ladder.workload import prepare_batch
 
 # Force constants take most of the time; supercells have other shapes, for which stages would be compiled again.
 SKIPPED = ("force constants", "supercell")
+# Structures in a batch of a stage that is not compiled, and so serves any shape.
+EAGER_BATCH_SIZE = 64
 
 
 def log_physics(
@@ -80,7 +82,7 @@ def build_predict(
         fillers: A structure of each size that will be predicted; none for a stage that is not compiled.
         graphs: Number of structures in a batch of the workload.
     """
-    per_call = max(1, graphs // max(1, len(fillers)))
+    per_call = max(1, graphs // len(fillers)) if fillers else EAGER_BATCH_SIZE
     if isinstance(prepared.predict, StaticGraphs):
         buckets = replace(prepared.predict.buckets, max_waste=1.0)
         prepared = replace(prepared, predict=replace(prepared.predict, buckets=buckets))

@@ -20,6 +20,7 @@ from harness.reference.inference.prediction import Predict, Prediction, batched_
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages
 from harness.reference.ops.cache_tag import tag_compiled_code
+from harness.reference.ops.kernel_libraries import join_kernels
 
 Function = Callable[..., Prediction]
 Compiler = Callable[[Function], Function]
@@ -51,6 +52,7 @@ def compile_static(function: Function) -> Function:
 def _compile(function: Function, **options: Any) -> Function:
     """Compile a function with torch.compile, with the kernels named in profiles."""
     tag_compiled_code()
+    join_kernels()
     torch._dynamo.config.trace_autograd_ops = True
     # the numbers of a model, such as its cutoff, are constants: as inputs they would make torch trace everything twice
     torch._dynamo.config.specialize_float = True

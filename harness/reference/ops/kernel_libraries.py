@@ -1,0 +1,102 @@
+"""A few shared libraries for the C++ kernels that torch.compile writes for a graph, instead of one for each kernel.
+
+To start the compiler, to read its headers and to link costs a few times as much as to compile a kernel. A graph has
+about fifty kernels; here it has as many libraries as Inductor uses threads to compile.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch._inductor.async_compile import AsyncCompile, get_compile_threads
+from torch._inductor.codecache import CppPythonBindingsCodeCache, LambdaFuture
+
+# The types of the arguments of a kernel, and its source.
+Kernel = tuple[list[str], str]
+Function = Callable[..., None]
+INCLUDE = re.compile(r"^\s*#include .*$", re.MULTILINE)
+
+
+class KernelLibrary(CppPythonBindingsCodeCache):
+    """Inductor's cache of libraries with a kernel each, for libraries with several.
+
+    A library is a Python module for each of its kernels, whose only function is the kernel.
+    """
+
+    cache: dict[str, Callable[[], Any]] = {}  # noqa: RUF012 (the base class has one too)
+    entry_function = "kernel_0"
+
+    @classmethod
+    def build(cls, kernels: list[Kernel]) -> Callable[[], list[Function]]:
+        """Start to build a library, and return a function that waits for it and returns the kernels."""
+        load = cls.load_async(cls.join_sources(kernels), submit_fn=AsyncCompile.submit)
+
+        def get_functions() -> list[Function]:
+            first = load()
+            functions = [first.kernel_0]
+            for k in range(1, len(kernels)):
+                spec = importlib.util.spec_from_file_location(f"{first.key}.kernel_{k}", first.__file__)
+                assert spec is not None
+                functions.append(getattr(importlib.util.module_from_spec(spec), f"kernel_{k}"))
+            return functions
+
+        return get_functions
+
+    @classmethod
+    def join_sources(cls, kernels: list[Kernel]) -> str:
+        """Return a source with each kernel and its Python module in a namespace, after the headers of all of them."""
+        namespaces = []
+        for k, (types, source) in enumerate(kernels):
+            arguments = ", ".join(f"parse_arg<{t.replace('const ', '')}>(args, {n})" for n, t in enumerate(types))
+            bindings = cls.suffix_template.format(
+                arg_len=len(types),
+                call_entry_func=f"kernel({arguments}); Py_RETURN_NONE;",
+                entry_func=f"kernel_{k}",
+                extra_parse_arg="",
+            )
+            # each kernel has the same name, which is only unique in its namespace without C linkage
+            kernel = source.replace('extern "C"', "")
+            namespaces.append(f"namespace library_{k} {{\n{kernel}\n{bindings}\n}}\n")
+        text = "".join(namespaces)
+        headers = dict.fromkeys(line.strip() for line in INCLUDE.findall(text))
+        return "\n".join(["#define PY_SSIZE_T_CLEAN", *headers, INCLUDE.sub("", text)])
+
+
+class KernelBatch:
+    """The kernels of a graph, whose libraries are built when the first kernel is needed."""
+
+    def __init__(self) -> None:
+        self.kernels: list[Kernel] = []
+
+    def add(self, types: list[str], source: str) -> LambdaFuture:
+        """Add a kernel, and return a future of its function."""
+        index = len(self.kernels)
+        self.kernels.append((types, source))
+        return LambdaFuture(lambda: self.functions[index])
+
+    @functools.cached_property
+    def functions(self) -> list[Function]:
+        """The functions of the kernels, after all libraries have been built at the same time."""
+        libraries = min(get_compile_threads(), len(self.kernels))
+        loads = [KernelLibrary.build(self.kernels[k::libraries]) for k in range(libraries)]
+        functions: list[Any] = [None] * len(self.kernels)
+        for k, get_functions in enumerate(loads):
+            functions[k::libraries] = get_functions()
+        return functions
+
+
+@functools.cache
+def join_kernels() -> None:
+    """Let torch.compile build a few libraries for the C++ kernels of each graph from now on."""
+
+    def add_to_batch(self: AsyncCompile, argtypes: list[str], source_code: str) -> LambdaFuture:
+        batch: KernelBatch = self.__dict__.setdefault("kernel_batch", KernelBatch())
+        return batch.add(argtypes, source_code)
+
+    # in older versions of torch, the bindings have another form, and each kernel has its library
+    if "{entry_func}" in KernelLibrary.suffix_template:
+        AsyncCompile.cpp_pybinding = add_to_batch  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ from harness.reference.models import checkpoints, hydragnn
 from harness.reference.models.coverage import check_distances, check_elements
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import use_fused_messages
-from harness.reference.ops.cache_tag import tag_compiled_code
+from harness.reference.ops.compiler import configure_compiler
 
 # The arguments of ASE's Calculator.
 ASE_ARGUMENTS = {"restart", "label", "atoms", "directory"}
@@ -208,7 +208,7 @@ def build_hydragnn_calculator(
 def compile_prediction() -> Callable[..., Prediction]:
     """Return `batched_heads` as one compiled graph with dynamic shapes."""
     torch._dynamo.config.trace_autograd_ops = True
-    tag_compiled_code()
+    configure_compiler()
     compiled: Callable[..., Prediction] = torch.compile(batched_heads, dynamic=True, fullgraph=True)
     return compiled
 

@@ -89,7 +89,6 @@ class KernelBatch:
         return functions
 
 
-@functools.cache
 def join_kernels() -> None:
     """Let torch.compile build a few libraries for the C++ kernels of each graph from now on."""
 
@@ -97,6 +96,4 @@ def join_kernels() -> None:
         batch: KernelBatch = self.__dict__.setdefault("kernel_batch", KernelBatch())
         return batch.add(argtypes, source_code)
 
-    # in older versions of torch, the bindings have another form, and each kernel has its library
-    if "{entry_func}" in KernelLibrary.suffix_template:
-        AsyncCompile.cpp_pybinding = add_to_batch  # type: ignore[method-assign]
+    AsyncCompile.cpp_pybinding = add_to_batch  # type: ignore[method-assign]

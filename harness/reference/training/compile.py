@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from harness.reference.data.batch import Batch
 from harness.reference.errors import get_first_line
-from harness.reference.ops.cache_tag import tag_compiled_code
+from harness.reference.ops.compiler import configure_compiler
 from harness.reference.training.loss import Errors, Labels
 
 # Shapes are symbolic, but some batches, such as those of one graph or without edges, need a compilation of their own.
@@ -38,7 +38,7 @@ def compile_loss(module: nn.Module, example: tuple[Batch, Labels]) -> CompileRes
         module: (batch, labels) -> Errors.
         example: A batch with its labels.
     """
-    tag_compiled_code()
+    configure_compiler()
     torch._dynamo.config.trace_autograd_ops = True
     # the numbers of a model, such as its cutoff, are constants: as inputs they would make torch trace everything twice
     torch._dynamo.config.specialize_float = True

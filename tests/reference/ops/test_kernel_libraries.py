@@ -21,7 +21,7 @@ WEIGHT = torch.linspace(-1.0, 1.0, 64, dtype=torch.float64).reshape(8, 8)
 def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Return the empty folder of Inductor's caches while kernels are joined."""
     monkeypatch.setattr(AsyncCompile, "cpp_pybinding", AsyncCompile.cpp_pybinding)
-    join_kernels.__wrapped__()
+    join_kernels()
     torch.compiler.reset()
     with fresh_cache(dir=str(tmp_path)):
         yield tmp_path
@@ -50,8 +50,8 @@ def test_kernels_of_a_graph_share_libraries(joined: Path) -> None:
     assert list_kernel_libraries(joined) == libraries
 
 
-def test_profiles_name_each_kernel(joined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "enable_kernel_profile", True)
+@torch._inductor.config.patch("cpp.enable_kernel_profile", True)
+def test_profiles_name_each_kernel(joined: Path) -> None:
     x = torch.ones(5, 8, dtype=torch.float64)
     compiled = torch.compile(evaluate, fullgraph=True)
     compiled(x)

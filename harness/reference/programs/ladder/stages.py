@@ -19,8 +19,7 @@ from harness.reference.inference.bucketing import ShapeBuckets, get_shape, pad_b
 from harness.reference.inference.prediction import Predict, Prediction, batched_heads
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages
-from harness.reference.ops.cache_tag import tag_compiled_code
-from harness.reference.ops.kernel_libraries import join_kernels
+from harness.reference.ops.compiler import configure_compiler
 
 Function = Callable[..., Prediction]
 Compiler = Callable[[Function], Function]
@@ -51,8 +50,7 @@ def compile_static(function: Function) -> Function:
 
 def _compile(function: Function, **options: Any) -> Function:
     """Compile a function with torch.compile, with the kernels named in profiles."""
-    tag_compiled_code()
-    join_kernels()
+    configure_compiler()
     torch._dynamo.config.trace_autograd_ops = True
     # the numbers of a model, such as its cutoff, are constants: as inputs they would make torch trace everything twice
     torch._dynamo.config.specialize_float = True

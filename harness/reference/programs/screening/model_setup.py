@@ -25,7 +25,7 @@ from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import select_backend
 from harness.reference.ops import segment_sums
-from harness.reference.ops.cache_tag import tag_compiled_code
+from harness.reference.ops.compiler import configure_compiler
 from harness.reference.programs.screening.candidates.workload import Workload
 from harness.reference.programs.screening.ood_distance import fit_training_distance
 from harness.reference.programs.screening.part_results import IndexPartition
@@ -81,7 +81,7 @@ def build_scorer(
         score_energies if config.energy_only else score_energies_and_forces, fused=message_backend.fused
     )
     torch._dynamo.config.trace_autograd_ops = True
-    tag_compiled_code()
+    configure_compiler()
     compiled = torch.compile(score, dynamic=True) if config.compile else None
     distance = fit_training_distance(model, config.reference_structures_per_dataset, world) if config.distance else None
     names = list_columns(forces=not config.energy_only, distance=config.distance, risk=risk is not None)

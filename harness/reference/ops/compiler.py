@@ -1,4 +1,4 @@
-"""A tag that tells torch's cache of compiled code apart by the operators of this package.
+"""How torch.compile compiles: with a cache that knows the operators of this package, and into few libraries.
 
 torch finds compiled code, including the backward pass, by the graph of the forward pass, in which an operator is only a
 name: after a change of its derivative, it would use the old code.
@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent
+# The version of torch with whose internals the libraries of several kernels have been tested.
+TESTED_VERSION = "2.13."
 
 
 def hash_sources(folder: Path) -> str:
@@ -24,6 +26,11 @@ def hash_sources(folder: Path) -> str:
 
 
 @functools.cache
-def tag_compiled_code() -> None:
-    """Let torch use only compiled code that belongs to the present operators."""
+def configure_compiler() -> None:
+    """Let torch use only compiled code that belongs to the present operators, and build few libraries of kernels."""
     torch.compiler.config.cache_key_tag += hash_sources(FOLDER)
+    # there is no public interface for this, so that other versions of torch build a library for each kernel
+    if torch.__version__.startswith(TESTED_VERSION):
+        from harness.reference.ops.kernel_libraries import join_kernels
+
+        join_kernels()

@@ -64,7 +64,7 @@ needs_step() {{
         completed+="$1"$'\\n'
         return 1
     fi
-    write_stamps
+    write_stamps || exit 1
 }}
 """
 

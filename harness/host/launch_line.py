@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,6 +140,17 @@ def _list_options(words: list[str]) -> list[tuple[str, str]]:
             following = words[k + 1] if k + 1 < len(words) else ""
             options.append((name, value if has_value else following))
     return options
+
+
+def format_cpu_list(cpus: Iterable[int]) -> str:
+    """Return a list such as `1-8,105`, which `parse_cpu_list` parses."""
+    ends: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if ends and cpu == ends[-1][1] + 1:
+            ends[-1][1] = cpu
+        else:
+            ends.append([cpu, cpu])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ends)
 
 
 def parse_cpu_list(text: str) -> list[int]:

@@ -178,6 +178,9 @@ class RankPlace(Part):
     local_rank: Count | None = None
     device: str | None = None
     cores: PositiveCount | None = None
+    """The number of CPUs on which the rank may run."""
+    cpus: str | None = None
+    """These CPUs, such as `0-6,64`."""
 
 
 class PhysicsCheck(EventRecord, tag="physics_check"):

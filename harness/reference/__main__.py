@@ -149,6 +149,7 @@ def save_traceback(folder: Path) -> str:
 
 def report_failure(log: CaseLog, message: str, exit_code: int, kind: str | None = None) -> int:
     """Write an error to stderr as one line and to the event log, unless the disk is full, and return the exit code."""
+    message = sanitize_line(message)
     print_error(message)
     with suppress(OSError):
         log.write(Failure(message=message, kind=kind))

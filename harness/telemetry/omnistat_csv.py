@@ -13,6 +13,7 @@ be in two rows. The memory needed grows with rows times columns; use the raw exp
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -105,20 +106,22 @@ class CsvExport:
             if not is_complete:
                 self.faults.add(f"files without a row `{LAST_LEVEL}`", path.name)
                 return None
-            n_surplus = 0
-            for line in lines:
-                n_surplus += line.count(b",") >= width
-                if len(line) == MAX_LINE_BYTES:
-                    self.faults.add(f"files with {TOO_LONG}", path.name)
-                    return None
-        self.faults.counts["rows that are too long"] += n_surplus
+            if any(len(line) == MAX_LINE_BYTES for line in lines):
+                self.faults.add(f"files with {TOO_LONG}", path.name)
+                return None
         return self._read_samples(path, _get_column_labels(levels), len(levels) + 1)
 
     def _read_samples(self, path: Path, labels: list[dict[str, str]], n_skipped: int) -> CsvTable:
-        table = pd.read_csv(
-            path, header=None, skiprows=n_skipped, names=range(len(labels) + 1), dtype=str, engine="c",
-            on_bad_lines="skip", skip_blank_lines=True, encoding_errors="replace", quoting=csv.QUOTE_NONE,
-        )  # fmt: skip
+        n_columns = len(labels) + 1
+        # without an index, pandas cuts long rows after the last name, which is that of surplus cells
+        with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):
+            table = pd.read_csv(
+                path, header=None, skiprows=n_skipped, names=range(n_columns + 1), index_col=False, dtype=str,
+                engine="c", skip_blank_lines=True, encoding_errors="replace", quoting=csv.QUOTE_NONE,
+            )  # fmt: skip
+        is_too_long = table[n_columns].notna()
+        self.faults.counts["rows that are too long"] += int(is_too_long.sum())
+        table = table.loc[~is_too_long, : n_columns - 1]
         if table.empty:
             self.faults.add("files without samples", path.name)
         times = pd.to_datetime(table[0], format="ISO8601", utc=True, errors="coerce")

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from harness.experiments.scaling.metrics import build_scaling_table
-from harness.experiments.scaling.projection import Network, StepModel, build_projection_table, fit_step_model
+from harness.experiments.scaling.projection import (
+    Network,
+    StepModel,
+    build_projection_table,
+    fit_step_model,
+    shares_cores,
+)
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
 from harness.results.runs import load_runs
@@ -146,6 +152,16 @@ def test_runs_that_differ_in_an_axis_are_not_compared(tmp_path: Path) -> None:
             rows = table[table["mode"] == f"weak, precision {precision}"]
             assert len(rows)
             assert rows[column].tolist() == alone[column].tolist()
+
+
+def test_ranks_share_cores_if_a_host_has_more_ranks_than_cpus_of_theirs() -> None:
+    bound = [{"host": "a", "node": None, "cores": 7, "cpus": f"{8 * k}-{8 * k + 6}"} for k in range(8)]
+    assert not shares_cores(bound)
+    assert not shares_cores([rank | {"host": host} for host in "ab" for rank in bound])
+    assert shares_cores([{"host": "a", "node": None, "cores": 2, "cpus": "0-1"}] * 3)
+    assert not shares_cores([{"host": "a", "node": None, "cores": 2, "cpus": "0-1"}] * 2)
+    assert shares_cores([{"host": "a", "node": None, "cores": 2}] * 3)
+    assert shares_cores([{"host": "a", "node": node, "cores": 8, "cpus": "0-7"} for node in "xy"])
 
 
 @pytest.mark.parametrize("hosts", [1, 4])

@@ -358,14 +358,14 @@ def test_damaged_csv_file_is_reported(tmp_path: Path, content: str, fault: str) 
     assert fault in collect_telemetry(tmp_path).sources[0].faults
 
 
-def test_order_of_rows_byte_order_marks_and_quoted_labels_change_nothing(tmp_path: Path) -> None:
+def test_order_of_rows_byte_order_marks_trailing_commas_and_quoted_labels_change_nothing(tmp_path: Path) -> None:
     path = tmp_path / "omnistat-rocm.gpu.csv"
     Recording().add(POWER, "n1", sample(1, 60, 300.0), card="0", marker="ab").write_csv(path, "card", "marker")
     expected = CsvExport(tmp_path)
     (expected_series,), spans = list(expected.iter_series()), expected.get_spans()
     *labels, first, second = path.read_text().partition("timestamp,\n")
     text = "".join([*labels, first]).replace("marker,ab", 'marker,"a,b"')
-    path.write_text("\ufeff" + text + "".join(reversed(second.splitlines(keepends=True))))
+    path.write_text("\ufeff" + text + "".join(f"{line},\n" for line in reversed(second.splitlines())))
     export = CsvExport(tmp_path)
     (series,) = export.iter_series()
     assert series.times.tolist() == expected_series.times.tolist()

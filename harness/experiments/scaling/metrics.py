@@ -15,6 +15,7 @@ from harness.experiments.scaling.projection import (
     describe_variant,
     get_mode,
     join_label,
+    shares_cores,
 )
 from harness.protocol.programs.data_parallel import REGIONS
 from harness.protocol.types import Scope
@@ -24,7 +25,7 @@ from harness.stats.slow_ranks import score_ranks
 
 SCALING = Columns(
     "scaling",
-    run="campaign suite system case id mode nodes hosts cores ranks batch_size global_batch_size",
+    run="campaign suite system case id mode nodes hosts cores shares_cores ranks batch_size global_batch_size",
     rates="structures_per_s structures_per_s_min structures_per_s_max epochs",
     efficiency="efficiency efficiency_low efficiency_high",
     overheads="communication_fraction data_wait_fraction atoms_imbalance edges_imbalance",
@@ -92,6 +93,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "nodes": len({rank["node"] or rank["host"] for rank in ranks}),
         "hosts": len({rank["host"] for rank in ranks}),
         "cores": min(rank["cores"] for rank in ranks),
+        "shares_cores": shares_cores(ranks),
         "ranks": len(ranks),
         "batch_size": workload["batch_size"],
         "global_batch_size": workload["global_batch_size"],

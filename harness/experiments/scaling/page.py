@@ -49,7 +49,7 @@ def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
     setups = dict.fromkeys(f"{r['data']}, {r['precision'].upper()}, {r['device']}" for r in list_rows(rows))
     paragraphs = [f"{'; '.join(setups)}."]
     paragraphs[0] += f" Computation of messages: {', '.join(rows['message_backend'].unique())}."
-    shared = rows[(rows["hosts"] < rows["nodes"]) | (rows["ranks"] > rows["cores"] * rows["hosts"])]
+    shared = rows[rows["shares_cores"].astype(bool)]
     if len(shared):
         paragraphs.append(
             f"{len(shared)} of {len(rows)} runs had more ranks than cores, or nodes emulated on one host. Such runs"

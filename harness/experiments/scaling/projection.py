@@ -8,7 +8,7 @@ that of an all-reduce of the gradient, of which the backward pass may hide a par
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.experiments.implementations import get_implementation_name
+from harness.host.launch_line import parse_cpu_list
 from harness.protocol.programs.data_parallel import DEVICE_REGIONS
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table
@@ -186,9 +187,8 @@ def _read_run(record: RunRecord) -> Run | None:
     steps = [e for e in record.events("local_step") if not e["is_warmup"] and not e["gradients_synchronized"]]
     if record.program != "data_parallel" or record.state != "done" or not steps:
         return None
-    ranks, hosts = facts["ranks"], {r["host"] for r in facts["ranks"]}
-    nodes = {r["node"] or r["host"] for r in ranks}
-    if len(hosts) < len(nodes) or len(ranks) > min(r["cores"] for r in ranks) * len(hosts):
+    ranks = facts["ranks"]
+    if shares_cores(ranks):
         return None
     return Run(
         record=record,
@@ -200,6 +200,28 @@ def _read_run(record: RunRecord) -> Run | None:
         step_s=float(np.median([s["busy_s"] for s in record.samples if not s["is_warmup"]])),
         sizes=np.array(facts["graph_sizes"], dtype=float),
     )
+
+
+def shares_cores(ranks: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether several nodes are emulated on one host, or a host has more ranks than CPUs on which they may run.
+
+    Args:
+        ranks: The places of the ranks; in logs of earlier versions, without the lists of CPUs.
+    """
+    hosts: dict[str, list[Mapping[str, Any]]] = {}
+    for rank in ranks:
+        hosts.setdefault(rank["host"], []).append(rank)
+    if len(hosts) < len({rank["node"] or rank["host"] for rank in ranks}):
+        return True
+    return any(len(places) > count_cpus(places) for places in hosts.values())
+
+
+def count_cpus(places: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of CPUs on which at least one of these ranks of a host may run."""
+    lists = [place.get("cpus") for place in places]
+    if None in lists:
+        return min(int(place["cores"]) for place in places)
+    return len({cpu for text in lists for cpu in parse_cpu_list(str(text))})
 
 
 @dataclass
@@ -268,9 +290,11 @@ def find_network(runs: Sequence[Run]) -> Network | None:
             seconds.setdefault(exchange["bytes"], []).append(exchange["duration_s"])
         if len(seconds) == 2:
             (small, small_s), (large, large_s) = sorted((k, float(np.median(v))) for k, v in seconds.items())
+            if large_s <= small_s:  # noise hides the bandwidth
+                continue
             p = run.ranks
             latency_s = small_s / (2 * math.ceil(math.log2(p)))
-            bandwidth = 2 * (p - 1) / p * (large - small) / max(large_s - small_s, 1e-9)
+            bandwidth = 2 * (p - 1) / p * (large - small) / (large_s - small_s)
             return Network(latency_s, bandwidth, f"all-reduces of {p} ranks")
     assumed = runs[0].record.case.get("parameters", {}).get("network")
     if assumed:
@@ -291,4 +315,4 @@ def compute_backward_fraction(runs: Sequence[Run]) -> float:
         for e in run.record.events("region"):
             regions[e["name"]] = regions.get(e["name"], 0.0) + e["duration_mean_s"]
     device_s = sum(regions.get(k, 0.0) for k in DEVICE_REGIONS)
-    return regions["backward"] / device_s if device_s else 0.0
+    return regions.get("backward", 0.0) / device_s if device_s else 0.0

@@ -90,9 +90,12 @@ class KernelBatch:
 
 
 def join_kernels() -> None:
-    """Let torch.compile build a few libraries for the C++ kernels of each graph from now on."""
+    """Let torch.compile build a few libraries for the C++ kernels of each graph from now on, in the whole process."""
+    build_alone = AsyncCompile.cpp_pybinding
 
-    def add_to_batch(self: AsyncCompile, argtypes: list[str], source_code: str) -> LambdaFuture:
+    def add_to_batch(self: AsyncCompile, argtypes: list[str], source_code: str) -> Any:
+        if get_compile_threads() <= 1:  # Inductor then waits for no future
+            return build_alone(self, argtypes, source_code)
         batch: KernelBatch = self.__dict__.setdefault("kernel_batch", KernelBatch())
         return batch.add(argtypes, source_code)
 

@@ -50,6 +50,12 @@ def test_kernels_of_a_graph_share_libraries(joined: Path) -> None:
     assert list_kernel_libraries(joined) == libraries
 
 
+@torch._inductor.config.patch("compile_threads", 1)
+def test_one_thread_builds_a_library_for_each_kernel(joined: Path) -> None:
+    x = torch.linspace(0.0, 1.0, 40, dtype=torch.float64).reshape(5, 8)
+    assert torch.allclose(torch.compile(evaluate, fullgraph=True)(x), evaluate(x), rtol=1e-12)
+
+
 @torch._inductor.config.patch("cpp.enable_kernel_profile", True)
 def test_profiles_name_each_kernel(joined: Path) -> None:
     x = torch.ones(5, 8, dtype=torch.float64)

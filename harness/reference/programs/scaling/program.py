@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from harness.host.launch_line import format_cpu_list
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.data_parallel import (
     DataParallelFacts,
@@ -246,6 +247,7 @@ def describe(
                 local_rank=rank_info.local_rank,
                 device=str(world.device),
                 cores=len(os.sched_getaffinity(0)),
+                cpus=format_cpu_list(os.sched_getaffinity(0)),
             )
         )
         or None,

@@ -39,9 +39,9 @@ SHELL_STATE = re.compile(
 FUNCTION = re.compile(r"function\s|[\w-]+\s*\(\)")
 # The file in the virtual environment that lists the completed steps.
 STAMPS = "setup-steps"
-# The stamp of a step is a digest of this step and all steps before it. The file lists the stamps of the steps that were
-# completed without a change before them: a step that it lists is skipped, and any other step first removes the stamps
-# of all later steps.
+# The stamp of a step is a digest of this step and all steps before it. The file lists the stamps of the completed steps
+# that left the shell as it was: a step that it lists is skipped, and any other step first cuts the file down to the
+# steps before it.
 RUN_TEMPLATE = """\
 set -eo pipefail
 unset VIRTUAL_ENV
@@ -54,9 +54,23 @@ report_failure() {{
 }}
 trap 'report_failure $?' EXIT
 trap 'exit 130' INT
-begin_step() {{ echo "step $number of {count}: $step"; }}
+# describe_shell: print what later steps see, without what bash changes by itself.
+own_variables='(_|BASH[A-Z_0-9]*|before|COLUMNS|LINES|LINENO|OLDPWD|PIPESTATUS|S?RANDOM|SECONDS|EPOCH[A-Z]*|FUNCNAME)'
+describe_shell() {{
+    declare -p | grep -Ev "^declare -[^ ]+ $own_variables="
+    declare -f
+    alias
+    umask
+}}
+begin_step() {{
+    echo "step $number of {count}: $step"
+    before=$(describe_shell)
+}}
 write_stamps() {{ if [ -n "${{VIRTUAL_ENV:-}}" ]; then printf '%s' "$completed" > "$VIRTUAL_ENV/{stamps}"; fi; }}
-add_stamp() {{ completed+="$1"$'\\n' && write_stamps; }}
+# add_stamp STAMP: list the step as completed, unless it has changed the shell, which the next run has to repeat.
+add_stamp() {{
+    if [ "$(describe_shell)" = "$before" ]; then completed+="$1"$'\\n' && write_stamps; fi
+}}
 # needs_step STAMP: succeed unless the step was completed in this environment.
 needs_step() {{
     if [ -n "${{VIRTUAL_ENV:-}}" ] && grep -Fqx "$1" "$VIRTUAL_ENV/{stamps}" 2> /dev/null; then
@@ -95,9 +109,9 @@ def render_setup_run(system: ResolvedSystem) -> str:
     """Render the bash script that runs the setup step by step and skips steps that an earlier run completed.
 
     Completed steps are listed in the virtual environment. Three kinds of steps always run: those outside a virtual
-    environment, including those in a conda environment; those that change the shell; and the one that installs a
-    checkout, whose files may have changed. After a step that has changed, moved or disappeared, and after the
-    installation of the checkout, all later steps run too.
+    environment, including those in a conda environment; those that usually change the shell, or did; and the one that
+    installs a checkout, whose files may have changed. After a step that has changed, moved or disappeared, and after
+    the installation of the checkout, all later steps run too.
     """
     package, lines = _get_package(), _render_install(system)
     modules = system.render_section("modules")
@@ -119,7 +133,7 @@ def render_setup_run(system: ResolvedSystem) -> str:
 
 
 def changes_shell(step: str) -> bool:
-    """Return whether a command changes the shell for later ones; of longer commands, only function definitions do."""
+    """Return whether a command changes the shell for later ones; of several lines, only definitions of functions do."""
     command = step.replace("\\\n", " ")
     return bool(SHELL_STATE.match(command)) and ("\n" not in command or bool(FUNCTION.match(command)))
 

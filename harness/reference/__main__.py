@@ -115,10 +115,10 @@ def run_program(module_name: str, parameters: Parameters, log: CaseLog, folder: 
         import_program(module_name).run(parameters, log, folder)
     except (InputError, LostRank) as error:
         return report_failure(log, f"{prefix}{error}", 2 if isinstance(error, InputError) else 1, type(error).__name__)
-    except ModuleNotFoundError as error:
-        needs = "the jobs need what `pip install 'gfm-harness[reference]'` installs"
-        return report_failure(log, f"{prefix}{error}; {needs}", 2)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("harness"):
+            needs = "the jobs need what `pip install 'gfm-harness[reference]'` installs"
+            return report_failure(log, f"{prefix}{error}; {needs}", 2)
         if rank_info.rank > 0:
             return report_failure(log, f"{prefix}{launch.describe_error(error)}", 1)
         return report_failure(log, f"{launch.describe_error(error)}; {save_traceback(folder)}", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -118,6 +119,21 @@ def test_quoted_assignment_holds_for_later_steps_of_every_run(system: Path, tmp_
     (tmp_path / "network").touch()
     assert run_setup(system).returncode == 0
     assert (tmp_path / "log").read_text() == "second\na b\n"
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["x=$(echo set)", "x=set; export x", "x=(set)", "for x in set; do\n  true\ndone", "[ -d / ] && x=set", "x+=set"],
+)
+def test_change_of_the_shell_holds_for_later_steps_of_every_run(step: str, system: Path, tmp_path: Path) -> None:
+    """Such a step is repeated when a later one has failed, although no rule names it."""
+    lines = "".join(f"  - {json.dumps(line)}\n" for line in step.splitlines())
+    text = system.read_text().replace(f"  - echo first >> {tmp_path}/log\n", lines)
+    system.write_text(text.replace("echo third", 'echo "$x"'))
+    assert run_setup(system).returncode == 1
+    (tmp_path / "network").touch()
+    assert run_setup(system).returncode == 0
+    assert (tmp_path / "log").read_text() == "second\nset\n"
 
 
 def test_path_below_the_checkout_is_no_installation_of_it(system: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A few shared libraries for the C++ kernels that torch.compile writes for a graph, instead of one for each kernel.
 
 To start the compiler, to read its headers and to link costs a few times as much as to compile a kernel. A graph has
-about fifty kernels; here it has as many libraries as Inductor uses threads to compile.
+about fifty kernels; this module builds as many libraries as Inductor uses threads to compile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INCLUDE = re.compile(r"^\s*#include .*$", re.MULTILINE)
 class KernelLibrary(CppPythonBindingsCodeCache):
     """Inductor's cache of libraries with a kernel each, for libraries with several.
 
-    A library is a Python module for each of its kernels, whose only function is the kernel.
+    A library is loaded once for each of its kernels, as a Python module whose only function is the kernel.
     """
 
     cache: dict[str, Callable[[], Any]] = {}  # noqa: RUF012 (the base class has one too)
@@ -74,6 +74,7 @@ class KernelBatch:
 
     def add(self, types: list[str], source: str) -> LambdaFuture:
         """Add a kernel, and return a future of its function."""
+        assert "functions" not in self.__dict__, "the libraries of the graph have been built"
         index = len(self.kernels)
         self.kernels.append((types, source))
         return LambdaFuture(lambda: self.functions[index])

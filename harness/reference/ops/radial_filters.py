@@ -5,6 +5,8 @@ networks of the filters:
 
     radial_filters(r, ...)                     = f_1(r), f_2(r), ..., f_1'(r), f_2'(r), ...
     sum_triple_products(x, y, w, a, b, c)[p]   = sum of x[a[e], k] y[b[e], k] w[p, k] over c[e] = p and k
+
+p is the number of pairs of an edge and its reverse, which have one distance, and K that of the filters of a layer.
 """
 
 from __future__ import annotations
@@ -44,15 +46,17 @@ library.register_fake(f"{NAMESPACE}::sum_triple_products", _allocate_sums)
 class RadialFilter(NamedTuple):
     """The filter of a layer, which depends on the distance alone.
 
+    Either `value` is differentiable, and the other attributes are None, or all three are present.
+
     Attributes:
-        value: [p, K], which is differentiable if there is no slope.
+        value: [p, K].
         slope: [p, K] derivative with respect to the distance, or None.
-        compute: Return a differentiable [p, K] for distances [p, 1]; only if there is a slope.
+        compute_value: Return the differentiable [p, K] for distances [p, 1], or None.
     """
 
     value: Tensor
     slope: Tensor | None = None
-    compute: Callable[[Tensor], Tensor] | None = None
+    compute_value: Callable[[Tensor], Tensor] | None = None
 
 
 def can_evaluate_filters(r: Tensor, parameters: Iterable[Tensor]) -> bool:
@@ -74,7 +78,7 @@ def evaluate_filters(
     """Return the filters of all layers and their derivatives with respect to r, [p, K] each.
 
     A filter is W_2 softplus(W_1 g + b_1) + b_2 times the cosine cutoff, with exponents of the Gaussians g of at least
-    min_exponent.
+    min_exponent. The shift of a shifted softplus is a part of b_2.
 
     Args:
         r: [p, 1] distances.
@@ -90,7 +94,7 @@ def evaluate_filters(
 def sum_filtered(
     x: Tensor, r: Tensor, radial: RadialFilter, senders: Grouping, receivers: Grouping, pair: Grouping | None
 ) -> Tensor:
-    """Return the sum of sent rows times the filter over the edges of each receiver, [n, K].
+    """Return the sum over the edges of each receiver of the sender's row times the filter, [n, K].
 
     Args:
         x: [n, K], a row for each sender.
@@ -98,7 +102,7 @@ def sum_filtered(
         radial: The filter of each pair.
         senders: The sender of each edge.
         receivers: The receiver of each edge.
-        pair: The pair of each edge; None: every edge is one.
+        pair: The pair of each edge; None: each edge is a pair of its own.
     """
     if radial.slope is None:
         return product_sum(x, radial.value, senders, receivers, weight_rows=pair)
@@ -116,10 +120,10 @@ class _FilteredSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, r = ctx.saved_tensors
-        value, slope, compute = ctx.radial
+        value, slope, compute_value = ctx.radial
         senders, receivers, pair = ctx.groups
         if torch.is_grad_enabled():
-            value = compute(r)
+            value = compute_value(r)
             value_grad = product_sum(x, grad, senders, pair, weight_rows=receivers)
             (r_grad,) = torch.autograd.grad(value, r, value_grad, create_graph=True)
         else:

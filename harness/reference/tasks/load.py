@@ -39,7 +39,7 @@ class ShippedSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         target: The quantity to predict, with its unit.
         level: The level of theory.
         count: Number of structures.
-        rejected: Number of structures that were computed but left out, and the reasons.
+        rejected: A sentence: how many structures were computed but left out, and why.
         sha256: Digest of the file.
         provenance: Package, version and digest, or the program that computed the set.
         licence: The licence.
@@ -90,7 +90,7 @@ def read_shipped_tasks(folder: Path = FOLDER) -> dict[str, ShippedSet]:
 
 
 def load_shipped_task(name: str, folder: Path = FOLDER) -> TaskDataset | None:
-    """Return the shipped set of a task, or None if there is none; raises InputError if its file has changed."""
+    """Return the shipped set of a task, or None if there is none; raise InputError if its digest is not as recorded."""
     task = find_task(name)
     entry = read_shipped_tasks(folder).get(name)
     if entry is None:
@@ -105,10 +105,10 @@ def load_shipped_task(name: str, folder: Path = FOLDER) -> TaskDataset | None:
     import h5py  # imported here, as planning a suite does not need it
 
     with h5py.File(io.BytesIO(data), "r") as file:
-        labelled = _decode_dataset(file, entry, task)
-    if len(labelled) != entry.count:
-        raise InputError(f"{path}: {len(labelled)} structures, expected {entry.count}")
-    return labelled
+        dataset = _decode_dataset(file, entry, task)
+    if len(dataset) != entry.count:
+        raise InputError(f"{path}: {len(dataset)} structures, expected {entry.count}")
+    return dataset
 
 
 def _decode_dataset(file: h5py.File, entry: ShippedSet, task: Task) -> TaskDataset:
@@ -195,10 +195,10 @@ def find_official_path(entry: Task, files: Path) -> Path | None:
     if path is None:
         _refuse_other_names(entry, files)
     elif path.is_dir() and READERS[entry.name] is matbench.read_matbench:
-        inside = [path / name for name in entry.files if (path / name).is_file()]
-        if not inside:
+        candidates = [path / name for name in entry.files if (path / name).is_file()]
+        if not candidates:
             raise InputError(f"{path}: {entry.files[0]} is missing")
-        return inside[0]
+        return candidates[0]
     return path
 
 

@@ -38,11 +38,11 @@ def apply_ssp_and_linear(x: Tensor, layer: nn.Linear) -> Tensor:
     y = softplus(x, threshold=40.0)
     if has_hooks(layer):
         return apply_linear(layer, y - math.log(2.0))
-    return linear(y, layer.weight, include_shift(layer))
+    return linear(y, layer.weight, shift_bias(layer))
 
 
-def include_shift(layer: nn.Linear) -> Tensor:
-    """Return the bias with which the layer takes a softplus, rather than a shifted softplus, as its input."""
+def shift_bias(layer: nn.Linear) -> Tensor:
+    """Return the bias b - ln 2 sum_k W_k, [out], with which the layer of a softplus equals that of a shifted one."""
     return layer.bias.sub(layer.weight.sum(1), alpha=math.log(2.0))
 
 
@@ -83,7 +83,7 @@ class Interaction(InteractionBlock):  # type: ignore[misc]
     def forward(
         self, x: Tensor, r: Tensor, radial: RadialFilter, edges: EdgeGroups, pair: Grouping | None = None
     ) -> Tensor:
-        """Return the change of x, [n, F].
+        """Return what is added to x, [n, F].
 
         Args:
             x: [n, F] features.
@@ -131,9 +131,9 @@ class SchNet(nn.Module):
     def compute_filters(self, r: Tensor, pair: Grouping | None) -> list[RadialFilter]:
         """Return the filter of each layer for distances r [e, 1] in angstrom, or [p, 1] of pairs."""
         networks: list[Any] = [interaction.mlp for interaction in self.interactions]
-        layers = [x for a, _, b in networks for x in (a.weight, a.bias, b.weight, include_shift(b))]
-        hooked = any(has_hooks(layer) for network in networks for layer in network)
-        if pair is None or hooked or not can_evaluate_filters(r, layers):
+        layers = [x for a, _, b in networks for x in (a.weight, a.bias, b.weight, shift_bias(b))]
+        has_any_hook = any(has_hooks(layer) for network in networks for layer in network)
+        if pair is None or has_any_hook or not can_evaluate_filters(r, layers):
             basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
             return [RadialFilter(apply_filter(a, b, basis, envelope)) for a, _, b in networks]
         values, slopes = evaluate_filters(r, len(self.gaussians.orders), self.cutoff, MIN_EXPONENT, layers)

@@ -23,7 +23,7 @@ namespace fused {
 
 constexpr int64_t FILTER_ROWS = 512;  // the arrays of as many distances fit into the L2 cache
 // A multiple of the elements of two vectors: scalars, which round otherwise than vectors, are then the same for any
-// number of threads.
+// number of threads, as are the products if this project computes them.
 constexpr int64_t FILTER_UNIT = 32;
 
 // Return the filters of each layer, then their derivatives; layers: weight and bias of both linear layers of each.

@@ -55,26 +55,25 @@ def test_other_errors_are_not_hidden() -> None:
         run_command(lambda: 1 // 0)
 
 
+def parse(argv: list[str]) -> tuple[str, str, bool]:
+    parser = CommandParser()
+    parser.add_argument("first")
+    parser.add_argument("second")
+    parser.add_argument("-q", action="store_true")
+    arguments = parser.parse_args(argv)
+    return arguments.first, arguments.second, arguments.q
+
+
 @pytest.mark.parametrize(
     "argv", [["-q", "a", "b"], ["a", "-q", "b"], ["a", "b", "-q"], ["a", "-q", "--", "b"]], ids=" ".join
 )
 def test_options_may_appear_between_positional_arguments(argv: list[str]) -> None:
-    parser = CommandParser()
-    parser.add_argument("first")
-    parser.add_argument("second")
-    parser.add_argument("-q", action="store_true")
-    arguments = parser.parse_args(argv)
-    assert (arguments.first, arguments.second, arguments.q) == ("a", "b", True)
+    assert parse(argv) == ("a", "b", True)
 
 
 @pytest.mark.parametrize("argv", [["-q", "--", "a", "-z"], ["a", "-q", "--", "-z"]], ids=" ".join)
 def test_words_after_two_dashes_are_files_wherever_options_stand(argv: list[str]) -> None:
-    parser = CommandParser()
-    parser.add_argument("first")
-    parser.add_argument("second")
-    parser.add_argument("-q", action="store_true")
-    arguments = parser.parse_args(argv)
-    assert (arguments.first, arguments.second, arguments.q) == ("a", "./-z", True)
+    assert parse(argv) == ("a", "./-z", True)
 
 
 def test_program_that_an_interrupt_ends_is_interrupted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,8 @@ def build_scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     largest difference of the ranks' mean gradient from the gradient of one process, relative to the largest gradient.
     `parameter_divergence` is the largest difference of a rank's parameters from those of rank 0 after training,
     relative to the largest parameter. `slow_ranks` names the ranks that compute steps without exchange of gradients,
-    per edge, slower than the others (see harness.stats.slow_ranks); empty: none.
+    per edge, slower than the others (see harness.stats.slow_ranks); empty: none. `shares_cores` is true if a host has
+    more ranks than CPUs for them, or emulates several nodes.
     """
     table = SCALING.build(_describe_run(r) for r in records if r.program == "data_parallel" and r.state == "done")
     table = table.sort_values(["campaign", "mode", "ranks"], kind="stable").reset_index(drop=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -26,13 +25,6 @@ with_and_without_v = pytest.mark.parametrize("with_v", [True, False], ids=["v", 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_operators() -> None:
     kernels.load(torch.device("cpu"))
-
-
-@pytest.fixture
-def restored_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 # (atoms, edges, width, columns): narrower than a SIMD vector; odd widths; many columns; no edges

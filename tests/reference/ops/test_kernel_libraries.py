@@ -18,7 +18,7 @@ WEIGHT = torch.linspace(-1.0, 1.0, 64, dtype=torch.float64).reshape(8, 8)
 
 
 @pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def kernel_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Return the empty folder of Inductor's caches while kernels are joined."""
     monkeypatch.setattr(AsyncCompile, "cpp_pybinding", AsyncCompile.cpp_pybinding)
     join_kernels()
@@ -39,25 +39,25 @@ def list_kernel_libraries(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*.so") if b"kernel_0" in path.read_bytes()]
 
 
-def test_kernels_of_a_graph_share_libraries(joined: Path) -> None:
+def test_kernels_of_a_graph_share_libraries(kernel_cache: Path) -> None:
     x = torch.linspace(0.0, 1.0, 40, dtype=torch.float64).reshape(5, 8)
     compiled = torch.compile(evaluate, fullgraph=True)
     assert torch.allclose(compiled(x), evaluate(x), rtol=1e-12)
-    libraries = list_kernel_libraries(joined)
+    libraries = list_kernel_libraries(kernel_cache)
     assert 0 < len(libraries) <= get_compile_threads()
     torch.compiler.reset()  # the next call loads the libraries that exist
     assert torch.allclose(torch.compile(evaluate, fullgraph=True)(x), evaluate(x), rtol=1e-12)
-    assert list_kernel_libraries(joined) == libraries
+    assert list_kernel_libraries(kernel_cache) == libraries
 
 
 @torch._inductor.config.patch("compile_threads", 1)
-def test_one_thread_builds_a_library_for_each_kernel(joined: Path) -> None:
+def test_one_thread_builds_a_library_for_each_kernel(kernel_cache: Path) -> None:
     x = torch.linspace(0.0, 1.0, 40, dtype=torch.float64).reshape(5, 8)
     assert torch.allclose(torch.compile(evaluate, fullgraph=True)(x), evaluate(x), rtol=1e-12)
 
 
 @torch._inductor.config.patch("cpp.enable_kernel_profile", True)
-def test_profiles_name_each_kernel(joined: Path) -> None:
+def test_profiles_name_each_kernel(kernel_cache: Path) -> None:
     x = torch.ones(5, 8, dtype=torch.float64)
     compiled = torch.compile(evaluate, fullgraph=True)
     compiled(x)
@@ -67,6 +67,6 @@ def test_profiles_name_each_kernel(joined: Path) -> None:
     assert len(names) >= 3
 
 
-def test_source_that_the_compiler_rejects_is_an_error(joined: Path) -> None:
+def test_source_that_the_compiler_rejects_is_an_error(kernel_cache: Path) -> None:
     with pytest.raises(Exception, match="no_such_type"):
         KernelLibrary.build([(["double*"], 'extern "C" void kernel(double* x) { no_such_type y; }')])()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, library
@@ -21,13 +19,6 @@ CONFIG = ModelConfig(backbone="schnet", hidden_dim=12, num_conv_layers=2, cutoff
 @pytest.fixture(scope="module", autouse=True)
 def _compile_operators() -> None:
     assert segment_sums.load() is None
-
-
-@pytest.fixture
-def restored_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def make_schnet(dtype: torch.dtype) -> SchNet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -28,13 +28,6 @@ all_dims = pytest.mark.parametrize("dim", [0, 1])
 @pytest.fixture(scope="module", autouse=True)
 def _compile_operators() -> None:
     assert segment_sums.load() is None
-
-
-@pytest.fixture
-def restored_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def draw_groups(rows: int, groups: int, seed: int = 0) -> Grouping:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from harness.host.launch_line import NO_BINDING, LaunchLine, parse_cpu_list
+from harness.host.launch_line import NO_BINDING, LaunchLine, format_cpu_list, parse_cpu_list
 from harness.protocol.programs.preflight import Finding, RankBinding
 from harness.protocol.text import pluralize
 from harness.reference.profiling.timing import get_device_name
@@ -163,11 +163,5 @@ def find_device_problems(bindings: Mapping[int, RankBinding], launch: LaunchLine
 
 def format_cpus(cpus: Iterable[int], noun: str = "CPU") -> str:
     """Return CPUs, or what the noun names, as text such as `CPU 3`, `CPUs 1-8,53` or `no CPUs`."""
-    parts: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if parts and cpu == parts[-1][1] + 1:
-            parts[-1][1] = cpu
-        else:
-            parts.append([cpu, cpu])
-    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+    text = format_cpu_list(cpus)
     return f"{noun} {text}" if text.isdecimal() else f"{noun}s {text}" if text else f"no {noun}s"

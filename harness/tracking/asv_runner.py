@@ -238,7 +238,11 @@ def _is_threshold(item: tuple[str, Any]) -> bool:
 def _run_asv(command: Sequence[str], output: int) -> int:
     """Run asv and return its exit code; an interrupt kills it and all of its child processes."""
     package = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, *sys.path[1:]])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([package, *sys.path[1:]]),
+        # the user's benchmark folder stays as it is, and no commit runs the bytecode of another one
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment) as process:
         try:
             return process.wait()

@@ -2,15 +2,15 @@
 #
 # Weak and strong scaling of data-parallel training
 # 1 case on This machine:
-#   scaling-weak-ranks_per_node_2 (id a8f6f40a4ab49c78): 1 node x 2 ranks, 10 min at most
+#   scaling-weak-ranks_per_node_2 (id c95b8886fc20de68): 1 node x 2 ranks, 10 min at most
 # Written by gfm-harness VERSION with `harness run scaling --system local`.
-# To submit it by hand: `bash jobs/scaling-weak-ranks_per_node_2-54280785.sh`, or with the argument `again` to repeat the cases that have ended.
+# To submit it by hand: `bash jobs/scaling-weak-ranks_per_node_2-457a521a.sh`, or with the argument `again` to repeat the cases that have ended.
 # Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
 # shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
 
 campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
-job=scaling-weak-ranks_per_node_2-54280785
+job=scaling-weak-ranks_per_node_2-457a521a
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
@@ -51,7 +51,7 @@ export OMP_NUM_THREADS=1
 export MALLOC_MMAP_MAX_=0
 export MALLOC_TRIM_THRESHOLD_=1000000000000
 export MALLOC_TOP_PAD_=268435456
-export OMP_WAIT_POLICY=PASSIVE
+export GOMP_SPINCOUNT=1000
 
 # Only one process may run this job at a time, and the lock lives as long as any process of the job. The wait is needed
 # since a query of the job's state holds the lock for an instant. On a file system without locks, a file names the shell
@@ -200,9 +200,9 @@ run_case() {
     if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
-run_case scaling-weak-ranks_per_node_2-a8f6f40a4a '' 1 2 600 \
+run_case scaling-weak-ranks_per_node_2-c95b8886fc '' 1 2 600 \
     mpiexec -n 2 \
-    "$python" -P -m harness.reference "$campaign"/scaling-weak-ranks_per_node_2-a8f6f40a4a
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-ranks_per_node_2-c95b8886fc
 
 rm -f "$holder"
 exit "$exit_status"

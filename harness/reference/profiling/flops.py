@@ -145,7 +145,23 @@ def count_multiply_add(a: Tensor, b: Tensor, bias: Tensor | None, **_: Any) -> i
 @register_flop_formula(_operators.radial_filters, get_raw=True)
 def count_radial_filters(r: Tensor, *inputs: Any, **_: Any) -> int:
     """Count the operations of gfm_harness::radial_filters: the products for values and for slopes."""
-    return 4 * r.shape[0] * sum(weight.numel() for weight in inputs[-1][0::2])
+    return 4 * r.shape[0] * _count_elements(inputs[-1][0::2])
+
+
+@register_flop_formula(_operators.radial_filters_backward, get_raw=True)
+def count_radial_filters_backward(grads: list[Tensor], r: Tensor, *inputs: Any, **_: Any) -> int:
+    """Count the operations of gfm_harness::radial_filters_backward.
+
+    It computes hidden layers and their slopes again, and their second derivatives if the gradient of r is needed. Each
+    weight has two products for its gradient, and each outer weight two more for the gradients of hidden layers.
+    """
+    *_constants, layers, needs_r_grad = inputs
+    inner = (5 if needs_r_grad else 4) * _count_elements(layers[0::4])
+    return 2 * r.shape[0] * (inner + 4 * _count_elements(layers[2::4]))
+
+
+def _count_elements(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _count_head_parameters(parameters: Sequence[Tensor]) -> int:

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from harness.reference.models.backbones.schnet import SchNet
 from harness.reference.models.config import ModelConfig
 from harness.reference.ops import radial_filters, segment_sums
-from harness.reference.ops.radial_filters import RadialFilter, sum_filtered
+from harness.reference.ops.radial_filters import sum_filtered
 from harness.reference.ops.segment_sums import Grouping, group_rows
 
 CONFIG = ModelConfig(backbone="schnet", hidden_dim=12, num_conv_layers=2, cutoff=4.0, num_filters=37, num_gaussians=15)
@@ -57,32 +57,62 @@ def test_values_and_slopes_equal_those_by_layers(count: int, dtype: torch.dtype,
         assert not radial.value[r[:, 0] > CONFIG.cutoff].any()
 
 
-@pytest.mark.parametrize("width", [3, 37])
-def test_first_and_second_derivatives_of_sums_match_finite_differences(width: int) -> None:
+def sum_by_filters(r: Tensor, layers: list[Tensor], x: Tensor, gaussians: int) -> Tensor:
     senders, receivers, pair = draw_groups()
-    phase = torch.linspace(0.0, 1.0, width, dtype=torch.float64)
+    radial = radial_filters.evaluate_filters(r, gaussians, CONFIG.cutoff, -60.0, layers)
+    return torch.stack([sum_filtered(x, r, layer, senders, receivers, pair) for layer in radial])
 
-    def compute(r: Tensor) -> Tensor:
-        return torch.sin(r + phase)
 
-    def sum_over_neighbours(x: Tensor, r: Tensor) -> Tensor:
-        radial = RadialFilter(compute(r).detach(), torch.cos(r + phase).detach(), compute)
-        return sum_filtered(x, r, radial, senders, receivers, pair)
-
+@pytest.mark.parametrize("width", [3, 37])
+@pytest.mark.parametrize("trains", [False, True])
+def test_first_and_second_derivatives_of_sums_match_finite_differences(width: int, trains: bool) -> None:
+    torch.manual_seed(width)
+    shapes = ((5, 6), (5,), (width, 5), (width,)) * 2
+    layers = [torch.randn(shape, dtype=torch.float64, requires_grad=trains) for shape in shapes]
     x = torch.randn(4, width, dtype=torch.float64, requires_grad=True)
     r = draw_distances(4, torch.float64)
-    by_torch = sum_filtered(x, r, RadialFilter(compute(r)), senders, receivers, pair)
-    assert torch.equal(sum_over_neighbours(x, r), by_torch)
-    assert gradcheck(sum_over_neighbours, (x, r))
-    assert gradgradcheck(sum_over_neighbours, (x, r))
+
+    def compute(x: Tensor, r: Tensor, *layers: Tensor) -> Tensor:
+        return sum_by_filters(r, list(layers), x, 6)
+
+    assert gradcheck(compute, (x, r, *layers), fast_mode=width > 3)
+    assert gradgradcheck(compute, (x, r, *layers), fast_mode=width > 3)
 
 
-@pytest.mark.parametrize("change", ["parameters", "hooks", "distances", "autocast", "types"])
+def test_gradients_of_parameters_equal_those_by_layers() -> None:
+    """Those of a loss of forces, for more distances than one block and with a filter without any gradient."""
+    results = []
+    for pair in (group_rows(torch.arange(1400) // 2, 700), None):
+        net, r = make_schnet(torch.float64).requires_grad_(True), draw_distances(700, torch.float64)
+        ends = [group_rows(torch.arange(1400) * k % 11, 11) for k in (3, 7)]
+        x = torch.cos(torch.arange(11 * 37, dtype=torch.float64).view(11, 37)).requires_grad_()
+        rows = pair or group_rows(torch.arange(1400) // 2, 700)
+        received = sum_filtered(x, r, net.compute_filters(r, pair)[0], *ends, rows)
+        (r_grad,) = torch.autograd.grad(received.square().sum(), r, create_graph=True)
+        parameters = list(net.interactions[0].mlp.parameters())
+        results.append(torch.autograd.grad(r_grad.square().sum(), (x, r, *parameters)))
+    for fused, by_layers in zip(*results, strict=True):
+        assert torch.allclose(fused, by_layers, rtol=1e-9, atol=1e-9 * float(by_layers.abs().max()))
+
+
+def test_third_derivatives_equal_those_by_layers() -> None:
+    results = []
+    for pair in (draw_groups()[2], None):
+        net, r = make_schnet(torch.float64).requires_grad_(True), draw_distances(4, torch.float64)
+        y = torch.ones(4, 37, dtype=torch.float64)
+        received = sum_filtered(y, r, net.compute_filters(r, pair)[1], *draw_groups()).square().sum()
+        for _ in range(2):
+            (received,) = torch.autograd.grad(received.square().sum(), r, create_graph=True)
+        parameters = list(net.interactions[1].mlp.parameters())
+        results.append(torch.autograd.grad(received.square().sum(), (r, *parameters)))
+    for fused, by_layers in zip(*results, strict=True):
+        assert torch.allclose(fused, by_layers, rtol=1e-9, atol=1e-9 * float(by_layers.abs().max()))
+
+
+@pytest.mark.parametrize("change", ["hooks", "distances", "autocast", "types"])
 def test_layers_compute_filters_that_the_operator_cannot(change: str) -> None:
     net, r = make_schnet(torch.float32), draw_distances(4, torch.float32)
-    if change == "parameters":
-        net.interactions[1].mlp[2].bias.requires_grad_()
-    elif change == "hooks":
+    if change == "hooks":
         net.interactions[1].mlp[0].register_forward_hook(lambda *_: None)
     elif change == "distances":
         r = r.detach()
@@ -94,7 +124,7 @@ def test_layers_compute_filters_that_the_operator_cannot(change: str) -> None:
 
 
 def test_results_do_not_depend_on_the_number_of_threads(restored_threads: None) -> None:
-    net, r = make_schnet(torch.float32), draw_distances(2000, torch.float32)
+    net, r = make_schnet(torch.float32).requires_grad_(True), draw_distances(2000, torch.float32)
     senders, receivers = (group_rows(torch.randint(300, (4000,)), 300) for _ in range(2))
     pair = group_rows(torch.arange(4000) // 2, 2000)
     x = torch.randn(300, 37, requires_grad=True)
@@ -103,7 +133,10 @@ def test_results_do_not_depend_on_the_number_of_threads(restored_threads: None) 
         torch.set_num_threads(threads)
         radial = net.compute_filters(r, pair)[0]
         received = sum_filtered(x, r, radial, senders, receivers, pair)
-        results.append((radial.value, received, *torch.autograd.grad(received.square().sum(), (x, r))))
+        gradients = torch.autograd.grad(received.square().sum(), (x, r), create_graph=True)
+        parameters = list(net.interactions[0].mlp.parameters())
+        second = torch.autograd.grad(gradients[1].square().sum(), parameters)
+        results.append((radial.value, received, *gradients, *second))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
@@ -114,9 +147,12 @@ def test_operators_are_registered_correctly_and_check_their_arguments() -> None:
     layers = [torch.randn(5, 6), torch.randn(5), torch.randn(5, 5), torch.randn(5)]
     operators = torch.ops.gfm_harness
     library.opcheck(operators.radial_filters.default, (r, 6, 4.0, -60.0, layers))
+    library.opcheck(operators.radial_filters_backward.default, ([w, w], r, 6, 4.0, -60.0, layers, True))
     library.opcheck(operators.sum_triple_products.default, (x, x, w, senders.group, receivers.group, [*pair]))
     with pytest.raises(ValueError, match="four for each layer"):
         radial_filters.evaluate_filters(r, 6, 4.0, -60.0, layers[1:])
+    with pytest.raises(ValueError, match="two for each layer"):
+        operators.radial_filters_backward([w], r, 6, 4.0, -60.0, layers, False)
     with pytest.raises(ValueError, match="not a column"):
         radial_filters.evaluate_filters(r[:, 0], 6, 4.0, -60.0, layers)
     with pytest.raises(ValueError, match="no common width"):

@@ -128,6 +128,20 @@ def test_filters_are_counted_by_the_products_of_values_and_slopes() -> None:
     assert work.flops == {("messages", "float32"): 2 * (2 * 7 * 6 * 5 + 2 * 7 * 5 * 5)}
 
 
+@pytest.mark.parametrize(("needs_r_grad", "inner_products"), [(False, 4), (True, 5)])
+def test_gradients_of_filters_are_counted_by_their_products(needs_r_grad: bool, inner_products: int) -> None:
+    messages.load(torch.device("cpu"))
+    layers = [torch.randn(5, 6), torch.randn(5), torch.randn(3, 5), torch.randn(3)]
+    grads = [torch.randn(7, 3), torch.randn(7, 3)]
+    work = count_work(
+        lambda: torch.ops.gfm_harness.radial_filters_backward(
+            grads, torch.rand(7, 1), 6, 4.0, -60.0, layers, needs_r_grad
+        ),
+        Shape(3, 20, 50),
+    )
+    assert work.flops == {("messages", "float32"): 2 * 7 * (inner_products * 6 * 5 + 4 * 5 * 3)}
+
+
 def test_couplings_of_neighbours_are_counted_by_their_loops() -> None:
     edges, rows, components, width, paths = 12, 6, 4, 8, 3
     g, h = torch.zeros(5, rows, width), torch.zeros(7, components, width)

@@ -8,7 +8,6 @@ Chem. Theory Comput. 15, 448 (2019). F is the width, K the filters, G the Gaussi
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -136,12 +135,4 @@ class SchNet(nn.Module):
         if pair is None or has_any_hook or not can_evaluate_filters(r, layers):
             basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
             return [RadialFilter(apply_filter(a, b, basis, envelope)) for a, _, b in networks]
-        values, slopes = evaluate_filters(r, len(self.gaussians.orders), self.cutoff, MIN_EXPONENT, layers)
-
-        def compute(first: nn.Linear, last: nn.Linear, r: Tensor) -> Tensor:
-            return apply_filter(first, last, self.gaussians(r), cosine_cutoff(r, self.cutoff))
-
-        return [
-            RadialFilter(value, slope, partial(compute, a, b))
-            for value, slope, (a, _, b) in zip(values, slopes, networks, strict=True)
-        ]
+        return evaluate_filters(r, len(self.gaussians.orders), self.cutoff, MIN_EXPONENT, layers)

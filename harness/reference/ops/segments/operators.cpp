@@ -17,6 +17,7 @@
 #include "radial_filters.h"
 #include "rows.h"
 #include "silu.h"
+#include "triple_products.h"
 #include "triplet_operators.h"
 
 namespace segments {
@@ -263,12 +264,14 @@ Tensor couple_weights(const Tensor& g, const Tensor& k, const Tensor& h, int64_t
 
 TORCH_LIBRARY_IMPL(gfm_harness, Autograd, library) {
   library.impl("multiply_add", &fused::differentiable_multiply_add);
+  library.impl("radial_filters", &fused::differentiable_radial_filters);
   library.impl("scaled_silu", &fused::differentiable_scaled_silu);
 }
 
 TORCH_LIBRARY_IMPL(gfm_harness, CPU, library) {
   library.impl("multiply_add", &fused::multiply_add);
   library.impl("radial_filters", &fused::radial_filters);
+  library.impl("radial_filters_backward", &fused::radial_filters_backward);
   library.impl("sum_triple_products", &fused::sum_triple_products);
   library.impl("scaled_silu", &fused::scaled_silu);
   library.impl("group_rows", &segments::group_rows);

@@ -47,7 +47,7 @@ from harness.reference.profiling.rounds import TimedRounds
 from harness.reference.profiling.timing import observe
 from harness.reference.training.compile import compile_loss
 from harness.reference.training.loader import LabelledBatch, flatten
-from harness.reference.training.loss import Labels, MultiTaskLoss, PerGraphErrors, collate_labelled
+from harness.reference.training.loss import Labels, MultiTaskLoss, PerGraphErrors, backpropagate, collate_labelled
 
 
 def make_model(config: TrainingStepsParameters) -> FoundationModel:
@@ -152,7 +152,7 @@ class TimedStep:
         self._model.zero_grad()
         leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
         self._loss = self._objective(self._module(leaf, labels), batch.head)
-        self._loss.backward()
+        backpropagate(self._loss, self._module)
 
     def copy_result(self) -> StepResult:
         """Return the result of the last step; call it before another stage takes a step on the same model."""

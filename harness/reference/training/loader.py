@@ -25,7 +25,7 @@ from harness.reference.distributed.group import synchronize
 from harness.reference.distributed.launch import RankInfo
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.storage.sampling.sampler import MixtureSampler, SampleIndices
-from harness.reference.training.loss import Labels, MultiTaskLoss, collate_labelled
+from harness.reference.training.loss import Labels, MultiTaskLoss, backpropagate, collate_labelled
 
 LabelledBatch = tuple[Batch, Labels]
 
@@ -222,7 +222,7 @@ def time_epoch(
         for batch, labels in time_batches(batches, waits):
             optimizer.zero_grad()
             loss = objective(replica(batch, labels), batch.head)
-            loss.backward()
+            backpropagate(loss, replica)
             optimizer.step()
             losses.append(loss.detach())
             watch.mark()

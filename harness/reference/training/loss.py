@@ -94,6 +94,14 @@ def compute_errors(model: FoundationModel, batch: Batch, labels: Labels, *, fuse
     return compare_with_labels(*predict_own_head(model, batch, create_graph=True, fused=fused), batch, labels)
 
 
+def backpropagate(loss: Tensor, module: nn.Module) -> None:
+    """Add the gradients of a loss to those of the parameters of a module.
+
+    Unlike `loss.backward()`, this skips the gradients of the positions, which the graph of the forces contains.
+    """
+    loss.backward(inputs=[p for p in module.parameters() if p.requires_grad])
+
+
 def compare_with_labels(energy: Tensor, forces: Tensor, batch: Batch, labels: Labels) -> Errors:
     """Return the errors of residual energies [g] and forces [n, 3] for each graph."""
     per_atom = ((forces - labels.forces) * labels.force_mask).abs().mean(1)

@@ -29,7 +29,7 @@ from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.training import state as training_state
 from harness.reference.training.head_groups import HeadGroups
 from harness.reference.training.loader import BatchLoader, LabelledBatch
-from harness.reference.training.loss import Errors, Labels, MultiTaskLoss
+from harness.reference.training.loss import Errors, Labels, MultiTaskLoss, backpropagate
 from harness.reference.training.meters import ErrorMeter, TrainingLimits, TrainingProgress, measure_errors
 from harness.reference.training.optimizer import OptimizerState
 
@@ -173,7 +173,7 @@ class Trainer:
         loss = self.objective(graph_errors, batch.head)
         if not math.isfinite(loss.item()):
             self._raise_not_finite("loss", indices, batch, labels, graph_errors)
-        loss.backward()
+        backpropagate(loss, self.replica)
         squared = None
         if self.groups is not None:
             self.groups.reduce_gradients(self.model.heads)

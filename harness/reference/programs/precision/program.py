@@ -54,7 +54,7 @@ from harness.reference.programs.precision.module_errors import compute_module_er
 from harness.reference.storage.sampling.sampler import MixtureSampler, SamplingSpec
 from harness.reference.training.evaluation import evaluate_test_sets
 from harness.reference.training.loader import BatchLoader, LabelledBatch, set_reference_energies
-from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, predict_own_head
+from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, backpropagate, predict_own_head
 from harness.reference.training.optimizer import OptimizerState
 
 # Checks that take most of the time, which a lower precision affects no more than the others.
@@ -154,9 +154,9 @@ def describe(
             observe_dtypes(precision_run.model, labelled[0]), ObservedTypes
         )
         calls: dict[Literal["training", "inference"], timing.Call] = {
-            "training": lambda precision_run=precision_run, x=labelled: compute_loss(
-                precision_run, x, config
-            ).backward(),  # type: ignore[misc]
+            "training": lambda precision_run=precision_run, x=labelled: backpropagate(
+                compute_loss(precision_run, x, config), precision_run.model
+            ),  # type: ignore[misc]
             "inference": lambda precision_run=precision_run, x=labelled: predict_own_head(
                 precision_run.model, x[0], create_graph=False
             ),  # type: ignore[misc]
@@ -225,7 +225,7 @@ def take_step(
     """Run forward pass, backward pass and update, and append the loss to `losses`."""
     precision_run.optimizer_state.optimizer.zero_grad()
     loss = compute_loss(precision_run, labelled, config)
-    loss.backward()
+    backpropagate(loss, precision_run.model)
     precision_run.optimizer_state.step()
     losses.append(loss.item())
 

@@ -55,7 +55,7 @@ from harness.reference.storage.collectives import get_mpi_world
 from harness.reference.storage.prefetch import Prefetch
 from harness.reference.storage.sampling.sampler import MixtureSampler, SampleIndices, SamplingSpec
 from harness.reference.training.loader import BatchLoader, LabelledBatch, flatten, set_reference_energies, wrap_ddp
-from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
+from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, backpropagate
 
 CHECKED_RANKS = 64  # ranks whose batches contribute to the checked gradient
 CHECKED_GRAPHS = 2  # structures of each of these ranks
@@ -82,7 +82,8 @@ def measure_gradient_error(
     weight = rank_info.size / counted if rank_info.rank < counted else 0.0
     parameters = [p for p in replica.parameters() if p.requires_grad]
     batch, labels = loader.load_batch(indices, world.device)
-    (weight * replace(objective, graphs_per_rank=len(indices))(replica(batch, labels), batch.head)).backward()
+    loss = replace(objective, graphs_per_rank=len(indices))(replica(batch, labels), batch.head)
+    backpropagate(weight * loss, replica)
     reduced = flatten([p.grad for p in parameters if p.grad is not None])
     if rank_info.rank > 0:
         return 0.0, 0, 0

@@ -35,7 +35,7 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import fom_client
 from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.training.loader import BatchLoader, EpochTiming, LabelledBatch, Stopwatch, time_epoch
-from harness.reference.training.loss import MultiTaskLoss, compare_with_labels
+from harness.reference.training.loss import MultiTaskLoss, backpropagate, compare_with_labels
 
 
 def time_regions(
@@ -75,7 +75,7 @@ def time_regions(
     watch.mark()
     (gradient,) = torch.autograd.grad(pooled, positions, slope, create_graph=True)
     watch.mark()
-    objective(compare_with_labels(energy, -gradient, batch, labels), batch.head).backward()
+    backpropagate(objective(compare_with_labels(energy, -gradient, batch, labels), batch.head), model)
     watch.mark()
     optimizer.step()
     watch.mark()

@@ -25,6 +25,7 @@ from harness.reference.data.structure import Array
 from harness.reference.errors import NotFinite
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.programs.transfer.target_scaling import TargetScaling
+from harness.reference.training.loss import backpropagate
 
 EVALUATION_BATCH = 64
 WARM_UP_STEPS = 20
@@ -219,7 +220,7 @@ def fit(
     step = stale = skipped_steps = 0
     for step, labelled in enumerate(train.random_batches(budget.batch_size, budget.steps, rng), start=1):
         optimizer.zero_grad()
-        compute_loss(model, scaling, labelled, budget.force_weight, train=True).backward()
+        backpropagate(compute_loss(model, scaling, labelled, budget.force_weight, train=True), model)
         norm = nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         if torch.isfinite(norm):
             optimizer.step()

@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 from asv import util
 from asv.environment import Environment
 from asv.machine import MachineCollection
 
-from harness.tracking.asv_runner import MACHINE_FILE, SOURCES_ENVIRONMENT
+from harness.tracking.asv_runner import MACHINE_FILE, SOURCES_ENVIRONMENT, kill_children
 
 PARENT_POLL_S = 0.5
 
@@ -75,6 +74,5 @@ def end_with_parent(parent: int) -> None:
     """Kill asv and its child processes when its parent has ended, since two asv processes must not share a folder."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
+    kill_children(os.getpid())
     os._exit(1)

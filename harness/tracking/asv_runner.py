@@ -44,7 +44,13 @@ OK, SOME_FAILED = 0, 2  # exit codes of asv
 
 @dataclass(frozen=True)
 class Project:
-    """A git clone and its benchmarks: the content of asv.conf.json, and the absolute path of the benchmark folder."""
+    """A git clone and its benchmarks.
+
+    Attributes:
+        repo: The clone.
+        config: The content of asv.conf.json.
+        benchmarks: The absolute path of the benchmark folder.
+    """
 
     repo: Path
     config: dict[str, Any]
@@ -58,7 +64,7 @@ class Project:
 
 @dataclass(frozen=True)
 class AsvSession:
-    """A comparable set of measurements: commits on one machine, with one set of benchmarks and kind of environment.
+    """The commits, benchmarks, machine and kind of environment of comparable measurements.
 
     Attributes:
         machine: Description of the machine, with asv's keys.
@@ -110,17 +116,23 @@ def load_project(repo: Path, config: Path | None) -> Project:
     Raises:
         UsageError: There is no configuration, or it is not valid.
     """
+    if config is not None and not config.is_file():
+        raise UsageError(f"{config}: no such file")
     candidates = [config] if config is not None else [repo / name for name in CONFIG_FILES]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
-        raise UsageError(f"{candidates[0]}: no such file; it (or a --config FILE) describes the benchmarks")
+        raise UsageError(f"{repo}: neither {' nor '.join(CONFIG_FILES)} describes benchmarks; pass --config FILE")
     content = _load_config(path)
     benchmarks = (path.parent / str(content.get("benchmark_dir", "benchmarks"))).resolve()
     if not benchmarks.is_dir():
         raise UsageError(f"{path}: benchmark_dir: no folder {benchmarks}")
-    thresholds = content.get("regressions_thresholds", {})
-    if not isinstance(thresholds, dict) or not all(map(_is_threshold, thresholds.items())):
-        raise UsageError(f"{path}: regressions_thresholds: expected patterns with numbers above 0")
+    key = "regressions_thresholds"
+    thresholds = content.get(key, {})
+    if not isinstance(thresholds, dict):
+        raise UsageError(f"{path}: {key}: expected a table of patterns with numbers above 0")
+    for pattern, value in thresholds.items():
+        if not _is_threshold(pattern, value):
+            raise UsageError(f"{path}: {key}: {pattern!r}: {value!r}, expected a pattern with a number above 0")
     return Project(repo, content, benchmarks)
 
 
@@ -149,7 +161,7 @@ def run_round(session: AsvSession, number: int, patterns: Sequence[str]) -> bool
     write_configuration(session, number)
     command = [sys.executable, "-m", "asv", "run", "--config", str(folder / "asv.conf.json"), "HASHFILE:commits.txt"]
     command += ["--machine", session.machine["machine"], "--attribute", "rounds=1", "--record-samples", "--show-stderr"]
-    command += ["--skip-existing-successful", "--no-pull", *(arg for p in patterns for arg in ("--bench", p))]
+    command += ["--skip-existing-successful", "--no-pull", *(f"--bench={p}" for p in patterns)]
     with log.open("ab") as handle:
         handle.write(f"\nround {number}\n".encode())
         handle.flush()
@@ -190,6 +202,14 @@ def write_configuration(session: AsvSession, number: int) -> None:
     write_text(folder / "commits.txt", "\n".join(order) + "\n")
 
 
+def kill_children(pid: int) -> None:
+    """Kill the child processes of a process, and theirs."""
+    with suppress(psutil.Error):
+        for child in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, which may contain NaN; return an empty one if the file is missing or truncated.
 
@@ -227,8 +247,7 @@ def _load_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _is_threshold(item: tuple[str, Any]) -> bool:
-    pattern, value = item
+def _is_threshold(pattern: str, value: object) -> bool:
     with suppress(re.error):
         re.compile(pattern)
         return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
@@ -247,9 +266,7 @@ def _run_asv(command: Sequence[str], output: int) -> int:
         try:
             return process.wait()
         except BaseException:
-            with suppress(psutil.Error):
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()
+            kill_children(process.pid)
             process.kill()
             raise
 

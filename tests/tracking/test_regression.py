@@ -308,8 +308,8 @@ def test_bad_argument_is_an_error_of_one_line(
         ("{", "not a configuration of asv"),
         ("[]", "not a configuration of asv"),
         ('{"version": 1, "benchmark_dir": "elsewhere"}', "benchmark_dir: no folder"),
-        ('{"version": 1, "regressions_thresholds": {"(": 0.1}}', "regressions_thresholds: expected patterns"),
-        ('{"version": 1, "regressions_thresholds": {"a": "x"}}', "regressions_thresholds: expected patterns"),
+        ('{"version": 1, "regressions_thresholds": {"(": 0.1}}', "thresholds: '(': 0.1, expected a pattern"),
+        ('{"version": 1, "regressions_thresholds": {"a": "x"}}', "thresholds: 'a': 'x', expected a pattern"),
     ],
 )
 def test_bad_configuration_is_an_error_of_one_line(

@@ -1,19 +1,21 @@
 """A few shared libraries for the C++ kernels that torch.compile writes for a graph, instead of one for each kernel.
 
-To start the compiler, to read its headers and to link costs a few times as much as to compile a kernel. A graph has
-about fifty kernels; this module builds as many libraries as Inductor uses threads to compile.
+Starting the compiler, reading headers and linking take several times as long as compiling a kernel. A graph has about
+fifty kernels; this module builds as many libraries as Inductor uses threads to compile.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import re
 from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
-from torch._inductor.async_compile import AsyncCompile, get_compile_threads
+from torch._inductor.async_compile import AsyncCompile, get_compile_threads, kernel_code_log
 from torch._inductor.codecache import CppPythonBindingsCodeCache, LambdaFuture
+from torch._inductor.exc import CppCompileError
+from torch._inductor.utils import clear_on_fresh_cache
 
 # The types of the arguments of a kernel, and its source.
 Kernel = tuple[list[str], str]
@@ -21,13 +23,15 @@ Function = Callable[..., None]
 INCLUDE = re.compile(r"^\s*#include .*$", re.MULTILINE)
 
 
+@clear_on_fresh_cache
 class KernelLibrary(CppPythonBindingsCodeCache):
-    """Inductor's cache of libraries with a kernel each, for libraries with several.
+    """A cache of libraries with several kernels each.
 
     A library is loaded once for each of its kernels, as a Python module whose only function is the kernel.
     """
 
     cache: dict[str, Callable[[], Any]] = {}  # noqa: RUF012 (the base class has one too)
+    cache_clear = staticmethod(cache.clear)
     entry_function = "kernel_0"
 
     @classmethod
@@ -67,10 +71,18 @@ class KernelLibrary(CppPythonBindingsCodeCache):
 
 
 class KernelBatch:
-    """The kernels of a graph, whose libraries are built when the first kernel is needed."""
+    """The kernels of a graph, whose libraries are built when the first kernel is needed.
 
-    def __init__(self) -> None:
+    Attributes:
+        kernels: The kernels.
+        build_alone: Start to build a library with one kernel, and return a future of its function.
+        threads: The number of threads that compile.
+    """
+
+    def __init__(self, build_alone: Callable[[list[str], str], Any]) -> None:
         self.kernels: list[Kernel] = []
+        self.build_alone = build_alone
+        self.threads = get_compile_threads()
 
     def add(self, types: list[str], source: str) -> LambdaFuture:
         """Add a kernel, and return a future of its function."""
@@ -79,25 +91,33 @@ class KernelBatch:
         self.kernels.append((types, source))
         return LambdaFuture(lambda: self.functions[index])
 
-    @functools.cached_property
+    @cached_property
     def functions(self) -> list[Function]:
-        """The functions of the kernels, after all libraries have been built at the same time."""
-        libraries = min(get_compile_threads(), len(self.kernels))
+        """The functions of the kernels. Those of a library that the compiler rejects are built alone."""
+        libraries = min(self.threads, len(self.kernels))
         loads = [KernelLibrary.build(self.kernels[k::libraries]) for k in range(libraries)]
         functions: list[Any] = [None] * len(self.kernels)
         for k, get_functions in enumerate(loads):
-            functions[k::libraries] = get_functions()
+            try:
+                functions[k::libraries] = get_functions()
+            except CppCompileError:
+                alone = [self.build_alone(*kernel) for kernel in self.kernels[k::libraries]]
+                functions[k::libraries] = [future.result() for future in alone]
         return functions
 
 
 def join_kernels() -> None:
-    """Let torch.compile build a few libraries for the C++ kernels of each graph from now on, in the whole process."""
+    """Let torch.compile build a few libraries for the C++ kernels of each graph from now on, in the whole process.
+
+    To be called once.
+    """
     build_alone = AsyncCompile.cpp_pybinding
 
     def add_to_batch(self: AsyncCompile, argtypes: list[str], source_code: str) -> Any:
-        if get_compile_threads() <= 1:  # Inductor then waits for no future
+        if get_compile_threads() <= 1:  # Inductor then expects functions, not futures
             return build_alone(self, argtypes, source_code)
-        batch: KernelBatch = self.__dict__.setdefault("kernel_batch", KernelBatch())
+        kernel_code_log.info("C++ kernel:\n%s", source_code)
+        batch: KernelBatch = self.__dict__.setdefault("kernel_batch", KernelBatch(partial(build_alone, self)))
         return batch.add(argtypes, source_code)
 
     AsyncCompile.cpp_pybinding = add_to_batch  # type: ignore[method-assign]

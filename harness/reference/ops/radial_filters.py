@@ -4,11 +4,11 @@ One operator computes the filters of all layers and their derivatives, so that f
 networks of the filters:
 
     radial_filters(r, ...)                     = f_1(r), f_2(r), ..., f_1'(r), f_2'(r), ...
-    sum_triple_products(x, y, w, a, b, c)[p]   = sum of x[a[e], k] y[b[e], k] w[p, k] over c[e] = p and k
+    sum_triple_products(x, y, w, a, b, c)[q]   = sum of x[a[e], k] y[b[e], k] w[q, k] over c[e] = q and k
 
-p is the number of pairs of an edge and its reverse, which have one distance, and K that of the filters of a layer.
-Filters are differentiable any number of times. Operators compute the first two derivatives with respect to distances,
-as training on forces needs, and PyTorch's functions further ones.
+There are p pairs of an edge and its reverse, which have one distance, and K filters in a layer. Sums with filters are
+differentiable any number of times. Operators compute the first two derivatives with respect to distances, as training
+on forces needs, and PyTorch's functions further ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NETWORKS = "Tensor r, int gaussians, float cutoff, float min_exponent, Tensor[] 
 SCHEMAS = {
     "radial_filters": f"({NETWORKS}) -> Tensor[]",
     "radial_filters_backward": f"(Tensor[] grads, {NETWORKS}, bool needs_r_grad) -> Tensor[]",
-    "sum_triple_products": "(Tensor x, Tensor y, Tensor w, Tensor a, Tensor b, Tensor[] c) -> Tensor",
+    "sum_triple_products": "(Tensor x, Tensor y, Tensor w, Tensor[] a, Tensor[] b, Tensor[] c) -> Tensor",
 }
 for _name, _schema in SCHEMAS.items():
     library.define(f"{NAMESPACE}::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
@@ -39,13 +39,20 @@ def _allocate_filters(
     return [r.new_empty(r.shape[0], weight.shape[0]) for weight in 2 * layers[2::4]]
 
 
-def _allocate_gradients(grads: list[Tensor], r: Tensor, *constants: Any) -> list[Tensor]:
-    layers, needs_r_grad = constants[-2:]
+def _allocate_gradients(
+    grads: list[Tensor],
+    r: Tensor,
+    gaussians: int,
+    cutoff: float,
+    min_exponent: float,
+    layers: list[Tensor],
+    needs_r_grad: bool,
+) -> list[Tensor]:
     r_grad = r.new_empty(r.shape if needs_r_grad else 0)
     return [r_grad, *(parameter.new_empty(parameter.shape) for parameter in layers)]
 
 
-def _allocate_sums(x: Tensor, y: Tensor, w: Tensor, a: Tensor, b: Tensor, c: list[Tensor]) -> Tensor:
+def _allocate_sums(x: Tensor, y: Tensor, w: Tensor, a: list[Tensor], b: list[Tensor], c: list[Tensor]) -> Tensor:
     return x.new_empty(w.shape[0], 1)
 
 
@@ -58,7 +65,8 @@ class RadialFilter(NamedTuple):
     """The filter of a layer, which depends on the distance alone.
 
     Attributes:
-        value: [p, K]; with a slope, `sum_filtered` and not the value is differentiable with respect to the distance.
+        value: [p, K]. If there is a slope, the value is a constant with respect to the distance: only `sum_filtered`
+            can be differentiated with respect to it.
         slope: [p, K] derivative with respect to the distance, or None.
     """
 
@@ -67,7 +75,7 @@ class RadialFilter(NamedTuple):
 
 
 def can_evaluate_filters(r: Tensor, parameters: Iterable[Tensor]) -> bool:
-    """Return whether `evaluate_filters` can be used, for distances whose gradient is needed."""
+    """Return whether `evaluate_filters` supports r and the parameters, and the gradient of r is needed."""
     return (
         r.requires_grad
         and torch.is_grad_enabled()
@@ -93,6 +101,9 @@ def evaluate_filters(
         cutoff: The cutoff in the unit of r.
         min_exponent: The lower bound of exponents.
         layers: W_1 [H, gaussians], b_1 [H], W_2 [K, H] and b_2 [K] of each layer, one after another.
+
+    Raises:
+        ValueError: A shape is not as described.
     """
     results = _operators.radial_filters(r, gaussians, cutoff, min_exponent, layers)
     values, slopes = results[: len(results) // 2], results[len(results) // 2 :]
@@ -110,10 +121,12 @@ def sum_filtered(
         radial: The filter of each pair.
         senders: The sender of each edge.
         receivers: The receiver of each edge.
-        pair: The pair of each edge; None: each edge is a pair of its own.
+        pair: The pair of each edge; None, for a filter without a slope: each edge is a pair of its own.
     """
     if radial.slope is None:
         return product_sum(x, radial.value, senders, receivers, weight_rows=pair)
+    if pair is None:
+        raise ValueError("a filter with a slope needs the pair of each edge")
     result: Tensor = _FilteredSum.apply(x, r, *radial, senders, receivers, pair)
     return result
 
@@ -136,5 +149,5 @@ class _FilteredSum(torch.autograd.Function):
             value_grad = product_sum(x, grad, senders, pair, weight_rows=receivers)
             r_grad = (value_grad * slope).sum(1, keepdim=True)
         else:
-            r_grad = _operators.sum_triple_products(x, grad, slope, senders.group, receivers.group, pair)
+            r_grad = _operators.sum_triple_products(x, grad, slope, senders, receivers, pair)
         return x_grad, r_grad, value_grad, *(None,) * 4

@@ -14,10 +14,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.shipped_sets import decode_decimals
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 from harness.reference.tasks.catalog import TASKS, Task, find_task
 from harness.reference.tasks.dataset import TaskDataset
 from harness.reference.tasks.readers import crystals, matbench, md17, ms25, qm9, wiggle150
@@ -75,7 +76,12 @@ def read_shipped_tasks(folder: Path = FOLDER) -> dict[str, ShippedSet]:
         InputError: The table has an unknown task, a missing or unknown column, or a value that is not valid.
     """
     path = folder / TABLE
-    rows = YAML(typ="safe").load(path)
+    try:
+        rows = YAML(typ="safe").load(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except YAMLError as error:
+        raise InputError(f"{path}: cannot be read ({get_first_line(error)})") from None
     if not isinstance(rows, dict):
         raise InputError(f"{path}: expected a table of tasks")
     if unknown := sorted(set(rows) - {t.name for t in TASKS}):

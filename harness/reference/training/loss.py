@@ -1,4 +1,4 @@
-"""The training loss: errors of energy and forces of each graph, as predicted by its dataset's head, and their mean."""
+"""The training loss: errors of energy and forces of each graph, as predicted by its dataset's head, and their sum."""
 
 from __future__ import annotations
 
@@ -75,8 +75,9 @@ def predict_own_head(
 
     Args:
         model: The model.
-        batch: The structures; the energies are differentiable with respect to positions that require a gradient.
-        create_graph: Whether the forces are differentiable.
+        batch: The structures.
+        create_graph: Whether the results are differentiable: with respect to the parameters, and to positions that
+            require a gradient.
         fused: As in FoundationModel.features.
 
     Returns:
@@ -134,17 +135,20 @@ class MultiTaskLoss:
 
     Attributes:
         force_weight: Weight of the force errors.
-        graphs_per_rank: Mean number of graphs per rank. A rank with more or fewer graphs also divides its sum by this
-            number, so that the mean over ranks is the mean over all graphs of the step.
-        energy_unit: [heads] eV, the divisor of the energy errors of each head; None for 1, the paper's loss. It is
-            ignored unless force_unit is given too.
-        force_unit: [heads] eV/angstrom, the divisor of the force errors of each head.
+        graphs_per_rank: The divisor of each rank's sum: the number of graphs of a step divided by that of ranks. The
+            mean over ranks is then that over all graphs of the step, even if ranks have different numbers of them.
+        energy_unit: [heads] eV, the divisor of the energy errors of each head; None for 1, the paper's loss.
+        force_unit: [heads] eV/angstrom, the divisor of the force errors of each head; None if energy_unit is.
     """
 
     force_weight: float
     graphs_per_rank: int
     energy_unit: Tensor | None = None
     force_unit: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.energy_unit is None) != (self.force_unit is None):
+            raise ValueError("energy_unit and force_unit: expected both or neither")
 
     def __call__(self, graph_errors: Errors, head: Tensor) -> Tensor:
         """Return the loss, a scalar; head [g] is the head of each graph."""

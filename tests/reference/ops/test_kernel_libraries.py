@@ -67,6 +67,19 @@ def test_profiles_name_each_kernel(kernel_cache: Path) -> None:
     assert len(names) >= 3
 
 
+def test_kernels_that_cannot_share_a_library_are_built_alone(kernel_cache: Path) -> None:
+    """A macro of one kernel is a name in the other."""
+    compiler = AsyncCompile()
+    define = '#define kernel_constant 1\nextern "C" void kernel(double* x) { *x = kernel_constant; }'
+    use = 'extern "C" void kernel(double* x) { double kernel_constant = 2; *x = kernel_constant; }'
+    with torch._inductor.config.patch("compile_threads", 2):
+        futures = [compiler.cpp_pybinding(["double*"], source) for source in (define, define, use, use)]
+        x = torch.zeros(1, dtype=torch.float64)
+        for future, value in zip(futures, (1, 1, 2, 2), strict=True):
+            future.result()(x)
+            assert x.item() == value
+
+
 def test_source_that_the_compiler_rejects_is_an_error(kernel_cache: Path) -> None:
     with pytest.raises(Exception, match="no_such_type"):
         KernelLibrary.build([(["double*"], 'extern "C" void kernel(double* x) { no_such_type y; }')])()

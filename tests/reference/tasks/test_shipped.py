@@ -93,9 +93,15 @@ def test_a_changed_or_missing_file_is_refused(tmp_path: Path) -> None:
     assert load_shipped_task("matbench_phonons") is None
 
 
+def test_a_missing_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tasks.yaml: cannot be read \(No such file"):
+        read_shipped_tasks(tmp_path)
+
+
 def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
     for text, output in (
         ("", "expected a table of tasks"),
+        ("qm9: {", "tasks.yaml: cannot be read"),
         ("qm8: {}\n", "'qm8' is not a task"),
         ("qm9: {role: stand-in}\n", "qm9: Object missing required field `chemistry`"),
         (
@@ -105,7 +111,7 @@ def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
         (re.sub("role: stand-in", "role: copy", (FOLDER / "tasks.yaml").read_text()), "Invalid enum value 'copy'"),
         (re.sub("count: ", "count: x", (FOLDER / "tasks.yaml").read_text()), "Expected `int`, got `str`"),
     ):
-        folder = tmp_path / output.replace(" ", "-").replace("'", "")
+        folder = tmp_path / output.replace(" ", "-").replace("'", "").replace(":", "")
         folder.mkdir()
         (folder / "tasks.yaml").write_text(text)
         with pytest.raises(InputError, match=output):

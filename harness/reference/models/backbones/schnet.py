@@ -2,7 +2,8 @@
 
 Schuett, Kindermans, Sauceda, Chmiela, Tkatchenko, Mueller, "SchNet: A continuous-filter convolutional neural network
 for modeling quantum interactions", NeurIPS 2017 (arXiv 1706.08566); the cosine cutoff is that of Schuett et al., J.
-Chem. Theory Comput. 15, 448 (2019). F is the width, K the filters, G the Gaussians, n atoms, e edges.
+Chem. Theory Comput. 15, 448 (2019). F is the width. There are K filters, G Gaussians, n atoms, e edges, and p
+pairs of an edge and its reverse.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MIN_EXPONENT = -60.0
 def apply_ssp_and_linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """Return layer(ssp(x)) with the shifted softplus ssp(x) = ln(e^x + 1) - ln 2.
 
-    The bias contains the shift, unless the layer has hooks. The softplus is x for x > 40, where doubles are equal.
+    The bias contains the shift, unless the layer has hooks. Above 40, the softplus of x equals x in double precision.
     """
     y = softplus(x, threshold=40.0)
     if has_hooks(layer):
@@ -41,7 +42,7 @@ def apply_ssp_and_linear(x: Tensor, layer: nn.Linear) -> Tensor:
 
 
 def shift_bias(layer: nn.Linear) -> Tensor:
-    """Return the bias b - ln 2 sum_k W_k, [out], with which the layer of a softplus equals that of a shifted one."""
+    """Return b - ln 2 sum_k W_k, [out], the bias that shifts a softplus before the layer."""
     return layer.bias.sub(layer.weight.sum(1), alpha=math.log(2.0))
 
 
@@ -82,7 +83,7 @@ class Interaction(InteractionBlock):  # type: ignore[misc]
     def forward(
         self, x: Tensor, r: Tensor, radial: RadialFilter, edges: EdgeGroups, pair: Grouping | None = None
     ) -> Tensor:
-        """Return what is added to x, [n, F].
+        """Return the update that the caller adds to x, [n, F].
 
         Args:
             x: [n, F] features.
@@ -130,9 +131,10 @@ class SchNet(nn.Module):
     def compute_filters(self, r: Tensor, pair: Grouping | None) -> list[RadialFilter]:
         """Return the filter of each layer for distances r [e, 1] in angstrom, or [p, 1] of pairs."""
         networks: list[Any] = [interaction.mlp for interaction in self.interactions]
-        layers = [x for a, _, b in networks for x in (a.weight, a.bias, b.weight, shift_bias(b))]
-        has_any_hook = any(has_hooks(layer) for network in networks for layer in network)
-        if pair is None or has_any_hook or not can_evaluate_filters(r, layers):
+        linear_layers = [layer for a, _, b in networks for layer in (a, b)]
+        parameters = [p for layer in linear_layers for p in layer.parameters()]
+        if pair is None or any(map(has_hooks, linear_layers)) or not can_evaluate_filters(r, parameters):
             basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
             return [RadialFilter(apply_filter(a, b, basis, envelope)) for a, _, b in networks]
+        layers = [x for a, _, b in networks for x in (a.weight, a.bias, b.weight, shift_bias(b))]
         return evaluate_filters(r, len(self.gaussians.orders), self.cutoff, MIN_EXPONENT, layers)

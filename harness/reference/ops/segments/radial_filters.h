@@ -1,7 +1,4 @@
 // The operators radial_filters and radial_filters_backward that ../radial_filters.py declares and documents.
-//
-// A filter is y = W p + b e for the hidden layer a = softplus(z), the cosine cutoff e and p = e a. Its derivative with
-// respect to the distance is y' = W p' + b e' with p' = e' a + e a' and a' = sigmoid(z) z'.
 
 #pragma once
 
@@ -18,6 +15,7 @@
 #include <ATen/ops/sin.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -32,148 +30,110 @@
 
 namespace fused {
 
-constexpr int64_t FILTER_ROWS = 512;  // the arrays of as many distances fit into the L2 cache
-// A multiple of the elements of two vectors: scalars, which round otherwise than vectors, are then the same for any
-// number of threads, as are the products if this project computes them.
-constexpr int64_t FILTER_UNIT = 32;
-constexpr int64_t FILTER_PARTS = 16;  // gradients are added up in as many parts, whatever the number of threads
-
-inline void check_filters(const Tensor& r, at::TensorList layers) {
-  TORCH_CHECK_VALUE(r.dim() == 2 && r.size(1) == 1, "r is ", r.sizes(), ", not a column");
-  TORCH_CHECK_VALUE(layers.size() % 4 == 0, layers.size(), " parameters are not four for each layer");
-}
+constexpr int64_t MAX_PARTS = 16;  // partial sums of the gradients, independent of the number of threads
 
 // Return the filters of each layer, then their derivatives; layers: weight and bias of both linear layers of each.
 std::vector<Tensor> radial_filters(const Tensor& r, int64_t gaussians, double cutoff, double min_exponent,
                                    at::TensorList layers) {
-  check_filters(r, layers);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const auto networks = check_networks(r, gaussians, layers);
   const Tensor distances = r.contiguous();
-  const int64_t pairs = r.numel(), count = layers.size() / 4;
+  const int64_t pairs = r.numel(), count = networks.size(), block_rows = count_block_rows(networks, gaussians);
   std::vector<Tensor> results;
   for (int64_t part = 0; part < 2 * count; ++part)
-    results.push_back(at::empty({pairs, layers[part % count * 4 + 2].size(0)}, r.options()));
+    results.push_back(at::empty({pairs, networks[part % count].outer_width()}, r.options()));
   AT_DISPATCH_FLOATING_TYPES(r.scalar_type(), "radial_filters", [&] {
     using T = scalar_t;
-    const auto compute = [&](int64_t first, int64_t rows) {
-      const T* const distance = distances.const_data_ptr<T>() + first;
-      const Tensor basis = expand_distances(distance, rows, gaussians, cutoff, min_exponent, 1, r.options());
-      const auto envelope = cut_off(distance, rows, cutoff);
-      for (int64_t layer = 0; layer < count; ++layer) {
-        const auto weights = layers.slice(4 * layer, 4);
-        const HiddenLayer hidden(basis, rows, weights[0], weights[1]);
-        const int64_t inner = weights[0].size(0), width = weights[2].size(0);
-        const Tensor outer_bias = weights[3].contiguous();
-        Tensor product(at::detail::empty_cpu({2 * rows, inner}, r.options()));
-        const T *a = hidden.softplus.const_data_ptr<T>(), *s = hidden.sigmoid.const_data_ptr<T>();
-        const T* dz = hidden.slopes.const_data_ptr<T>();
-        T *p = product.mutable_data_ptr<T>(), *dp = p + rows * inner;
-        for (int64_t i = 0; i < rows; ++i) {
-          const CosineCutoff<T> e = envelope[i];
-          for (int64_t k = 0; k < inner; ++k) {
-            p[k] = e.value * a[k];
-            dp[k] = e.slope * a[k] + e.value * s[k] * dz[k];
-          }
-          a += inner, s += inner, dz += inner, p += inner, dp += inner;
-        }
-        product = multiply_add(product, weights[2].t(), std::nullopt);
-        const T *f = product.const_data_ptr<T>(), *df = f + rows * width, *b = outer_bias.const_data_ptr<T>();
-        T* y = results[layer].mutable_data_ptr<T>() + first * width;
-        T* dy = results[count + layer].mutable_data_ptr<T>() + first * width;
-        for (int64_t i = 0; i < rows; ++i, f += width, df += width, y += width, dy += width) {
-          const CosineCutoff<T> e = envelope[i];
-          for (int64_t k = 0; k < width; ++k) {
-            y[k] = f[k] + e.value * b[k];
-            dy[k] = df[k] + e.slope * b[k];
+    at::parallel_for(0, (pairs + block_rows - 1) / block_rows, 1, [&](int64_t from, int64_t to) {
+      const at::NoGradGuard guard;
+      for (int64_t first = from * block_rows; first < std::min(pairs, to * block_rows); first += block_rows) {
+        const DistanceBlock<T> block(distances.const_data_ptr<T>(), first, std::min(block_rows, pairs - first),
+                                     gaussians, cutoff, min_exponent, 1, r.options());
+        for (int64_t layer = 0; layer < count; ++layer) {
+          const FilterNetwork& network = networks[layer];
+          const int64_t width = network.outer_width();
+          const Tensor products = multiply_add(block.cut_off(HiddenLayer(block.basis, block.rows, network)),
+                                               network.outer_weight.t(), std::nullopt);
+          const T *wp = products.const_data_ptr<T>(), *wp1 = wp + block.rows * width;
+          const T* b = network.outer_bias.const_data_ptr<T>();
+          T* y = results[layer].mutable_data_ptr<T>() + first * width;
+          T* y1 = results[count + layer].mutable_data_ptr<T>() + first * width;
+          for (const CosineCutoff<T>& e : block.envelope) {
+            for (int64_t k = 0; k < width; ++k) {
+              y[k] = wp[k] + e.value * b[k];
+              y1[k] = wp1[k] + e.slope * b[k];
+            }
+            wp += width, wp1 += width, y += width, y1 += width;
           }
         }
       }
-    };
-    at::parallel_for(0, (pairs + FILTER_UNIT - 1) / FILTER_UNIT, 1, [&](int64_t unit, int64_t last) {
-      const at::NoGradGuard guard;
-      const int64_t end = std::min(pairs, last * FILTER_UNIT);
-      for (int64_t i = unit * FILTER_UNIT; i < end; i += FILTER_ROWS) compute(i, std::min(FILTER_ROWS, end - i));
     });
   });
   return results;
 }
 
-// The gradients of a block of distances, and of the parameters from this block.
+// Add the gradients of a block to those of the four parameters of a layer, and to those of its distances unless r_grad is
+// null. y_grad and y1_grad are the gradients of all values and slopes.
 template <class T>
-struct FilterGradients {
-  int64_t first, rows;
-  Tensor basis;
-  std::vector<CosineCutoff<T>> envelope;
-
-  // Add to the gradients of the four parameters, and to those of the distances unless they are null.
-  void add(at::TensorList weights, const Tensor& value_grad, const Tensor& slope_grad,
-           const Tensor* sums, T* r_grad) const {
-    const HiddenLayer hidden(basis, rows, weights[0], weights[1]);
-    const int64_t inner = weights[0].size(0), width = weights[2].size(0);
-    const Tensor dy = value_grad.narrow(0, first, rows), dy1 = slope_grad.narrow(0, first, rows);
-    const Tensor p_grad = multiply_add(dy, weights[2], std::nullopt), p1_grad = multiply_add(dy1, weights[2], std::nullopt);
-    const Tensor p(at::detail::empty_cpu({2 * rows, inner}, basis.options()));
-    const Tensor z_grad(at::detail::empty_cpu({2 * rows, inner}, basis.options()));
-    const T *a = hidden.softplus.const_data_ptr<T>(), *s = hidden.sigmoid.const_data_ptr<T>();
-    const T *z1 = hidden.slopes.const_data_ptr<T>(), *z2 = z1 + rows * inner;
-    const T *u = p_grad.const_data_ptr<T>(), *q = p1_grad.const_data_ptr<T>();
-    T *p0 = p.mutable_data_ptr<T>(), *p1 = p0 + rows * inner;
-    T *g0 = z_grad.mutable_data_ptr<T>(), *g1 = g0 + rows * inner, *bias_sum = sums[1].mutable_data_ptr<T>();
-    for (int64_t i = 0; i < rows; ++i) {
-      const CosineCutoff<T> e = envelope[i];
+void add_gradients(const DistanceBlock<T>& block, const FilterNetwork& network, const Tensor& y_grad,
+                   const Tensor& y1_grad, const Tensor* sums, T* r_grad) {
+  const int64_t rows = block.rows, inner = network.inner_width(), outer = network.outer_width();
+  const HiddenLayer hidden(block.basis, rows, network);
+  const Tensor dy = y_grad.narrow(0, block.first, rows), dy1 = y1_grad.narrow(0, block.first, rows);
+  const Tensor p_grad = multiply_add(dy, network.outer_weight, std::nullopt);
+  const Tensor p1_grad = multiply_add(dy1, network.outer_weight, std::nullopt);
+  const Tensor z_grad(at::detail::empty_cpu({2 * rows, inner}, block.basis.options()));
+  const T *a = hidden.softplus.const_data_ptr<T>(), *s = hidden.sigmoid.const_data_ptr<T>();
+  const T *z1 = hidden.slopes.const_data_ptr<T>(), *z2 = z1 + rows * inner;
+  const T *dp = p_grad.const_data_ptr<T>(), *dp1 = p1_grad.const_data_ptr<T>();
+  T *dz = z_grad.mutable_data_ptr<T>(), *dz1 = dz + rows * inner, *inner_bias_grad = sums[1].mutable_data_ptr<T>();
+  const T *dy_row = dy.const_data_ptr<T>(), *dy1_row = dy1.const_data_ptr<T>();
+  const T* b = network.outer_bias.const_data_ptr<T>();
+  T* outer_bias_grad = sums[3].mutable_data_ptr<T>();
+  for (int64_t i = 0; i < rows; ++i) {
+    const CosineCutoff<T> e = block.envelope[i];
+    for (int64_t k = 0; k < inner; ++k) {
+      dz[k] = s[k] * (e.value * dp[k] + dp1[k] * (e.slope + e.value * (1 - s[k]) * z1[k]));
+      dz1[k] = e.value * dp1[k] * s[k];
+      inner_bias_grad[k] += dz[k];
+    }
+    for (int64_t k = 0; k < outer; ++k) outer_bias_grad[k] += e.value * dy_row[k] + e.slope * dy1_row[k];
+    if (r_grad) {
+      T sum = 0;
       for (int64_t k = 0; k < inner; ++k) {
-        const T a1 = s[k] * z1[k], ds = s[k] * (1 - s[k]);
-        p0[k] = e.value * a[k];
-        p1[k] = e.slope * a[k] + e.value * a1;
-        g0[k] = (e.value * u[k] + e.slope * q[k]) * s[k] + e.value * q[k] * ds * z1[k];
-        g1[k] = e.value * q[k] * s[k];
-        bias_sum[k] += g0[k];
+        const T a1 = s[k] * z1[k], a2 = s[k] * ((1 - s[k]) * z1[k] * z1[k] + z2[k]);
+        sum += dp1[k] * (e.curvature * a[k] + 2 * e.slope * a1 + e.value * a2);
       }
-      if (r_grad) {
-        T sum = 0;
-        for (int64_t k = 0; k < inner; ++k) {
-          const T a1 = s[k] * z1[k], a2 = s[k] * ((1 - s[k]) * z1[k] * z1[k] + z2[k]);
-          sum += q[k] * (e.curvature * a[k] + 2 * e.slope * a1 + e.value * a2);
-        }
-        r_grad[i] += sum;
-        z2 += inner;
-      }
-      a += inner, s += inner, z1 += inner, u += inner, q += inner, p0 += inner, p1 += inner, g0 += inner, g1 += inner;
+      for (int64_t k = 0; k < outer; ++k) sum += e.curvature * dy1_row[k] * b[k];
+      r_grad[i] += sum;
+      z2 += inner;
     }
-    add_outer_bias(dy, dy1, weights[3], width, sums[3].mutable_data_ptr<T>(), r_grad);
-    sums[0].add_(multiply_add(z_grad.t(), basis.narrow(0, 0, 2 * rows), std::nullopt));
-    sums[2].add_(multiply_add(dy.t(), p.narrow(0, 0, rows), std::nullopt));
-    sums[2].add_(multiply_add(dy1.t(), p.narrow(0, rows, rows), std::nullopt));
+    a += inner, s += inner, z1 += inner, dp += inner, dp1 += inner, dz += inner, dz1 += inner;
+    dy_row += outer, dy1_row += outer;
   }
-
-  void add_outer_bias(const Tensor& value_grad, const Tensor& slope_grad, const Tensor& bias, int64_t width, T* sum,
-                      T* r_grad) const {
-    const T *dy = value_grad.const_data_ptr<T>(), *dy1 = slope_grad.const_data_ptr<T>();
-    const Tensor outer_bias = bias.contiguous();
-    const T* b = outer_bias.const_data_ptr<T>();
-    for (int64_t i = 0; i < rows; ++i, dy += width, dy1 += width) {
-      const CosineCutoff<T> e = envelope[i];
-      T product = 0;
-      for (int64_t k = 0; k < width; ++k) {
-        sum[k] += e.value * dy[k] + e.slope * dy1[k];
-        product += dy1[k] * b[k];
-      }
-      if (r_grad) r_grad[i] += e.curvature * product;
-    }
-  }
-};
+  const Tensor products = block.cut_off(hidden);
+  sums[0].add_(multiply_add(z_grad.t(), block.basis.narrow(0, 0, 2 * rows), std::nullopt));
+  sums[2].add_(multiply_add(dy.t(), products.narrow(0, 0, rows), std::nullopt));
+  sums[2].add_(multiply_add(dy1.t(), products.narrow(0, rows, rows), std::nullopt));
+}
 
 // Return the gradient of r, which is empty unless it is needed, and those of the parameters. Values count as constant
 // with respect to r.
 std::vector<Tensor> radial_filters_backward(at::TensorList grads, const Tensor& r, int64_t gaussians, double cutoff,
                                             double min_exponent, at::TensorList layers, bool needs_r_grad) {
-  check_filters(r, layers);
-  TORCH_CHECK_VALUE(2 * grads.size() == layers.size(), grads.size(), " gradients are not two for each layer");
-  const int64_t pairs = r.numel(), count = layers.size() / 4;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const auto networks = check_networks(r, gaussians, layers);
+  const int64_t pairs = r.numel(), count = networks.size(), block_rows = count_block_rows(networks, gaussians);
+  TORCH_CHECK_VALUE(int64_t(grads.size()) == 2 * count, grads.size(), " gradients, expected two for each layer");
   const Tensor distances = r.contiguous();
-  std::vector<Tensor> of_filters;
-  for (const Tensor& grad : grads) of_filters.push_back(grad.contiguous());
-  const int64_t blocks = (pairs + FILTER_ROWS - 1) / FILTER_ROWS;
-  const int64_t parts = std::clamp<int64_t>(blocks, 1, FILTER_PARTS);
+  std::vector<Tensor> filter_grads;
+  for (int64_t k = 0; k < 2 * count; ++k) {
+    const int64_t width = networks[k % count].outer_width();
+    TORCH_CHECK_VALUE(grads[k].sizes() == at::IntArrayRef({pairs, width}), "gradient ", k, " is ", grads[k].sizes(),
+                      ", expected [", pairs, ", ", width, "]");
+    filter_grads.push_back(grads[k].contiguous());
+  }
+  const int64_t blocks = (pairs + block_rows - 1) / block_rows, parts = std::clamp<int64_t>(blocks, 1, MAX_PARTS);
   std::vector<Tensor> sums;
   for (int64_t part = 0; part < parts; ++part)
     for (const Tensor& parameter : layers) sums.push_back(at::zeros_like(parameter, at::MemoryFormat::Contiguous));
@@ -183,16 +143,13 @@ std::vector<Tensor> radial_filters_backward(at::TensorList grads, const Tensor& 
     at::parallel_for(0, parts, 1, [&](int64_t part, int64_t last) {
       const at::NoGradGuard guard;
       for (; part < last; ++part)
-        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
-          const int64_t first = block * FILTER_ROWS, rows = std::min(FILTER_ROWS, pairs - first);
-          const T* const distance = distances.const_data_ptr<T>() + first;
-          const int order = needs_r_grad ? 2 : 1;
-          const FilterGradients<T> gradients{
-              first, rows, expand_distances(distance, rows, gaussians, cutoff, min_exponent, order, r.options()),
-              cut_off(distance, rows, cutoff)};
+        for (int64_t k = blocks * part / parts; k < blocks * (part + 1) / parts; ++k) {
+          const int64_t first = k * block_rows;
+          const DistanceBlock<T> block(distances.const_data_ptr<T>(), first, std::min(block_rows, pairs - first),
+                                       gaussians, cutoff, min_exponent, needs_r_grad ? 2 : 1, r.options());
           for (int64_t layer = 0; layer < count; ++layer)
-            gradients.add(layers.slice(4 * layer, 4), of_filters[layer], of_filters[count + layer],
-                          &sums[(part * count + layer) * 4],
+            add_gradients(block, networks[layer], filter_grads[layer], filter_grads[count + layer],
+                          &sums[4 * (part * count + layer)],
                           needs_r_grad ? r_grad.mutable_data_ptr<T>() + first : nullptr);
         }
     });
@@ -204,34 +161,55 @@ std::vector<Tensor> radial_filters_backward(at::TensorList grads, const Tensor& 
 }
 
 // Return the same gradients, undefined where they are not needed, by operators that can be differentiated again.
-torch::autograd::variable_list differentiate_by_layers(const torch::autograd::variable_list& grads, const Tensor& r,
+torch::autograd::variable_list differentiate_by_autograd(const torch::autograd::variable_list& grads, const Tensor& r,
                                                        int64_t gaussians, double cutoff, double min_exponent,
                                                        at::TensorList layers) {
   const double wave = std::numbers::pi / cutoff, inverse_spacing = (gaussians - 1) / cutoff;
   const size_t count = layers.size() / 4;
-  const auto compute = [&](const Tensor& x, size_t layer, bool slope) {
-    const Tensor u = x * inverse_spacing - at::arange(gaussians, r.options()), inside = x < cutoff;
+  const auto compute = [&](const Tensor& x, size_t layer, bool is_slope) {
+    const Tensor u = x * inverse_spacing - at::arange(gaussians, r.options()), is_inside = x < cutoff;
     const Tensor g = at::exp(at::clamp_min(u.square() * -0.5, min_exponent));
-    const Tensor *w = &layers[4 * layer], z = at::linear(g, w[0], w[1]), a = at::softplus(z, 1, 40);
-    const Tensor e = at::where(inside, (at::cos(x * wave) + 1) / 2, 0);
-    if (!slope) return at::linear(e * a, w[2]) + e * w[3];
-    const Tensor e1 = at::where(inside, at::sin(x * wave) * (-wave / 2), 0);
-    const Tensor a1 = at::sigmoid(z) * at::linear(u * g * -inverse_spacing, w[0]);
-    return at::linear(e1 * a + e * a1, w[2]) + e1 * w[3];
+    const Tensor* parameters = &layers[4 * layer];
+    const Tensor z = at::linear(g, parameters[0], parameters[1]), a = at::softplus(z, 1, 40);
+    const Tensor e = at::where(is_inside, (at::cos(x * wave) + 1) / 2, 0);
+    if (!is_slope) return at::linear(e * a, parameters[2]) + e * parameters[3];
+    const Tensor e1 = at::where(is_inside, at::sin(x * wave) * (-wave / 2), 0);
+    const Tensor a1 = at::sigmoid(z) * at::linear(u * g * -inverse_spacing, parameters[0]);
+    return at::linear(e1 * a + e * a1, parameters[2]) + e1 * parameters[3];
   };
+  // r has another name in slopes, since values count as constant with respect to it
   const Tensor r_of_slopes = r.alias();
-  torch::autograd::variable_list outputs, output_grads, inputs{r_of_slopes};
+  torch::autograd::variable_list outputs, output_grads, inputs;
   for (size_t k = 0; k < grads.size(); ++k)
     if (grads[k].defined()) {
       outputs.push_back(compute(k < count ? r : r_of_slopes, k % count, k >= count));
       output_grads.push_back(grads[k]);
     }
-  std::copy_if(layers.begin(), layers.end(), std::back_inserter(inputs), [](const Tensor& x) { return x.requires_grad(); });
+  const auto is_variable = [](const Tensor& x) { return x.requires_grad(); };
+  if (is_variable(r)) inputs.push_back(r_of_slopes);
+  std::copy_if(layers.begin(), layers.end(), std::back_inserter(inputs), is_variable);
   const auto gradients = torch::autograd::grad(outputs, inputs, output_grads, true, true, true);
-  torch::autograd::variable_list results{gradients[0]};
-  size_t next = 1;
-  for (const Tensor& parameter : layers) results.push_back(parameter.requires_grad() ? gradients[next++] : Tensor());
+  auto next = gradients.begin();
+  torch::autograd::variable_list results{is_variable(r) ? *next++ : Tensor()};
+  for (const Tensor& parameter : layers) results.push_back(is_variable(parameter) ? *next++ : Tensor());
   return results;
+}
+
+std::vector<Tensor> dispatch_radial_filters(const Tensor& r, int64_t gaussians, double cutoff, double min_exponent,
+                                            at::TensorList layers) {
+  static const auto handle = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("gfm_harness::radial_filters", "")
+                                 .typed<decltype(radial_filters)>();
+  return handle.call(r, gaussians, cutoff, min_exponent, layers);
+}
+
+std::vector<Tensor> dispatch_radial_filters_backward(at::TensorList grads, const Tensor& r, int64_t gaussians,
+                                                     double cutoff, double min_exponent, at::TensorList layers,
+                                                     bool needs_r_grad) {
+  static const auto handle = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("gfm_harness::radial_filters_backward", "")
+                                 .typed<decltype(radial_filters_backward)>();
+  return handle.call(grads, r, gaussians, cutoff, min_exponent, layers, needs_r_grad);
 }
 
 struct DifferentiableRadialFilters : torch::autograd::Function<DifferentiableRadialFilters> {
@@ -239,11 +217,8 @@ struct DifferentiableRadialFilters : torch::autograd::Function<DifferentiableRad
                                                 int64_t gaussians, double cutoff, double min_exponent,
                                                 at::TensorList layers) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    static const auto handle =
-        c10::Dispatcher::singleton()
-            .findSchemaOrThrow("gfm_harness::radial_filters", "")
-            .typed<std::vector<Tensor>(const Tensor&, int64_t, double, double, at::TensorList)>();
-    torch::autograd::variable_list saved = layers.vec(), results = handle.call(r, gaussians, cutoff, min_exponent, layers);
+    torch::autograd::variable_list saved = layers.vec();
+    auto results = dispatch_radial_filters(r, gaussians, cutoff, min_exponent, layers);
     const bool trains = std::any_of(saved.begin(), saved.end(), [](const Tensor& x) { return x.requires_grad(); });
     if (!trains) context->mark_non_differentiable({results.begin(), results.begin() + results.size() / 2});
     saved.insert(saved.begin(), r);
@@ -273,15 +248,12 @@ struct DifferentiableRadialFilters : torch::autograd::Function<DifferentiableRad
     const double min_exponent = context->saved_data["min_exponent"].toDouble();
     torch::autograd::variable_list gradients;
     if (at::GradMode::is_enabled()) {
-      gradients = differentiate_by_layers(grads, r, gaussians, cutoff, min_exponent, layers);
+      gradients = differentiate_by_autograd(grads, r, gaussians, cutoff, min_exponent, layers);
     } else {
       for (size_t k = 0; k < grads.size(); ++k)
         if (!grads[k].defined()) grads[k] = at::zeros({r.size(0), layers[4 * (k % count) + 2].size(0)}, r.options());
-      static const auto handle =
-          c10::Dispatcher::singleton()
-              .findSchemaOrThrow("gfm_harness::radial_filters_backward", "")
-              .typed<std::vector<Tensor>(at::TensorList, const Tensor&, int64_t, double, double, at::TensorList, bool)>();
-      gradients = handle.call(grads, r, gaussians, cutoff, min_exponent, layers, needs_r_grad);
+      gradients =
+          dispatch_radial_filters_backward(grads, r, gaussians, cutoff, min_exponent, layers, needs_r_grad);
     }
     if (needs_r_grad) results[0] = gradients[0];
     std::copy(gradients.begin() + 1, gradients.end(), results.begin() + 4);

@@ -16,15 +16,25 @@ namespace fused {
 using at::Tensor;
 
 // Return the sums over the edges of each pair, and over features, of x[sender] y[receiver] weight[pair], [pairs, 1].
-Tensor sum_triple_products(const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& sender,
-                           const Tensor& receiver, at::TensorList pair) {
+Tensor sum_triple_products(const Tensor& x, const Tensor& y, const Tensor& weight, at::TensorList sender,
+                           at::TensorList receiver, at::TensorList pair) {
+  TORCH_CHECK_VALUE(sender.size() == 3 && receiver.size() == 3 && pair.size() == 3, "groupings are not three tensors");
+  const segments::Rows senders(sender[0], sender[1], sender[2]), receivers(receiver[0], receiver[1], receiver[2]);
   const segments::Rows pairs(pair[0], pair[1], pair[2]);
   const Tensor left = x.contiguous(), right = y.contiguous(), factor = weight.contiguous();
-  const int64_t width = x.size(1);
-  TORCH_CHECK_TYPE(y.scalar_type() == x.scalar_type() && weight.scalar_type() == x.scalar_type(), "types differ");
-  TORCH_CHECK_VALUE(y.size(1) == width && weight.sizes() == at::IntArrayRef({pairs.groups, width}), "no common width");
-  TORCH_CHECK_VALUE(sender.numel() == pairs.count && receiver.numel() == pairs.count, "the numbers of edges differ");
-  const int64_t *const a = sender.const_data_ptr<int64_t>(), *const b = receiver.const_data_ptr<int64_t>();
+  const int64_t width = x.size(-1);
+  TORCH_CHECK_TYPE(y.scalar_type() == x.scalar_type() && weight.scalar_type() == x.scalar_type(), "x is ",
+                   x.scalar_type(), ", y ", y.scalar_type(), ", weight ", weight.scalar_type(), ", expected one type");
+  const auto check = [&](const char* name, const Tensor& values, int64_t rows) {
+    TORCH_CHECK_VALUE(values.sizes() == at::IntArrayRef({rows, width}), name, " is ", values.sizes(), ", expected [",
+                      rows, ", ", width, "]");
+  };
+  check("x", x, senders.groups);
+  check("y", y, receivers.groups);
+  check("weight", weight, pairs.groups);
+  TORCH_CHECK_VALUE(senders.count == pairs.count && receivers.count == pairs.count, "senders, receivers and pairs of ",
+                    senders.count, ", ", receivers.count, " and ", pairs.count, " edges");
+  const int64_t *const a = senders.group, *const b = receivers.group;
   Tensor sums = at::empty({pairs.groups, 1}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sum_triple_products", [&] {
     using T = scalar_t;

@@ -152,7 +152,8 @@ def gpu(session: nox.Session) -> None:
     If the interpreter of nox has torch and the packages of the harness, nothing is installed.
     """
     command = ("-m", "harness", "run", "gpu", *session.posargs)
-    check = "import torch, vesin, ase, safetensors, msgspec, pydantic, orjson, ruamel.yaml, pandas, matplotlib, rich"
+    check = "import torch, vesin, ase, safetensors, msgspec, pydantic, orjson, psutil, ruamel.yaml, pandas, matplotlib"
+    check += ", rich, jinja2"
     if subprocess.run([sys.executable, "-c", check], capture_output=True, check=False).returncode == 0:
         session.run(sys.executable, *command, env={"PYTHONPATH": str(ROOT)})
     else:

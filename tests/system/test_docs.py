@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from pathlib import Path
@@ -83,6 +84,23 @@ def test_first_cluster_example_is_run_by_ci() -> None:
     [command] = re.findall(rf"`({example}[^`]*)`", (ROOT / "README.md").read_text())
     assert command == example
     assert example in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("scorecard", "row"),
+    [
+        ("reports/measured/scorecard.json", "the paper's stages, here"),
+        ("reports/measured/laptop/scorecard.json", "the paper's stages, trained model of width 64 (the first command)"),
+    ],
+)
+def test_speedups_in_the_readme_are_the_published_ones(scorecard: str, row: str) -> None:
+    claims = {claim["id"]: claim for claim in json.loads((ROOT / scorecard).read_text())}
+    cells = []
+    for precision in ("fp64", "fp32"):
+        claim = claims[f"ladder-speedup-{precision}"]
+        value, low, high = (f"{claim[key]:.1f}" for key in ("measured_value", "ci_low", "ci_high"))
+        cells.append(f"{value}x [{low}, {high}]")
+    assert f"| {row} | {cells[0]} | {cells[1]} |" in (ROOT / "README.md").read_text().splitlines()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -93,7 +93,7 @@ COMMON_EVENTS: tuple[type[EventRecord], ...] = (Start, Progress, FactEvent, Done
 
 
 class HeldOutErrors(Part):
-    """Errors of a head on a test set; null if there are no values to average."""
+    """Errors of a head on a test set; null if there are no values to average, or if one is not finite."""
 
     head: str
     dataset: str

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from harness.claims.evaluate import judge_papers
@@ -103,6 +104,13 @@ def make_fits(subset: str, errors: dict[str, list[float | None]]) -> list[dict[s
 def make_transfer_record(*fits: dict[str, Any]) -> RunRecord:
     case = {"name": "a", "program": "transfer", "parameters": {"task": "md17"}}
     return RunRecord("c/a", case, "done", events_by_kind={"fit": list(fits)})
+
+
+def test_fit_that_a_log_contains_twice_counts_once() -> None:
+    fits = make_fits("ethanol", {"full": [1.0, 1.2], "scratch": [2.0, 3.0]})
+    once, twice = (transfer.build_tables([make_transfer_record(*log)]) for log in (fits, [*fits, *fits[:1]]))
+    for name in ("transfer_errors", "transfer_gains"):
+        pd.testing.assert_frame_equal(twice[name], once[name])
 
 
 def test_metric_has_samples_of_one_subset_by_seed() -> None:

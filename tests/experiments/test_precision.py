@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from harness.claims.evaluate import judge_papers
 from harness.claims.papers import load_papers
@@ -28,8 +29,19 @@ from harness.experiments.precision.page import (
 from harness.experiments.tables import build_results
 from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_events
+from harness.protocol.parameters import SPLIT_SEED
+from harness.protocol.programs.model import ModelParameters
 from harness.protocol.records import Done
+from harness.reference.datasets.catalog import HEADS
+from harness.reference.datasets.collection import DatasetCollection, load_shipped_splits
+from harness.reference.datasets.splits import SPLITS
+from harness.reference.errors import InputError
+from harness.reference.models import checkpoints
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 from harness.reference.potentials.physics import TOLERANCES
+from harness.reference.storage.sampling.sampler import SampleIndices
+from harness.reference.training.loss import collate_labelled, predict_own_head
 from harness.report.render import write_report
 from harness.results.runs import RunRecord, load_runs
 from tests.conftest import read_pages
@@ -272,6 +284,58 @@ def test_diverged_precision_stops_and_is_reported(tmp_path: Path) -> None:
     assert set(tables["precision_inference"]["verdict"]) <= {"reference", "not finite"}
     write_report(tmp_path)
     assert "The training loss became non-finite: PaiNN in FP64, PaiNN in FP32." in read_pages(tmp_path)
+
+
+def write_checkpoint(path: Path, **changes: Any) -> FoundationModel:
+    """Write a model whose heads were trained on hydrogen to oxygen, and return it."""
+    torch.manual_seed(1)
+    model = FoundationModel(ModelConfig.from_parameters(ModelParameters(**MODEL | changes))).double()
+    model.trained[:] = True
+    model.known_elements[:, 1:9] = True
+    checkpoints.save(model, path, {})
+    return model
+
+
+def test_checkpoint_is_evaluated_with_its_neighbours_and_elements(tmp_path: Path) -> None:
+    """The cases' models have another cutoff, and some of the structures sulfur."""
+    model = write_checkpoint(tmp_path / "model.safetensors", cutoff=3.0).requires_grad_(False)
+    log = run_study(tmp_path, checkpoint=str(tmp_path / "model.safetensors"), datasets=["qm7x"], steps=3, rounds=2)
+    [event] = [e for e in log if e["event"] == "prediction" and e["precision"] == "fp64"]
+    test = load_shipped_splits("qm7x", limit=60, test_fraction=0.1, seed=SPLIT_SEED)[SPLITS[2]]
+    structures = [test.samples.get(np.array([k]))[0] for k in range(4)]
+    assert event["structures"] <= len(structures)
+    collection = DatasetCollection([test], model.config.neighbour_spec)
+    graphs = collection.load_graphs(SampleIndices(np.zeros(4, dtype=int), np.arange(4)))
+    known = [g for g in graphs if g.structure.numbers.max() < 9]
+    batch, labels = collate_labelled(known, torch.zeros(16, 119, dtype=torch.float64), torch.float64)
+    energy, _ = predict_own_head(model, batch, create_graph=False)
+    error = float(((energy - labels.residual_energy).abs() / batch.n_atoms).mean())
+    assert event["structures"] == len(known)
+    assert event["energy_mae_ev_per_atom"] == pytest.approx(error, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "untrained", "message"),
+    [
+        ({"backbone": "schnet"}, None, "has the backbone schnet, expected painn"),
+        ({}, "QM7X", "not trained on the head of"),
+    ],
+)
+def test_checkpoint_that_does_not_fit_is_refused_before_training(
+    changes: dict[str, Any], untrained: str | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    model = write_checkpoint(path, **changes)
+    if untrained:
+        model.trained[HEADS.index(untrained)] = False
+        checkpoints.save(model, path, {})
+    with pytest.raises(InputError, match=message):
+        run_study(tmp_path, checkpoint=str(path), datasets=["qm7x"])
+
+
+def test_no_test_structures_are_an_error_before_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="set 'qm7x': none of 4 structures is in the testset split"):
+        run_study(tmp_path, max_structures_per_dataset=4)
 
 
 def test_deviations_are_judged_relative_to_the_error_against_labels() -> None:

@@ -106,7 +106,11 @@ def _list_fits(record: RunRecord) -> pd.DataFrame:
             if column in event:
                 force = event.get("zero_force_mae") if mode == "mean" else None
                 rows.append({**event, "mode": mode, "mae": event[column], "force_mae": force})
-    return pd.DataFrame(rows).astype({"mae": float, "force_mae": float}) if rows else pd.DataFrame()
+    if not rows:
+        return pd.DataFrame()
+    # a fit that a log has twice, as if two logs were joined, counts once
+    fits = pd.DataFrame(rows).drop_duplicates(["subset", "mode", "labels", "seed"], keep="last")
+    return fits.astype({"mae": float, "force_mae": float})
 
 
 def _list_errors(record: RunRecord) -> list[dict[str, Any]]:

@@ -163,7 +163,7 @@ def load_shipped_splits(name: str, *, test_fraction: float, seed: int, limit: in
         limit: Only the first `limit` structures are used; None for all.
 
     Raises:
-        InputError: The training split is empty.
+        InputError: A split is empty.
     """
     entry = find_shipped_set(name)
     table = load_table(entry)
@@ -171,9 +171,10 @@ def load_shipped_splits(name: str, *, test_fraction: float, seed: int, limit: in
     split_index = assign_structures(
         table, shares=(1.0 - 1.5 * test_fraction, 0.5 * test_fraction, test_fraction), seed=seed
     )
+    for k, split in enumerate(SPLITS):
+        if not (split_index == k).any():
+            raise InputError(f"set {name!r}: none of {len(table)} structures is in the {split} split")
     train = table[split_index == 0]
-    if not len(train):
-        raise InputError(f"set {name!r}: no structure is left for training")
     references = reference_energies.fit(lambda: iter([train]))
     return {
         split: Dataset(

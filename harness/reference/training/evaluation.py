@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -88,7 +89,8 @@ def evaluate_test_sets(
 
     The baselines are `composition`, the reference energies alone (a linear model of composition fitted on the training
     set), `mean`, the mean energy per atom of the training set, and `zero_force`, zero for all forces. Structures with
-    elements that the head's training set lacks are counted and omitted. An error without structures is None.
+    elements that the head's training set lacks are counted and omitted. An error without structures, or with a
+    prediction that is not finite, is None.
 
     Args:
         model: The model.
@@ -166,7 +168,7 @@ def build_error_row(dataset: Dataset, total: dict[str, float]) -> dict[str, obje
     """
 
     def mean(name: str, count: str, root: bool = False) -> float | None:
-        if not total[count]:
+        if not total[count] or not math.isfinite(total[name]):
             return None
         value = total[name] / total[count]
         return value**0.5 if root else value

@@ -79,7 +79,11 @@ class BatchLoader:
         return self.collection.count_atoms(indices).astype(np.float64)
 
     def iter_evaluation_batches(
-        self, limit: int, device: torch.device, share: RankInfo | None = None
+        self,
+        limit: int,
+        device: torch.device,
+        share: RankInfo | None = None,
+        known_elements: NDArray[np.bool_] | None = None,
     ) -> Iterator[LabelledBatch]:
         """Yield the first structures of every dataset, in batches of one dataset each.
 
@@ -88,7 +92,9 @@ class BatchLoader:
         Args:
             limit: Maximum number of structures of each dataset.
             device: The device of the batches.
-            share: The rank whose share of the structures is returned; None for all structures.
+            share: The rank whose share of the structures is yielded; None for all structures.
+            known_elements: [heads, 119] whether the model was trained on an element; structures with others are omitted
+                too. None: the model was trained on this training set.
         """
         share = share or RankInfo()
         for k, dataset in enumerate(self.collection.datasets):
@@ -97,6 +103,8 @@ class BatchLoader:
                 selected = indices[first : first + EVALUATION_BATCH]
                 graphs = self.collection.load_graphs(SampleIndices(np.full(len(selected), k), selected))
                 known = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
+                if known_elements is not None:
+                    known = [g for g in known if known_elements[dataset.head, g.structure.numbers].all()]
                 if known:
                     yield self.collate(known, device)
 

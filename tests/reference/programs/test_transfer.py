@@ -18,9 +18,10 @@ import torch
 
 from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_events
-from harness.reference.errors import InputError
+from harness.protocol.programs.transfer import TransferParameters
+from harness.reference.errors import InputError, NotFinite
 from harness.reference.models import checkpoints
-from harness.reference.programs.transfer import finetune
+from harness.reference.programs.transfer import finetune, program
 from harness.reference.programs.transfer.finetune import Budget, compute_validation_loss, fit
 from harness.reference.programs.transfer.modes import (
     MODES,
@@ -193,11 +194,47 @@ def test_task_without_data_names_the_required_files(tmp_path: Path) -> None:
     assert not [e for e in log if e["event"] == "fit"]
 
 
+def test_diverged_fit_is_logged_without_errors_and_others_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: Any, **__: Any) -> None:
+        raise NotFinite("no validation loss is finite")
+
+    monkeypatch.setattr(program, "fit", diverge)
+    fits = {e["mode"]: e for e in run_study(tmp_path, task="qm9") if e["event"] == "fit"}
+    assert set(fits) == {m.name for m in MODES}
+    for name, event in fits.items():
+        assert (event["mae"] is None) == (event.get("rmse") is None) == MODES_BY_NAME[name].is_trained
+
+
+def test_predictions_that_are_not_finite_have_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict(*arguments: Any, **options: Any) -> Any:
+        value, forces = finetune.predict(*arguments, **options)
+        return value * math.nan, forces
+
+    monkeypatch.setattr(program, "predict", predict)
+    fits = [e for e in run_study(tmp_path, task="md17", modes=["head_only"]) if e["event"] == "fit"]
+    assert [(e["mae"], e["force_mae"] is None) for e in fits] == [(None, False)]
+
+
+def test_folds_of_unequal_size_have_the_same_numbers_of_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = make_splits("qm9")
+    config = TransferParameters(task="qm9", labels=(30, 300), seeds=3)
+    study = program.TransferStudy(config, Budget(1, 1, 1e-3, 1, 1, 1.0), splits, torch.nn.Module(), tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(splits, "count_labels", lambda subset, number: 101 + number % 2)
+    assert study.list_draws() == [("", labels, seed) for labels in (30, 101) for seed in range(3)]
+    monkeypatch.setattr(splits, "count_labels", lambda subset, number: 2)
+    with pytest.raises(InputError, match="qm9: 2 structures to draw labels from, expected at least 3"):
+        study.list_draws()
+
+
 def test_bad_input_gives_one_line_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"modes.0 is 'frozen' \(did you mean 'frozen_encoder'\?\)"):
         run_study(tmp_path / "a", task="qm9", modes=["frozen"])
     with pytest.raises(UsageError, match=r"task is 'qm8' \(did you mean 'qm9'\?\)"):
         run_study(tmp_path / "b", task="qm8")
+    with pytest.raises(UsageError, match=r"labels.0 is 2, expected"):
+        run_study(tmp_path / "d", task="qm9", labels=[2])
     with pytest.raises(InputError, match="no such folder"):
         run_study(tmp_path / "c", task="qm9", task_folder=str(tmp_path / "nowhere"))
 

@@ -488,7 +488,7 @@ def test_compiled_training_has_the_losses_of_eager_training(finished_run: tuple[
         ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
         (
             {"max_structures_per_dataset": 1, "datasets": ["qm7x"], "test_fraction": 0.49, "split_seed": 1},
-            "no structure is left for training",
+            "structures is in the trainset split",
         ),
         ({"rate": 1}, "unknown parameter 'rate'"),
     ],

@@ -40,6 +40,7 @@ from harness.reference.datasets.shipped_sets import SHIPPED_SETS
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed.group import ProcessGroup, process_group, select_device
 from harness.reference.distributed.launch import RankInfo
+from harness.reference.errors import InputError
 from harness.reference.inference.precision import Precision, find_precision, observe_dtypes
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
@@ -97,6 +98,8 @@ def run(config: PrecisionParameters, log: CaseLog, folder: Path) -> None:
     splits = {
         split: DatasetCollection([p[split] for p in parts if len(p[split].samples)], neighbour_spec) for split in SPLITS
     }
+    test = splits[SPLITS[2]]
+    checkpoint = None if config.checkpoint is None else load_checkpoint(config.checkpoint, model_config, test, device)
     runs = [
         make_run(find_precision(name), model_config, splits[SPLITS[0]], config, device) for name in config.precisions
     ]
@@ -104,14 +107,9 @@ def run(config: PrecisionParameters, log: CaseLog, folder: Path) -> None:
         log.record_facts(describe(runs, splits, config, device))
         train(runs, config, log, device)
         evaluate(runs, splits, log, world)
-        predict(
-            load_inference_model(runs[0], config, log),
-            runs=runs,
-            test=splits[SPLITS[2]],
-            config=config,
-            log=log,
-            device=device,
-        )
+        steps = config.steps if checkpoint is None else None
+        log.record_facts(PrecisionFacts(weights=WeightSource(checkpoint=config.checkpoint, steps=steps)))
+        predict(checkpoint or runs[0].model, runs=runs, test=test, config=config, log=log, device=device)
 
 
 def make_run(
@@ -243,14 +241,25 @@ def evaluate(
             log.write(TrainedErrors(precision=precision_run.kind.name, rows=msgspec.convert(rows, list[HeldOutErrors])))
 
 
-def load_inference_model(trained: PrecisionRun, config: PrecisionParameters, log: CaseLog) -> FoundationModel:
-    """Return the model whose predictions are compared: the checkpoint, or the model of a run."""
-    steps = None if config.checkpoint else config.steps
-    log.record_facts(PrecisionFacts(weights=WeightSource(checkpoint=config.checkpoint, steps=steps)))
-    if config.checkpoint is None:
-        return trained.model
-    model, _ = checkpoints.load_named(config.checkpoint)
-    device = next(trained.model.parameters()).device
+def load_checkpoint(
+    name: str, model_config: ModelConfig, test: DatasetCollection, device: torch.device
+) -> FoundationModel:
+    """Load the model whose predictions are compared.
+
+    Args:
+        name: The name or the path of a checkpoint.
+        model_config: The configuration of the models that are trained.
+        test: The test sets.
+        device: The device of the model.
+
+    Raises:
+        InputError: The checkpoint cannot be read, has another backbone, or was not trained on the head of a test set.
+    """
+    model, _ = checkpoints.load_named(name)
+    if model.config.backbone != model_config.backbone:
+        raise InputError(f"{name}: has the backbone {model.config.backbone}, expected {model_config.backbone}")
+    if untrained := [d.name for d in test.datasets if not bool(model.trained[d.head])]:
+        raise InputError(f"{name}: was not trained on the head of {untrained[0]}")
     use_fused_messages(model, device)
     return model.eval().requires_grad_(False).to(device)
 
@@ -264,15 +273,24 @@ def predict(
     log: CaseLog,
     device: torch.device,
 ) -> None:
-    """Predict with one model in every precision: log the errors, then time rounds of predictions in turn."""
+    """Predict with one model in every precision: log the errors, then time rounds of predictions in turn.
+
+    Neighbours are those of this model, and structures with elements that it was not trained on are left out.
+    """
     models, batches = {}, {}
+    test = DatasetCollection(test.datasets, model.config.neighbour_spec)
+    known_elements = model.known_elements.cpu().numpy()
     for precision_run in runs:
         models[precision_run.kind.name] = precision_run.kind.apply(copy.deepcopy(model))
         references = model.reference_energy.double().cpu()
         loader = BatchLoader(
             test, precision_run.loader.sampler, precision_run.kind.dtype, references, model.config.needs_triplets
         )
-        batches[precision_run.kind.name] = list(loader.iter_evaluation_batches(config.predictions, device))
+        batches[precision_run.kind.name] = list(
+            loader.iter_evaluation_batches(config.predictions, device, known_elements=known_elements)
+        )
+    if not batches[REFERENCE]:
+        raise InputError("no test structure has only elements that the model was trained on")
     exact = [predict_own_head(models[REFERENCE], batch, create_graph=False) for batch, _ in batches[REFERENCE]]
     for name, cast in models.items():
         for k, labelled in enumerate(batches[name]):

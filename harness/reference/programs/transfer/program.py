@@ -8,6 +8,7 @@ of each fit on the test set are in fits/ too.
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.transfer import (
+    MIN_LABELS,
     Baseline,
     Budget,
     Fit,
@@ -36,6 +38,7 @@ from harness.reference.data.structure_table import StructureTable
 from harness.reference.distributed import launch
 from harness.reference.distributed.group import process_group, select_device
 from harness.reference.distributed.launch import shard
+from harness.reference.errors import InputError, NotFinite
 from harness.reference.inference.precision import find_precision
 from harness.reference.models import checkpoints
 from harness.reference.models.foundation import FoundationModel
@@ -125,12 +128,24 @@ class TransferStudy:
     folder: Path
 
     def list_draws(self) -> list[tuple[str, int, int]]:
-        """Return (subset, number of labels, seed) of each draw; a pool of fewer labels is drawn once, as a whole."""
+        """Return (subset, number of labels, seed) of each draw.
+
+        The number is at most that of the smallest pool, as official folds differ in size, and each number occurs once.
+
+        Raises:
+            InputError: A pool has fewer than MIN_LABELS structures.
+        """
+        seeds, subsets = range(self.config.seeds), self.splits.subsets[: self.config.subsets]
+        pools = {subset: min(self.splits.count_labels(subset, seed) for seed in seeds) for subset in subsets}
+        for subset, count in pools.items():
+            if count < MIN_LABELS:
+                name = f"{self.config.task} {subset}".strip()
+                raise InputError(f"{name}: {count} structures to draw labels from, expected at least {MIN_LABELS}")
         draws = [
-            (subset, min(labels, self.splits.count_labels(subset, seed)), seed)
+            (subset, min(labels, pools[subset]), seed)
             for labels in self.config.labels
-            for subset in self.splits.subsets[: self.config.subsets]
-            for seed in range(self.config.seeds)
+            for subset in subsets
+            for seed in seeds
         ]
         return list(dict.fromkeys(draws))
 
@@ -193,23 +208,28 @@ class TransferStudy:
         if not (mode.pretrained and self.splits.extensive):
             model.scale[0] = split.scaling.unit
         parameters = select_parameters(model, mode)
-        result = FitResult(0, 0, float("nan"), 0.0)
+        result, has_diverged = FitResult(0, 0, float("nan"), 0.0), False
         if mode.is_trained:
             if not mode.trains_encoder and not self.splits.with_forces:
                 for task_data in data.values():
                     task_data.cache_features(model)
-            result = fit(
-                model,
-                parameters,
-                scaling=split.scaling,
-                train=data["train"],
-                validation=data["validation"],
-                budget=self.budget,
-                seed=seed,
-            )
+            try:
+                result = fit(
+                    model,
+                    parameters,
+                    scaling=split.scaling,
+                    train=data["train"],
+                    validation=data["validation"],
+                    budget=self.budget,
+                    seed=seed,
+                )
+            except NotFinite:
+                has_diverged = True
         else:
             split = self._refit_scaling(model, split, data["train"])
         errors = self._test(model, split, data["test"], path.with_suffix(".npz"))
+        if has_diverged:
+            errors |= dict.fromkeys(("mae", "rmse", "force_mae"))
         for task_data in data.values():
             task_data.cached_features = None
         event = Fit(
@@ -227,7 +247,7 @@ class TransferStudy:
         return replace(split, scaling=fit_scaling(table, target - np.concatenate(values), extensive=True))
 
     def _test(self, model: FoundationModel, split: LabelSplit, data: TaskData, path: Path) -> dict[str, Any]:
-        """Return the errors on the test set, and write the predictions to a file."""
+        """Return the errors on the test set, None where they are not finite, and write the predictions to a file."""
         values, force_errors = [], []
         with torch.no_grad():
             for labelled in data.batches():
@@ -240,9 +260,9 @@ class TransferStudy:
         predicted = np.concatenate(values) + split.scaling.baseline(table)
         np.savez_compressed(path, ids=dataset.official_ids[split.test], target=target, predicted=predicted)
         error = (predicted - target) / (table.sizes if self.splits.task.error_per_atom else 1)
-        return {
-            "test": len(target),
+        errors = {
             "mae": float(np.abs(error).mean()),
             "rmse": float(np.sqrt((error**2).mean())),
-            "force_mae": float(np.abs(np.concatenate(force_errors)).mean()) if force_errors else None,
+            "force_mae": float(np.abs(np.concatenate(force_errors)).mean()) if force_errors else math.nan,
         }
+        return {"test": len(target), **{k: x if math.isfinite(x) else None for k, x in errors.items()}}

@@ -148,13 +148,17 @@ def select_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
         raise InputError(f"this build of torch has no backend {backend!r}")
     if kind == "cpu":
         return torch.device("cpu")
+    check_device(kind)
     module = torch.get_device_module(kind)
-    device_count = module.device_count()
-    if not device_count:
-        raise InputError(f"device {kind!r} was requested, but none is visible")
-    device = torch.device(kind, rank_info.local_rank % device_count)
+    device = torch.device(kind, rank_info.local_rank % module.device_count())
     module.set_device(device)
     return device
+
+
+def check_device(kind: str) -> None:
+    """Raise InputError unless a device of this kind, one of DEVICES, is visible."""
+    if kind != "cpu" and not torch.get_device_module(kind).device_count():
+        raise InputError(f"device {kind!r} was requested, but none is visible")
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from harness.protocol.records import Observed, Progress
 from harness.reference.data.neighbours import NeighbourList
 from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.random_structures import make_random_structures
-from harness.reference.distributed.group import synchronize
+from harness.reference.distributed.group import check_device, synchronize
 from harness.reference.errors import InputError
 from harness.reference.inference.bucketing import get_shape
 from harness.reference.inference.precision import find_precision
@@ -190,6 +190,7 @@ def compute_step_errors(result: StepResult, baseline: StepResult) -> dict[str, A
 
 def run(config: TrainingStepsParameters, log: CaseLog, folder: Path) -> None:
     """Warm up all stages, then time them in turn in rounds."""
+    check_device(config.device)
     torch.use_deterministic_algorithms(True, warn_only=True)  # as in training
     model = make_model(config)
     batches = make_batches(model, config)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.protocol import events
 from harness.reference import __main__ as program
@@ -49,6 +50,25 @@ def test_bad_input_gives_one_line_and_is_logged(tmp_path: Path, capsys: pytest.C
     assert output.startswith("error: ")
     assert output.count("\n") == 1
     assert list(events.read(tmp_path / "events.jsonl"))[-1]["message"] in output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a device of CUDA is visible")
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [
+        ("ladder", {"workload": "random", "precision": "fp64"}),
+        ("training_steps", {"precision": "fp64"}),
+        ("dynamics", {}),
+        ("precision", {}),
+        ("train", {}),
+        ("data_parallel", {"batch_size": 1, "precision": "fp64"}),
+    ],
+)
+def test_absent_device_is_bad_input(
+    kind: str, parameters: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.main([write_case(tmp_path, program=kind, parameters=parameters | {"device": "cuda"})]) == 2
+    assert capsys.readouterr().err.endswith("device 'cuda' was requested, but none is visible\n")
 
 
 def test_error_is_logged_although_stderr_is_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

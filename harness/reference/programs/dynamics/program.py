@@ -32,6 +32,7 @@ from harness.protocol.programs.dynamics import (
 )
 from harness.protocol.records import EventRecord, Observed, Progress
 from harness.reference.data.structure import Structure
+from harness.reference.distributed.group import check_device
 from harness.reference.inference.batch_run import BatchRun, Motion
 from harness.reference.inference.batched_relaxation import Relaxation, RelaxedStructure
 from harness.reference.inference.calculator import resolve_head
@@ -52,6 +53,7 @@ Result = RelaxedStructure | Trajectory
 
 def run(config: DynamicsParameters, log: CaseLog, folder: Path) -> None:
     """Move all structures, from the saved state if there is one, and log times, energies and the baseline."""
+    check_device(config.device)
     model = checkpoints.load_named(config.checkpoint)[0]
     model = find_precision(config.precision).apply(model).to(config.device).eval().requires_grad_(False)
     source, structures = build_structures(config, model)

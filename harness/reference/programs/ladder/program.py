@@ -25,6 +25,7 @@ from harness.protocol.records import Progress
 from harness.reference.data.batch import Batch
 from harness.reference.data.structure import Structure
 from harness.reference.datasets.catalog import HEADS
+from harness.reference.distributed.group import check_device
 from harness.reference.errors import InputError
 from harness.reference.inference.precision import find_precision
 from harness.reference.inference.prediction import SKIP_THRESHOLD, Prediction, find_active_heads
@@ -89,6 +90,7 @@ def describe_gate(weights: Sequence[torch.Tensor]) -> LadderGate:
 
 def run(config: LadderParameters, log: CaseLog, folder: Path) -> None:
     """Warm up all stages, time them in turn, check their physics, and log a profile of the last one."""
+    check_device(config.device)
     device = torch.device(config.device)
     model, model_fact = make_model(config)
     log.record_facts(LadderFacts(model=model_fact))

@@ -230,7 +230,7 @@ class ScalingRun:
     def time_regions(self, model: FoundationModel, loader: BatchLoader) -> None:
         """Time the regions of some steps; the first step, which includes one-time costs, is discarded."""
         times = []
-        for step in range(min(self.config.steps, REGION_STEPS)):
+        for step in range(max(2, min(self.config.steps, REGION_STEPS))):
             self.world.barrier()
             times.append(
                 time_regions(

@@ -270,6 +270,7 @@ def warm_up(
     for batch in batches:
         step(batch)
     largest = max(batches, key=lambda labelled_batch: len(labelled_batch[0].receiver))
+    model.zero_grad()  # the step would free these gradients, and its peak would lack their bytes
     peak_bytes = timing.measure_peak_bytes(partial(step, largest), device)
     log.write(
         WarmUp(

@@ -40,7 +40,9 @@ from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.potentials.physics import TOLERANCES
+from harness.reference.programs.precision import program
 from harness.reference.storage.sampling.sampler import SampleIndices
+from harness.reference.training import loss as training_loss
 from harness.reference.training.loss import collate_labelled, predict_own_head
 from harness.report.render import write_report
 from harness.results.runs import RunRecord, load_runs
@@ -283,7 +285,7 @@ def test_diverged_precision_stops_and_is_reported(tmp_path: Path) -> None:
     assert [e for e in log if e["event"] == "sample" and e["phase"] == "training" and e["loss"] is None]
     assert set(tables["precision_inference"]["verdict"]) <= {"reference", "not finite"}
     write_report(tmp_path)
-    assert "The training loss became non-finite: PaiNN in FP64, PaiNN in FP32." in read_pages(tmp_path)
+    assert "The training loss or its gradient became non-finite: PaiNN in FP64, PaiNN in FP32." in read_pages(tmp_path)
 
 
 def write_checkpoint(path: Path, **changes: Any) -> FoundationModel:
@@ -336,6 +338,17 @@ def test_checkpoint_that_does_not_fit_is_refused_before_training(
 def test_no_test_structures_are_an_error_before_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="set 'qm7x': none of 4 structures is in the testset split"):
         run_study(tmp_path, max_structures_per_dataset=4)
+
+
+def test_overflow_of_a_gradient_stops_a_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backpropagate(loss: torch.Tensor, module: torch.nn.Module) -> None:
+        training_loss.backpropagate(loss * (math.inf if loss.dtype == torch.float32 else 1.0), module)
+
+    monkeypatch.setattr(program, "backpropagate", backpropagate)
+    log = run_study(tmp_path, precisions=["fp64", "fp32"], datasets=["qm7x"])
+    losses = [(e["precision"], e["loss"]) for e in log if e["event"] == "sample" and e["phase"] == "training"]
+    assert [loss for precision, loss in losses if precision == "fp32"] == [None]
+    assert None not in [loss for precision, loss in losses if precision == "fp64"]
 
 
 def test_deviations_are_judged_relative_to_the_error_against_labels() -> None:

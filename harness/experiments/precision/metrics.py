@@ -143,7 +143,7 @@ def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _is_finite(record: RunRecord, phase: str, precision: str) -> bool:
-    """Return whether all training losses, or all predictions, of a precision are finite."""
+    """Return whether all training losses with their gradients, or all predictions, of a precision are finite."""
     if phase == "training":
         values = [s["loss"] for s in record.samples if s["phase"] == phase and s["precision"] == precision]
     else:

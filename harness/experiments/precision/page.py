@@ -112,7 +112,7 @@ def describe_comparison(costs: pd.DataFrame, inference: pd.DataFrame, training: 
     diverged = costs[(costs["phase"] == "training") & ~costs["finite"].astype(bool)]
     if len(diverged):
         cases = ", ".join(f"{r['title']} in {r['precision'].upper()}" for r in list_rows(diverged))
-        text.append(f"The training loss became non-finite: {cases}.")
+        text.append(f"The training loss or its gradient became non-finite: {cases}.")
     return text
 
 

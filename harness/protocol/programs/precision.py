@@ -103,7 +103,7 @@ class PrecisionSample(EventRecord, tag="sample"):
     structures: PositiveCount
     duration_s: Duration
     loss: Number | UnsetType | None = UNSET
-    """Null if it is not finite; absent for predictions."""
+    """Null if it or its gradient is not finite; absent for predictions."""
 
 
 class PredictionErrors(EventRecord, tag="prediction"):

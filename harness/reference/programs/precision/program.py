@@ -72,7 +72,7 @@ class PrecisionRun:
         loader: The training batches.
         optimizer_state: The optimizer.
         message_backend: The implementation of the messages in use.
-        finite: Whether the loss has been finite so far.
+        finite: Whether the loss and its gradient have been finite so far.
     """
 
     kind: Precision
@@ -195,7 +195,10 @@ def compute_loss(precision_run: PrecisionRun, labelled: LabelledBatch, config: P
 
 
 def train(runs: Sequence[PrecisionRun], config: PrecisionParameters, log: CaseLog, device: torch.device) -> None:
-    """Take every step in every precision, in rotating order; a run ends if its loss is not finite."""
+    """Take every step in every precision, in rotating order.
+
+    A precision whose loss or gradient is not finite takes no further step.
+    """
     for step in range(config.steps):
         first = step % len(runs)
         indices = runs[0].loader.select_indices(step, 0)
@@ -220,12 +223,12 @@ def train(runs: Sequence[PrecisionRun], config: PrecisionParameters, log: CaseLo
 def take_step(
     precision_run: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters, losses: list[float]
 ) -> None:
-    """Run forward pass, backward pass and update, and append the loss to `losses`."""
+    """Run forward pass, backward pass and update; append the loss to `losses`, or NaN if a gradient is not finite."""
     precision_run.optimizer_state.optimizer.zero_grad()
     loss = compute_loss(precision_run, labelled, config)
     backpropagate(loss, precision_run.model)
-    precision_run.optimizer_state.step()
-    losses.append(loss.item())
+    has_updated = precision_run.optimizer_state.step()
+    losses.append(loss.item() if has_updated else math.nan)
 
 
 def evaluate(

@@ -74,8 +74,8 @@ class KernelBatch:
     """The kernels of a graph, whose libraries are built when the first kernel is needed.
 
     Attributes:
-        kernels: The kernels.
-        build_alone: Start to build a library with one kernel, and return a future of its function.
+        kernels: The types of arguments and the source of each kernel, in the order in which they were added.
+        build_alone: A function that starts to build a library for one kernel, and returns a future of its function.
         threads: The number of threads that compile.
     """
 
@@ -107,9 +107,9 @@ class KernelBatch:
 
 
 def join_kernels() -> None:
-    """Let torch.compile build a few libraries for the C++ kernels of each graph from now on, in the whole process.
+    """Replace AsyncCompile.cpp_pybinding in this process, so that the C++ kernels of a graph share a few libraries.
 
-    To be called once.
+    Call it once.
     """
     build_alone = AsyncCompile.cpp_pybinding
 

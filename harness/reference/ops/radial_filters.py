@@ -65,8 +65,8 @@ class RadialFilter(NamedTuple):
     """The filter of a layer, which depends on the distance alone.
 
     Attributes:
-        value: [p, K]. If there is a slope, the value is a constant with respect to the distance: only `sum_filtered`
-            can be differentiated with respect to it.
+        value: [p, K]. If there is a slope, autograd treats the value as constant in r: only `sum_filtered` propagates
+            gradients to r.
         slope: [p, K] derivative with respect to the distance, or None.
     """
 
@@ -90,7 +90,7 @@ def can_evaluate_filters(r: Tensor, parameters: Iterable[Tensor]) -> bool:
 def evaluate_filters(
     r: Tensor, gaussians: int, cutoff: float, min_exponent: float, layers: list[Tensor]
 ) -> list[RadialFilter]:
-    """Return the filter of each layer, with its derivative with respect to r.
+    """Return the filter of each layer, with its slope: the derivative with respect to r.
 
     A filter is W_2 softplus(W_1 g + b_1) + b_2 times the cosine cutoff, with exponents of the Gaussians g of at least
     min_exponent. The shift of a shifted softplus is a part of b_2.
@@ -117,11 +117,14 @@ def sum_filtered(
 
     Args:
         x: [n, K], a row for each sender.
-        r: [p, 1] distance of each pair.
+        r: [p, 1] distance of each pair, or [e, 1] without pairs.
         radial: The filter of each pair.
         senders: The sender of each edge.
         receivers: The receiver of each edge.
-        pair: The pair of each edge; None, for a filter without a slope: each edge is a pair of its own.
+        pair: The pair of each edge; None only for a filter without a slope, of which each edge then has a row.
+
+    Raises:
+        ValueError: The filter has a slope, but there are no pairs.
     """
     if radial.slope is None:
         return product_sum(x, radial.value, senders, receivers, weight_rows=pair)

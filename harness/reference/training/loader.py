@@ -125,7 +125,8 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 def wrap_ddp(module: nn.Module) -> DistributedDataParallel:
     """Wrap a module in DistributedDataParallel; its buffers are constants, so they are not broadcast."""
-    # With one graph, the gradient of the last head layer's bias has other strides; the copy is only 16 numbers.
+    # With one graph, the gradient of the last head layer's bias has other strides, and DDP copies its 16 elements. It
+    # warns later, in the backward pass, so that the filter must persist.
     warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
     with warnings.catch_warnings():
         # Newer torch renamed this option.
@@ -134,7 +135,11 @@ def wrap_ddp(module: nn.Module) -> DistributedDataParallel:
 
 
 def set_reference_energies(model: FoundationModel, collection: DatasetCollection) -> Tensor:
-    """Set the reference energies of each dataset's head; return them all, [heads, 119] eV in double precision."""
+    """Set the reference energies, the scale and the known elements of each dataset's head.
+
+    Returns:
+        The reference energies of all heads, [heads, 119] eV in double precision.
+    """
     table = torch.zeros(model.config.heads, ELEMENT_SLOTS, dtype=torch.float64)
     for dataset in collection.datasets:
         references = dataset.references

@@ -36,7 +36,7 @@ constexpr int64_t MAX_PARTS = 16;  // partial sums of the gradients, independent
 std::vector<Tensor> radial_filters(const Tensor& r, int64_t gaussians, double cutoff, double min_exponent,
                                    at::TensorList layers) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  const auto networks = check_networks(r, gaussians, layers);
+  const auto networks = group_parameters(r, gaussians, layers);
   const Tensor distances = r.contiguous();
   const int64_t pairs = r.numel(), count = networks.size(), block_rows = count_block_rows(networks, gaussians);
   std::vector<Tensor> results;
@@ -52,7 +52,7 @@ std::vector<Tensor> radial_filters(const Tensor& r, int64_t gaussians, double cu
         for (int64_t layer = 0; layer < count; ++layer) {
           const FilterNetwork& network = networks[layer];
           const int64_t width = network.outer_width();
-          const Tensor products = multiply_add(block.cut_off(HiddenLayer(block.basis, block.rows, network)),
+          const Tensor products = multiply_add(block.apply_cutoff(HiddenLayer(block.basis, block.rows, network)),
                                                network.outer_weight.t(), std::nullopt);
           const T *wp = products.const_data_ptr<T>(), *wp1 = wp + block.rows * width;
           const T* b = network.outer_bias.const_data_ptr<T>();
@@ -111,18 +111,18 @@ void add_gradients(const DistanceBlock<T>& block, const FilterNetwork& network, 
     a += inner, s += inner, z1 += inner, dp += inner, dp1 += inner, dz += inner, dz1 += inner;
     dy_row += outer, dy1_row += outer;
   }
-  const Tensor products = block.cut_off(hidden);
+  const Tensor products = block.apply_cutoff(hidden);
   sums[0].add_(multiply_add(z_grad.t(), block.basis.narrow(0, 0, 2 * rows), std::nullopt));
   sums[2].add_(multiply_add(dy.t(), products.narrow(0, 0, rows), std::nullopt));
   sums[2].add_(multiply_add(dy1.t(), products.narrow(0, rows, rows), std::nullopt));
 }
 
-// Return the gradient of r, which is empty unless it is needed, and those of the parameters. Values count as constant
-// with respect to r.
+// Return the gradient of r, which is empty unless it is needed, and those of the parameters. Only the slopes contribute to
+// the gradient of r: _FilteredSum in ../radial_filters.py accounts for the values.
 std::vector<Tensor> radial_filters_backward(at::TensorList grads, const Tensor& r, int64_t gaussians, double cutoff,
                                             double min_exponent, at::TensorList layers, bool needs_r_grad) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  const auto networks = check_networks(r, gaussians, layers);
+  const auto networks = group_parameters(r, gaussians, layers);
   const int64_t pairs = r.numel(), count = networks.size(), block_rows = count_block_rows(networks, gaussians);
   TORCH_CHECK_VALUE(int64_t(grads.size()) == 2 * count, grads.size(), " gradients, expected two for each layer");
   const Tensor distances = r.contiguous();
@@ -177,7 +177,7 @@ torch::autograd::variable_list differentiate_by_autograd(const torch::autograd::
     const Tensor a1 = at::sigmoid(z) * at::linear(u * g * -inverse_spacing, parameters[0]);
     return at::linear(e1 * a + e * a1, parameters[2]) + e1 * parameters[3];
   };
-  // r has another name in slopes, since values count as constant with respect to it
+  // slopes use an alias of r, so that autograd differentiates them, but not the values, with respect to r
   const Tensor r_of_slopes = r.alias();
   torch::autograd::variable_list outputs, output_grads, inputs;
   for (size_t k = 0; k < grads.size(); ++k)

@@ -31,8 +31,8 @@ struct FilterNetwork {
   int64_t outer_width() const { return outer_weight.size(0); }
 };
 
-// Return the networks of a list of four parameters for each layer.
-inline std::vector<FilterNetwork> check_networks(const Tensor& r, int64_t gaussians, at::TensorList layers) {
+// Group the parameters by layer, four each, and check their shapes.
+inline std::vector<FilterNetwork> group_parameters(const Tensor& r, int64_t gaussians, at::TensorList layers) {
   TORCH_CHECK_VALUE(r.dim() == 2 && r.size(1) == 1, "r is ", r.sizes(), ", expected [p, 1]");
   TORCH_CHECK_VALUE(layers.size() % 4 == 0, layers.size(), " parameters, expected four for each layer");
   std::vector<FilterNetwork> networks;
@@ -51,8 +51,8 @@ inline std::vector<FilterNetwork> check_networks(const Tensor& r, int64_t gaussi
   return networks;
 }
 
-// Return the number of distances in a block, whose arrays then fit into the L2 cache, and have so few elements that torch
-// does not divide its functions of them among threads, which would change how they round.
+// Return the number of distances in a block: few enough that its arrays fit into the L2 cache, and that torch runs
+// element-wise functions on one thread, as splitting them would change how they round.
 inline int64_t count_block_rows(const std::vector<FilterNetwork>& networks, int64_t gaussians) {
   int64_t width = std::max<int64_t>(gaussians, 1);
   for (const FilterNetwork& network : networks) width = std::max({width, network.inner_width(), network.outer_width()});
@@ -97,7 +97,7 @@ Tensor expand_distances(const T* distance, int64_t rows, int64_t count, double c
   return basis;
 }
 
-// The hidden layer for such a basis: softplus(z), sigmoid(z), and the derivatives of z one below the other.
+// The hidden layer for the output of expand_distances: softplus(z), sigmoid(z), and the derivatives of z one below the other.
 struct HiddenLayer {
   Tensor softplus, sigmoid, slopes;
 
@@ -126,7 +126,7 @@ struct DistanceBlock {
   }
 
   // Return p and, below it, p1, [2 rows, H].
-  Tensor cut_off(const HiddenLayer& hidden) const {
+  Tensor apply_cutoff(const HiddenLayer& hidden) const {
     const int64_t width = hidden.softplus.size(1);
     const Tensor products(at::detail::empty_cpu({2 * rows, width}, basis.options()));
     const T *a = hidden.softplus.const_data_ptr<T>(), *s = hidden.sigmoid.const_data_ptr<T>();

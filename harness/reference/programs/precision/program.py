@@ -9,10 +9,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import torch
@@ -104,7 +103,7 @@ def run(config: PrecisionParameters, log: CaseLog, folder: Path) -> None:
         make_run(find_precision(name), model_config, splits[SPLITS[0]], config, device) for name in config.precisions
     ]
     with process_group(RankInfo(), backend=config.backend, device=device, timeout_s=600) as world:
-        log.record_facts(describe(runs, splits, config, device))
+        log.record_facts(describe(runs, splits, checkpoint, config, device))
         train(runs, config, log, device)
         evaluate(runs, splits, log, world)
         steps = config.steps if checkpoint is None else None
@@ -139,30 +138,21 @@ def make_run(
 def describe(
     runs: Sequence[PrecisionRun],
     splits: dict[str, DatasetCollection],
+    checkpoint: FoundationModel | None,
     config: PrecisionParameters,
     device: torch.device,
 ) -> PrecisionFacts:
     """Return facts on the model, the data, the observed data types, and the memory of one step and one prediction."""
     first = runs[0].model
     message_backend = runs[0].message_backend
-    types, memory = {}, []
+    types: dict[str, ObservedTypes] = {}
+    memory: list[PeakMemory] = []
     for precision_run in runs:
         labelled = precision_run.loader.load_batch(precision_run.loader.select_indices(0, 0), device)
         types[precision_run.kind.name] = msgspec.convert(
             observe_dtypes(precision_run.model, labelled[0]), ObservedTypes
         )
-        calls: dict[Literal["training", "inference"], timing.Call] = {
-            "training": lambda precision_run=precision_run, x=labelled: backpropagate(
-                compute_loss(precision_run, x, config), precision_run.model
-            ),  # type: ignore[misc]
-            "inference": lambda precision_run=precision_run, x=labelled: predict_own_head(
-                precision_run.model, x[0], create_graph=False
-            ),  # type: ignore[misc]
-        }
-        for phase, call in calls.items():
-            peak_bytes = timing.measure_peak_bytes(call, device)
-            memory.append(PeakMemory(phase=phase, precision=precision_run.kind.name, peak_bytes=peak_bytes))
-        precision_run.optimizer_state.optimizer.zero_grad()
+        memory += measure_memory(precision_run, checkpoint, config, device)
     return PrecisionFacts(
         model=PrecisionModel(config=first.config.asdict(), parameters=sum(p.numel() for p in first.parameters())),
         workload=PrecisionWorkload(
@@ -185,6 +175,29 @@ def describe(
             unfused_reason=message_backend.unfused_reason,
         ),
     )
+
+
+def measure_memory(
+    precision_run: PrecisionRun, checkpoint: FoundationModel | None, config: PrecisionParameters, device: torch.device
+) -> list[PeakMemory]:
+    """Return the peak memory of a training step, and of a prediction as `predict` makes it, for the first batch."""
+    loader, kind = precision_run.loader, precision_run.kind
+    indices = loader.select_indices(0, 0)
+    labelled = loader.load_batch(indices, device)
+    model = kind.apply(copy.deepcopy(checkpoint or precision_run.model)).eval().requires_grad_(False)
+    collection = DatasetCollection(loader.collection.datasets, model.config.neighbour_spec)
+    batch, _ = replace(loader, collection=collection).load_batch(indices, device)
+
+    def take_step_without_update() -> None:
+        backpropagate(compute_loss(precision_run, labelled, config), precision_run.model)
+
+    training = timing.measure_peak_bytes(take_step_without_update, device)
+    precision_run.optimizer_state.optimizer.zero_grad()
+    inference = timing.measure_peak_bytes(partial(predict_own_head, model, batch, create_graph=False), device)
+    return [
+        PeakMemory(phase="training", precision=kind.name, peak_bytes=training),
+        PeakMemory(phase="inference", precision=kind.name, peak_bytes=inference),
+    ]
 
 
 def compute_loss(precision_run: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters) -> Tensor:

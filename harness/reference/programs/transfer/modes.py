@@ -54,7 +54,7 @@ def find_best_head(model: FoundationModel, composition: Tensor) -> int:
 
     Only heads that know all elements of the largest number of structures are considered.
     """
-    composition = composition.to(next(model.parameters()).dtype)
+    composition = composition.to(next(model.parameters()))
     with torch.no_grad():
         weights = model.gate(composition).mean(0)
         known = model.heads_knowing_all_elements(composition).sum(0).masked_fill(~model.trained, -1)

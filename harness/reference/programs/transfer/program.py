@@ -153,8 +153,9 @@ class TransferStudy:
         """Write the baselines and the fits of all modes on one draw of labels."""
         split = self.splits.draw(subset, labels, seed)
         key: dict[str, Any] = {"subset": subset, "labels": labels, "seed": seed}
-        if not len(split.test) or not len(split.validation):
-            reason = "no structure is left whose elements have labels"
+        part = next((name for name in ("test", "validation") if not len(getattr(split, name))), None)
+        if part is not None:
+            reason = f"the {part} set has no structure whose elements all occur in the training set"
             self._write(Baseline(**key, test=len(split.test), reason=reason), self._build_path(key, "baseline"))
             return
         self._write(Baseline(**key, **self._compute_baseline_errors(split)), self._build_path(key, "baseline"))
@@ -208,7 +209,7 @@ class TransferStudy:
         if not (mode.pretrained and self.splits.extensive):
             model.scale[0] = split.scaling.unit
         parameters = select_parameters(model, mode)
-        result, has_diverged = FitResult(0, 0, float("nan"), 0.0), False
+        result: FitResult | None = FitResult(0, 0, float("nan"), 0.0)
         if mode.is_trained:
             if not mode.trains_encoder and not self.splits.with_forces:
                 for task_data in data.values():
@@ -224,19 +225,23 @@ class TransferStudy:
                     seed=seed,
                 )
             except NotFinite:
-                has_diverged = True
+                result = None
         else:
             split = self._refit_scaling(model, split, data["train"])
         errors = self._test(model, split, data["test"], path.with_suffix(".npz"))
-        if has_diverged:
+        if result is None:
             errors |= dict.fromkeys(("mae", "rmse", "force_mae"))
         for task_data in data.values():
             task_data.cached_features = None
         event = Fit(
             **key, mode=mode.name, train=len(split.train), validation=len(split.validation),
-            parameters=sum(p.numel() for p in parameters), head=head, steps=result.steps, best_step=result.best_step,
-            skipped_steps=result.skipped_steps, duration_s=round(result.seconds, 3), **errors,
+            parameters=sum(p.numel() for p in parameters), head=head, **errors,
         )  # fmt: skip
+        if result is not None:
+            event = msgspec.structs.replace(
+                event, steps=result.steps, best_step=result.best_step, skipped_steps=result.skipped_steps,
+                duration_s=round(result.seconds, 3),
+            )  # fmt: skip
         self._write(event, path)
 
     def _refit_scaling(self, model: FoundationModel, split: LabelSplit, data: TaskData) -> LabelSplit:

@@ -279,7 +279,7 @@ class GradientCheck(Part):
 
 
 class DataParallelFacts(Facts):
-    """Facts of a scaling case."""
+    """The model, ranks and machine of a scaling case, and checks of its gradient and its parameters."""
 
     implementation: ImplementationSource | None = None
     model: ScalingModel | None = None

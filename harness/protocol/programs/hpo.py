@@ -179,7 +179,7 @@ class Overhead(Part):
 
 
 class HpoFacts(Facts):
-    """Facts of a search."""
+    """The space and the start of a search, the cost of its trials beyond training, and why it ended early."""
 
     warm_start: WarmStart | None = None
     search: SearchFact | None = None

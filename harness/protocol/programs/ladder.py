@@ -169,7 +169,7 @@ class GroupTime(Part):
 
 
 class OperationTime(Part):
-    """Time of one operation."""
+    """The calls of one operation in a profile, their time, and its fraction of the whole."""
 
     operation: str
     calls: Count
@@ -268,7 +268,7 @@ class AutoBatchSize(Part):
 
 
 class LadderFacts(Facts):
-    """Facts of a ladder."""
+    """The model, workload, gate and machine of a ladder, and the rates and memory that limit its stages."""
 
     implementation: ImplementationSource | None = None
     model: LadderModel | None = None

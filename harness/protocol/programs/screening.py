@@ -290,7 +290,7 @@ class ScreeningHull(Part):
 
 
 class ScreeningFacts(Facts):
-    """Facts of a screening."""
+    """The candidates, model and hull of a screening, and the part of the candidates that it processes."""
 
     workload: ScreeningWorkload | None = None
     scope: ScreeningScope | None = None

@@ -338,7 +338,7 @@ class HoldoutSet(Part):
 
 
 class TrainFacts(Facts):
-    """Facts of a training run."""
+    """The model, datasets and ranks of a training, and the errors of the trained model."""
 
     implementation: ImplementationSource | None = None
     model: TrainModel | None = None

@@ -92,7 +92,7 @@ class StepWorkload(Part):
 
 
 class TrainingStepsFacts(Facts):
-    """Facts of training steps."""
+    """The model, workload and machine of timed training steps, and the rates that limit them."""
 
     model: StepModel | None = None
     workload: StepWorkload | None = None

@@ -43,15 +43,7 @@ class TransferParameters(Parameters):
     """The pretrained model: a file, or the name of a shipped one."""
     modes: Annotated[tuple[ModeName, ...], Field(min_length=1), AfterValidator(check_unique)] = MODES
     """Modes of transfer, which differ in the weights that are pretrained, and in those that are trained on the task."""
-    labels: Annotated[tuple[LabelCount, ...], Field(min_length=1)] = (
-        10,
-        30,
-        100,
-        300,
-        1000,
-        3000,
-        5000,
-    )
+    labels: Annotated[tuple[LabelCount, ...], Field(min_length=1)] = (10, 30, 100, 300, 1000, 3000, 5000)
     """Numbers of labels; a fifth of them, and at least two, are for early stopping."""
     seeds: PositiveInt = 3
     """Number of random draws of the labels; if a task has official folds, draw k uses fold k."""

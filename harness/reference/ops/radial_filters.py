@@ -22,10 +22,10 @@ from torch import Tensor, library
 from harness.reference.ops.products import is_loaded
 from harness.reference.ops.segment_sums import NAMESPACE, Grouping, product_sum
 
-NETWORKS = "Tensor r, int gaussians, float cutoff, float min_exponent, Tensor[] layers"
+FILTER_ARGUMENTS = "Tensor r, int gaussians, float cutoff, float min_exponent, Tensor[] layers"
 SCHEMAS = {
-    "radial_filters": f"({NETWORKS}) -> Tensor[]",
-    "radial_filters_backward": f"(Tensor[] grads, {NETWORKS}, bool needs_r_grad) -> Tensor[]",
+    "radial_filters": f"({FILTER_ARGUMENTS}) -> Tensor[]",
+    "radial_filters_backward": f"(Tensor[] grads, {FILTER_ARGUMENTS}, bool needs_r_grad) -> Tensor[]",
     "sum_triple_products": "(Tensor x, Tensor y, Tensor w, Tensor[] a, Tensor[] b, Tensor[] c) -> Tensor",
 }
 for _name, _schema in SCHEMAS.items():

@@ -72,8 +72,8 @@ std::vector<Tensor> radial_filters(const Tensor& r, int64_t gaussians, double cu
   return results;
 }
 
-// Add the gradients of a block to those of the four parameters of a layer, and to those of its distances unless r_grad is
-// null. y_grad and y1_grad are the gradients of all values and slopes.
+// Add the gradients of a block to those of the four parameters of a layer, and to those of its distances unless r_grad
+// is null. y_grad and y1_grad are the gradients of all values and slopes.
 template <class T>
 void add_gradients(const DistanceBlock<T>& block, const FilterNetwork& network, const Tensor& y_grad,
                    const Tensor& y1_grad, const Tensor* sums, T* r_grad) {
@@ -117,8 +117,8 @@ void add_gradients(const DistanceBlock<T>& block, const FilterNetwork& network, 
   sums[2].add_(multiply_add(dy1.t(), products.narrow(0, rows, rows), std::nullopt));
 }
 
-// Return the gradient of r, which is empty unless it is needed, and those of the parameters. Only the slopes contribute to
-// the gradient of r: _FilteredSum in ../radial_filters.py accounts for the values.
+// Return the gradient of r, which is empty unless it is needed, and those of the parameters. Only the slopes contribute
+// to the gradient of r: _FilteredSum in ../radial_filters.py accounts for the values.
 std::vector<Tensor> radial_filters_backward(at::TensorList grads, const Tensor& r, int64_t gaussians, double cutoff,
                                             double min_exponent, at::TensorList layers, bool needs_r_grad) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);

@@ -1,8 +1,8 @@
 // The functions of distance in the networks of radial filters, for a block of distances.
 //
 // A filter is y = W p + b e for the hidden layer a = softplus(z), the cosine cutoff e and p = e a. Its derivative with
-// respect to the distance is y1 = W p1 + b e1 with p1 = e1 a + e a1 and a1 = sigmoid(z) z1. The suffixes 1 and 2 stand for
-// first and second derivatives.
+// respect to the distance is y1 = W p1 + b e1 with p1 = e1 a + e a1 and a1 = sigmoid(z) z1. The suffixes 1 and 2 stand
+// for first and second derivatives.
 
 #pragma once
 
@@ -97,7 +97,8 @@ Tensor expand_distances(const T* distance, int64_t rows, int64_t count, double c
   return basis;
 }
 
-// The hidden layer for the output of expand_distances: softplus(z), sigmoid(z), and the derivatives of z one below the other.
+// The hidden layer for the output of expand_distances: softplus(z), sigmoid(z), and the derivatives of z, one below the
+// other.
 struct HiddenLayer {
   Tensor softplus, sigmoid, slopes;
 

@@ -152,7 +152,7 @@ def describe(
         types[precision_run.kind.name] = msgspec.convert(
             observe_dtypes(precision_run.model, labelled[0]), ObservedTypes
         )
-        memory += measure_memory(precision_run, checkpoint, config, device)
+        memory += measure_memory(precision_run, labelled, checkpoint, config, device)
     return PrecisionFacts(
         model=PrecisionModel(config=first.config.asdict(), parameters=sum(p.numel() for p in first.parameters())),
         workload=PrecisionWorkload(
@@ -178,15 +178,20 @@ def describe(
 
 
 def measure_memory(
-    precision_run: PrecisionRun, checkpoint: FoundationModel | None, config: PrecisionParameters, device: torch.device
+    precision_run: PrecisionRun,
+    labelled: LabelledBatch,
+    checkpoint: FoundationModel | None,
+    config: PrecisionParameters,
+    device: torch.device,
 ) -> list[PeakMemory]:
-    """Return the peak memory of a training step, and of a prediction as `predict` makes it, for the first batch."""
+    """Return the peak memory of a training step on the first batch, and of a prediction for the same structures.
+
+    As in `predict`, the prediction is that of the checkpoint, if there is one, with its neighbours.
+    """
     loader, kind = precision_run.loader, precision_run.kind
-    indices = loader.select_indices(0, 0)
-    labelled = loader.load_batch(indices, device)
     model = kind.apply(copy.deepcopy(checkpoint or precision_run.model)).eval().requires_grad_(False)
     collection = DatasetCollection(loader.collection.datasets, model.config.neighbour_spec)
-    batch, _ = replace(loader, collection=collection).load_batch(indices, device)
+    batch, _ = replace(loader, collection=collection).load_batch(loader.select_indices(0, 0), device)
 
     def take_step_without_update() -> None:
         backpropagate(compute_loss(precision_run, labelled, config), precision_run.model)

@@ -56,14 +56,12 @@ class FitResult:
     Attributes:
         steps: Number of steps.
         best_step: The step with the lowest validation loss, whose weights the model has.
-        validation_loss: Validation loss at that step.
         seconds: Duration.
         skipped_steps: Number of steps that were skipped because their gradient was not finite.
     """
 
     steps: int
     best_step: int
-    validation_loss: float
     seconds: float
     skipped_steps: int = 0
 
@@ -238,7 +236,7 @@ def fit(
     if not math.isfinite(best):
         raise NotFinite(f"no validation loss is finite in {step} steps")
     model.load_state_dict(best_state)
-    return FitResult(step, best_step, best, time.monotonic() - started, skipped_steps)
+    return FitResult(step, best_step, time.monotonic() - started, skipped_steps)
 
 
 def _compute_learning_rate_factor(step: int, steps: int) -> float:

@@ -209,7 +209,7 @@ class TransferStudy:
         if not (mode.pretrained and self.splits.extensive):
             model.scale[0] = split.scaling.unit
         parameters = select_parameters(model, mode)
-        result: FitResult | None = FitResult(0, 0, float("nan"), 0.0)
+        result: FitResult | None = FitResult(0, 0, 0.0)
         if mode.is_trained:
             if not mode.trains_encoder and not self.splits.with_forces:
                 for task_data in data.values():

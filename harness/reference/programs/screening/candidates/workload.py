@@ -85,7 +85,7 @@ class Workload(Protocol):
         ...
 
     def structure(self, index: int) -> Structure:
-        """Return one candidate."""
+        """Return the structure of one candidate, without neighbours."""
         ...
 
     def describe(self, index: int) -> dict[str, str]:
